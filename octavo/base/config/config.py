@@ -1,0 +1,110 @@
+"""Every option, once: type, default, bounds and description. Flags, LLM arguments and docs/configuration.md are made from these.
+
+Names are vLLM's. Structs are frozen: resolved once (resolve.py), then handed to constructors part by part.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+def _d(text: str, **bounds: Any) -> Meta:
+    return Meta(description=text, **bounds)
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model, and how it is read."""
+
+    model: Annotated[str, _d("Path, hub id (org/name[:file.gguf]), package:NAME, or an alias such as smollm2.")]
+    tokenizer: Annotated[str | None, _d("Where the tokenizer comes from, if not from the model.")] = None
+    skip_tokenizer_init: Annotated[bool, _d("No tokenizer: prompts and outputs are token ids.")] = False
+    revision: Annotated[str | None, _d("Branch, tag or commit on the hub, for every file.")] = None
+    hf_token: Annotated[str | None, _d("Hub token; HF_TOKEN is read where this is not given.")] = None
+    download_dir: Annotated[str | None, _d("Where downloads are kept, in place of HF_HOME's cache.")] = None
+    load_format: Annotated[
+        Literal["auto", "safetensors", "gguf", "dummy"], _d("auto looks at the files; dummy makes random weights.")
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        _d("Arithmetic and KV type; auto is float32 on a CPU, the checkpoint's own elsewhere."),
+    ] = "auto"
+    max_model_len: Annotated[int | None, _d("Longest prompt + output in tokens; the model's own where not given.", ge=1)] = None
+    hf_overrides: Annotated[dict[str, Any], _d("Keys to replace in the checkpoint's config.json.")] = {}
+    generation_config: Annotated[
+        Literal["auto", "vllm"], _d("auto: sampling defaults from the model's generation_config.json; vllm: none.")
+    ] = "auto"
+    chat_template: Annotated[str | None, _d("Jinja chat template: a file's path or the text itself.")] = None
+    max_logprobs: Annotated[int, _d("Most log probabilities a request may ask for per token; -1 is no limit.", ge=-1)] = 20
+    seed: Annotated[int, _d("Seeds the seeds of requests that bring none, and dummy weights.")] = 0
+
+
+class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where it runs."""
+
+    device: Annotated[
+        Literal["auto", "cpu", "torch", "torch:cpu", "cuda", "mlx"],
+        _d("auto takes the first of cuda, mlx, cpu that works here and logs why; torch:cpu is PyTorch on the CPU."),
+    ] = "auto"
+    threads: Annotated[int | None, _d("CPU threads; the cores this process may use where not given.", ge=1)] = None
+    gpu_memory_utilization: Annotated[
+        float, _d("Share of the device's memory for weights and cache, on every device.", gt=0, le=1)
+    ] = 0.9
+    enforce_eager: Annotated[bool, _d("No graph capture on accelerators.")] = False
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The paged KV cache."""
+
+    block_size: Annotated[Literal[8, 16, 32, 64, 128], _d("Tokens a block.")] = 16
+    kv_cache_memory_bytes: Annotated[int | None, _d("Bytes for the cache; overrides gpu_memory_utilization.", ge=1)] = None
+    num_gpu_blocks_override: Annotated[int | None, _d("Exactly this many blocks.", ge=1)] = None
+    enable_prefix_caching: Annotated[bool, _d("Keep finished blocks and share equal prefixes.")] = True
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What runs when."""
+
+    max_num_seqs: Annotated[int, _d("Most sequences in one step.", ge=1, le=4096)] = 64
+    max_num_batched_tokens: Annotated[int | None, _d("Most tokens in one step; 2048 where not given.", ge=1)] = None
+    enable_chunked_prefill: Annotated[bool, _d("A prompt may be split over steps.")] = True
+    scheduling_policy: Annotated[Literal["fcfs", "priority"], _d("priority: lower values first, then arrival.")] = "fcfs"
+    async_scheduling: Annotated[bool, _d("Start step N+1 before reading step N's tokens.")] = True
+    max_num_queued_reqs: Annotated[
+        int | None, _d("Most waiting requests; max(256, 4 x max_num_seqs) where not given. Beyond: 503.", ge=0)
+    ] = None
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP side."""
+
+    host: Annotated[str, _d("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _d("Port; 0 takes a free one.", ge=0, le=65535)] = 8000
+    api_key: Annotated[list[str], _d("Accepted keys (repeatable, or OCTAVO_API_KEY); none: open.")] = []
+    served_model_name: Annotated[list[str], _d("Names the model answers to; the first is reported.")] = []
+    max_body_bytes: Annotated[int, _d("Largest request body.", ge=1024)] = 32 << 20
+    shutdown_timeout: Annotated[float, _d("Seconds that running requests get after SIGTERM.", ge=0)] = 30.0
+    allowed_origins: Annotated[list[str], _d("Origins that browsers may call from.")] = []
+    log_format: Annotated[Literal["text", "json"], _d("Log lines.")] = "text"
+    trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that an engine process needs; crosses to it as one message."""
+
+    model: ModelConfig
+    device: DeviceConfig = DeviceConfig()
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+
+
+PARTS: dict[str, type[msgspec.Struct]] = {
+    "model": ModelConfig,
+    "device": DeviceConfig,
+    "cache": CacheConfig,
+    "scheduler": SchedulerConfig,
+}

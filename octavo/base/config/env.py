@@ -1,0 +1,22 @@
+"""The environment variables that Octavo itself reads, each with its meaning; docs/configuration.md lists them."""
+
+from __future__ import annotations
+
+import os
+
+VARIABLES: dict[str, str] = {
+    "OCTAVO_API_KEY": "Key that requests must carry, as --api-key.",
+    "OCTAVO_CACHE": "Folder for converted tokenizers and other derived files; ~/.cache/octavo where unset.",
+    "OCTAVO_LOG_LEVEL": "DEBUG, INFO, WARNING or ERROR; INFO where unset.",
+    "HF_HOME": "Where hub downloads are kept.",
+    "HF_ENDPOINT": "The hub's address.",
+    "HF_TOKEN": "The hub token.",
+    "HF_HUB_OFFLINE": "1: never ask the hub, use what was downloaded.",
+}
+
+
+def read(name: str, default: str = "") -> str:
+    """The variable's value; KeyError for one that is not listed above."""
+    if name not in VARIABLES:
+        raise KeyError(f"{name} is not listed in octavo.base.config.env.VARIABLES")
+    return os.environ.get(name, default)

@@ -1,0 +1,76 @@
+"""Every error that Octavo raises on purpose: what was wrong, where, and what to do.
+
+`param` names the offending field (OpenAI's `error.param`), `status` is the HTTP status the server answers with.
+"""
+
+from __future__ import annotations
+
+
+class OctavoError(Exception):
+    """Base of all intended errors; its message is safe to show to a user."""
+
+    status = 500
+    kind = "InternalServerError"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InputError(OctavoError, ValueError):
+    """A request's field has a value that cannot be honoured."""
+
+    status = 400
+    kind = "BadRequestError"
+
+
+class UnsupportedError(InputError):
+    """A known field or feature that this build, model or backend does not support."""
+
+
+class ConfigError(OctavoError, ValueError):
+    """An engine or server option is wrong, or options contradict each other."""
+
+    status = 400
+    kind = "BadRequestError"
+
+
+class ModelFormatError(OctavoError, ValueError):
+    """A checkpoint (config, tokenizer, template or weights) is damaged or of an unknown form."""
+
+    status = 400
+    kind = "BadRequestError"
+
+
+class ModelNotFoundError(OctavoError, LookupError):
+    """No such model, file or revision; the message says where it was looked for."""
+
+    status = 404
+    kind = "NotFoundError"
+
+
+class OverloadedError(OctavoError):
+    """The queue is full or the server is draining: try again after `retry_after` seconds."""
+
+    status = 503
+    kind = "ServiceUnavailableError"
+
+    def __init__(self, message: str, *, retry_after: int = 1, status: int = 503) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.status = status
+        if status == 429:
+            self.kind = "RateLimitError"
+
+
+class RequestFailedError(OctavoError):
+    """One request ended by an internal fault (a failed step, non-finite logits); the engine goes on."""
+
+
+class EngineDeadError(OctavoError):
+    """The engine process ended; requests in flight are lost, new ones may be sent after `retry_after` seconds."""
+
+    status = 503
+    kind = "ServiceUnavailableError"
+    retry_after = 2

@@ -1,0 +1,83 @@
+"""What comes out: Output per sequence and step (engine -> client), RequestOutput for callers (vLLM's names)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from octavo.base.types.plan import TokenLogprobs
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class RequestTimes(msgspec.Struct, array_like=True):
+    """One sequence's life in time.monotonic() seconds; 0 where it did not come to that."""
+
+    arrival: float = 0.0
+    scheduled: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+    num_preemptions: int = 0
+
+
+class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What one step brought one sequence. finish_reason is set exactly once, on its last Output.
+
+    token_ids, logprobs: new ones only.  prompt_logprobs: all of them (entry 0 is None), once, on the first output
+    of sequence 0.  stop_reason: the stop token id, None for end-of-text.  error: message for finish_reason "error".
+    num_cached_tokens: prompt tokens found in the prefix cache.
+    """
+
+    request_id: str
+    index: int = 0
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+    num_cached_tokens: int = 0
+    times: RequestTimes | None = None
+
+
+@dataclass
+class Logprob:
+    """One alternative at one position; rank 1 is the most likely token."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass
+class CompletionOutput:
+    """One completion of a request. finish_reason: stop, length, abort, error, or None while it goes on."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def finished(self) -> bool:
+        """True once nothing more will come."""
+        return self.finish_reason is not None
+
+
+@dataclass
+class RequestOutput:
+    """What a request has produced so far (or since the last one, with output_kind DELTA)."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: list[dict[int, Logprob] | None] | None
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestTimes | None = None
+    num_cached_tokens: int = 0
+    error: str | None = field(default=None)

@@ -1,0 +1,108 @@
+"""The waist. StepPlan goes down to a backend, StepResult comes back; above are no arrays, below no Requests.
+
+Rows are a sequence's fixed place in the backend. A plan is a difference: a decode step of 256 rows is 256
+RowStep entries of four small integers and nothing else.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class RowSampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a row's sampler needs, fixed for the row's life; meanings as in SamplingParams.
+
+    temperature 0 is greedy; top_k 0 keeps all.  seed is the sequence's own: the token at a position is a function
+    of (logits, seed, position) alone.  stop_token_ids (end-of-text ids included) are not sampled before
+    min_tokens outputs.  bad_words_ids: token sequences whose last token is not sampled after the others.
+    logprobs: None, or alternatives per sampled token (0: the sampled one alone, -1: all);
+    prompt_logprobs: the same for prompt tokens.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    min_tokens: int = 0
+    stop_token_ids: list[int] = []
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: list[int] | None = None
+    bad_words_ids: list[list[int]] = []
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class RowBegin(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence takes a row: all its known tokens, of which the first num_prompt are the prompt, and its blocks."""
+
+    row: int
+    token_ids: list[int]
+    num_prompt: int
+    blocks: list[int]
+    sampling: RowSampling
+
+
+class BlockUpdate(msgspec.Struct, frozen=True, array_like=True):
+    """block_table[row][index : index + len(blocks)] = blocks: appended blocks, or one replaced by its copy."""
+
+    row: int
+    index: int
+    blocks: list[int]
+
+
+class RowStep(msgspec.Struct, frozen=True, array_like=True):
+    """Run `count` tokens of the row from position `start`; with `sample`, append one token after them.
+
+    The row's token at `start` may be one that the backend sampled in the step before and the engine has not seen.
+    """
+
+    row: int
+    start: int
+    count: int
+    sample: bool
+
+
+class StepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One step. Carried out in this order: ended, begins, updates, copies (source, destination block), rows."""
+
+    step: int
+    rows: list[RowStep]
+    begins: list[RowBegin] = []
+    updates: list[BlockUpdate] = []
+    ended: list[int] = []
+    copies: list[tuple[int, int]] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens run in this step, over all rows."""
+        return sum(row.count for row in self.rows)
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities at one position: the token itself first, then the most likely ones in order.
+
+    rank: 1 if the token itself was the most likely.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What came of a step. `tokens`, `logprobs` run parallel to the plan's rows that sample, in plan order.
+
+    prompt_logprobs: row -> (position of the first, entries), for rows that asked and ran prompt tokens; the
+    entry at position p describes the prompt's token p, so the first possible position is 1.
+    failed: row -> reason; its token (if any) is meaningless and its blocks must not be cached.
+    """
+
+    step: int
+    tokens: list[int] = []
+    logprobs: list[TokenLogprobs | None] = []
+    prompt_logprobs: dict[int, tuple[int, list[TokenLogprobs]]] = {}
+    failed: dict[int, str] = {}

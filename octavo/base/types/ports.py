@@ -1,0 +1,67 @@
+"""The borders that more than one implementation stands behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from octavo.base.types.plan import StepPlan, StepResult
+
+
+class DeviceMemory(msgspec.Struct, frozen=True):
+    """Bytes of the device: all, free for the cache now, and held by weights."""
+
+    total: int
+    free: int
+    weights: int
+
+
+Progress = Callable[[str, int, int], None]
+"""progress(what, done, total): called while something long goes on; may be called from any thread."""
+
+
+class Backend(Protocol):
+    """One device. `begin` returns at once and steps run in the order begun; `finish` waits for the oldest."""
+
+    def load(self, spec: Any, weights: Any, progress: Progress | None = None) -> None:
+        """Take a models.spec.ModelSpec and a base.types.tensor.Weights onto the device."""
+
+    def memory(self) -> DeviceMemory:
+        """Bytes now; called after load."""
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make the KV cache; called once, before the first begin."""
+
+    def begin(self, plan: StepPlan) -> None:
+        """Start a step; at most two are begun and unfinished."""
+
+    def finish(self) -> StepResult:
+        """Wait for the oldest unfinished step. Raises only if the whole step failed."""
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Rare things by name; UnsupportedError for a name it does not know."""
+
+    def close(self) -> None:
+        """Free everything; idempotent."""
+
+
+class Executor(Protocol):
+    """Carries plans to one or more backends. What the engine sees of the devices; engine/fake is another."""
+
+    def begin(self, plan: StepPlan) -> None: ...
+    def finish(self) -> StepResult: ...
+    def call(self, name: str, **arguments: Any) -> Any: ...
+    def close(self) -> None: ...
+
+
+class TextTokenizer(Protocol):
+    """What api and server need of a tokenizer (text/tokenizer.py)."""
+
+    vocab_size: int
+    eos_token_ids: list[int]
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str: ...
+    def special_ids(self) -> Mapping[str, int]: ...

@@ -1,0 +1,166 @@
+"""The vocabulary in which every architecture is written: small frozen dataclasses, no arrays, no forward pass.
+
+A family file turns a checkpoint's config into a ModelSpec. Backends run the vocabulary; sizes are computed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """y = x / sqrt(mean(x^2) + eps) * (offset + w); offset is 1 where the checkpoint stores w - 1 (Gemma)."""
+
+    eps: float
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding over the first `dim` of each head.
+
+    inv_freq[j] in radians a token, dim // 2 of them, scaling already applied (models/rope.py).
+    attention_factor multiplies cos and sin (yarn).  interleaved: pairs are (2j, 2j+1) in place of (j, j + dim/2).
+    """
+
+    dim: int
+    inv_freq: tuple[float, ...]
+    attention_factor: float = 1.0
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention. scores = scale * q.k, then softcap * tanh(scores / softcap) where softcap is set.
+
+    window: a token sees itself and the window - 1 tokens before it; None: all.
+    qk_norm: RMSNorm over head_dim on q and k, before rope.  qkv_bias, output_bias: the projections add one.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: Rope | None
+    window: int | None = None
+    softcap: float | None = None
+    qk_norm: RMSNorm | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """down(act(gate(x)) * up(x)), `width` wide."""
+
+    width: int
+    act: Activation
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Layer:
+    """x += post_mixer(mixer(pre_mixer(x))); x += post_ffn(ffn(pre_ffn(x))); a norm that is None is left out."""
+
+    mixer: Attention
+    ffn: GatedMLP
+    pre_mixer: RMSNorm | None
+    pre_ffn: RMSNorm | None
+    post_mixer: RMSNorm | None = None
+    post_ffn: RMSNorm | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap(x @ W.T * scale); tied: W is the embedding."""
+
+    tied: bool
+    softcap: float | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One weight: its shape as stored ([out, in] for matrices), the axis along which it splits over ranks."""
+
+    shape: tuple[int, ...]
+    shard_axis: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A decoder. embedding_scale multiplies embeddings.  dtype: the checkpoint's element type, as torch names it."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[Layer, ...]
+    final_norm: RMSNorm
+    head: Head
+    max_position: int
+    embedding_scale: float = 1.0
+    dtype: str = "float32"
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Every weight by its internal name, in the order in which a forward pass meets them.
+
+        embed, layers.{i}.{pre_mixer,q,k,v,q_bias,k_bias,v_bias,q_norm,k_norm,o,o_bias,post_mixer,pre_ffn,
+        gate,up,down,gate_bias,up_bias,down_bias,post_ffn}, final_norm, head (absent if tied).
+        """
+        table = {"embed": Parameter((self.vocab_size, self.hidden_size), 0)}
+        for i, layer in enumerate(self.layers):
+            for name, parameter in _layer_parameters(layer, self.hidden_size):
+                table[f"layers.{i}.{name}"] = parameter
+        table["final_norm"] = Parameter((self.hidden_size,))
+        if not self.head.tied:
+            table["head"] = Parameter((self.vocab_size, self.hidden_size), 0)
+        return table
+
+    def num_parameters(self) -> int:
+        """Weights in all."""
+        total = 0
+        for parameter in self.parameters().values():
+            size = 1
+            for extent in parameter.shape:
+                size *= extent
+            total += size
+        return total
+
+    def kv_bytes_per_token(self, element_bytes: int) -> int:
+        """Bytes of K and V that one token takes over all layers."""
+        return sum(2 * layer.mixer.kv_heads * layer.mixer.head_dim * element_bytes for layer in self.layers)
+
+
+def _layer_parameters(layer: Layer, hidden: int) -> Iterator[tuple[str, Parameter]]:
+    a, f = layer.mixer, layer.ffn
+    q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
+    if layer.pre_mixer:
+        yield "pre_mixer", Parameter((hidden,))
+    for name, width in (("q", q), ("k", kv), ("v", kv)):
+        yield name, Parameter((width, hidden), 0)
+        if a.qkv_bias:
+            yield f"{name}_bias", Parameter((width,), 0)
+    if a.qk_norm:
+        yield "q_norm", Parameter((a.head_dim,))
+        yield "k_norm", Parameter((a.head_dim,))
+    yield "o", Parameter((hidden, q), 1)
+    if a.output_bias:
+        yield "o_bias", Parameter((hidden,))
+    if layer.post_mixer:
+        yield "post_mixer", Parameter((hidden,))
+    if layer.pre_ffn:
+        yield "pre_ffn", Parameter((hidden,))
+    for name in ("gate", "up"):
+        yield name, Parameter((f.width, hidden), 0)
+        if f.bias:
+            yield f"{name}_bias", Parameter((f.width,), 0)
+    yield "down", Parameter((hidden, f.width), 1)
+    if f.bias:
+        yield "down_bias", Parameter((hidden,))
+    if layer.post_ffn:
+        yield "post_ffn", Parameter((hidden,))
