@@ -1,0 +1,46 @@
+"""Octavo runs and serves large language models. Names below are imported when they are first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from octavo.api.async_llm import AsyncLLM
+    from octavo.api.llm import LLM
+    from octavo.base.types.output import CompletionOutput, RequestOutput
+    from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+    from octavo.models.registry import register_model
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LLM": "octavo.api.llm",
+    "AsyncLLM": "octavo.api.async_llm",
+    "SamplingParams": "octavo.base.types.sampling",
+    "RequestOutputKind": "octavo.base.types.sampling",
+    "RequestOutput": "octavo.base.types.output",
+    "CompletionOutput": "octavo.base.types.output",
+    "register_model": "octavo.models.registry",
+}
+
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CompletionOutput",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+    "__version__",
+    "register_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,73 @@
+"""The `octavo` command: arguments in, an exit code out. Subcommands are imported only when they are called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+COMMANDS: dict[str, str] = {
+    "serve": "Serve a model over HTTP (OpenAI's protocol)",
+    "chat": "Talk to a model in the terminal, or ask it one question",
+    "complete": "Continue a text, streaming",
+    "generate": "Run prompts from arguments, a file or stdin",
+    "plan": "What a model takes and whether it fits, before a weight is read",
+    "collect-env": "Versions and hardware, for a bug report",
+}
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; its exit code. A user's mistake is one line on stderr and exit code 2 (--debug: the trace)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else USER_ERROR
+    if arguments[0] in ("-V", "--version"):
+        from octavo import __version__
+
+        print(f"octavo {__version__}")
+        return 0
+    debug = "--debug" in arguments
+    name, rest = arguments[0], [argument for argument in arguments[1:] if argument != "--debug"]
+    if name not in COMMANDS:
+        return _unknown(name)
+    return _run(name, rest, debug=debug)
+
+
+def _run(name: str, arguments: list[str], *, debug: bool) -> int:
+    from octavo.base.errors import OctavoError
+
+    try:
+        command = import_module(f"octavo.cli.{name.replace('-', '_')}")
+        return int(command.main(arguments))
+    except OctavoError as error:
+        if debug:
+            raise
+        print(f"octavo {name}: {error.message}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output is gone; the interpreter must not try to flush to it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _help() -> str:
+    lines = ["usage: octavo COMMAND ...", "", "Runs and serves large language models.", ""]
+    lines += [f"  {name:<13}{text}" for name, text in COMMANDS.items()]
+    return "\n".join([*lines, "", "octavo COMMAND --help lists a command's options, octavo --version the version."])
+
+
+def _unknown(name: str) -> int:
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(COMMANDS)}"
+    print(f"octavo: unknown command {name!r}{hint}", file=sys.stderr)
+    return USER_ERROR

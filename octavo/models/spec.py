@@ -94,7 +94,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder. embedding_scale multiplies embeddings.  dtype: the checkpoint's element type, as torch names it."""
+    """A decoder. dtype: the checkpoint's element type, as torch names it.
+
+    embedding_scale multiplies embeddings, once it has been rounded to the element type of the arithmetic: a model that
+    runs in bfloat16 was trained with sqrt(hidden_size) in bfloat16 (Gemma), in float32 the exact value is right.
+    """
 
     family: str
     vocab_size: int

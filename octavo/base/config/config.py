@@ -1,4 +1,4 @@
-"""Every option, once: type, default, bounds and description. Flags, LLM arguments and docs/configuration.md are made from these.
+"""Every option, once: type, default, bounds, description. Flags, LLM arguments and docs are made from these.
 
 Names are vLLM's. Structs are frozen: resolved once (resolve.py), then handed to constructors part by part.
 """
@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+# bounds of an optional field stand on its int: msgspec takes none on a union
 Positive = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
 
 
 def _d(text: str, **bounds: Any) -> Meta:
@@ -33,13 +35,17 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Literal["auto", "float32", "bfloat16", "float16"],
         _d("Arithmetic and KV type; auto is float32 on a CPU, the checkpoint's own elsewhere."),
     ] = "auto"
-    max_model_len: Annotated[int | None, _d("Longest prompt + output in tokens; the model's own where not given.", ge=1)] = None
+    max_model_len: Annotated[
+        Positive | None, _d("Longest prompt + output in tokens; the model's own where not given.")
+    ] = None
     hf_overrides: Annotated[dict[str, Any], _d("Keys to replace in the checkpoint's config.json.")] = {}
     generation_config: Annotated[
         Literal["auto", "vllm"], _d("auto: sampling defaults from the model's generation_config.json; vllm: none.")
     ] = "auto"
     chat_template: Annotated[str | None, _d("Jinja chat template: a file's path or the text itself.")] = None
-    max_logprobs: Annotated[int, _d("Most log probabilities a request may ask for per token; -1 is no limit.", ge=-1)] = 20
+    max_logprobs: Annotated[
+        int, _d("Most log probabilities a request may ask for per token; -1 is no limit.", ge=-1)
+    ] = 20
     seed: Annotated[int, _d("Seeds the seeds of requests that bring none, and dummy weights.")] = 0
 
 
@@ -50,7 +56,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["auto", "cpu", "torch", "torch:cpu", "cuda", "mlx"],
         _d("auto takes the first of cuda, mlx, cpu that works here and logs why; torch:cpu is PyTorch on the CPU."),
     ] = "auto"
-    threads: Annotated[int | None, _d("CPU threads; the cores this process may use where not given.", ge=1)] = None
+    threads: Annotated[Positive | None, _d("CPU threads; the cores this process may use where not given.")] = None
     gpu_memory_utilization: Annotated[
         float, _d("Share of the device's memory for weights and cache, on every device.", gt=0, le=1)
     ] = 0.9
@@ -61,8 +67,10 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The paged KV cache."""
 
     block_size: Annotated[Literal[8, 16, 32, 64, 128], _d("Tokens a block.")] = 16
-    kv_cache_memory_bytes: Annotated[int | None, _d("Bytes for the cache; overrides gpu_memory_utilization.", ge=1)] = None
-    num_gpu_blocks_override: Annotated[int | None, _d("Exactly this many blocks.", ge=1)] = None
+    kv_cache_memory_bytes: Annotated[Positive | None, _d("Bytes for the cache; overrides gpu_memory_utilization.")] = (
+        None
+    )
+    num_gpu_blocks_override: Annotated[Positive | None, _d("Exactly this many blocks.")] = None
     enable_prefix_caching: Annotated[bool, _d("Keep finished blocks and share equal prefixes.")] = True
 
 
@@ -70,12 +78,14 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """What runs when."""
 
     max_num_seqs: Annotated[int, _d("Most sequences in one step.", ge=1, le=4096)] = 64
-    max_num_batched_tokens: Annotated[int | None, _d("Most tokens in one step; 2048 where not given.", ge=1)] = None
+    max_num_batched_tokens: Annotated[Positive | None, _d("Most tokens in one step; 2048 where not given.")] = None
     enable_chunked_prefill: Annotated[bool, _d("A prompt may be split over steps.")] = True
-    scheduling_policy: Annotated[Literal["fcfs", "priority"], _d("priority: lower values first, then arrival.")] = "fcfs"
+    scheduling_policy: Annotated[Literal["fcfs", "priority"], _d("priority: lower values first, then arrival.")] = (
+        "fcfs"
+    )
     async_scheduling: Annotated[bool, _d("Start step N+1 before reading step N's tokens.")] = True
     max_num_queued_reqs: Annotated[
-        int | None, _d("Most waiting requests; max(256, 4 x max_num_seqs) where not given. Beyond: 503.", ge=0)
+        Natural | None, _d("Most waiting requests; max(256, 4 x max_num_seqs) where not given. Beyond: 503.")
     ] = None
 
 

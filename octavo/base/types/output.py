@@ -26,7 +26,8 @@ class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What one step brought one sequence. finish_reason is set exactly once, on its last Output.
 
     token_ids, logprobs: new ones only.  prompt_logprobs: all of them (entry 0 is None), once, on the first output
-    of sequence 0.  stop_reason: the stop token id, None for end-of-text.  error: message for finish_reason "error".
+    of sequence 0.  stop_reason: the stop token id, None for end-of-text.  error: message for finish_reason "error",
+    error_kind: its class in base.errors, retry_after: seconds, where the engine was full.
     num_cached_tokens: prompt tokens found in the prefix cache.
     """
 
@@ -38,6 +39,8 @@ class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str | None = None
+    error_kind: str | None = None
+    retry_after: int = 0
     num_cached_tokens: int = 0
     times: RequestTimes | None = None
 

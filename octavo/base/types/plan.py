@@ -67,7 +67,10 @@ class RowStep(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One step. Carried out in this order: ended, begins, updates, copies (source, destination block), rows."""
+    """One step. Carried out in this order: ended, begins, updates, copies (source, destination block), rows.
+
+    All sources of `copies` are read before any destination is written; destinations are distinct.
+    """
 
     step: int
     rows: list[RowStep]

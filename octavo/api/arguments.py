@@ -1,0 +1,128 @@
+"""Engine options by vLLM's names in, an EngineConfig out; what vLLM has and Octavo has not is refused by name."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.base.config.config import PARTS, EngineConfig
+from octavo.base.config.resolve import from_options
+from octavo.base.errors import ConfigError, UnsupportedError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An option of vLLM's that Octavo has not. neutral: values that change nothing, taken in silence.
+
+    harmless: any other value costs no correctness here, so it is taken with a warning; else it is refused.
+    """
+
+    neutral: tuple[Any, ...]
+    remedy: str
+    harmless: bool = False
+
+
+_ONE_DEVICE = "this build runs on one device; leave it at 1"
+_OFF: tuple[Any, ...] = (None, False, {})
+_TUNING = Foreign((), "it tunes vLLM's own machinery and has no counterpart here", harmless=True)
+_LATER = "this version does not have it; leave it out"
+
+FOREIGN: dict[str, Foreign] = {
+    "tensor_parallel_size": Foreign((1,), _ONE_DEVICE),
+    "pipeline_parallel_size": Foreign((1,), _ONE_DEVICE),
+    "data_parallel_size": Foreign((1,), _ONE_DEVICE),
+    "prefill_context_parallel_size": Foreign((1,), _ONE_DEVICE),
+    "decode_context_parallel_size": Foreign((1,), _ONE_DEVICE),
+    "enable_expert_parallel": Foreign(_OFF, _ONE_DEVICE),
+    "distributed_executor_backend": Foreign((None, "uni", "mp"), _ONE_DEVICE),
+    "trust_remote_code": Foreign(_OFF, "code from a model's repository is never run; use a model that needs none"),
+    "quantization": Foreign(
+        (None, "gguf"), "the checkpoint's own format is found and used; name one that is quantized already"
+    ),
+    "kv_cache_dtype": Foreign((None, "auto"), "the cache has the type of the arithmetic; set dtype"),
+    "tokenizer_mode": Foreign(("auto", "hf", "fast"), "every tokenizer is read in one way; leave it at auto"),
+    "tokenizer_revision": Foreign((None,), "revision holds for every file"),
+    "code_revision": Foreign((None,), "code from a model's repository is never run"),
+    "runner": Foreign(("auto", "generate"), "only generation is supported"),
+    "convert": Foreign(("auto", "none"), "only generation is supported"),
+    "task": Foreign((None, "auto", "generate"), "only generation is supported"),
+    "cpu_offload_gb": Foreign((0, None), _LATER),
+    "speculative_config": Foreign(_OFF, _LATER),
+    "spec_method": Foreign((None,), _LATER),
+    "spec_model": Foreign((None,), _LATER),
+    "spec_tokens": Foreign((None,), _LATER),
+    "enable_lora": Foreign(_OFF, _LATER),
+    "structured_outputs_config": Foreign(_OFF, _LATER),
+    "logits_processors": Foreign((None, []), _LATER),
+    "logprobs_mode": Foreign((None, "raw_logprobs"), "log probabilities are those of the unprocessed logits"),
+    "override_generation_config": Foreign(_OFF, "give the values in SamplingParams or in the request"),
+    "kv_transfer_config": Foreign(_OFF, _LATER),
+    "kv_offloading_size": Foreign((None, 0), _LATER),
+    "limit_mm_per_prompt": Foreign(_OFF, "only text is supported"),
+    "mm_processor_kwargs": Foreign(_OFF, "only text is supported"),
+    "allowed_local_media_path": Foreign((None, ""), "only text is supported"),
+    "allowed_media_domains": Foreign((None, []), "only text is supported"),
+    "pooler_config": Foreign(_OFF, "only generation is supported"),
+    "max_num_queued_tokens": Foreign((None,), "bound the queue by max_num_queued_reqs"),
+    "stream_interval": Foreign((1,), "every token is streamed at once", harmless=True),
+    "prefix_caching_hash_algo": Foreign((), "block hashes are always cryptographic here", harmless=True),
+    "swap_space": _TUNING,
+    "disable_log_stats": Foreign((True, False), "", harmless=True),
+    "enable_log_requests": Foreign((False,), "requests are not logged", harmless=True),
+    "disable_log_requests": Foreign((True, False), "", harmless=True),
+    "compilation_config": Foreign(_OFF, _TUNING.remedy, harmless=True),
+    "attention_config": Foreign(_OFF, _TUNING.remedy, harmless=True),
+    "attention_backend": Foreign((None,), _LATER),
+    "disable_custom_all_reduce": Foreign((True, False), "", harmless=True),
+    "max_parallel_loading_workers": _TUNING,
+    "max_seq_len_to_capture": _TUNING,
+    "num_scheduler_steps": Foreign((1,), _TUNING.remedy, harmless=True),
+    "use_v2_block_manager": _TUNING,
+    "enable_sleep_mode": Foreign(_OFF, _LATER),
+    "otlp_traces_endpoint": Foreign((None,), _LATER),
+}
+
+
+def engine_config(model: str | EngineConfig, engine_args: dict[str, Any]) -> EngineConfig:
+    """The EngineConfig that these options make; one that is given whole is taken as it is.
+
+    ConfigError for an unknown name (with a suggestion) or a value out of bounds, UnsupportedError for what vLLM has
+    and Octavo has not.
+    """
+    if isinstance(model, EngineConfig):
+        if engine_args:
+            raise ConfigError(f"give {next(iter(engine_args))} inside the EngineConfig", param=next(iter(engine_args)))
+        return model
+    own = {}
+    for name, value in engine_args.items():
+        if name in OPTION_NAMES:
+            own[name] = value
+        elif name in FOREIGN:
+            check_foreign(name, value)
+        else:
+            raise ConfigError(f"unknown option {name!r}{suggest(name, OPTION_NAMES)}", param=name)
+    return from_options({**own, "model": model})
+
+
+def check_foreign(name: str, value: Any, *, shown: str | None = None, table: dict[str, Foreign] | None = None) -> None:
+    """Pass a neutral value, warn of a harmless one, refuse any other. shown: the name as the user wrote it."""
+    foreign, shown = (FOREIGN if table is None else table)[name], shown or name
+    if any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in foreign.neutral):
+        return
+    if foreign.harmless:
+        logger.warning("%s=%s has no effect: %s", shown, value, foreign.remedy)
+        return
+    raise UnsupportedError(f"{shown}={value!r} is not supported: {foreign.remedy}", param=name)
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """ "; did you mean X?" for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+OPTION_NAMES: list[str] = [name for part in PARTS.values() for name in part.__struct_fields__]

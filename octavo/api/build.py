@@ -1,0 +1,340 @@
+"""The composition root: config structs in, an opened Model or a running Engine out; the one place of concrete classes.
+
+Concrete classes are imported where they are made, so that a CPU never imports an accelerator's library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import logging
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from octavo.api.requests import Limits
+from octavo.base.config.config import DeviceConfig, EngineConfig, ModelConfig
+from octavo.base.config.resolve import resolve
+from octavo.base.errors import ConfigError, InputError, ModelFormatError, OctavoError, UnsupportedError
+from octavo.base.types.ports import Backend, DeviceMemory, Progress
+from octavo.base.types.sampling import SamplingParams
+from octavo.base.types.tensor import Weights
+from octavo.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from octavo.engine.engine import Engine
+    from octavo.text.template import ChatTemplate
+    from octavo.text.tokenizer import Tokenizer
+    from octavo.weights.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+# generation_config.json's names -> SamplingParams'
+_SAMPLING_KEYS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened model: headers read, no weight touched. template is None where the checkpoint brings none."""
+
+    config: ModelConfig
+    path: Path
+    checkpoint: Checkpoint = field(repr=False)
+    spec: ModelSpec = field(repr=False)
+    tokenizer: Tokenizer | None = field(repr=False)
+    template: ChatTemplate | None = field(repr=False)
+    sampling: dict[str, Any]
+    eos_token_ids: tuple[int, ...]
+
+    def default_sampling_params(self) -> SamplingParams:
+        """SamplingParams with what the model recommends."""
+        return SamplingParams(**self.sampling)
+
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        extra: dict[str, Any] | None = None,
+    ) -> list[int]:
+        """A conversation in token ids. InputError where there is no template, or it refuses the messages.
+
+        chat_template: a template's text, in place of the model's.  extra: further names for the template.
+        """
+        if self.tokenizer is None:
+            raise InputError("chat needs a tokenizer, and skip_tokenizer_init is set", param="messages")
+        template = self.template if chat_template is None else make_template(chat_template, self.tokenizer)
+        if template is None:
+            raise InputError(
+                "the model has no chat template; give one by chat_template (a file or the text), or send a prompt "
+                "instead of messages",
+                param="messages",
+            )
+        return template.render_ids(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            documents=documents,
+            extra=extra,
+        )
+
+
+def locate(config: EngineConfig, *, progress: Progress | None = None) -> EngineConfig:
+    """The config with local paths for what it names, downloaded where needed."""
+    from octavo.weights.source import resolve_source
+
+    model = config.model
+
+    def find(source: str) -> str:
+        return str(
+            resolve_source(
+                source,
+                revision=model.revision,
+                hf_token=model.hf_token,
+                download_dir=model.download_dir,
+                progress=progress,
+            )
+        )
+
+    located = msgspec.structs.replace(
+        model, model=find(model.model), tokenizer=None if model.tokenizer is None else find(model.tokenizer)
+    )
+    return msgspec.structs.replace(config, model=located)
+
+
+def open_model(config: ModelConfig, *, with_text: bool = True, progress: Progress | None = None) -> Model:
+    """Find and open a model; its tokenizer and template too, unless not with_text or config.skip_tokenizer_init."""
+    from octavo.models.registry import build_spec
+    from octavo.weights.checkpoint import open_checkpoint
+
+    located = locate(EngineConfig(model=config), progress=progress).model
+    path = Path(located.model)
+    checkpoint = open_checkpoint(path, load_format=config.load_format, hf_overrides=config.hf_overrides)
+    spec = build_spec(checkpoint.config)
+    wanted = with_text and not config.skip_tokenizer_init
+    tokenizer = _open_tokenizer(located, checkpoint) if wanted else None
+    template = None
+    if tokenizer is not None:
+        text = checkpoint.chat_template if config.chat_template is None else config.chat_template
+        template = None if text is None else make_template(text, tokenizer)
+    return Model(
+        config=config,
+        path=path,
+        checkpoint=checkpoint,
+        spec=spec,
+        tokenizer=tokenizer,
+        template=template,
+        sampling={} if config.generation_config == "vllm" else _sampling_defaults(checkpoint.generation_config),
+        eos_token_ids=_eos_token_ids(checkpoint, tokenizer, spec.vocab_size),
+    )
+
+
+def _open_tokenizer(located: ModelConfig, checkpoint: Checkpoint) -> Tokenizer:
+    from octavo.text.tokenizer import Tokenizer
+    from octavo.weights.checkpoint import open_checkpoint
+
+    if located.tokenizer is not None:
+        checkpoint = open_checkpoint(Path(located.tokenizer), load_format="dummy")
+    return Tokenizer.from_checkpoint(checkpoint)
+
+
+def make_template(text: str, tokenizer: Tokenizer) -> ChatTemplate:
+    """A chat template from its text, or from the file that `text` is the path of."""
+    from octavo.text.template import ChatTemplate
+
+    if "{" not in text and "\n" not in text:
+        try:
+            text = Path(text).read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"chat_template={text!r:.200}: no such file ({error})", param="chat_template") from None
+    return ChatTemplate(text, tokenizer)
+
+
+def _sampling_defaults(generation: dict[str, Any]) -> dict[str, Any]:
+    values = {ours: generation[theirs] for theirs, ours in _SAMPLING_KEYS.items() if generation.get(theirs) is not None}
+    try:
+        SamplingParams(**values)
+    except InputError as error:
+        message = f"generation_config.json: {error.message}; correct the file, or use generation_config=vllm"
+        raise ModelFormatError(message, param=error.param) from None
+    return values
+
+
+def _eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None, vocab_size: int) -> tuple[int, ...]:
+    """Every token that ends a text: those of config.json, generation_config.json and the tokenizer."""
+    found: dict[int, None] = {}
+    for source in (checkpoint.config, checkpoint.generation_config):
+        value = source.get("eos_token_id")
+        for token in value if isinstance(value, list) else [value]:
+            if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocab_size:
+                found[token] = None
+    for token in tokenizer.eos_token_ids if tokenizer is not None else []:
+        if token < vocab_size:
+            found[token] = None
+    return tuple(found)
+
+
+def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Limits:
+    """What requests to this model are checked against."""
+    return Limits(
+        vocab_size=model.spec.vocab_size,
+        max_model_len=max_model_len,
+        tokenizer=model.tokenizer,
+        eos_token_ids=model.eos_token_ids,
+        max_logprobs=config.max_logprobs,
+        seeds=random.Random(config.seed),
+    )
+
+
+def build_engine(config: EngineConfig, model: Model | None, *, progress: Progress | None = None) -> Engine:
+    """Weights onto the device, the cache beside them, the engine over both. Opens the model where none is given."""
+    from octavo.engine.cache.sizing import num_blocks
+    from octavo.engine.engine import Engine
+    from octavo.executor.local import LocalExecutor
+
+    if model is None:
+        model = open_model(config.model, with_text=False, progress=progress)
+    config = resolve(config, max_position=model.spec.max_position)
+    max_model_len = config.model.max_model_len or model.spec.max_position
+    device, reasons = choose_device(config.device)
+    for reason in reasons:
+        logger.info("device: %s", reason)
+    backend = _make_backend(device, config, max_model_len=max_model_len)
+    try:
+        backend.load(model.spec, _weights(model), progress)
+        memory = backend.memory()
+        blocks = num_blocks(
+            model.spec.kv_bytes_per_token(element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)),
+            cache=config.cache,
+            free_bytes=memory.free,
+            total_bytes=memory.total,
+            utilization=config.device.gpu_memory_utilization,
+            max_model_len=max_model_len,
+            max_num_seqs=config.scheduler.max_num_seqs,
+        )
+        backend.allocate(blocks)
+    except BaseException:
+        backend.close()
+        raise
+    logger.info("device %s: %d cache blocks of %d tokens", device, blocks, config.cache.block_size)
+    return Engine(
+        LocalExecutor(backend),
+        scheduler=config.scheduler,
+        cache=config.cache,
+        num_blocks=blocks,
+        max_model_len=max_model_len,
+    )
+
+
+def _weights(model: Model) -> Weights:
+    from octavo.models.registry import find_family
+    from octavo.weights.dummy import dummy_weights
+    from octavo.weights.names import map_names
+
+    shapes = {name: parameter.shape for name, parameter in model.spec.parameters().items()}
+    if model.config.load_format == "dummy":
+        return dummy_weights(shapes, seed=model.config.seed)
+    return map_names(model.checkpoint, find_family(model.checkpoint.config).names(model.spec), shapes)
+
+
+def element_bytes(dtype: str, *, device: str, stored: str) -> int:
+    """Bytes of one K or V element."""
+    if dtype == "auto":
+        dtype = "float32" if device.endswith("cpu") else stored
+    return 4 if dtype == "float32" else 2
+
+
+def choose_device(config: DeviceConfig) -> tuple[str, list[str]]:
+    """One of cpu, torch:cpu, cuda, and why: auto takes the first of cuda, mlx, cpu that works here.
+
+    ConfigError or UnsupportedError where a device that was asked for by name is not there.
+    """
+    asked = config.device
+    if asked in ("cpu", "torch:cpu"):
+        if asked == "torch:cpu" and (reason := _no_torch()):
+            raise ConfigError(f"device={asked}: {reason}", param="device")
+        return asked, [f"{asked}, as asked for"]
+    if asked == "mlx":
+        raise UnsupportedError("device=mlx: this build has no mlx backend; use cpu", param="device")
+    reason = _no_cuda()
+    if asked == "cuda":
+        if reason is not None:
+            raise ConfigError(f"device=cuda: {reason}", param="device")
+        return "cuda", ["cuda, as asked for"]
+    if asked == "torch":
+        if missing := _no_torch():
+            raise ConfigError(f"device=torch: {missing}", param="device")
+        return ("cuda", ["torch on cuda"]) if reason is None else ("torch:cpu", [f"not cuda: {reason}", "torch:cpu"])
+    if reason is None:
+        return "cuda", ["cuda, the first that auto tries"]
+    return "cpu", [f"not cuda: {reason}", "not mlx: this build has no mlx backend", "cpu"]
+
+
+def _no_torch() -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed (pip install 'octavo[torch]')"
+    return None
+
+
+def _no_cuda() -> str | None:
+    """Why cuda cannot be used. The driver is asked before PyTorch, whose import takes seconds."""
+    if reason := _no_torch():
+        return reason
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver is installed (libcuda.so.1)"
+    from octavo.backends.torch.device.device import resolve_device
+
+    try:
+        resolve_device("cuda")
+    except OctavoError as error:
+        return error.message
+    return None
+
+
+def device_memory(device: str) -> DeviceMemory:
+    """Bytes of a device that holds nothing yet; device as choose_device tells it."""
+    if device == "cpu":
+        from octavo.backends.cpu.host import memory_bytes
+
+        total, free = memory_bytes()
+    else:
+        from octavo.backends.torch.device.device import resolve_device
+        from octavo.backends.torch.device.memory import device_bytes
+
+        total, free = device_bytes(resolve_device(device.removeprefix("torch:")))
+    return DeviceMemory(total=total, free=free, weights=0)
+
+
+def _make_backend(device: str, config: EngineConfig, *, max_model_len: int) -> Backend:
+    sizes: dict[str, Any] = {
+        "max_num_seqs": config.scheduler.max_num_seqs,
+        "max_model_len": max_model_len,
+        "max_num_batched_tokens": config.scheduler.max_num_batched_tokens,
+        "block_size": config.cache.block_size,
+        "dtype": config.model.dtype,
+        "threads": config.device.threads,
+    }
+    if device == "cpu":
+        from octavo.backends.cpu.runner import CpuBackend
+
+        return CpuBackend(**sizes)
+    from octavo.backends.torch.runner import TorchBackend
+
+    return TorchBackend(device=device.removeprefix("torch:"), **sizes)

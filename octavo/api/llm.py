@@ -1,0 +1,260 @@
+"""LLM: a model in this process. Prompts in, RequestOutputs out, in order; names and defaults are vLLM's."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from octavo.api.arguments import engine_config
+from octavo.api.build import Model, build_engine, make_limits, open_model
+from octavo.api.client import InProcessClient
+from octavo.api.interrupt import interrupt_after
+from octavo.api.outputs import RequestProgress, TokenTexts
+from octavo.api.progress import GenerationBar, LoadingBar
+from octavo.api.prompts import Prompt, PromptType, as_plain, parse_conversations, parse_prompts, spread
+from octavo.api.requests import make_request
+from octavo.base.config.config import EngineConfig
+from octavo.base.errors import ConfigError, InputError, OverloadedError, RequestFailedError
+from octavo.base.types.output import Output, RequestOutput
+from octavo.base.types.ports import TextTokenizer
+from octavo.base.types.request import Request
+from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+
+# offline, every prompt of a batch waits here: there is nobody to come back later
+UNBOUNDED = 1 << 31
+
+
+class _Batch:
+    """The rows of one call. Threads step in turns, so any of them may end a row: on_end is called by that one."""
+
+    def __init__(
+        self, rows: list[RequestProgress], *, on_end: Callable[[RequestProgress], None] = lambda row: None
+    ) -> None:
+        self.rows = rows
+        self.waiting = deque(rows)
+        self.left = len(rows)
+        self.on_end = on_end
+
+
+class LLM:
+    """Loads a model and generates with it.
+
+    model: path, hub id, package:NAME, alias, or a whole EngineConfig.  Further arguments: every config field
+    (dtype, seed, max_model_len, max_num_seqs, device, enable_prefix_caching ...) by vLLM's names.
+    Raises ConfigError, UnsupportedError, ModelNotFoundError, ModelFormatError.
+    """
+
+    def __init__(self, model: str | EngineConfig, **engine_args: Any) -> None:
+        self._client: InProcessClient | None = None
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._alive: dict[str, tuple[RequestProgress, _Batch]] = {}
+        config = engine_config(model, engine_args)
+        if config.scheduler.max_num_queued_reqs is None:
+            scheduler = msgspec.structs.replace(config.scheduler, max_num_queued_reqs=UNBOUNDED)
+            config = msgspec.structs.replace(config, scheduler=scheduler)
+        with LoadingBar() as bar:
+            self._model: Model = open_model(config.model, progress=bar)
+            self._client = InProcessClient(build_engine(config, self._model, progress=bar))
+        self._limits = make_limits(self._model, config.model, max_model_len=self._client.info["max_model_len"])
+        self._texts = TokenTexts(self._model.tokenizer)
+        self.config: EngineConfig = config
+
+    def generate(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: int | list[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Completions of each prompt, in order.
+
+        prompts: text, token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a list of those.
+        Raises InputError before anything runs. A request that fails later has `error` set and leaves the others be.
+        """
+        rows = parse_prompts(prompts)
+        return self._run(rows, sampling_params, priority=priority, use_tqdm=use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers to one conversation, or to each of a list of them; the model's chat template makes the prompts."""
+        rows = [
+            self._model.render_chat(
+                conversation,
+                tools=tools,
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                extra=chat_template_kwargs,
+            )
+            for conversation in parse_conversations(messages)
+        ]
+        decode = self.get_tokenizer().decode
+        prompts = [Prompt(decode(ids, skip_special_tokens=False), ids) for ids in rows]
+        return self._run(prompts, sampling_params, priority=None, use_tqdm=use_tqdm)
+
+    def stream(self, prompt: PromptType, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """One prompt's RequestOutputs as they come (params.output_kind says whole or deltas). Closing it aborts."""
+        (row,) = parse_prompts(prompt)
+        params = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        batch = _Batch([self._progress(row, params, priority=0)])
+        try:
+            while batch.left:
+                self._advance(batch)
+                if (output := batch.rows[0].take()) is not None:
+                    yield output
+        finally:
+            self._forget(batch)
+
+    def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+        """A conversation as the chat template makes it, in token ids; options as in `chat`."""
+        (conversation,) = parse_conversations(messages)
+        return self._model.render_chat(conversation, **options)
+
+    def get_tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer; ConfigError with skip_tokenizer_init."""
+        if self._model.tokenizer is None:
+            raise ConfigError("there is no tokenizer: skip_tokenizer_init is set", param="skip_tokenizer_init")
+        return self._model.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json recommends, SamplingParams' own defaults elsewhere."""
+        return self._model.default_sampling_params()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget every cached prefix that no sequence uses."""
+        return bool(self._open_client().call("reset_prefix_cache"))
+
+    def get_metrics(self) -> dict[str, Any]:
+        """The engine's counters and gauges by name (base.types.messages.EngineStats)."""
+        return as_plain(self._open_client().stats())
+
+    def close(self) -> None:
+        """Free the model; the object cannot be used afterwards. Idempotent."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # an interpreter that is going down, or a constructor that failed, may have taken anything away
+        with suppress(Exception):
+            self.close()
+
+    def _open_client(self) -> InProcessClient:
+        if self._client is None:
+            raise ConfigError("this LLM was closed; make a new one")
+        return self._client
+
+    def _run(
+        self,
+        prompts: list[Prompt],
+        sampling_params: Any,
+        *,
+        priority: int | list[int] | None,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        count = len(prompts)
+        params = spread("sampling_params", sampling_params, count, self.get_default_sampling_params())
+        priorities = spread("priority", priority, count, 0)
+        rows = [
+            self._progress(prompt, _final_only(one), priority=rank)
+            for prompt, one, rank in zip(prompts, params, priorities, strict=True)
+        ]
+        with GenerationBar(len(rows), shown=use_tqdm) as bar:
+            batch = _Batch(rows, on_end=bar.update)
+            try:
+                while batch.left:
+                    self._advance(batch)
+            finally:
+                self._forget(batch)
+        return [output for row in rows if (output := row.take()) is not None]
+
+    def _progress(self, prompt: Prompt, params: SamplingParams, *, priority: int) -> RequestProgress:
+        number = str(next(self._numbers))
+        request: Request = make_request(
+            prompt.ids(self._model.tokenizer),
+            params,
+            limits=self._limits,
+            request_id=number,
+            priority=priority,
+            cache_salt=prompt.cache_salt,
+        )
+        return RequestProgress(
+            request, request_id=number, prompt=prompt.text, tokenizer=self._model.tokenizer, texts=self._texts
+        )
+
+    def _advance(self, batch: _Batch) -> None:
+        """Queue what the engine takes of the batch, then run one step, for whichever batches are under way."""
+        with self._lock, interrupt_after():
+            client = self._open_client()
+            while batch.waiting and _try_add(client, batch.waiting[0], alone=not self._alive):
+                row = batch.waiting.popleft()
+                self._alive[row.request.request_id] = (row, batch)
+            if batch.left and not client.has_work():
+                raise RequestFailedError(f"the engine is idle and {batch.left} requests have not ended")
+            for output in client.step():
+                self._take(client, output)
+
+    def _take(self, client: InProcessClient, output: Output) -> None:
+        row, batch = self._alive.get(output.request_id, (None, None))
+        if row is None or batch is None:
+            return
+        if names := row.push(output):
+            client.abort(names)
+        if row.finished:
+            del self._alive[output.request_id]
+            batch.left -= 1
+            batch.on_end(row)
+
+    def _forget(self, batch: _Batch) -> None:
+        """Whatever ended a batch early leaves nothing behind in the engine."""
+        with self._lock:
+            names = [name for name, (_, owner) in self._alive.items() if owner is batch]
+            for name in names:
+                del self._alive[name]
+            if names and self._client is not None:
+                self._client.abort(names)
+
+
+def _final_only(params: Any) -> Any:
+    # generate() returns each request once, whatever kind its parameters ask for
+    if isinstance(params, SamplingParams):
+        return msgspec.structs.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
+    name = type(params).__name__
+    raise InputError(f"sampling_params must be SamplingParams or a list of them, got {name}", param="sampling_params")
+
+
+def _try_add(client: InProcessClient, row: RequestProgress, *, alone: bool) -> bool:
+    try:
+        client.add(row.request)
+    except OverloadedError:
+        if alone:
+            raise
+        return False
+    return True

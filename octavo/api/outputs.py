@@ -1,0 +1,198 @@
+"""Outputs of the engine in, RequestOutputs out: text, stop strings, log probabilities by token, deltas or the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.base.types.output import CompletionOutput, Logprob, Output, RequestOutput, RequestTimes
+from octavo.base.types.plan import TokenLogprobs
+from octavo.base.types.ports import TextTokenizer
+from octavo.base.types.request import Request
+from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+from octavo.text.detokenizer import Detokenizer
+
+
+class TokenTexts:
+    """Token id -> its text alone, remembered: log probabilities ask for the same few again and again."""
+
+    def __init__(self, tokenizer: TextTokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._texts: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str | None:
+        if self._tokenizer is None:
+            return None
+        text = self._texts.get(token)
+        if text is None:
+            text = self._texts[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+        return text
+
+
+@dataclass
+class _Completion:
+    """One sequence's output, as far as it has come and has not been handed out."""
+
+    index: int
+    detokenizer: Detokenizer | None
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    changed: bool = False
+
+
+class RequestProgress:
+    """One request's way from Outputs to RequestOutputs.
+
+    `push` is called with every Output at once, so a stop string ends its sequence without waiting for a reader;
+    `take` hands out what came since the last `take`, so a slow reader finds deltas merged and nothing piles up.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        request_id: str,
+        prompt: str | None,
+        tokenizer: TextTokenizer | None,
+        texts: TokenTexts,
+    ) -> None:
+        self.request = request
+        self.request_id = request_id
+        self.error: Output | None = None
+        self._prompt = prompt
+        self._texts = texts
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        self._times: RequestTimes | None = None
+        self._num_cached_tokens = 0
+        self._completions = [
+            _Completion(index, make_detokenizer(tokenizer, request)) for index in range(request.params.n)
+        ]
+
+    @property
+    def finished(self) -> bool:
+        """True once every sequence has ended."""
+        return all(completion.finish_reason is not None for completion in self._completions)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens handed in and not yet taken, over all sequences (with CUMULATIVE and FINAL_ONLY: all)."""
+        return sum(len(completion.token_ids) for completion in self._completions)
+
+    def push(self, output: Output) -> list[str]:
+        """Take one Output in; returns the names ("id" or "id:index") that the engine must abort because of it."""
+        if not 0 <= output.index < len(self._completions):
+            return []
+        completion = self._completions[output.index]
+        if completion.finish_reason is not None:  # ended by a stop string: the engine was told, and is late
+            return []
+        completion.changed = True
+        self._take_request_fields(output)
+        stop = self._append(completion, output)
+        if stop is not None:
+            completion.finish_reason, completion.stop_reason = "stop", stop
+            return [] if output.finish_reason else [self._name(output.index)]
+        if output.finish_reason is not None:
+            completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_reason
+        return []
+
+    def fail(self, output: Output) -> None:
+        """End every sequence that goes on with this Output's error."""
+        self.error = self.error or output
+        for completion in self._completions:
+            if completion.finish_reason is None:
+                completion.finish_reason, completion.changed = "error", True
+
+    def take(self) -> RequestOutput | None:
+        """What came since the last call, in the form that params.output_kind asks for; None if there is nothing."""
+        kind = self.request.params.output_kind
+        changed = [completion for completion in self._completions if completion.changed]
+        if not changed or (kind is RequestOutputKind.FINAL_ONLY and not self.finished):
+            return None
+        delta = kind is RequestOutputKind.DELTA
+        shown = changed if delta else self._completions
+        outputs = [_show(completion, self.request.params, delta=delta) for completion in shown]
+        prompt_logprobs = self._prompt_logprobs
+        if delta:
+            self._prompt_logprobs = None
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self.request.prompt_token_ids,
+            prompt_logprobs=prompt_logprobs,
+            outputs=outputs,
+            finished=self.finished,
+            metrics=self._times,
+            num_cached_tokens=self._num_cached_tokens,
+            error=self.error.error if self.error else None,
+        )
+
+    def _name(self, index: int) -> str:
+        alone = self.request.params.n == 1
+        return self.request.request_id if alone else f"{self.request.request_id}:{index}"
+
+    def _take_request_fields(self, output: Output) -> None:
+        if output.error is not None:
+            self.error = self.error or output
+        if output.index == 0:
+            self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
+        self._times = output.times or self._times
+        if output.prompt_logprobs is not None:
+            ids = self.request.prompt_token_ids
+            self._prompt_logprobs = [
+                None if entry is None else self._by_token(entry) for entry in output.prompt_logprobs[: len(ids)]
+            ]
+
+    def _append(self, completion: _Completion, output: Output) -> str | None:
+        """Append tokens one by one: the result is the same however they were grouped. The stop string, or None."""
+        silent_last = output.finish_reason == "stop" and not self.request.params.include_stop_str_in_output
+        last = len(output.token_ids) - 1
+        for position, token in enumerate(output.token_ids):
+            completion.token_ids.append(token)
+            if output.logprobs is not None and position < len(output.logprobs):
+                entry = output.logprobs[position]
+                completion.logprobs.append(self._by_token(entry))
+                completion.cumulative_logprob += entry.logprobs[0]
+            if completion.detokenizer is None or (silent_last and position == last):
+                continue
+            text, stop = completion.detokenizer.push([token])
+            completion.pieces.append(text)
+            if stop is not None:
+                return stop
+        if output.finish_reason is not None and completion.detokenizer is not None:
+            completion.pieces.append(completion.detokenizer.finish())
+        return None
+
+    def _by_token(self, entry: TokenLogprobs) -> dict[int, Logprob]:
+        # the token itself first; the most likely ones follow in order, and may hold it again
+        table = {entry.token_ids[0]: Logprob(entry.logprobs[0], entry.rank, self._texts(entry.token_ids[0]))}
+        for rank, (token, logprob) in enumerate(zip(entry.token_ids[1:], entry.logprobs[1:], strict=True), start=1):
+            if token not in table:
+                table[token] = Logprob(logprob, rank, self._texts(token))
+        return table
+
+
+def make_detokenizer(tokenizer: TextTokenizer | None, request: Request) -> Detokenizer | None:
+    """None where the request or the engine wants no text."""
+    if tokenizer is None or not request.params.detokenize:
+        return None
+    return Detokenizer(tokenizer, request.params, request.prompt_token_ids)
+
+
+def _show(completion: _Completion, params: SamplingParams, *, delta: bool) -> CompletionOutput:
+    completion.changed = False
+    shown = CompletionOutput(
+        index=completion.index,
+        text="".join(completion.pieces),
+        token_ids=completion.token_ids if delta else list(completion.token_ids),
+        cumulative_logprob=completion.cumulative_logprob if params.logprobs is not None else None,
+        logprobs=(completion.logprobs if delta else list(completion.logprobs)) if params.logprobs is not None else None,
+        finish_reason=completion.finish_reason,
+        stop_reason=completion.stop_reason,
+    )
+    completion.pieces = [] if delta else [shown.text]
+    if delta:
+        completion.token_ids, completion.logprobs = [], []
+    return shown

@@ -1,0 +1,78 @@
+"""Progress in, bars on a terminal out: LoadingBar while a model is read, GenerationBar while a batch runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from octavo.api.outputs import RequestProgress
+
+
+class LoadingBar:
+    """A base.types.ports.Progress: one tqdm bar for each thing that is loaded; silent where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._what = ""
+        self._shown = sys.stderr.isatty()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` of `what`."""
+        if not self._shown:
+            return
+        if what != self._what or self._bar is None:
+            self._close()
+            self._what, self._bar = what, _tqdm(total=total, desc=what, leave=False, unit_scale=True)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> LoadingBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class GenerationBar:
+    """Requests done, with tokens a second of input and output."""
+
+    def __init__(self, count: int, *, shown: bool) -> None:
+        self._bar = _tqdm(total=count, desc="Processed prompts", dynamic_ncols=True) if shown and count else None
+        self._start = time.monotonic()
+        self._inputs = 0
+        self._outputs = 0
+
+    def update(self, row: RequestProgress) -> None:
+        """Count a row that has ended."""
+        if self._bar is None:
+            return
+        self._inputs += len(row.request.prompt_token_ids)
+        self._outputs += row.num_output_tokens
+        seconds = max(time.monotonic() - self._start, 1e-6)
+        speed = f"input: {self._inputs / seconds:.2f} toks/s, output: {self._outputs / seconds:.2f} toks/s"
+        self._bar.set_postfix_str(speed, refresh=False)
+        self._bar.update(1)
+
+    def __enter__(self) -> GenerationBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _tqdm(**options: Any) -> Any:
+    from tqdm import tqdm  # only where a bar is shown
+
+    return tqdm(**options)

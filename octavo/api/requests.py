@@ -1,0 +1,153 @@
+"""Token ids and SamplingParams in, a checked Request out: the one door through which every request enters the engine.
+
+SamplingParams check themselves; here is what depends on the model: vocabulary, context length, tokenizer.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from octavo.base.errors import InputError
+from octavo.base.types.ports import TextTokenizer
+from octavo.base.types.request import Request
+from octavo.base.types.sampling import INT64, MAX_LOGPROBS, SamplingParams
+
+MAX_CACHE_SALT = 128
+MAX_REQUEST_ID = 256
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request is checked against. max_logprobs -1: no limit. seeds: draws the seeds that requests leave out."""
+
+    vocab_size: int
+    max_model_len: int
+    tokenizer: TextTokenizer | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    max_logprobs: int = MAX_LOGPROBS
+    seeds: random.Random = field(default_factory=random.Random)
+
+
+def make_request(
+    prompt_ids: list[int],
+    params: SamplingParams,
+    *,
+    limits: Limits,
+    request_id: str,
+    priority: int = 0,
+    cache_salt: str = "",
+) -> Request:
+    """The Request, or InputError naming the field at fault. params.max_tokens is cut to what the context leaves."""
+    if not isinstance(params, SamplingParams):
+        name = type(params).__name__
+        raise InputError(f"sampling_params must be SamplingParams, got {name}", param="sampling_params")
+    _check_labels(request_id, priority, cache_salt)
+    _check_prompt(prompt_ids, limits)
+    _check_ids("stop_token_ids", params.stop_token_ids or (), limits.vocab_size)
+    _check_ids("allowed_token_ids", params.allowed_token_ids or (), limits.vocab_size)
+    _check_ids("logit_bias", params.logit_bias or (), limits.vocab_size)
+    _check_logprobs("logprobs", params.logprobs, limits)
+    _check_logprobs("prompt_logprobs", params.prompt_logprobs, limits)
+    if limits.tokenizer is None:
+        _check_textless(params)
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=list(prompt_ids),
+        params=params,
+        max_tokens=_max_tokens(params, len(prompt_ids), limits.max_model_len),
+        seed=_seed(params.seed, limits.seeds),
+        eos_token_ids=list(limits.eos_token_ids),
+        bad_words_ids=_bad_words_ids(params.bad_words or [], limits),
+        priority=priority,
+        arrival=time.monotonic(),
+        cache_salt=cache_salt,
+    )
+
+
+def _check_labels(request_id: str, priority: int, cache_salt: str) -> None:
+    if not isinstance(request_id, str) or not 0 < len(request_id) <= MAX_REQUEST_ID:
+        raise InputError(f"request_id must be a string of 1 to {MAX_REQUEST_ID} characters", param="request_id")
+    if not _is_int(priority) or not -INT64 <= priority < INT64:
+        raise InputError(f"priority must be a 64-bit integer, got {priority!r:.80}", param="priority")
+    if not isinstance(cache_salt, str) or len(cache_salt) > MAX_CACHE_SALT:
+        raise InputError(f"cache_salt must be a string of at most {MAX_CACHE_SALT} characters", param="cache_salt")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_prompt(prompt_ids: list[int], limits: Limits) -> None:
+    if not isinstance(prompt_ids, list | tuple):
+        raise InputError(f"the prompt must be a list of token ids, got {type(prompt_ids).__name__}", param="prompt")
+    if not prompt_ids:
+        raise InputError("the prompt is empty; at least one token is needed", param="prompt")
+    if len(prompt_ids) >= limits.max_model_len:
+        raise InputError(
+            f"the prompt has {len(prompt_ids)} tokens; max_model_len is {limits.max_model_len} for prompt and output "
+            f"together, so at most {limits.max_model_len - 1} fit: shorten the prompt",
+            param="prompt",
+        )
+    _check_ids("prompt", prompt_ids, limits.vocab_size)
+
+
+def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    # the set of types first: a bool is an int, and an id of another type could not be compared
+    if not {int} >= set(map(type, ids)):
+        wrong = next(i for i in ids if type(i) is not int)
+        raise InputError(f"{name} holds {wrong!r:.80}; token ids are integers", param=name)
+    outside = next((i for i in ids if not 0 <= i < vocab_size), None)
+    if outside is not None:
+        raise InputError(f"{name} holds token id {outside}; the vocabulary has 0 to {vocab_size - 1}", param=name)
+
+
+def _check_logprobs(name: str, asked: int | None, limits: Limits) -> None:
+    if asked is None:
+        return
+    count = limits.vocab_size if asked == -1 else asked
+    if count > limits.vocab_size:
+        raise InputError(f"{name}={asked} is more than the vocabulary's {limits.vocab_size} tokens", param=name)
+    if limits.max_logprobs != -1 and count > limits.max_logprobs:
+        raise InputError(
+            f"{name}={asked} is above max_logprobs={limits.max_logprobs}; ask for fewer, or start with a higher "
+            f"max_logprobs",
+            param=name,
+        )
+
+
+def _check_textless(params: SamplingParams) -> None:
+    for name in ("stop", "bad_words"):
+        if getattr(params, name):
+            raise InputError(f"{name} needs a tokenizer, and skip_tokenizer_init is set", param=name)
+
+
+def _max_tokens(params: SamplingParams, num_prompt: int, max_model_len: int) -> int:
+    rest = max_model_len - num_prompt
+    if params.min_tokens > rest:
+        raise InputError(
+            f"min_tokens={params.min_tokens} does not fit: the prompt has {num_prompt} of the context's "
+            f"{max_model_len} tokens",
+            param="min_tokens",
+        )
+    return rest if params.max_tokens is None else min(params.max_tokens, rest)
+
+
+def _seed(seed: int | None, seeds: random.Random) -> int:
+    return seeds.getrandbits(63) if seed is None else seed
+
+
+def _bad_words_ids(words: list[str], limits: Limits) -> list[list[int]]:
+    """Each word as tokenized at a text's start and after a space; what the model cannot sample is left out."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        bare = word.lstrip(" ")
+        for text in (bare, " " + bare) if bare else (word,):
+            if limits.tokenizer is None:
+                continue
+            ids = limits.tokenizer.encode(text, add_special_tokens=False)
+            if ids and max(ids) < limits.vocab_size:
+                found[tuple(ids)] = None
+    return [list(ids) for ids in found]

@@ -1,0 +1,97 @@
+"""In: the operating system. Out: cores and memory that this process may use, and BLAS held to a number of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import math
+import os
+from pathlib import Path
+
+from octavo.base.errors import ConfigError
+
+_CGROUP = Path("/sys/fs/cgroup")
+# numpy's own wheels prefix and suffix OpenBLAS's symbols; distributions do not; conda may bring MKL
+_SETTERS = (
+    "scipy_openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "openblas_set_num_threads",
+    "MKL_Set_Num_Threads",
+)
+
+
+def usable_cores() -> int:
+    """Cores by affinity and by the cgroup's CPU quota; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit() and int(period):
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)
+
+
+def hold_blas(threads: int | None) -> int:
+    """Let numpy's BLAS use `threads` threads (None: usable_cores()); returns that number.
+
+    Raises ConfigError if threads is given and this numpy's BLAS has no way to be told.
+    """
+    wanted = usable_cores() if threads is None else threads
+    extension = importlib.import_module("numpy._core._multiarray_umath")
+    library = ctypes.CDLL(extension.__file__)  # symbols of what it links are found through it
+    for name in _SETTERS:
+        setter = getattr(library, name, None)
+        if setter is not None:
+            setter(ctypes.c_int(wanted))
+            return wanted
+    if threads is not None:
+        raise ConfigError(
+            f"threads={threads}: this NumPy's BLAS cannot be told; leave threads out and set OMP_NUM_THREADS",
+            param="threads",
+        )
+    return wanted
+
+
+def memory_bytes() -> tuple[int, int]:
+    """(total, available) bytes: the machine's, or the cgroup's where that is less."""
+    meminfo = _fields(_read(Path("/proc/meminfo")))
+    if "MemTotal" in meminfo:
+        total = meminfo["MemTotal"] << 10
+        free = meminfo.get("MemAvailable", meminfo.get("MemFree", 0)) << 10
+    else:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = os.sysconf("SC_PHYS_PAGES") * page
+        free = os.sysconf("SC_AVPHYS_PAGES") * page if "SC_AVPHYS_PAGES" in os.sysconf_names else total // 2
+    for folder in _cgroup_folders():
+        limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
+        if limit.isdigit() and used.isdigit():
+            cached = _fields(_read(folder / "memory.stat")).get("inactive_file", 0)
+            total = min(total, int(limit))
+            free = min(free, int(limit) - int(used) + cached)
+    return total, max(0, free)
+
+
+def _cgroup_folders() -> list[Path]:
+    """This process's cgroup (version 2) and those above it."""
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        if line.startswith("0::"):
+            own = _CGROUP / line[3:].lstrip("/")
+            return [folder for folder in (own, *own.parents) if folder.is_relative_to(_CGROUP)]
+    return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _fields(text: str) -> dict[str, int]:
+    """Lines of "name: number ..." or "name number"."""
+    found = {}
+    for line in text.splitlines():
+        name, _, rest = line.replace(":", " ", 1).partition(" ")
+        number = rest.split()
+        if number and number[0].isdigit():
+            found[name] = int(number[0])
+    return found

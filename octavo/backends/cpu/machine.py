@@ -1,0 +1,88 @@
+"""In: a program, its weights, a batch. Out: hidden states and logits. Owns the registers and the layer caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from octavo.backends.cpu import ops
+from octavo.backends.cpu.attention import SCORES, AttentionPlan
+from octavo.backends.cpu.program import Instruction, Program
+from octavo.backends.cpu.rows import Batch
+
+_LOGIT_BYTES = 64 << 20
+
+
+class Machine:
+    """Walks a program. Arrays are made at once but take memory only where they are used."""
+
+    def __init__(
+        self, program: Program, weights: dict[str, np.ndarray], *, max_tokens: int, max_model_len: int, block_size: int
+    ) -> None:
+        self.program = program
+        self.block_size = block_size
+        self.max_tokens = max_tokens
+        vocab = program.tail_registers["logits"][0]
+        self.tail_rows = max(1, _LOGIT_BYTES // (4 * vocab))
+        self._weights = weights
+        self._registers = {n: np.empty((max_tokens, *s), np.float32) for n, s in program.registers.items()}
+        self._tail = {n: np.empty((self.tail_rows, *s), np.float32) for n, s in program.tail_registers.items()}
+        self._scratch = np.empty(max(SCORES, program.heads * (max_model_len + 1)), np.float32)
+        self._inv_freq = [np.array(rope.inv_freq, np.float64) for rope in program.ropes]
+        self._caches: dict[str, np.ndarray] = {}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return sum(array.nbytes for array in self._weights.values())
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that registers may come to take."""
+        arrays = (*self._registers.values(), *self._tail.values(), self._scratch)
+        return sum(array.nbytes for array in arrays)
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make the layer caches: keys.{i} and values.{i}, laid out as attention.py draws them."""
+        for i, (kv_heads, dim) in enumerate(self.program.caches):
+            shape = (kv_heads, num_blocks, self.block_size, dim)
+            self._caches[f"keys.{i}"] = np.zeros(shape, np.float32)
+            self._caches[f"values.{i}"] = np.zeros(shape, np.float32)
+
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copy blocks in every layer; all sources are read before a destination is written."""
+        sources, destinations = (list(side) for side in zip(*copies, strict=True))
+        for cache in self._caches.values():
+            cache[:, destinations] = cache[:, sources]
+
+    def forward(self, batch: Batch) -> np.ndarray:
+        """Write the batch's K and V into the cache; returns its hidden states [T, hidden], good until the next call."""
+        tokens = len(batch.tokens)
+        names: dict[str, Any] = {name: array[:tokens] for name, array in self._registers.items()}
+        names |= self._weights
+        names |= self._caches
+        names |= {"tokens": batch.tokens, "slots": batch.slots}
+        names["plan"] = AttentionPlan(batch.spans, self.block_size, self.program.heads, self._scratch)
+        for i, rope in enumerate(self.program.ropes):
+            names[f"cos.{i}"], names[f"sin.{i}"] = ops.rope_tables(
+                batch.positions, self._inv_freq[i], attention_factor=rope.attention_factor
+            )
+        _walk(self.program.body, names)
+        hidden: np.ndarray = names["x"]
+        return hidden
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """Logits [N, vocab] of hidden states [N, hidden], N <= tail_rows; good until the next call."""
+        names: dict[str, Any] = {name: array[: len(hidden)] for name, array in self._tail.items()}
+        names |= self._weights
+        names["last"][...] = hidden
+        _walk(self.program.tail, names)
+        logits: np.ndarray = names["logits"]
+        return logits
+
+
+def _walk(instructions: tuple[Instruction, ...], names: dict[str, Any]) -> None:
+    for instruction in instructions:
+        arguments = [None if name is None else names[name] for name in instruction.arguments]
+        ops.OPS[instruction.op](*arguments, **instruction.options)

@@ -1,0 +1,202 @@
+"""In: arrays. Out: `out` (or the named array) filled. One pure function an op: its definition for native kernels.
+
+T is the step's number of tokens, D the head size. All floats are float32. Outputs are written whole, never read first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from octavo.backends.cpu.attention import AttentionPlan, attend
+
+Op = Callable[..., None]
+
+
+def embed(out: np.ndarray, tokens: np.ndarray, weight: np.ndarray, *, scale: float) -> None:
+    """out [T, hidden] = weight[tokens] * scale; tokens [T] lie in [0, vocab)."""
+    # mode="clip" keeps take from buffering `out`; rows.py admits no other token ids
+    np.take(weight, tokens, axis=0, out=out, mode="clip")
+    if scale != 1.0:
+        out *= np.float32(scale)
+
+
+def add(x: np.ndarray, delta: np.ndarray) -> None:
+    """x += delta, both [T, hidden]."""
+    x += delta
+
+
+def rms_norm(
+    out: np.ndarray, x: np.ndarray, weight: np.ndarray, delta: np.ndarray | None = None, *, eps: float, offset: float
+) -> None:
+    """x += delta where given; out = x / sqrt(mean(x^2) + eps) * (offset + weight).  [T, width]; out may be x."""
+    if delta is not None:
+        x += delta
+    scale = np.einsum("ij,ij->i", x, x)
+    scale /= x.shape[1]
+    scale += np.float32(eps)
+    np.sqrt(scale, out=scale)
+    np.divide(x, scale[:, None], out=out)
+    out *= weight + np.float32(offset) if offset else weight
+
+
+def linear(out: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
+    """out [T, ...] = x [T, ...] @ weight.T + bias, with trailing axes taken as one; weight [out, in], bias [out]."""
+    flat = out.reshape(len(out), -1)
+    np.matmul(x.reshape(len(x), -1), weight.T, out=flat)
+    if bias is not None:
+        flat += bias
+
+
+def qk_norm(qkv: np.ndarray, weight: np.ndarray, *, eps: float, offset: float) -> None:
+    """RMSNorm over D, in place, of the first heads of qkv [T, heads + 2 kv_heads, D]; weight [heads + kv_heads, D]."""
+    qk = qkv[:, : len(weight)]
+    scale = np.einsum("thd,thd->th", qk, qk)
+    scale /= qk.shape[2]
+    scale += np.float32(eps)
+    np.sqrt(scale, out=scale)
+    qk /= scale[:, :, None]
+    qk *= weight + np.float32(offset) if offset else weight
+
+
+def rope(qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray, *, heads: int, interleaved: bool) -> None:
+    """Turn the pairs of the first `heads` heads of qkv [T, *, D], in place; cos, sin [T, pairs] (rope_tables).
+
+    Pair j is (2j, 2j + 1) where interleaved, else (j, j + pairs); what lies past 2 * pairs stays.
+    """
+    pairs = cos.shape[1]
+    if interleaved:
+        first, second = qkv[:, :heads, 0 : 2 * pairs : 2], qkv[:, :heads, 1 : 2 * pairs : 2]
+    else:
+        first, second = qkv[:, :heads, :pairs], qkv[:, :heads, pairs : 2 * pairs]
+    cos, sin = cos[:, None], sin[:, None]
+    turned = first * cos
+    turned -= second * sin
+    second *= cos
+    second += first * sin
+    first[...] = turned
+
+
+def rope_tables(
+    positions: np.ndarray, inv_freq: np.ndarray, *, attention_factor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin, float32 [T, pairs], of positions [T] * inv_freq [pairs], taken in float64."""
+    angles = np.multiply.outer(positions.astype(np.float64), inv_freq)
+    cos, sin = np.cos(angles), np.sin(angles)
+    return (cos * attention_factor).astype(np.float32), (sin * attention_factor).astype(np.float32)
+
+
+def write_kv(keys: np.ndarray, values: np.ndarray, qkv: np.ndarray, slots: np.ndarray) -> None:
+    """Put each token's K and V into its slot (block * block_size + offset) of keys, values.
+
+    keys, values [kv_heads, blocks, block_size, D]; qkv [T, heads + 2 kv_heads, D]; slots [T].
+    """
+    kv_heads, dim = keys.shape[0], keys.shape[3]
+    k, v = qkv[:, -2 * kv_heads : -kv_heads], qkv[:, -kv_heads:]
+    keys.reshape(kv_heads, -1, dim)[:, slots] = k.transpose(1, 0, 2)
+    values.reshape(kv_heads, -1, dim)[:, slots] = v.transpose(1, 0, 2)
+
+
+def paged_attention(
+    out: np.ndarray,
+    qkv: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    """out [T, heads, D]: each token's heads attend to the keys of its own row up to itself (window: the last ones).
+
+    scores = scale * q.k, then softcap * tanh(scores / softcap) where set; keys, values as in write_kv, run first.
+    """
+    attend(out, qkv[:, : out.shape[1]], keys, values, plan, scale=scale, window=window, softcap=softcap)
+
+
+def gated(out: np.ndarray, gate_up: np.ndarray, *, act: str) -> None:
+    """out [T, width] = act(gate) * up, where gate_up [T, 2 * width] is gate | up."""
+    width = out.shape[1]
+    ACTIVATIONS[act](out, gate_up[:, :width])
+    out *= gate_up[:, width:]
+
+
+def _silu(out: np.ndarray, x: np.ndarray) -> None:
+    """x / (1 + exp(-x))"""
+    np.negative(x, out=out)
+    np.exp(out, out=out)
+    out += 1
+    np.divide(x, out, out=out)
+
+
+def _gelu(out: np.ndarray, x: np.ndarray) -> None:
+    """x * (1 + erf(x / sqrt 2)) / 2"""
+    np.multiply(x, np.float32(math.sqrt(0.5)), out=out)
+    out[...] = _erf(out)
+    out += 1
+    out *= x
+    out *= np.float32(0.5)
+
+
+def _gelu_tanh(out: np.ndarray, x: np.ndarray) -> None:
+    """x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2"""
+    np.multiply(x, x, out=out)
+    out *= np.float32(0.044715)
+    out += 1
+    out *= x
+    out *= np.float32(math.sqrt(2 / math.pi))
+    np.tanh(out, out=out)
+    out += 1
+    out *= x
+    out *= np.float32(0.5)
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray, np.ndarray], None]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+}
+
+_ERF_STEPS = 64  # knots a unit
+_ERF_END = 6  # erf is 1 in float32 from 4 on
+_ERF_KNOTS = np.arange(_ERF_STEPS * _ERF_END + 2) / _ERF_STEPS
+_ERF_VALUES = np.array([math.erf(x) for x in _ERF_KNOTS])
+_ERF_SLOPES = 2 / math.sqrt(math.pi) * np.exp(-(_ERF_KNOTS**2)) / _ERF_STEPS
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    """The error function by cubic Hermite interpolation of exact values and slopes; off by less than 1e-8.
+
+    NumPy has none. NaN stays NaN.
+    """
+    place = np.minimum(np.abs(x), _ERF_END).astype(np.float64) * _ERF_STEPS
+    knot = np.nan_to_num(place).astype(np.int64)
+    t = place - knot
+    y0, y1, d0, d1 = _ERF_VALUES[knot], _ERF_VALUES[knot + 1], _ERF_SLOPES[knot], _ERF_SLOPES[knot + 1]
+    y = y0 + t * (d0 + t * (3 * (y1 - y0) - 2 * d0 - d1 + t * (2 * (y0 - y1) + d0 + d1)))
+    result: np.ndarray = np.copysign(y, x)
+    return result
+
+
+def softcap(x: np.ndarray, *, cap: float) -> None:
+    """x = cap * tanh(x / cap), in place."""
+    x /= np.float32(cap)
+    np.tanh(x, out=x)
+    x *= np.float32(cap)
+
+
+def head(out: np.ndarray, x: np.ndarray, weight: np.ndarray, *, scale: float) -> None:
+    """Logits: out [N, vocab] = x [N, hidden] @ weight.T * scale."""
+    np.matmul(x, weight.T, out=out)
+    if scale != 1.0:
+        out *= np.float32(scale)
+
+
+OPS: dict[str, Op] = {
+    op.__name__: op
+    for op in (embed, add, rms_norm, linear, qk_norm, rope, write_kv, paged_attention, gated, softcap, head)
+}
+"""Every op that a program may name."""

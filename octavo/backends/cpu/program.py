@@ -1,0 +1,175 @@
+"""In: a ModelSpec. Out: its forward pass as a list of ops, their registers, and how weights are packed for them.
+
+A program is walked once a step; nothing in it depends on the step. Arguments are names: registers, packed weights,
+the layer caches `keys.{i}` and `values.{i}`, and the step's own `tokens, slots, plan, cos.{i}, sin.{i}`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from octavo.models.spec import Attention, GatedMLP, Layer, ModelSpec, RMSNorm, Rope
+
+_PARTS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """ops.OPS[op](*arguments, **options); an argument of None is passed as None."""
+
+    op: str
+    arguments: tuple[str | None, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A packed weight: the parameters `sources` (ModelSpec.parameters) one after the other, seen as `shape`."""
+
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """body: all tokens, from `tokens` to the residual stream `x`.  tail: chosen tokens, from `last` to `logits`.
+
+    registers: name -> shape a token; those of the tail are kept apart.  ropes: distinct, cos.{i} belongs to ropes[i].
+    caches: (kv_heads, head_dim) by layer.  heads: most query heads of a layer.
+    """
+
+    body: tuple[Instruction, ...]
+    tail: tuple[Instruction, ...]
+    registers: dict[str, tuple[int, ...]]
+    tail_registers: dict[str, tuple[int, ...]]
+    packs: dict[str, Pack]
+    ropes: tuple[Rope, ...]
+    caches: tuple[tuple[int, int], ...]
+    heads: int
+
+
+def build_program(spec: ModelSpec) -> Program:
+    """Write the forward pass of a spec."""
+    builder = _Builder(spec)
+    builder.embed()
+    for index, layer in enumerate(spec.layers):
+        builder.layer(index, layer)
+    builder.finish_body()
+    tail, tail_registers = builder.tail()
+    return Program(
+        body=tuple(builder.body),
+        tail=tail,
+        registers=builder.registers,
+        tail_registers=tail_registers,
+        packs=builder.packs,
+        ropes=tuple(builder.ropes),
+        caches=tuple((layer.mixer.kv_heads, layer.mixer.head_dim) for layer in spec.layers),
+        heads=max(layer.mixer.heads for layer in spec.layers),
+    )
+
+
+class _Builder:
+    """The residual stream is register `x`; a branch's result waits in `y` until the next norm adds it."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.body: list[Instruction] = []
+        hidden = (spec.hidden_size,)
+        self.registers: dict[str, tuple[int, ...]] = {"x": hidden, "h": hidden, "y": hidden}
+        self.packs: dict[str, Pack] = {}
+        self.ropes: list[Rope] = []
+        self.waiting = False
+        self.shapes = spec.parameters()
+
+    def embed(self) -> None:
+        self._pack("embed", "embed")
+        self._emit("embed", "x", "tokens", "embed", scale=self.spec.embedding_scale)
+
+    def layer(self, index: int, layer: Layer) -> None:
+        prefix = f"layers.{index}."
+        self._attention(index, layer.mixer, self._norm_in(prefix + "pre_mixer", layer.pre_mixer))
+        self._norm_out(prefix + "post_mixer", layer.post_mixer)
+        self._mlp(prefix, layer.ffn, self._norm_in(prefix + "pre_ffn", layer.pre_ffn))
+        self._norm_out(prefix + "post_ffn", layer.post_ffn)
+
+    def finish_body(self) -> None:
+        if self.waiting:
+            self._emit("add", "x", "y")
+
+    def tail(self) -> tuple[tuple[Instruction, ...], dict[str, tuple[int, ...]]]:
+        spec, head = self.spec, self.spec.head
+        self._pack("final_norm", "final_norm")
+        weight = "embed" if head.tied else self._pack("head", "head")
+        norm = {"eps": spec.final_norm.eps, "offset": spec.final_norm.offset}
+        tail = [
+            Instruction("rms_norm", ("last", "last", "final_norm"), norm),
+            Instruction("head", ("logits", "last", weight), {"scale": head.scale}),
+        ]
+        if head.softcap is not None:
+            tail.append(Instruction("softcap", ("logits",), {"cap": head.softcap}))
+        return tuple(tail), {"last": (spec.hidden_size,), "logits": (spec.vocab_size,)}
+
+    def _attention(self, index: int, a: Attention, source: str) -> None:
+        prefix = f"layers.{index}."
+        qkv = self._register("qkv", a.heads + 2 * a.kv_heads, a.head_dim)
+        attended = self._register("attended", a.heads, a.head_dim)
+        weight = self._pack(prefix + "qkv", *(prefix + part for part in _PARTS))
+        bias = self._pack(prefix + "qkv_bias", *(f"{prefix}{part}_bias" for part in _PARTS)) if a.qkv_bias else None
+        self._emit("linear", qkv, source, weight, bias)
+        if a.qk_norm is not None:
+            sources = (prefix + "q_norm",) * a.heads + (prefix + "k_norm",) * a.kv_heads
+            self.packs[prefix + "qk_norm"] = Pack(sources, (a.heads + a.kv_heads, a.head_dim))
+            self._emit("qk_norm", qkv, prefix + "qk_norm", eps=a.qk_norm.eps, offset=a.qk_norm.offset)
+        if a.rope is not None:
+            if a.rope not in self.ropes:
+                self.ropes.append(a.rope)
+            which = self.ropes.index(a.rope)
+            tables = (f"cos.{which}", f"sin.{which}")
+            self._emit("rope", qkv, *tables, heads=a.heads + a.kv_heads, interleaved=a.rope.interleaved)
+        keys, values = f"keys.{index}", f"values.{index}"
+        self._emit("write_kv", keys, values, qkv, "slots")
+        options: dict[str, Any] = {"scale": a.scale, "window": a.window, "softcap": a.softcap}
+        self._emit("paged_attention", attended, qkv, keys, values, "plan", **options)
+        output_bias = self._pack(prefix + "o_bias", prefix + "o_bias") if a.output_bias else None
+        self._emit("linear", "y", attended, self._pack(prefix + "o", prefix + "o"), output_bias)
+
+    def _mlp(self, prefix: str, f: GatedMLP, source: str) -> None:
+        gate_up = self._register("gate_up", 2 * f.width)
+        wide = self._register("wide", f.width)
+        weight = self._pack(prefix + "gate_up", prefix + "gate", prefix + "up")
+        bias = self._pack(prefix + "gate_up_bias", prefix + "gate_bias", prefix + "up_bias") if f.bias else None
+        self._emit("linear", gate_up, source, weight, bias)
+        self._emit("gated", wide, gate_up, act=f.act)
+        down_bias = self._pack(prefix + "down_bias", prefix + "down_bias") if f.bias else None
+        self._emit("linear", "y", wide, self._pack(prefix + "down", prefix + "down"), down_bias)
+
+    def _norm_in(self, name: str, norm: RMSNorm | None) -> str:
+        """Add what waits to `x`, then norm it into `h`; returns the register that the branch reads."""
+        delta = "y" if self.waiting else None
+        self.waiting = False
+        if norm is not None:
+            self._emit("rms_norm", "h", "x", self._pack(name, name), delta, eps=norm.eps, offset=norm.offset)
+            return "h"
+        if delta is not None:
+            self._emit("add", "x", delta)
+        return "x"
+
+    def _norm_out(self, name: str, norm: RMSNorm | None) -> None:
+        if norm is not None:
+            self._emit("rms_norm", "y", "y", self._pack(name, name), eps=norm.eps, offset=norm.offset)
+        self.waiting = True
+
+    def _register(self, kind: str, *shape: int) -> str:
+        """A register of this shape; layers of equal shape share it."""
+        name = f"{kind}.{'x'.join(map(str, shape))}"
+        self.registers[name] = shape
+        return name
+
+    def _pack(self, name: str, *sources: str) -> str:
+        shapes = [self.shapes[source].shape for source in sources]
+        self.packs[name] = Pack(sources, (sum(shape[0] for shape in shapes), *shapes[0][1:]))
+        return name
+
+    def _emit(self, op: str, *arguments: str | None, **options: Any) -> None:
+        self.body.append(Instruction(op, arguments, options))

@@ -1,0 +1,145 @@
+"""In: begins, block updates and ends of sequences. Out: each step's spans and token arrays (Batch).
+
+Arrays that outlive steps, one line a row:
+
+    tokens [rows, max_model_len + 1]   known token ids, the first `length` of them
+    blocks [rows, max blocks]          the block table, the first `num_blocks` of it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from octavo.backends.cpu.sampler import RowSampler
+from octavo.base.types.plan import BlockUpdate, RowBegin, RowStep
+
+
+class RowError(Exception):
+    """What a plan asks of one row cannot be done; the row fails with this message, its neighbours go on."""
+
+
+@dataclass
+class Row:
+    """One sequence's life in its row. failed: the reason, once it has failed; it stays so until a new begin."""
+
+    length: int
+    num_prompt: int
+    num_blocks: int
+    sampler: RowSampler
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """A row's share of a step: batch tokens [first, first + count) are its positions from `start`.
+
+    blocks: the row's block table, as far as position start + count needs it.
+    """
+
+    row: int
+    first: int
+    start: int
+    count: int
+    sample: bool
+    blocks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's arrays, int64 [T]: token ids, positions in their rows, and slots of the cache that they write."""
+
+    spans: list[Span]
+    tokens: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+
+
+class Rows:
+    """The rows of a backend."""
+
+    def __init__(self, num_rows: int, *, max_model_len: int, block_size: int, num_blocks: int, vocab_size: int) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.vocab_size = vocab_size
+        self.tokens = np.zeros((num_rows, max_model_len + 1), np.int64)
+        self.blocks = np.zeros((num_rows, max_model_len // block_size + 1), np.int64)
+        self.rows: list[Row | None] = [None] * num_rows
+
+    def get(self, row: int) -> Row:
+        """The sequence in a row. Raises RowError where there is none, or where it has failed."""
+        if not 0 <= row < len(self.rows):
+            raise RowError(f"row {row} is not one of the {len(self.rows)} rows")
+        found = self.rows[row]
+        if found is None:
+            raise RowError(f"row {row} holds no sequence")
+        if found.failed is not None:
+            raise RowError(found.failed)
+        return found
+
+    def begin(self, begin: RowBegin) -> None:
+        """Put a sequence into a row, in place of what was there. Raises RowError."""
+        if not 0 <= begin.row < len(self.rows):
+            raise RowError(f"row {begin.row} is not one of the {len(self.rows)} rows")
+        self.rows[begin.row] = None
+        tokens = np.asarray(begin.token_ids, np.int64)
+        if len(tokens) > self.tokens.shape[1]:
+            raise RowError(f"{len(tokens)} tokens are more than the context of {self.tokens.shape[1] - 1}")
+        if len(tokens) and (tokens.min() < 0 or tokens.max() >= self.vocab_size):
+            raise RowError(f"a token id lies outside the vocabulary of {self.vocab_size}")
+        try:
+            sampler = RowSampler(begin.sampling, vocab_size=self.vocab_size)
+        except (ValueError, OverflowError) as error:
+            raise RowError(str(error)) from error
+        self.rows[begin.row] = Row(len(tokens), begin.num_prompt, 0, sampler)
+        self.tokens[begin.row, : len(tokens)] = tokens
+        self.update(BlockUpdate(begin.row, 0, begin.blocks))
+
+    def update(self, update: BlockUpdate) -> None:
+        """Append or replace blocks of a row. Raises RowError."""
+        row = self.get(update.row)
+        blocks = np.asarray(update.blocks, np.int64)
+        end = update.index + len(blocks)
+        if not 0 <= update.index <= row.num_blocks or end > self.blocks.shape[1]:
+            raise RowError(f"blocks {update.index}..{end} do not follow the row's {row.num_blocks}")
+        if len(blocks) and (blocks.min() < 0 or blocks.max() >= self.num_blocks):
+            raise RowError(f"a block lies outside the cache of {self.num_blocks}")
+        self.blocks[update.row, update.index : end] = blocks
+        row.num_blocks = max(row.num_blocks, end)
+
+    def end(self, row: int) -> None:
+        """Empty a row."""
+        if 0 <= row < len(self.rows):
+            self.rows[row] = None
+
+    def fail(self, row: int, reason: str) -> None:
+        """Keep a row from running until it begins anew."""
+        if 0 <= row < len(self.rows) and (found := self.rows[row]) is not None:
+            found.failed = reason
+
+    def append(self, row: int, position: int, token: int) -> None:
+        """Make `token` the row's token at `position`, and its last."""
+        self.tokens[row, position] = token
+        self.get(row).length = position + 1
+
+    def span(self, step: RowStep, first: int) -> Span:
+        """A row's share of a step. Raises RowError where tokens or blocks are missing."""
+        row = self.get(step.row)
+        end = step.start + step.count
+        if step.start < 0 or step.count < 1 or end > row.length:
+            raise RowError(f"positions {step.start}..{end} are not all known: the row has {row.length} tokens")
+        if step.sample and end >= self.tokens.shape[1]:
+            raise RowError(f"no token fits after the context of {self.tokens.shape[1] - 1}")
+        needed = -(-end // self.block_size)
+        if needed > row.num_blocks:
+            raise RowError(f"position {end - 1} lies past the row's {row.num_blocks} blocks")
+        return Span(step.row, first, step.start, step.count, step.sample, self.blocks[step.row, :needed])
+
+    def batch(self, spans: list[Span]) -> Batch:
+        """The arrays of a step of these spans, which follow each other from 0."""
+        counts = [span.count for span in spans]
+        row = np.repeat([span.row for span in spans], counts)
+        positions = np.arange(len(row)) + np.repeat([span.start - span.first for span in spans], counts)
+        block, offset = np.divmod(positions, self.block_size)
+        return Batch(spans, self.tokens[row, positions], positions, self.blocks[row, block] * self.block_size + offset)

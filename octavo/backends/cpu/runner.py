@@ -1,0 +1,114 @@
+"""In: StepPlans. Out: StepResults, computed by NumPy on this machine's cores: the backend port's cpu side."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from octavo.backends.cpu.host import hold_blas, memory_bytes
+from octavo.backends.cpu.machine import Machine
+from octavo.backends.cpu.program import build_program
+from octavo.backends.cpu.rows import Rows
+from octavo.backends.cpu.step import Steps
+from octavo.backends.cpu.weights import check_weights, load_packs
+from octavo.base.errors import UnsupportedError
+from octavo.base.types.plan import StepPlan, StepResult
+from octavo.base.types.ports import DeviceMemory, Progress
+from octavo.base.types.tensor import Weights
+from octavo.models.spec import ModelSpec
+
+MAX_BEGUN = 2
+
+
+class CpuBackend:
+    """base.types.ports.Backend. Steps run one after the other on a thread of their own.
+
+    threads: BLAS threads, the cores that this process may use where None (a setting of the whole process).
+    Raises UnsupportedError for a dtype other than float32 (auto means that).
+    """
+
+    def __init__(
+        self,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        max_num_batched_tokens: int,
+        block_size: int,
+        dtype: str = "float32",
+        threads: int | None = None,
+    ) -> None:
+        if dtype not in ("auto", "float32"):
+            raise UnsupportedError(f"dtype {dtype} is not supported on the cpu backend; use float32", param="dtype")
+        self._max_num_seqs = max_num_seqs
+        self._max_model_len = max_model_len
+        self._max_tokens = max_num_batched_tokens
+        self._block_size = block_size
+        self._threads = hold_blas(threads)
+        self._machine: Machine | None = None
+        self._steps: Steps | None = None
+        self._vocab_size = 0
+        self._begun: deque[Future[StepResult]] = deque()
+        self._worker = ThreadPoolExecutor(1, "octavo-cpu")
+
+    def load(self, spec: ModelSpec, weights: Weights, progress: Progress | None = None) -> None:
+        """Dequantize the weights to float32. Raises ModelFormatError for missing or misshapen ones."""
+        check_weights(spec, weights)
+        program = build_program(spec)
+        arrays = load_packs(program.packs, weights, threads=self._threads, progress=progress)
+        self._vocab_size = spec.vocab_size
+        self._machine = Machine(
+            program,
+            arrays,
+            max_tokens=self._max_tokens,
+            max_model_len=self._max_model_len,
+            block_size=self._block_size,
+        )
+
+    def memory(self) -> DeviceMemory:
+        """Bytes now; what a step may still come to take is not counted as free."""
+        total, free = memory_bytes()
+        machine = self._loaded()
+        return DeviceMemory(total=total, free=max(0, free - machine.work_bytes), weights=machine.weight_bytes)
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make the KV cache."""
+        machine = self._loaded()
+        machine.allocate(num_blocks)
+        rows = Rows(
+            self._max_num_seqs,
+            max_model_len=self._max_model_len,
+            block_size=self._block_size,
+            num_blocks=num_blocks,
+            vocab_size=self._vocab_size,
+        )
+        self._steps = Steps(machine, rows)
+
+    def begin(self, plan: StepPlan) -> None:
+        """Hand a step to the worker; at most two are begun and unfinished."""
+        if self._steps is None:
+            raise RuntimeError("begin before allocate")
+        if len(self._begun) >= MAX_BEGUN:
+            raise RuntimeError(f"{MAX_BEGUN} steps are begun and unfinished")
+        self._begun.append(self._worker.submit(self._steps.run, plan))
+
+    def finish(self) -> StepResult:
+        """Wait for the oldest unfinished step; raises what that step raised."""
+        if not self._begun:
+            raise RuntimeError("finish without begin")
+        return self._begun.popleft().result()
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Nothing rare is known here yet: raises UnsupportedError."""
+        raise UnsupportedError(f"the cpu backend does not know {name}", param="name")
+
+    def close(self) -> None:
+        """Let the step that runs end, then free everything; idempotent."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._begun.clear()
+        self._machine = self._steps = None
+
+    def _loaded(self) -> Machine:
+        if self._machine is None:
+            raise RuntimeError("load comes first")
+        return self._machine

@@ -1,0 +1,160 @@
+"""In: one row's logits, its tokens and sampling parameters. Out: a token id, and log probabilities.
+
+Order (vLLM's): allowed ids, bad words, min_tokens, logit_bias, penalties; then the best token if greedy, else
+temperature, min_p, top_k, top_p and a draw. Log probabilities are those of the logits as they come.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from octavo.base.types.plan import RowSampling, TokenLogprobs
+
+GREEDY_BELOW = 1e-5
+_TOP_P_FIRST = 1024
+
+
+class RowSampler:
+    """A row's RowSampling, with its lists as arrays. Raises ValueError naming a field with an id out of the vocabulary.
+
+    plain: nothing but the largest logit counts.
+    """
+
+    def __init__(self, sampling: RowSampling, *, vocab_size: int) -> None:
+        self.sampling = sampling
+        self.greedy = sampling.temperature < GREEDY_BELOW
+        self.allowed = None
+        if sampling.allowed_token_ids is not None:
+            self.allowed = _ids("allowed_token_ids", sampling.allowed_token_ids, vocab_size)
+        self.bias_ids = _ids("logit_bias", list(sampling.logit_bias), vocab_size)
+        self.bias = np.array(list(sampling.logit_bias.values()), np.float32)
+        self.bad_words = [_ids("bad_words_ids", word, vocab_size) for word in sampling.bad_words_ids if word]
+        # ids past the vocabulary cannot be sampled anyway
+        self.stop_ids = np.array([i for i in sampling.stop_token_ids if 0 <= i < vocab_size], np.int64)
+        self.has_penalties = (
+            sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0
+        )
+        self.plain = self.greedy and not (
+            self.allowed is not None or self.bad_words or len(self.bias) or self.has_penalties or sampling.min_tokens
+        )
+
+    def choose(self, logits: np.ndarray, tokens: np.ndarray, *, num_prompt: int) -> int:
+        """The token after `tokens` (all of the row's, the first num_prompt of them the prompt).
+
+        A function of logits [vocab], seed and len(tokens) alone. Raises ValueError if nothing may be sampled.
+        """
+        sampling = self.sampling
+        scores = logits.astype(np.float32)
+        outputs = tokens[num_prompt:]
+        if self.allowed is not None:
+            keep_only(scores, self.allowed)
+        for word in self.bad_words:
+            ban_word(scores, word, outputs)
+        if len(outputs) < sampling.min_tokens:
+            scores[self.stop_ids] = -np.inf
+        scores[self.bias_ids] += self.bias
+        if self.has_penalties:
+            penalize(scores, tokens, outputs, sampling)
+        best = int(scores.argmax())
+        if not math.isfinite(scores[best]):
+            raise ValueError("no token may be sampled: allowed_token_ids, bad_words and min_tokens leave none")
+        if self.greedy:
+            return best
+        scores -= scores[best]
+        scores /= np.float32(sampling.temperature)
+        if sampling.min_p > 0:
+            keep_min_p(scores, sampling.min_p)
+        if 0 < sampling.top_k < len(scores):
+            keep_top_k(scores, sampling.top_k)
+        if sampling.top_p < 1:
+            keep_top_p(scores, sampling.top_p)
+        return draw(scores, seed=sampling.seed, position=len(tokens))
+
+
+def _ids(field: str, ids: list[int], vocab_size: int) -> np.ndarray:
+    found = np.array(ids, np.int64)
+    if len(found) and (found.min() < 0 or found.max() >= vocab_size):
+        raise ValueError(f"{field} holds a token id outside the vocabulary of {vocab_size}")
+    return found
+
+
+def keep_only(scores: np.ndarray, ids: np.ndarray) -> None:
+    """-inf everywhere but at ids."""
+    kept = scores[ids]
+    scores.fill(-np.inf)
+    scores[ids] = kept
+
+
+def ban_word(scores: np.ndarray, word: np.ndarray, outputs: np.ndarray) -> None:
+    """-inf at the word's last token if `outputs` ends with its others."""
+    others = word[:-1]
+    if len(others) <= len(outputs) and np.array_equal(outputs[len(outputs) - len(others) :], others):
+        scores[word[-1]] = -np.inf
+
+
+def penalize(scores: np.ndarray, tokens: np.ndarray, outputs: np.ndarray, sampling: RowSampling) -> None:
+    """Repetition over all tokens (divides what is above 0, multiplies what is below), the others over outputs."""
+    if sampling.repetition_penalty != 1.0:
+        seen = np.unique(tokens)
+        found = scores[seen]
+        penalty = np.float32(sampling.repetition_penalty)
+        scores[seen] = np.where(found > 0, found / penalty, found * penalty)
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        seen, counts = np.unique(outputs, return_counts=True)
+        penalties = sampling.frequency_penalty * counts + sampling.presence_penalty
+        scores[seen] -= penalties.astype(np.float32)
+
+
+def keep_min_p(scores: np.ndarray, min_p: float) -> None:
+    """-inf where a token is less likely than min_p times the likeliest; the largest score is 0."""
+    scores[scores < np.float32(math.log(min_p))] = -np.inf
+
+
+def keep_top_k(scores: np.ndarray, k: int) -> None:
+    """-inf below the k-th largest; those equal to it stay."""
+    least = np.partition(scores, len(scores) - k)[len(scores) - k]
+    scores[scores < least] = -np.inf
+
+
+def keep_top_p(scores: np.ndarray, top_p: float) -> None:
+    """-inf past the likeliest tokens that together reach top_p; at least one stays. The largest score is 0."""
+    weights = np.exp(scores, dtype=np.float64)
+    enough = top_p * weights.sum()
+    count = min(_TOP_P_FIRST, len(scores))
+    while True:
+        likeliest = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
+        order = likeliest[np.lexsort((likeliest, -scores[likeliest]))]
+        before = np.cumsum(weights[order]) - weights[order]
+        if count == len(scores) or before[-1] >= enough:
+            break
+        count = min(count * 16, len(scores))
+    kept = order[: max(1, int((before < enough).sum()))]
+    keep_only(scores, kept)
+
+
+def draw(scores: np.ndarray, *, seed: int, position: int) -> int:
+    """A token with probability softmax(scores), by the race of exponentials: the largest of exp(score) / e_i.
+
+    e is drawn for the whole vocabulary from Philox, keyed by (seed, position) with its counter at 0: the same token
+    gets the same e whatever the filters left, so that noise in the logits rarely changes the outcome.
+    float64, because a float32 draw is exactly 0 often enough to be seen.
+    """
+    philox = np.random.Philox(key=np.array([seed & (2**64 - 1), position], np.uint64))
+    race = np.random.Generator(philox).standard_exponential(len(scores))
+    # in logarithms nothing underflows; -inf never wins
+    return int((scores - np.log(np.maximum(race, np.finfo(np.float64).tiny))).argmax())
+
+
+def token_logprobs(logits: np.ndarray, token: int, count: int) -> TokenLogprobs:
+    """log_softmax(logits [vocab]) of `token`, then of the `count` likeliest (-1: of all; equal ones by id)."""
+    peak = logits.max()
+    total = np.log(np.exp(logits - peak).sum(dtype=np.float64))
+    vocab = len(logits)
+    count = vocab if count < 0 else min(count, vocab)
+    likeliest = np.arange(vocab) if count == vocab else np.argpartition(logits, vocab - count)[vocab - count :]
+    order = likeliest[np.lexsort((likeliest, -logits[likeliest]))]
+    ids = np.concatenate(([token], order))
+    values = logits[ids].astype(np.float64) - (peak + total)
+    return TokenLogprobs(ids.tolist(), values.tolist(), 1 + int((logits > logits[token]).sum()))

@@ -1,0 +1,96 @@
+"""In: stored tensors and a program's packs. Out: float32 arrays, dequantized piece by piece on a few threads."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+
+import numpy as np
+
+from octavo.backends.cpu.program import Pack
+from octavo.base.errors import ModelFormatError
+from octavo.base.types.ports import Progress
+from octavo.base.types.tensor import StoredTensor, Weights
+from octavo.models.spec import ModelSpec
+from octavo.quant.scheme import dequantize
+
+_PIECE = 1 << 19
+"""Elements dequantized at once: temporaries stay in a core's cache, and one large tensor keeps all threads busy."""
+
+Piece = tuple[StoredTensor, np.ndarray]
+"""Some rows of a stored tensor, and where their numbers go."""
+
+
+def check_weights(spec: ModelSpec, weights: Weights) -> None:
+    """Raises ModelFormatError if a parameter of the spec is missing or of another shape."""
+    for name, parameter in spec.parameters().items():
+        tensor = weights.get(name)
+        if tensor is None:
+            raise ModelFormatError(
+                f"the checkpoint has no tensor for {name}; it is incomplete, or not a {spec.family} model"
+            )
+        if tensor.shape != parameter.shape:
+            raise ModelFormatError(
+                f"tensor {tensor.name} ({name}) has shape {list(tensor.shape)}, the model's config makes it "
+                f"{list(parameter.shape)}; the checkpoint and its config do not belong together"
+            )
+
+
+def load_packs(
+    packs: Mapping[str, Pack], weights: Weights, *, threads: int, progress: Progress | None = None
+) -> dict[str, np.ndarray]:
+    """float32, C order, by pack name. Calls progress("weights", stored bytes done, of all); gives mapped pages back."""
+    arrays, pieces = {}, []
+    for name, pack in packs.items():
+        array = arrays[name] = np.empty(pack.shape, np.float32)
+        flat, at = array.reshape(-1), 0
+        for source in pack.sources:
+            tensor = weights[source]
+            size = prod(tensor.shape)
+            pieces += _pieces(tensor, flat[at : at + size])
+            at += size
+    total = sum(stored.data.nbytes for stored, _ in pieces)
+    lock, done = threading.Lock(), 0
+
+    def run(piece: Piece) -> None:
+        nonlocal done
+        stored, target = piece
+        target[...] = dequantize(stored).reshape(-1)
+        if progress is not None:
+            with lock:
+                done += stored.data.nbytes
+                progress("weights", done, total)
+
+    with ThreadPoolExecutor(threads, "octavo-load") as pool:
+        for _ in pool.map(run, pieces):
+            pass
+    _release(weights)
+    return arrays
+
+
+def _pieces(tensor: StoredTensor, target: np.ndarray) -> list[Piece]:
+    """Cut by rows, so that groups stay whole. target: flat, of the tensor's size."""
+    if len(tensor.shape) < 2:
+        return [(tensor, target)]
+    rows, width = tensor.shape[0], prod(tensor.shape[1:])
+    row_bytes = tensor.data.nbytes // rows if rows else 0
+    step = max(1, _PIECE // max(1, width))
+    data = tensor.data.cast("B")
+    pieces = []
+    for at in range(0, rows, step):
+        end = min(rows, at + step)
+        shape = (end - at, *tensor.shape[1:])
+        part = StoredTensor(tensor.name, tensor.scheme, shape, data[at * row_bytes : end * row_bytes])
+        pieces.append((part, target[at * width : end * width]))
+    return pieces
+
+
+def _release(weights: Weights) -> None:
+    """Tell the kernel that mapped files are not needed in memory for now; reading them again still works."""
+    maps = {id(tensor.data.obj): tensor.data.obj for tensor in weights.values()}
+    for mapped in maps.values():
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)

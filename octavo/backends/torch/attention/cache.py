@@ -1,0 +1,49 @@
+"""The paged KV cache on a device: keys and values in, by slot; blocks copied, slots gathered.
+
+One tensor a layer, so that layers may differ in heads and width:
+    [2 (k, v), num_blocks, block_size, kv_heads, head_dim]      slot = block * block_size + offset
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from octavo.backends.torch.device.transfer import upload
+from octavo.models.spec import ModelSpec
+
+
+class KVCache:
+    """All layers' keys and values."""
+
+    def __init__(
+        self, spec: ModelSpec, *, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_blocks, self.block_size, self.dtype, self.device = num_blocks, block_size, dtype, device
+        self._layers = [
+            torch.empty(  # slots that no token was written to are never read, and cost no memory on a CPU
+                (2, num_blocks, block_size, layer.mixer.kv_heads, layer.mixer.head_dim), dtype=dtype, device=device
+            )
+            for layer in spec.layers
+        ]
+
+    def slots(self, layer: int) -> Tensor:
+        """[2, num_blocks * block_size, kv_heads, head_dim], a view."""
+        return self._layers[layer].flatten(1, 2)
+
+    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """k, v: [tokens, kv_heads, head_dim] into slots [tokens]."""
+        keys, values = self.slots(layer)
+        keys.index_copy_(0, slots, k)
+        values.index_copy_(0, slots, v)
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """(source, destination) blocks; all sources are read before any destination is written."""
+        if not copies:
+            return
+        pairs = upload(copies, torch.int64, self.device)
+        source, destination = pairs[:, 0], pairs[:, 1]
+        for tensor in self._layers:
+            tensor.index_copy_(1, destination, tensor.index_select(1, source))

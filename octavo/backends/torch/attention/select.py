@@ -1,0 +1,61 @@
+"""The implementations in order of preference; a model's layers in, one PagedAttention for all of them out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from octavo.backends.torch.attention.cache import KVCache
+from octavo.backends.torch.attention.port import Case, Implementation, PagedAttention
+from octavo.backends.torch.attention.reference import REFERENCE
+from octavo.backends.torch.attention.sdpa import SDPA
+from octavo.backends.torch.batch import Batch
+from octavo.base.errors import UnsupportedError
+from octavo.models.spec import Attention, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+IMPLEMENTATIONS: tuple[Implementation, ...] = (SDPA, REFERENCE)
+
+
+def choose(case: Case, implementations: Sequence[Implementation] = IMPLEMENTATIONS) -> tuple[Implementation, list[str]]:
+    """The first that takes the case, and what the ones before it said. Raises UnsupportedError if none does."""
+    refusals: list[str] = []
+    for implementation in implementations:
+        reasons = implementation.supports(case)
+        if not reasons:
+            return implementation, refusals
+        refusals.append(f"{implementation.name}: {', '.join(reasons)}")
+    raise UnsupportedError(f"no attention implementation runs {case} ({'; '.join(refusals)})")
+
+
+class AttentionStack:
+    """Each layer by the first implementation that takes it. names: the one chosen, by layer."""
+
+    def __init__(self, spec: ModelSpec, cache: KVCache) -> None:
+        self.names: list[str] = []
+        chosen: dict[str, tuple[Implementation, dict[int, Attention]]] = {}
+        told: set[str] = set()
+        for i, layer in enumerate(spec.layers):
+            case = Case(layer.mixer, cache.dtype, cache.device.type, cache.block_size)
+            implementation, refusals = choose(case)
+            chosen.setdefault(implementation.name, (implementation, {}))[1][i] = layer.mixer
+            self.names.append(implementation.name)
+            line = f"attention: {implementation.name}" + (f" (not {'; '.join(refusals)})" if refusals else "")
+            if line not in told:
+                told.add(line)
+                logger.info("%s, from layer %d", line, i)
+        made = {name: implementation.make(layers, cache) for name, (implementation, layers) in chosen.items()}
+        self._used = list(made.values())
+        self._by_layer: list[PagedAttention] = [made[name] for name in self.names]
+
+    def plan(self, batch: Batch) -> None:
+        """As port.PagedAttention.plan."""
+        for attention in self._used:
+            attention.plan(batch)
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        """As port.PagedAttention.run."""
+        return self._by_layer[layer].run(q, k, v, layer)

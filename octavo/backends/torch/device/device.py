@@ -1,0 +1,37 @@
+"""Names of devices and number types in, torch's own out."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.base.errors import ConfigError
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device. Raises ConfigError for a name that is unknown or a device that is not here."""
+    if name == "cpu":
+        return torch.device("cpu")
+    if name != "cuda":
+        raise ConfigError(f"device {name!r} is not one of cpu, cuda", param="device")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"device cuda: PyTorch {torch.__version__} finds no CUDA device; use --device torch:cpu, or install a "
+            "PyTorch built for CUDA and the driver",
+            param="device",
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def resolve_dtype(name: str, *, device: torch.device, stored: str) -> torch.dtype:
+    """The arithmetic and KV type; "auto" is float32 on a CPU and `stored`, the checkpoint's own, elsewhere."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else stored
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}", param="dtype")
+    return DTYPES[name]

@@ -1,0 +1,62 @@
+"""Bytes of a device, all and free; on a CPU the process's own limits (control group) count."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from octavo.models.spec import ModelSpec
+
+_GROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+def device_bytes(device: torch.device) -> tuple[int, int]:
+    """(total, free) bytes now."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        # what torch holds but does not use can be handed out again
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return total, free + spare
+    return _host_bytes()
+
+
+def activation_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -> int:
+    """An upper estimate of what one step of `tokens` tokens and `rows` sampled rows takes beside weights and cache."""
+    widest = 0
+    for layer in spec.layers:
+        mixer = layer.mixer
+        qkv = (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
+        # q, k, v before and after rope, one of them in float32; or gate_up, its halves and their product
+        widest = max(widest, qkv * (2 * element + 4), layer.ffn.width * 4 * element)
+    stream = spec.hidden_size * (2 * element + 8)
+    # logits in float32 with log probabilities, noise, and a sort's values and int64 indices
+    return tokens * (widest + stream) + rows * spec.vocab_size * 28
+
+
+def _host_bytes() -> tuple[int, int]:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = _fields(_MEMINFO).get("MemAvailable", total // 1024) * 1024
+    limit, used = _number(_GROUP / "memory.max"), _number(_GROUP / "memory.current")
+    if limit is not None and used is not None:
+        # cached file pages are given back when memory is needed
+        used -= _fields(_GROUP / "memory.stat").get("inactive_file", 0)
+        total, free = min(total, limit), min(free, max(limit - used, 0))
+    return total, free
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None  # no control group here, or its limit is "max"
+
+
+def _fields(path: Path) -> dict[str, int]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    return {words[0].rstrip(":"): int(words[1]) for words in map(str.split, lines) if len(words) > 1}

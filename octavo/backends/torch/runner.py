@@ -1,0 +1,163 @@
+"""TorchBackend: base.types.ports.Backend in eager PyTorch. StepPlans in, StepResults out, in the order begun."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import torch
+
+from octavo.backends.torch.attention.cache import KVCache
+from octavo.backends.torch.attention.select import AttentionStack
+from octavo.backends.torch.device.device import resolve_device, resolve_dtype
+from octavo.backends.torch.device.memory import activation_bytes, device_bytes
+from octavo.backends.torch.layers.decoder import Decoder, check_words
+from octavo.backends.torch.rows import Rows
+from octavo.backends.torch.step import Launched, StepRunner, collect
+from octavo.backends.torch.weights import load_weights
+from octavo.base.errors import ConfigError, UnsupportedError
+from octavo.base.types.plan import BlockUpdate, RowBegin, StepPlan, StepResult
+from octavo.base.types.ports import DeviceMemory, Progress
+from octavo.base.types.tensor import Weights
+from octavo.models.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+MAX_UNFINISHED = 2
+
+
+class TorchBackend:
+    """One device. Steps run on one worker thread; methods are to be called from one thread."""
+
+    def __init__(
+        self,
+        *,
+        device: str = "cpu",
+        max_num_seqs: int,
+        max_model_len: int,
+        max_num_batched_tokens: int,
+        block_size: int,
+        dtype: str = "float32",
+        threads: int | None = None,
+    ) -> None:
+        """device: "cpu" or "cuda".  dtype: as ModelConfig.dtype.  threads: of one operation on a CPU."""
+        self._device = resolve_device(device)
+        resolve_dtype(dtype, device=self._device, stored="float32")  # a wrong name is told now, not after loading
+        self._dtype_name = dtype
+        self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
+        self._max_num_tokens, self._block_size = max_num_batched_tokens, block_size
+        self._decoder: Decoder | None = None
+        self._attention: AttentionStack | None = None
+        self._runner: StepRunner | None = None
+        self._unfinished: deque[Future[Launched]] = deque()
+        self._worker = ThreadPoolExecutor(1, "octavo-torch", initializer=_set_threads, initargs=(threads,))
+
+    def load(self, spec: ModelSpec, weights: Weights, progress: Progress | None = None) -> None:
+        """Weights onto the device. ModelFormatError: a tensor is missing or misshapen; UnsupportedError: a word."""
+        check_words(spec)
+        dtype = resolve_dtype(self._dtype_name, device=self._device, stored=spec.dtype)
+        with torch.inference_mode():
+            loaded = load_weights(spec, weights, dtype=dtype, device=self._device, progress=progress)
+        self._decoder = Decoder(spec, loaded)
+
+    def memory(self) -> DeviceMemory:
+        """`free` leaves room for the largest step's intermediate values."""
+        decoder = self._loaded()
+        total, free = device_bytes(self._device)
+        step = activation_bytes(
+            decoder.spec,
+            tokens=self._max_num_tokens,
+            rows=self._max_num_seqs,
+            element=decoder.weights.embed.element_size(),
+        )
+        return DeviceMemory(total=total, free=max(free - step, 0), weights=decoder.weights.num_bytes)
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make rows and cache. ConfigError where num_blocks is below 1."""
+        decoder = self._loaded()
+        if num_blocks < 1:
+            raise ConfigError(
+                f"the KV cache would have {num_blocks} blocks; give it memory with --kv-cache-memory-bytes",
+                param="kv_cache_memory_bytes",
+            )
+        with torch.inference_mode():
+            cache = KVCache(
+                decoder.spec,
+                num_blocks=num_blocks,
+                block_size=self._block_size,
+                dtype=decoder.weights.embed.dtype,
+                device=self._device,
+            )
+            rows = Rows(
+                max_num_seqs=self._max_num_seqs,
+                max_model_len=self._max_model_len,
+                block_size=self._block_size,
+                num_blocks=num_blocks,
+                vocab_size=decoder.spec.vocab_size,
+                device=self._device,
+            )
+        self._attention = AttentionStack(decoder.spec, cache)
+        self._runner = StepRunner(decoder, rows, cache, self._attention)
+
+    def begin(self, plan: StepPlan) -> None:
+        """Hand the step to the worker; returns at once. `plan` may be changed afterwards."""
+        runner = self._runner
+        if runner is None:
+            raise RuntimeError("begin before load and allocate, or after close")
+        if len(self._unfinished) >= MAX_UNFINISHED:
+            raise RuntimeError(f"{MAX_UNFINISHED} steps are begun and unfinished; call finish first")
+        if plan.num_tokens > self._max_num_tokens:
+            raise RuntimeError(f"step {plan.step} has {plan.num_tokens} tokens, the limit is {self._max_num_tokens}")
+        self._unfinished.append(self._worker.submit(_launch, runner, _snapshot(plan)))
+
+    def finish(self) -> StepResult:
+        """Wait for the oldest unfinished step; raises what the whole step raised."""
+        if not self._unfinished:
+            raise RuntimeError("finish without begin")
+        return collect(self._unfinished.popleft().result())
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """The one name known is "describe": device, dtype and attention implementation of each layer."""
+        if name != "describe" or arguments:
+            known = "describe, which takes no arguments"
+            raise UnsupportedError(f"the torch backend has no call {name}({', '.join(arguments)}); it has {known}")
+        decoder = self._loaded()
+        return {
+            "device": str(self._device),
+            "dtype": str(decoder.weights.embed.dtype).removeprefix("torch."),
+            "attention": list(self._attention.names) if self._attention else [],
+        }
+
+    def close(self) -> None:
+        """Ends the worker after the step it is at, drops weights and cache."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._unfinished.clear()
+        self._decoder = self._attention = self._runner = None
+
+    def _loaded(self) -> Decoder:
+        if self._decoder is None:
+            raise RuntimeError("the model is not loaded, or was closed")
+        return self._decoder
+
+
+def _set_threads(threads: int | None) -> None:
+    """On the worker: torch keeps the number of threads by thread."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _launch(runner: StepRunner, plan: StepPlan) -> Launched:
+    with torch.inference_mode():
+        return runner.launch(plan)
+
+
+def _snapshot(plan: StepPlan) -> StepPlan:
+    """The plan with lists of its own where it may share the engine's, which grow while the worker reads."""
+    return msgspec.structs.replace(
+        plan,
+        begins=[RowBegin(b.row, list(b.token_ids), b.num_prompt, list(b.blocks), b.sampling) for b in plan.begins],
+        updates=[BlockUpdate(u.row, u.index, list(u.blocks)) for u in plan.updates],
+    )

@@ -1,0 +1,211 @@
+"""One step: a StepPlan in; work on the device, then a StepResult out. What goes wrong with one row is that row's alone.
+
+`StepRunner.launch` runs on the worker, `collect` on the caller: between them stands `Launched`, results on their way.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from octavo.backends.torch.attention.cache import KVCache
+from octavo.backends.torch.attention.port import PagedAttention
+from octavo.backends.torch.batch import Batch, make_batch
+from octavo.backends.torch.device.transfer import Download, upload
+from octavo.backends.torch.layers.decoder import Decoder
+from octavo.backends.torch.rows import Rows
+from octavo.backends.torch.sampling.group import Group
+from octavo.backends.torch.sampling.logprobs import Logprobs, is_finite, token_logprobs
+from octavo.backends.torch.sampling.sampler import choose_tokens
+from octavo.base.types.plan import RowStep, StepPlan, StepResult, TokenLogprobs
+
+logger = logging.getLogger(__name__)
+
+NOT_FINITE = "the model's output is not finite (NaN or infinity)"
+NOTHING_TO_SAMPLE = "allowed_token_ids, bad_words and min_tokens together leave no token to sample"
+
+PROMPT_TILE_ELEMENTS = 1 << 25
+"""Logits of prompt positions made at a time: 128 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Rows sampled together; host tensors [m]. logprobs: (which of the m, their log probabilities)."""
+
+    rows: list[int]
+    tokens: Tensor
+    finite: Tensor
+    empty: Tensor
+    logprobs: list[tuple[list[int], Logprobs]]
+
+
+@dataclass
+class Launched:
+    """A step under way. finite: bool, parallel to `ran`.  prompt: row -> (first position, log probabilities)."""
+
+    plan: StepPlan
+    download: Download
+    ran: list[int] = field(default_factory=list)
+    finite: Tensor | None = None
+    sampled: list[Sampled] = field(default_factory=list)
+    prompt: dict[int, tuple[int, list[Logprobs]]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+class StepRunner:
+    """Runs steps over the model, its rows and its cache."""
+
+    def __init__(self, decoder: Decoder, rows: Rows, cache: KVCache, attention: PagedAttention) -> None:
+        self._decoder, self._rows, self._cache, self._attention = decoder, rows, cache, attention
+
+    def launch(self, plan: StepPlan) -> Launched:
+        """Carry the plan out. Raises only what concerns the whole step."""
+        launched = Launched(plan, Download(self._rows.device))
+        self._rows.apply(plan)
+        self._cache.copy_blocks(plan.copies)
+        steps: list[RowStep] = []
+        for step in plan.rows:
+            refusal = self._rows.refusal(step)
+            if refusal is None:
+                steps.append(step)
+            else:
+                launched.failed[step.row] = refusal
+        if steps:
+            self._run(make_batch(steps, self._rows), launched)
+        launched.download.seal()
+        return launched
+
+    def _run(self, batch: Batch, launched: Launched) -> None:
+        hidden = self._decoder.forward(batch, self._attention)
+        launched.ran = [step.row for step in batch.steps]
+        launched.finite = launched.download.add(_finite_rows(hidden, batch))
+        sampling = [i for i, step in enumerate(batch.steps) if step.sample]
+        if sampling:
+            self._sample_isolated(sampling, batch, hidden, launched)
+        for i, step in enumerate(batch.steps):
+            count = self._rows.state(step.row).sampling.prompt_logprobs
+            if count is None:
+                continue
+            try:
+                self._prompt_logprobs(i, count, batch, hidden, launched)
+            except Exception as error:
+                _fail(launched, step.row, "prompt log probabilities", error)
+
+    def _sample_isolated(self, indices: list[int], batch: Batch, hidden: Tensor, launched: Launched) -> None:
+        """All rows at once; where that fails one by one, so that the one at fault fails alone."""
+        try:
+            launched.sampled.append(self._sample(indices, batch, hidden, launched.download))
+        except Exception as error:
+            if len(indices) == 1:
+                _fail(launched, batch.steps[indices[0]].row, "sampling", error)
+                return
+            for i in indices:
+                self._sample_isolated([i], batch, hidden, launched)
+
+    def _sample(self, indices: list[int], batch: Batch, hidden: Tensor, download: Download) -> Sampled:
+        """Sample for the batch's rows at `indices` and write the tokens behind the rows' own."""
+        at = upload(indices, torch.int64, self._rows.device)
+        rows = [batch.steps[i].row for i in indices]
+        positions = [batch.steps[i].start + batch.steps[i].count for i in indices]
+        logits = self._decoder.logits(hidden[batch.last[at]])
+        finite = logits.isfinite().all(-1)
+        group = self._group(rows, batch.rows[at], positions)
+        raw = _raw_logits(logits, group)
+        tokens, empty = choose_tokens(logits, group)
+        tokens = torch.where(finite & ~empty, tokens, 0)
+        logprobs = [
+            (which, token_logprobs(kept, tokens[upload(which, torch.int64, tokens.device)], count).download(download))
+            for count, which, kept in raw
+        ]
+        self._rows.tokens[batch.rows[at], batch.positions[batch.last[at]] + 1] = tokens.int()
+        return Sampled(rows, download.add(tokens), download.add(finite), download.add(empty), logprobs)
+
+    def _group(self, rows: list[int], row_ids: Tensor, positions: list[int]) -> Group:
+        states = [self._rows.state(row) for row in rows]
+        integers = self._rows.integers[row_ids]
+        return Group(
+            sampling=[state.sampling for state in states],
+            tables=[state.tables for state in states],
+            num_prompts=[state.num_prompt for state in states],
+            positions=positions,
+            rows=rows,
+            row_ids=row_ids,
+            tokens=self._rows.tokens,
+            floats=self._rows.floats[row_ids],
+            seeds=integers[:, 0],
+            top_k=integers[:, 1],
+        )
+
+    def _prompt_logprobs(self, index: int, count: int, batch: Batch, hidden: Tensor, launched: Launched) -> None:
+        """Entries for the prompt's positions after each of the row's tokens: p's comes from the state at p - 1."""
+        step = batch.steps[index]
+        end = min(step.start + step.count, self._rows.state(step.row).num_prompt - 1)
+        if end <= step.start:
+            return
+        first = sum(before.count for before in batch.steps[:index])
+        tile = max(1, PROMPT_TILE_ELEMENTS // self._decoder.spec.vocab_size)
+        parts: list[Logprobs] = []
+        for low in range(step.start, end, tile):
+            high = min(low + tile, end)
+            logits = self._decoder.logits(hidden[first + low - step.start : first + high - step.start])
+            tokens = self._rows.tokens[step.row, low + 1 : high + 1].long()
+            parts.append(token_logprobs(logits, tokens, count).download(launched.download))
+        launched.prompt[step.row] = (step.start + 1, parts)
+
+
+def collect(launched: Launched) -> StepResult:
+    """Wait for the results of a step."""
+    launched.download.wait()
+    failed = dict(launched.failed)
+    if launched.finite is not None:
+        for row, finite in zip(launched.ran, launched.finite.tolist(), strict=True):
+            if not finite:
+                failed.setdefault(row, NOT_FINITE)
+    tokens: dict[int, int] = {}
+    logprobs: dict[int, TokenLogprobs] = {}
+    for part in launched.sampled:
+        tokens.update(zip(part.rows, part.tokens.tolist(), strict=True))
+        for row, finite, empty in zip(part.rows, part.finite.tolist(), part.empty.tolist(), strict=True):
+            if not finite:
+                failed.setdefault(row, NOT_FINITE)
+            elif empty:
+                failed.setdefault(row, NOTHING_TO_SAMPLE)
+        for which, block in part.logprobs:
+            logprobs.update(zip([part.rows[i] for i in which], block.entries(), strict=True))
+    prompt: dict[int, tuple[int, list[TokenLogprobs]]] = {}
+    for row, (position, blocks) in launched.prompt.items():
+        entries = [entry for block in blocks for entry in block.entries()]
+        if not all(map(is_finite, entries)):
+            failed.setdefault(row, NOT_FINITE)
+        prompt[row] = (position, entries)
+    rows = [step.row for step in launched.plan.rows if step.sample]
+    return StepResult(
+        step=launched.plan.step,
+        tokens=[tokens.get(row, 0) for row in rows],
+        logprobs=[None if row in failed else logprobs.get(row) for row in rows],
+        prompt_logprobs={row: entries for row, entries in prompt.items() if row not in failed},
+        failed=failed,
+    )
+
+
+def _finite_rows(hidden: Tensor, batch: Batch) -> Tensor:
+    """bool [n]: no token of the row has a value that is not finite."""
+    bad = (~hidden.isfinite().all(-1)).long()
+    return torch.zeros_like(batch.rows).index_add_(0, batch.row_index, bad) == 0
+
+
+def _raw_logits(logits: Tensor, group: Group) -> list[tuple[int, list[int], Tensor]]:
+    """(alternatives, which rows, a copy of their logits) for rows that ask for log probabilities."""
+    asked: dict[int, list[int]] = {}
+    for i, sampling in enumerate(group.sampling):
+        if sampling.logprobs is not None:
+            asked.setdefault(sampling.logprobs, []).append(i)
+    return [(n, which, logits[upload(which, torch.int64, logits.device)]) for n, which in asked.items()]
+
+
+def _fail(launched: Launched, row: int, what: str, error: Exception) -> None:
+    logger.exception("step %d, row %d: %s failed", launched.plan.step, row, what)
+    launched.failed.setdefault(row, f"{what} failed ({type(error).__name__}: {error})")

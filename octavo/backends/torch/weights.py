@@ -1,0 +1,163 @@
+"""Stored tensors in, the decoder's weights on a device out: q, k, v fused into one matrix, gate and up into another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.base.errors import ModelFormatError
+from octavo.base.types.ports import Progress
+from octavo.base.types.tensor import StoredTensor, Weights
+from octavo.models.spec import Layer, ModelSpec, RMSNorm
+from octavo.quant.scheme import dequantize
+
+_PLAIN: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Norm weights are float32 with the norm's offset added. Matrices are [out, in]; absent ones are None.
+
+    qkv: [(heads + 2 * kv_heads) * head_dim, hidden], q's rows first.  gate_up: [2 * width, hidden], gate's first.
+    """
+
+    qkv: Tensor
+    o: Tensor
+    gate_up: Tensor
+    down: Tensor
+    qkv_bias: Tensor | None = None
+    o_bias: Tensor | None = None
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    pre_mixer: Tensor | None = None
+    post_mixer: Tensor | None = None
+    pre_ffn: Tensor | None = None
+    post_ffn: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """embed, head: [vocab, hidden], one tensor if tied.  num_bytes: on the device, counted once."""
+
+    embed: Tensor
+    head: Tensor
+    final_norm: Tensor
+    layers: tuple[LayerWeights, ...]
+    num_bytes: int
+
+
+def load_weights(
+    spec: ModelSpec, weights: Weights, *, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
+) -> ModelWeights:
+    """All of spec.parameters() on the device. Raises ModelFormatError for one that is missing or of another shape."""
+    _check(spec, weights)
+    loader = _Loader(weights, dtype=dtype, device=device, report=_reporter(spec, weights, progress))
+    embed = loader.matrix("embed")
+    layers = tuple(_load_layer(loader, f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
+    final_norm = loader.norm("final_norm", spec.final_norm)
+    head = embed if spec.head.tied else loader.matrix("head")
+    model = ModelWeights(embed, head, final_norm, layers, 0)
+    return ModelWeights(embed, head, final_norm, layers, _count_bytes(model))
+
+
+def to_torch(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
+    """A new host tensor of the stored shape; plain formats are cast directly, quantized ones by way of float32."""
+    plain = _PLAIN.get(stored.scheme.name)
+    if plain is None:
+        return torch.from_numpy(dequantize(stored)).to(dtype)
+    raw = torch.empty(stored.data.nbytes, dtype=torch.uint8)
+    raw.numpy()[:] = np.frombuffer(stored.data, np.uint8)
+    return raw.view(plain).reshape(stored.shape).to(dtype)
+
+
+class _Loader:
+    def __init__(
+        self, weights: Weights, *, dtype: torch.dtype, device: torch.device, report: Callable[[StoredTensor], None]
+    ) -> None:
+        self._weights, self._dtype, self._device, self._report = weights, dtype, device, report
+
+    def matrix(self, *names: str) -> Tensor:
+        """The named tensors one below the other, in the arithmetic type."""
+        parts = [self._weights[name] for name in names]
+        if len(parts) == 1:
+            whole = to_torch(parts[0], self._dtype)
+        else:
+            rows = sum(part.shape[0] for part in parts)
+            whole = torch.empty((rows, *parts[0].shape[1:]), dtype=self._dtype)
+            at = 0
+            for part in parts:
+                whole[at : at + part.shape[0]] = to_torch(part, self._dtype)
+                at += part.shape[0]
+        for part in parts:
+            self._report(part)
+        return whole.to(self._device)
+
+    def norm(self, name: str, norm: RMSNorm) -> Tensor:
+        """offset + w in float32."""
+        stored = self._weights[name]
+        self._report(stored)
+        return (to_torch(stored, torch.float32) + norm.offset).to(self._device)
+
+
+def _load_layer(loader: _Loader, prefix: str, layer: Layer) -> LayerWeights:
+    def matrix(*names: str) -> Tensor:
+        return loader.matrix(*(prefix + name for name in names))
+
+    def norm(name: str, word: RMSNorm | None) -> Tensor | None:
+        return loader.norm(prefix + name, word) if word else None
+
+    mixer, ffn = layer.mixer, layer.ffn
+    return LayerWeights(
+        qkv=matrix("q", "k", "v"),
+        o=matrix("o"),
+        gate_up=matrix("gate", "up"),
+        down=matrix("down"),
+        qkv_bias=matrix("q_bias", "k_bias", "v_bias") if mixer.qkv_bias else None,
+        o_bias=matrix("o_bias") if mixer.output_bias else None,
+        gate_up_bias=matrix("gate_bias", "up_bias") if ffn.bias else None,
+        down_bias=matrix("down_bias") if ffn.bias else None,
+        q_norm=norm("q_norm", mixer.qk_norm),
+        k_norm=norm("k_norm", mixer.qk_norm),
+        pre_mixer=norm("pre_mixer", layer.pre_mixer),
+        post_mixer=norm("post_mixer", layer.post_mixer),
+        pre_ffn=norm("pre_ffn", layer.pre_ffn),
+        post_ffn=norm("post_ffn", layer.post_ffn),
+    )
+
+
+def _check(spec: ModelSpec, weights: Weights) -> None:
+    for name, parameter in spec.parameters().items():
+        if name not in weights:
+            raise ModelFormatError(f"the checkpoint has no tensor for {name} ({spec.family}); is it complete?")
+        if weights[name].shape != parameter.shape:
+            raise ModelFormatError(
+                f"tensor {weights[name].name} ({name}) has shape {list(weights[name].shape)}, the config asks for "
+                f"{list(parameter.shape)}"
+            )
+
+
+def _reporter(spec: ModelSpec, weights: Weights, progress: Progress | None) -> Callable[[StoredTensor], None]:
+    """A function to be called with each tensor done; tells progress in stored bytes."""
+    total = sum(weights[name].data.nbytes for name in spec.parameters())
+    done = 0
+
+    def report(tensor: StoredTensor) -> None:
+        nonlocal done
+        done += tensor.data.nbytes
+        if progress is not None:
+            progress("weights", done, total)
+
+    return report
+
+
+def _count_bytes(model: ModelWeights) -> int:
+    tensors: list[Tensor | None] = [model.embed, model.final_norm]
+    tensors += [] if model.head is model.embed else [model.head]
+    tensors += [getattr(layer, f.name) for layer in model.layers for f in fields(layer)]
+    return sum(t.nbytes for t in tensors if t is not None)

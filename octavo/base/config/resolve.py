@@ -1,0 +1,77 @@
+"""An EngineConfig as a user gave it in; one without gaps, checked against the model, out. Pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from octavo.base.config.config import PARTS, EngineConfig, ModelConfig, SchedulerConfig
+from octavo.base.config.options import build_struct
+from octavo.base.errors import ConfigError
+
+DEFAULT_BATCHED_TOKENS = 2048
+MIN_QUEUED_REQUESTS = 256
+
+
+def from_options(options: dict[str, Any]) -> EngineConfig:
+    """Flat option values by name -> EngineConfig. ConfigError names an option that is unknown or out of bounds."""
+    parts: dict[str, Any] = {}
+    left = dict(options)
+    for name, kind in PARTS.items():
+        own = {field: left.pop(field) for field in kind.__struct_fields__ if field in left}
+        parts[name] = build_struct(kind, own)
+    if left:
+        raise ConfigError(f"unknown option {next(iter(left))!r}", param=next(iter(left)))
+    return EngineConfig(**parts)
+
+
+def resolve(config: EngineConfig, *, max_position: int) -> EngineConfig:
+    """Fill in max_model_len, max_num_batched_tokens and max_num_queued_reqs.
+
+    max_position: tokens the model was made for. ConfigError where options contradict each other or the model.
+    """
+    max_model_len = _max_model_len(config.model, max_position)
+    return msgspec.structs.replace(
+        config,
+        model=msgspec.structs.replace(config.model, max_model_len=max_model_len),
+        scheduler=_scheduler(config.scheduler, max_model_len),
+    )
+
+
+def _max_model_len(model: ModelConfig, max_position: int) -> int:
+    asked = model.max_model_len
+    if asked is None:
+        return max_position
+    if asked > max_position:
+        raise ConfigError(
+            f"max_model_len={asked} is above the {max_position} tokens that the model was made for; "
+            f"lower it, or raise max_position_embeddings by hf_overrides if the model supports more",
+            param="max_model_len",
+        )
+    return asked
+
+
+def _scheduler(scheduler: SchedulerConfig, max_model_len: int) -> SchedulerConfig:
+    batched = scheduler.max_num_batched_tokens
+    if batched is None:
+        batched = DEFAULT_BATCHED_TOKENS
+        if not scheduler.enable_chunked_prefill:
+            batched = max(batched, max_model_len)
+        batched = max(batched, scheduler.max_num_seqs)
+    if batched < scheduler.max_num_seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens={batched} is below max_num_seqs={scheduler.max_num_seqs}: a step could not give "
+            f"every sequence one token; raise the first or lower the second",
+            param="max_num_batched_tokens",
+        )
+    if not scheduler.enable_chunked_prefill and batched < max_model_len:
+        raise ConfigError(
+            f"max_num_batched_tokens={batched} is below max_model_len={max_model_len} while chunked prefill is off: "
+            f"a long prompt could never run; raise it, lower max_model_len, or enable_chunked_prefill",
+            param="max_num_batched_tokens",
+        )
+    queued = scheduler.max_num_queued_reqs
+    if queued is None:
+        queued = max(MIN_QUEUED_REQUESTS, 4 * scheduler.max_num_seqs)
+    return msgspec.structs.replace(scheduler, max_num_batched_tokens=batched, max_num_queued_reqs=queued)

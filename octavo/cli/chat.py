@@ -1,0 +1,111 @@
+"""`octavo chat MODEL`: a conversation in the terminal, streaming; with a question (argument or stdin): one answer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgspec
+
+from octavo.api.llm import LLM
+from octavo.base.errors import InputError, OctavoError
+from octavo.base.types.sampling import SamplingParams
+from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_sampling
+from octavo.cli.session import open_llm, write_answer
+
+HELP = "/exit leaves, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
+PROMPT = "> "
+
+
+def main(arguments: list[str]) -> int:
+    """Talk until /exit or the end of the input; the exit code."""
+    parser = Parser("chat", "Talk to a model in the terminal. " + HELP + ".")
+    add_model(parser)
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="ask this, print the answer and leave")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt", default=None)
+    add_sampling(parser)
+    add_engine(parser)
+    values = parser.parse(arguments)
+    question = values.pop("question")
+    if question is None and not sys.stdin.isatty():
+        question = sys.stdin.read().strip()
+        if not question:
+            raise InputError("the question on stdin is empty", param="question")
+    with open_llm(values) as llm:
+        params = take_sampling(values, _unlimited(llm))
+        conversation = Conversation(llm, params, system=values.get("system"))
+        if question is not None:
+            conversation.ask(question)
+            return 0
+        return _talk(conversation)
+
+
+def _unlimited(llm: LLM) -> SamplingParams:
+    """The model's own recommendation, and answers as long as the context allows."""
+    return msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=None)
+
+
+class Conversation:
+    """The messages so far; `ask` adds a question and its answer."""
+
+    def __init__(self, llm: LLM, params: SamplingParams, *, system: str | None) -> None:
+        self._llm = llm
+        self._params = params
+        self.system = system
+        self.messages: list[dict[str, Any]] = []
+
+    def ask(self, question: str) -> str:
+        """Stream the answer to stdout; a question that fails is not kept."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        asked = [*self.messages, {"role": "user", "content": question}]
+        ids = self._llm.render_chat([*system, *asked])
+        answer = write_answer(self._llm, ids, self._params, speed=sys.stderr.isatty())
+        self.messages = [*asked, {"role": "assistant", "content": answer}]
+        return answer
+
+
+def _talk(conversation: Conversation) -> int:
+    _line_editing()
+    print(HELP, file=sys.stderr)
+    while True:
+        try:
+            line = input(PROMPT).strip()
+        except EOFError:
+            print()
+            return 0
+        except KeyboardInterrupt:
+            print("\n(/exit or Ctrl-D leaves)", file=sys.stderr)
+            continue
+        if line.startswith("/"):
+            if not _command(conversation, line):
+                return 0
+        elif line:
+            try:
+                conversation.ask(line)
+            except OctavoError as error:
+                print(f"{error.message} (/clear forgets the conversation)", file=sys.stderr)
+
+
+def _command(conversation: Conversation, line: str) -> bool:
+    """Carry a /command out; False to leave."""
+    name, _, rest = line.partition(" ")
+    if name in ("/exit", "/quit", "/bye"):
+        return False
+    if name == "/clear":
+        conversation.messages = []
+        print("(a new conversation)", file=sys.stderr)
+    elif name == "/system":
+        conversation.system, conversation.messages = rest.strip() or None, []
+        print("(a new conversation, with this system prompt)" if rest.strip() else "(none)", file=sys.stderr)
+    else:
+        print(HELP, file=sys.stderr)
+    return True
+
+
+def _line_editing() -> None:
+    """Arrow keys and history at the prompt, where Python was built with readline."""
+    try:
+        import readline
+    except ImportError:
+        return
+    readline.set_history_length(1000)

@@ -1,0 +1,79 @@
+"""`octavo collect-env`: nothing in; versions, hardware and settings out, for a bug report. Secrets are not shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+
+from octavo import __version__
+from octavo.api.build import choose_device, device_memory
+from octavo.base.config.config import DeviceConfig
+from octavo.base.config.env import VARIABLES, read
+from octavo.cli.flags import Parser
+
+PACKAGES = (
+    "numpy",
+    "msgspec",
+    "tokenizers",
+    "minijinja",
+    "safetensors",
+    "huggingface-hub",
+    "granian",
+    "starlette",
+    "prometheus-client",
+    "torch",
+    "triton",
+    "mlx",
+)
+SECRETS = ("KEY", "TOKEN")
+
+
+def main(arguments: list[str]) -> int:
+    """Print one line for each fact."""
+    Parser("collect-env", "Print versions, hardware and settings, for a bug report.").parse(arguments)
+    device, reasons = choose_device(DeviceConfig())
+    memory = device_memory(device)
+    rows = [
+        ("octavo", __version__),
+        ("python", f"{sys.version.split()[0]} ({platform.python_implementation()}, {sys.executable})"),
+        ("system", platform.platform()),
+        ("processor", _processor()),
+        ("cores", f"{_cores()} usable of {os.cpu_count()}"),
+        ("device", f"{device} ({'; '.join(reasons)})"),
+        ("memory", f"{memory.free / 2**30:.1f} GiB free of {memory.total / 2**30:.1f} GiB"),
+    ]
+    rows += [(name, _version(name)) for name in PACKAGES]
+    rows += [(name, _setting(name)) for name in VARIABLES]
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        print(f"{name:<{width}}{value}")
+    return 0
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _setting(name: str) -> str:
+    value = read(name)
+    if not value:
+        return "not set"
+    return "set" if any(word in name for word in SECRETS) else value

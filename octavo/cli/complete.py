@@ -1,0 +1,31 @@
+"""`octavo complete MODEL "text"`: a text in (argument or stdin), its continuation out, streaming."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from octavo.base.errors import InputError
+from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_sampling
+from octavo.cli.session import open_llm, write_answer
+
+MAX_TOKENS = 256
+
+
+def main(arguments: list[str]) -> int:
+    """Print the continuation; the exit code."""
+    parser = Parser("complete", "Continue a text, streaming.")
+    add_model(parser)
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="what to continue; read from stdin where not given")
+    add_sampling(parser, max_tokens=MAX_TOKENS)
+    add_engine(parser)
+    values = parser.parse(arguments)
+    text = values.pop("text")
+    text = sys.stdin.read() if text is None else text
+    if not text:
+        raise InputError("the text to continue is empty", param="text")
+    with open_llm(values) as llm:
+        default = msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=MAX_TOKENS)
+        write_answer(llm, text, take_sampling(values, default), speed=sys.stderr.isatty())
+    return 0

@@ -1,0 +1,48 @@
+"""`octavo plan MODEL`: sizes, arithmetic and how many sequences fit, computed from the headers alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+from octavo.api.build import choose_device, device_memory, element_bytes, open_model
+from octavo.api.log import set_up_logging
+from octavo.base.config.resolve import resolve
+from octavo.cli.flags import Parser, add_engine, add_model, take_engine
+
+EXIT_NO_FIT = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Print the report; exit code 1 where the model does not fit."""
+    from octavo.models.plan import plan_report, render
+
+    parser = Parser("plan", "What a model takes and whether it fits here. No weight is read.")
+    add_model(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    add_engine(parser)
+    values = parser.parse(arguments)
+    as_json = values.pop("json")
+    set_up_logging("WARNING")
+    config = take_engine(values)
+    model = open_model(config.model, with_text=False)
+    config = resolve(config, max_position=model.spec.max_position)
+    device, reasons = choose_device(config.device)
+    memory, element = device_memory(device), element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)
+    reserve = int(memory.total * (1.0 - config.device.gpu_memory_utilization))
+    report = plan_report(
+        model.spec,
+        weight_bytes=model.spec.num_parameters() * element,
+        element_bytes=element,
+        max_model_len=config.model.max_model_len or model.spec.max_position,
+        free_bytes=max(0, memory.free - reserve),
+    )
+    if as_json:
+        row = {"device": device, "stored_bytes": model.checkpoint.total_bytes, **dataclasses.asdict(report)}
+        json.dump(row, sys.stdout, indent=2)
+        print()
+    else:
+        print(f"{config.model.model} on {device} ({'; '.join(reasons)})")
+        print(render(report))
+    return 0 if report.sequences else EXIT_NO_FIT

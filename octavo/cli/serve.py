@@ -1,0 +1,56 @@
+"""`octavo serve MODEL`: flags in, a running HTTP server out; returns when it has drained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.api.arguments import Foreign
+from octavo.base.config.config import ServerConfig
+from octavo.base.config.options import build_struct, options
+from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
+
+_NOT_HERE = "this version does not have it; leave it out"
+_OFF = (None, False)
+
+FOREIGN: dict[str, Foreign] = {
+    "uds": Foreign((None,), "listen on --host and --port"),
+    "ssl_keyfile": Foreign((None,), "put a TLS proxy in front"),
+    "ssl_certfile": Foreign((None,), "put a TLS proxy in front"),
+    "ssl_ca_certs": Foreign((None,), "put a TLS proxy in front"),
+    "root_path": Foreign((None, ""), "let the proxy strip the prefix"),
+    "api_server_count": Foreign((1,), "one process serves HTTP"),
+    "enable_auto_tool_choice": Foreign(_OFF, _NOT_HERE),
+    "tool_call_parser": Foreign((None,), _NOT_HERE),
+    "reasoning_parser": Foreign((None, ""), _NOT_HERE),
+    "lora_modules": Foreign((None,), _NOT_HERE),
+    "middleware": Foreign((None, []), _NOT_HERE),
+    "default_chat_template_kwargs": Foreign((None, {}), "give chat_template_kwargs in the request"),
+    "response_role": Foreign(("assistant",), "the role of an answer is assistant"),
+    "allow_credentials": Foreign(_OFF, _NOT_HERE),
+    "config": Foreign((None,), "give the options as flags"),
+    "chat_template_content_format": Foreign(("auto", "string"), "the template decides", harmless=True),
+    "enable_request_id_headers": Foreign((True, False), "X-Request-Id is always sent", harmless=True),
+    "disable_fastapi_docs": Foreign((True, False), "", harmless=True),
+    "disable_uvicorn_access_log": Foreign((True, False), "", harmless=True),
+    "disable_frontend_multiprocessing": Foreign(_OFF, "the engine is always a process of its own", harmless=True),
+    "enable_prompt_tokens_details": Foreign((True, False), "cached tokens are always told", harmless=True),
+    "enable_server_load_tracking": Foreign(_OFF, "see /metrics", harmless=True),
+    "uvicorn_log_level": Foreign((), "set OCTAVO_LOG_LEVEL", harmless=True),
+    "log_config_file": Foreign((None,), "see --log-format and OCTAVO_LOG_LEVEL", harmless=True),
+    "max_log_len": Foreign((), "requests are not logged", harmless=True),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until SIGTERM or Ctrl-C; the exit code."""
+    parser = Parser("serve", "Serve a model over HTTP, by OpenAI's protocol.", foreign=FOREIGN)
+    add_model(parser)
+    server_options = options(ServerConfig)
+    add_options(parser.add_argument_group("server options"), list(server_options.values()))
+    add_engine(parser)
+    values: dict[str, Any] = parser.parse(arguments)
+    server = build_struct(ServerConfig, {name: values.pop(name) for name in server_options if name in values})
+    config = take_engine(values)
+    from octavo.server.launch import serve  # after the flags are known to be right: it costs the server's imports
+
+    return serve(config, server)

@@ -1,0 +1,81 @@
+"""What the commands that run a model in this process share: an LLM made from flags, an answer written as it comes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from octavo.api.llm import LLM
+from octavo.api.log import set_up_logging
+from octavo.base.errors import RequestFailedError
+from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+from octavo.cli.flags import take_engine
+
+
+@contextmanager
+def open_llm(values: dict[str, Any]) -> Iterator[LLM]:
+    """The model that the flags name; freed at the end."""
+    set_up_logging("WARNING")
+    config = take_engine(values)
+    with LLM(config) as llm:
+        yield llm
+
+
+class Speed:
+    """Counts one answer's tokens."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._start = time.monotonic()
+        self._first = 0.0
+        self._last = 0.0
+
+    def count(self, tokens: int) -> None:
+        """So many more have come."""
+        self._last = time.monotonic()
+        self._first = self._first or self._last
+        self.tokens += tokens
+
+    def line(self, finish_reason: str | None) -> str:
+        """For people: tokens, their rate after the first, the time to the first, why it ended."""
+        rate = (self.tokens - 1) / (self._last - self._first) if self._last > self._first else 0.0
+        speed = f", {rate:.1f} tokens/s" if rate else ""
+        why = {"length": ", cut off by the length limit", None: ", stopped"}.get(finish_reason, "")
+        return f"[{self.tokens} tokens{speed}, first after {max(self._first - self._start, 0):.2f} s{why}]"
+
+
+def write_answer(llm: LLM, prompt: str | list[int], params: SamplingParams, *, speed: bool) -> str:
+    """Stream one answer to stdout and return it; Ctrl-C ends it and keeps what has come.
+
+    speed: tokens a second go to stderr afterwards.
+    """
+    params = msgspec.structs.replace(params, output_kind=RequestOutputKind.DELTA)
+    meter, pieces = Speed(), []
+    reason: str | None = None
+    stream = llm.stream(prompt, params)
+    try:
+        for output in stream:
+            if output.error is not None:
+                raise RequestFailedError(output.error)
+            for completion in output.outputs:
+                meter.count(len(completion.token_ids))
+                pieces.append(completion.text)
+                sys.stdout.write(completion.text)
+                reason = completion.finish_reason
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        reason = None
+    finally:
+        close = getattr(stream, "close", None)
+        if close is not None:
+            close()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    if speed:
+        print(meter.line(reason), file=sys.stderr)
+    return "".join(pieces)

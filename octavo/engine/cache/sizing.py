@@ -1,0 +1,41 @@
+"""How many KV blocks: bytes a token and the device's memory in, a number of blocks out."""
+
+from __future__ import annotations
+
+from octavo.base.config.config import CacheConfig
+from octavo.base.errors import ConfigError
+
+
+def num_blocks(
+    kv_bytes_per_token: int,
+    *,
+    cache: CacheConfig,
+    free_bytes: int,
+    total_bytes: int,
+    utilization: float,
+    max_model_len: int,
+    max_num_seqs: int,
+) -> int:
+    """Blocks to allocate: what was ordered, else as much as the memory allows and the limits can ever use.
+
+    free_bytes, total_bytes: of the device, with the weights loaded.  utilization: share of total_bytes for weights
+    and cache together.  Raises ConfigError with the numbers where not even one context fits.
+    """
+    block_bytes = kv_bytes_per_token * cache.block_size
+    one_context = -(-max_model_len // cache.block_size)
+    if cache.num_gpu_blocks_override is not None:
+        blocks = cache.num_gpu_blocks_override
+    elif cache.kv_cache_memory_bytes is not None:
+        blocks = cache.kv_cache_memory_bytes // block_bytes
+    else:
+        budget = free_bytes - int(total_bytes * (1.0 - utilization))
+        blocks = min(max(budget, 0) // block_bytes, one_context * max_num_seqs)
+    if blocks < one_context:
+        need, have = one_context * block_bytes / 2**20, blocks * block_bytes / 2**20
+        raise ConfigError(
+            f"a context of {max_model_len} tokens takes {need:.0f} MiB of KV cache, there is room for {have:.0f} MiB; "
+            f"lower --max-model-len to {blocks * cache.block_size} or less, or raise --kv-cache-memory-bytes or "
+            "--gpu-memory-utilization",
+            param="max_model_len",
+        )
+    return int(blocks)

@@ -1,0 +1,217 @@
+"""Engine: Requests in, Outputs out; the loop that plans, launches and reads steps, one step ahead of the results."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from octavo.base.config.config import CacheConfig, SchedulerConfig
+from octavo.base.errors import ConfigError, InputError, OverloadedError, UnsupportedError
+from octavo.base.types.messages import EngineStats
+from octavo.base.types.output import Output
+from octavo.base.types.ports import Executor
+from octavo.base.types.request import Request
+from octavo.base.types.sampling import INT64
+from octavo.engine.cache.manager import CacheManager
+from octavo.engine.scheduler import Limits, Scheduled, Scheduler
+from octavo.engine.sequence import Sequence, Status, make_sequences
+from octavo.engine.update import apply_result, fail_step
+
+
+class Engine:
+    """One model's requests. No threads, no text, no arrays: `step` is to be called while `has_work`.
+
+    With async_scheduling a step is launched before the one before it is read, so a sequence found ended one step
+    late has one token thrown away.
+    """
+
+    def __init__(
+        self, executor: Executor, *, scheduler: SchedulerConfig, cache: CacheConfig, num_blocks: int, max_model_len: int
+    ) -> None:
+        max_num_tokens = scheduler.max_num_batched_tokens or max(2048, max_model_len)
+        _check_sizes(cache, num_blocks, max_model_len, max_num_tokens, scheduler.enable_chunked_prefill)
+        self.executor = executor
+        self.max_model_len = max_model_len
+        self.cache = CacheManager(
+            num_blocks=num_blocks,
+            block_size=cache.block_size,
+            enable_prefix_caching=cache.enable_prefix_caching,
+        )
+        limits = Limits(
+            max_num_seqs=scheduler.max_num_seqs,
+            max_num_tokens=max_num_tokens,
+            chunked=scheduler.enable_chunked_prefill,
+            policy=scheduler.scheduling_policy,
+        )
+        self.scheduler = Scheduler(limits, self.cache)
+        self._depth = 2 if scheduler.async_scheduling else 1
+        self._max_queued = scheduler.max_num_queued_reqs
+        self._in_flight: deque[Scheduled] = deque()
+        self._requests: dict[str, list[Sequence]] = {}
+        self._order = 0
+        self._generation_tokens = self._iteration_tokens = 0
+
+    def add(self, request: Request) -> None:
+        """Queue a request. InputError: it can never run here. OverloadedError: the queue is full."""
+        if request.request_id in self._requests:
+            raise InputError(f"request id {request.request_id!r} is in use", param="request_id")
+        _check_request(request, self.max_model_len)
+        if self._max_queued is not None and self.num_waiting >= max(self._max_queued, 1):
+            raise OverloadedError(f"{self.num_waiting} requests are waiting", retry_after=self._retry_after())
+        self._order += 1
+        sequences = make_sequences(request, self._order)
+        self._requests[request.request_id] = sequences
+        for seq in sequences:
+            self.scheduler.add(seq)
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Forget requests ("id") or single sequences ("id:index") in any state; unknown ones are passed over."""
+        for name in request_ids:
+            if name in self._requests:
+                for seq in self._requests[name]:
+                    self.scheduler.finish(seq)
+                del self._requests[name]
+                continue
+            request_id, _, index = name.rpartition(":")
+            for seq in self._requests.get(request_id, []):
+                if str(seq.index) == index:
+                    self.scheduler.finish(seq)
+                    self._drop_if_done(request_id)
+
+    def has_work(self) -> bool:
+        """True while a call of `step` can bring something."""
+        return bool(self._in_flight or len(self.scheduler.waiting) or len(self.scheduler.running))
+
+    def step(self) -> list[Output]:
+        """Launch the next step if there is one, then read the oldest where it is due."""
+        scheduled = self.scheduler.schedule()
+        outputs: list[Output] = []
+        if scheduled is not None:
+            try:
+                self.executor.begin(scheduled.plan)
+                self._in_flight.append(scheduled)
+                self._iteration_tokens = scheduled.plan.num_tokens
+            except Exception as error:  # one step's fault ends its own requests, not the engine
+                self.scheduler.undo(scheduled)
+                outputs += self._account(fail_step(self.scheduler, scheduled, error))
+        if self._in_flight and (scheduled is None or len(self._in_flight) >= self._depth):
+            outputs += self._read()
+        return outputs
+
+    def _read(self) -> list[Output]:
+        scheduled = self._in_flight.popleft()
+        try:
+            outputs = apply_result(self.scheduler, scheduled, self.executor.finish())
+        except Exception as error:
+            outputs = fail_step(self.scheduler, scheduled, error)
+        return self._account(outputs)
+
+    def _account(self, outputs: list[Output]) -> list[Output]:
+        for out in outputs:
+            self._generation_tokens += len(out.token_ids)
+            if out.finish_reason is not None:
+                self._drop_if_done(out.request_id)
+        return outputs
+
+    def _drop_if_done(self, request_id: str) -> None:
+        sequences = self._requests.get(request_id)
+        if sequences is not None and all(seq.status is Status.FINISHED for seq in sequences):
+            del self._requests[request_id]
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which nothing runs yet, or no longer."""
+        return len({seq.request.request_id for seq in self.scheduler.waiting})
+
+    def _retry_after(self) -> int:
+        """Seconds: a coarse guess of one second per four full batches that wait."""
+        return 1 + len(self.scheduler.waiting) // (4 * self.scheduler.limits.max_num_seqs)
+
+    def stats(self) -> EngineStats:
+        """The engine at this moment."""
+        return EngineStats(
+            step=self.scheduler.num_steps,
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            kv_usage=self.cache.usage,
+            prefix_queries=self.cache.prefix_queries,
+            prefix_hits=self.cache.prefix_hits,
+            num_preemptions=self.scheduler.num_preemptions,
+            prompt_tokens=self.scheduler.num_prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            iteration_tokens=self._iteration_tokens,
+        )
+
+    def info(self) -> dict[str, Any]:
+        """What does not change: sizes for callers and metrics."""
+        return {
+            "max_model_len": self.max_model_len,
+            "block_size": self.cache.block_size,
+            "num_gpu_blocks": self.cache.pool.num_blocks,
+            "enable_prefix_caching": self.cache.enable_prefix_caching,
+            "max_num_seqs": self.scheduler.limits.max_num_seqs,
+            "max_num_batched_tokens": self.scheduler.limits.max_num_tokens,
+        }
+
+    def call(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Rare things by name: reset_prefix_cache, check, stats, info; others go to the executor."""
+        if name == "reset_prefix_cache":
+            self.cache.reset_prefix_cache()
+            return True
+        if name == "check":
+            self.check()
+            return True
+        if name == "info":
+            return self.info()
+        if name == "stats":
+            return msgspec.structs.asdict(self.stats())
+        if name.startswith("_"):
+            raise UnsupportedError(f"no such call: {name}", param="name")
+        return self.executor.call(name, **(arguments or {}))
+
+    def check(self) -> None:
+        """ValueError unless every block and row is accounted for and every request is queued, running or done."""
+        self.scheduler.check()
+        alive = {id(seq) for queue in (self.scheduler.waiting, self.scheduler.running) for seq in queue}
+        known = {id(seq) for group in self._requests.values() for seq in group if seq.status is not Status.FINISHED}
+        if alive != known:
+            raise ValueError(f"{len(known)} live sequences are known, {len(alive)} are queued or running")
+
+    def close(self) -> None:
+        """End the executor; idempotent."""
+        self.executor.close()
+
+
+def _check_request(request: Request, max_model_len: int) -> None:
+    """InputError for what could never run, or what no executor could take: ids that are no 64-bit naturals."""
+    ids = request.prompt_token_ids
+    if not ids:
+        raise InputError("the prompt is empty; at least one token is needed", param="prompt")
+    if min(ids) < 0 or max(ids) >= INT64:
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        raise InputError(f"the prompt holds {wrong}; token ids are integers from 0", param="prompt")
+    if request.max_tokens < 1:
+        raise InputError(f"max_tokens must be 1 or above, got {request.max_tokens}", param="max_tokens")
+    if len(ids) + request.max_tokens > max_model_len:
+        raise InputError(
+            f"a prompt of {len(ids)} tokens and max_tokens {request.max_tokens} do not fit the context of "
+            f"{max_model_len} tokens; shorten the prompt or lower max_tokens",
+            param="max_tokens",
+        )
+
+
+def _check_sizes(cache: CacheConfig, num_blocks: int, max_model_len: int, max_num_tokens: int, chunked: bool) -> None:
+    if num_blocks * cache.block_size < max_model_len:
+        raise ConfigError(
+            f"the cache holds {num_blocks * cache.block_size} tokens, less than one context of {max_model_len}; "
+            "lower --max-model-len or raise --kv-cache-memory-bytes",
+            param="max_model_len",
+        )
+    if not chunked and max_num_tokens < max_model_len:
+        raise ConfigError(
+            f"without chunked prefill --max-num-batched-tokens ({max_num_tokens}) must reach --max-model-len "
+            f"({max_model_len})",
+            param="max_num_batched_tokens",
+        )

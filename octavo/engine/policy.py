@@ -1,0 +1,51 @@
+"""Who goes first: a scheduling policy is a sort key, and SequenceQueue keeps sequences in its order."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator
+
+from octavo.engine.sequence import Sequence
+
+Key = tuple[int, ...]
+Policy = Callable[[Sequence], Key]
+
+
+def _fcfs(seq: Sequence) -> Key:
+    return (seq.order, seq.index)
+
+
+def _priority(seq: Sequence) -> Key:
+    return (seq.request.priority, seq.order, seq.index)
+
+
+POLICIES: dict[str, Policy] = {"fcfs": _fcfs, "priority": _priority}
+
+
+class SequenceQueue:
+    """Sequences sorted by the policy's key (which never changes while a sequence lives); first is most urgent."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._key = policy
+        self._items: list[Sequence] = []
+
+    def add(self, seq: Sequence) -> None:
+        """Insert in order."""
+        insort(self._items, seq, key=self._key)
+
+    def remove(self, seq: Sequence) -> None:
+        """Take out; KeyError if it is not here."""
+        at = bisect_left(self._items, self._key(seq), key=self._key)
+        if at == len(self._items) or self._items[at] is not seq:
+            raise KeyError(f"sequence {seq.request.request_id}:{seq.index} is not queued")
+        del self._items[at]
+
+    def last(self) -> Sequence:
+        """The least urgent."""
+        return self._items[-1]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._items)

@@ -1,0 +1,260 @@
+"""The engine process: frames from the serving process in, frames out, a step whenever there is work.
+
+Frame: 4-byte little-endian length, then msgpack of one message (base/types/messages.py). Nothing listens anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+
+from octavo.base.errors import EngineDeadError, InputError, ModelFormatError, OctavoError, OverloadedError
+from octavo.base.types.messages import (
+    Abort,
+    Add,
+    Call,
+    Fatal,
+    FromEngine,
+    Loading,
+    Outputs,
+    Ready,
+    Reply,
+    Stop,
+    ToEngine,
+)
+from octavo.base.types.output import Output
+from octavo.base.types.ports import Progress
+from octavo.engine.engine import Engine
+
+MAX_FRAME = 1 << 30
+HEARTBEAT = 1.0  # seconds between frames of an idle engine
+_BACKLOG = 64 << 20  # unsent bytes at which the engine waits for the other side
+_HEAD = 4
+_LAST_WORDS = 5.0  # seconds that the other side has to read why the process ends
+
+Message = TypeVar("Message")
+_log = logging.getLogger(__name__)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """One frame."""
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(_HEAD, "little") + body
+
+
+class Decoder(Generic[Message]):
+    """Bytes in any portions in, whole messages out. ModelFormatError for a frame that is not one.
+
+    instead(body, reason): what to take in place of a frame that is msgpack but breaks its types' rules, or None.
+    """
+
+    def __init__(self, kind: Any, *, instead: Callable[[bytes, str], Message | None] | None = None) -> None:
+        self._buffer = bytearray()
+        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._instead = instead
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Messages completed by `data`."""
+        self._buffer += data
+        messages: list[Message] = []
+        at = 0
+        while len(self._buffer) - at >= _HEAD:
+            size = int.from_bytes(self._buffer[at : at + _HEAD], "little")
+            if size > MAX_FRAME:
+                raise ModelFormatError(f"a frame of {size} bytes is announced, at most {MAX_FRAME} are taken")
+            if len(self._buffer) - at - _HEAD < size:
+                break
+            body = bytes(self._buffer[at + _HEAD : at + _HEAD + size])
+            at += _HEAD + size
+            messages.append(self._decode(body))
+        del self._buffer[:at]
+        return messages
+
+    def _decode(self, body: bytes) -> Message:
+        try:
+            return cast(Message, self._decoder.decode(body))
+        except (msgspec.MsgspecError, OctavoError, UnicodeDecodeError, RecursionError) as error:
+            valid = isinstance(error, msgspec.ValidationError)
+            other = self._instead(body, str(error)) if valid and self._instead is not None else None
+            if other is None:
+                raise ModelFormatError(f"a frame is not a message: {error}") from error
+            return other
+
+
+class _Connection:
+    """The socket with an out-buffer, so that a slow reader never stops a step. `send` may be called by any thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._out = bytearray()
+        self._lock = threading.Lock()
+        self._decoder: Decoder[ToEngine | Output] = Decoder(ToEngine, instead=_refused_add)
+        # no select(): it takes no descriptor above 1023, and the process inherits its number from a busy server
+        self._selector = selectors.DefaultSelector()
+        sock.setblocking(False)
+        self._selector.register(sock, selectors.EVENT_READ)
+
+    @property
+    def congested(self) -> bool:
+        return len(self._out) > _BACKLOG
+
+    def send(self, message: FromEngine) -> None:
+        frame = encode(message)
+        with self._lock:
+            self._out += frame
+            self._flush()
+
+    def flush(self) -> None:
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._out:
+            try:
+                sent = self.sock.send(self._out)
+            except BlockingIOError:
+                return
+            del self._out[:sent]
+
+    def say_last(self, message: Fatal) -> None:
+        """Send, waiting a little until the other side has taken all; it may be gone already."""
+        try:
+            self.send(message)
+            end = time.monotonic() + _LAST_WORDS
+            self._selector.modify(self.sock, selectors.EVENT_WRITE)
+            while self._out and time.monotonic() < end:
+                self._selector.select(0.1)
+                self.flush()
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+    def wait(self, seconds: float) -> None:
+        """Until something can be read, or written that waits to be."""
+        self._selector.modify(self.sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0))
+        self._selector.select(seconds)
+        self.flush()
+
+    def close(self) -> None:
+        """Stop watching the socket; it stays its owner's to close."""
+        self._selector.close()
+
+    def receive(self) -> list[ToEngine | Output]:
+        """Messages that have arrived, and refusals of what may not be added. EOFError: the serving process is gone."""
+        messages: list[ToEngine | Output] = []
+        while True:
+            try:
+                data = self.sock.recv(1 << 20)
+            except BlockingIOError:
+                return messages
+            if not data:
+                raise EOFError
+            messages += self._decoder.feed(data)
+
+
+def run(engine_factory: Callable[[Progress], Engine], sock: socket.socket) -> int:
+    """Build the engine, then serve until Stop or until the other side is gone. The process's exit code:
+
+    0 told to stop, 1 the other side is gone, 2 the engine cannot start, 3 it cannot go on (a damaged stream, a fault
+    of its own); before 2 and 3 a Fatal says why.
+    """
+    connection = _Connection(sock)
+    code = 2
+    try:
+        engine = engine_factory(lambda what, done, total: connection.send(Loading(what, done, total)))
+        code = 3
+        try:
+            connection.send(Ready(engine.info()))
+            _serve(engine, connection)
+        finally:
+            engine.close()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 1
+    except Exception as error:
+        connection.say_last(_last_words(error, started=code == 3))
+        return code
+    finally:
+        connection.close()
+    return 0
+
+
+def _last_words(error: Exception, *, started: bool) -> Fatal:
+    if isinstance(error, OctavoError) and not started:
+        return Fatal(type(error).__name__, error.message)
+    _log.error("the engine process ends", exc_info=error)
+    what = "cannot go on" if started else "cannot start"
+    return Fatal(EngineDeadError.__name__, f"the engine {what}: {type(error).__name__}: {error}")
+
+
+def _serve(engine: Engine, connection: _Connection) -> None:
+    beat = time.monotonic()
+    checked = True
+    while True:
+        busy = engine.has_work() and not connection.congested
+        if not busy:
+            if not checked and not engine.has_work():
+                engine.check()
+                checked = True
+            connection.wait(HEARTBEAT)
+        for message in connection.receive():
+            if isinstance(message, Stop):
+                return
+            for out in _handle(engine, connection, message):
+                connection.send(Outputs([out], engine.stats()))
+        outputs = engine.step() if busy else []
+        checked = checked and not busy
+        now = time.monotonic()
+        if outputs or now - beat >= HEARTBEAT or (busy and not engine.has_work()):
+            connection.send(Outputs(outputs, engine.stats()))
+            beat = now
+        else:
+            connection.flush()
+
+
+def _handle(engine: Engine, connection: _Connection, message: ToEngine | Output) -> list[Output]:
+    """Carry one message out; what it refuses becomes the request's own output."""
+    if isinstance(message, Output):
+        return [message]
+    if isinstance(message, Add):
+        try:
+            engine.add(message.request)
+        except OctavoError as error:
+            return [_refusal(message.request.request_id, error)]
+    elif isinstance(message, Abort):
+        engine.abort(message.request_ids)
+    elif isinstance(message, Call):
+        try:
+            connection.send(Reply(message.id, value=engine.call(message.name, message.arguments)))
+        except ConnectionError:
+            raise
+        except Exception as error:  # one call's fault is its caller's to hear
+            connection.send(Reply(message.id, error=str(error) or type(error).__name__))
+    return []
+
+
+def _refused_add(body: bytes, reason: str) -> Output | None:
+    """The end of a request that breaks its types' rules (a NaN temperature, say); None where the body adds none."""
+    try:
+        message = msgspec.msgpack.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+        return None
+    match message:
+        case {"type": "Add", "request": {"request_id": str(request_id)}}:
+            return _refusal(request_id, InputError(reason))
+    return None
+
+
+def _refusal(request_id: str, error: OctavoError) -> Output:
+    return Output(
+        request_id=request_id,
+        finish_reason="error",
+        error=error.message,
+        error_kind=type(error).__name__,
+        retry_after=error.retry_after if isinstance(error, OverloadedError) else 0,
+    )

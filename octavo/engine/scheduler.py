@@ -1,0 +1,219 @@
+"""Scheduler: waiting and running sequences in, one StepPlan out. No prefill phase, no decode phase: each step moves
+every scheduled sequence's num_computed toward its number of tokens."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from octavo.base.types.plan import RowBegin, RowStep, StepPlan
+from octavo.engine.cache.manager import CacheManager
+from octavo.engine.policy import POLICIES, SequenceQueue
+from octavo.engine.sequence import Sequence, Status
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan meant for one sequence, kept until its result is read. `life`: the sequence's at that time."""
+
+    seq: Sequence
+    step: RowStep
+    life: int
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A plan and, parallel to its rows, whom they belong to."""
+
+    plan: StepPlan
+    rows: list[Planned]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Resolved limits of a step. max_num_tokens: over all rows. chunked: a prompt may be split over steps."""
+
+    max_num_seqs: int
+    max_num_tokens: int
+    chunked: bool
+    policy: str
+
+
+class Scheduler:
+    """Running sequences go first, in the policy's order; when blocks run out the least urgent is preempted (its
+    blocks are freed and recomputed later), so the most urgent always moves. Then waiting ones are admitted.
+    """
+
+    def __init__(self, limits: Limits, cache: CacheManager) -> None:
+        self.limits = limits
+        self.cache = cache
+        self.waiting = SequenceQueue(POLICIES[limits.policy])
+        self.running = SequenceQueue(POLICIES[limits.policy])
+        self.num_preemptions = 0
+        self.num_steps = 0
+        self.num_prompt_tokens = 0
+        self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._ended_rows: list[int] = []
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a new sequence."""
+        self.waiting.add(seq)
+
+    def finish(self, seq: Sequence, *, failed: bool = False) -> None:
+        """Take a sequence out in whatever state it is; its row and blocks are free at once. Idempotent."""
+        if seq.status is Status.RUNNING:
+            self._release(seq, failed=failed)
+            self.running.remove(seq)
+        elif seq.status is Status.WAITING:
+            self.waiting.remove(seq)
+        seq.status = Status.FINISHED
+
+    def schedule(self) -> Scheduled | None:
+        """The next step, or None where nothing can run before a result is read."""
+        rows: list[Planned] = []
+        budget, preempted = self._schedule_running(rows)
+        begun = [] if preempted else self._admit_waiting(rows, budget)
+        if not rows:
+            return None
+        for planned in rows:  # only now: within a plan nobody may rely on what the same plan computes
+            planned.seq.num_computed += planned.step.count
+            planned.seq.num_pending += planned.step.sample
+        updates, copies = self.cache.take_changes()
+        # copies: a backend may read the plan later, on a thread of its own, while these lists grow
+        begins = [RowBegin(s.row, s.tokens.copy(), s.num_prompt, s.blocks.copy(), s.sampling) for s in begun]
+        fresh = {seq.row for seq in begun}
+        ended, self._ended_rows = self._ended_rows, []
+        self.num_steps += 1
+        plan = StepPlan(
+            step=self.num_steps,
+            rows=[planned.step for planned in rows],
+            begins=begins,
+            updates=[update for update in updates if update.row not in fresh],
+            ended=ended,
+            copies=copies,
+        )
+        return Scheduled(plan, rows)
+
+    def undo(self, scheduled: Scheduled) -> None:
+        """The plan was not begun: rows that it was to end are ended by the next one."""
+        self._ended_rows += scheduled.plan.ended
+
+    def _schedule_running(self, rows: list[Planned]) -> tuple[int, bool]:
+        """Fill `rows` from the running ones; the token budget left, and whether any was preempted."""
+        budget = self.limits.max_num_tokens
+        preempted = False
+        for seq in list(self.running):
+            if seq.status is not Status.RUNNING:
+                continue  # preempted a moment ago
+            count = self._count(seq.num_remaining, budget)
+            if count == 0:
+                continue
+            while not self.cache.grow(seq, count):
+                victim = self.running.last()
+                self._preempt(victim)
+                preempted = True
+                if victim is seq:
+                    break
+            if seq.status is Status.RUNNING:
+                rows.append(_planned(seq, count))
+                budget -= count
+        return budget, preempted
+
+    def _admit_waiting(self, rows: list[Planned], budget: int) -> list[Sequence]:
+        """Let waiting sequences begin while rows, tokens and blocks last; those that began."""
+        begun: list[Sequence] = []
+        for seq in list(self.waiting):
+            if not self._free_rows or budget == 0:
+                break
+            if seq.num_pending or _parent_is_busy(seq):
+                continue  # its own result, or the shared prompt, is still under way
+            shared, num_computed = self._starting_point(seq)
+            count = self._count(seq.num_tokens - num_computed, budget)
+            if count == 0 or not self._begin(seq, shared, num_computed=num_computed, count=count):
+                break
+            rows.append(_planned(seq, count))
+            budget -= count
+            begun.append(seq)
+        return begun
+
+    def _starting_point(self, seq: Sequence) -> tuple[list[int], int]:
+        """Blocks that hold the beginning already, and how many tokens of it."""
+        parent = seq.parent
+        if parent is not None and parent.status is Status.RUNNING:
+            num_computed = seq.num_prompt - 1
+            return parent.blocks[: self.cache.blocks_for(num_computed)], num_computed
+        shared = self.cache.match_prefix(seq)
+        return shared, len(shared) * self.cache.block_size
+
+    def _begin(self, seq: Sequence, shared: list[int], *, num_computed: int, count: int) -> bool:
+        reserve = self.cache.pool.num_blocks // 100 if len(self.running) else 0
+        seq.row = self._free_rows[-1]
+        if not self.cache.admit(seq, shared, num_computed=num_computed, count=count, reserve=reserve):
+            seq.row = -1
+            return False
+        self._free_rows.pop()
+        if not seq.times.scheduled:
+            seq.times.scheduled = time.monotonic()
+            seq.num_cached = num_computed
+            self._count_prompt(seq)
+        seq.parent = None
+        seq.status = Status.RUNNING
+        self.waiting.remove(seq)
+        self.running.add(seq)
+        return True
+
+    def _count_prompt(self, seq: Sequence) -> None:
+        if seq.index == 0:  # the others share its prompt
+            self.num_prompt_tokens += seq.num_prompt
+            if self.cache.enable_prefix_caching:
+                self.cache.prefix_queries += seq.num_prompt
+                self.cache.prefix_hits += seq.num_cached
+
+    def _count(self, remaining: int, budget: int) -> int:
+        """Tokens of `remaining` to run now."""
+        if remaining <= budget:
+            return remaining
+        return budget if self.limits.chunked else 0
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Back to waiting; a token under way is still taken when its result is read."""
+        self._release(seq, failed=False)
+        self.running.remove(seq)
+        seq.status = Status.WAITING
+        seq.life += 1
+        seq.num_computed = seq.num_confirmed = seq.num_registered = 0
+        seq.times.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.add(seq)
+
+    def _release(self, seq: Sequence, *, failed: bool) -> None:
+        self.cache.free(seq, failed=failed)
+        self._ended_rows.append(seq.row)
+        self._free_rows.append(seq.row)
+        seq.row = -1
+
+    def check(self) -> None:
+        """ValueError unless rows and blocks add up and no waiting sequence holds any."""
+        self.cache.check(self.running)
+        rows = sorted([seq.row for seq in self.running] + self._free_rows)
+        if rows != list(range(self.limits.max_num_seqs)):
+            raise ValueError(f"rows held and free are not 0..{self.limits.max_num_seqs - 1}: {rows}")
+        for seq in self.waiting:
+            if seq.blocks or seq.row != -1 or seq.status is not Status.WAITING:
+                raise ValueError(f"waiting sequence {seq.request.request_id}:{seq.index} holds a row or blocks")
+        for seq in self.running:
+            if seq.status is not Status.RUNNING or len(seq.blocks) < self.cache.blocks_for(seq.num_computed):
+                raise ValueError(f"running sequence {seq.request.request_id}:{seq.index} lacks blocks")
+
+
+def _planned(seq: Sequence, count: int) -> Planned:
+    sample = seq.num_computed + count == seq.num_tokens + seq.num_pending
+    return Planned(seq, RowStep(seq.row, seq.num_computed, count, sample), seq.life)
+
+
+def _parent_is_busy(seq: Sequence) -> bool:
+    """The parent (index 0) has not begun the prompt, or its steps are not all read: they might yet fail."""
+    parent = seq.parent
+    if parent is None or parent.status is Status.FINISHED:
+        return False
+    return parent.num_confirmed < seq.num_prompt - 1 or parent.status is Status.WAITING

@@ -1,0 +1,119 @@
+"""Sequence: the mutable life of one completion in the engine, made from a Request and its index among n."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from octavo.base.types.output import RequestTimes
+from octavo.base.types.plan import RowSampling, TokenLogprobs
+from octavo.base.types.request import Request
+
+_SEED_STRIDE = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: far apart for neighbouring indices
+
+
+class Status(Enum):
+    """WAITING holds no row and no blocks; RUNNING holds both; FINISHED is final."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One completion.
+
+    tokens:    [ prompt ........ | outputs read so far ]          len = num_tokens
+    on device:                                          [ up to 2 sampled, not yet read ] = num_pending
+    KV:        [ num_confirmed: steps read | steps begun ]        = num_computed <= num_tokens + num_pending
+
+    `life` counts preemptions, so that a result of an earlier life is told apart.  parent: the sequence of the same
+    prompt whose blocks this one shares once that has run the prompt (n > 1); None for index 0 and after admission.
+    """
+
+    request: Request
+    index: int
+    order: int
+    sampling: RowSampling
+    tokens: list[int]
+    parent: Sequence | None = None
+    status: Status = Status.WAITING
+    row: int = -1
+    blocks: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_registered: int = 0
+    num_computed: int = 0
+    num_confirmed: int = 0
+    num_pending: int = 0
+    num_cached: int = 0
+    life: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    times: RequestTimes = field(default_factory=RequestTimes)
+
+    @property
+    def num_prompt(self) -> int:
+        """Prompt tokens."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known to the engine: the prompt and the outputs read."""
+        return len(self.tokens)
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens to run until the next one can be sampled; 0 where all outputs allowed are already under way."""
+        known = len(self.tokens) + self.num_pending
+        if known - self.num_prompt >= self.request.max_tokens:
+            return 0
+        return known - self.num_computed
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """True while prompt log probabilities are asked for and not complete: then no prefix may be skipped."""
+        return self.sampling.prompt_logprobs is not None and any(e is None for e in self.prompt_logprobs[1:])
+
+
+def make_sequences(request: Request, order: int) -> list[Sequence]:
+    """The n sequences of a request; those after the first name it as parent."""
+    sequences: list[Sequence] = []
+    for index in range(request.params.n):
+        sampling = _row_sampling(request, index)
+        asked = sampling.prompt_logprobs is not None
+        sequences.append(
+            Sequence(
+                request=request,
+                index=index,
+                order=order,
+                sampling=sampling,
+                tokens=list(request.prompt_token_ids),
+                parent=sequences[0] if index else None,
+                prompt_logprobs=[None] * len(request.prompt_token_ids) if asked else [],
+                times=RequestTimes(arrival=request.arrival or time.monotonic()),
+            )
+        )
+    return sequences
+
+
+def _row_sampling(request: Request, index: int) -> RowSampling:
+    p = request.params
+    stops = list(p.stop_token_ids or ()) + ([] if p.ignore_eos else request.eos_token_ids)
+    return RowSampling(
+        temperature=0.0 if p.greedy else p.temperature,
+        top_p=p.top_p,
+        top_k=max(p.top_k, 0),
+        min_p=p.min_p,
+        presence_penalty=p.presence_penalty,
+        frequency_penalty=p.frequency_penalty,
+        repetition_penalty=p.repetition_penalty,
+        seed=(request.seed + index * _SEED_STRIDE) % 2**63,
+        min_tokens=p.min_tokens,
+        stop_token_ids=stops if p.min_tokens else [],
+        logit_bias=p.logit_bias or {},
+        allowed_token_ids=p.allowed_token_ids,
+        bad_words_ids=request.bad_words_ids,
+        logprobs=p.logprobs,
+        prompt_logprobs=p.prompt_logprobs if index == 0 else None,
+    )

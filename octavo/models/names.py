@@ -1,0 +1,45 @@
+"""Tensor names: a ModelSpec in, a table from internal names to those in a Hugging Face checkpoint out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from octavo.models.spec import ModelSpec
+
+# Names of a layer's tensors under model.layers.{i}., as Llama and all that follow it call them.
+LLAMA_LAYER: dict[str, str] = {
+    "pre_mixer": "input_layernorm.weight",
+    "q": "self_attn.q_proj.weight",
+    "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight",
+    "o": "self_attn.o_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "o_bias": "self_attn.o_proj.bias",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "pre_ffn": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "down": "mlp.down_proj.weight",
+    "gate_bias": "mlp.gate_proj.bias",
+    "up_bias": "mlp.up_proj.bias",
+    "down_bias": "mlp.down_proj.bias",
+}
+
+
+def decoder_names(spec: ModelSpec, *, layer: Mapping[str, str] = LLAMA_LAYER, prefix: str = "") -> dict[str, str]:
+    """Internal name -> Hugging Face name, for every name in spec.parameters().
+
+    layer: names inside a layer.  prefix: stands before all names where the decoder is a part of a larger model.
+    """
+    outer = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
+    table = {}
+    for name in spec.parameters():
+        if name in outer:
+            table[name] = prefix + outer[name]
+        else:
+            _, index, part = name.split(".")
+            table[name] = f"{prefix}model.layers.{index}.{layer[part]}"
+    return table

@@ -1,0 +1,158 @@
+"""What running a model takes, from its spec alone: sizes, KV bytes, arithmetic and how many sequences fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from octavo.base.errors import ConfigError
+from octavo.models.spec import ModelSpec
+
+PARTS = ("embedding", "attention", "feed-forward", "norms", "head")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of weights over all layers. flops: for one token, its products with these weights only."""
+
+    name: str
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """Bytes unless a field says otherwise.
+
+    weight_bytes: as the checkpoint stores them.  kv_bytes_full: K and V of one sequence of max_model_len tokens.
+    flops_per_token: without a context;  flops_per_token_full: the last token of a full context, attention included.
+    free_bytes: what weights and cache may take together;  sequences: full ones that fit in what the weights leave
+    (None if free_bytes is not known).
+    """
+
+    family: str
+    layers: int
+    parameters: int
+    weight_bytes: int
+    max_model_len: int
+    kv_bytes_per_token: int
+    kv_bytes_full: int
+    flops_per_token: int
+    flops_per_token_full: int
+    free_bytes: int | None
+    sequences: int | None
+    parts: tuple[Part, ...]
+
+
+def plan_report(
+    spec: ModelSpec, *, weight_bytes: int, element_bytes: int, max_model_len: int, free_bytes: int | None
+) -> PlanReport:
+    """element_bytes: size of one K or V element in the cache.
+
+    Raises ConfigError if max_model_len is not from 1 to the model's own limit.
+    """
+    if not 1 <= max_model_len <= spec.max_position:
+        raise ConfigError(
+            f"max_model_len must be from 1 to {spec.max_position}, the model's own limit, got {max_model_len}",
+            param="max_model_len",
+        )
+    parts = _parts(spec)
+    token = sum(part.flops for part in parts)
+    kv = spec.kv_bytes_per_token(element_bytes)
+    return PlanReport(
+        family=spec.family,
+        layers=len(spec.layers),
+        parameters=spec.num_parameters(),
+        weight_bytes=weight_bytes,
+        max_model_len=max_model_len,
+        kv_bytes_per_token=kv,
+        kv_bytes_full=kv * max_model_len,
+        flops_per_token=token,
+        flops_per_token_full=token + _attention_flops(spec, max_model_len),
+        free_bytes=free_bytes,
+        sequences=None if free_bytes is None else max(0, free_bytes - weight_bytes) // (kv * max_model_len),
+        parts=parts,
+    )
+
+
+def render(report: PlanReport) -> str:
+    """The report as lines for a terminal."""
+    lines = [
+        f"{report.family}: {report.layers} layers, {_count(report.parameters)} parameters",
+        "",
+        _line("weights", _bytes(report.weight_bytes)),
+        _line("KV cache, a token", _bytes(report.kv_bytes_per_token)),
+        _line(f"KV cache, {report.max_model_len:,} tokens", _bytes(report.kv_bytes_full)),
+        _line("arithmetic, a token", f"{_count(report.flops_per_token)}FLOP"),
+        _line("  at the end of that context", f"{_count(report.flops_per_token_full)}FLOP"),
+        "",
+        f"  {'part':<14}{'parameters':>16}{'share':>9}{'FLOP a token':>18}",
+    ]
+    for part in report.parts:
+        share = part.parameters / report.parameters
+        lines.append(f"  {part.name:<14}{part.parameters:>16,}{share:>9.1%}{part.flops:>18,}")
+    return "\n".join([*lines, "", _verdict(report)])
+
+
+def _verdict(report: PlanReport) -> str:
+    if report.free_bytes is None or report.sequences is None:
+        return "The memory of the device is not known: whether it fits is not said."
+    free = _bytes(report.free_bytes)
+    if report.weight_bytes > report.free_bytes:
+        return f"Does not fit: the weights take {_bytes(report.weight_bytes)}, {free} are free."
+    if not report.sequences:
+        tokens = (report.free_bytes - report.weight_bytes) // report.kv_bytes_per_token
+        return f"The weights fit in {free}, a full context does not: lower max_model_len to {tokens:,} or less."
+    return f"Fits: {report.sequences:,} sequences of {report.max_model_len:,} tokens beside the weights in {free}."
+
+
+def _parts(spec: ModelSpec) -> tuple[Part, ...]:
+    """Two operations for each element of a matrix; an embedding is looked up; a tied head multiplies by it."""
+    sizes, flops = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    for name, parameter in spec.parameters().items():
+        part, size = _part_of(name.rsplit(".", 1)[-1]), prod(parameter.shape)
+        sizes[part] += size
+        if len(parameter.shape) == 2 and part != "embedding":
+            flops[part] += 2 * size
+    if spec.head.tied:
+        flops["head"] = 2 * spec.vocab_size * spec.hidden_size
+    return tuple(Part(name, sizes[name], flops[name]) for name in PARTS)
+
+
+def _part_of(name: str) -> str:
+    if name in ("embed", "head"):
+        return "embedding" if name == "embed" else "head"
+    if name.startswith(("gate", "up", "down")):
+        return "feed-forward"
+    if name in ("q_norm", "k_norm", "final_norm") or name.startswith(("pre_", "post_")):
+        return "norms"
+    return "attention"
+
+
+def _attention_flops(spec: ModelSpec, context: int) -> int:
+    """q.k and the weighted sum of v: 2 operations each for every element of every head and token seen."""
+    total = 0
+    for layer in spec.layers:
+        seen = min(context, layer.mixer.window or context)
+        total += 4 * layer.mixer.heads * layer.mixer.head_dim * seen
+    return total
+
+
+def _line(label: str, value: str) -> str:
+    return f"  {label:<32}{value:>14}"
+
+
+def _count(value: float) -> str:
+    for unit in ("", "K", "M", "G"):
+        if value < 1000:
+            return f"{value:.4g}{' ' if unit else ''}{unit}"
+        value /= 1000
+    return f"{value:,.4g} T"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:,.4g} TiB"

@@ -1,0 +1,143 @@
+"""One HTTP request over ASGI: its head and body in, a reply or a stream out, and notice when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from octavo.base.errors import OctavoError
+from octavo.server.errors import ClientGoneError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+STALL_S = 30.0  # a client that takes nothing for so long is given up
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer."""
+
+    body: bytes
+    status: int = 200
+    content_type: bytes = b"application/json"
+    headers: Sequence[tuple[bytes, bytes]] = field(default=())
+
+
+class Exchange:
+    """A request and the answer being given to it.
+
+    `watch()` must be called before long work: servers do not fail a send to a client that is gone, so the closing is
+    read from `receive`, and cancels the task that answers. `interrupt(error)` ends it from outside, with that error.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
+        self.request_id = request_id
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.path_params: dict[str, str] = {}
+        self.headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        self.route = "unmatched"
+        self.status = 0
+        self.started_at = time.monotonic()
+        self.reply_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", request_id.encode("latin-1"))]
+        self.streaming = False
+        self.gone = False
+        self.interruption: OctavoError | None = None
+        self._receive = receive
+        self._send = send
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._sending_since: float | None = None
+        self._stall_check: asyncio.TimerHandle | None = None
+
+    def header_values(self, name: bytes) -> list[bytes]:
+        """Every value of a header, in order; names are lower case."""
+        return [value for key, value in self.headers if key.lower() == name]
+
+    def header(self, name: bytes) -> bytes | None:
+        """A header's first value."""
+        return next(iter(self.header_values(name)), None)
+
+    async def receive_body(self) -> tuple[bytes, bool]:
+        """The next piece of the body, and whether more follows. ClientGoneError if it will never come."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.gone = True
+            raise ClientGoneError
+        return message.get("body", b""), message.get("more_body", False)
+
+    def watch(self) -> None:
+        """From now on a closed connection cancels the task that answers. Call once the body is read."""
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._cancel()
+
+    def interrupt(self, error: OctavoError) -> None:
+        """End the answer with `error`, now."""
+        if self.interruption is None and self._task is not None:
+            self.interruption = error
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def reply(self, reply: Reply) -> None:
+        """Send a whole answer."""
+        self.release()
+        headers = [
+            (b"content-type", reply.content_type),
+            (b"content-length", str(len(reply.body)).encode()),
+            *self.reply_headers,
+            *reply.headers,
+        ]
+        self.status = reply.status
+        await self._send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        body = b"" if self.method == "HEAD" else reply.body
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def begin_stream(self) -> None:
+        """Send the head of an event stream."""
+        self.streaming = True
+        self.status = 200
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            *self.reply_headers,
+        ]
+        self._check_stall()
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def send_events(self, data: bytes, *, last: bool = False) -> None:
+        """Send a piece of the stream; waits while the client's buffers are full."""
+        if last:
+            self.release()
+        self._sending_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        self._sending_since = None
+
+    def _check_stall(self) -> None:
+        since = self._sending_since
+        if since is not None and time.monotonic() - since > STALL_S:
+            self.gone = True
+            self._cancel()
+            return
+        self._stall_check = asyncio.get_running_loop().call_later(STALL_S / 4, self._check_stall)
+
+    def release(self) -> None:
+        """Stop watching; idempotent. Before the last bytes, since a finished answer reads as a closed connection."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._stall_check is not None:
+            self._stall_check.cancel()

@@ -1,0 +1,55 @@
+"""GET /health, /livez, /ping, /readyz, /version and /metrics: what operators and their probes ask."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.metrics import CONTENT_TYPE
+from octavo.server.services import LOADING_RETRY_S, Services
+
+HEARTBEAT_LIMIT_S = 30.0  # the engine says something every second, also while it is idle
+
+
+async def live(services: Services, exchange: Exchange) -> Reply:
+    """200 unless the server should be killed: its engine is dead for good, or silent though it should speak."""
+    state, age = services.llm.state, services.llm.heartbeat_age()
+    stuck = state in ("ready", "draining") and age > HEARTBEAT_LIMIT_S
+    alive = state != "dead" and not stuck
+    return _json({"status": "ok" if alive else "failed", "engine": state, "heartbeat_age": round(age, 3)}, alive)
+
+
+async def ready(services: Services, exchange: Exchange) -> Reply:
+    """200 while requests are let in; else 503, with how far loading is."""
+    state = "draining" if services.traffic.draining else services.llm.state
+    body: dict[str, Any] = {"status": state}
+    if state == "loading":
+        what, done, total = services.llm.loading
+        body["loading"] = {"what": what, "done": done, "total": total}
+    return _json(body, state == "ready")
+
+
+async def show_version(services: Services, exchange: Exchange) -> Reply:
+    """Octavo's version."""
+    return _json({"version": octavo_version()}, True)
+
+
+async def metrics(services: Services, exchange: Exchange) -> Reply:
+    """Prometheus text."""
+    return Reply(services.metrics.render(), content_type=CONTENT_TYPE)
+
+
+def octavo_version() -> str:
+    """The installed version; "unknown" where Octavo runs from a folder that was never installed."""
+    try:
+        return version("octavo")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _json(body: dict[str, Any], good: bool) -> Reply:
+    retry = () if good else ((b"retry-after", str(LOADING_RETRY_S).encode()),)
+    return Reply(msgspec.json.encode(body), 200 if good else 503, headers=retry)

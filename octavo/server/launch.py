@@ -1,0 +1,145 @@
+"""EngineConfig and ServerConfig in; a running server, and in the end an exit status, out.
+
+The server listens at once and says over /readyz how far loading is. The first SIGTERM or SIGINT drains: no new
+requests, running ones get `shutdown_timeout` seconds, then an error. The second ends them now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from octavo.api.async_llm import AsyncLLM
+from octavo.base.config.config import EngineConfig, ServerConfig
+from octavo.base.errors import OctavoError, OverloadedError
+from octavo.server.app import App, create_app
+from octavo.server.listener import HttpServer, listen
+from octavo.server.logs import set_up_server_logging
+from octavo.server.origins import is_loopback
+
+log = logging.getLogger(__name__)
+
+LAST_WORDS_S = 0.5  # for the error events of requests that are cut off
+_WILDCARDS = ("0.0.0.0", "::", "")
+
+Tell = Callable[[str], None]
+
+
+def serve(config: EngineConfig, server: ServerConfig) -> int:
+    """Serve a model until a signal ends it; the exit status. ConfigError where it cannot listen."""
+    set_up_server_logging(server.log_format)
+    listener = listen(server.host, server.port)
+    with listener:
+        return asyncio.run(run(AsyncLLM(config), server, listener=listener))
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, tell: Tell = say) -> int:
+    """Serve `llm`, which is started here, on an open socket; 0 after a drain, 1 where the model does not load."""
+    address = _url(config.host, listener.getsockname()[1])
+    app = create_app(llm, config)
+    http = HttpServer(app, listener)
+    with _stop_signals() as signals:
+        serving = asyncio.create_task(http.serve())
+        starting = asyncio.create_task(_start(llm))
+        try:
+            tell(f"Listening on {address}; loading {llm.config.model.model}")
+            _warn_if_open(app, config)
+            first_signal = asyncio.create_task(signals.get())
+            await asyncio.wait({starting, first_signal}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done() and not starting.result():
+                return 1
+            if starting.done():
+                tell(banner(address, app.model, chat=llm.model.template is not None, with_key=bool(app.keys)))
+                await asyncio.wait({first_signal, serving}, return_when=asyncio.FIRST_COMPLETED)
+            await _drain(app, signals, config.shutdown_timeout)
+            return 0
+        finally:
+            await _stop(starting, llm, http, serving)
+
+
+async def _start(llm: AsyncLLM) -> bool:
+    try:
+        await llm.start()
+    except OctavoError as error:
+        log.error("the model does not load: %s", error.message)
+        return False
+    return True
+
+
+async def _drain(app: App, signals: asyncio.Queue[int], seconds: float) -> None:
+    """Wait for what runs; after `seconds`, or a second signal, end it with an error."""
+    app.traffic.draining = True
+    log.info("shutting down: %d requests are running and get %g s", len(app.traffic), seconds)
+    idle = asyncio.create_task(app.traffic.wait_idle())
+    again = asyncio.create_task(signals.get())
+    await asyncio.wait({idle, again}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    if not idle.done():
+        log.warning("cutting %d requests off", len(app.traffic))
+        app.traffic.interrupt_all(OverloadedError("the server is shutting down; send the request again", retry_after=5))
+        await asyncio.wait({idle}, timeout=LAST_WORDS_S)
+    idle.cancel()
+
+
+async def _stop(starting: asyncio.Task[bool], llm: AsyncLLM, http: HttpServer, serving: asyncio.Task[None]) -> None:
+    starting.cancel()
+    await asyncio.wait({starting})
+    http.stop()  # type: ignore[no-untyped-call]
+    await asyncio.wait({serving}, timeout=LAST_WORDS_S)
+    await llm.close(0)
+    serving.cancel()
+    with suppress(asyncio.CancelledError):
+        await serving
+
+
+@contextmanager
+def _stop_signals() -> Iterator[asyncio.Queue[int]]:
+    """SIGTERM and SIGINT as a queue."""
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    try:
+        yield signals
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _url(host: str, port: int) -> str:
+    shown = "127.0.0.1" if host in _WILDCARDS else host
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _warn_if_open(app: App, config: ServerConfig) -> None:
+    if not app.keys and not is_loopback(config.host):
+        log.warning("anyone who reaches %s may use this server: no --api-key is set", config.host)
+
+
+def banner(address: str, model: str, *, chat: bool, with_key: bool) -> str:
+    """Two lines that work as they are, with nothing installed. chat: the model has a template."""
+    if chat:
+        path, shown = "/v1/chat/completions", '["message"]["content"]'
+        body = '{"messages": [{"role": "user", "content": "Hello!"}]}'
+    else:
+        path, shown = "/v1/completions", '["text"]'
+        body = '{"prompt": "Once upon a time"}'
+    curl_key = ' -H "Authorization: Bearer $OCTAVO_API_KEY"' if with_key else ""
+    python_key = ', "Authorization": "Bearer " + os.environ["OCTAVO_API_KEY"]' if with_key else ""
+    kind = "Content-Type: application/json"
+    return f"""Ready: {address} serves {model}
+  curl {address}{path}{curl_key} -H '{kind}' -d '{body}'
+  python3 -c 'import json, os, urllib.request as u; r = u.Request("{address}{path}", json.dumps({body}).encode(), \
+{{"Content-Type": "application/json"{python_key}}}); print(json.load(u.urlopen(r))["choices"][0]{shown})'"""

@@ -1,0 +1,111 @@
+"""A request's body in, counted while it is read; bytes or a 4xx out. And what is in flight, for the drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from octavo.base.errors import InputError, OctavoError, OverloadedError
+from octavo.server.errors import HttpError
+from octavo.server.exchange import Exchange
+
+BODY_STALL_S = 30.0  # between two pieces of a body
+BODIES_IN_MEMORY = 8  # bodies of the largest size that may be in memory at once
+MAX_DEPTH = 64  # of objects and lists in a field that takes any JSON
+
+
+class Traffic:
+    """The requests being answered. While `draining`, no new ones are let in."""
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self.max_body_bytes = max_body_bytes
+        self.draining = False
+        self._exchanges: set[Exchange] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._body_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._exchanges)
+
+    @contextmanager
+    def entered(self, exchange: Exchange) -> Iterator[None]:
+        """Count the exchange as in flight."""
+        self._exchanges.add(exchange)
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._exchanges.discard(exchange)
+            if not self._exchanges:
+                self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Return once nothing is in flight."""
+        await self._idle.wait()
+
+    def interrupt_all(self, error: OctavoError) -> None:
+        """End everything in flight with `error`."""
+        for exchange in list(self._exchanges):
+            exchange.interrupt(error)
+
+    async def read_body(self, exchange: Exchange) -> bytes:
+        """The whole body. 413, 415, 408 or 503 as soon as one is due: never after having read more than allowed."""
+        _check_head(exchange, self.max_body_bytes)
+        pieces: list[bytes] = []
+        size, more = 0, True
+        try:
+            while more:
+                piece, more = await _next_piece(exchange)
+                size += len(piece)
+                self._body_bytes += len(piece)
+                if size > self.max_body_bytes:
+                    raise _too_large(self.max_body_bytes)
+                if self._body_bytes > self.max_body_bytes * BODIES_IN_MEMORY:
+                    raise OverloadedError("too many large requests at once; try again", retry_after=1)
+                pieces.append(piece)
+        finally:
+            self._body_bytes -= size
+        return b"".join(pieces)
+
+
+async def _next_piece(exchange: Exchange) -> tuple[bytes, bool]:
+    try:
+        async with asyncio.timeout(BODY_STALL_S):
+            return await exchange.receive_body()
+    except TimeoutError:
+        raise HttpError(408, f"the body did not arrive within {BODY_STALL_S:g} s", kind="RequestTimeoutError") from None
+
+
+def _check_head(exchange: Exchange, most: int) -> None:
+    kind = (exchange.header(b"content-type") or b"").partition(b";")[0].strip().lower()
+    if kind != b"application/json":
+        raise HttpError(415, "send JSON, with the header 'Content-Type: application/json'", kind="UnsupportedMediaType")
+    if exchange.header(b"content-encoding") not in (None, b"identity"):
+        raise HttpError(415, "Content-Encoding is not supported: send the body as it is", kind="UnsupportedMediaType")
+    length = exchange.header(b"content-length") or b"0"
+    if not length.isdigit() or len(length) > 18 or int(length) > most:
+        raise _too_large(most)
+
+
+def _too_large(most: int) -> HttpError:
+    return HttpError(
+        413, f"the body is larger than {most} bytes; send less, or start with --max-body-bytes", kind="PayloadTooLarge"
+    )
+
+
+def check_depth(name: str, value: object) -> None:
+    """InputError if lists and objects in `value` nest deeper than MAX_DEPTH."""
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        if not inner:
+            return
+        level = inner
+    raise InputError(f"{name} nests deeper than {MAX_DEPTH} levels", param=name)

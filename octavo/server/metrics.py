@@ -1,0 +1,225 @@
+"""EngineStats, finished requests and HTTP answers in; the text of /metrics out.
+
+Names are vLLM's, once under `octavo:` and once under `vllm:`, so that its dashboards work. Label sets are closed:
+no label is ever made of what a client sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from octavo.base.types.messages import EngineStats
+from octavo.base.types.output import RequestOutput, RequestTimes
+from octavo.base.types.sampling import SamplingParams
+
+_OURS = "octavo:"
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST"})
+FINISH_REASONS = ("stop", "length", "abort", "error")
+REJECTIONS = ("overloaded", "unavailable", "draining")
+
+_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
+_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40)
+_REQUEST = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920)
+_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
+_SMALL = (1, 2, 5, 10, 20, 50, 100)
+
+_HISTOGRAMS: tuple[tuple[str, str, Sequence[float]], ...] = (
+    ("time_to_first_token_seconds", "Arrival to first token.", _TTFT),
+    ("inter_token_latency_seconds", "Between two tokens of a stream; the mean where a reply came whole.", _TOKEN),
+    ("request_time_per_output_token_seconds", "A request's mean time a token after the first.", _TOKEN),
+    ("e2e_request_latency_seconds", "Arrival to last token.", _REQUEST),
+    ("request_queue_time_seconds", "Arrival to first scheduled.", _REQUEST),
+    ("request_prefill_time_seconds", "First scheduled to first token.", _REQUEST),
+    ("request_decode_time_seconds", "First token to last.", _REQUEST),
+    ("request_inference_time_seconds", "First scheduled to last token.", _REQUEST),
+    ("request_prompt_tokens", "Prompt tokens of a request.", _COUNTS),
+    ("request_generation_tokens", "Generated tokens of a request, over all its choices.", _COUNTS),
+    ("request_max_num_generation_tokens", "Tokens of the longest choice of a request.", _COUNTS),
+    ("request_params_n", "n of a request.", _SMALL),
+    ("request_params_max_tokens", "max_tokens of a request that gave one.", _COUNTS),
+    ("request_prefill_kv_computed_tokens", "Prompt tokens that were not found in the cache.", _COUNTS),
+    ("request_num_preemptions", "Preemptions of a request.", _SMALL),
+)
+
+
+class Metrics:
+    """The server's own registry. `stats` and `info` are asked when somebody reads /metrics."""
+
+    def __init__(self, model: str, *, stats: Callable[[], EngineStats], info: Callable[[], dict[str, object]]) -> None:
+        self._labels = {"model_name": model, "engine": "0"}
+        own = CollectorRegistry(auto_describe=False)
+        own.register(_EngineCollector(self._labels, stats, info))
+        self._histograms = {
+            name: Histogram(f"octavo:{name}", text, tuple(self._labels), buckets=buckets, registry=own).labels(
+                **self._labels
+            )
+            for name, text, buckets in _HISTOGRAMS
+        }
+        finished = Counter(
+            "octavo:request_success", "Finished choices.", (*self._labels, "finished_reason"), registry=own
+        )
+        self._finished = {why: finished.labels(**self._labels, finished_reason=why) for why in FINISH_REASONS}
+        rejected = Counter("octavo:admission_rejections", "Refused requests.", (*self._labels, "reason"), registry=own)
+        self._rejected = {why: rejected.labels(**self._labels, reason=why) for why in REJECTIONS}
+        labels = ("method", "handler", "status")
+        self._http = Counter("http_requests", "HTTP answers by route.", labels, registry=own)
+        self._http_time = Histogram(
+            "http_request_duration_seconds", "Time to the end of an answer.", ("handler",), buckets=_REQUEST, registry=own
+        )
+        ProcessCollector(registry=own)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Aliased(own))
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+    def observe(self, name: str, value: float) -> None:
+        """One value of a histogram, by its name without prefix."""
+        self._histograms[name].observe(value)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """An HTTP exchange ended. route: its template, or "unmatched"."""
+        shown = f"{status // 100}xx" if status else "closed"
+        self._http.labels(method if method in METHODS else "other", route, shown).inc()
+        self._http_time.labels(route).observe(seconds)
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused for one of REJECTIONS."""
+        self._rejected[reason].inc()
+
+    def finished(self, reason: str) -> None:
+        """A choice ended for one of FINISH_REASONS."""
+        self._finished.get(reason, self._finished["error"]).inc()
+
+
+class RequestRecorder:
+    """One prompt's way into the metrics: call `take` with each RequestOutput as it comes."""
+
+    def __init__(self, metrics: Metrics, params: SamplingParams, *, streaming: bool) -> None:
+        self._metrics = metrics
+        self._params = params
+        self._streaming = streaming
+        self._last = 0.0
+        self._counts: dict[int, int] = {}
+
+    def take(self, output: RequestOutput) -> None:
+        """Count an output's tokens, and the whole request with its last."""
+        now = time.monotonic()
+        tokens = 0
+        for completion in output.outputs:
+            new = len(completion.token_ids)
+            tokens += new
+            self._counts[completion.index] = self._counts.get(completion.index, 0) + new
+            if completion.finish_reason is not None:
+                self._metrics.finished(completion.finish_reason)
+        if self._streaming and tokens:
+            if self._last:
+                self._metrics.observe("inter_token_latency_seconds", (now - self._last) / max(1, tokens))
+            self._last = now
+        if output.finished:
+            self._finish(output, now)
+
+    def _finish(self, output: RequestOutput, now: float) -> None:
+        observe = self._metrics.observe
+        prompt, generated = len(output.prompt_token_ids), sum(self._counts.values())
+        observe("request_prompt_tokens", prompt)
+        observe("request_generation_tokens", generated)
+        observe("request_max_num_generation_tokens", max(self._counts.values(), default=0))
+        observe("request_params_n", self._params.n)
+        if self._params.max_tokens is not None:
+            observe("request_params_max_tokens", self._params.max_tokens)
+        observe("request_prefill_kv_computed_tokens", max(0, prompt - output.num_cached_tokens))
+        if output.metrics is not None and output.metrics.first_token:
+            # a stop string ends a choice here, and the engine's own last time is then an earlier one
+            by_text = any(isinstance(choice.stop_reason, str) for choice in output.outputs)
+            self._times(output.metrics, now if by_text else output.metrics.last_token)
+
+    def _times(self, times: RequestTimes, end: float) -> None:
+        observe = self._metrics.observe
+        most = max(self._counts.values(), default=0)
+        observe("time_to_first_token_seconds", times.first_token - times.arrival)
+        observe("e2e_request_latency_seconds", end - times.arrival)
+        observe("request_queue_time_seconds", times.scheduled - times.arrival)
+        observe("request_prefill_time_seconds", times.first_token - times.scheduled)
+        observe("request_decode_time_seconds", end - times.first_token)
+        observe("request_inference_time_seconds", end - times.scheduled)
+        observe("request_num_preemptions", times.num_preemptions)
+        if most > 1:
+            each = (end - times.first_token) / (most - 1)
+            observe("request_time_per_output_token_seconds", each)
+            if not self._streaming:
+                for _ in range(most - 1):
+                    observe("inter_token_latency_seconds", each)
+
+
+class _EngineCollector(Collector):
+    """EngineStats as metrics. Its counters begin anew with each engine process; ours go on."""
+
+    def __init__(
+        self, labels: dict[str, str], stats: Callable[[], EngineStats], info: Callable[[], dict[str, object]]
+    ) -> None:
+        self._names, self._values = tuple(labels), tuple(labels.values())
+        self._stats, self._info = stats, info
+        self._seen: dict[str, tuple[int, int]] = {}  # name -> (total of earlier engines, last value)
+
+    def collect(self) -> Iterable[Metric]:
+        stats = self._stats()
+        yield self._gauge("num_requests_running", "Sequences in steps.", stats.num_running)
+        yield self._gauge("num_requests_waiting", "Sequences that wait.", stats.num_waiting)
+        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", stats.kv_usage)
+        yield self._counter("prefix_cache_queries", "Prompt tokens looked up in the cache.", stats.prefix_queries)
+        yield self._counter("prefix_cache_hits", "Prompt tokens found in the cache.", stats.prefix_hits)
+        yield self._counter("num_preemptions", "Sequences put back for want of blocks.", stats.num_preemptions)
+        yield self._counter("prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
+        yield self._counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
+        yield self._counter("engine_steps", "Steps of the engine.", stats.step)
+        yield self._cache_config()
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(f"octavo:{name}", text, labels=self._names)
+        family.add_metric(self._values, value)
+        return family
+
+    def _counter(self, name: str, text: str, value: int) -> Metric:
+        base, last = self._seen.get(name, (0, 0))
+        base = base + last if value < last else base
+        self._seen[name] = (base, value)
+        family = CounterMetricFamily(f"octavo:{name}", text, labels=self._names)
+        family.add_metric(self._values, base + value)
+        return family
+
+    def _cache_config(self) -> Metric:
+        info = self._info()
+        names = ("block_size", "num_gpu_blocks", "enable_prefix_caching")
+        family = GaugeMetricFamily("octavo:cache_config_info", "The KV cache.", labels=(*self._names, *names))
+        family.add_metric((*self._values, *(str(info.get(name, "")) for name in names)), 1)
+        return family
+
+
+class _Aliased(Collector):
+    """Every metric of a registry; those of Octavo once more under vLLM's prefix. Creation times are left out."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
+            if metric.name.startswith(_OURS):
+                copy = Metric(_renamed(metric.name), metric.documentation, metric.type, metric.unit)
+                copy.samples = [Sample(_renamed(sample.name), *sample[1:]) for sample in metric.samples]
+                yield copy
+
+
+def _renamed(name: str) -> str:
+    return "vllm:" + name.removeprefix(_OURS)

@@ -1,0 +1,112 @@
+"""POST /v1/chat/completions: RequestOutputs in, messages out, whole or as chunks that begin with the role."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import msgspec
+from msgspec import UNSET
+
+from octavo.base.types.output import CompletionOutput, RequestOutput
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.openai import convert
+from octavo.server.openai.conversation import reply_role
+from octavo.server.openai.convert import Generation
+from octavo.server.openai.decode import decode
+from octavo.server.openai.generate import answer
+from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
+from octavo.server.openai.replies import ChatChoice, ChatDelta, ChatLogprobs, ChatReply, ReplyMessage, Usage
+from octavo.server.openai.types import ChatRequest
+from octavo.server.services import Services
+
+
+async def create_chat_completion(services: Services, exchange: Exchange) -> Reply | None:
+    """The route's handler; None where the answer was streamed."""
+    request = decode(await services.traffic.read_body(exchange), ChatRequest)
+    services.names.check(request.model)
+    exchange.watch()
+    generation = await convert.chat(services, exchange, request)
+    return await answer(services, exchange, generation, ChatForm(generation))
+
+
+class ChatForm:
+    """Renders one request's outputs. Of a stream it remembers which choices have begun."""
+
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._prompt = generation.prompts[0]
+        self._role = reply_role(cast(ChatRequest, generation.request))
+        self._ids = bool(generation.request.return_token_ids)
+        self._begun: set[int] = set()
+
+    def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes:
+        """The whole reply, of the one prompt's output."""
+        generation, output = self._generation, outputs[0]
+        asked = generation.request.prompt_logprobs is not None and output.prompt_logprobs is not None
+        return msgspec.json.encode(
+            ChatReply(
+                id=generation.id,
+                created=generation.created,
+                model=generation.model,
+                choices=[self._choice(choice) for choice in output.outputs],
+                usage=usage,
+                prompt_logprobs=prompt_logprobs(output.prompt_logprobs or []) if asked else UNSET,
+                prompt_token_ids=self._prompt.token_ids if self._ids else UNSET,
+            )
+        )
+
+    def _choice(self, choice: CompletionOutput) -> ChatChoice:
+        return ChatChoice(
+            index=choice.index,
+            message=ReplyMessage(role=self._role, content=self._prompt.echo + choice.text),
+            logprobs=self._logprobs(choice),
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            token_ids=choice.token_ids if self._ids else UNSET,
+        )
+
+    def pieces(self, number: int, output: RequestOutput) -> list[bytes]:
+        """Choices as JSON for chunks."""
+        found = []
+        for choice in output.outputs:
+            if choice.index not in self._begun:
+                found.append(self._opening(choice.index))
+            if piece := self._piece(choice):
+                found.append(piece)
+        return found
+
+    def _opening(self, index: int) -> bytes:
+        self._begun.add(index)
+        return msgspec.json.encode(
+            ChatDelta(
+                index=index,
+                delta=ReplyMessage(role=self._role, content=self._prompt.echo),
+                prompt_token_ids=self._prompt.token_ids if self._ids else UNSET,
+            )
+        )
+
+    def _piece(self, choice: CompletionOutput) -> bytes:
+        if choice.finish_reason is None and choice.logprobs is None and not self._ids:
+            if not choice.text:
+                return b""
+            return b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}' % (
+                choice.index,
+                msgspec.json.encode(choice.text),
+            )
+        return msgspec.json.encode(
+            ChatDelta(
+                index=choice.index,
+                delta=ReplyMessage(content=choice.text or UNSET),
+                logprobs=self._logprobs(choice),
+                finish_reason=choice.finish_reason,
+                stop_reason=choice.stop_reason,
+                token_ids=choice.token_ids if self._ids else UNSET,
+            )
+        )
+
+    def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
+        if self._generation.logprobs is None or choice.logprobs is None:
+            return None
+        return chat_logprobs(choice.token_ids, choice.logprobs, most=self._generation.logprobs)

@@ -1,0 +1,100 @@
+"""POST /v1/completions: RequestOutputs in, text choices out, whole or as chunks."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET
+
+from octavo.base.types.output import CompletionOutput, RequestOutput
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.openai import convert
+from octavo.server.openai.convert import Generation
+from octavo.server.openai.decode import decode
+from octavo.server.openai.generate import answer
+from octavo.server.openai.logprobs import completion_logprobs, prompt_logprobs
+from octavo.server.openai.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Usage
+from octavo.server.openai.types import CompletionRequest
+from octavo.server.services import Services
+
+
+async def create_completion(services: Services, exchange: Exchange) -> Reply | None:
+    """The route's handler; None where the answer was streamed."""
+    request = decode(await services.traffic.read_body(exchange), CompletionRequest)
+    services.names.check(request.model)
+    exchange.watch()
+    generation = await convert.completion(services, exchange, request)
+    return await answer(services, exchange, generation, CompletionForm(generation))
+
+
+class CompletionForm:
+    """Renders one request's outputs. Of a stream it remembers, per choice, how far the text has come."""
+
+    chunk_object = "text_completion"
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._echo = bool(generation.request.echo)
+        self._ids = bool(generation.request.return_token_ids)
+        self._lengths: dict[int, int] = {}  # choice -> characters sent; absent before its first piece
+
+    def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes:
+        """The whole reply; outputs by prompt."""
+        choices = [
+            self._choice(number, output, choice) for number, output in enumerate(outputs) for choice in output.outputs
+        ]
+        generation = self._generation
+        return msgspec.json.encode(
+            CompletionReply(
+                id=generation.id, created=generation.created, model=generation.model, choices=choices, usage=usage
+            )
+        )
+
+    def pieces(self, number: int, output: RequestOutput) -> list[bytes]:
+        """Choices as JSON for chunks, of prompt `number`'s delta."""
+        return [piece for choice in output.outputs if (piece := self._piece(number, output, choice))]
+
+    def _piece(self, number: int, output: RequestOutput, choice: CompletionOutput) -> bytes:
+        first = self._index(number, choice) not in self._lengths
+        plain = choice.finish_reason is None and choice.logprobs is None and not self._ids
+        if not plain or (first and self._echo):
+            return msgspec.json.encode(self._choice(number, output, choice))
+        index = self._index(number, choice)
+        self._lengths.setdefault(index, 0)
+        if not choice.text:
+            return b""
+        text = msgspec.json.encode(choice.text)
+        return b'{"index":%d,"text":%b,"logprobs":null,"finish_reason":null,"stop_reason":null}' % (index, text)
+
+    def _index(self, number: int, choice: CompletionOutput) -> int:
+        return number * self._generation.params.n + choice.index
+
+    def _choice(self, number: int, output: RequestOutput, choice: CompletionOutput) -> CompletionChoice:
+        index = self._index(number, choice)
+        first = index not in self._lengths
+        prompt = self._generation.prompts[number]
+        logprobs = self._logprobs(number, output, choice)
+        text = prompt.echo + choice.text if first and self._echo else choice.text
+        self._lengths[index] = self._lengths.get(index, 0) + len(text)
+        asked = self._generation.request.prompt_logprobs is not None
+        return CompletionChoice(
+            index=index,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            token_ids=choice.token_ids if self._ids else UNSET,
+            prompt_token_ids=prompt.token_ids if self._ids and first else UNSET,
+            prompt_logprobs=prompt_logprobs(output.prompt_logprobs) if asked and output.prompt_logprobs else UNSET,
+        )
+
+    def _logprobs(self, number: int, output: RequestOutput, choice: CompletionOutput) -> CompletionLogprobs | None:
+        most = self._generation.logprobs
+        if most is None or choice.logprobs is None:
+            return None
+        index = self._index(number, choice)
+        ids, entries = list(choice.token_ids), list(choice.logprobs)
+        prompt = self._generation.prompts[number]
+        if self._echo and index not in self._lengths and output.prompt_logprobs is not None:
+            ids, entries = prompt.token_ids + ids, output.prompt_logprobs + entries  # type: ignore[assignment]
+        offset = self._lengths.get(index, 0)
+        return completion_logprobs(ids, entries, most=most, offset=offset, first=prompt.first)

@@ -1,0 +1,194 @@
+"""A typed request in; prompts as token ids and SamplingParams out. Every route that generates comes through here."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from octavo.base.errors import InputError
+from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+from octavo.server.exchange import Exchange
+from octavo.server.openai.conversation import echoed_message, render
+from octavo.server.openai.types import (
+    MAX_PROMPTS,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+)
+from octavo.server.services import Services
+
+DEFAULT_MAX_TOKENS = 16  # of a completion; a chat may use the rest of the context
+
+_COPIED = tuple(
+    name
+    for name in SamplingParams.__struct_fields__
+    if name in GenerationRequest.__struct_fields__ and name != "max_tokens"
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """token_ids as the engine gets them; echo: the text to repeat before the answer; first: the first token's text."""
+
+    token_ids: list[int]
+    echo: str = ""
+    first: str = ""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One HTTP request, made ready. id: shown to the client; internal: the engine's name for it, never the client's.
+
+    logprobs: alternatives to show a token, None for none.
+    """
+
+    request: GenerationRequest
+    prompts: list[Prompt]
+    params: SamplingParams
+    id: str
+    model: str
+    logprobs: int | None
+    internal: str
+    created: int
+
+
+async def completion(services: Services, exchange: Exchange, request: CompletionRequest) -> Generation:
+    """POST /v1/completions made ready; InputError names the field at fault."""
+    params = sampling_params(request, services.llm.model.sampling)
+    _check(services, request)
+    sources = _split_prompts(request.prompt)
+    prompts = [await _completion_prompt(services, request, source) for source in sources]
+    return _generation(services, exchange, request, prompts, params, "cmpl-")
+
+
+async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> Generation:
+    """POST /v1/chat/completions made ready; InputError names the field at fault."""
+    params = sampling_params(request, services.llm.model.sampling)
+    _check(services, request)
+    ids = await render(services, request)
+    echo = echoed_message(request) if request.echo else ""
+    return _generation(services, exchange, request, [_prompt(services, request, ids, echo)], params, "chatcmpl-")
+
+
+def _generation(
+    services: Services,
+    exchange: Exchange,
+    request: CompletionRequest | ChatRequest,
+    prompts: list[Prompt],
+    params: SamplingParams,
+    prefix: str,
+) -> Generation:
+    shown = request.logprobs if isinstance(request, CompletionRequest) else params.logprobs
+    return Generation(
+        request=request,
+        prompts=prompts,
+        params=params,
+        id=prefix + (request.request_id or exchange.request_id),
+        model=request.model or services.names.first,
+        logprobs=shown,
+        internal=prefix + uuid.uuid4().hex,
+        created=int(time.time()),
+    )
+
+
+def sampling_params(request: CompletionRequest | ChatRequest, defaults: Mapping[str, Any]) -> SamplingParams:
+    """SamplingParams of a request: what it gives, else the model's `defaults`, else OpenAI's."""
+    values = dict(defaults)
+    values.update((name, value) for name in _COPIED if (value := getattr(request, name)) is not None)
+    if isinstance(request, ChatRequest):
+        renamed = _chat_values(request, values)
+    else:
+        renamed = _completion_values(request, values)
+    values["output_kind"] = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
+    try:
+        return SamplingParams(**values)
+    except InputError as error:
+        if error.param in renamed:
+            name = renamed[error.param]
+            raise InputError(error.message.replace(error.param, name), param=name) from None
+        raise
+
+
+def _completion_values(request: CompletionRequest, values: dict[str, Any]) -> dict[str, str]:
+    values.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
+    if request.max_tokens is not None:
+        values["max_tokens"] = request.max_tokens
+    if request.logprobs is None:
+        return {}
+    values["logprobs"] = request.logprobs
+    if not request.echo:
+        return {}
+    both = (request.logprobs, request.prompt_logprobs or 0)
+    values["prompt_logprobs"] = -1 if -1 in both else max(both)
+    return {"prompt_logprobs": "logprobs"}
+
+
+def _chat_values(request: ChatRequest, values: dict[str, Any]) -> dict[str, str]:
+    renamed = {"logprobs": "top_logprobs"}
+    values.setdefault("max_tokens", None)
+    if request.max_tokens is not None:
+        values["max_tokens"] = request.max_tokens
+    if request.max_completion_tokens is not None:
+        values["max_tokens"] = request.max_completion_tokens
+        renamed["max_tokens"] = "max_completion_tokens"
+    if request.logprobs:
+        values["logprobs"] = request.top_logprobs or 0
+    elif request.top_logprobs:
+        raise InputError("top_logprobs needs logprobs=true", param="top_logprobs")
+    return renamed
+
+
+def _check(services: Services, request: GenerationRequest) -> None:
+    """What belongs to no sampling parameter."""
+    if request.stream_options is not None and not request.stream:
+        raise InputError("stream_options needs stream=true", param="stream_options")
+    if request.stream and request.prompt_logprobs is not None:
+        raise InputError("prompt_logprobs come with whole replies only: leave stream out", param="prompt_logprobs")
+    if request.priority and services.llm.config.scheduler.scheduling_policy != "priority":
+        raise InputError("priority needs a server started with --scheduling-policy priority", param="priority")
+    if request.truncate_prompt_tokens == 0:
+        raise InputError("truncate_prompt_tokens must be -1 (what fits) or from 1", param="truncate_prompt_tokens")
+
+
+def _split_prompts(prompt: str | list[int | str | list[int]]) -> list[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InputError("prompt is empty; send a text, token ids, or a list of either", param="prompt")
+    kinds = set(map(type, prompt))
+    if len(kinds) > 1:
+        raise InputError("prompt mixes texts, token ids and lists; send one kind", param="prompt")
+    if kinds == {int}:
+        return [prompt]  # type: ignore[list-item]
+    if len(prompt) > MAX_PROMPTS:
+        raise InputError(f"prompt holds {len(prompt)} prompts; at most {MAX_PROMPTS} are taken", param="prompt")
+    return prompt  # type: ignore[return-value]
+
+
+async def _completion_prompt(services: Services, request: CompletionRequest, source: str | list[int]) -> Prompt:
+    if isinstance(source, str):
+        add = request.add_special_tokens is not False
+        prompt = _prompt(services, request, await services.llm.encode(source, add_special_tokens=add), source)
+        if not request.echo or request.truncate_prompt_tokens is None:
+            return prompt
+    else:
+        prompt = _prompt(services, request, source, "")
+        if not request.echo:
+            return prompt
+    return replace(prompt, echo=await services.llm.decode(prompt.token_ids))
+
+
+def _prompt(services: Services, request: GenerationRequest, ids: list[int], echo: str) -> Prompt:
+    keep = request.truncate_prompt_tokens
+    if keep is not None:
+        asked = request.max_tokens or 1
+        keep = max(1, services.llm.info["max_model_len"] - asked) if keep == -1 else keep
+        ids = ids[-keep:]
+    tokenizer = services.llm.tokenizer
+    first = ""
+    if request.echo and tokenizer is not None and ids and 0 <= ids[0] < tokenizer.vocab_size:
+        first = tokenizer.decode(ids[:1], skip_special_tokens=False)
+    return Prompt(ids, echo if request.echo else "", first)

@@ -1,0 +1,77 @@
+"""A request's body in; a typed request out, or an InputError that names the field, what was wrong and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from octavo.base.errors import InputError, UnsupportedError
+from octavo.server.openai.refused import REASONS
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_UNKNOWN = "Object contains unknown field `"
+_MISSING = "Object missing required field `"
+_SUGGEST_UP_TO = 40  # characters of an unknown name that a likely one is sought for
+_SHOWN = 200  # characters of a client's own text in a message
+
+
+@functools.cache
+def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """The body as `kind`."""
+    try:
+        request: T = _decoder(kind).decode(body)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), kind) from None
+    except msgspec.DecodeError as error:
+        raise InputError(f"the body is not valid JSON: {str(error)[:_SHOWN]}") from None
+    except UnicodeDecodeError:
+        raise InputError("the body is not valid JSON: it is not UTF-8 text") from None
+    except RecursionError:
+        raise InputError("the body's JSON nests too deeply") from None
+    return request
+
+
+def _explain(text: str, kind: type[msgspec.Struct]) -> InputError:
+    """An InputError made of msgspec's message, `what - at `$.path``."""
+    what, path = text, ""
+    head, found, tail = text.rpartition(" - at ")
+    if found and "`$" in tail:
+        what, path = head, tail.partition("`$")[2].rstrip("`").replace("[...]", "").lstrip(".")
+    if what.startswith(_UNKNOWN):
+        return _unknown(what[len(_UNKNOWN) : -1], path, kind)
+    if what.startswith(_MISSING):
+        name = _joined(path, what[len(_MISSING) : -1])
+        return InputError(f"{name} is required", param=name)
+    top = re.match(r"\w*", path)
+    if top is not None and top[0] in REASONS:
+        name = top[0]
+        return UnsupportedError(f"this value of {name} is not supported: {REASONS[name]}", param=name)
+    if re.search(r"\.content\[\d+\]\.type$", path):
+        return UnsupportedError(f"{path}: only parts of type 'text' are supported; this server takes text", param=path)
+    reason = what.replace("`", "").replace(" | null", "")[:_SHOWN]
+    if not path:
+        return InputError(f"the body: {reason}")
+    return InputError(f"{path}: {reason[:1].lower()}{reason[1:]}", param=path)
+
+
+def _unknown(name: str, path: str, kind: type[msgspec.Struct]) -> InputError:
+    shown = name[:_SUGGEST_UP_TO]
+    hint = "leave it out"
+    if not path and name == shown:
+        near = difflib.get_close_matches(name, kind.__struct_fields__, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else hint
+    where = f" in {path}" if path else ""
+    return InputError(f"unknown field {shown!r}{where}; {hint}", param=_joined(path, shown))
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,93 @@
+"""A Generation and the Form of its route in; the answer out: one JSON body, or a stream of chunks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from octavo.base.types.output import RequestOutput
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.openai.convert import Generation
+from octavo.server.openai.replies import PromptTokensDetails, Usage
+from octavo.server.openai.results import Results
+from octavo.server.openai.sse import DONE, KEEP_ALIVE, Chunks
+from octavo.server.services import Services
+
+FIRST_WAIT_S = 2.0  # so long a refusal can still become an HTTP status; then the stream's head is sent
+KEEP_ALIVE_S = 15.0  # without output: proxies close connections that are silent for a minute
+
+
+class Form(Protocol):
+    """How a route shows RequestOutputs."""
+
+    chunk_object: str
+
+    def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes: ...
+    def pieces(self, number: int, output: RequestOutput) -> list[bytes]: ...
+
+
+async def answer(services: Services, exchange: Exchange, generation: Generation, form: Form) -> Reply | None:
+    """Run the generation and answer with it; None where the answer was streamed."""
+    async with Results(services, generation) as results:
+        if generation.request.stream:
+            await _stream(exchange, generation, form, results)
+            return None
+        return await _whole(generation, form, results)
+
+
+async def _whole(generation: Generation, form: Form, results: Results) -> Reply:
+    outputs: dict[int, RequestOutput] = {}
+    count = UsageCount(generation)
+    while not results.finished:
+        item = await results.take()
+        if item is not None:
+            outputs[item[0]] = item[1]
+            count.take(*item)
+    return Reply(form.reply([outputs[number] for number in range(len(generation.prompts))], count.usage()))
+
+
+async def _stream(exchange: Exchange, generation: Generation, form: Form, results: Results) -> None:
+    options = generation.request.stream_options
+    with_usage = options is not None and bool(options.include_usage)
+    always = with_usage and options is not None and bool(options.continuous_usage_stats)
+    chunks = Chunks(
+        id=generation.id,
+        object=form.chunk_object,
+        created=generation.created,
+        model=generation.model,
+        with_usage=with_usage,
+    )
+    count = UsageCount(generation)
+    item = await results.take(FIRST_WAIT_S)
+    await exchange.begin_stream()
+    while True:
+        if item is None:
+            await exchange.send_events(KEEP_ALIVE)
+        else:
+            count.take(*item)
+            usage = count.usage() if always else None
+            data = b"".join([chunks.choice(piece, usage) for piece in form.pieces(*item)])
+            if data:
+                await exchange.send_events(data)
+        if results.finished:
+            break
+        item = await results.take(KEEP_ALIVE_S)
+    await exchange.send_events((chunks.usage(count.usage()) if with_usage else b"") + DONE, last=True)
+
+
+class UsageCount:
+    """Counts tokens over deltas, or over final outputs."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._prompt = sum(len(prompt.token_ids) for prompt in generation.prompts)
+        self._generated = 0
+        self._cached: dict[int, int] = {}
+
+    def take(self, number: int, output: RequestOutput) -> None:
+        """Add an output of prompt `number`."""
+        self._generated += sum(len(choice.token_ids) for choice in output.outputs)
+        self._cached[number] = output.num_cached_tokens
+
+    def usage(self) -> Usage:
+        """The counts so far."""
+        cached = PromptTokensDetails(sum(self._cached.values()))
+        return Usage(self._prompt, self._generated, self._prompt + self._generated, cached)

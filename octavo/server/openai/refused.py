@@ -1,0 +1,119 @@
+"""Fields of the protocol that this server does not support, with the values that ask for nothing (those pass)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Empty = Annotated[list[Any], Meta(max_length=0)]
+EmptyObject = Annotated[dict[str, Any], Meta(max_length=0)]
+One = Annotated[float, Meta(ge=1, le=1)]
+
+
+class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+    """response_format that asks for nothing."""
+
+
+class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every known field that is not supported; a value outside its type is refused with the reason in REASONS."""
+
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
+    use_beam_search: Literal[False] | None = None
+    length_penalty: One | None = None
+    early_stopping: Literal[False] | None = None
+    logits_processors: Empty | None = None
+    response_format: TextFormat | None = None
+    structured_outputs: None = None
+    guided_json: None = None
+    guided_regex: None = None
+    guided_choice: None = None
+    guided_grammar: None = None
+    guided_decoding_backend: None = None
+    guided_whitespace_pattern: None = None
+    structural_tag: None = None
+    logprob_token_ids: Empty | None = None
+    prompt_logprob_token_ids: Empty | None = None
+    flat_logprobs: Literal[False] | None = None
+    return_tokens_as_token_ids: Literal[False] | None = None
+    return_token_offsets: Literal[False] | None = None
+    prompt_embeds: None = None
+    truncation_side: Literal["left"] | None = None
+    thinking_token_budget: None = None
+    reasoning_effort: None = None
+    include_reasoning: Literal[True] | None = None
+    repetition_detection: None = None
+    kv_transfer_params: None = None
+    ec_transfer_params: None = None
+    vllm_xargs: EmptyObject | None = None
+    session_id: None = None
+    mm_processor_kwargs: EmptyObject | None = None
+    media_io_kwargs: EmptyObject | None = None
+    functions: Empty | None = None
+    function_call: Literal["none"] | None = None
+    modalities: Annotated[list[Literal["text"]], Meta(max_length=1)] | None = None
+    audio: None = None
+    prediction: None = None
+    web_search_options: None = None
+    verbosity: Literal["medium"] | None = None
+    moderation: None = None
+    prompt_cache_options: None = None
+    prompt_cache_retention: Literal["in_memory"] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+
+_STRUCTURED = "structured output is not available; ask for the form in the prompt"
+_BEAM = "beam search is not available; use n with a temperature above 0"
+_TEXT_ONLY = "this server takes and gives text only"
+
+REASONS: dict[str, str] = {
+    "best_of": "ask for n completions and choose among them",
+    "suffix": "filling in a middle is not available; put all the text into the prompt",
+    "use_beam_search": _BEAM,
+    "length_penalty": _BEAM,
+    "early_stopping": _BEAM,
+    "logits_processors": "use logit_bias, allowed_token_ids or bad_words",
+    "response_format": _STRUCTURED,
+    "structured_outputs": _STRUCTURED,
+    "guided_json": _STRUCTURED,
+    "guided_regex": _STRUCTURED,
+    "guided_choice": _STRUCTURED,
+    "guided_grammar": _STRUCTURED,
+    "guided_decoding_backend": _STRUCTURED,
+    "guided_whitespace_pattern": _STRUCTURED,
+    "structural_tag": _STRUCTURED,
+    "logprob_token_ids": "ask for the most likely tokens with logprobs",
+    "prompt_logprob_token_ids": "ask for the most likely tokens with prompt_logprobs",
+    "flat_logprobs": "logprobs come as OpenAI's objects",
+    "return_tokens_as_token_ids": "use return_token_ids",
+    "return_token_offsets": "compute them from /tokenize with return_token_strs",
+    "prompt_embeds": "send text or token ids",
+    "truncation_side": "prompts are cut at the left",
+    "thinking_token_budget": "limit the answer with max_tokens",
+    "reasoning_effort": "if the chat template knows it, send it in chat_template_kwargs",
+    "include_reasoning": "reasoning is not split from the answer",
+    "repetition_detection": "use repetition_penalty or stop",
+    "kv_transfer_params": "the KV cache stays in this server",
+    "ec_transfer_params": "the KV cache stays in this server",
+    "vllm_xargs": "there are no plugins that would read it",
+    "session_id": "send the whole conversation; its prefix is found in the cache",
+    "mm_processor_kwargs": _TEXT_ONLY,
+    "media_io_kwargs": _TEXT_ONLY,
+    "functions": "use tools",
+    "function_call": "use tools and tool_choice",
+    "modalities": _TEXT_ONLY,
+    "audio": _TEXT_ONLY,
+    "prediction": "leave it out",
+    "web_search_options": "there is no search here",
+    "verbosity": "ask for it in the prompt",
+    "moderation": "there is no moderation here",
+    "prompt_cache_options": "prefixes are cached without being asked for",
+    "prompt_cache_retention": "prefixes are kept in memory while there is room",
+    "store": "nothing is stored; leave it out or send false",
+    "service_tier": "there is one tier; leave it out or send 'auto'",
+    "tool_choice": "forcing a tool call is not available; send 'auto' or 'none'",
+}
+"""Why, or what to do instead, by field; tool_choice has values that are supported and values that are not."""

@@ -1,0 +1,91 @@
+"""A Generation in; RequestOutputs of all its prompts, as they come, out. Leaving the `async with` aborts what goes on.
+
+Nothing piles up here: a prompt's next output is asked for when the last one was taken, and the engine's front merges
+what came in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from types import TracebackType
+from typing import cast
+
+from octavo.base.errors import RequestFailedError
+from octavo.base.types.output import RequestOutput
+from octavo.server.metrics import RequestRecorder
+from octavo.server.openai.convert import Generation, Prompt
+from octavo.server.services import Services
+
+Item = tuple[int, RequestOutput]
+
+
+class Results:
+    """The outputs of one HTTP request's prompts, merged. At most as many prompts run at once as fit into a step."""
+
+    def __init__(self, services: Services, generation: Generation) -> None:
+        self._services = services
+        self._generation = generation
+        at_once = min(len(generation.prompts), services.llm.config.scheduler.max_num_seqs)
+        self._slots = asyncio.Semaphore(at_once)
+        self._queue: asyncio.Queue[Item | Exception] = asyncio.Queue(maxsize=at_once)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._left = len(generation.prompts)
+
+    async def __aenter__(self) -> Results:
+        self._tasks = [
+            asyncio.create_task(self._run(index, prompt)) for index, prompt in enumerate(self._generation.prompts)
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def finished(self) -> bool:
+        """True once every prompt's last output has been taken."""
+        return self._left == 0
+
+    async def take(self, wait_s: float | None = None) -> Item | None:
+        """The next output and its prompt's index; None if none came within `wait_s`. Raises what ended a prompt."""
+        item: Item | Exception | None = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        if item is not None and item[1].finished:
+            self._left -= 1
+        return item
+
+    async def _run(self, index: int, prompt: Prompt) -> None:
+        try:
+            async with self._slots:
+                await self._generate(index, prompt)
+        except Exception as error:
+            await self._queue.put(error)
+
+    async def _generate(self, index: int, prompt: Prompt) -> None:
+        generation, request = self._generation, self._generation.request
+        recorder = RequestRecorder(self._services.metrics, generation.params, streaming=bool(request.stream))
+        outputs = self._services.llm.generate(
+            prompt.token_ids,
+            generation.params,
+            request_id=f"{generation.internal}-{index}",
+            priority=request.priority or 0,
+            cache_salt=request.cache_salt or "",
+        )
+        async with aclosing(cast("AsyncGenerator[RequestOutput, None]", outputs)):
+            async for output in outputs:
+                recorder.take(output)
+                if output.error is not None:
+                    raise RequestFailedError(output.error)
+                await self._queue.put((index, output))
+                if output.finished:
+                    return
+        raise RequestFailedError("the engine ended the request before it was finished; try again")

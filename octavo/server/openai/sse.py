@@ -1,0 +1,41 @@
+"""Choices as JSON in; server-sent events out. What all chunks of a stream share is rendered once."""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.server.openai.replies import Usage
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment: clients pass over it, proxies see that the stream lives
+
+
+class _Head(msgspec.Struct, frozen=True):
+    id: str
+    object: str
+    created: int
+    model: str
+
+
+class Chunks:
+    """One stream's chunks. with_usage: every chunk has a usage field, null where it tells nothing."""
+
+    def __init__(self, *, id: str, object: str, created: int, model: str, with_usage: bool) -> None:
+        head = msgspec.json.encode(_Head(id, object, created, model))
+        self._head = b"data: " + head[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
+
+    def choice(self, choice: bytes, usage: Usage | None = None) -> bytes:
+        """A chunk of one choice."""
+        if usage is None:
+            return self._head + choice + self._tail
+        return self._head + choice + b'],"usage":' + msgspec.json.encode(usage) + b"}\n\n"
+
+    def usage(self, usage: Usage) -> bytes:
+        """The chunk without choices that tells the token counts."""
+        return self.choice(b"", usage)
+
+
+def error_events(body: bytes) -> bytes:
+    """How a stream that has begun ends with an error: its JSON body as an event, and the end."""
+    return b"data: " + body + b"\n\n" + DONE

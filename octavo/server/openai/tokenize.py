@@ -1,0 +1,62 @@
+"""POST /tokenize and /detokenize: text or a conversation to token ids, and back."""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.base.errors import InputError
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.openai.conversation import render
+from octavo.server.openai.decode import decode
+from octavo.server.openai.replies import DetokenizeReply, TokenizeReply
+from octavo.server.openai.types import DetokenizeRequest, TokenizeChatRequest, TokenizeTextRequest
+from octavo.server.services import Services
+
+
+class _Kind(msgspec.Struct):
+    """Only tells which of the two forms a body has."""
+
+    messages: msgspec.Raw | None = None
+
+
+async def tokenize(services: Services, exchange: Exchange) -> Reply:
+    """A text (prompt), or a conversation (messages) by the chat template."""
+    body = await services.traffic.read_body(exchange)
+    request: TokenizeTextRequest | TokenizeChatRequest
+    if decode(body, _Kind).messages is not None:
+        request = decode(body, TokenizeChatRequest)
+    else:
+        request = decode(body, TokenizeTextRequest)
+    services.names.check(request.model)
+    exchange.watch()
+    if isinstance(request, TokenizeChatRequest):
+        ids = await render(services, request)
+    else:
+        ids = await services.llm.encode(request.prompt, add_special_tokens=request.add_special_tokens is not False)
+    tokenizer = services.llm.tokenizer
+    return Reply(
+        msgspec.json.encode(
+            TokenizeReply(
+                count=len(ids),
+                max_model_len=services.llm.info["max_model_len"],
+                tokens=ids,
+                token_strs=tokenizer.token_strings(ids) if request.return_token_strs and tokenizer else None,
+            )
+        )
+    )
+
+
+async def detokenize(services: Services, exchange: Exchange) -> Reply:
+    """Token ids to text; special tokens are shown."""
+    request = decode(await services.traffic.read_body(exchange), DetokenizeRequest)
+    services.names.check(request.model)
+    tokenizer = services.llm.tokenizer
+    if tokenizer is None:
+        raise InputError("this server runs without a tokenizer (skip_tokenizer_init)", param="tokens")
+    wrong = next((token for token in request.tokens if token >= tokenizer.vocab_size), None)
+    if wrong is not None:
+        raise InputError(
+            f"tokens holds token id {wrong}; the vocabulary has 0 to {tokenizer.vocab_size - 1}", param="tokens"
+        )
+    exchange.watch()
+    return Reply(msgspec.json.encode(DetokenizeReply(await services.llm.decode(request.tokens))))

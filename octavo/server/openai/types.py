@@ -1,0 +1,185 @@
+"""The JSON bodies that clients send, as types. A field that is not here is refused by name.
+
+Sampling fields carry no bounds here: SamplingParams checks them, the same for every way in. null means not given.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from octavo.server.openai.refused import Empty, UnsupportedFields
+
+MAX_PROMPTS = 1024
+
+Label = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+\Z")]
+Salt = Annotated[str, Meta(min_length=1, max_length=128)]
+Identifier = Annotated[str, Meta(max_length=512)]
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+Priority = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
+Truncation = Annotated[int, Meta(ge=-1, lt=2**31)]
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """include_usage: a last chunk tells the token counts; continuous_usage_stats: every chunk does."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationRequest(UnsupportedFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What completions and chat share. Names and meanings are OpenAI's and vLLM's.
+
+    user, metadata, safety_identifier and prompt_cache_key label a request for a provider's books; nothing here
+    depends on them (prefixes are found by content).
+    """
+
+    model: Annotated[str, Meta(max_length=512)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    truncate_prompt_tokens: Truncation | None = None
+    echo: bool | None = None
+    return_token_ids: bool | None = None
+    priority: Priority | None = None
+    cache_salt: Salt | None = None
+    request_id: Label | None = None
+    user: Identifier | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: Identifier | None = None
+    prompt_cache_key: Identifier | None = None
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/completions. prompt: a text, token ids, or a list of either."""
+
+    prompt: str | list[int | str | list[int]]
+    logprobs: int | None = None
+    add_special_tokens: bool | None = None
+
+
+class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+    """The one kind of message part that a text model takes."""
+
+    text: str
+
+
+class FunctionCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A call that the assistant made before; arguments is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of an assistant message's tool_calls."""
+
+    function: FunctionCall
+    id: Identifier | None = None
+    type: Literal["function"] = "function"
+    index: int | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One message of a conversation. Replies of this server can be sent back as they are."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: Identifier | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Identifier | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    annotations: Empty | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A function that the model may call; parameters is a JSON schema, shown to the model as it is."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An entry of `tools`."""
+
+    function: FunctionSpec
+    type: Literal["function"] = "function"
+
+
+Messages = Annotated[list[Message], Meta(min_length=1)]
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions. tool_choice "auto" shows the tools to the model; its answer is text."""
+
+    messages: Messages
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0)] | None = None
+
+
+class TokenizeTextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /tokenize of a text."""
+
+    prompt: str
+    model: Annotated[str, Meta(max_length=512)] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /tokenize of a conversation."""
+
+    messages: Messages
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    model: Annotated[str, Meta(max_length=512)] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /detokenize."""
+
+    tokens: list[TokenId]
+    model: Annotated[str, Meta(max_length=512)] | None = None

@@ -1,0 +1,84 @@
+"""Host and Origin headers in; a 403, or the CORS headers of the answer, out.
+
+A page on another site can make a browser talk to 127.0.0.1, under a name of its own (DNS rebinding) or directly. So
+a server bound to loopback answers only to loopback names, and only to pages from there or from allowed_origins.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from octavo.server.errors import HttpError
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def is_loopback(host: str) -> bool:
+    """True for localhost, names under .localhost, 127.0.0.0/8 and ::1; brackets and a final dot are allowed."""
+    name = host.strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class Origins:
+    """Who may call, as far as a browser's own headers can tell."""
+
+    def __init__(self, bound_host: str, allowed: Sequence[str]) -> None:
+        self._local = is_loopback(bound_host)
+        self._allowed = {origin.rstrip("/").lower() for origin in allowed}
+
+    def check(self, hosts: Sequence[bytes], origin: bytes | None) -> None:
+        """Raise a 403 for a Host or an Origin that a loopback server should not see."""
+        if len(hosts) > 1:
+            raise HttpError(400, "more than one Host header", kind="BadRequestError")
+        if not self._local:
+            return
+        # no Host at all is HTTP/1.0: no browser sends that
+        if hosts and hosts[0] and not is_loopback(_hostname(hosts[0])):
+            raise _foreign("Host", "call it as 127.0.0.1 or localhost, or start with --host to serve other names")
+        if origin is not None and not self._accepts(origin) and not is_loopback(_hostname(origin)):
+            raise _foreign("Origin", "start with --allowed-origins to let that page in")
+
+    def headers(self, origin: bytes | None) -> Headers:
+        """CORS headers for every answer to an allowed origin."""
+        if origin is None or not self._accepts(origin):
+            return []
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", b"x-request-id, retry-after"),
+            (b"vary", b"origin"),
+        ]
+
+    def preflight(self, method: str, origin: bytes | None, asked: bytes | None) -> Headers | None:
+        """Headers that answer a browser's preflight; None where this is none."""
+        if method != "OPTIONS" or asked is None or origin is None or not self._accepts(origin):
+            return None
+        return [
+            (b"access-control-allow-methods", b"GET, POST"),
+            (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
+            (b"access-control-max-age", b"600"),
+        ]
+
+    def _accepts(self, origin: bytes) -> bool:
+        return "*" in self._allowed or origin.decode("latin-1").lower() in self._allowed
+
+
+def _hostname(header: bytes) -> str:
+    """`name` of name:port, [::1]:port or scheme://name:port; "" where there is none."""
+    text = header.decode("latin-1")
+    try:
+        return urlsplit(text if "//" in text else "//" + text).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _foreign(header: str, remedy: str) -> HttpError:
+    return HttpError(
+        403, f"this server listens on loopback and refuses that {header} header; {remedy}", kind="PermissionDeniedError"
+    )

@@ -1,0 +1,40 @@
+"""What every route works with, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.api.async_llm import AsyncLLM
+from octavo.base.config.config import ServerConfig
+from octavo.base.errors import EngineDeadError, OverloadedError
+from octavo.server.limits import Traffic
+from octavo.server.metrics import Metrics
+from octavo.server.names import ModelNames
+
+LOADING_RETRY_S = 5
+
+
+@dataclass(frozen=True)
+class Services:
+    """The engine's front, the options, and what the routes share."""
+
+    llm: AsyncLLM
+    config: ServerConfig
+    metrics: Metrics
+    names: ModelNames
+    traffic: Traffic
+    started_at: int
+
+    def check_ready(self) -> None:
+        """Raise a 503 with Retry-After unless requests can be taken now."""
+        if self.traffic.draining or self.llm.state == "draining":
+            self.metrics.rejected("draining")
+            raise OverloadedError("the server is shutting down; try another one", retry_after=LOADING_RETRY_S)
+        if self.llm.state == "ready":
+            return
+        self.metrics.rejected("unavailable")
+        if self.llm.state == "loading":
+            raise OverloadedError("the model is still loading; GET /readyz tells how far", retry_after=LOADING_RETRY_S)
+        if self.llm.state == "restarting":
+            raise EngineDeadError("the engine is starting again after a failure; try again")
+        raise EngineDeadError("the engine has ended and does not come back; the server must be restarted")

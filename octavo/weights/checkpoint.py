@@ -1,0 +1,200 @@
+"""A local file or folder in, a Checkpoint out: config, tokenizer sources and views of the tensors.
+
+Only headers are read; tensor bytes stay in the mapped files. No code from the folder is run (auto_map is ignored).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from octavo.base.errors import ConfigError, ModelFormatError, ModelNotFoundError
+from octavo.base.types.tensor import StoredTensor
+from octavo.weights.files import map_file, read_json
+from octavo.weights.gguf import GgufFile, gguf_models, read_gguf, split_parts
+from octavo.weights.gguf_config import gguf_config, gguf_generation_config, hugging_face_name
+from octavo.weights.safetensors import read_index, read_safetensors
+from octavo.weights.tokenizer_source import (
+    GgufTokenizer,
+    TokenizerFiles,
+    folder_chat_template,
+    folder_tokenizer,
+    gguf_chat_template,
+    gguf_tokenizer,
+)
+
+__all__ = ["Checkpoint", "GgufTokenizer", "TokenizerFiles", "open_checkpoint"]
+
+INDEX = "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+FORMATS = ("auto", "safetensors", "gguf", "dummy")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files, opened. Keys and tensor names are Hugging Face's, from GGUF too.
+
+    path: the file or folder.  generation_config: {} if there is none.  total_bytes: of all tensors as stored.
+    format "dummy": config and tokenizer only, tensors is empty (weights.dummy makes them).
+    """
+
+    path: Path
+    config: dict[str, Any]
+    tensors: Mapping[str, StoredTensor] = field(repr=False)
+    generation_config: dict[str, Any]
+    chat_template: str | None = field(repr=False)
+    tokenizer: TokenizerFiles | GgufTokenizer | None = field(repr=False)
+    total_bytes: int
+    format: Literal["safetensors", "gguf", "dummy"]
+
+
+def open_checkpoint(
+    path: Path, *, load_format: str = "auto", hf_overrides: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Open a .gguf file (the first part of a split one), or a folder with safetensors or exactly one .gguf.
+
+    load_format: auto, safetensors, gguf or dummy.  hf_overrides: keys to replace in the config.
+    Raises ModelNotFoundError (no such path), ModelFormatError (damaged or of an unknown form), ConfigError
+    (load_format contradicts what is there).
+    """
+    path = Path(path)
+    if load_format not in FORMATS:
+        raise ConfigError(f"load_format must be one of {', '.join(FORMATS)}, got {load_format!r}", param="load_format")
+    if not path.exists():
+        raise ModelNotFoundError(f"{path} does not exist; give a .gguf file or a model folder", param="model")
+    gguf = _gguf_file(path, load_format)
+    if gguf is not None:
+        return _from_gguf(gguf, load_format, dict(hf_overrides or {}))
+    if path.is_file():
+        raise ModelFormatError(f"{path.name} is not a .gguf file; give one, or a folder of safetensors")
+    if load_format == "gguf":
+        raise ConfigError(f"load_format is gguf, but {path} holds no .gguf file", param="load_format")
+    return _from_folder(path, load_format, dict(hf_overrides or {}))
+
+
+def _gguf_file(path: Path, load_format: str) -> Path | None:
+    """The .gguf file to open, or None where the folder's safetensors (or config.json) are meant."""
+    if path.is_file():
+        if path.suffix != ".gguf":
+            return None
+        if load_format == "safetensors":
+            raise ConfigError(f"load_format is safetensors, but {path.name} is a GGUF file", param="load_format")
+        return path
+    has_config = (path / "config.json").is_file()
+    if load_format == "safetensors" or (load_format == "dummy" and has_config):
+        return None
+    if load_format == "auto" and has_config and any(path.glob("*.safetensors")):
+        return None
+    files = sorted(file.name for file in path.glob("*.gguf"))
+    models = gguf_models(files)
+    if len(models) > 1:
+        raise ModelFormatError(f"{path} holds {len(models)} models ({', '.join(models[:8])}); give one file's path")
+    return path / (models or files)[0] if files else None
+
+
+def _from_gguf(path: Path, load_format: str, overrides: dict[str, Any]) -> Checkpoint:
+    parts = [_read_part(path.with_name(name)) for name in split_parts(path.name)]
+    metadata = parts[0].metadata
+    _check_split(path.name, metadata, parts)
+    tensors: dict[str, StoredTensor] = {}
+    for part in parts:
+        for name in part.tensors.keys() & tensors.keys():
+            raise ModelFormatError(f"{path.name}: tensor {name!r} is in two parts; download them again")
+        tensors.update(part.tensors)
+    config = gguf_config(metadata, tensors)
+    arch = metadata["general.architecture"]
+    dummy = load_format == "dummy"
+    named = {} if dummy else {hugging_face_name(name, arch): tensor for name, tensor in tensors.items()}
+    return Checkpoint(
+        path=path,
+        config={**config, **overrides},
+        tensors=named,
+        generation_config=gguf_generation_config(metadata),
+        chat_template=gguf_chat_template(metadata),
+        tokenizer=gguf_tokenizer(metadata),
+        total_bytes=sum(tensor.data.nbytes for tensor in named.values()),
+        format="dummy" if dummy else "gguf",
+    )
+
+
+def _read_part(path: Path) -> GgufFile:
+    if not path.is_file():
+        raise ModelFormatError(f"{path.name} is missing: all parts of a split model must lie in one folder")
+    return read_gguf(map_file(path), where=path.name)
+
+
+def _check_split(name: str, metadata: Mapping[str, Any], parts: list[GgufFile]) -> None:
+    count = metadata.get("split.count", 0)
+    if count not in (0, 1, len(parts)):
+        raise ModelFormatError(
+            f"{name} is one of {str(count)[:20]} parts, but its name says {len(parts)}; keep the names "
+            "NAME-00001-of-0000N.gguf that the parts had, all in one folder"
+        )
+    total = metadata.get("split.tensors.count")
+    if total is not None and count not in (0, 1) and total != sum(len(part.tensors) for part in parts):
+        raise ModelFormatError(f"{name}: its parts hold {sum(len(p.tensors) for p in parts)} tensors, not {total}")
+
+
+def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any]) -> Checkpoint:
+    config = read_json(folder / "config.json")
+    if not config:
+        raise ModelFormatError(f"{folder} has no config.json; give a Hugging Face model folder or a .gguf file")
+    config = {**config, **overrides}
+    dummy = load_format == "dummy"
+    if not dummy and config.get("quantization_config"):
+        quantization = config["quantization_config"]
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise ModelFormatError(
+            f"config.json: quantization_config.quant_method {str(method)[:40]!r} is not supported; take the "
+            "unquantized model or a GGUF file of it",
+            param="quantization_config",
+        )
+    tensors = {} if dummy else _folder_tensors(folder)
+    return Checkpoint(
+        path=folder,
+        config=config,
+        tensors=tensors,
+        generation_config=read_json(folder / "generation_config.json"),
+        chat_template=folder_chat_template(folder),
+        tokenizer=folder_tokenizer(folder),
+        total_bytes=sum(tensor.data.nbytes for tensor in tensors.values()),
+        format="dummy" if dummy else "safetensors",
+    )
+
+
+def _folder_tensors(folder: Path) -> dict[str, StoredTensor]:
+    if (folder / INDEX).is_file():
+        return _sharded(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    whole = folder / "model.safetensors"
+    if whole in files:
+        files = [whole]
+    if len(files) > 1:
+        raise ModelFormatError(f"{folder} holds {len(files)} safetensors files and no {INDEX}; download it too")
+    if files:
+        return read_safetensors(map_file(files[0]), where=files[0].name)
+    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED)
+    if pickled:
+        raise ModelFormatError(
+            f"{folder} holds pickled weights only ({', '.join(pickled[:4])}), which are never read because loading "
+            "them can run code; take a revision with safetensors files, or convert them"
+        )
+    raise ModelFormatError(f"{folder} holds no safetensors files; download the model again")
+
+
+def _sharded(folder: Path) -> dict[str, StoredTensor]:
+    weight_map = read_index(map_file(folder / INDEX).tobytes(), where=INDEX)
+    shards: dict[str, dict[str, StoredTensor]] = {}
+    for file in sorted(set(weight_map.values())):
+        if not (folder / file).is_file():
+            raise ModelFormatError(f"{file} is missing, though {INDEX} names it; download the model again")
+        shards[file] = read_safetensors(map_file(folder / file), where=file)
+    tensors = {}
+    for name, file in weight_map.items():
+        if name in shards[file]:
+            tensors[name] = shards[file][name]
+        else:
+            raise ModelFormatError(f"{INDEX} says that tensor {name[:80]!r} is in {file}, but it is not there")
+    return tensors

@@ -1,0 +1,242 @@
+"""A GGUF file's bytes in, its metadata and views of its tensors out. Nothing in the file is trusted.
+
+    "GGUF"  u32 version  u64 tensors  u64 keys
+    keys:     string name, u32 type, value          string: u64 length, UTF-8
+    tensors:  string name, u32 dims, u64 dim[dims] (innermost first), u32 type, u64 offset from the data's start
+    padding to general.alignment (32), then the data
+
+Every count, length and offset is checked against the bytes that are left before it is used, so memory stays within
+a small multiple of the file's size. Only ModelFormatError comes out.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+from octavo.base.errors import ModelFormatError
+from octavo.base.types.tensor import SCHEMES, StoredTensor
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_DIMS = 4
+MAX_ALIGNMENT = 1 << 20
+
+# Type number of a metadata value -> struct format.
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+
+# ggml's type number -> name; those in SCHEMES can be run.
+TENSOR_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
+}  # fmt: skip
+
+# The least bytes of one key (name length, type, value) and of one tensor description (name length, dims, type, offset).
+LEAST_KEY, LEAST_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
+
+SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """metadata: str, int, float, bool or a list of them by key.  tensors: by GGUF name, shapes outermost first."""
+
+    version: int
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+
+class _Cursor:
+    """Reads forward through the bytes; asking for more than is left is an error that says what was being read."""
+
+    def __init__(self, data: memoryview, where: str) -> None:
+        self.data, self.where, self.position = data, where, 0
+
+    def error(self, what: str) -> ModelFormatError:
+        return ModelFormatError(f"{self.where}: {what} (byte {self.position}); the file is damaged, download it again")
+
+    @property
+    def left(self) -> int:
+        return self.data.nbytes - self.position
+
+    def need(self, size: int, what: str) -> None:
+        if size > self.left:
+            raise self.error(f"{what} takes {size} bytes, {self.left} are left")
+
+    def scalar(self, form: str, what: str) -> Any:
+        size = struct.calcsize("<" + form)
+        self.need(size, what)
+        (value,) = struct.unpack_from("<" + form, self.data, self.position)
+        self.position += size
+        return value
+
+    def string(self, what: str) -> str:
+        """Strict UTF-8: for names."""
+        length = self.scalar("Q", f"the length of {what}")
+        self.need(length, what)
+        raw = bytes(self.data[self.position : self.position + length])
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise self.error(f"{what} is not UTF-8") from error
+        self.position += length
+        return text
+
+    def strings(self, count: int, what: str) -> list[str]:
+        """Tokens may hold broken UTF-8, which becomes U+FFFD. A tight loop: a vocabulary has a quarter million."""
+        self.need(8 * count, what)
+        data, size, position = self.data, self.data.nbytes, self.position
+        length_at, out = struct.Struct("<Q").unpack_from, []
+        for _ in range(count):
+            if position + 8 > size:
+                raise self.error(f"{what} runs past the end of the file")
+            begin = position + 8
+            position = begin + length_at(data, position)[0]
+            if position > size:
+                raise self.error(f"{what} holds a string that runs past the end of the file")
+            out.append(str(data[begin:position], "utf-8", "replace"))
+        self.position = position
+        return out
+
+    def value(self, kind: int, what: str) -> Any:
+        if kind in SCALARS:
+            return self.scalar(SCALARS[kind], what)
+        if kind == STRING:
+            return self.strings(1, what)[0]
+        if kind == ARRAY:
+            return self.array(what)
+        raise self.error(f"{what} has the unknown value type {kind}")
+
+    def array(self, what: str) -> list[Any]:
+        kind, count = self.scalar("I", f"the type of {what}"), self.scalar("Q", f"the length of {what}")
+        if kind == STRING:
+            return self.strings(count, what)
+        if kind not in SCALARS:
+            raise self.error(f"{what} is an array of the value type {kind}; arrays of arrays are not supported")
+        size = struct.calcsize("<" + SCALARS[kind]) * count
+        self.need(size, what)
+        values = struct.unpack_from(f"<{count}{SCALARS[kind]}", self.data, self.position)
+        self.position += size
+        return list(values)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor description; offset from the start of the data, bytes from its shape and type."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+def read_gguf(data: memoryview, *, where: str) -> GgufFile:
+    """Read the header of a whole file in `data`; `where` names it in errors. Raises ModelFormatError alone."""
+    cursor = _Cursor(data, where)
+    version, tensor_count, key_count = _preamble(cursor)
+    metadata: dict[str, Any] = {}
+    for index in range(key_count):
+        key = cursor.string(f"the name of key {index}")
+        if key in metadata:
+            raise cursor.error(f"key {key!r} comes twice")
+        metadata[key] = cursor.value(cursor.scalar("I", f"the type of {key}"), key)
+    alignment = _alignment(cursor, metadata)
+    entries = [_entry(cursor, index, alignment) for index in range(tensor_count)]
+    start = (cursor.position + alignment - 1) // alignment * alignment
+    _check_places(cursor, entries, start)
+    tensors: dict[str, StoredTensor] = {}
+    for entry in entries:
+        if entry.name in tensors:
+            raise cursor.error(f"tensor {entry.name!r} comes twice")
+        begin = start + entry.offset
+        tensors[entry.name] = StoredTensor(
+            entry.name, SCHEMES[entry.kind], entry.shape, data[begin : begin + entry.size]
+        )
+    return GgufFile(version, metadata, tensors)
+
+
+def split_parts(name: str) -> list[str]:
+    """The file names of all parts of a split GGUF, given its first one; just [name] for an unsplit one.
+
+    Raises ModelFormatError for another part than the first.
+    """
+    match = SPLIT_NAME.match(name)
+    if match is None:
+        return [name]
+    stem, number, count = match["stem"], int(match["number"]), int(match["count"])
+    if number != 1 or not 1 <= count <= 9999:
+        raise ModelFormatError(f"{name} is not the first part of a split model; give {stem}-00001-of-{count:05d}.gguf")
+    return [f"{stem}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1)]
+
+
+def gguf_models(names: Iterable[str]) -> list[str]:
+    """Of .gguf file names or paths, those that are a whole model or the first part of one."""
+    return [name for name in names if (match := SPLIT_NAME.match(name)) is None or int(match["number"]) == 1]
+
+
+def _preamble(cursor: _Cursor) -> tuple[int, int, int]:
+    if bytes(cursor.data[:4]) != MAGIC:
+        raise cursor.error("does not begin with GGUF")
+    cursor.position = 4
+    version = cursor.scalar("I", "the version")
+    if version not in VERSIONS:
+        if version and not version & 0xFFFF:
+            raise ModelFormatError(f"{cursor.where} is a big-endian GGUF file; only little-endian ones are supported")
+        raise ModelFormatError(f"{cursor.where} is GGUF version {version}; supported are 2 and 3, convert it again")
+    tensors, keys = cursor.scalar("Q", "the number of tensors"), cursor.scalar("Q", "the number of keys")
+    for count, least, what in ((tensors, LEAST_TENSOR, "tensors"), (keys, LEAST_KEY, "keys")):
+        if count * least > cursor.left:
+            raise cursor.error(f"{count} {what} do not fit into {cursor.left} bytes")
+    return version, tensors, keys
+
+
+def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
+    value = metadata.get("general.alignment", 32)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
+        raise cursor.error(f"general.alignment must be a power of two up to {MAX_ALIGNMENT}, got {str(value)[:40]}")
+    return value
+
+
+def _entry(cursor: _Cursor, index: int, alignment: int) -> _Entry:
+    name = cursor.string(f"the name of tensor {index}")
+    count = cursor.scalar("I", f"the dimensions of {name}")
+    if count > MAX_DIMS:
+        raise cursor.error(f"tensor {name!r} has {count} dimensions, at most {MAX_DIMS} are allowed")
+    shape = tuple(cursor.scalar("Q", f"the shape of {name}") for _ in range(count))[::-1]
+    kind = cursor.scalar("I", f"the type of {name}")
+    offset = cursor.scalar("Q", f"the offset of {name}")
+    scheme = SCHEMES.get(TENSOR_TYPES.get(kind, ""))
+    if scheme is None:
+        raise ModelFormatError(
+            f"{cursor.where}: tensor {name!r} is stored as {TENSOR_TYPES.get(kind, f'type {kind}')}, which is not "
+            f"supported; supported are {', '.join(SCHEMES)}. Take a file in one of these"
+        )
+    row = shape[-1] if shape else 1
+    if row % scheme.group or 0 in shape:
+        raise cursor.error(f"tensor {name!r} has the shape {list(shape)}, which {scheme.name} cannot have")
+    if offset % alignment:
+        raise cursor.error(f"tensor {name!r} begins at {offset}, which is no multiple of the alignment {alignment}")
+    return _Entry(name, scheme.name, shape, offset, prod(shape) // scheme.group * scheme.group_bytes)
+
+
+def _check_places(cursor: _Cursor, entries: list[_Entry], start: int) -> None:
+    """Every tensor lies inside the file and none overlaps another."""
+    room = cursor.data.nbytes - start
+    ordered = sorted(entries, key=lambda entry: entry.offset)
+    for entry in ordered:
+        if entry.offset + entry.size > room:
+            raise cursor.error(
+                f"tensor {entry.name!r} takes {entry.size} bytes from {entry.offset} on, the data has {max(room, 0)}"
+            )
+    for before, after in pairwise(ordered):
+        if before.offset + before.size > after.offset:
+            raise cursor.error(f"tensors {before.name!r} and {after.name!r} overlap")

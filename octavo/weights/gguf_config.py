@@ -1,0 +1,227 @@
+"""GGUF metadata and tensor names in, Hugging Face's config keys and tensor names out.
+
+Two keys are Octavo's own: rope_interleaved (llama.cpp's converter permutes the q and k rows of arch `llama`) and
+norm_weight_offset (its converter has already added Gemma's 1). rope_freq_factors holds rope_freqs.weight.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.base.errors import ModelFormatError
+from octavo.base.types.tensor import StoredTensor
+
+# Key behind "{arch}." -> (config key, needed, type).
+ARCH_KEYS: dict[str, tuple[str, bool, type]] = {
+    "block_count": ("num_hidden_layers", True, int),
+    "embedding_length": ("hidden_size", True, int),
+    "feed_forward_length": ("intermediate_size", True, int),
+    "context_length": ("max_position_embeddings", True, int),
+    "attention.head_count": ("num_attention_heads", True, int),
+    "attention.head_count_kv": ("num_key_value_heads", False, int),
+    "attention.key_length": ("head_dim", False, int),
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", False, float),
+    "attention.sliding_window": ("sliding_window", False, int),
+    "rope.freq_base": ("rope_theta", False, float),
+    "rope.freq_base_swa": ("rope_local_base_freq", False, float),
+    "attn_logit_softcapping": ("attn_logit_softcapping", False, float),
+    "final_logit_softcapping": ("final_logit_softcapping", False, float),
+}
+SCALING_KEYS: dict[str, tuple[str, bool, type]] = {
+    "factor": ("factor", False, float),
+    "original_context_length": ("original_max_position_embeddings", False, int),
+    "attn_factor": ("attention_factor", False, float),
+    "yarn_beta_fast": ("beta_fast", False, float),
+    "yarn_beta_slow": ("beta_slow", False, float),
+}
+TOKEN_KEYS = {"bos_token_id": "bos_token_id", "padding_token_id": "pad_token_id", "unknown_token_id": "unk_token_id"}
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+SAMPLING_KEYS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+
+# GGUF tensor names without ".weight" or ".bias" -> Hugging Face's; the first table is for blk.{i}.
+LAYER_TENSORS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+SANDWICH_TENSORS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+OUTER_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER = re.compile(r"^blk\.(\d{1,6})\.([a-z0-9_]+)\.(weight|bias)$")
+_OUTER = re.compile(r"^([a-z0-9_]+)\.(weight|bias)$")
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """Typed look-up: a missing key is None (or an error if needed), a wrong type always an error."""
+
+    values: Mapping[str, Any]
+
+    def get(self, key: str, kind: type, *, needed: bool = False) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            if needed:
+                raise ModelFormatError(f"the GGUF file lacks the key {key}; convert the model again", param=key)
+            return None
+        if kind is int and isinstance(value, list) and value and all(v == value[0] for v in value):
+            value = value[0]  # one number for each layer, all the same
+        fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise ModelFormatError(
+                f"the GGUF file's {key} must be of type {kind.__name__}, got {str(value)[:40]}; convert it again",
+                param=key,
+            )
+        return value
+
+    def table(self, prefix: str, keys: Mapping[str, tuple[str, bool, type]]) -> dict[str, Any]:
+        """The keys that are there, under their config names."""
+        found = {name: self.get(prefix + key, kind, needed=needed) for key, (name, needed, kind) in keys.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """A config.json for the file; `tensors` by GGUF name. Raises ModelFormatError for missing or mistyped keys."""
+    m = _Metadata(metadata)
+    arch = m.get("general.architecture", str, needed=True)
+    if m.get(f"{arch}.expert_count", int):
+        raise ModelFormatError("the GGUF file is a mixture of experts, which is not supported; take a dense model")
+    config = m.table(f"{arch}.", ARCH_KEYS)
+    config.update(
+        model_type=arch,
+        vocab_size=_vocab_size(m, arch, tensors),
+        tie_word_embeddings="output.weight" not in tensors,
+        attention_bias="blk.0.attn_output.bias" in tensors,
+        mlp_bias="blk.0.ffn_down.bias" in tensors,
+        dtype=_dtype(tensors),
+        **_rope(m, arch, tensors),
+    )
+    config.update(_token_ids(m))
+    if arch in FAMILIES:
+        FAMILIES[arch](config, m)
+    return config
+
+
+def gguf_generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Token ids that end a text (eos, end of turn, end of message) and the sampling defaults that the file carries."""
+    m = _Metadata(metadata)
+    sampling = {name: m.get(f"general.sampling.{key}", float) for key, name in SAMPLING_KEYS.items()}
+    return {**_token_ids(m), **{name: value for name, value in sampling.items() if value is not None}}
+
+
+def hugging_face_name(name: str, arch: str) -> str:
+    """The name that the tensor has in a Hugging Face checkpoint; names that are in no table stay."""
+    if match := _LAYER.match(name):
+        index, part, kind = match.groups()
+        table = {**LAYER_TENSORS, **SANDWICH_TENSORS} if arch.startswith("gemma") and arch != "gemma" else LAYER_TENSORS
+        return f"model.layers.{int(index)}.{table[part]}.{kind}" if part in table else name
+    if (match := _OUTER.match(name)) and match[1] in OUTER_TENSORS:
+        return f"{OUTER_TENSORS[match[1]]}.{match[2]}"
+    return name
+
+
+def _vocab_size(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor]) -> int:
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ModelFormatError("the GGUF file has no matrix token_embd.weight; it is no language model")
+    return embedding.shape[0]
+
+
+def _dtype(tensors: Mapping[str, StoredTensor]) -> str:
+    """float32 or float16 where all matrices are; quantized files were nearly always made from bfloat16."""
+    kinds = {tensor.scheme.name for tensor in tensors.values() if len(tensor.shape) > 1}
+    return {"F32": "float32", "F16": "float16"}.get(kinds.pop(), "bfloat16") if len(kinds) == 1 else "bfloat16"
+
+
+def _token_ids(m: _Metadata) -> dict[str, Any]:
+    ids = {name: m.get(f"tokenizer.ggml.{key}", int) for key, name in TOKEN_KEYS.items()}
+    ends = [m.get(f"tokenizer.ggml.{key}", int) for key in END_KEYS]
+    result: dict[str, Any] = {name: value for name, value in ids.items() if value is not None}
+    if any(end is not None for end in ends):
+        result["eos_token_id"] = list(dict.fromkeys(end for end in ends if end is not None))
+    return result
+
+
+def _rope(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """rope_scaling, rope_freq_factors and partial_rotary_factor, where the file has them."""
+    result: dict[str, Any] = {}
+    kind = m.get(f"{arch}.rope.scaling.type", str)
+    scaling = m.table(f"{arch}.rope.scaling.", SCALING_KEYS)
+    linear = m.get(f"{arch}.rope.scale_linear", float)
+    if kind is None and linear not in (None, 0, 1):
+        kind, scaling = "linear", {"factor": linear}
+    if kind not in (None, "none"):
+        if kind == "yarn" and "attention_factor" in scaling:
+            # llama.cpp multiplies yarn's own factor by this one, Hugging Face replaces it
+            scaling["attention_factor"] *= 1 + 0.1 * math.log(max(scaling.get("factor", 1.0), 1.0))
+        result["rope_scaling"] = {"rope_type": kind, **scaling}
+    factors = tensors.get("rope_freqs.weight")
+    if factors is not None:
+        if factors.scheme.name != "F32" or len(factors.shape) != 1:
+            raise ModelFormatError("the GGUF file's rope_freqs.weight must be a vector of F32; convert the model again")
+        result["rope_freq_factors"] = factors.data.cast("f").tolist()
+    rotated = m.get(f"{arch}.rope.dimension_count", int)
+    whole = m.get(f"{arch}.attention.key_length", int)
+    if whole is None:
+        heads = m.get(f"{arch}.attention.head_count", int, needed=True)
+        whole = m.get(f"{arch}.embedding_length", int, needed=True) // max(heads, 1)
+    if rotated is not None and 0 < rotated < whole:
+        result["partial_rotary_factor"] = rotated / whole
+    return result
+
+
+def _llama(config: dict[str, Any], m: _Metadata) -> None:
+    config.update(hidden_act="silu", rope_interleaved=True)
+
+
+def _qwen(config: dict[str, Any], m: _Metadata) -> None:
+    config["hidden_act"] = "silu"
+
+
+def _gemma3(config: dict[str, Any], m: _Metadata) -> None:
+    """llama.cpp takes 1/sqrt(key_length) as the scale of q.k in all sizes but 27B, known by its 62 layers."""
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    head_dim = config.setdefault("head_dim", 256)
+    config.setdefault("rope_local_base_freq", 10_000.0)
+    config.setdefault("rope_theta", 1_000_000.0)
+    config.setdefault("num_key_value_heads", heads)
+    pattern = m.values.get("gemma3.attention.sliding_window_pattern", 6)
+    if isinstance(pattern, list):
+        config["layer_types"] = ["sliding_attention" if local else "full_attention" for local in pattern]
+    else:
+        config["sliding_window_pattern"] = pattern
+    config.update(
+        model_type="gemma3_text",
+        hidden_activation="gelu_pytorch_tanh",
+        query_pre_attn_scalar=hidden // max(heads, 1) if config["num_hidden_layers"] == 62 else head_dim,
+        norm_weight_offset=0,
+    )
+
+
+FAMILIES: dict[str, Callable[[dict[str, Any], _Metadata], None]] = {
+    "llama": _llama,
+    "qwen2": _qwen,
+    "qwen3": _qwen,
+    "gemma3": _gemma3,
+}
+"""general.architecture -> what its config has beyond the generic keys."""

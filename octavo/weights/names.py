@@ -1,0 +1,40 @@
+"""A checkpoint's tensors by Hugging Face name in, the model's weights by internal name out, each of the right shape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from octavo.base.errors import ModelFormatError
+from octavo.base.types.tensor import Weights
+from octavo.weights.checkpoint import Checkpoint
+
+_log = logging.getLogger(__name__)
+
+
+def map_names(checkpoint: Checkpoint, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+    """The weights that a spec asks for.
+
+    names: internal name -> checkpoint's name.  shapes: internal name -> shape (models.spec.ModelSpec.parameters).
+    Tensors that nobody asked for are passed over. Raises ModelFormatError for a missing tensor or another shape.
+    """
+    weights = {}
+    for internal, shape in shapes.items():
+        name = names[internal]
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None:
+            raise ModelFormatError(
+                f"{checkpoint.path.name} has no tensor {name} (expected shape {list(shape)}, found none among "
+                f"{len(checkpoint.tensors)} tensors); the config and the weights do not belong together"
+            )
+        if tensor.shape != shape:
+            raise ModelFormatError(
+                f"{checkpoint.path.name}: tensor {name} has the shape {list(tensor.shape)}, expected {list(shape)}; "
+                "the config and the weights do not belong together"
+            )
+        weights[internal] = tensor
+    used = {tensor.name for tensor in weights.values()}
+    extra = sum(tensor.name not in used for tensor in checkpoint.tensors.values())
+    if extra:
+        _log.debug("%s: %d tensors are not part of the model and were passed over", checkpoint.path.name, extra)
+    return weights

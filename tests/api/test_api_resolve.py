@@ -1,0 +1,53 @@
+"""resolve: an EngineConfig without gaps, or an error that says which two numbers contradict each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from octavo.base.config.config import EngineConfig
+from octavo.base.config.resolve import from_options, resolve
+from octavo.base.errors import ConfigError
+
+
+def resolved(max_position: int = 512, **given: Any) -> EngineConfig:
+    return resolve(from_options({"model": "m", **given}), max_position=max_position)
+
+
+def test_defaults() -> None:
+    config = resolved()
+    assert config.model.max_model_len == 512
+    assert config.scheduler.max_num_batched_tokens == 2048
+    assert config.scheduler.max_num_queued_reqs == 256
+    assert resolved(max_num_seqs=100).scheduler.max_num_queued_reqs == 400
+    assert resolved(max_num_seqs=4000).scheduler.max_num_batched_tokens == 4000
+    assert resolved(9000, enable_chunked_prefill=False).scheduler.max_num_batched_tokens == 9000
+
+
+def test_what_is_given_stays() -> None:
+    config = resolved(max_model_len=9, max_num_batched_tokens=64, max_num_queued_reqs=0)
+    assert (config.model.max_model_len, config.scheduler.max_num_batched_tokens) == (9, 64)
+    assert config.scheduler.max_num_queued_reqs == 0
+    assert resolve(config, max_position=512) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "words"),
+    [
+        ({"max_model_len": 513}, "max_model_len", "512"),
+        ({"max_num_batched_tokens": 63}, "max_num_batched_tokens", "max_num_seqs=64"),
+        ({"max_num_batched_tokens": 500, "enable_chunked_prefill": False}, "max_num_batched_tokens", "512"),
+    ],
+)
+def test_contradictions(given: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved(**given)
+    assert caught.value.param == field
+    assert words in caught.value.message
+
+
+def test_the_config_crosses_a_socket_unchanged() -> None:
+    config = resolved(hf_overrides={"a": [1, {"b": None}]}, threads=3)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(config), type=EngineConfig) == config

@@ -1,0 +1,68 @@
+"""Every word of the vocabulary, on the torch backend, against the float64 forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from torch_driver import VOCAB, Driver, arrays, close, layer, rope, spec
+from torch_forward import forward
+
+from octavo.models.spec import Head, ModelSpec, RMSNorm
+
+NORM = RMSNorm(1e-6, offset=1.0)
+MODELS: dict[str, Any] = {
+    "plain": lambda: spec(),
+    "tied": lambda: spec(layer(), head=Head(tied=True)),
+    "head_softcap_and_scale": lambda: spec(layer(), head=Head(tied=False, softcap=2.0, scale=0.3)),
+    "embedding_scale": lambda: spec(layer(), embedding_scale=5.5),
+    "biases": lambda: spec(layer({"qkv_bias": True, "output_bias": True}, {"bias": True})),
+    "qk_norm": lambda: spec(layer({"qk_norm": RMSNorm(1e-6)})),
+    "qk_norm_offset": lambda: spec(layer({"qk_norm": NORM})),
+    "four_norms_offset": lambda: spec(layer(pre_mixer=NORM, pre_ffn=NORM, post_mixer=NORM, post_ffn=NORM)),
+    "post_norms_only": lambda: spec(layer(pre_mixer=None, pre_ffn=None, post_mixer=NORM, post_ffn=NORM)),
+    "gelu": lambda: spec(layer(ffn={"act": "gelu"})),
+    "gelu_tanh": lambda: spec(layer(ffn={"act": "gelu_tanh"})),
+    "no_rope": lambda: spec(layer({"rope": None})),
+    "partial_rope": lambda: spec(layer({"rope": rope(4)})),
+    "interleaved_rope": lambda: spec(layer({"rope": rope(8, interleaved=True)})),
+    "attention_factor": lambda: spec(layer({"rope": rope(8, attention_factor=1.3)})),
+    "two_ropes": lambda: spec(layer({"rope": rope(8)}), layer({"rope": rope(6)})),
+    "one_kv_head": lambda: spec(layer({"kv_heads": 1})),
+    "as_many_kv_heads": lambda: spec(layer({"kv_heads": 4})),
+    "layers_of_different_shape": lambda: spec(
+        layer({"heads": 6, "kv_heads": 3, "head_dim": 4, "rope": rope(4)}, {"width": 24}), layer({"kv_heads": 1})
+    ),
+    "window": lambda: spec(layer({"window": 5}), layer()),
+    "window_of_one": lambda: spec(layer({"window": 1})),
+    "softcap": lambda: spec(layer({"softcap": 0.8})),
+    "softcap_window": lambda: spec(layer({"softcap": 0.8, "window": 6}), layer({"window": 3})),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prompt_chunks_and_decode(name: str) -> None:
+    """Prompt log probabilities in two chunks, then a decode step whose token the engine has not seen."""
+    model: ModelSpec = MODELS[name]()
+    weights = arrays(model)
+    driver = Driver(model, weights)
+    ids = np.random.default_rng(1).integers(0, VOCAB, 21).tolist()
+    begin = driver.begin(3, ids, prompt_logprobs=-1)
+    first = driver.step([(3, 0, 13, False)], [begin])
+    second = driver.step([(3, 13, 8, True)])
+    third = driver.step([(3, 21, 1, True)])
+    expected = forward(model, weights, [*ids, *second.tokens])
+    for result, start in ((first, 1), (second, 14)):
+        position, entries = result.prompt_logprobs[3]
+        assert position == start
+        for entry in entries:
+            assert entry.token_ids[0] == ids[position]
+            close(entry, expected[position - 1])
+            position += 1
+    assert first.tokens == []
+    assert position == len(ids)
+    close(second.logprobs[0], expected[20])
+    close(third.logprobs[0], expected[21])
+    assert second.tokens == [int(expected[20].argmax())]
+    assert third.prompt_logprobs == {}

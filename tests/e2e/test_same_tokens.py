@@ -1,0 +1,114 @@
+"""Every feature with itself switched off: the same greedy (and seeded) tokens, alone and in a crowd of 32."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo import LLM, AsyncLLM, RequestOutputKind, SamplingParams
+from octavo.api.arguments import engine_config
+
+CROWD = 32
+MODEL = "gemma3"
+BASE = {"max_model_len": 96, "block_size": 8, "max_num_seqs": CROWD, "skip_tokenizer_init": True}
+
+# What is switched, against BASE. A pool of 30 blocks holds 2 to 3 of the 32 sequences' ends: most are preempted.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "no prefix caching": {"enable_prefix_caching": False},
+    "no chunking": {"enable_chunked_prefill": False, "max_num_batched_tokens": 96},
+    "small chunks": {"max_num_batched_tokens": 7},
+    "preemption": {"num_gpu_blocks_override": 30},
+    "priority": {"scheduling_policy": "priority"},
+    "priority and preemption": {"scheduling_policy": "priority", "num_gpu_blocks_override": 30},
+    "steps in lockstep": {"async_scheduling": False},
+    "lockstep and preemption": {"async_scheduling": False, "num_gpu_blocks_override": 30},
+    "one at a time": {"max_num_seqs": 1},
+}
+
+
+def prompts() -> list[list[int]]:
+    """32 prompts of 1..60 tokens; every second one begins with the same 24 tokens."""
+    rng = random.Random(3)
+    common = [rng.randrange(5, 250) for _ in range(24)]
+    tails = [[rng.randrange(5, 250) for _ in range(rng.randint(1, 36))] for _ in range(CROWD)]
+    return [common + tail if i % 2 else tail for i, tail in enumerate(tails)]
+
+
+def params(i: int, **kind: Any) -> SamplingParams:
+    """Greedy for even, seeded sampling for odd prompts."""
+    choice = {"temperature": 0.0} if i % 2 == 0 else {"temperature": 0.9, "top_p": 0.95, "seed": i}
+    return SamplingParams(max_tokens=16 + i % 9, ignore_eos=True, detokenize=False, **choice, **kind)
+
+
+def as_prompts(ids: list[list[int]]) -> list[dict[str, Any]]:
+    return [{"prompt_token_ids": one} for one in ids]
+
+
+def run(llm: LLM, ids: list[list[int]], **kind: Any) -> list[list[int]]:
+    outputs = llm.generate(as_prompts(ids), [params(i, **kind) for i in range(len(ids))], use_tqdm=False)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+@pytest.fixture(scope="module", params=["cpu", "torch:cpu"])
+def setup(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> tuple[dict[str, Any], list[list[int]]]:
+    """Arguments of an LLM, and the tokens of each prompt run alone."""
+    arguments = {"model": str(checkpoint(MODEL)), "device": request.param, **BASE}
+    ids = prompts()
+    with LLM(**{**arguments, "enable_prefix_caching": False, "async_scheduling": False}) as llm:
+        alone = [
+            llm.generate(as_prompts([one]), params(i), use_tqdm=False)[0].outputs[0].token_ids
+            for i, one in enumerate(ids)
+        ]
+    return arguments, alone
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_in_a_crowd(variant: str, setup: tuple[dict[str, Any], list[list[int]]]) -> None:
+    arguments, alone = setup
+    with LLM(**{**arguments, **VARIANTS[variant]}) as llm:
+        assert run(llm, prompts()) == alone
+        assert run(llm, prompts()) == alone  # once more, over a warm prefix cache
+        llm.check()
+        if "preemption" in variant:
+            assert llm.get_stats().num_preemptions > 0
+
+
+def test_prefix_hits_and_n(setup: tuple[dict[str, Any], list[list[int]]]) -> None:
+    arguments, alone = setup
+    with LLM(**arguments) as llm:
+        run(llm, prompts())
+        outputs = llm.generate(as_prompts(prompts()), [params(i, n=3) for i in range(CROWD)], use_tqdm=False)
+        assert any(output.num_cached_tokens for output in outputs)
+        assert [output.outputs[0].token_ids for output in outputs] == alone
+        for i, output in enumerate(outputs):
+            same = output.outputs[1].token_ids == output.outputs[2].token_ids == alone[i]
+            assert same == (i % 2 == 0)  # greedy ones agree, sampled ones have seeds of their own
+        llm.check()
+
+
+def test_child_process_and_streaming(setup: tuple[dict[str, Any], list[list[int]]]) -> None:
+    arguments, alone = setup
+
+    async def one(llm: AsyncLLM, i: int, ids: list[int]) -> list[int]:
+        kind = RequestOutputKind.DELTA if i % 3 else RequestOutputKind.CUMULATIVE
+        tokens: list[int] = []
+        async for output in llm.generate(ids, params(i, output_kind=kind), request_id=f"r{i}"):
+            new = output.outputs[0].token_ids
+            tokens = tokens + new if kind is RequestOutputKind.DELTA else list(new)
+        return tokens
+
+    async def everything() -> list[list[int]]:
+        llm = AsyncLLM(engine_config(arguments))
+        await llm.start()
+        try:
+            await llm.wait_ready()
+            return list(await asyncio.gather(*(one(llm, i, ids) for i, ids in enumerate(prompts()))))
+        finally:
+            await llm.close(5.0)
+
+    assert asyncio.run(everything()) == alone

@@ -1,0 +1,101 @@
+"""The plan report's numbers, computed by hand for small models."""
+
+from __future__ import annotations
+
+import checkpoints
+import pytest
+
+from octavo.base.errors import ConfigError
+from octavo.models.plan import plan_report, render
+from octavo.models.registry import build_spec
+
+LLAMA = build_spec(checkpoints.CASES["llama"]().to_dict())
+
+# vocab 307, hidden 64, 2 layers; heads 4 x 16, kv heads 2 x 16; feed-forward 112 wide; head not tied
+EMBEDDING = 307 * 64
+ATTENTION = 2 * (64 * 64 + 2 * 32 * 64 + 64 * 64)
+FEED_FORWARD = 2 * 3 * 112 * 64
+NORMS = 5 * 64
+
+
+def test_numbers_by_hand() -> None:
+    parameters = 2 * EMBEDDING + ATTENTION + FEED_FORWARD + NORMS
+    weights = 4 * parameters
+    kv = 2 * 2 * 2 * 16 * 4  # K and V, layers, kv heads, head_dim, bytes
+    report = plan_report(
+        LLAMA, weight_bytes=weights, element_bytes=4, max_model_len=100, free_bytes=weights + 3 * 100 * kv + 99
+    )
+    assert report.parameters == parameters == 107_200
+    assert report.kv_bytes_per_token == kv == 512
+    assert report.kv_bytes_full == 51_200
+    assert report.sequences == 3
+    assert report.flops_per_token == 2 * (EMBEDDING + ATTENTION + FEED_FORWARD)
+    assert report.flops_per_token_full == report.flops_per_token + 2 * 4 * 64 * 100
+    assert {part.name: (part.parameters, part.flops) for part in report.parts} == {
+        "embedding": (EMBEDDING, 0),
+        "attention": (ATTENTION, 2 * ATTENTION),
+        "feed-forward": (FEED_FORWARD, 2 * FEED_FORWARD),
+        "norms": (NORMS, 0),
+        "head": (EMBEDDING, 2 * EMBEDDING),
+    }
+
+
+@pytest.mark.parametrize("name", checkpoints.CASES)
+def test_parts_add_up(name: str) -> None:
+    spec = build_spec(checkpoints.CASES[name]().to_dict())
+    report = plan_report(spec, weight_bytes=1, element_bytes=2, max_model_len=9, free_bytes=None)
+    assert sum(part.parameters for part in report.parts) == report.parameters == spec.num_parameters()
+    assert report.parts[-1].flops == 2 * spec.vocab_size * spec.hidden_size
+
+
+def test_windows_bound_the_attention() -> None:
+    spec = build_spec(checkpoints.CASES["mistral"]().to_dict())
+    short, long = (
+        plan_report(spec, weight_bytes=1, element_bytes=2, max_model_len=n, free_bytes=None) for n in (8, 200)
+    )
+    assert short.flops_per_token_full == long.flops_per_token_full == short.flops_per_token + 2 * 4 * 4 * 24 * 8
+
+
+@pytest.mark.parametrize("length", [0, -1, 257])
+def test_a_context_that_the_model_does_not_have(length: int) -> None:
+    with pytest.raises(ConfigError, match="max_model_len must be from 1 to 256"):
+        plan_report(LLAMA, weight_bytes=1, element_bytes=2, max_model_len=length, free_bytes=None)
+
+
+@pytest.mark.parametrize(
+    ("free", "sequences", "said"),
+    [
+        (None, None, "memory of the device is not known"),
+        (1 << 20, 20, "Fits: 20 sequences of 100 tokens beside the weights in 1 MiB"),
+        (15_000, 0, "lower max_model_len to 27 or less"),
+        (999, 0, "Does not fit: the weights take 1000 B, 999 B are free"),
+    ],
+)
+def test_the_verdict(free: int | None, sequences: int | None, said: str) -> None:
+    report = plan_report(LLAMA, weight_bytes=1000, element_bytes=4, max_model_len=100, free_bytes=free)
+    assert report.sequences == sequences
+    assert said in render(report)
+
+
+def test_the_whole_text() -> None:
+    report = plan_report(LLAMA, weight_bytes=428_800, element_bytes=4, max_model_len=256, free_bytes=1 << 20)
+    assert render(report).splitlines() == TEXT.splitlines()
+
+
+TEXT = """\
+llama: 2 layers, 107.2 K parameters
+
+  weights                              418.8 KiB
+  KV cache, a token                        512 B
+  KV cache, 256 tokens                   128 KiB
+  arithmetic, a token                174.5 KFLOP
+    at the end of that context       305.5 KFLOP
+
+  part                parameters    share      FLOP a token
+  embedding               19,648    18.3%                 0
+  attention               24,576    22.9%            49,152
+  feed-forward            43,008    40.1%            86,016
+  norms                      320     0.3%                 0
+  head                    19,648    18.3%            39,296
+
+Fits: 4 sequences of 256 tokens beside the weights in 1 MiB."""

@@ -1,0 +1,27 @@
+"""A FakeLLM and a live server over it, for the tests of the HTTP side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fake_llm import FakeLLM
+from serving import LiveServer
+
+
+@pytest.fixture
+def llm() -> FakeLLM:
+    return FakeLLM()
+
+
+@pytest.fixture
+def server(llm: FakeLLM) -> Iterator[LiveServer]:
+    with LiveServer(llm) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[LiveServer]:
+    """One server for the tests of a module that change nothing in it."""
+    with LiveServer(FakeLLM()) as live:
+        yield live

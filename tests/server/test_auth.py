@@ -1,0 +1,134 @@
+"""Keys on every route but the open ones, Host and Origin on loopback, odd ways to write a URL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fake_llm import FakeLLM
+from serving import LiveServer
+
+from octavo.base.config.config import ServerConfig
+from octavo.server.app import ASK, WORK, create_app
+
+OPEN = {"/health", "/livez", "/readyz", "/ping", "/version"}
+KEY = "sk-secret-1"
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[LiveServer]:
+    with LiveServer(FakeLLM(), api_key=["other", KEY]) as live:
+        yield live
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_every_route_is_decided(locked: LiveServer) -> None:
+    paths = [route.path for route in locked.app.routes]
+    assert sorted(paths) == sorted([*WORK, *ASK])
+    for path in paths:
+        for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "FROB"):
+            status = locked.client.request(method, path.replace("{model:path}", "fake/model")).status_code
+            if path in OPEN:
+                assert status == (200 if method == "GET" else 405), (method, path)
+            else:
+                assert status == 401, (method, path)
+
+
+@pytest.mark.parametrize("path", ["/", "/nope", "/docs", "/v1", "/v1/", "/health/", "/HEALTH", "/health/../v1/models"])
+def test_unknown_paths_need_a_key_too(locked: LiveServer, path: str) -> None:
+    head = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode()
+    assert b" 401 " in locked.raw(head).partition(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("key", [KEY, "other"])
+def test_a_key_opens(locked: LiveServer, key: str) -> None:
+    assert locked.client.get("/v1/models", headers=bearer(key)).status_code == 200
+    assert locked.client.get("/metrics", headers=bearer(key)).status_code == 200
+    assert locked.post("/v1/completions", {"prompt": "a"}, **bearer(key)).status_code == 200
+    assert locked.client.get("/v1/models", headers={"authorization": f"bearer {key}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "value", ["", "Bearer", "Bearer x y", f"Basic {KEY}", KEY, f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer \xe9\xe8"]
+)
+def test_other_keys_do_not(locked: LiveServer, value: str) -> None:
+    answer = locked.client.get("/v1/models", headers={"authorization": value.encode("latin-1")})
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error"]["type"] == "AuthenticationError"
+
+
+def test_two_authorizations_are_none(locked: LiveServer) -> None:
+    headers = [("authorization", f"Bearer {KEY}"), ("authorization", "Bearer x")]
+    assert locked.client.get("/v1/models", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"http://127.0.0.1/v1/models",
+        b"http://evil.example/health/../v1/models",
+        b"//v1/models",
+        b"/%2fv1/models",
+        b"/%76%31/models",
+        b"/V1/models",
+        b"/v1//models",
+        b"/v1/models?x=/health",
+        b"/health;/../v1/models",
+        b"/v1/models%00/health",
+        b"/health%2f..%2fv1%2fmodels",
+        b"*",
+    ],
+)
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_odd_targets_are_not_open(locked: LiveServer, target: bytes, version: bytes) -> None:
+    answer = locked.raw(b"GET " + target + b" HTTP/" + version + b"\r\nHost: localhost\r\n\r\n")
+    status = answer.partition(b"\r\n")[0].split(b" ")[1]
+    assert status in (b"401", b"400"), answer[:100]
+    assert b"fake/model" not in answer
+
+
+def test_odd_hosts(locked: LiveServer) -> None:
+    key = b"Authorization: Bearer " + KEY.encode()
+    for host in (b"evil.example", b"127.0.0.1.evil.example", b"evil.example:8000", b"10.0.0.1", b"localhost@evil"):
+        for line in (b"GET /v1/models", b"GET /health"):
+            answer = locked.raw(line + b" HTTP/1.1\r\nHost: " + host + b"\r\n" + key + b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 403"), (host, answer[:60])
+    twice = locked.raw(b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n")
+    assert twice.startswith(b"HTTP/1.1 400")
+    for host in (b"localhost", b"127.0.0.1:99", b"[::1]:8000", b"LOCALHOST.", b"a.localhost", b"127.1.2.3"):
+        answer = locked.raw(b"GET /health HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200"), (host, answer[:60])
+
+
+def test_foreign_origins_are_refused_on_loopback(shared: LiveServer) -> None:
+    ask = {"prompt": "a"}
+    assert shared.post("/v1/completions", ask, origin="https://evil.example").status_code == 403
+    assert shared.post("/v1/completions", ask, origin="null").status_code == 403
+    assert shared.post("/v1/completions", ask, origin="http://localhost:3000").status_code == 200
+    assert shared.post("/v1/completions", ask).status_code == 200
+
+
+def test_allowed_origins_get_cors(llm: FakeLLM) -> None:
+    page = "https://app.example"
+    with LiveServer(llm, allowed_origins=[page], api_key=[KEY]) as live:
+        asked = {"origin": page, "access-control-request-method": "POST"}
+        preflight = live.client.options("/v1/completions", headers=asked)
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-origin"] == page
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        answer = live.post("/v1/completions", {"prompt": "a"}, origin=page, **bearer(KEY))
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == page
+        assert live.post("/v1/completions", {"prompt": "a"}, origin=page).status_code == 401
+        other = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+        assert live.client.options("/v1/completions", headers=other).status_code == 403
+
+
+def test_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_API_KEY", "from-env")
+    app = create_app(FakeLLM(), ServerConfig())  # type: ignore[arg-type]
+    assert app.keys

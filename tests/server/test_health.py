@@ -1,0 +1,121 @@
+"""/health, /livez, /readyz through all states of the engine; /version, /metrics."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from serving import LiveServer
+
+BODY = {"prompt": "a", "max_tokens": 2}
+
+
+def test_ready(server: LiveServer) -> None:
+    for path in ("/health", "/livez", "/ping", "/readyz", "/version"):
+        assert server.client.get(path).status_code == 200, path
+        assert server.client.head(path).status_code == 200, path
+
+
+def test_loading_tells_how_far(server: LiveServer) -> None:
+    server.llm.state = "loading"
+    answer = server.client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "loading", "loading": {"what": "weights", "done": 3, "total": 10}}
+    assert int(answer.headers["retry-after"]) > 0
+    assert server.client.get("/livez").status_code == 200
+    refused = server.post("/v1/completions", BODY)
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    server.llm.state = "ready"
+    assert server.client.get("/readyz").json() == {"status": "ready"}
+    assert server.post("/v1/completions", BODY).status_code == 200
+
+
+@pytest.mark.parametrize(("state", "live"), [("restarting", 200), ("draining", 200), ("dead", 503)])
+def test_other_states(server: LiveServer, state: str, live: int) -> None:
+    server.llm.state = state
+    assert server.client.get("/readyz").status_code == 503
+    assert server.client.get("/readyz").json()["status"] == state
+    assert server.client.get("/livez").status_code == live
+    assert server.client.get("/health").status_code == live
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+        refused = server.post(path, {})
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) > 0
+    assert server.client.get("/v1/models").status_code == 200
+    assert server.client.get("/metrics").status_code == 200
+
+
+def test_a_silent_engine_is_not_alive(server: LiveServer) -> None:
+    server.llm.age = 31.0
+    assert server.client.get("/livez").status_code == 503
+    server.llm.age = 29.0
+    assert server.client.get("/livez").status_code == 200
+    server.llm.state, server.llm.age = "loading", 300.0
+    assert server.client.get("/livez").status_code == 200
+
+
+VLLM = """num_requests_running num_requests_waiting kv_cache_usage_perc prefix_cache_queries_total
+prefix_cache_hits_total num_preemptions_total prompt_tokens_total generation_tokens_total request_success_total
+time_to_first_token_seconds_bucket inter_token_latency_seconds_sum request_time_per_output_token_seconds_count
+e2e_request_latency_seconds_bucket request_queue_time_seconds_sum request_prefill_time_seconds_sum
+request_decode_time_seconds_sum request_inference_time_seconds_sum request_prompt_tokens_sum
+request_generation_tokens_sum request_max_num_generation_tokens_sum request_params_n_sum request_params_max_tokens_sum
+request_prefill_kv_computed_tokens_sum request_num_preemptions_sum admission_rejections_total cache_config_info""".split()
+
+
+def read(server: LiveServer) -> dict[str, float]:
+    text = server.client.get("/metrics").text
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+
+
+def test_metrics_have_vllms_names(server: LiveServer) -> None:
+    server.post("/v1/completions", {"prompt": "abc", "max_tokens": 5, "n": 2})
+    server.events("/v1/completions", {"prompt": "abc", "max_tokens": 5})
+    samples = read(server)
+    names = {re.match(r"[^{]*", key)[0] for key in samples}  # type: ignore[index]
+    for name in VLLM:
+        assert f"vllm:{name}" in names, name
+        assert f"octavo:{name}" in names, name
+    labels = '{engine="0",model_name="fake/model"}'
+    assert samples[f"vllm:request_generation_tokens_sum{labels}"] == 15
+    assert samples[f"octavo:request_generation_tokens_sum{labels}"] == 15
+    assert samples[f"vllm:time_to_first_token_seconds_count{labels}"] == 2
+    assert samples[f"vllm:inter_token_latency_seconds_count{labels}"] == 8
+    assert samples[f"vllm:request_params_n_sum{labels}"] == 3
+    assert samples['vllm:request_success_total{engine="0",finished_reason="length",model_name="fake/model"}'] == 3
+
+
+def test_counters_go_on_when_the_engine_begins_anew(server: LiveServer) -> None:
+    from octavo.base.types.messages import EngineStats
+
+    key = 'vllm:generation_tokens_total{engine="0",model_name="fake/model"}'
+    server.llm.stats = EngineStats(generation_tokens=100, num_running=3, kv_usage=0.5)
+    samples = read(server)
+    assert samples[key] == 100
+    assert samples['vllm:num_requests_running{engine="0",model_name="fake/model"}'] == 3
+    assert samples['vllm:kv_cache_usage_perc{engine="0",model_name="fake/model"}'] == 0.5
+    server.llm.stats = EngineStats(generation_tokens=7)
+    assert read(server)[key] == 107
+    server.llm.stats = EngineStats(generation_tokens=8)
+    assert read(server)[key] == 108
+
+
+def test_label_sets_are_closed(server: LiveServer) -> None:
+    before = len(read(server))
+    for number in range(30):
+        server.client.request(f"M{number}", f"/path{number}")
+        server.client.get(f"/v1/models/none{number}")
+        server.post("/v1/completions", {"prompt": "a", "model": f"m{number}"})
+    assert len(read(server)) < before + 80
+
+
+def test_rejections_are_counted(server: LiveServer) -> None:
+    server.llm.overloaded = True
+    assert server.post("/v1/completions", BODY).status_code == 503
+    server.llm.state = "restarting"
+    assert server.post("/v1/completions", BODY).status_code == 503
+    samples = read(server)
+    for reason in ("overloaded", "unavailable"):
+        key = f'vllm:admission_rejections_total{{engine="0",model_name="fake/model",reason="{reason}"}}'
+        assert samples[key] == 1

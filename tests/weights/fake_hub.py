@@ -1,0 +1,151 @@
+"""A small Hugging Face hub on localhost: repositories held in memory, every request recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+API = re.compile(r"^/api/models/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+)(/.*)?)?$")
+RESOLVE = re.compile(r"^/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)$")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request: the revision that it asked for, and what it asked."""
+
+    method: str
+    path: str
+    revision: str | None
+    file: str | None
+    token: str | None
+    range: str | None
+
+
+@dataclass
+class FakeHub:
+    """revisions: repo -> branch, tag or commit -> commit.  files: commit -> name -> bytes.
+
+    token: needed for everything, if set.  cut_after: every file body ends after so many bytes, and the next request
+    for a body fails.  down: every request is answered with 503.
+    """
+
+    revisions: dict[str, dict[str, str]] = field(default_factory=dict)
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    seen: list[Seen] = field(default_factory=list)
+    token: str | None = None
+    gated: bool = False
+    cut_after: int | None = None
+    down: bool = False
+    cuts: int = 0
+
+    def add(self, repo: str, files: dict[str, bytes], *, revision: str = "main") -> str:
+        """Commit these files; returns the commit."""
+        commit = hashlib.sha1(repr((repo, revision, sorted(files))).encode()).hexdigest()
+        self.revisions.setdefault(repo, {}).update({revision: commit, commit: commit})
+        self.files[commit] = files
+        return commit
+
+    def bodies(self) -> list[Seen]:
+        """Requests for file contents."""
+        return [seen for seen in self.seen if seen.method == "GET" and seen.file]
+
+    def __enter__(self) -> FakeHub:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _handler(hub) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *parts: object) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                self.answer()
+
+            def do_GET(self) -> None:
+                self.answer()
+
+            def answer(self) -> None:
+                path = unquote(urlsplit(self.path).path)
+                match = API.match(path) or RESOLVE.match(path)
+                groups = match.groupdict() if match else {}
+                token, wanted = self.headers.get("Authorization"), self.headers.get("Range")
+                revision, file = groups.get("revision"), groups.get("file")
+                hub.seen.append(Seen(self.command, path, revision, file, token, wanted))
+                if hub.down:
+                    return self.fail(503, "Down")
+                if hub.gated:
+                    return self.fail(403, "GatedRepo")
+                if match is None or groups["repo"] not in hub.revisions:
+                    return self.fail(404, "RepoNotFound")
+                if hub.token and token != f"Bearer {hub.token}":
+                    return self.fail(401, "RepoNotFound")
+                commit = hub.revisions[groups["repo"]].get(revision or "main")
+                if commit is None:
+                    return self.fail(404, "RevisionNotFound")
+                if file is None:
+                    return self.describe(groups["repo"], commit, groups["what"])
+                if file not in hub.files[commit]:
+                    return self.fail(404, "EntryNotFound", commit)
+                return self.content(hub.files[commit][file], commit, wanted)
+
+            def fail(self, status: int, code: str, commit: str = "") -> None:
+                self.send_response(status)
+                self.send_header("X-Error-Code", code)
+                self.send_header("X-Repo-Commit", commit)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def describe(self, repo: str, commit: str, what: str | None) -> None:
+                files = hub.files[commit]
+                if what == "tree":
+                    value: object = [
+                        {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
+                        for n, b in files.items()
+                    ]
+                else:
+                    siblings = [{"rfilename": n, "size": len(b)} for n, b in files.items()]
+                    value = {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "tags": []}
+                raw = json.dumps(value).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def content(self, raw: bytes, commit: str, wanted: str | None) -> None:
+                start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+                if self.command == "GET" and hub.cut_after is not None and hub.cuts:
+                    return self.fail(500, "Broken")
+                self.send_response(206 if start else 200)
+                self.send_header("ETag", f'"{hashlib.sha1(raw).hexdigest()}"')
+                self.send_header("X-Repo-Commit", commit)
+                self.send_header("Accept-Ranges", "bytes")
+                self.send_header("Content-Length", str(len(raw) - start))
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(raw) - 1}/{len(raw)}")
+                self.end_headers()
+                if self.command == "HEAD":
+                    return None
+                if hub.cut_after is None:
+                    self.wfile.write(raw[start:])
+                    return None
+                hub.cuts += 1
+                self.wfile.write(raw[start : start + hub.cut_after])
+                self.close_connection = True
+
+        return Handler
