@@ -27,7 +27,9 @@ class Foreign:
 
 
 _ONE_DEVICE = "this build runs on one device; leave it at 1"
-_OFF: tuple[Any, ...] = (None, False, {})
+# neutral values of a switch, and of an option that takes an object
+_OFF: tuple[Any, ...] = (None, False)
+_NONE: tuple[Any, ...] = (None, {})
 _TUNING = Foreign((), "it tunes vLLM's own machinery and has no counterpart here", harmless=True)
 _LATER = "this version does not have it; leave it out"
 
@@ -51,22 +53,22 @@ FOREIGN: dict[str, Foreign] = {
     "convert": Foreign(("auto", "none"), "only generation is supported"),
     "task": Foreign((None, "auto", "generate"), "only generation is supported"),
     "cpu_offload_gb": Foreign((0, None), _LATER),
-    "speculative_config": Foreign(_OFF, _LATER),
+    "speculative_config": Foreign(_NONE, _LATER),
     "spec_method": Foreign((None,), _LATER),
     "spec_model": Foreign((None,), _LATER),
     "spec_tokens": Foreign((None,), _LATER),
     "enable_lora": Foreign(_OFF, _LATER),
-    "structured_outputs_config": Foreign(_OFF, _LATER),
+    "structured_outputs_config": Foreign(_NONE, _LATER),
     "logits_processors": Foreign((None, []), _LATER),
     "logprobs_mode": Foreign((None, "raw_logprobs"), "log probabilities are those of the unprocessed logits"),
-    "override_generation_config": Foreign(_OFF, "give the values in SamplingParams or in the request"),
-    "kv_transfer_config": Foreign(_OFF, _LATER),
+    "override_generation_config": Foreign(_NONE, "give the values in SamplingParams or in the request"),
+    "kv_transfer_config": Foreign(_NONE, _LATER),
     "kv_offloading_size": Foreign((None, 0), _LATER),
-    "limit_mm_per_prompt": Foreign(_OFF, "only text is supported"),
-    "mm_processor_kwargs": Foreign(_OFF, "only text is supported"),
+    "limit_mm_per_prompt": Foreign(_NONE, "only text is supported"),
+    "mm_processor_kwargs": Foreign(_NONE, "only text is supported"),
     "allowed_local_media_path": Foreign((None, ""), "only text is supported"),
     "allowed_media_domains": Foreign((None, []), "only text is supported"),
-    "pooler_config": Foreign(_OFF, "only generation is supported"),
+    "pooler_config": Foreign(_NONE, "only generation is supported"),
     "max_num_queued_tokens": Foreign((None,), "bound the queue by max_num_queued_reqs"),
     "stream_interval": Foreign((1,), "every token is streamed at once", harmless=True),
     "prefix_caching_hash_algo": Foreign((), "block hashes are always cryptographic here", harmless=True),
@@ -74,8 +76,8 @@ FOREIGN: dict[str, Foreign] = {
     "disable_log_stats": Foreign((True, False), "", harmless=True),
     "enable_log_requests": Foreign((False,), "requests are not logged", harmless=True),
     "disable_log_requests": Foreign((True, False), "", harmless=True),
-    "compilation_config": Foreign(_OFF, _TUNING.remedy, harmless=True),
-    "attention_config": Foreign(_OFF, _TUNING.remedy, harmless=True),
+    "compilation_config": Foreign(_NONE, _TUNING.remedy, harmless=True),
+    "attention_config": Foreign(_NONE, _TUNING.remedy, harmless=True),
     "attention_backend": Foreign((None,), _LATER),
     "disable_custom_all_reduce": Foreign((True, False), "", harmless=True),
     "max_parallel_loading_workers": _TUNING,

@@ -228,8 +228,8 @@ class AsyncLLM:
             # what has come is handed out before the failure that cut it short is raised
             if (output := stream.progress.take()) is not None:
                 yield output
-            if stream.progress.finished:
-                return
+                if output.finished:
+                    return
             if stream.failure is not None:
                 raise stream.failure
 

@@ -65,18 +65,19 @@ class Model:
         messages: list[dict[str, Any]],
         *,
         tools: list[dict[str, Any]] | None = None,
-        documents: list[dict[str, Any]] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        extra: dict[str, Any] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[int]:
         """A conversation in token ids. InputError where there is no template, or it refuses the messages.
 
-        chat_template: a template's text, in place of the model's.  extra: further names for the template.
+        chat_template: a template's text, in place of the model's.  chat_template_kwargs: further names for the
+        template, `documents` among them.
         """
         if self.tokenizer is None:
             raise InputError("chat needs a tokenizer, and skip_tokenizer_init is set", param="messages")
+        extra = dict(chat_template_kwargs or {})
         template = self.template if chat_template is None else make_template(chat_template, self.tokenizer)
         if template is None:
             raise InputError(
@@ -89,7 +90,7 @@ class Model:
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            documents=documents,
+            documents=extra.pop("documents", None),
             extra=extra,
         )
 

@@ -103,7 +103,7 @@ class LLM:
                 chat_template=chat_template,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                extra=chat_template_kwargs,
+                chat_template_kwargs=chat_template_kwargs,
             )
             for conversation in parse_conversations(messages)
         ]
@@ -117,10 +117,13 @@ class LLM:
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         batch = _Batch([self._progress(row, params, priority=0)])
         try:
-            while batch.left:
-                self._advance(batch)
-                if (output := batch.rows[0].take()) is not None:
-                    yield output
+            while True:
+                if (output := batch.rows[0].take()) is None:
+                    self._advance(batch)
+                    continue
+                yield output
+                if output.finished:
+                    return
         finally:
             self._forget(batch)
 

@@ -24,7 +24,7 @@ class TokenTexts:
             return None
         text = self._texts.get(token)
         if text is None:
-            text = self._texts[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+            text = self._texts[token] = self._tokenizer.token_strings([token])[0]
         return text
 
 
@@ -163,6 +163,7 @@ class RequestProgress:
                 return stop
         if output.finish_reason is not None and completion.detokenizer is not None:
             completion.pieces.append(completion.detokenizer.finish())
+            return completion.detokenizer.stopped  # text that was held back may complete a stop string
         return None
 
     def _by_token(self, entry: TokenLogprobs) -> dict[int, Logprob]:

@@ -11,7 +11,7 @@ from octavo.api.llm import LLM
 from octavo.base.errors import InputError, OctavoError
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_sampling
-from octavo.cli.session import open_llm, write_answer
+from octavo.cli.session import open_llm, take_varied, write_answer
 
 HELP = "/exit leaves, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
 PROMPT = "> "
@@ -26,12 +26,12 @@ def main(arguments: list[str]) -> int:
     add_sampling(parser)
     add_engine(parser)
     values = parser.parse(arguments)
-    question = values.pop("question")
+    config, question = take_varied(values), values.pop("question")
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read().strip()
         if not question:
             raise InputError("the question on stdin is empty", param="question")
-    with open_llm(values) as llm:
+    with open_llm(config) as llm:
         params = take_sampling(values, _unlimited(llm))
         conversation = Conversation(llm, params, system=values.get("system"))
         if question is not None:

@@ -8,7 +8,7 @@ import msgspec
 
 from octavo.base.errors import InputError
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_sampling
-from octavo.cli.session import open_llm, write_answer
+from octavo.cli.session import open_llm, take_varied, write_answer
 
 MAX_TOKENS = 256
 
@@ -21,11 +21,11 @@ def main(arguments: list[str]) -> int:
     add_sampling(parser, max_tokens=MAX_TOKENS)
     add_engine(parser)
     values = parser.parse(arguments)
-    text = values.pop("text")
+    config, text = take_varied(values), values.pop("text")
     text = sys.stdin.read() if text is None else text
     if not text:
         raise InputError("the text to continue is empty", param="text")
-    with open_llm(values) as llm:
+    with open_llm(config) as llm:
         default = msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=MAX_TOKENS)
         write_answer(llm, text, take_sampling(values, default), speed=sys.stderr.isatty())
     return 0

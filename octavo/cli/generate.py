@@ -15,7 +15,7 @@ from octavo.api.llm import LLM
 from octavo.base.errors import ConfigError, InputError
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
-from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_sampling
+from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_engine, take_sampling
 from octavo.cli.session import open_llm
 
 MAX_TOKENS = 256
@@ -36,8 +36,9 @@ def main(arguments: list[str]) -> int:
     add_sampling(parser, max_tokens=MAX_TOKENS)
     add_engine(parser)
     values = parser.parse(arguments)
+    config = take_engine(values)
     prompts = _read_prompts(values.pop("prompts"), values.pop("input"))
-    with open_llm(values) as llm, _open_output(values["output"]) as out:
+    with open_llm(config) as llm, _open_output(values["output"]) as out:
         default = msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=MAX_TOKENS)
         params = take_sampling(values, default, n=values["n"])
         outputs = _run(llm, prompts, params)

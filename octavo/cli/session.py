@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -12,18 +13,24 @@ import msgspec
 
 from octavo.api.llm import LLM
 from octavo.api.log import set_up_logging
+from octavo.base.config.config import EngineConfig
 from octavo.base.errors import RequestFailedError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.cli.flags import take_engine
 
 
 @contextmanager
-def open_llm(values: dict[str, Any]) -> Iterator[LLM]:
-    """The model that the flags name; freed at the end."""
+def open_llm(config: EngineConfig) -> Iterator[LLM]:
+    """The model; freed at the end."""
     set_up_logging("WARNING")
-    config = take_engine(values)
     with LLM(config) as llm:
         yield llm
+
+
+def take_varied(values: dict[str, Any]) -> EngineConfig:
+    """The EngineConfig of the flags; without --seed, every run draws other answers."""
+    values.setdefault("seed", secrets.randbits(31))
+    return take_engine(values)
 
 
 class Speed:

@@ -185,8 +185,9 @@ def run(engine_factory: Callable[[Progress], Engine], sock: socket.socket) -> in
 
 
 def _last_words(error: Exception, *, started: bool) -> Fatal:
-    if isinstance(error, OctavoError) and not started:
-        return Fatal(type(error).__name__, error.message)
+    if isinstance(error, OctavoError):
+        kind = EngineDeadError if started else type(error)
+        return Fatal(kind.__name__, f"the engine cannot go on: {error.message}" if started else error.message)
     _log.error("the engine process ends", exc_info=error)
     what = "cannot go on" if started else "cannot start"
     return Fatal(EngineDeadError.__name__, f"the engine {what}: {type(error).__name__}: {error}")

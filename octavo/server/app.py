@@ -15,13 +15,13 @@ from starlette.routing import Match, Route
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.config import env
 from octavo.base.config.config import ServerConfig
-from octavo.base.errors import OverloadedError
+from octavo.base.errors import EngineDeadError, OverloadedError
 from octavo.server import health
 from octavo.server.auth import Keys
 from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
 from octavo.server.limits import Traffic
-from octavo.server.metrics import Metrics
+from octavo.server.metrics import Metrics, Rejection
 from octavo.server.names import ModelNames
 from octavo.server.openai.chat import create_chat_completion
 from octavo.server.openai.completions import create_completion
@@ -112,13 +112,18 @@ class App:
             await self._fail(exchange, error)
 
     async def _fail(self, exchange: Exchange, error: Exception) -> None:
-        if isinstance(error, OverloadedError) and not self.traffic.draining and not exchange.streaming:
-            self._services.metrics.rejected("overloaded")
+        if isinstance(error, OverloadedError | EngineDeadError) and not exchange.streaming:
+            self._services.metrics.rejected(self._rejection())
         told = describe(error, request_id=exchange.request_id)
         if exchange.streaming:
             await exchange.send_events(error_events(told.body), last=True)
         elif not exchange.status:
             await exchange.reply(Reply(told.body, told.status, headers=told.headers))
+
+    def _rejection(self) -> Rejection:
+        if self.traffic.draining:
+            return "draining"
+        return "overloaded" if self._services.llm.state == "ready" else "unavailable"
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         origin = exchange.header(b"origin")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -23,7 +24,7 @@ _OURS = "octavo:"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST"})
 FINISH_REASONS = ("stop", "length", "abort", "error")
-REJECTIONS = ("overloaded", "unavailable", "draining")
+Rejection = Literal["overloaded", "unavailable", "draining"]
 
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40)
@@ -68,11 +69,15 @@ class Metrics:
         )
         self._finished = {why: finished.labels(**self._labels, finished_reason=why) for why in FINISH_REASONS}
         rejected = Counter("octavo:admission_rejections", "Refused requests.", (*self._labels, "reason"), registry=own)
-        self._rejected = {why: rejected.labels(**self._labels, reason=why) for why in REJECTIONS}
+        self._rejected = {why: rejected.labels(**self._labels, reason=why) for why in get_args(Rejection)}
         labels = ("method", "handler", "status")
         self._http = Counter("http_requests", "HTTP answers by route.", labels, registry=own)
         self._http_time = Histogram(
-            "http_request_duration_seconds", "Time to the end of an answer.", ("handler",), buckets=_REQUEST, registry=own
+            "http_request_duration_seconds",
+            "Time to the end of an answer.",
+            ("handler",),
+            buckets=_REQUEST,
+            registry=own,
         )
         ProcessCollector(registry=own)
         self._registry = CollectorRegistry(auto_describe=False)
@@ -92,8 +97,8 @@ class Metrics:
         self._http.labels(method if method in METHODS else "other", route, shown).inc()
         self._http_time.labels(route).observe(seconds)
 
-    def rejected(self, reason: str) -> None:
-        """A request was refused for one of REJECTIONS."""
+    def rejected(self, reason: Rejection) -> None:
+        """A request got a 503: the queue is full, the engine is not there, or the server is shutting down."""
         self._rejected[reason].inc()
 
     def finished(self, reason: str) -> None:

@@ -28,11 +28,9 @@ class Services:
     def check_ready(self) -> None:
         """Raise a 503 with Retry-After unless requests can be taken now."""
         if self.traffic.draining or self.llm.state == "draining":
-            self.metrics.rejected("draining")
             raise OverloadedError("the server is shutting down; try another one", retry_after=LOADING_RETRY_S)
         if self.llm.state == "ready":
             return
-        self.metrics.rejected("unavailable")
         if self.llm.state == "loading":
             raise OverloadedError("the model is still loading; GET /readyz tells how far", retry_after=LOADING_RETRY_S)
         if self.llm.state == "restarting":

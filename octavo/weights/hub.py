@@ -1,6 +1,6 @@
-"""A hub id in, a local path out: the needed files of one revision, downloaded or found in the cache.
+"""A hub id in, a local path out: the needed files of one revision, downloaded or found in huggingface_hub's cache.
 
-huggingface_hub does the transfer, resumes what was cut off, and reads HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
+huggingface_hub keeps the cache, talks to the hub, and reads HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
@@ -8,15 +8,18 @@ from __future__ import annotations
 import glob
 import logging
 import re
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from octavo.base.errors import ModelFormatError, ModelNotFoundError, OctavoError
 from octavo.weights.gguf import gguf_models, split_parts
+from octavo.weights.transfer import Body, Interrupted, RemoteFile, fetch_blob
 
 Progress = Callable[[str, int, int], None]
 
@@ -30,6 +33,9 @@ SMALL_FILES = (
     INDEX,
 )
 SHARD = re.compile(r"^[^/]+-\d{5}-of-\d{5}\.safetensors$")
+LARGEST_HTTP = 50 * 1000**3  # bytes; the hub's limit for one HTTP body
+TIMEOUT = 30.0  # seconds without a byte
+PLAIN_ETAG = re.compile(r"^[\w-]{8,128}$")
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +50,14 @@ class _Place:
 
     def __str__(self) -> str:
         return self.repo + (f" at revision {self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """commit: the revision's.  sizes: file -> bytes."""
+
+    commit: str
+    sizes: Mapping[str, int]
 
 
 def download(
@@ -62,11 +76,11 @@ def download(
     """
     place = _Place(repo, revision, token, cache_dir)
     try:
-        sizes = _listing(place)
-        if sizes is None:
+        listing = _listing(place)
+        if listing is None:
             return _cached(place, file)
-        wanted, gguf = choose(place.repo, sizes, file)
-        folder = _fetch(place, wanted, sum(sizes[name] for name in wanted), progress)
+        wanted, gguf = choose(place.repo, listing.sizes, file)
+        folder = _fetch(place, listing, wanted, progress)
         return folder / gguf if gguf else folder
     except OctavoError:
         raise
@@ -103,8 +117,8 @@ def choose(repo: str, sizes: Mapping[str, int], file: str | None) -> tuple[list[
     )
 
 
-def _listing(place: _Place) -> dict[str, int] | None:
-    """File -> bytes; None if the hub cannot be asked (offline, no connection, a fault on its side)."""
+def _listing(place: _Place) -> _Listing | None:
+    """What the revision holds; None if the hub cannot be asked (offline, no connection, a fault on its side)."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -118,24 +132,83 @@ def _listing(place: _Place) -> dict[str, int] | None:
             raise
         _log.info("the hub was not asked about %s (%s); looking in the cache", place, type(error).__name__)
         return None
-    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return _Listing(info.sha or place.revision or "main", sizes)
 
 
-def _fetch(place: _Place, wanted: list[str], total: int, progress: Progress | None) -> Path:
+def _fetch(place: _Place, listing: _Listing, wanted: list[str], progress: Progress | None) -> Path:
+    """Weights through weights.transfer (resumable), then the client for the small files and the snapshot's links."""
     from huggingface_hub import snapshot_download
+    from tqdm import tqdm
 
-    bar = None if progress is None else _reporting_bar(place.repo, total, progress)
-    folder = snapshot_download(
-        place.repo,
-        revision=place.revision,
-        token=place.token,
-        cache_dir=place.cache_dir,
-        allow_patterns=[glob.escape(name) for name in wanted],
-        tqdm_class=bar,
-    )
-    if progress is not None:
-        progress(place.repo, total, total)
+    # The client wants a class for its bars; ours counts the same bytes, so its bars stay off.
+    quiet: Any = type("Quiet", (tqdm,), {"__init__": partialmethod(tqdm.__init__, disable=True)})
+    total, done = sum(listing.sizes[name] for name in wanted), 0
+    with tqdm(total=total, unit="B", unit_scale=True, desc=place.repo, disable=None) as bar:
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            bar.update(size)
+            if progress is not None:
+                progress(place.repo, min(done, total), total)
+
+        for name in wanted:
+            if name.endswith((".safetensors", ".gguf")):
+                _fetch_weights(place, listing, name, count)
+        folder = snapshot_download(
+            place.repo,
+            revision=place.revision,
+            token=place.token,
+            cache_dir=place.cache_dir,
+            allow_patterns=[glob.escape(name) for name in wanted],
+            tqdm_class=quiet,
+        )
+        count(total - done)
     return Path(folder)
+
+
+def _fetch_weights(place: _Place, listing: _Listing, name: str, count: Callable[[int], None]) -> None:
+    """Put the file's contents into the client's cache, if they are not there."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+
+    found = try_to_load_from_cache(place.repo, name, cache_dir=place.cache_dir, revision=listing.commit)
+    if isinstance(found, str):
+        count(listing.sizes[name])
+        return
+    url, headers = hf_hub_url(place.repo, name, revision=listing.commit), build_hf_headers(token=place.token)
+    known = get_hf_file_metadata(url, headers=headers)
+    if known.etag is None or known.size is None or not PLAIN_ETAG.match(known.etag) or known.size > LARGEST_HTTP:
+        return  # not a hub that says what it has, or a file that only its own protocol carries: the client fetches it
+    if urlsplit(known.location).netloc != urlsplit(url).netloc:
+        headers.pop("authorization", None)  # a token is for the hub alone, not for where it stores its files
+    file = RemoteFile(name, known.etag, known.size, partial(_read, known.location, headers))
+    cache = Path(place.cache_dir or constants.HF_HUB_CACHE)
+    blobs = cache / f"models--{place.repo.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(blobs / f"{file.etag}.lock"):
+        fetch_blob(file, blobs, count=count)
+
+
+@contextmanager
+def _read(url: str, headers: Mapping[str, str], start: int) -> Iterator[Body]:
+    """weights.transfer's Reader, over the client's own HTTP session (its proxies, certificates and pools)."""
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    transport_error: Any = HfHubHTTPError.__bases__[0]  # its HTTP library's base error, whichever library it uses
+    headers = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    try:
+        with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as response:
+            hf_raise_for_status(response)
+            yield Body(resumed=start > 0 and response.status_code == 206, chunks=response.iter_bytes())
+    except transport_error as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 500
+        if status < 500 and status not in (408, 429):
+            raise
+        raise Interrupted(f"{type(error).__name__}: {error}") from error
 
 
 def _cached(place: _Place, file: str | None) -> Path:
@@ -154,31 +227,6 @@ def _cached(place: _Place, file: str | None) -> Path:
     there = {path.relative_to(folder).as_posix(): 0 for path in folder.rglob("*") if path.is_file()}
     _, gguf = choose(f"{place.repo} (offline, in {folder})", there, file)
     return folder / gguf if gguf else folder
-
-
-def _reporting_bar(what: str, total: int, progress: Progress) -> type[Any]:
-    """The client's own bar on stderr, which also counts the bytes of all files for `progress`.
-
-    The client makes one bar of bytes written and one (named .transfer) of bytes on the wire; the first is counted.
-    """
-    from huggingface_hub.utils.tqdm import tqdm
-
-    lock, done = threading.Lock(), 0
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            self._counted = options.get("unit") == "B" and not str(options.get("name")).endswith(".transfer")
-            super().__init__(*args, **options)  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> Any:
-            nonlocal done
-            if self._counted and n:
-                with lock:
-                    done += int(n)
-                    progress(what, min(done, total), total)
-            return super().update(n)
-
-    return Bar
 
 
 def _translate(error: Exception, place: _Place) -> ModelNotFoundError:

@@ -18,7 +18,7 @@ from octavo.weights.hub import download
 
 PACKAGE = "package:"
 # A hub id; the file may lie in a folder of the repository.
-HUB_ID = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<file>[\w.+ -]+(/[\w.+ -]+)*\.gguf))?$")
+HUB_ID = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<file>(\w[\w.+ -]*/)*\w[\w.+ -]*\.gguf))?$")
 
 
 def resolve_source(

@@ -15,7 +15,12 @@ def test_options_land_in_their_parts() -> None:
     config = engine_config(
         "m", {"dtype": "float32", "seed": 3, "max_num_seqs": 7, "block_size": 32, "device": "cpu", "max_model_len": 9}
     )
-    assert (config.model.model, config.model.dtype, config.model.seed, config.model.max_model_len) == ("m", "float32", 3, 9)
+    assert (config.model.model, config.model.dtype, config.model.seed, config.model.max_model_len) == (
+        "m",
+        "float32",
+        3,
+        9,
+    )
     assert (config.scheduler.max_num_seqs, config.cache.block_size, config.device.device) == (7, 32, "cpu")
     assert engine_config(config, {}) is config
 

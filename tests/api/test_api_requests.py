@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -25,6 +26,15 @@ class Words:
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         return "".join(chr(i + 32) for i in ids)
 
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        return [self.decode([i]) for i in ids]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.decode([token_id]).encode()
+
+    def stream(self, prompt_ids: Sequence[int], **options: bool) -> Any:
+        raise NotImplementedError
+
     def special_ids(self) -> dict[str, int]:
         return {}
 
@@ -33,7 +43,9 @@ def limits(**more: Any) -> Limits:
     return Limits(**{"vocab_size": 90, "max_model_len": 32, "tokenizer": Words(), "eos_token_ids": (2,), **more})
 
 
-def make(prompt: Any = (1, 2, 3), *, given: Limits | None = None, label: dict[str, Any] | None = None, **params: Any) -> Request:
+def make(
+    prompt: Any = (1, 2, 3), *, given: Limits | None = None, label: dict[str, Any] | None = None, **params: Any
+) -> Request:
     return make_request(
         list(prompt) if isinstance(prompt, tuple) else prompt,
         SamplingParams(**params),

@@ -1,4 +1,4 @@
-"""Every backend against Transformers on every case: whole and chunked prompts, decoding, mixed batches, block tables."""
+"""Every backend against Transformers on every case: chunked prompts, decoding, mixed batches, block tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import CASES, hf_logits, prompt
-from drive import BACKENDS, EVERYTHING, Drive, Seq, check_against, load_checkpoint, make_backend
+from parity.drive import BACKENDS, EVERYTHING, Drive, Seq, check_against, load_checkpoint, make_backend
 
 from octavo.base.types.plan import RowSampling
 

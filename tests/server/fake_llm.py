@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,8 +38,8 @@ class FakeTokenizer:
     def special_ids(self) -> dict[str, int]:
         return {"<bos>": BOS, "<eos>": EOS}
 
-    def id_to_token(self, token: int) -> str:
-        return {BOS: "<bos>", EOS: "<eos>"}.get(token) or f"<0x{token:02X}>"
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        return [{BOS: "<bos>", EOS: "<eos>"}.get(token) or f"<0x{token:02X}>" for token in ids]
 
 
 class FakeLLM:
@@ -123,6 +123,7 @@ class FakeLLM:
         self.seen.append((prompt, params, priority, cache_salt))
         self.started.append(request_id)
         self.running.add(request_id)
+        self.stats = EngineStats(num_running=len(self.running))
         self.most_running = max(self.most_running, len(self.running))
         try:
             async for output in self._steps(request_id, prompt, params, request.max_tokens):
@@ -190,9 +191,7 @@ def _prompt_logprobs(prompt: list[int], params: SamplingParams) -> list[dict[int
     return [None, *(_entry(i, tokens.decode([i]), params.prompt_logprobs) for i in prompt[1:])]
 
 
-def _completion(
-    index: int, text: str, params: SamplingParams, end: tuple[str | None, str | None]
-) -> CompletionOutput:
+def _completion(index: int, text: str, params: SamplingParams, end: tuple[str | None, str | None]) -> CompletionOutput:
     ids = [ord(char) % 256 for char in text]
     logprobs = None
     if params.logprobs is not None:

@@ -37,12 +37,14 @@ class LiveServer:
         self.loop = asyncio.get_running_loop()
         self._http = HttpServer(self.app, listener)
         serving = asyncio.create_task(self._http.serve())
-        self.loop.call_soon(self._ready.set)
+        await self.llm.start()
+        self._ready.set()
         await serving
+        await self.llm.close(0)
 
     def __enter__(self) -> LiveServer:
         self._thread.start()
-        if not self._ready.wait(10):
+        if not self._ready.wait(60):
             raise TimeoutError("the server did not start")
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)

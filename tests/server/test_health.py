@@ -55,13 +55,19 @@ def test_a_silent_engine_is_not_alive(server: LiveServer) -> None:
     assert server.client.get("/livez").status_code == 200
 
 
-VLLM = """num_requests_running num_requests_waiting kv_cache_usage_perc prefix_cache_queries_total
-prefix_cache_hits_total num_preemptions_total prompt_tokens_total generation_tokens_total request_success_total
-time_to_first_token_seconds_bucket inter_token_latency_seconds_sum request_time_per_output_token_seconds_count
-e2e_request_latency_seconds_bucket request_queue_time_seconds_sum request_prefill_time_seconds_sum
-request_decode_time_seconds_sum request_inference_time_seconds_sum request_prompt_tokens_sum
-request_generation_tokens_sum request_max_num_generation_tokens_sum request_params_n_sum request_params_max_tokens_sum
-request_prefill_kv_computed_tokens_sum request_num_preemptions_sum admission_rejections_total cache_config_info""".split()
+GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info")
+COUNTERS = (
+    *("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens", "generation_tokens"),
+    *("request_success", "admission_rejections"),
+)
+HISTOGRAMS = (
+    *("time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds"),
+    *("e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"),
+    *("request_decode_time_seconds", "request_inference_time_seconds", "request_prompt_tokens"),
+    *("request_generation_tokens", "request_max_num_generation_tokens", "request_params_n"),
+    *("request_params_max_tokens", "request_prefill_kv_computed_tokens", "request_num_preemptions"),
+)
+VLLM = [*GAUGES, *(name + "_total" for name in COUNTERS), *(name + "_bucket" for name in HISTOGRAMS)]
 
 
 def read(server: LiveServer) -> dict[str, float]:
@@ -102,20 +108,27 @@ def test_counters_go_on_when_the_engine_begins_anew(server: LiveServer) -> None:
 
 
 def test_label_sets_are_closed(server: LiveServer) -> None:
-    before = len(read(server))
-    for number in range(30):
-        server.client.request(f"M{number}", f"/path{number}")
-        server.client.get(f"/v1/models/none{number}")
-        server.post("/v1/completions", {"prompt": "a", "model": f"m{number}"})
-    assert len(read(server)) < before + 80
+    def visit(name: str) -> set[str]:
+        server.client.request(f"M{name}", f"/path{name}")
+        server.client.get(f"/v1/models/none{name}")
+        server.post("/v1/completions", {"prompt": "a", "model": f"m{name}", f"f{name}": 1})
+        server.post("/v1/completions", {"prompt": "a", "max_tokens": 2, "request_id": f"r{name}", "cache_salt": name})
+        read(server)
+        return set(read(server))
+
+    once = visit("A")
+    assert [visit(name) for name in "BCDEFG"] == [once] * 6
 
 
 def test_rejections_are_counted(server: LiveServer) -> None:
     server.llm.overloaded = True
     assert server.post("/v1/completions", BODY).status_code == 503
-    server.llm.state = "restarting"
+    for state in ("restarting", "loading"):
+        server.llm.state = state
+        assert server.post("/v1/completions", BODY).status_code == 503
+    server.app.traffic.draining = True
     assert server.post("/v1/completions", BODY).status_code == 503
     samples = read(server)
-    for reason in ("overloaded", "unavailable"):
+    for reason, count in (("overloaded", 1), ("unavailable", 2), ("draining", 1)):
         key = f'vllm:admission_rejections_total{{engine="0",model_name="fake/model",reason="{reason}"}}'
-        assert samples[key] == 1
+        assert samples[key] == count

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import openai
 import pytest
 from fake_llm import ANSWER
 from serving import LiveServer
 
-MESSAGES: list = [{"role": "user", "content": "Hello"}]
+MESSAGES: list = [{"role": "user", "content": "Hello"}]  # 12 tokens with the fake template
 MODEL = "fake/model"
 
 
 @pytest.fixture(scope="module")
-def client(shared: LiveServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=shared.url + "/v1", api_key="none", max_retries=0)
+def client(shared: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=shared.url + "/v1", api_key="none", max_retries=0) as talking:
+        yield talking
 
 
 def test_models(client: openai.OpenAI) -> None:
@@ -30,7 +32,7 @@ def test_chat(client: openai.OpenAI) -> None:
     assert reply.choices[0].finish_reason == "length"
     assert reply.object == "chat.completion"
     assert reply.usage is not None
-    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens, reply.usage.total_tokens) == (12 + 1, 12, 25)
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens, reply.usage.total_tokens) == (12, 12, 24)
     assert reply.usage.prompt_tokens_details is not None
     assert reply.usage.prompt_tokens_details.cached_tokens == 4
 
@@ -176,8 +178,10 @@ def test_a_reply_can_be_sent_back(client: openai.OpenAI) -> None:
 
 def test_retries_what_is_busy(server: LiveServer) -> None:
     server.llm.overloaded = True
-    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
-    with pytest.raises(openai.InternalServerError) as caught:
+    with (
+        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client,
+        pytest.raises(openai.InternalServerError) as caught,
+    ):
         client.completions.create(model=MODEL, prompt="a", stream=True)
     assert caught.value.status_code == 503
     assert caught.value.response.headers["retry-after"] == "7"

@@ -1,4 +1,4 @@
-"""A table of bugs, each planted into the real engine in turn: the simulation must find every one, and nothing without."""
+"""A table of bugs, each planted into the real engine in turn: the simulation must find each, and nothing without."""
 
 from __future__ import annotations
 

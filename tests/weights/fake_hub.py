@@ -30,8 +30,9 @@ class Seen:
 class FakeHub:
     """revisions: repo -> branch, tag or commit -> commit.  files: commit -> name -> bytes.
 
-    token: needed for everything, if set.  cut_after: every file body ends after so many bytes, and the next request
-    for a body fails.  down: every request is answered with 503.
+    token: needed for everything, if set.  cut_after: the first file body ends after so many bytes; after_cut: the
+    status of all later ones, if not 200.  ranges: honours Range.  etags: file -> etag in place of its SHA-1.
+    down: every request is answered with 503.
     """
 
     revisions: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -40,6 +41,9 @@ class FakeHub:
     token: str | None = None
     gated: bool = False
     cut_after: int | None = None
+    after_cut: int | None = None
+    ranges: bool = True
+    etags: dict[str, str] = field(default_factory=dict)
     down: bool = False
     cuts: int = 0
 
@@ -101,7 +105,7 @@ class FakeHub:
                     return self.describe(groups["repo"], commit, groups["what"])
                 if file not in hub.files[commit]:
                     return self.fail(404, "EntryNotFound", commit)
-                return self.content(hub.files[commit][file], commit, wanted)
+                return self.content(file, commit, wanted if hub.ranges else None)
 
             def fail(self, status: int, code: str, commit: str = "") -> None:
                 self.send_response(status)
@@ -127,25 +131,25 @@ class FakeHub:
                 self.end_headers()
                 self.wfile.write(raw)
 
-            def content(self, raw: bytes, commit: str, wanted: str | None) -> None:
+            def content(self, file: str, commit: str, wanted: str | None) -> None:
+                raw = hub.files[commit][file]
                 start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
-                if self.command == "GET" and hub.cut_after is not None and hub.cuts:
-                    return self.fail(500, "Broken")
+                cut = hub.cut_after if self.command == "GET" and not hub.cuts else None
+                if self.command == "GET" and hub.cut_after is not None and hub.cuts and hub.after_cut:
+                    self.fail(hub.after_cut, "Broken")
+                    return
                 self.send_response(206 if start else 200)
-                self.send_header("ETag", f'"{hashlib.sha1(raw).hexdigest()}"')
+                self.send_header("ETag", f'"{hub.etags.get(file) or hashlib.sha1(raw).hexdigest()}"')
                 self.send_header("X-Repo-Commit", commit)
-                self.send_header("Accept-Ranges", "bytes")
+                self.send_header("Accept-Ranges", "bytes" if hub.ranges else "none")
                 self.send_header("Content-Length", str(len(raw) - start))
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(raw) - 1}/{len(raw)}")
                 self.end_headers()
-                if self.command == "HEAD":
-                    return None
-                if hub.cut_after is None:
-                    self.wfile.write(raw[start:])
-                    return None
-                hub.cuts += 1
-                self.wfile.write(raw[start : start + hub.cut_after])
-                self.close_connection = True
+                if self.command == "GET":
+                    self.wfile.write(raw[start:][:cut])
+                if cut is not None:
+                    hub.cuts += 1
+                    self.close_connection = True
 
         return Handler

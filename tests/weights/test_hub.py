@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -62,7 +63,7 @@ def folder_files(**extra: bytes) -> dict[str, bytes]:
     """A repository with all that is needed, and much that is not."""
     needed = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
     return {
-        **dict.fromkeys(needed, b"{}"),
+        **{name: json.dumps({"this": name}).encode() for name in needed},
         "chat_template.jinja": b"T",
         "special_tokens_map.json": b"{}",
         "model.safetensors": make.safetensors_bytes(make.small_safetensors()),
@@ -113,7 +114,8 @@ def test_revision_goes_to_every_file(hub: FakeHub, resolve: Any) -> None:
     path = Path(resolve("org/name", revision="v2")["path"])
     assert (path / "tokenizer.json").read_bytes() == b'{"other": 1}'
     assert hub.seen
-    assert {s.path for s in hub.seen if s.revision not in ("v2", commit)} == set()
+    asked = {seen.revision for seen in hub.seen if "org/name" in seen.path}
+    assert asked <= {"v2", commit}
     assert {seen.revision for seen in hub.bodies()} == {commit}
     assert resolve("org/name", revision="v2", env={"HF_HUB_OFFLINE": "1"})["path"] == str(path)
     missing = resolve("org/name", revision="v3")
@@ -139,19 +141,50 @@ def test_one_gguf_file(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
     assert "a.gguf, b.gguf" in missing["message"]
 
 
-def test_a_download_that_was_cut_off_goes_on(hub: FakeHub, resolve: Any) -> None:
-    body = bytes(range(256)) * 4096
-    hub.add("org/name", {"m.gguf": body})
-    hub.cut_after = 600_000
+BODY = bytes(range(256)) * 4096
+
+
+def test_a_download_that_was_cut_off_goes_on_in_another_process(hub: FakeHub, resolve: Any) -> None:
+    hub.add("org/name", {"m.gguf": BODY})
+    hub.cut_after, hub.after_cut = 600_000, 403
     failed = resolve("org/name")
     assert failed["error"] == "ModelNotFoundError"
     assert "could not be downloaded" in failed["message"]
     hub.cut_after = None
     hub.seen.clear()
-    assert Path(resolve("org/name")["path"]).read_bytes() == body
-    (again,) = hub.bodies()
-    begin = int(again.range.removeprefix("bytes=").split("-")[0])
-    assert 0 < begin <= 600_000
+    done = resolve("org/name")
+    assert Path(done["path"]).read_bytes() == BODY
+    assert [seen.range for seen in hub.bodies()] == ["bytes=600000-"]
+    assert done["calls"][0] == ["org/name", 600_000, len(BODY)]
+    assert done["calls"][-1] == ["org/name", len(BODY), len(BODY)]
+
+
+def test_a_cut_is_mended_in_the_same_process(hub: FakeHub, resolve: Any) -> None:
+    hub.add("org/name", {"m.gguf": BODY})
+    hub.cut_after, hub.after_cut = 600_000, None
+    assert Path(resolve("org/name")["path"]).read_bytes() == BODY
+    assert [seen.range for seen in hub.bodies()] == [None, "bytes=600000-"]
+
+
+def test_a_server_without_ranges_begins_again(hub: FakeHub, resolve: Any) -> None:
+    hub.add("org/name", {"m.gguf": BODY})
+    hub.cut_after, hub.after_cut, hub.ranges = 600_000, None, False
+    done = resolve("org/name")
+    assert Path(done["path"]).read_bytes() == BODY
+    assert done["calls"][-1] == ["org/name", len(BODY), len(BODY)]
+    assert all(0 <= now <= total for _, now, total in done["calls"])
+
+
+def test_a_wrong_sum_is_found_and_not_kept(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
+    commit = hub.add("org/name", {"m.gguf": BODY})
+    hub.etags["m.gguf"] = hashlib.sha256(BODY).hexdigest()
+    hub.files[commit]["m.gguf"] = BODY[:-1] + b"x"
+    refused = resolve("org/name")
+    assert refused["error"] == "ModelFormatError"
+    assert "SHA-256" in refused["message"]
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+    hub.files[commit]["m.gguf"] = BODY
+    assert Path(resolve("org/name")["path"]).read_bytes() == BODY
 
 
 def test_token(hub: FakeHub, resolve: Any) -> None:
@@ -162,11 +195,10 @@ def test_token(hub: FakeHub, resolve: Any) -> None:
     assert "HF_TOKEN" in refused["message"]
     assert "path" in resolve("org/private", hf_token="hf_secret")
     assert {seen.token for seen in hub.bodies()} == {"Bearer hf_secret"}
+    hub.add("org/other", folder_files())
     hub.seen.clear()
-    assert (
-        "path" in resolve("org/private", env={"HF_TOKEN": "hf_secret", "HF_HOME": "/nonexistent"}, download_dir=None)
-        or True
-    )
+    assert "path" in resolve("org/other", env={"HF_TOKEN": "hf_secret"})
+    assert {seen.token for seen in hub.bodies()} == {"Bearer hf_secret"}
 
 
 def test_what_is_not_there(hub: FakeHub, resolve: Any) -> None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from octavo.backends.cpu.rows import Span
+from octavo.backends.cpu.team import Team
 
 SCORES = 1 << 20
-"""Most scores (heads x queries x keys) held at once; a tile of one query may take more."""
+"""Most scores (heads x queries x keys) that a thread holds at once; a tile of one query may take more."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,16 @@ class Tiles:
 
 @dataclass
 class AttentionPlan:
-    """What a step's attention needs, whatever the layer. scratch: flat float32, for SCORES and any query's scores."""
+    """What a step's attention needs, whatever the layer.
+
+    scratch: float32 [team.size, room for SCORES and for any query's scores].
+    """
 
     spans: list[Span]
     block_size: int
     heads: int
     scratch: np.ndarray
+    team: Team
     _tiles: dict[int | None, Tiles] = field(default_factory=dict)
 
     def tiles(self, window: int | None) -> Tiles:
@@ -106,13 +111,28 @@ def attend(
 ) -> None:
     """out, q [T, heads, D]; meanings as in ops.paged_attention."""
     tiles = plan.tiles(window)
+
+    def single(some: list[Tile], member: int) -> None:
+        _attend_single(out, q, keys, values, some, plan.scratch[member], (scale, softcap))
+
+    def many(tile: Tile, member: int) -> None:
+        _attend_many(out, q, keys, values, tile, plan.scratch[member], (scale, window, softcap))
+
     if tiles.single:
-        longest = max(tile.num_keys for tile in tiles.single)
-        most = max(1, len(plan.scratch) // (q.shape[1] * longest))
-        for at in range(0, len(tiles.single), most):
-            _attend_single(out, q, keys, values, tiles.single[at : at + most], plan.scratch, (scale, softcap))
-    for tile in tiles.many:
-        _attend_many(out, q, keys, values, tile, plan.scratch, (scale, window, softcap))
+        plan.team.each(single, _groups(tiles.single, plan, keys))
+    plan.team.each(many, tiles.many[::-1])  # those with the most history first
+
+
+def _groups(tiles: list[Tile], plan: AttentionPlan, keys: np.ndarray) -> list[list[Tile]]:
+    """Cut tiles of one query for the team, and so that a group's scores fit into a member's scratch."""
+    longest = max(tile.num_keys for tile in tiles)
+    most = max(1, plan.scratch.shape[1] // (plan.heads * longest))
+    work = sum(tile.num_keys for tile in tiles) * keys.shape[0] * keys.shape[3] * 2
+    groups = []
+    for part in plan.team.parts(len(tiles), work=work):
+        some = tiles[part]
+        groups += [some[at : at + most] for at in range(0, len(some), most)]
+    return groups
 
 
 def _gather(cache: np.ndarray, tile: Tile) -> np.ndarray:

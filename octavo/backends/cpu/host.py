@@ -1,4 +1,4 @@
-"""In: the operating system. Out: cores and memory that this process may use, and BLAS held to a number of threads."""
+"""In: the operating system. Out: cores and memory that this process may use, and BLAS held to one thread."""
 
 from __future__ import annotations
 
@@ -30,25 +30,24 @@ def usable_cores() -> int:
     return max(1, cores)
 
 
-def hold_blas(threads: int | None) -> int:
-    """Let numpy's BLAS use `threads` threads (None: usable_cores()); returns that number.
+def take_threads(threads: int | None) -> int:
+    """How many threads a Team may have: `threads`, or usable_cores(). Holds numpy's BLAS to one, in all the process.
 
-    Raises ConfigError if threads is given and this numpy's BLAS has no way to be told.
+    1 where this numpy's BLAS cannot be told and so keeps threads of its own; ConfigError if `threads` was given then.
     """
-    wanted = usable_cores() if threads is None else threads
     extension = importlib.import_module("numpy._core._multiarray_umath")
     library = ctypes.CDLL(extension.__file__)  # symbols of what it links are found through it
     for name in _SETTERS:
         setter = getattr(library, name, None)
         if setter is not None:
-            setter(ctypes.c_int(wanted))
-            return wanted
+            setter(ctypes.c_int(1))
+            return usable_cores() if threads is None else threads
     if threads is not None:
         raise ConfigError(
             f"threads={threads}: this NumPy's BLAS cannot be told; leave threads out and set OMP_NUM_THREADS",
             param="threads",
         )
-    return wanted
+    return 1
 
 
 def memory_bytes() -> tuple[int, int]:

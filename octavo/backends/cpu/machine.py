@@ -10,25 +10,34 @@ from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
 from octavo.backends.cpu.program import Instruction, Program
 from octavo.backends.cpu.rows import Batch
+from octavo.backends.cpu.team import Team
 
 _LOGIT_BYTES = 64 << 20
 
 
 class Machine:
-    """Walks a program. Arrays are made at once but take memory only where they are used."""
+    """Walks a program with a team. Arrays are made at once but take memory only where they are used."""
 
     def __init__(
-        self, program: Program, weights: dict[str, np.ndarray], *, max_tokens: int, max_model_len: int, block_size: int
+        self,
+        program: Program,
+        weights: dict[str, np.ndarray],
+        *,
+        team: Team,
+        max_tokens: int,
+        max_model_len: int,
+        block_size: int,
     ) -> None:
         self.program = program
         self.block_size = block_size
+        self._team = team
         self.max_tokens = max_tokens
         vocab = program.tail_registers["logits"][0]
         self.tail_rows = max(1, _LOGIT_BYTES // (4 * vocab))
         self._weights = weights
         self._registers = {n: np.empty((max_tokens, *s), np.float32) for n, s in program.registers.items()}
         self._tail = {n: np.empty((self.tail_rows, *s), np.float32) for n, s in program.tail_registers.items()}
-        self._scratch = np.empty(max(SCORES, program.heads * (max_model_len + 1)), np.float32)
+        self._scratch = np.empty((team.size, max(SCORES, program.heads * (max_model_len + 1))), np.float32)
         self._inv_freq = [np.array(rope.inv_freq, np.float64) for rope in program.ropes]
         self._caches: dict[str, np.ndarray] = {}
 
@@ -63,12 +72,12 @@ class Machine:
         names |= self._weights
         names |= self._caches
         names |= {"tokens": batch.tokens, "slots": batch.slots}
-        names["plan"] = AttentionPlan(batch.spans, self.block_size, self.program.heads, self._scratch)
+        names["plan"] = AttentionPlan(batch.spans, self.block_size, self.program.heads, self._scratch, self._team)
         for i, rope in enumerate(self.program.ropes):
             names[f"cos.{i}"], names[f"sin.{i}"] = ops.rope_tables(
                 batch.positions, self._inv_freq[i], attention_factor=rope.attention_factor
             )
-        _walk(self.program.body, names)
+        self._walk(self.program.body, names)
         hidden: np.ndarray = names["x"]
         return hidden
 
@@ -77,12 +86,26 @@ class Machine:
         names: dict[str, Any] = {name: array[: len(hidden)] for name, array in self._tail.items()}
         names |= self._weights
         names["last"][...] = hidden
-        _walk(self.program.tail, names)
+        self._walk(self.program.tail, names)
         logits: np.ndarray = names["logits"]
         return logits
 
+    def _walk(self, instructions: tuple[Instruction, ...], names: dict[str, Any]) -> None:
+        for instruction in instructions:
+            arguments = [None if name is None else names[name] for name in instruction.arguments]
+            if instruction.op in ops.BY_OUTPUT:
+                self._share(ops.OPS[instruction.op], *arguments, **instruction.options)
+            else:
+                ops.OPS[instruction.op](*arguments, **instruction.options)
 
-def _walk(instructions: tuple[Instruction, ...], names: dict[str, Any]) -> None:
-    for instruction in instructions:
-        arguments = [None if name is None else names[name] for name in instruction.arguments]
-        ops.OPS[instruction.op](*arguments, **instruction.options)
+    def _share(
+        self, op: ops.Op, out: np.ndarray, x: np.ndarray, weight: np.ndarray, *bias: Any, **options: Any
+    ) -> None:
+        """Run an op of ops.BY_OUTPUT in parts of its outputs."""
+        flat = out.reshape(len(out), -1)
+
+        def part(outputs: slice, _member: int) -> None:
+            rest = [None if array is None else array[outputs] for array in bias]
+            op(flat[:, outputs], x, weight[outputs], *rest, **options)
+
+        self._team.each(part, self._team.parts(len(weight), work=len(x) * weight.size))

@@ -200,3 +200,6 @@ OPS: dict[str, Op] = {
     for op in (embed, add, rms_norm, linear, qk_norm, rope, write_kv, paged_attention, gated, softcap, head)
 }
 """Every op that a program may name."""
+
+BY_OUTPUT = frozenset({"linear", "head"})
+"""Ops (out [T, outputs], x, weight [outputs, in], bias [outputs] ...) whose outputs can be computed part by part."""

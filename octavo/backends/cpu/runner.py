@@ -6,13 +6,14 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from octavo.backends.cpu.host import hold_blas, memory_bytes
+from octavo.backends.cpu.host import memory_bytes, take_threads
 from octavo.backends.cpu.machine import Machine
 from octavo.backends.cpu.program import build_program
 from octavo.backends.cpu.rows import Rows
 from octavo.backends.cpu.step import Steps
+from octavo.backends.cpu.team import Team
 from octavo.backends.cpu.weights import check_weights, load_packs
-from octavo.base.errors import UnsupportedError
+from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.base.types.plan import StepPlan, StepResult
 from octavo.base.types.ports import DeviceMemory, Progress
 from octavo.base.types.tensor import Weights
@@ -24,7 +25,7 @@ MAX_BEGUN = 2
 class CpuBackend:
     """base.types.ports.Backend. Steps run one after the other on a thread of their own.
 
-    threads: BLAS threads, the cores that this process may use where None (a setting of the whole process).
+    threads: that a step runs on; the cores that this process may use where None. NumPy's BLAS is held to one of its own.
     Raises UnsupportedError for a dtype other than float32 (auto means that).
     """
 
@@ -44,7 +45,7 @@ class CpuBackend:
         self._max_model_len = max_model_len
         self._max_tokens = max_num_batched_tokens
         self._block_size = block_size
-        self._threads = hold_blas(threads)
+        self._team = Team(take_threads(threads))
         self._machine: Machine | None = None
         self._steps: Steps | None = None
         self._vocab_size = 0
@@ -55,11 +56,12 @@ class CpuBackend:
         """Dequantize the weights to float32. Raises ModelFormatError for missing or misshapen ones."""
         check_weights(spec, weights)
         program = build_program(spec)
-        arrays = load_packs(program.packs, weights, threads=self._threads, progress=progress)
+        arrays = load_packs(program.packs, weights, threads=self._team.size, progress=progress)
         self._vocab_size = spec.vocab_size
         self._machine = Machine(
             program,
             arrays,
+            team=self._team,
             max_tokens=self._max_tokens,
             max_model_len=self._max_model_len,
             block_size=self._block_size,
@@ -72,8 +74,13 @@ class CpuBackend:
         return DeviceMemory(total=total, free=max(0, free - machine.work_bytes), weights=machine.weight_bytes)
 
     def allocate(self, num_blocks: int) -> None:
-        """Make the KV cache."""
+        """Make the KV cache. Raises ConfigError where num_blocks is below 1."""
         machine = self._loaded()
+        if num_blocks < 1:
+            raise ConfigError(
+                f"the KV cache would have {num_blocks} blocks; give it memory with --kv-cache-memory-bytes",
+                param="kv_cache_memory_bytes",
+            )
         machine.allocate(num_blocks)
         rows = Rows(
             self._max_num_seqs,
@@ -105,6 +112,7 @@ class CpuBackend:
     def close(self) -> None:
         """Let the step that runs end, then free everything; idempotent."""
         self._worker.shutdown(wait=True, cancel_futures=True)
+        self._team.close()
         self._begun.clear()
         self._machine = self._steps = None
 

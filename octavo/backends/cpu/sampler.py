@@ -124,14 +124,21 @@ def keep_top_p(scores: np.ndarray, top_p: float) -> None:
     enough = top_p * weights.sum()
     count = min(_TOP_P_FIRST, len(scores))
     while True:
-        likeliest = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
-        order = likeliest[np.lexsort((likeliest, -scores[likeliest]))]
+        order = likeliest(scores, count)
         before = np.cumsum(weights[order]) - weights[order]
         if count == len(scores) or before[-1] >= enough:
             break
         count = min(count * 16, len(scores))
     kept = order[: max(1, int((before < enough).sum()))]
     keep_only(scores, kept)
+
+
+def likeliest(scores: np.ndarray, count: int) -> np.ndarray:
+    """The ids of the `count` largest scores, largest first, equal ones by id."""
+    rest = len(scores) - count
+    ids = np.argpartition(scores, rest)[rest:] if 0 < rest < len(scores) else np.arange(rest, len(scores))
+    found: np.ndarray = ids[np.lexsort((ids, -scores[ids]))]
+    return found
 
 
 def draw(scores: np.ndarray, *, seed: int, position: int) -> int:
@@ -152,9 +159,6 @@ def token_logprobs(logits: np.ndarray, token: int, count: int) -> TokenLogprobs:
     peak = logits.max()
     total = np.log(np.exp(logits - peak).sum(dtype=np.float64))
     vocab = len(logits)
-    count = vocab if count < 0 else min(count, vocab)
-    likeliest = np.arange(vocab) if count == vocab else np.argpartition(logits, vocab - count)[vocab - count :]
-    order = likeliest[np.lexsort((likeliest, -logits[likeliest]))]
-    ids = np.concatenate(([token], order))
+    ids = np.concatenate(([token], likeliest(logits, vocab if count < 0 else min(count, vocab))))
     values = logits[ids].astype(np.float64) - (peak + total)
     return TokenLogprobs(ids.tolist(), values.tolist(), 1 + int((logits > logits[token]).sum()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -56,6 +56,13 @@ class Executor(Protocol):
     def close(self) -> None: ...
 
 
+class TextStream(Protocol):
+    """Text that grows token by token (text/pieces.py)."""
+
+    def feed(self, token_id: int) -> str: ...
+    def finish(self) -> str: ...
+
+
 class TextTokenizer(Protocol):
     """What api and server need of a tokenizer (text/tokenizer.py)."""
 
@@ -65,3 +72,8 @@ class TextTokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str: ...
     def special_ids(self) -> Mapping[str, int]: ...
+    def token_strings(self, ids: Sequence[int]) -> list[str]: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+    def stream(
+        self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+    ) -> TextStream: ...

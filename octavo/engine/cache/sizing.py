@@ -24,18 +24,19 @@ def num_blocks(
     block_bytes = kv_bytes_per_token * cache.block_size
     one_context = -(-max_model_len // cache.block_size)
     if cache.num_gpu_blocks_override is not None:
-        blocks = cache.num_gpu_blocks_override
+        blocks, flag = cache.num_gpu_blocks_override, "--num-gpu-blocks-override"
     elif cache.kv_cache_memory_bytes is not None:
-        blocks = cache.kv_cache_memory_bytes // block_bytes
+        blocks, flag = cache.kv_cache_memory_bytes // block_bytes, "--kv-cache-memory-bytes"
     else:
         budget = free_bytes - int(total_bytes * (1.0 - utilization))
         blocks = min(max(budget, 0) // block_bytes, one_context * max_num_seqs)
+        flag = "--gpu-memory-utilization"
     if blocks < one_context:
         need, have = one_context * block_bytes / 2**20, blocks * block_bytes / 2**20
+        shorter = f"lower --max-model-len to {blocks * cache.block_size} or less, or " if blocks else ""
         raise ConfigError(
             f"a context of {max_model_len} tokens takes {need:.0f} MiB of KV cache, there is room for {have:.0f} MiB; "
-            f"lower --max-model-len to {blocks * cache.block_size} or less, or raise --kv-cache-memory-bytes or "
-            "--gpu-memory-utilization",
+            f"{shorter}raise {flag}",
             param="max_model_len",
         )
     return int(blocks)

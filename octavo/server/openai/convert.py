@@ -99,46 +99,52 @@ def sampling_params(request: CompletionRequest | ChatRequest, defaults: Mapping[
     values = dict(defaults)
     values.update((name, value) for name in _COPIED if (value := getattr(request, name)) is not None)
     if isinstance(request, ChatRequest):
-        renamed = _chat_values(request, values)
+        _chat_values(request, values)
     else:
-        renamed = _completion_values(request, values)
+        _completion_values(request, values)
     values["output_kind"] = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
     try:
         return SamplingParams(**values)
     except InputError as error:
-        if error.param in renamed:
-            name = renamed[error.param]
-            raise InputError(error.message.replace(error.param, name), param=name) from None
-        raise
+        raise in_terms_of(request, error) from None
 
 
-def _completion_values(request: CompletionRequest, values: dict[str, Any]) -> dict[str, str]:
+def in_terms_of(request: GenerationRequest, error: InputError) -> InputError:
+    """The error with the name that the client's request has for the field."""
+    names = {}
+    if isinstance(request, ChatRequest):
+        names = {"prompt": "messages", "logprobs": "top_logprobs"}
+        if request.max_completion_tokens is not None:
+            names["max_tokens"] = "max_completion_tokens"
+    elif request.prompt_logprobs is None:
+        names = {"prompt_logprobs": "logprobs"}
+    name = names.get(error.param or "")
+    if name is None:
+        return error
+    return type(error)(error.message.replace(error.param or "", name), param=name)
+
+
+def _completion_values(request: CompletionRequest, values: dict[str, Any]) -> None:
     values.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
     if request.max_tokens is not None:
         values["max_tokens"] = request.max_tokens
-    if request.logprobs is None:
-        return {}
-    values["logprobs"] = request.logprobs
-    if not request.echo:
-        return {}
-    both = (request.logprobs, request.prompt_logprobs or 0)
-    values["prompt_logprobs"] = -1 if -1 in both else max(both)
-    return {"prompt_logprobs": "logprobs"}
+    if request.logprobs is not None:
+        values["logprobs"] = request.logprobs
+        if request.echo:
+            both = (request.logprobs, request.prompt_logprobs or 0)
+            values["prompt_logprobs"] = -1 if -1 in both else max(both)
 
 
-def _chat_values(request: ChatRequest, values: dict[str, Any]) -> dict[str, str]:
-    renamed = {"logprobs": "top_logprobs"}
+def _chat_values(request: ChatRequest, values: dict[str, Any]) -> None:
     values.setdefault("max_tokens", None)
     if request.max_tokens is not None:
         values["max_tokens"] = request.max_tokens
     if request.max_completion_tokens is not None:
         values["max_tokens"] = request.max_completion_tokens
-        renamed["max_tokens"] = "max_completion_tokens"
     if request.logprobs:
         values["logprobs"] = request.top_logprobs or 0
     elif request.top_logprobs:
         raise InputError("top_logprobs needs logprobs=true", param="top_logprobs")
-    return renamed
 
 
 def _check(services: Services, request: GenerationRequest) -> None:

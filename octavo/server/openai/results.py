@@ -12,10 +12,10 @@ from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import cast
 
-from octavo.base.errors import RequestFailedError
+from octavo.base.errors import InputError, RequestFailedError
 from octavo.base.types.output import RequestOutput
 from octavo.server.metrics import RequestRecorder
-from octavo.server.openai.convert import Generation, Prompt
+from octavo.server.openai.convert import Generation, Prompt, in_terms_of
 from octavo.server.services import Services
 
 Item = tuple[int, RequestOutput]
@@ -67,6 +67,8 @@ class Results:
         try:
             async with self._slots:
                 await self._generate(index, prompt)
+        except InputError as error:
+            await self._queue.put(in_terms_of(self._generation.request, error))
         except Exception as error:
             await self._queue.put(error)
 

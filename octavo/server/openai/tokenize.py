@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import msgspec
 
 from octavo.base.errors import InputError
@@ -16,7 +19,7 @@ from octavo.server.services import Services
 class _Kind(msgspec.Struct):
     """Only tells which of the two forms a body has."""
 
-    messages: msgspec.Raw | None = None
+    messages: Any = None
 
 
 async def tokenize(services: Services, exchange: Exchange) -> Reply:
@@ -33,14 +36,16 @@ async def tokenize(services: Services, exchange: Exchange) -> Reply:
         ids = await render(services, request)
     else:
         ids = await services.llm.encode(request.prompt, add_special_tokens=request.add_special_tokens is not False)
-    tokenizer = services.llm.tokenizer
+    tokenizer, strings = services.llm.tokenizer, None
+    if request.return_token_strs and tokenizer is not None:
+        strings = await asyncio.to_thread(tokenizer.token_strings, ids)
     return Reply(
         msgspec.json.encode(
             TokenizeReply(
                 count=len(ids),
                 max_model_len=services.llm.info["max_model_len"],
                 tokens=ids,
-                token_strs=tokenizer.token_strings(ids) if request.return_token_strs and tokenizer else None,
+                token_strs=strings,
             )
         )
     )

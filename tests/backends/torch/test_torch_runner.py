@@ -45,7 +45,7 @@ def test_mixed_batch_against_the_forward_pass(driver: Driver) -> None:
     """Decode, a chunk with history, a first chunk and a whole prompt in one step, over a poisoned cache."""
     poison(driver, slice(None))
     a, b, c, d = (prompt(length, seed) for seed, length in enumerate((17, 30, 12, 1)))
-    driver.step([(5, 0, 17, True), (0, 0, 11, False)], [driver.begin(5, a), driver.begin(0, b)])
+    driver.step([(5, 0, 17, True), (0, 0, 11, False)], [driver.begin(5, a), driver.begin(0, b, prompt_logprobs=-1)])
     first = driver.step(
         [(2, 0, 7, False), (5, 17, 1, True), (0, 11, 19, True), (7, 0, 1, True)],
         [driver.begin(2, c), driver.begin(7, d)],
@@ -57,6 +57,10 @@ def test_mixed_batch_against_the_forward_pass(driver: Driver) -> None:
     close(first.logprobs[0], forward(MODEL, WEIGHTS, [*a, a_next])[-1])
     close(first.logprobs[1], forward(MODEL, WEIGHTS, b)[-1])
     close(first.logprobs[2], forward(MODEL, WEIGHTS, d)[-1])
+    position, entries = first.prompt_logprobs[0]
+    assert (position, len(entries)) == (12, 18)
+    for entry, logits in zip(entries, forward(MODEL, WEIGHTS, b)[11:], strict=False):
+        close(entry, logits)
     close(second.logprobs[0], forward(MODEL, WEIGHTS, [*d, first.tokens[2]])[-1])
     close(second.logprobs[1], forward(MODEL, WEIGHTS, c)[-1])
     close(second.logprobs[2], forward(MODEL, WEIGHTS, [*b, first.tokens[1]])[-1])
@@ -110,7 +114,7 @@ def test_row_is_reused_in_the_plan_that_ends_it(driver: Driver) -> None:
 def test_blocks_appended_shared_and_copied(driver: Driver) -> None:
     """Row 1 shares row 0's first block, takes a copy of its half-full second one and goes on from there."""
     ids = prompt(2 * BLOCK - 3)
-    own = driver.spare[:3]
+    own = driver.spare
     begin = driver.begin(0, ids)
     begin = RowBegin(0, ids, len(ids), own[:1], begin.sampling)
     driver.step([(0, 0, len(ids), True)], [begin], updates=[BlockUpdate(0, 1, own[1:2])])
@@ -118,7 +122,7 @@ def test_blocks_appended_shared_and_copied(driver: Driver) -> None:
     copied = driver.blocks[1][1]
     result = driver.step(
         [(0, len(ids), 1, True), (1, len(ids), 3, True)],
-        [RowBegin(1, branch, len(branch), own[:2], begin.sampling)],
+        [RowBegin(1, branch, len(branch), own[:3], begin.sampling)],
         updates=[BlockUpdate(1, 1, [copied])],
         copies=[(own[1], copied)],
     )
@@ -126,11 +130,14 @@ def test_blocks_appended_shared_and_copied(driver: Driver) -> None:
     close(result.logprobs[0], forward(MODEL, WEIGHTS, main)[-1])
     close(result.logprobs[1], forward(MODEL, WEIGHTS, branch)[-1])
     assert not result.failed
+    later = driver.step([(1, len(branch), 1, True)])
+    close(later.logprobs[0], forward(MODEL, WEIGHTS, [*branch, result.tokens[1]])[-1])
 
 
 def test_plan_without_rows(driver: Driver) -> None:
     driver.run(prompt(3))
     assert driver.step([], ended=[0]) == StepResult(step=2)
+    assert driver.step([(0, 3, 1, True)]).failed == {0: "the row was never begun"}
 
 
 def test_seeded_sampling_in_a_crowd_and_after_preemption(driver: Driver) -> None:

@@ -111,10 +111,21 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "repetition_penalty": 1.2,
         "frequency_penalty": 0.3,
         "presence_penalty": 0.2,
-        "logit_bias": {2: 1.0},
+        "logit_bias": {2: 1.0, 5: 2.0, 9: -1.5},
         "bad_words_ids": [[4]],
     },
 }
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_most_likely_token_is_the_references(name: str) -> None:
+    """The same parameters, greedy, over 400 rows of logits; one more row with a longer history beside them."""
+    sampling = RowSampling(**{**PARAMETERS[name], "temperature": 0.0})
+    outputs = [OUTPUTS] * 400 + [OUTPUTS * 2]
+    logits = np.random.default_rng(4).standard_normal((401, VOCAB)).astype(np.float32)
+    tokens, _ = choose_tokens(torch.from_numpy(logits.copy()), group([sampling] * 401, [PROMPT] * 401, outputs))
+    expected = [chances(*row, PROMPT, past) for *row, past in zip(logits, [sampling] * 401, outputs, strict=True)]
+    assert tokens.tolist() == [int(row.argmax()) for row in expected]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -53,6 +53,5 @@ def _cut(logits: Tensor, group: Group) -> Tensor:
     probabilities = values.softmax(-1)
     above = probabilities.cumsum(-1) - probabilities
     outside = (above >= top_p) & (top_p < 1)
-    outside[:, 0] = False
     values = values.masked_fill(outside, REFUSED)
     return torch.empty_like(logits).scatter_(1, order, values)

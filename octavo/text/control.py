@@ -1,0 +1,102 @@
+"""Which parts of a text are control tokens: found by the tokenizer's own rules, and kept apart from plain text.
+
+The `tokenizers` library cuts control tokens out of any text it encodes. Here the same model gets a second face that
+knows none of them but one marker, a string nobody can guess: plain text is encoded by it as it is spelled, and control
+tokens that are meant as such stand in the text as markers. So everything is encoded in one piece, and cut, merged and
+prefixed with spaces exactly as the library would.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import AddedToken, Encoding, Tokenizer, models
+
+
+@dataclass(frozen=True)
+class Span:
+    """text[start:stop] would be encoded as the control token."""
+
+    start: int
+    stop: int
+    token_id: int
+
+
+class ControlTokens:
+    """The control tokens of a backend tokenizer, which is not changed. Safe to use from several threads."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        added = backend.get_added_tokens_decoder()
+        self.ids = {token.content: token_id for token_id, token in sorted(added.items()) if token.special}
+        self._normalized = {token_id: token.normalized for token_id, token in added.items()}
+        self._begun = {content[:length] for content in self.ids for length in range(1, len(content))}
+        self._longest = max(map(len, self._begun), default=0)
+        self._first = tuple({content[0] for content in self.ids if content})
+        # No vocabulary at all: what it finds in a text are the control tokens and nothing else.
+        self._finder = Tokenizer(models.BPE())
+        self._finder.add_special_tokens([token for token in added.values() if token.special])
+        self._plain, self._true_id = self._face(backend, list(added.items()))
+        # The model gives this id itself, to text that it has no token for.
+        unknown = getattr(backend.model, "unk_token", None)
+        self._forbidden = set(self.ids.values()) - {None if unknown is None else backend.token_to_id(unknown)}
+
+    def _face(self, backend: Tokenizer, added: list[tuple[int, AddedToken]]) -> tuple[Tokenizer, dict[int, int]]:
+        plain = Tokenizer(backend.model)
+        for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            if getattr(backend, part) is not None:
+                setattr(plain, part, getattr(backend, part))
+        others = sorted((token_id, token.content, token) for token_id, token in added if not token.special)
+        plain.add_tokens([token for _, _, token in others])
+        true_id = {plain.token_to_id(content) or 0: token_id for token_id, content, _ in others}
+        nonce = secrets.token_hex(16)
+        # A control token that the library looks for in normalized text has a marker that is looked for there.
+        self._markers = {False: f"\ue000{nonce}\ue001", True: f"\ue002{nonce}\ue003"}
+        plain.add_special_tokens(
+            [AddedToken(marker, normalized=normalized, special=True) for normalized, marker in self._markers.items()]
+        )
+        self._marker_ids = {plain.token_to_id(marker) for marker in self._markers.values()}
+        return plain, {ours: theirs for ours, theirs in true_id.items() if ours != theirs}
+
+    def find(self, text: str) -> list[Span]:
+        """Where the tokenizer would see control tokens, in order."""
+        if not any(char in text for char in self._first):
+            return []
+        found = self._finder.encode(text, add_special_tokens=False)
+        return [
+            Span(start, stop, self.ids[token]) for token, (start, stop) in zip(found.tokens, found.offsets, strict=True)
+        ]
+
+    def begun(self, text: str) -> bool:
+        """True if the text ends with the beginning of a control token."""
+        return any(text[-length:] in self._begun for length in range(1, min(len(text), self._longest) + 1))
+
+    def encode(self, parts: Sequence[str | int], *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text given as plain text (str) and control tokens (int), in order.
+
+        Plain text never becomes a control token, whatever it spells.
+        """
+        meant = [part for part in parts if isinstance(part, int)]
+        text = "".join(
+            part if isinstance(part, str) else self._markers[self._normalized.get(part, False)] for part in parts
+        )
+        encoding = self._encode(text)
+        if add_special_tokens:
+            encoding = self._plain.post_process(encoding, None, True)
+        controls = iter(meant)
+        return [
+            next(controls) if token_id in self._marker_ids else self._true_id.get(token_id, token_id)
+            for token_id in encoding.ids
+        ]
+
+    def _encode(self, text: str) -> Encoding:
+        """A model whose merges spell out a control token is kept from it by cutting the text inside."""
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        if self._forbidden.isdisjoint(encoding.ids):
+            return encoding
+        for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token_id in self._forbidden and token_id not in self._marker_ids and stop - start > 1:
+                halves = [self._encode(text[: start + 1]), self._encode(text[start + 1 :])]
+                return Encoding.merge(halves, growing_offsets=False)
+        return encoding

@@ -1,0 +1,90 @@
+"""A sequence's tokens in, its newly visible text out: whole characters, cut at a stop string."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from octavo.base.types.ports import TextTokenizer
+from octavo.base.types.sampling import SamplingParams
+from octavo.text.stops import StopMatcher
+
+
+class Detokenizer:
+    """One sequence's text. All deltas joined are the decoding of all its tokens, up to the stop string.
+
+    stopped: the stop string that ended it, or None.  num_tokens: tokens taken; once stopped, those up to and with the
+    one that completed the stop string: the sequence's output.  num_held: characters kept back, at most the longest
+    stop string less one.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+        self._stream = tokenizer.stream(
+            prompt_ids,
+            skip_special_tokens=params.skip_special_tokens,
+            spaces_between_special_tokens=params.spaces_between_special_tokens,
+        )
+        self._matcher = StopMatcher(params.stop_strings)
+        self._min_tokens = params.min_tokens
+        self._include_stop = params.include_stop_str_in_output
+        self._held: deque[str] = deque()
+        self._shown: list[str] = []
+        self.num_held = 0
+        self.num_tokens = 0
+        self.stopped: str | None = None
+
+    def push(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
+        """The text that became visible, and the stop string if one ended it. What comes after a stop is passed over.
+
+        A stop string that ends within the first params.min_tokens tokens does not stop.
+        """
+        before = len(self._shown)
+        for token_id in token_ids:
+            if self.stopped is not None:
+                break
+            self.num_tokens += 1
+            self._take(self._stream.feed(token_id))
+        return "".join(self._shown[before:]), self.stopped
+
+    def finish(self) -> str:
+        """The rest, once the sequence has ended otherwise: held text, and U+FFFD for half a character."""
+        if self.stopped is not None:
+            return ""
+        before = len(self._shown)
+        self._take(self._stream.finish())
+        if self.stopped is None:
+            self._show(self.num_held)
+        return "".join(self._shown[before:])
+
+    @property
+    def text(self) -> str:
+        """All text shown so far."""
+        if len(self._shown) > 1:
+            self._shown = ["".join(self._shown)]
+        return self._shown[0] if self._shown else ""
+
+    def _take(self, text: str) -> None:
+        if not text:
+            return
+        match = self._matcher.feed(text, armed=self.num_tokens > self._min_tokens)
+        self._held.append(text)
+        self.num_held += len(text)
+        if match is None:
+            self._show(self.num_held - self._matcher.held)
+            return
+        self.stopped = match.stop
+        cut = len(text) - match.end
+        self._show(self.num_held - cut - (0 if self._include_stop else len(match.stop)))
+        self._held.clear()
+        self.num_held = 0
+
+    def _show(self, count: int) -> None:
+        """Move the first `count` held characters to the visible text."""
+        self.num_held -= count
+        while count > 0:
+            text = self._held.popleft()
+            if len(text) > count:
+                self._held.appendleft(text[count:])
+                text = text[:count]
+            self._shown.append(text)
+            count -= len(text)

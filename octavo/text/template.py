@@ -1,0 +1,235 @@
+"""A chat template and a conversation in; the prompt as text or token ids out.
+
+Templates are Jinja, rendered by minijinja: no Python object is within a template's reach, fuel bounds its time, and a
+size limit its output. They see what Transformers' apply_chat_template shows them, and print the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import minijinja
+
+from octavo.base.errors import InputError, ModelFormatError
+from octavo.text.messages import ContentForm, plain_extra, plain_list, plain_messages
+from octavo.text.seal import Placeholders, Seal, map_strings
+from octavo.text.tokenizer import Tokenizer
+
+FUEL = 3_000_000  # instructions; a message takes some hundred
+MAX_OUTPUT = 10_000_000  # characters
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+RESERVED = frozenset(
+    (
+        *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "conversation"),
+        *("chat_template", "tokenize", "tokenizer", "return_dict", "return_tensors", "padding", "truncation"),
+        *("raise_exception", "strftime_now", "namespace", "range", "dict", "loop", "self", "debug"),
+        *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
+    )
+)
+
+# Marks what Transformers trains on; as a block it only scopes its body, which a condition that holds does as well.
+_GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+
+
+class ChatTemplate:
+    """A compiled template. Never changed once made: any number of threads may render at once.
+
+    source: the Jinja text.  Raises ModelFormatError if it does not parse.
+    """
+
+    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
+        self.source = source
+        self._tokenizer = tokenizer
+        self._environment = _environment()
+        try:
+            self._environment.add_template("chat", _GENERATION.sub(_as_condition, source))
+        except minijinja.TemplateError as error:
+            raise ModelFormatError(f"the chat template does not parse: {error}"[:500], param="chat_template") from None
+        self._form = self._detect_form()
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt as text.
+
+        messages: role, content (text, or parts of type text), tool_calls and whatever else the template reads.
+        continue_final_message: end inside the last message, so that the model goes on with it.
+        extra: chat_template_kwargs, further variables of the template.
+        Raises InputError naming the field, or with what the template says of the messages.
+        """
+        data = self._variables(messages, tools, documents, extra)
+        _check_exclusive(add_generation_prompt, continue_final_message)
+        tag = Placeholders(data, self.source).next() if continue_final_message else None
+        return self._render(data, add_generation_prompt, tag)
+
+    def render_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The prompt as token ids: render()'s, encoded without adding special tokens, with one difference.
+
+        Control tokens come from the template alone: what a caller's string spells is encoded as plain text (seal.py).
+        """
+        data = self._variables(messages, tools, documents, extra)
+        _check_exclusive(add_generation_prompt, continue_final_message)
+        placeholders = Placeholders(data, self.source)
+        seal = Seal(self._tokenizer, placeholders)
+        tag = placeholders.next() if continue_final_message else None
+        return seal.encode(self._render(map_strings(data, seal.close), add_generation_prompt, tag))
+
+    def _variables(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        documents: Sequence[Mapping[str, Any]] | None,
+        extra: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        return {
+            **plain_extra(extra, RESERVED),
+            "messages": plain_messages(messages, self._form),
+            "tools": plain_list(tools, "tools"),
+            "documents": plain_list(documents, "documents"),
+        }
+
+    def _render(self, data: dict[str, Any], add_generation_prompt: bool, tag: str | None) -> str:
+        """tag: a character found nowhere, if the text is to end where the last message's content does."""
+        if tag is not None:
+            _tag_last(data["messages"], tag)
+        try:
+            text = self._environment.render_template(
+                "chat", **self._tokenizer.special_tokens, **data, add_generation_prompt=add_generation_prompt
+            )
+        except minijinja.TemplateError as error:
+            if error.kind == "OutOfFuel":
+                message = (
+                    f"the chat template takes more than {FUEL} steps for these messages; send fewer or shorter ones"
+                )
+                raise InputError(message, param="messages") from None
+            raise InputError(f"the chat template fails on these messages: {error}"[:500], param="messages") from None
+        except (TypeError, ValueError) as error:  # of a filter that is ours
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the chat template fails on these messages: {error}"[:500], param="messages") from None
+        if len(text) > MAX_OUTPUT:
+            raise InputError(
+                f"the prompt is {len(text)} characters long; at most {MAX_OUTPUT} are taken", param="messages"
+            )
+        return text if tag is None else _cut_at(text, tag)
+
+    def _detect_form(self) -> ContentForm:
+        """By trial: which forms of content come out as the text alone. A template that takes none is given strings."""
+        string, parts = self._prints("probe"), self._prints([{"type": "text", "text": "probe"}])
+        return ContentForm(string=string or not parts, parts=parts)
+
+    def _prints(self, content: Any) -> bool:
+        data = {"messages": [{"role": "user", "content": content}], "tools": None, "documents": None}
+        try:
+            text = self._render(data, add_generation_prompt=False, tag=None)
+        except InputError:
+            return False
+        return "probe" in text and "'type'" not in text and '"type"' not in text
+
+
+def default_template(tokenizer: Tokenizer) -> ChatTemplate:
+    """ChatML, for a model that brings no template but has its tokens; InputError for one that has not."""
+    if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_ids().keys():
+        return ChatTemplate(CHATML, tokenizer)
+    raise InputError(
+        "the model has no chat template; give one by --chat-template (a file or the text), or send a prompt instead of "
+        "messages",
+        param="messages",
+    )
+
+
+def _environment() -> minijinja.Environment:
+    """As Transformers sets Jinja up."""
+    environment = minijinja.Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        pycompat=True,
+        debug=False,
+        fuel=FUEL,
+        auto_escape_callback=lambda _: False,
+    )
+    environment.add_filter("tojson", _tojson)
+    environment.add_global("raise_exception", _raise)
+    environment.add_global("strftime_now", lambda form: datetime.now().strftime(form))
+    # minijinja's own answer to these is no for strings
+    environment.add_test("sequence", lambda value: isinstance(value, str | list | tuple | dict))
+    environment.add_test("iterable", lambda value: isinstance(value, str | list | tuple | dict))
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    pair = None if separators is None else (separators[0], separators[1])
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=pair, sort_keys=sort_keys)
+    if not ensure_ascii:
+        return text
+    # Private-use characters stay, since they may be placeholders.
+    return re.sub("[^\x00-\x7f\U000f0000-\U0010ffff]", lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def _raise(message: str) -> NoReturn:
+    raise InputError(f"the chat template refuses these messages: {message}"[:500], param="messages")
+
+
+def _as_condition(found: re.Match[str]) -> str:
+    before, end, after = found.groups()
+    return f"{{%{before} {'endif' if end else 'if true'} {after}%}}"
+
+
+def _check_exclusive(add_generation_prompt: bool, continue_final_message: bool) -> None:
+    if add_generation_prompt and continue_final_message:
+        raise InputError(
+            "continue_final_message and add_generation_prompt exclude each other; set the latter to false",
+            param="continue_final_message",
+        )
+
+
+def _tag_last(messages: list[dict[str, Any]], tag: str) -> None:
+    """Put the tag and a space behind the last message's text. The space tells later whether the template trims."""
+    last = messages[-1]
+    content = last["content"]
+    if isinstance(content, str):
+        last["content"] = content + tag + " "
+    elif content:
+        content[-1]["text"] += tag + " "
+    else:
+        raise InputError("continue_final_message needs a last message with content", param="continue_final_message")
+
+
+def _cut_at(text: str, tag: str) -> str:
+    place = text.rfind(tag)
+    if place < 0:
+        raise InputError(
+            "continue_final_message: the chat template does not print the last message", param="continue_final_message"
+        )
+    return text[:place] if text.startswith(tag + " ", place) else text[:place].rstrip()

@@ -1,0 +1,225 @@
+"""A checkpoint's tokenizer files in; text to token ids and back, for everything above the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, processors
+
+from octavo.base.errors import InputError, ModelFormatError, UnsupportedError
+from octavo.text.control import ControlTokens, Span
+from octavo.text.gguf_tokenizer import END_TOKENS, build_tokenizer, named_id
+from octavo.text.pieces import Pieces, TextStream
+from octavo.weights.checkpoint import Checkpoint, GgufTokenizer, TokenizerFiles
+
+# tokenizer_config.json's names -> GGUF's
+ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+
+class Tokenizer:
+    """Text to ids and back. Never changed once made, so any number of threads may use it; encode releases the GIL.
+
+    vocab_size: ids are below it.  special_tokens: role (bos_token ...) -> spelling, as templates want them.
+    eos_token_ids: what ends a text or a turn, the tokenizer's own eos first.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        vocab_size: int,
+        special_tokens: Mapping[str, str],
+        eos_token_ids: Iterable[int],
+    ) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._pieces = Pieces(backend)
+        self._control = ControlTokens(backend)
+        self._skipped = frozenset(self._control.ids.values())
+        self.vocab_size = vocab_size
+        self.special_tokens = dict(special_tokens)
+        self.bos_token = self.special_tokens.get("bos_token")
+        self.bos_token_id = None if self.bos_token is None else backend.token_to_id(self.bos_token)
+        self.eos_token_ids: list[int] = [token for token in dict.fromkeys(eos_token_ids) if 0 <= token < vocab_size]
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer:
+        """Raises ModelFormatError (damaged, or no tokenizer in it), UnsupportedError (of a kind that is not known)."""
+        source = checkpoint.tokenizer
+        if source is None:
+            raise ModelFormatError(
+                f"{checkpoint.path} has no tokenizer (tokenizer.json, or a vocabulary in the GGUF file); name one by "
+                "tokenizer=..., or set skip_tokenizer_init",
+                param="tokenizer",
+            )
+        if isinstance(source, GgufTokenizer):
+            return _from_gguf(source, checkpoint.generation_config)
+        return _from_files(source, checkpoint.generation_config or checkpoint.config)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids. add_special_tokens: with the bos (eos) token that the tokenizer puts around a text.
+
+        parse_special=False encodes text that spells a control token (`<|im_start|>`) as plain text (text/control.py).
+        """
+        check_text(text)
+        if not parse_special:
+            return self._control.encode([text], add_special_tokens=add_special_tokens)
+        # The batch call is the one that releases the GIL and leaves offsets out.
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Token ids of a text in parts: str is plain text, int a control token. Nothing is added around it."""
+        for part in parts:
+            if isinstance(part, str):
+                check_text(part)
+        return self._control.encode(parts, add_special_tokens=False)
+
+    def find_control(self, text: str) -> list[Span]:
+        """The parts of a text that encode() would take for control tokens."""
+        return self._control.find(text)
+
+    def begins_control(self, text: str) -> bool:
+        """True if more text could make a control token of this one's end."""
+        return self._control.begun(text)
+
+    def decode(
+        self, ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+    ) -> str:
+        """Text. Ids outside the vocabulary stand for nothing; broken UTF-8 becomes U+FFFD."""
+        skipped = self._skipped_ids(skip_special_tokens, spaces_between_special_tokens)
+        return self._pieces.join(token_id for token_id in ids if token_id not in skipped)
+
+    def stream(
+        self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+    ) -> TextStream:
+        """decode(), token by token, for a text that goes on from prompt_ids."""
+        skipped = self._skipped_ids(skip_special_tokens, spaces_between_special_tokens)
+        return TextStream(self._pieces, prompt_ids, skipped=skipped)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text, which may be part of a character; b"" outside the vocabulary."""
+        return self._pieces.raw(token_id)
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Each token's text alone, special ones spelled out; U+FFFD where it is part of a character."""
+        return [self._pieces.raw(token_id).decode("utf-8", "replace") for token_id in ids]
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it (not its text); None outside the vocabulary."""
+        return self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it."""
+        return self._backend.token_to_id(token)
+
+    def special_ids(self) -> Mapping[str, int]:
+        """Control tokens: spelling -> id. These are what skip_special_tokens skips."""
+        return self._control.ids
+
+    @cached_property
+    def eos_token(self) -> str | None:
+        """The spelling of the token that ends a text."""
+        return self.special_tokens.get("eos_token")
+
+    def _skipped_ids(self, skip_special_tokens: bool, spaces_between_special_tokens: bool) -> frozenset[int]:
+        # Byte-level and SentencePiece decoders put no spaces between tokens, so both settings give the same text.
+        if self._pieces.joined_by_spaces and not (skip_special_tokens or spaces_between_special_tokens):
+            raise UnsupportedError(
+                "spaces_between_special_tokens=false is not supported for a tokenizer without a decoder, whose tokens "
+                "are words; leave it true",
+                param="spaces_between_special_tokens",
+            )
+        return self._skipped if skip_special_tokens else frozenset()
+
+
+def check_text(text: str) -> None:
+    """InputError for text that is not Unicode: lone surrogates cannot be encoded."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text holds half a surrogate pair at character {error.start}, which is no Unicode text; remove it"
+        ) from None
+
+
+def _from_gguf(source: GgufTokenizer, generation: Mapping[str, Any]) -> Tokenizer:
+    backend = build_tokenizer(source)
+    special = {}
+    for role, name in ROLES.items():
+        token_id = named_id(source, name)
+        if token_id is not None:
+            special[role] = backend.id_to_token(token_id) or ""
+    named = [named_id(source, name) for name in ("eos", "eot", "eom")]
+    ends = [*_ids(named), *_ids(generation.get("eos_token_id")), *_well_known_ends(backend)]
+    return Tokenizer(backend, vocab_size=len(source.tokens), special_tokens=special, eos_token_ids=ends)
+
+
+def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(source.path))
+    except Exception as error:  # the library raises a bare Exception
+        raise ModelFormatError(f"{source.path.name} is damaged or of an unknown form: {error}"[:500]) from None
+    special = {role: spelling for role in ROLES if (spelling := _spelling(source.config.get(role)))}
+    _add_missing(backend, source.config, special)
+    if backend.post_processor is None or {"add_bos_token", "add_eos_token"} & source.config.keys():
+        backend.post_processor = _around(backend, source.config, special)
+    eos = special.get("eos_token")
+    own = None if eos is None else backend.token_to_id(eos)
+    ends = [*_ids(own), *_ids(generation.get("eos_token_id")), *_well_known_ends(backend)]
+    vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    return Tokenizer(backend, vocab_size=vocab_size, special_tokens=special, eos_token_ids=ends)
+
+
+def _spelling(value: Any) -> str | None:
+    """A special token in tokenizer_config.json: its spelling, or an object that holds it as "content"."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    if value is not None and not isinstance(value, str):
+        raise ModelFormatError(f"tokenizer_config.json: a special token must be a string, got {str(value)[:80]!r}")
+    return value
+
+
+def _add_missing(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    """Tokens that tokenizer_config.json names and tokenizer.json does not have as added ones."""
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    listed = config.get("added_tokens_decoder")
+    for _, entry in sorted(listed.items(), key=lambda item: int(item[0])) if isinstance(listed, dict) else ():
+        content = _spelling(entry)
+        if content and content not in known:
+            flags = {
+                name: bool(entry.get(name)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
+            }
+            token = AddedToken(content, **flags)
+            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+            known[content] = token
+    for spelling in special.values():
+        if spelling not in known or not known[spelling].special:
+            backend.add_special_tokens([AddedToken(spelling, normalized=False, special=True)])
+
+
+def _around(
+    backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]
+) -> processors.TemplateProcessing:
+    """bos before and eos after a text, as tokenizer_config.json's add_bos_token and add_eos_token say."""
+    before = [special["bos_token"]] if config.get("add_bos_token") is True and "bos_token" in special else []
+    after = [special["eos_token"]] if config.get("add_eos_token") is True and "eos_token" in special else []
+    ids = [(token, backend.token_to_id(token)) for token in {*before, *after}]
+    return processors.TemplateProcessing(single=[*before, "$A", *after], pair=None, special_tokens=ids)
+
+
+def _well_known_ends(backend: tokenizers.Tokenizer) -> list[int]:
+    """Tokens that end a turn by their spelling. In the harmony format <|end|> only ends a message: <|return|> ends."""
+    special = {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
+    if {"<|call|>", "<|return|>"} <= special.keys() or {"<|calls|>", "<|flush|>"} <= special.keys():
+        special.pop("<|end|>", None)
+    return [special[token] for token in END_TOKENS if token in special]
+
+
+def _ids(value: Any) -> list[int]:
+    """eos_token_id in any of its forms (absent, one, a list) as a list."""
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if isinstance(item, int) and not isinstance(item, bool)]

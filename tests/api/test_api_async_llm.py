@@ -1,0 +1,323 @@
+"""AsyncLLM: the same tokens as LLM, aborts, and an engine process that is killed and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from octavo import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
+from octavo.api.client import make_error
+from octavo.base.errors import (
+    ConfigError,
+    EngineDeadError,
+    InputError,
+    OverloadedError,
+    RequestFailedError,
+    UnsupportedError,
+)
+
+OPTIONS: dict[str, Any] = {"max_num_seqs": 8, "kv_cache_memory_bytes": 4 << 20, "device": "cpu", "threads": 1}
+PROMPT = "The quick brown fox"
+LONG = {"max_tokens": 230, "ignore_eos": True, "temperature": 0}
+
+
+@asynccontextmanager
+async def running(model: str, **more: Any) -> AsyncIterator[AsyncLLM]:
+    llm = AsyncLLM(model, **{**OPTIONS, **more})
+    await llm.start()
+    try:
+        yield llm
+    finally:
+        await llm.close(0)
+
+
+def with_llm(model: str, test: Callable[[AsyncLLM], Awaitable[None]], **more: Any) -> None:
+    async def body() -> None:
+        async with running(model, **more) as llm:
+            async with asyncio.timeout(60):
+                await test(llm)
+
+    asyncio.run(body())
+
+
+def stream(llm: AsyncLLM, prompt: Any = PROMPT, *, request_id: str = "r", **params: Any) -> Any:
+    given = SamplingParams(**{"temperature": 0, "max_tokens": 12, **params})
+    return aclosing(llm.generate(prompt, given, request_id=request_id))
+
+
+async def last(llm: AsyncLLM, prompt: Any = PROMPT, **params: Any) -> RequestOutput:
+    output = None
+    async with stream(llm, prompt, **params) as outputs:
+        async for output in outputs:
+            pass
+    assert output is not None
+    return output
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_same_tokens_as_llm_alone_and_in_a_crowd(llama: str, llm: LLM) -> None:
+    prompts: list[Any] = [PROMPT, "An octavo is", list(range(20, 60)), "x"]
+    params = SamplingParams(temperature=0.8, seed=9, max_tokens=20, logprobs=1)
+    expected = [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]
+
+    async def test(other: AsyncLLM) -> None:
+        assert other.state == "ready"
+        options = {"temperature": 0.8, "seed": 9, "max_tokens": 20, "logprobs": 1}
+        for kind in RequestOutputKind:
+            together = await asyncio.gather(*(last(other, p, output_kind=kind, **options) for p in prompts))
+            if kind is not RequestOutputKind.DELTA:
+                assert [output.outputs[0].token_ids for output in together] == [one.token_ids for one in expected]
+                assert [output.outputs[0].text for output in together] == [one.text for one in expected]
+                sums = [output.outputs[0].cumulative_logprob for output in together]
+                assert sums == pytest.approx([one.cumulative_logprob for one in expected], abs=1e-4)
+        pieces: list[int] = []
+        async with stream(other, prompts[0], output_kind=RequestOutputKind.DELTA, **options) as outputs:
+            async for output in outputs:
+                pieces += output.outputs[0].token_ids
+        assert pieces == expected[0].token_ids
+        assert await other.call("check") is True
+
+    with_llm(llama, test)
+
+
+def test_text_helpers_and_chat(llama: str, llm: LLM) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+
+    async def test(other: AsyncLLM) -> None:
+        ids = await other.encode(PROMPT)
+        assert ids == llm.get_tokenizer().encode(PROMPT)
+        assert await other.encode(PROMPT, add_special_tokens=False) == ids[1:]
+        assert await other.decode(ids[1:]) == PROMPT
+        rendered = await other.render_chat(messages)
+        assert rendered == llm.render_chat(messages)
+        as_text = "<s><|user|>Hello<|assistant|>"
+        given = SamplingParams(temperature=0, max_tokens=3)
+        async for output in other.generate(as_text, given, request_id="r", chat=True):
+            assert output.prompt_token_ids == rendered
+        assert other.default_sampling_params() == llm.get_default_sampling_params()
+        assert other.info["max_model_len"] == 256
+
+    with_llm(llama, test)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "field"),
+    [
+        ([], {}, "prompt"),
+        ([9999], {}, "prompt"),
+        ([1] * 300, {}, "prompt"),
+        ([1], {"logit_bias": {999: 1}}, "logit_bias"),
+    ],
+)
+def test_bad_requests_are_refused_and_hurt_nobody(llama_engine: Any, prompt: Any, params: Any, field: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        with pytest.raises(InputError) as caught:
+            await last(llm, prompt, **params)
+        assert caught.value.param == field
+
+    llama_engine(test)
+
+
+@pytest.fixture(scope="module")
+def llama_engine(llama: str) -> Any:
+    """Run a coroutine function on one AsyncLLM that the module's tests share."""
+    with asyncio.Runner() as runner:
+        llm = AsyncLLM(llama, **OPTIONS)
+        runner.run(llm.start())
+        yield lambda test: runner.run(test(llm))
+        runner.run(llm.close(0))
+
+
+def test_closing_the_iterator_aborts(llama_engine: Any) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        async with stream(llm, **LONG) as outputs:
+            async for _ in outputs:
+                break
+        # an abort comes at any of its ages, before the first token too
+        for _ in range(5):
+            task = asyncio.create_task(last(llm, **LONG))
+            await asyncio.sleep(0.005)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await until(lambda: llm.stats.num_running == 0 and llm.stats.num_waiting == 0)
+        assert await llm.call("check") is True
+        assert llm.stats.kv_usage == 0
+        assert not llm._streams
+
+    llama_engine(test)
+
+
+def test_slow_reader_gets_merged_deltas(llama_engine: Any) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        whole = (await last(llm, **LONG)).outputs[0].token_ids
+        seen: list[list[int]] = []
+        async with stream(llm, output_kind=RequestOutputKind.DELTA, **LONG) as outputs:
+            async for output in outputs:
+                seen.append(output.outputs[0].token_ids)
+                if len(seen) == 1:
+                    await until(lambda: all(s.progress.finished for s in llm._streams.values()))
+        assert len(seen) == 2
+        assert sum(seen, []) == whole
+
+    llama_engine(test)
+
+
+def test_calls_that_the_engine_refuses(llama_engine: Any) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        for name in ("no_such_thing", "_private"):
+            with pytest.raises(RequestFailedError):
+                await llm.call(name)
+        assert await llm.call("reset_prefix_cache") is True
+        await asyncio.sleep(1.2)
+        assert llm.heartbeat_age() < 1.5
+
+    llama_engine(test)
+
+
+def test_text_that_cannot_be_made_ends_its_own_request_only(llama_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        expected = (await last(llm, **LONG)).outputs[0].token_ids
+        healthy = asyncio.create_task(last(llm, **LONG))
+        async with stream(llm, request_id="bad", **LONG) as outputs:
+            with pytest.raises(RequestFailedError, match="ZeroDivisionError"):
+                async for _ in outputs:
+                    (bad,) = (s for s in llm._streams.values() if s.progress.request_id == "bad")
+                    monkeypatch.setattr(bad.progress, "push", lambda output: 1 / 0)
+        assert (await healthy).outputs[0].token_ids == expected
+        await until(lambda: llm.stats.num_running == 0)
+
+    llama_engine(test)
+
+
+def test_a_full_queue_refuses_with_retry_after(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        tasks = [asyncio.create_task(last(llm, **LONG)) for _ in range(8)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, OverloadedError)]
+        assert refused
+        assert all(error.status in (429, 503) and error.retry_after >= 1 for error in refused)
+        assert all(isinstance(result, RequestOutput | OverloadedError) for result in results)
+        assert any(isinstance(result, RequestOutput) for result in results)
+
+    with_llm(llama, test, max_num_seqs=1, max_num_queued_reqs=1)
+
+
+def test_killed_engine_fails_its_streams_and_comes_back(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        expected = (await last(llm)).outputs[0].token_ids
+        for _ in range(2):
+            first = llm.engine_pid
+            assert first is not None
+            tasks = [asyncio.create_task(last(llm, **LONG)) for _ in range(4)]
+            call = asyncio.create_task(llm.call("check"))
+            await until(lambda: llm.stats.num_running > 0)
+            os.kill(first, signal.SIGKILL)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(result, EngineDeadError | RequestOutput) for result in results)
+            assert any(isinstance(result, EngineDeadError) for result in results)
+            assert isinstance((await asyncio.gather(call, return_exceptions=True))[0], bool | EngineDeadError)
+            assert llm.state == "restarting"
+            with pytest.raises(OverloadedError) as caught:
+                await last(llm)
+            assert caught.value.retry_after >= 1
+            await until(lambda: llm.state == "ready")
+            assert llm.engine_pid != first
+            assert (await last(llm)).outputs[0].token_ids == expected
+        assert llm.num_restarts == 2
+
+    with_llm(llama, test)
+
+
+def test_closing_while_it_restarts_leaves_no_process(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        assert llm.engine_pid is not None
+        os.kill(llm.engine_pid, signal.SIGKILL)
+        await until(lambda: llm.state == "restarting")
+        await llm.close(0)
+        assert llm.state == "dead"
+        with pytest.raises(OverloadedError, match="ended"):
+            await last(llm)
+
+    with_llm(llama, test)
+
+
+def test_close_waits_for_running_requests(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        task = asyncio.create_task(last(llm, **LONG))
+        await until(lambda: llm.stats.num_running > 0)
+        closing = asyncio.create_task(llm.close(30))
+        await asyncio.sleep(0)
+        assert llm.state == "draining"
+        with pytest.raises(OverloadedError, match="shutting down"):
+            await last(llm)
+        assert len((await task).outputs[0].token_ids) == LONG["max_tokens"]
+        await closing
+        assert llm.state == "dead"
+
+    with_llm(llama, test)
+
+
+def test_close_cuts_requests_off(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        task = asyncio.create_task(last(llm, **LONG))
+        await until(lambda: llm.stats.num_running > 0)
+        await llm.close(0)
+        with pytest.raises(EngineDeadError, match="shutting down"):
+            await task
+
+    with_llm(llama, test)
+
+
+def test_requests_while_loading_are_refused(llama: str) -> None:
+    async def body() -> None:
+        llm = AsyncLLM(llama, **OPTIONS)
+        starting = asyncio.create_task(llm.start())
+        await asyncio.sleep(0)
+        assert llm.state == "loading"
+        with pytest.raises(OverloadedError, match="loading"):
+            await last(llm)
+        await starting
+        assert len((await last(llm)).outputs[0].token_ids) > 0
+        await llm.close(0)
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"max_model_len": 5000}, ConfigError, "max_model_len=5000"),
+        ({"kv_cache_memory_bytes": 100}, ConfigError, "KV cache"),
+        ({"dtype": "bfloat16"}, UnsupportedError, "bfloat16"),
+    ],
+)
+def test_what_stops_the_engine_from_starting_is_raised_by_its_class(
+    llama: str, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    async def body() -> None:
+        llm = AsyncLLM(llama, **{**OPTIONS, **options})
+        with pytest.raises(error, match=words):
+            await llm.start()
+        assert llm.state == "dead"
+
+    asyncio.run(body())
+
+
+def test_errors_cross_by_name() -> None:
+    overloaded = make_error("OverloadedError", "full", retry_after=7)
+    assert isinstance(overloaded, OverloadedError)
+    assert overloaded.retry_after == 7
+    assert isinstance(make_error("InputError", "x"), InputError)
+    for kind in ("KeyboardInterrupt", "annotations", "", None):
+        assert type(make_error(kind, "x")) is RequestFailedError

@@ -1,0 +1,62 @@
+"""choose_device: auto takes the first that works and tells why the others do not; a name that does not work is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.api import build
+from octavo.base.config.config import DeviceConfig
+from octavo.base.errors import ConfigError, UnsupportedError
+
+
+def choose(name: str) -> tuple[str, list[str]]:
+    return build.choose_device(DeviceConfig(device=name))  # type: ignore[arg-type]
+
+
+def test_auto_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    device, reasons = choose("auto")
+    assert device == "cpu"
+    assert "PyTorch is not installed" in reasons[0]
+    assert "mlx" in reasons[1]
+    for name in ("cuda", "torch", "torch:cpu"):
+        with pytest.raises(ConfigError, match="PyTorch is not installed"):
+            choose(name)
+
+
+def test_auto_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(build.ctypes, "CDLL", missing)
+    device, reasons = choose("auto")
+    assert device == "cpu"
+    assert "no NVIDIA driver" in reasons[0]
+    assert choose("torch")[0] == "torch:cpu"
+    with pytest.raises(ConfigError, match="no NVIDIA driver"):
+        choose("cuda")
+
+
+def test_auto_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_no_cuda", lambda: None)
+    assert [choose(name)[0] for name in ("auto", "cuda", "torch", "cpu", "torch:cpu")] == [
+        "cuda",
+        "cuda",
+        "cuda",
+        "cpu",
+        "torch:cpu",
+    ]
+
+
+def test_mlx_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="mlx"):
+        choose("mlx")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "stored", "size"),
+    [("auto", "cpu", "bfloat16", 4), ("auto", "torch:cpu", "bfloat16", 4), ("auto", "cuda", "bfloat16", 2),
+     ("float32", "cuda", "bfloat16", 4), ("float16", "torch:cpu", "float32", 2)],
+)  # fmt: skip
+def test_cache_elements(dtype: str, device: str, stored: str, size: int) -> None:
+    assert build.element_bytes(dtype, device=device, stored=stored) == size

@@ -1,0 +1,67 @@
+"""What the operating system tells: cores, memory with and without a cgroup's limit, threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from octavo.backends.cpu import host
+from octavo.base.errors import ConfigError
+
+MEMINFO = "MemTotal:       1000 kB\nMemFree: 10 kB\nMemAvailable:    600 kB\nHugePages_Total:  0\n"
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What reading a path gives, in place of the machine's files."""
+    found: dict[str, str] = {}
+    monkeypatch.setattr(host, "_read", lambda path: found.get(str(path), ""))
+    return found
+
+
+def test_this_machine() -> None:
+    total, free = host.memory_bytes()
+    assert 0 < free <= total
+    assert 1 <= host.usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_memory_of_the_machine(files: dict[str, str]) -> None:
+    files["/proc/meminfo"] = MEMINFO
+    assert host.memory_bytes() == (1000 << 10, 600 << 10)
+
+
+def test_memory_without_meminfo(files: dict[str, str]) -> None:
+    total, free = host.memory_bytes()
+    assert 0 < free <= total
+
+
+@pytest.mark.parametrize("limited", ["a/b", "a", ""])
+def test_memory_in_a_cgroup(files: dict[str, str], limited: str) -> None:
+    """The least limit of the process's cgroup and those above it counts; its file cache can be given back."""
+    files["/proc/meminfo"] = MEMINFO
+    files["/proc/self/cgroup"] = "12:cpu:/x\n0::/a/b\n"
+    folder = Path("/sys/fs/cgroup") / limited
+    files[f"{folder}/memory.max"] = str(500 << 10)
+    files[f"{folder}/memory.current"] = str(400 << 10)
+    files[f"{folder}/memory.stat"] = f"anon 7\ninactive_file {100 << 10}\n"
+    assert host.memory_bytes() == (500 << 10, 200 << 10)
+    files[f"{folder}/memory.max"] = "max"
+    assert host.memory_bytes() == (1000 << 10, 600 << 10)
+
+
+def test_cpu_quota(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    for text, cores in (("", 8), ("max 100000", 8), ("150000 100000", 2), ("1000 100000", 1), ("9900000 100000", 8)):
+        files["/sys/fs/cgroup/cpu.max"] = text
+        assert host.usable_cores() == cores
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host.take_threads(3) == 3
+    assert host.take_threads(None) == host.usable_cores()
+    monkeypatch.setattr(host, "_SETTERS", ("no_such_symbol",))
+    assert host.take_threads(None) == 1
+    with pytest.raises(ConfigError, match="threads=3"):
+        host.take_threads(3)

@@ -1,0 +1,381 @@
+"""The cpu backend as a whole, over a hand-made model: logits, the port's rules, failures that stay in their row."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import cpu_tiny
+import numpy as np
+import pytest
+from parity.drive import EVERYTHING, Drive, Seq, check_against
+
+from octavo.backends.cpu.runner import CpuBackend
+from octavo.base.errors import ConfigError, ModelFormatError, UnsupportedError
+from octavo.base.types.plan import BlockUpdate, RowBegin, RowSampling, RowStep, StepPlan
+from octavo.models.spec import Head
+
+SPEC = cpu_tiny.spec()
+WEIGHTS = cpu_tiny.arrays(SPEC)
+NUM_BLOCKS = 32
+GREEDY = RowSampling()
+
+
+@pytest.fixture
+def backend() -> Iterator[CpuBackend]:
+    made = cpu_tiny.backend(SPEC, WEIGHTS, num_blocks=NUM_BLOCKS)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def drive(backend: CpuBackend) -> Drive:
+    return Drive(backend, num_blocks=NUM_BLOCKS, block_size=4, num_rows=4)
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, cpu_tiny.VOCAB, length).tolist()
+
+
+def check(*seqs: Seq, spec: Any = SPEC) -> None:
+    for seq in seqs:
+        check_against(seq, cpu_tiny.forward(spec, WEIGHTS, seq.tokens))
+
+
+def test_every_word_of_the_vocabulary(drive: Drive) -> None:
+    first, second = drive.add(prompt(19)), drive.add(prompt(7, seed=1))
+    drive.prefill(first, second, chunk=8)
+    drive.decode(first, second, steps=12)
+    check(first, second)
+
+
+def test_tied_head() -> None:
+    spec = replace(SPEC, head=Head(tied=True))
+    backend = cpu_tiny.backend(spec, {name: array for name, array in WEIGHTS.items() if name != "head"})
+    seq = Drive(backend, num_blocks=32, block_size=4, num_rows=4).add(prompt(9))
+    drive = Drive(backend, num_blocks=32, block_size=4, num_rows=4)
+    drive.prefill(seq)
+    check(seq, spec=spec)
+    backend.close()
+
+
+def test_logits_come_in_tiles(drive: Drive) -> None:
+    """More positions than fit into the logits' register at once."""
+    drive.backend._machine.tail_rows = 3
+    seqs = [drive.add(prompt(11, seed=n)) for n in range(3)]
+    drive.prefill(*seqs)
+    drive.decode(*seqs, steps=2)
+    check(*seqs)
+
+
+def test_sampled_tokens_do_not_depend_on_neighbours(drive: Drive) -> None:
+    sampling = RowSampling(temperature=1.0, seed=3, top_p=0.95, repetition_penalty=1.2)
+    alone = drive.add(prompt(6), sampling)
+    drive.prefill(alone)
+    drive.decode(alone, steps=15)
+    drive.end(alone)
+    drive.shuffle(1)
+    others = [drive.add(prompt(5 + n, seed=n), RowSampling(temperature=0.7, seed=n)) for n in range(3)]
+    drive.prefill(*others, chunk=2)
+    again = drive.add(prompt(6), sampling)
+    drive.prefill(again, chunk=4)
+    drive.decode(others[0], again, *others[1:], steps=15)
+    assert again.tokens == alone.tokens
+    assert len(set(alone.outputs)) > 3
+
+
+def test_stop_ids_and_min_tokens_in_steps(drive: Drive) -> None:
+    free = drive.add(prompt(6), GREEDY)
+    drive.prefill(free)
+    drive.decode(free, steps=5)
+    held = drive.add(prompt(6), RowSampling(stop_token_ids=[free.outputs[0]], min_tokens=3))
+    drive.prefill(held)
+    drive.decode(held, steps=5)
+    assert free.outputs[0] not in held.outputs[:3]
+
+
+def test_blocks_trade_places(drive: Drive) -> None:
+    """All sources of a plan's copies are read before any destination is written."""
+    seq = drive.add(prompt(13))
+    drive.prefill(seq)
+    a, b = seq.blocks[:2]
+    drive.copies = [(a, b), (b, a)]
+    drive.updates = [BlockUpdate(seq.row, 0, [b, a])]
+    drive.decode(seq, steps=3)
+    check(seq)
+
+
+def test_prompt_logprobs_alone(drive: Drive) -> None:
+    """Chunks tell of their own tokens and of the one after them; nothing is told of outputs, or by other rows."""
+    asks = drive.add(prompt(9), RowSampling(prompt_logprobs=2))
+    other = drive.add(prompt(9), GREEDY)
+    result = drive.step([(other, 4), (asks, 4)])
+    first, entries = result.prompt_logprobs[asks.row]
+    assert (first, len(entries)) == (1, 4)
+    result = drive.step([(other, 5), (asks, 5)])
+    first, entries = result.prompt_logprobs[asks.row]
+    assert (first, len(entries)) == (5, 4)
+    assert all(len(entry.token_ids) == 3 for entry in entries)
+    assert set(result.prompt_logprobs) == {asks.row}
+    assert result.logprobs == [None, None]
+    assert drive.step([(asks, 1)]).prompt_logprobs == {}
+
+
+# what may go wrong for one row
+
+
+def poison(drive: Drive, seq: Seq, position: int) -> None:
+    """Make the value of one cached token NaN."""
+    place = seq.blocks[position // 4], position % 4
+    drive.backend._machine._caches["values.1"][:, *place] = np.nan
+
+
+def test_nan_row_fails_alone(drive: Drive) -> None:
+    good, bad = drive.add(prompt(10)), drive.add(prompt(10, seed=1))
+    drive.prefill(good, bad)
+    poison(drive, bad, 4)
+    result = drive.step([(bad, 1), (good, 1)])
+    assert set(result.failed) == {bad.row}
+    assert "finite" in result.failed[bad.row]
+    assert len(result.tokens) == 2
+    # a step begun before the engine knew fails the row again
+    assert set(drive.step([(good, 1), (bad, 1)]).failed) == {bad.row}
+    drive.end(bad)
+    # its row and its blocks, NaN and all, serve another
+    heir = drive.add(prompt(6, seed=2))
+    assert heir.row == bad.row
+    drive.prefill(heir)
+    assert heir.blocks[0] == bad.blocks[0]
+    drive.decode(heir, good, steps=6)
+    check(good, heir)
+
+
+def test_nan_anywhere_in_a_chunk_fails_the_row(drive: Drive) -> None:
+    """Token 5 of the embedding is NaN: the chunk's own last token may not see it (window), the row still fails."""
+    drive.backend._machine._weights["embed"][5] = np.nan
+    good, bad = drive.add([1, 2, 3, 4]), drive.add([1, 5, 3, 4, 2, 2, 2, 2, 2])
+    result = drive.step([(bad, 8), (good, 4)])
+    assert set(result.failed) == {bad.row}
+    assert len(result.logprobs) == 1
+    assert set(result.prompt_logprobs) == {good.row}
+    drive.backend._machine._weights["embed"][5] = WEIGHTS["embed"][5]
+
+
+def test_one_infinite_number_in_a_chunk_fails_the_row(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = drive.backend._machine
+    exact = machine.forward
+
+    def forward(batch: Any) -> np.ndarray:
+        hidden = exact(batch)
+        hidden[2, 3] = np.inf
+        return hidden
+
+    monkeypatch.setattr(machine, "forward", forward)
+    bad, good = drive.add(prompt(6)), drive.add(prompt(6, seed=1))
+    result = drive.step([(bad, 5), (good, 6)])
+    assert set(result.failed) == {bad.row}
+    check(good)
+
+
+def test_infinite_logits_fail_the_row(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = drive.backend._machine
+    exact = machine.logits
+
+    def logits(hidden: np.ndarray) -> np.ndarray:
+        found = exact(hidden)
+        found[0, 7] = -np.inf
+        return found
+
+    monkeypatch.setattr(machine, "logits", logits)
+    first, second = drive.add([1, 2], GREEDY), drive.add([1, 2], GREEDY)
+    result = drive.step([(first, 2), (second, 2)])
+    assert list(result.failed) == [first.row]
+    assert "logit" in result.failed[first.row]
+
+
+def test_unexpected_error_in_sampling_fails_the_row(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = drive.add(prompt(5), GREEDY), drive.add(prompt(5), RowSampling(temperature=1.0))
+    monkeypatch.setattr("octavo.backends.cpu.sampler.draw", lambda *_args, **_kw: 1 // 0)
+    result = drive.step([(bad, 5), (good, 5)])
+    assert result.failed == {bad.row: "ZeroDivisionError: integer division or modulo by zero"}
+    drive.decode(good, steps=3)
+    assert good.failed is None
+
+
+@pytest.mark.parametrize(
+    ("sampling", "reason"),
+    [
+        (RowSampling(logit_bias={cpu_tiny.VOCAB: 1.0}), "logit_bias"),
+        (RowSampling(allowed_token_ids=[-1]), "allowed_token_ids"),
+        (RowSampling(bad_words_ids=[[2**70]]), "int"),
+        (RowSampling(allowed_token_ids=[4], bad_words_ids=[[4]]), "no token may be sampled"),
+    ],
+)
+def test_sampling_parameters_fail_the_row(drive: Drive, sampling: RowSampling, reason: str) -> None:
+    good, bad = drive.add(prompt(5)), drive.add(prompt(5), sampling)
+    result = drive.step([(bad, 5), (good, 5)])
+    assert list(result.failed) == [bad.row]
+    assert reason in result.failed[bad.row]
+    drive.decode(good, steps=2)
+    check(good)
+
+
+def begin(row: int, tokens: list[int], blocks: list[int]) -> RowBegin:
+    return RowBegin(row, tokens, len(tokens), blocks, GREEDY)
+
+
+BAD_PLANS: dict[str, tuple[int, StepPlan]] = {
+    "row never begun": (2, StepPlan(step=9, rows=[RowStep(2, 0, 1, True)])),
+    "row that is none": (9, StepPlan(step=9, rows=[RowStep(9, 0, 1, True)])),
+    "begin of a row that is none": (-1, StepPlan(step=9, rows=[], begins=[begin(-1, [1], [9])])),
+    "token outside": (2, StepPlan(step=9, rows=[RowStep(2, 0, 1, True)], begins=[begin(2, [cpu_tiny.VOCAB], [9])])),
+    "negative token": (2, StepPlan(step=9, rows=[RowStep(2, 0, 1, True)], begins=[begin(2, [-1], [9])])),
+    "too long": (2, StepPlan(step=9, rows=[], begins=[begin(2, [1] * 66, [9])])),
+    "block outside": (2, StepPlan(step=9, rows=[RowStep(2, 0, 1, True)], begins=[begin(2, [1], [NUM_BLOCKS])])),
+    "too few blocks": (2, StepPlan(step=9, rows=[RowStep(2, 0, 5, True)], begins=[begin(2, [1] * 5, [9])])),
+    "too many blocks": (2, StepPlan(step=9, rows=[], begins=[begin(2, [1], [9] * 18)])),
+    "unknown tokens": (2, StepPlan(step=9, rows=[RowStep(2, 0, 3, True)], begins=[begin(2, [1, 2], [9])])),
+    "no tokens": (2, StepPlan(step=9, rows=[RowStep(2, 0, 0, True)], begins=[begin(2, [1, 2], [9])])),
+    "blocks with a gap": (
+        2,
+        StepPlan(step=9, rows=[], begins=[begin(2, [1, 2], [9])], updates=[BlockUpdate(2, 2, [10])]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "plan"), BAD_PLANS.values(), ids=BAD_PLANS)
+def test_bad_plan_for_one_row(drive: Drive, row: int, plan: StepPlan) -> None:
+    good = drive.add(prompt(9))
+    drive.prefill(good)
+    drive.backend.begin(StepPlan(step=9, rows=plan.rows, begins=plan.begins, updates=plan.updates))
+    result = drive.backend.finish()
+    assert list(result.failed) == [row]
+    assert result.failed[row]
+    assert len(result.tokens) == len(plan.rows)
+    drive.decode(good, steps=3)
+    check(good)
+
+
+def test_context_can_be_filled_to_the_end(drive: Drive) -> None:
+    seq = drive.add(prompt(60))
+    drive.prefill(seq)
+    drive.decode(seq, steps=4)
+    assert len(seq.tokens) == 65  # one ahead of the context of 64, as a step in flight may be
+    check(seq)
+
+
+# the port's rules
+
+
+def test_begin_returns_at_once_and_steps_keep_their_order(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, gate = drive.backend, threading.Event()
+    forward = backend._machine.forward
+
+    def held(batch: Any) -> np.ndarray:
+        assert gate.wait(20)
+        return forward(batch)
+
+    monkeypatch.setattr(backend._machine, "forward", held)
+    seq = drive.add(prompt(5), GREEDY)
+    drive.launch([(seq, 5)])
+    drive.launch([(seq, 1)])
+    with pytest.raises(RuntimeError, match="2 steps"):
+        backend.begin(StepPlan(step=3, rows=[]))
+    gate.set()
+    assert drive.collect().step == 1
+    assert drive.collect().step == 2
+    with pytest.raises(RuntimeError, match="without begin"):
+        backend.finish()
+
+
+def test_error_of_a_whole_step_comes_out_of_finish(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step after it runs; rows whose token never came fail."""
+    seq, other = drive.add(prompt(5)), drive.add(prompt(4), EVERYTHING)
+    drive.step([(other, 4)])
+
+    def broken(_batch: Any) -> np.ndarray:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drive.backend._machine, "forward", broken)
+        drive.launch([(seq, 5)])
+        with pytest.raises(MemoryError, match="no room"):
+            drive.backend.finish()
+    drive.launched.clear()
+    result = drive.step([(seq, 1), (other, 1)])
+    assert list(result.failed) == [seq.row]
+    check(other)
+
+
+def test_step_with_too_many_tokens(drive: Drive) -> None:
+    seqs = [drive.add(prompt(49, seed=n)) for n in range(2)]
+    drive.launch([(seq, 49) for seq in seqs])
+    with pytest.raises(ValueError, match="max_num_batched_tokens is 96"):
+        drive.collect()
+
+
+def test_empty_plan(backend: CpuBackend) -> None:
+    backend.begin(StepPlan(step=4, rows=[], ended=[0, 3, 77]))
+    result = backend.finish()
+    assert (result.step, result.tokens, result.failed) == (4, [], {})
+
+
+def test_memory(backend: CpuBackend) -> None:
+    memory = backend.memory()
+    weights = sum(array.nbytes for name, array in WEIGHTS.items() if "q_norm" not in name and "k_norm" not in name)
+    assert weights < memory.weights < weights + 4096  # qk norms are repeated for each head
+    assert 0 < memory.free < memory.total
+
+
+@pytest.mark.parametrize("name", ["reset_cache", "load", "close"])
+def test_unknown_call(backend: CpuBackend, name: str) -> None:
+    with pytest.raises(UnsupportedError, match=name):
+        backend.call(name, level=1)
+
+
+def test_order_of_calls() -> None:
+    sizes = {"max_num_seqs": 1, "max_model_len": 8, "max_num_batched_tokens": 8, "block_size": 8}
+    backend = CpuBackend(**sizes)
+    for early in (backend.memory, lambda: backend.allocate(1)):
+        with pytest.raises(RuntimeError, match="load"):
+            early()
+    backend.load(SPEC, {name: cpu_tiny.stored(name, array) for name, array in WEIGHTS.items()})
+    with pytest.raises(RuntimeError, match="allocate"):
+        backend.begin(StepPlan(step=1, rows=[]))
+    with pytest.raises(ConfigError, match="0 blocks"):
+        backend.allocate(0)
+    backend.close()
+    backend.close()
+
+
+def test_wrong_weights() -> None:
+    backend = CpuBackend(max_num_seqs=1, max_model_len=8, max_num_batched_tokens=8, block_size=8)
+    with pytest.raises(ModelFormatError, match="embed"):
+        backend.load(SPEC, {})
+    backend.close()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_other_dtypes(dtype: str) -> None:
+    with pytest.raises(UnsupportedError, match=dtype):
+        CpuBackend(max_num_seqs=1, max_model_len=8, max_num_batched_tokens=8, block_size=8, dtype=dtype)
+
+
+def test_close_waits_for_the_step_that_runs(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+    forward: Callable[[Any], np.ndarray] = drive.backend._machine.forward
+
+    def slow(batch: Any) -> np.ndarray:
+        time.sleep(0.05)
+        found = forward(batch)
+        ended.append(True)
+        return found
+
+    monkeypatch.setattr(drive.backend._machine, "forward", slow)
+    seq = drive.add(prompt(3))
+    drive.launch([(seq, 3)])
+    drive.backend.close()
+    assert ended == [True]

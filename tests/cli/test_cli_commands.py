@@ -1,0 +1,205 @@
+"""The `octavo` command end to end on a small model: what it prints, its exit codes, one clear line for a mistake."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import octavo
+from octavo.cli import COMMANDS, main
+from octavo.cli import chat as chat_command
+
+SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--temperature", "0"]
+PLAN = SMALL[:2]
+
+
+@pytest.fixture(scope="session")
+def llama(checkpoint: Callable[[str], Path]) -> str:
+    return str(checkpoint("llama"))
+
+
+def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert all(name in capsys.readouterr().out or not name for name in [""])
+    assert main([]) == 2
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"octavo {octavo.__version__}\n"
+    assert main(["serv"]) == 2
+    assert "did you mean serve?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"octavo {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chat"], "name a model"),
+        (["plan", "/nowhere"], "/nowhere"),
+        (["complete", "/nowhere", "text"], "/nowhere"),
+        (["serve", "m", "--max-num-seq", "3"], "did you mean --max-num-seqs"),
+        (["generate", "m", "p", "--input", "file"], "one of the two"),
+        (["generate", "m", "--input", "/nowhere/prompts.txt"], "cannot be read"),
+        (["complete", "m", ""], "empty"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.strip().splitlines()
+    assert line.startswith(f"octavo {arguments[0]}: ")
+    assert words in line
+
+
+def test_debug_shows_the_trace() -> None:
+    with pytest.raises(octavo.base.errors.OctavoError):
+        main(["plan", "/nowhere", "--debug"])
+
+
+def test_generate_text_and_jsonl(llama: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["generate", llama, "The quick", "An octavo", "--max-tokens", "5", *SMALL, "--jsonl"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["The quick", "An octavo"]
+    assert all(len(row["outputs"][0]["token_ids"]) <= 5 and row["error"] is None for row in rows)
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text(
+        '{"prompt": "The quick"}\n"An octavo"\n{"messages": [{"role": "user", "content": "Hi"}]}\n{"prompt_token_ids": [5]}\n'
+    )
+    out = tmp_path / "out.jsonl"
+    arguments = ["--input", str(lines), "--output", str(out), "--max-tokens", "5", "--jsonl", "-n", "2", *SMALL]
+    assert main(["generate", llama, *arguments]) == 0
+    again = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["outputs"][0] for row in again[:2]] == [row["outputs"][0] for row in rows]
+    assert [len(row["outputs"]) for row in again] == [2] * 4
+
+
+def test_generate_reads_lines_from_stdin(
+    llama: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\ntwo\n"))
+    assert main(["generate", llama, "--max-tokens", "3", "--jsonl", *SMALL]) == 0
+    assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
+
+
+@pytest.mark.parametrize("line", ["{", "{}", "[1]", "3"])
+def test_generate_names_a_bad_line(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "fine"}\n' + line + "\n")
+    assert main(["generate", "m", "--input", str(path)]) == 2
+    assert "line 2" in capsys.readouterr().err
+
+
+def test_complete_streams_what_generate_returns(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", llama, "The quick", "--max-tokens", "12", *SMALL]) == 0
+    whole = capsys.readouterr().out
+    assert main(["complete", llama, "The quick", "--max-tokens", "12", *SMALL]) == 0
+    assert capsys.readouterr().out == whole
+
+
+def test_chat_answers_one_question(
+    llama: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--system", "Be brief", "--max-tokens", "8", *SMALL]
+    assert main(["chat", llama, "Hello", *asked]) == 0
+    answer = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    assert main(["chat", llama, *asked]) == 0
+    assert capsys.readouterr().out == answer
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" "))
+    assert main(["chat", llama, *asked]) == 2
+    assert "empty" in capsys.readouterr().err
+
+
+def test_chat_conversation(llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rendered: list[list[dict[str, Any]]] = []
+    lines = iter(
+        ["Hello", "/help", "and?", "/system Be brief", "again", "/clear", "last", "x " * 400, "/exit", "never"]
+    )
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    render = octavo.LLM.render_chat
+
+    def note(self: octavo.LLM, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+        rendered.append(messages)
+        return render(self, messages, **options)
+
+    monkeypatch.setattr(octavo.LLM, "render_chat", note)
+    assert main(["chat", llama, "--max-tokens", "4", *SMALL]) == 0
+    roles = [[message["role"] for message in messages] for messages in rendered]
+    assert roles == [
+        ["user"],
+        ["user", "assistant", "user"],
+        ["system", "user"],
+        ["system", "user"],
+        ["system", "user", "assistant", "user"],
+    ]
+    assert "max_model_len" in capsys.readouterr().err
+    assert next(lines) == "never"
+
+
+def test_plan_reads_headers_only(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", llama, *PLAN, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["family"], row["max_model_len"], row["device"]) == ("llama", 256, "cpu")
+    assert row["stored_bytes"] > 0
+    assert main(["plan", llama, *PLAN, "--max-model-len", "64"]) == 0
+    assert "Fits" in capsys.readouterr().out
+    (tmp_path / "config.json").write_bytes((Path(llama) / "config.json").read_bytes())
+    assert main(["plan", str(tmp_path), *PLAN, "--load-format", "dummy"]) == 0
+
+
+def test_collect_env_hides_secrets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
+    monkeypatch.setenv("OCTAVO_LOG_LEVEL", "WARNING")
+    assert main(["collect-env"]) == 0
+    shown = capsys.readouterr().out
+    assert "hf_secret_value" not in shown
+    assert octavo.__version__ in shown
+    assert "numpy" in shown
+
+
+def _read_until(fd: int, words: bytes, seconds: float = 60) -> bytes:
+    seen, end = b"", time.monotonic() + seconds
+    while words not in seen:
+        assert time.monotonic() < end, seen
+        seen += os.read(fd, 4096)
+    return seen
+
+
+def test_ctrl_c_stops_the_answer_not_the_chat(llama: str) -> None:
+    """In a real terminal: Ctrl-C while an answer streams brings the prompt back; /exit leaves with 0."""
+    parent, child = pty.openpty()
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path), TERM="dumb")
+    arguments = [sys.executable, "-m", "octavo.cli", "chat", llama, *SMALL, "--ignore-eos"]
+    with subprocess.Popen(
+        arguments, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    ) as process:  # fmt: skip
+        os.close(child)
+        _read_until(parent, chat_command.PROMPT.encode())
+        os.write(parent, b"Hello\n")
+        _read_until(parent, b"Hello\r\n")
+        time.sleep(0.15)
+        os.write(parent, b"\x03")
+        _read_until(parent, chat_command.PROMPT.encode())
+        os.write(parent, b"/exit\n")
+        assert process.wait(20) == 0
+    os.close(parent)

@@ -1,0 +1,117 @@
+"""Flags are made from the config structs; vLLM's foreign ones warn or are refused; unknown ones get a suggestion."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from octavo.base.config.config import PARTS, EngineConfig, ServerConfig
+from octavo.base.errors import ConfigError, UnsupportedError
+from octavo.base.types.sampling import SamplingParams
+from octavo.cli import serve
+from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_engine, take_sampling
+
+
+def engine(*arguments: str) -> EngineConfig:
+    parser = Parser("test", "", foreign=serve.FOREIGN)
+    add_model(parser)
+    add_engine(parser)
+    return take_engine(parser.parse(arguments))
+
+
+def test_every_option_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        serve.main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for struct in (*PARTS.values(), ServerConfig):
+        for name in struct.__struct_fields__:
+            assert name == "model" or "--" + name.replace("_", "-") in shown
+
+
+def test_values_land_in_the_config() -> None:
+    config = engine(
+        "m", "--dtype", "float32", "--max-model-len=4K", "--max_num_seqs", "3", "--no-enable-prefix-caching",
+        "--enforce-eager", "--hf-overrides", '{"a": 1}', "--gpu-memory-utilization", "0.5", "--seed", "-3",
+        "--block-size", "32", "--kv-cache-memory-bytes", "2G", "--tokenizer", "none",
+    )  # fmt: skip
+    assert (config.model.model, config.model.dtype, config.model.max_model_len) == ("m", "float32", 4096)
+    assert config.model.hf_overrides == {"a": 1}
+    assert (config.model.seed, config.model.tokenizer) == (-3, None)
+    assert (config.scheduler.max_num_seqs, config.cache.block_size) == (3, 32)
+    assert (config.cache.enable_prefix_caching, config.device.enforce_eager) == (False, True)
+    assert config.cache.kv_cache_memory_bytes == 2 << 30
+    assert engine("--model", "m", "--max-model-len", "4k").model.max_model_len == 4000
+
+
+def test_foreign_flags_that_change_nothing_pass(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "octavo"):
+        config = engine("-tp", "1", "--no-trust-remote-code", "--disable-log-stats", "--pipeline-parallel-size=1", "m")
+    assert config.model.model == "m"
+    assert not caplog.records
+
+
+def test_harmless_foreign_flags_warn(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "octavo"):
+        config = engine("--swap-space", "4", "--compilation-config", '{"level": 3}', "--enable-log-requests", "m")
+    assert config.model.model == "m"
+    flags = [record.getMessage().split("=")[0] for record in caplog.records]
+    assert flags == ["--swap-space", "--compilation-config", "--enable-log-requests"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["m", "--tensor-parallel-size", "2"], "--tensor-parallel-size"),
+        (["m", "-tp", "2"], "--tensor-parallel-size"),
+        (["m", "-tp=2"], "--tensor-parallel-size"),
+        (["m", "--trust-remote-code"], "--trust-remote-code"),
+        (["m", "--quantization", "awq"], "--quantization"),
+        (["m", "-q", "fp8"], "--quantization"),
+        (["--cpu_offload_gb", "4", "m"], "--cpu-offload-gb"),
+        (["m", "--enable-lora"], "--enable-lora"),
+        (["m", "--ssl-keyfile", "key.pem"], "--ssl-keyfile"),
+        (["m", "--tool-call-parser", "hermes"], "--tool-call-parser"),
+    ],
+)
+def test_unsupported_flags_are_refused_by_name(arguments: list[str], flag: str) -> None:
+    with pytest.raises(UnsupportedError, match=flag):
+        engine(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["m", "--max-modle-len", "5"], "--max-modle-len; did you mean --max-model-len"),
+        (["m", "--colour"], "unknown option --colour"),
+        (["m", "--max-model-len"], "expected one argument"),
+        (["m", "--max-model-len", "many"], "invalid whole number value: 'many'"),
+        (["m", "--max-num-seqs", "0"], "max_num_seqs=0: must be int >= 1"),
+        (["m", "--dtype", "int4"], "must be one of auto, bfloat16"),
+        (["m", "--hf-overrides", "[1]"], "JSON object"),
+        (["m", "--gpu-memory-utilization", "2"], "<= 1"),
+        ([], "name a model"),
+        (["m", "--model", "other"], "two models"),
+        (["m", "n"], "unrecognized arguments: n"),
+    ],
+)
+def test_mistakes(arguments: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        engine(*arguments)
+    assert words in caught.value.message
+
+
+def sampling(*arguments: str, **more: Any) -> SamplingParams:
+    parser = Parser("test", "")
+    add_sampling(parser)
+    return take_sampling(parser.parse(arguments), SamplingParams(top_k=5), **more)
+
+
+def test_sampling_flags() -> None:
+    params = sampling("--temperature", "0", "--max-tokens", "9", "--stop", "a", "--stop", "b", "--ignore-eos", n=2)
+    assert (params.temperature, params.max_tokens, params.stop, params.ignore_eos) == (0, 9, ["a", "b"], True)
+    assert (params.top_k, params.n) == (5, 2)
+    with pytest.raises(ConfigError, match="top_p must be"):
+        sampling("--top-p", "3")

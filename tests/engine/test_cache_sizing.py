@@ -1,0 +1,74 @@
+"""num_blocks: what was ordered, what fits, what can ever be used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo.base.config.config import CacheConfig
+from octavo.base.errors import ConfigError
+from octavo.engine.cache.sizing import num_blocks
+
+MIB = 2**20
+
+
+def size(**changes: Any) -> int:
+    cache = CacheConfig(**{name: changes.pop(name) for name in list(changes) if name in CacheConfig.__struct_fields__})
+    fields: dict[str, Any] = {
+        "free_bytes": 900 * MIB,
+        "total_bytes": 1000 * MIB,
+        "utilization": 0.9,
+        "max_model_len": 1024,
+        "max_num_seqs": 1000,
+    } | changes
+    return num_blocks(fields.pop("kv_bytes_per_token", 65536), cache=cache, **fields)
+
+
+def test_an_override_wins() -> None:
+    assert size(num_gpu_blocks_override=64, kv_cache_memory_bytes=1) == 64
+
+
+def test_ordered_bytes_are_rounded_down_to_blocks() -> None:
+    assert size(kv_cache_memory_bytes=100 * MIB + 12345) == 100
+    assert size(kv_cache_memory_bytes=100 * MIB, block_size=32, max_model_len=512) == 50
+
+
+def test_memory_left_after_the_part_that_is_not_ours() -> None:
+    assert size() == 800
+    assert size(utilization=0.5, max_model_len=512) == 400
+
+
+def test_no_more_than_the_limits_can_use() -> None:
+    assert size(max_num_seqs=2) == 2 * 64
+    assert size(max_num_seqs=2, max_model_len=1025) == 2 * 65
+
+
+def test_exactly_one_context_is_enough() -> None:
+    assert size(num_gpu_blocks_override=64) == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "have", "remedy"),
+    [
+        ({"num_gpu_blocks_override": 63}, "63 MiB", "--num-gpu-blocks-override"),
+        ({"kv_cache_memory_bytes": 10 * MIB}, "10 MiB", "--kv-cache-memory-bytes"),
+        ({"free_bytes": 110 * MIB}, "10 MiB", "--gpu-memory-utilization"),
+        ({"free_bytes": 0}, "0 MiB", "--gpu-memory-utilization"),
+    ],
+)
+def test_too_little_names_numbers_and_flags(changes: dict[str, int], have: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        size(**changes)
+    message = caught.value.message
+    assert "1024 tokens takes 64 MiB" in message
+    assert f"room for {have}" in message
+    assert message.endswith(f"raise {remedy}")
+    assert ("--max-model-len to" in message) == (have != "0 MiB")
+    assert caught.value.param == "max_model_len"
+
+
+def test_the_length_it_proposes_fits() -> None:
+    with pytest.raises(ConfigError, match="--max-model-len to 160 or less"):
+        size(kv_cache_memory_bytes=10 * MIB)
+    assert size(kv_cache_memory_bytes=10 * MIB, max_model_len=160) == 10

@@ -1,0 +1,231 @@
+"""Engine: what it refuses, what it tells, how abort and faults leave it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from simulation import VOCAB, Shape, World, make_engine, make_request
+
+from octavo.base.errors import ConfigError, InputError, OverloadedError, UnsupportedError
+from octavo.engine.engine import Engine
+from octavo.engine.fake import ScriptedExecutor
+from octavo.engine.sequence import make_sequences
+
+
+def engine(**shape: Any) -> Engine:
+    options = Shape(**shape)
+    return make_engine(
+        options, ScriptedExecutor(num_blocks=options.num_blocks, block_size=options.block_size, vocab_size=VOCAB)
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "param", "message"),
+    [
+        ([], 4, "prompt", "empty"),
+        ([-1, 3], 4, "prompt", "-1"),
+        ([0, 2**63], 4, "prompt", str(2**63)),
+        ([1] * 40, 1, "max_tokens", "40 tokens and max_tokens 1 do not fit the context of 40"),
+        ([1] * 30, 11, "max_tokens", "shorten the prompt or lower max_tokens"),
+        ([1], 2**62, "max_tokens", "do not fit"),
+        ([1], 0, "max_tokens", "1 or above"),
+        ([1], -5, "max_tokens", "-5"),
+    ],
+)
+def test_what_can_never_run_is_refused(prompt: list[int], max_tokens: int, param: str, message: str) -> None:
+    made = engine()
+    request = msgspec.structs.replace(make_request("a", [1]), prompt_token_ids=prompt, max_tokens=max_tokens)
+    with pytest.raises(InputError, match=message) as caught:
+        made.add(request)
+    assert caught.value.param == param
+    assert not made.has_work()
+
+
+def test_exactly_one_context_fits() -> None:
+    world = World(Shape(num_blocks=10))
+    world.add(make_request("a", [1] * 30, max_tokens=10))
+    world.add(make_request("b", [1] * 39, max_tokens=1))
+    world.add(make_request("c", [1], max_tokens=39))
+    world.drain()
+    assert {f.ended for f in world.followed.values()} == {"length"}
+
+
+def test_an_id_in_use_is_refused_and_free_again_afterwards() -> None:
+    made = engine()
+    made.add(make_request("a", [1]))
+    with pytest.raises(InputError, match="'a' is in use") as caught:
+        made.add(make_request("a", [1]))
+    assert caught.value.param == "request_id"
+    made.step()
+    made.abort(["a"])
+    made.add(make_request("a", [1], max_tokens=1))
+    assert [out.finish_reason for out in run(made)] == ["length"]
+
+
+def run(made: Engine) -> list[Any]:
+    found = []
+    while made.has_work():
+        found += made.step()
+        made.check()
+    return found
+
+
+@pytest.mark.parametrize("bound", [0, 1, 3])
+def test_the_queue_is_bounded(bound: int) -> None:
+    made = engine(max_queued=bound, max_num_seqs=1)
+    for i in range(max(bound, 1)):
+        made.add(make_request(f"r{i}", [1], n=2, temperature=1.0))
+    with pytest.raises(OverloadedError, match=f"{max(bound, 1)} requests are waiting") as caught:
+        made.add(make_request("late", [1]))
+    assert caught.value.retry_after >= 1
+    run(made)
+    made.add(make_request("late", [1]))
+
+
+def test_retry_after_grows_with_the_queue() -> None:
+    made = engine(max_queued=100, max_num_seqs=1)
+    for i in range(100):
+        made.add(make_request(f"r{i}", [1]))
+    with pytest.raises(OverloadedError) as caught:
+        made.add(make_request("late", [1]))
+    assert caught.value.retry_after == 26
+
+
+def test_without_a_bound_everyone_may_wait() -> None:
+    made = engine(max_queued=None)
+    for i in range(500):
+        made.add(make_request(f"r{i}", [1]))
+    assert made.num_waiting == 500
+
+
+@pytest.mark.parametrize(
+    ("shape", "param", "message"),
+    [
+        ({"num_blocks": 9}, "max_model_len", "holds 36 tokens, less than one context of 40"),
+        ({"chunked": False}, "max_num_batched_tokens", r"\(16\) must reach --max-model-len \(40\)"),
+    ],
+)
+def test_sizes_that_could_stall_are_refused(shape: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        engine(**shape)
+    assert caught.value.param == param
+
+
+def test_any_salt_runs() -> None:
+    world = World(Shape())
+    for i, salt in enumerate(("", "\ud800", "\0", "x" * 5000)):
+        world.add(make_request(f"r{i}", [1] * 9, max_tokens=2, cache_salt=salt))
+        world.drain()
+    assert world.num_cached == 0
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("which", ["a", "a:0", "a:1"])
+def test_abort_frees_at_once_in_every_state(steps: int, which: str, ahead: bool) -> None:
+    """Waiting, in the prompt, forking, decoding, preempted, finished: whatever the state after `steps` is."""
+    world = World(Shape(ahead=ahead, num_blocks=10, max_num_tokens=8, max_num_seqs=3))
+    world.add(make_request("first", [0] * 5, max_tokens=20))
+    world.add(make_request("a", [1] * 10, max_tokens=12, n=3, temperature=1.0))
+    world.add(make_request("last", [1, 0] * 5, max_tokens=8))
+    for _ in range(steps):
+        world.step()
+    world.abort(which)
+    world.check()
+    world.abort(which)
+    world.drain()
+    assert world.followed["first", 0].ended == world.followed["last", 0].ended == "length"
+    assert [world.followed["a", i].ended for i in range(3)].count("abort") == (3 if which == "a" else 1)
+
+
+def test_abort_of_everything_leaves_nothing() -> None:
+    world = World(Shape())
+    for i in range(6):
+        world.add(make_request(f"r{i}", [1] * 9, max_tokens=9))
+    for _ in range(3):
+        world.step()
+    for i in range(6):
+        world.abort(f"r{i}")
+    assert world.engine.cache.pool.num_free == 16
+    assert world.engine.stats().num_running == world.engine.stats().num_waiting == 0
+    world.drain()
+
+
+@pytest.mark.parametrize("name", ["", ":", "nobody", "a:", "a:9", "a:-1", "a:00", "b:0", "a:0:0"])
+def test_abort_of_what_is_not_known_is_passed_over(name: str) -> None:
+    world = World(Shape())
+    world.add(make_request("a", [1] * 3, max_tokens=3))
+    world.step()
+    world.abort(name)
+    world.drain()
+    assert world.followed["a", 0].ended == "length"
+
+
+def test_a_request_id_may_look_like_a_sequences_name() -> None:
+    world = World(Shape())
+    world.add(make_request("a", [1] * 3, max_tokens=3))
+    world.add(make_request("b:0", [1] * 3, max_tokens=3))
+    world.abort("b:0")
+    world.drain()
+    assert world.followed["a", 0].ended == "length"
+
+
+def test_stats_count() -> None:
+    made = engine(ahead=False)
+    made.add(make_request("a", [1] * 9, max_tokens=3))
+    made.step()
+    stats = made.stats()
+    assert (stats.step, stats.num_running, stats.num_waiting) == (1, 1, 0)
+    assert (stats.prompt_tokens, stats.generation_tokens, stats.iteration_tokens) == (9, 1, 9)
+    assert stats.kv_usage == 3 / 16
+    run(made)
+    made.add(make_request("b", [1] * 9, max_tokens=3, n=2, temperature=1.0))
+    made.step()
+    stats = made.stats()
+    assert (stats.num_running, stats.num_waiting) == (2, 0)
+    assert (stats.prefix_queries, stats.prefix_hits) == (18, 8)
+    assert (stats.prompt_tokens, stats.generation_tokens, stats.iteration_tokens) == (18, 3 + 2, 2)
+    run(made)
+    assert made.stats().kv_usage == 0.0
+    assert made.stats().generation_tokens == 9
+
+
+def test_calls() -> None:
+    made = engine()
+    made.add(make_request("a", [1] * 9, max_tokens=3))
+    run(made)
+    assert len(made.cache.prefix) == 2
+    assert made.call("reset_prefix_cache") is True
+    assert len(made.cache.prefix) == 0
+    assert made.call("check") is True
+    assert made.call("info") == made.info()
+    assert made.call("info")["num_gpu_blocks"] == 16
+    assert made.call("stats")["generation_tokens"] == 3
+    for name in ("nothing", "_read", "__init__"):
+        with pytest.raises(UnsupportedError, match=name):
+            made.call(name, {})
+
+
+def test_check_sees_a_request_that_is_lost() -> None:
+    made = engine()
+    made.add(make_request("a", [1]))
+    made._requests.clear()
+    with pytest.raises(ValueError, match="0 live sequences are known, 1 are queued"):
+        made.check()
+
+
+def test_close_reaches_the_executor() -> None:
+    made = engine()
+    closed = []
+    made.executor.close = lambda: closed.append(True)  # type: ignore[method-assign]
+    made.close()
+    assert closed
+
+
+def test_seeds_of_n_differ_and_fit() -> None:
+    for seed in (0, 1, -1, -(2**63), 2**63 - 1):
+        seeds = [s.sampling.seed for s in make_sequences(make_request("a", [1], n=128, seed=seed), 0)]
+        assert len(set(seeds)) == 128
+        assert all(0 <= one < 2**63 for one in seeds)

@@ -1,0 +1,283 @@
+"""Bad values for every field of every request type, made from the types: always a 4xx in form that names the field."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from fake_llm import FakeLLM
+from serving import LiveServer
+
+from octavo.server.openai.types import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Message,
+    TokenizeChatRequest,
+    TokenizeTextRequest,
+)
+
+LEAKS = re.compile(r"0x[0-9a-f]{6,}|/home/|/usr/|/tmp/|site-packages|Traceback|\.py\b|line \d+|msgspec|object at")
+MESSAGES = [{"role": "user", "content": "hi"}]
+ROUTES: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
+    ("/v1/completions", CompletionRequest, {"prompt": "hi", "max_tokens": 2}),
+    ("/v1/chat/completions", ChatRequest, {"messages": MESSAGES, "max_tokens": 2}),
+    ("/tokenize", TokenizeTextRequest, {"prompt": "hi"}),
+    ("/tokenize", TokenizeChatRequest, {"messages": MESSAGES}),
+    ("/detokenize", DetokenizeRequest, {"tokens": [1, 2]}),
+]
+FIELDS = [(path, name, base) for path, kind, base in ROUTES for name in kind.__struct_fields__]
+
+# as JSON text, since some of them are none
+VALUES = [
+    *("-9223372036854775809", "-9223372036854775808", "-1", "0", "129", "1025", "2147483648", "9223372036854775807"),
+    *("9223372036854775808", "1" + "0" * 5000, "1e400", "-1e400", "NaN", "Infinity", "-Infinity", "1.5", "-0.0"),
+    *('""', '"\\u0000"', '"\\ud800"', '"' + "x" * 5000 + '"', "true", "[]", "[[]]", "[null]", '[""]', "[-1]", "[1.5]"),
+    *("[true]", '["a",1]', "[99999]", "[" + "1," * 5000 + "1]", '["' + '","'.join("ab" * 1000) + '"]'),
+    *("{}", '{"a":1}', '{"5":1}', '{"99999":1}', '{"1":1e9}', "[" * 500 + "]" * 500, '{"a":' * 500 + "1" + "}" * 500),
+]
+WRONG_FOR_ALL = '{"\\u0001zzz":[{}]}'  # no field takes this, but those for any JSON
+ANY_JSON = {"documents", "chat_template_kwargs"}
+
+
+def with_field(base: dict[str, Any], name: str, value: str) -> bytes:
+    kept = {key: known for key, known in base.items() if key != name}
+    head = json.dumps(kept)[:-1]
+    return (f"{head}, " if kept else "{").encode() + f'"{name}": {value}}}'.encode()
+
+
+def check_form(answer: httpx.Response) -> dict[str, Any]:
+    assert 400 <= answer.status_code < 500, (answer.status_code, answer.text[:300])
+    assert len(answer.content) <= 4096
+    assert not LEAKS.search(answer.text), answer.text[:500]
+    assert "x" * 250 not in answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == answer.status_code
+    assert error["message"]
+    return error  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unharmed(shared: LiveServer) -> Iterator[None]:
+    """The server answers the same before and after, and has forgotten every request."""
+    control = {"prompt": "control", "max_tokens": 30, "logprobs": 2}
+    before = shared.post("/v1/completions", control).json()["choices"]
+    yield
+    assert shared.post("/v1/completions", control).json()["choices"] == before
+    assert shared.llm.running == set()
+    assert len(shared.app.traffic) == 0
+
+
+@pytest.mark.parametrize(("path", "name", "base"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_values(shared: LiveServer, path: str, name: str, base: dict[str, Any]) -> None:
+    for value in VALUES:
+        answer = shared.post(path, with_field(base, name, value))
+        if answer.status_code == 200:
+            continue
+        error = check_form(answer)
+        if answer.status_code == 404:
+            assert name == "model"
+        elif error["param"] is None:  # then it was no JSON at all
+            assert "JSON" in error["message"], (value[:40], error)
+        else:
+            assert error["param"].startswith((name, *ALIASES.get(name, ()))), (value[:40], error)
+
+
+# a field's value may only be wrong beside another field, which is then the one named
+ALIASES = {
+    "stream": ("stream",),
+    "n": ("n",),
+    "min_tokens": ("min_tokens",),
+    "max_tokens": ("min_tokens", "max_tokens"),
+    "logprobs": ("logprobs", "top_logprobs"),
+    "add_special_tokens": ("prompt",),
+    "add_generation_prompt": ("continue_final_message",),
+}
+
+
+@pytest.mark.parametrize(("path", "name", "base"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_wrong_type_names_the_field(shared: LiveServer, path: str, name: str, base: dict[str, Any]) -> None:
+    if name in ANY_JSON or (path == "/tokenize" and name == "messages"):
+        return
+    error = check_form(shared.post(path, with_field(base, name, WRONG_FOR_ALL)))
+    assert error["param"].startswith(name)
+
+
+@pytest.mark.parametrize(("path", "name", "base"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_null_is_not_given(shared: LiveServer, path: str, name: str, base: dict[str, Any]) -> None:
+    answer = shared.post(path, with_field(base, name, "null"))
+    if name in ("prompt", "messages", "tokens"):
+        assert check_form(answer)["param"] == name
+    else:
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(("path", "kind", "base"), ROUTES, ids=lambda value: getattr(value, "__name__", ""))
+def test_unknown_fields(shared: LiveServer, path: str, kind: type, base: dict[str, Any]) -> None:
+    error = check_form(shared.post(path, {**base, "frobnicate": None}))
+    assert error["param"] == "frobnicate"
+    assert "unknown field" in error["message"]
+    assert check_form(shared.post(path, {**base, "y" * 100_000: 1}))["param"].startswith("yyy")
+    check_form(shared.post(path, {**base, "a`b - at `$.x`": 1}))
+    check_form(shared.post(path, {**base, "": 1}))
+    check_form(shared.post(path, {**base, "\n\x00\u2028": 1}))
+
+
+def test_a_likely_field_is_suggested(shared: LiveServer) -> None:
+    error = check_form(shared.post("/v1/completions", {"prompt": "a", "max_token": 3}))
+    assert "'max_tokens'" in error["message"]
+
+
+ASKING = {
+    "best_of": 2,
+    "suffix": "x",
+    "logits_processors": ["x"],
+    "structured_outputs": {"json": {}},
+    "response_format": {"type": "json_object"},
+    "guided_json": {},
+    "guided_regex": "a",
+    "use_beam_search": True,
+    "audio": {"voice": "x"},
+    "modalities": ["audio"],
+    "reasoning_effort": "high",
+    "kv_transfer_params": {"host": "10.0.0.1"},
+    "functions": [{"name": "f"}],
+    "prediction": {"type": "content", "content": "x"},
+    "store": True,
+    "service_tier": "flex",
+    "vllm_xargs": {"a": 1},
+    "prompt_embeds": "AAAA",
+    "tool_choice": "required",
+}
+ASKING_NOTHING = {
+    "best_of": 1,
+    "suffix": "",
+    "response_format": {"type": "text"},
+    "logits_processors": [],
+    "store": False,
+    "service_tier": "auto",
+    "parallel_tool_calls": True,
+    "tool_choice": "auto",
+    "user": "me",
+    "metadata": {"a": "b"},
+    "length_penalty": 1.0,
+    "modalities": ["text"],
+}
+CHAT = {"messages": MESSAGES, "max_tokens": 2}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_known_but_unsupported(shared: LiveServer, name: str) -> None:
+    error = check_form(shared.post("/v1/chat/completions", {**CHAT, name: ASKING[name]}))
+    assert error["param"] == name
+    assert "not supported" in error["message"]
+
+
+@pytest.mark.parametrize("name", ASKING_NOTHING)
+def test_what_asks_for_nothing_passes(shared: LiveServer, name: str) -> None:
+    assert shared.post("/v1/chat/completions", {**CHAT, name: ASKING_NOTHING[name]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0]"),
+        ({"messages": [*MESSAGES, {"role": "user", "content": "x", "zap": 1}]}, "messages[1].zap"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+            "messages[0].tool_calls",
+        ),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_completion_tokens": 2, "min_tokens": 3}, "min_tokens"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include": True}}, "stream_options.include"),
+        ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"priority": 3}, "priority"),
+        ({"chat_template": "{{ messages }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
+        ({"cache_salt": "s" * 129}, "cache_salt"),
+        ({"request_id": "a b"}, "request_id"),
+    ],
+)
+def test_chat_requests(shared: LiveServer, change: dict[str, Any], param: str) -> None:
+    error = check_form(shared.post("/v1/chat/completions", {**CHAT, **change}))
+    assert error["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", [], [[]], [""], ["a", 1], [1, "a"], [[1], 2], [[1, "a"]], ["a"] * 1025, [-1], [258], [2**31], "x" * 600],
+    ids=lambda prompt: str(prompt)[:20],
+)
+def test_prompts(shared: LiveServer, prompt: Any) -> None:
+    body = {"prompt": prompt, "add_special_tokens": False}
+    assert check_form(shared.post("/v1/completions", body))["param"].startswith("prompt")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"null", b"1", b'"a"', b"[]", b"{", b'{"prompt":', b"\xff\xfe", b'{"prompt":"\xff"}'),
+        *(
+            b'{"prompt":"a"}x',
+            b"[" * 200_000,
+            b'{"prompt":' * 100_000,
+            b'{"metadata":' + b'{"a":' * 100_000,
+            b"{'prompt':1}",
+        ),
+    ],
+    ids=lambda body: body[:20].decode("latin-1"),
+)
+def test_bodies_that_are_no_request(shared: LiveServer, body: bytes) -> None:
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+        check_form(shared.post(path, body))
+
+
+def test_deep_json_in_free_fields(shared: LiveServer) -> None:
+    deep: Any = 1
+    for _ in range(70):
+        deep = [deep]
+    for change in ({"chat_template_kwargs": {"a": deep}}, {"documents": [{"a": deep}]}):
+        (name,) = change
+        assert check_form(shared.post("/v1/chat/completions", {**CHAT, **change}))["param"] == name
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"a": deep}}}
+    assert "deeper" in check_form(shared.post("/v1/chat/completions", {**CHAT, "tools": [tool]}))["message"]
+
+
+def test_message_fields_are_typed() -> None:
+    for name in Message.__struct_fields__:
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(f'{{"role":"user","{name}":{{"a":[1]}}}}'.encode(), type=Message)
+
+
+def test_an_unexpected_exception_tells_nothing(
+    server: LiveServer, llm: FakeLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm.fail_at = 0
+    llm.failure = KeyError("/home/someone/secret.py at 0x7f0000000000")
+    for stream in (False, True):
+        answer = server.post("/v1/completions", {"prompt": "a", "stream": stream}, **{"x-request-id": "find-me"})
+        assert answer.status_code == 500
+        assert answer.json()["error"]["type"] == "InternalServerError"
+        assert "secret" not in answer.text
+        assert "find-me" in answer.text
+        assert answer.headers["x-request-id"] == "find-me"
+    assert "find-me" in caplog.text

@@ -1,0 +1,216 @@
+"""What a request's fields become: SamplingParams, prompts and templates as the engine gets them, and replies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_llm import ANSWER, BOS, MAX_MODEL_LEN, FakeLLM
+from serving import LiveServer
+
+from octavo.base.types.output import Logprob
+from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+from octavo.server.names import ModelNames
+from octavo.server.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+SAMPLING: dict[str, Any] = {
+    "n": 2,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "top_k": 40,
+    "min_p": 0.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "repetition_penalty": 1.5,
+    "seed": 7,
+    "stop": ["zebra"],
+    "stop_token_ids": [9],
+    "include_stop_str_in_output": True,
+    "ignore_eos": True,
+    "max_tokens": 5,
+    "min_tokens": 2,
+    "allowed_token_ids": [1, 2],
+    "bad_words": ["zap"],
+    "skip_special_tokens": False,
+    "spaces_between_special_tokens": False,
+    "prompt_logprobs": 1,
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_every_sampling_field_arrives(server: LiveServer, llm: FakeLLM, path: str) -> None:
+    source = {"messages": MESSAGES} if "chat" in path else {"prompt": "hi"}
+    answer = server.post(path, {**source, **SAMPLING, "logit_bias": {"5": 1.5}, "cache_salt": "s"})
+    assert answer.status_code == 200, answer.text
+    _, params, _, salt = llm.seen[0]
+    expected = SamplingParams(**SAMPLING, logit_bias={5: 1.5}, output_kind=RequestOutputKind.FINAL_ONLY)
+    assert params == expected
+    assert salt == "s"
+    untested = set(SamplingParams.__struct_fields__) - set(SAMPLING)
+    assert untested == {"logit_bias", "output_kind", "logprobs", "detokenize"}
+
+
+def test_the_models_defaults(server: LiveServer, llm: FakeLLM) -> None:
+    llm.model.sampling = {"temperature": 0.3, "top_k": 9, "max_tokens": 4}
+    server.post("/v1/completions", {"prompt": "a", "top_k": 0})
+    server.post("/v1/chat/completions", {"messages": MESSAGES, "max_completion_tokens": 3, "max_tokens": 9})
+    _, params, _, _ = llm.seen[0]
+    assert (params.temperature, params.top_k, params.max_tokens) == (0.3, 0, 4)
+    assert llm.seen[1][1].max_tokens == 3
+
+
+def test_priority() -> None:
+    llm = FakeLLM(policy="priority")
+    with LiveServer(llm) as server:
+        assert server.post("/v1/completions", {"prompt": "a", "priority": -3}).status_code == 200
+    assert llm.seen[0][2] == -3
+
+
+@pytest.mark.parametrize(("keep", "left"), [(3, 3), (500, 100), (-1, 100)])
+def test_truncation(server: LiveServer, llm: FakeLLM, keep: int, left: int) -> None:
+    prompt = list(range(100))
+    server.post("/v1/completions", {"prompt": prompt, "truncate_prompt_tokens": keep})
+    assert llm.seen[0][0] == prompt[-left:]
+
+
+def test_truncation_to_what_fits(server: LiveServer, llm: FakeLLM) -> None:
+    answer = server.post("/v1/completions", {"prompt": "x" * 600, "truncate_prompt_tokens": -1, "max_tokens": 12})
+    assert answer.json()["usage"] == {
+        "prompt_tokens": MAX_MODEL_LEN - 12,
+        "completion_tokens": 12,
+        "total_tokens": MAX_MODEL_LEN,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+
+
+def test_special_tokens_are_added_unless_told(server: LiveServer, llm: FakeLLM) -> None:
+    server.post("/v1/completions", {"prompt": "a"})
+    server.post("/v1/completions", {"prompt": "a", "add_special_tokens": False})
+    assert [seen[0] for seen in llm.seen] == [[BOS, 97], [97]]
+
+
+def test_echo_of_token_ids(server: LiveServer) -> None:
+    answer = server.post("/v1/completions", {"prompt": [104, 105], "echo": True, "max_tokens": 2, "n": 2})
+    assert [choice["text"] for choice in answer.json()["choices"]] == ["hi" + ANSWER[:2]] * 2
+
+
+def test_prompt_logprobs(server: LiveServer) -> None:
+    choice = server.post("/v1/completions", {"prompt": "ab", "prompt_logprobs": 1, "max_tokens": 1}).json()["choices"][
+        0
+    ]
+    assert choice["prompt_logprobs"] == [
+        None,
+        {"97": {"logprob": -0.25, "rank": 1, "decoded_token": "a"}},
+        {"98": {"logprob": -0.25, "rank": 1, "decoded_token": "b"}},
+    ]
+    chat = server.post("/v1/chat/completions", {"messages": MESSAGES, "prompt_logprobs": 0, "max_tokens": 1}).json()
+    assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+
+
+def test_token_ids_in_replies(server: LiveServer) -> None:
+    ids = [ord(char) for char in ANSWER[:3]]
+    ask = {"prompt": [1, 2], "max_tokens": 3, "return_token_ids": True}
+    choice = server.post("/v1/completions", ask).json()["choices"][0]
+    assert (choice["token_ids"], choice["prompt_token_ids"]) == (ids, [1, 2])
+    events = server.events("/v1/completions", ask)[:-1]
+    assert [event["choices"][0]["token_ids"] for event in events] == [[token] for token in ids]
+    assert ["prompt_token_ids" in event["choices"][0] for event in events] == [True, False, False]
+    chat = server.post("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 3, "return_token_ids": True}).json()
+    assert chat["choices"][0]["token_ids"] == ids
+    assert len(chat["prompt_token_ids"]) == chat["usage"]["prompt_tokens"]
+
+
+def test_continuous_usage(server: LiveServer) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = server.events("/v1/completions", {"prompt": "a", "max_tokens": 3, "stream_options": options})
+    assert [event["usage"]["completion_tokens"] for event in events[:-1]] == [1, 2, 3, 3]
+    assert [len(event["choices"]) for event in events[:-1]] == [1, 1, 1, 0]
+
+
+def test_what_the_template_gets(server: LiveServer, llm: FakeLLM) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "be"}, {"type": "text", "text": "kind"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "hm"},
+        {"role": "tool", "content": "2", "tool_call_id": "c1", "name": "f"},
+    ]
+    ask = {"messages": messages, "tools": [tool], "chat_template_kwargs": {"thinking": True}, "documents": [{"a": "b"}]}
+    assert server.post("/v1/chat/completions", {**ask, "max_tokens": 1}).status_code == 200
+    given, options = llm.rendered[0]
+    assert given == [
+        {"role": "system", "content": "be\nkind"},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning": "hm",
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}],
+        },
+        {"role": "tool", "content": "2", "name": "f", "tool_call_id": "c1"},
+    ]
+    assert options == {
+        "tools": [tool],
+        "chat_template": None,
+        "add_generation_prompt": True,
+        "continue_final_message": False,
+        "chat_template_kwargs": {"thinking": True, "documents": [{"a": "b"}]},
+    }
+    server.post("/v1/chat/completions", {**ask, "tool_choice": "none", "max_tokens": 1})
+    assert llm.rendered[1][1]["tools"] is None
+
+
+def test_continuing_a_message(server: LiveServer, llm: FakeLLM) -> None:
+    messages = [*MESSAGES, {"role": "assistant", "content": "Once"}]
+    ask = {"messages": messages, "continue_final_message": True, "echo": True, "max_tokens": 3}
+    reply = server.post("/v1/chat/completions", ask).json()
+    assert reply["choices"][0]["message"] == {"role": "assistant", "content": "Once" + ANSWER[:3]}
+    assert llm.rendered[0][1]["add_generation_prompt"] is False
+    events = server.events("/v1/chat/completions", ask)
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": "Once"}
+
+
+def test_a_template_of_a_request_needs_trust(llm: FakeLLM) -> None:
+    ask = {"messages": MESSAGES, "max_tokens": 1, "chat_template": "{{ messages }}"}
+    with LiveServer(llm, trust_request_chat_template=True) as server:
+        assert server.post("/v1/chat/completions", ask).status_code == 200
+        path = server.post("/v1/chat/completions", {**ask, "chat_template": "/etc/passwd"})
+        assert path.json()["error"]["param"] == "chat_template"
+    assert llm.rendered[0][1]["chat_template"] == "{{ messages }}"
+
+
+def test_tokenize_and_back(server: LiveServer) -> None:
+    reply = server.post("/tokenize", {"prompt": "hé", "return_token_strs": True}).json()
+    assert reply["tokens"] == [BOS, *"hé".encode()]
+    assert (reply["count"], reply["max_model_len"]) == (4, MAX_MODEL_LEN)
+    assert reply["token_strs"] == ["<bos>", "<0x68>", "<0xC3>", "<0xA9>"]
+    assert server.post("/detokenize", {"tokens": reply["tokens"][1:]}).json() == {"prompt": "hé"}
+    bare = server.post("/tokenize", {"prompt": "h", "add_special_tokens": False}).json()
+    assert (bare["tokens"], bare["token_strs"]) == ([104], None)
+    chat = server.post("/tokenize", {"messages": MESSAGES}).json()
+    assert chat["tokens"][0] == BOS
+    wrong = server.post("/detokenize", {"tokens": [1, 258]})
+    assert wrong.json()["error"]["param"] == "tokens"
+
+
+def test_model_names(tmp_path: Any) -> None:
+    names = ModelNames(str(tmp_path), [])
+    assert names.first == tmp_path.name
+    names.check(str(tmp_path))
+    names.check(None)
+    served = ModelNames("org/model", ["a", "b"])
+    assert served.served == ["a", "b"]
+    for wrong in ("org/model", "", "A"):
+        with pytest.raises(LookupError):
+            served.check(wrong)
+
+
+def test_logprobs_know_no_infinity() -> None:
+    entry = {1: Logprob(float("-inf"), 3, "a"), 2: Logprob(-0.5, 1, "b"), 3: Logprob(-1.0, 2, "b")}
+    shown = completion_logprobs([1], [entry], most=2)
+    assert shown.token_logprobs == [-9999.0]
+    assert shown.top_logprobs == [{"b": -0.5, "a": -9999.0}]
+    chat = chat_logprobs([1], [entry], most=1).content[0]
+    assert (chat.logprob, chat.top_logprobs[0].token) == (-9999.0, "b")
+    assert prompt_logprobs([None, {4: Logprob(-1.0)}])[1][4].decoded_token is None  # type: ignore[index]
+    assert chat_logprobs([4], [{4: Logprob(-1.0)}], most=0).content[0].token == "token_id:4"

@@ -1,0 +1,212 @@
+"""The server over a real AsyncLLM with a small model: same text by every way, faults that stay where they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from serving import LiveServer, parse_events, wait_for
+from test_bad_input import VALUES, check_form, with_field
+
+from octavo.api.async_llm import AsyncLLM
+from octavo.base.types.sampling import SamplingParams
+from octavo.server.openai.types import CompletionRequest
+
+OPTIONS = {
+    "device": "cpu",
+    "threads": 1,
+    "kv_cache_memory_bytes": 4 << 20,
+    "max_num_seqs": 8,
+    "max_num_queued_reqs": 16,
+}
+CONTROL = {"prompt": "The quick brown", "max_tokens": 24, "temperature": 0, "ignore_eos": True, "logprobs": 2}
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+def start(folder: Path, **more: Any) -> LiveServer:
+    return LiveServer(AsyncLLM(str(folder), **{**OPTIONS, **more}))
+
+
+@pytest.fixture(scope="module")
+def real(checkpoint: Callable[[str], Path]) -> Iterator[LiveServer]:
+    with start(checkpoint("llama")) as live:
+        yield live
+
+
+@pytest.fixture
+def clean(real: LiveServer) -> Iterator[LiveServer]:
+    """The server; afterwards nothing runs, blocks add up, and the engine is the same process with the same answers."""
+    pid = real.llm.engine_pid
+    before = control(real)
+    yield real
+    wait_for(lambda: len(real.app.traffic) == 0)
+    wait_for(lambda: (real.llm.stats.num_running, real.llm.stats.num_waiting) == (0, 0))
+    assert real.run(lambda: real.llm.call("check")) is True
+    assert control(real) == before
+    assert real.llm.engine_pid == pid
+
+
+def control(server: LiveServer) -> dict[str, Any]:
+    answer = server.post("/v1/completions", CONTROL)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]  # type: ignore[no-any-return]
+
+
+def test_streamed_equals_whole(clean: LiveServer) -> None:
+    with openai.OpenAI(base_url=clean.url + "/v1", api_key="none", max_retries=0) as client:
+        check_stream(client)
+
+
+def check_stream(client: openai.OpenAI) -> None:
+    model = client.models.list().data[0].id
+    ask: dict[str, Any] = {"model": model, "messages": MESSAGES, "max_tokens": 40, "temperature": 0, "logprobs": True}
+    whole = client.chat.completions.create(**ask, top_logprobs=3).choices[0]
+    text, logprobs = "", []
+    for chunk in client.chat.completions.create(**ask, top_logprobs=3, stream=True):
+        text += chunk.choices[0].delta.content or ""
+        logprobs += (chunk.choices[0].logprobs and chunk.choices[0].logprobs.content) or []
+    assert text == whole.message.content
+    assert whole.logprobs is not None
+    assert logprobs == whole.logprobs.content
+    assert all(len(entry.top_logprobs) == 3 for entry in logprobs)
+    assert all(entry.logprob == entry.top_logprobs[0].logprob for entry in logprobs)
+
+
+def test_completion_ways_agree(clean: LiveServer) -> None:
+    whole = control(clean)
+    ids = clean.post("/tokenize", {"prompt": CONTROL["prompt"]}).json()["tokens"]
+    assert clean.post("/v1/completions", {**CONTROL, "prompt": ids}).json()["choices"][0] == whole
+    listed = clean.post("/v1/completions", {**CONTROL, "prompt": [ids, ids]}).json()["choices"]
+    assert [choice["text"] for choice in listed] == [whole["text"]] * 2
+    echoed = clean.post("/v1/completions", {**CONTROL, "echo": True}).json()["choices"][0]
+    assert echoed["text"] == str(CONTROL["prompt"]) + whole["text"]
+    assert echoed["logprobs"]["tokens"][len(ids) :] == whole["logprobs"]["tokens"]
+    assert len(echoed["logprobs"]["tokens"]) == len(ids) + 24
+    assert echoed["logprobs"]["token_logprobs"][0] is None
+
+
+def test_stop_and_seed(clean: LiveServer) -> None:
+    whole = control(clean)["text"]
+    stop = whole[4:7]
+    ask = {**CONTROL, "stop": stop}
+    for stream in (False, True):
+        if stream:
+            events = clean.events("/v1/completions", ask)[:-1]
+            text = "".join(event["choices"][0]["text"] for event in events)
+            last = events[-1]["choices"][0]
+        else:
+            last = clean.post("/v1/completions", ask).json()["choices"][0]
+            text = last["text"]
+        assert text == whole[: whole.index(stop)]
+        assert (last["finish_reason"], last["stop_reason"]) == ("stop", stop)
+    seeded = {**CONTROL, "temperature": 1.5, "seed": 11, "n": 3}
+    first, second = (clean.post("/v1/completions", seeded).json()["choices"] for _ in range(2))
+    assert first == second
+    assert len({choice["text"] for choice in first}) > 1
+
+
+def test_cached_tokens_are_told(clean: LiveServer) -> None:
+    ask = {"prompt": "over and over " * 8, "max_tokens": 2}
+    clean.post("/v1/completions", ask)
+    usage = clean.post("/v1/completions", ask).json()["usage"]
+    assert 0 < usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
+
+
+def test_bad_values_beside_a_victim(clean: LiveServer) -> None:
+    """Every sampling field with every bad value, while a neighbour's greedy text stays what it is."""
+    expected = control(clean)
+    seen: list[Any] = []
+    done = threading.Event()
+
+    def neighbour() -> None:
+        with httpx.Client(base_url=clean.url, trust_env=False, timeout=30) as client:
+            while not done.is_set():
+                seen.append(client.post("/v1/completions", json=CONTROL).json()["choices"][0])
+
+    thread = threading.Thread(target=neighbour)
+    thread.start()
+    names = [name for name in SamplingParams.__struct_fields__ if name in CompletionRequest.__struct_fields__]
+    try:
+        for name in ("prompt", *names):
+            for value in VALUES:
+                answer = clean.post("/v1/completions", with_field({"prompt": "hi", "max_tokens": 2}, name, value))
+                if answer.status_code != 200:
+                    check_form(answer)
+    finally:
+        done.set()
+        thread.join()
+    assert len(seen) > 3
+    assert all(one == expected for one in seen)
+
+
+def test_disconnects_leave_nothing(clean: LiveServer) -> None:
+    content = json.dumps({**CONTROL, "max_tokens": 200, "n": 2, "stream": True}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += b"content-length: %d\r\n\r\n" % len(content)
+    for read in (0, 1, 200, 0, 2000) * 6:
+        with clean.connect() as connection:
+            connection.sendall(head + content)
+            if read:
+                connection.recv(read)
+
+
+def test_a_full_queue_is_told(clean: LiveServer) -> None:
+    answers: list[httpx.Response] = []
+
+    def ask(number: int) -> None:
+        with httpx.Client(base_url=clean.url, trust_env=False, timeout=60) as client:
+            answers.append(client.post("/v1/completions", json={**CONTROL, "prompt": f"{number}", "max_tokens": 60}))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert refused
+    for answer in refused:
+        assert answer.status_code in (429, 503)
+        assert int(answer.headers["retry-after"]) > 0
+    assert len(refused) <= 60 - 16
+
+
+def test_a_killed_engine_ends_streams_cleanly_and_comes_back(checkpoint: Callable[[str], Path]) -> None:
+    with start(checkpoint("llama")) as server:
+        expected = control(server)
+        pid = server.llm.engine_pid
+        events: list[list[Any]] = []
+        begun = threading.Barrier(4)
+
+        def read() -> None:
+            request = {**CONTROL, "max_tokens": 240, "stream": True}
+            with (
+                httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
+                client.stream("POST", "/v1/completions", json=request) as response,
+            ):
+                pieces = response.iter_text()
+                first = next(pieces)
+                begun.wait(20)
+                events.append(parse_events(first + "".join(pieces)))
+
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        begun.wait(20)
+        os.kill(pid, signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        for one in events:
+            assert one[-1] == "[DONE]"
+            assert one[-2]["error"]["code"] == 503
+        wait_for(lambda: server.client.get("/readyz").status_code == 200, seconds=30)
+        assert server.client.get("/livez").status_code == 200
+        assert server.llm.engine_pid != pid
+        assert control(server) == expected
