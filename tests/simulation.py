@@ -348,13 +348,14 @@ class World:
         assert out.prompt_logprobs == (whole if first else None)
 
     def _check_cached(self, followed: Followed, out: Output) -> None:
-        """Prefixes are found only where another request with the same salt has had them."""
-        if followed.index or not out.num_cached_tokens:
+        """Prefixes are found only where another request with the same salt has had them, or another of the n."""
+        if not out.num_cached_tokens:
             return
         assert self.shape.prefix_caching
         assert out.num_cached_tokens % self.shape.block_size == 0
         prefix = tuple(followed.request.prompt_token_ids[: out.num_cached_tokens])
-        assert self.prefixes[followed.request.cache_salt, prefix] >= 2, "a prefix was found that nobody else had"
+        others = 1 if followed.index else 2
+        assert self.prefixes[followed.request.cache_salt, prefix] >= others, "a prefix was found that nobody else had"
         self.num_cached += 1
 
     def _queues(self) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,7 @@ class AsyncLLM:
     model: an EngineConfig, or a model's name with options as for LLM.  state: loading, ready, restarting (the process
     died and comes back by itself), draining (closing: no new requests) or dead.  loading: what is being loaded, done,
     total.  info: engine.info() of the living process.  All methods belong to the event loop that ran `start`.
+    The process knows families of installed packages (entry points), not what this one added by register_model.
     """
 
     def __init__(self, model: EngineConfig | str, **engine_args: Any) -> None:
@@ -80,8 +82,8 @@ class AsyncLLM:
     async def start(self) -> None:
         """Load the model; returns when it is ready. Raises what prevents it, after which the state is dead."""
         try:
-            self._child_config = await self._run(locate, self.config, progress=self._note_loading)
-            opening = self._run(open_model, self._child_config.model, progress=self._note_loading)
+            self._child_config = await _aside(locate, self.config, progress=self._note_loading)
+            opening = _aside(open_model, self._child_config.model, progress=self._note_loading)
             self._model, _ = await _both(opening, self._spawn())
         except BaseException:
             await self.close(0)
@@ -316,6 +318,27 @@ class AsyncLLM:
             logger.warning("the engine process is back (restart %d)", self.num_restarts)
             return
         self.state = "dead"
+
+
+async def _aside(function: Callable[..., Value], *arguments: Any, **options: Any) -> Value:
+    """In a thread that the interpreter does not wait for: a download must not hold up the end of the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Value] = loop.create_future()
+
+    def settle(set_it: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            set_it(value)
+
+    def work() -> None:
+        try:
+            outcome = partial(settle, future.set_result, function(*arguments, **options))
+        except BaseException as error:
+            outcome = partial(settle, future.set_exception, error)
+        with suppress(RuntimeError):  # the loop was closed: nobody waits
+            loop.call_soon_threadsafe(outcome)
+
+    threading.Thread(target=work, name="octavo-load", daemon=True).start()
+    return await future
 
 
 async def _both(first: Any, second: Any) -> tuple[Any, Any]:

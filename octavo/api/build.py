@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import logging
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,11 @@ class Model:
         if self.tokenizer is None:
             raise InputError("chat needs a tokenizer, and skip_tokenizer_init is set", param="messages")
         extra = dict(chat_template_kwargs or {})
-        template = self.template if chat_template is None else make_template(chat_template, self.tokenizer)
+        template = self.template
+        if chat_template is not None:
+            from octavo.text.template import ChatTemplate
+
+            template = ChatTemplate(chat_template, self.tokenizer)
         if template is None:
             raise InputError(
                 "the model has no chat template; give one by chat_template (a file or the text), or send a prompt "
@@ -129,17 +134,13 @@ def open_model(config: ModelConfig, *, with_text: bool = True, progress: Progres
     spec = build_spec(checkpoint.config)
     wanted = with_text and not config.skip_tokenizer_init
     tokenizer = _open_tokenizer(located, checkpoint) if wanted else None
-    template = None
-    if tokenizer is not None:
-        text = checkpoint.chat_template if config.chat_template is None else config.chat_template
-        template = None if text is None else make_template(text, tokenizer)
     return Model(
         config=config,
         path=path,
         checkpoint=checkpoint,
         spec=spec,
         tokenizer=tokenizer,
-        template=template,
+        template=None if tokenizer is None else _open_template(config, checkpoint, tokenizer),
         sampling={} if config.generation_config == "vllm" else _sampling_defaults(checkpoint.generation_config),
         eos_token_ids=_eos_token_ids(checkpoint, tokenizer, spec.vocab_size),
     )
@@ -154,11 +155,16 @@ def _open_tokenizer(located: ModelConfig, checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer.from_checkpoint(checkpoint)
 
 
-def make_template(text: str, tokenizer: Tokenizer) -> ChatTemplate:
-    """A chat template from its text, or from the file that `text` is the path of."""
-    from octavo.text.template import ChatTemplate
+def _open_template(config: ModelConfig, checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The one that config.chat_template is (the text, or a file's path), the checkpoint's, or the tokenizer's form."""
+    from octavo.text.template import ChatTemplate, default_template
 
-    if "{" not in text and "\n" not in text:
+    text = checkpoint.chat_template if config.chat_template is None else config.chat_template
+    if text is None:
+        with suppress(InputError):
+            return default_template(tokenizer)
+        return None
+    if text is config.chat_template and "{" not in text and "\n" not in text:
         try:
             text = Path(text).read_text("utf-8")
         except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from octavo.api.client import InProcessClient
 from octavo.api.interrupt import interrupt_after
 from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.progress import GenerationBar, LoadingBar
-from octavo.api.prompts import Prompt, PromptType, as_plain, parse_conversations, parse_prompts, spread
+from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_prompts, spread
 from octavo.api.requests import make_request
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError, InputError, OverloadedError, RequestFailedError
@@ -148,7 +148,7 @@ class LLM:
 
     def get_metrics(self) -> dict[str, Any]:
         """The engine's counters and gauges by name (base.types.messages.EngineStats)."""
-        return as_plain(self._open_client().stats())
+        return msgspec.structs.asdict(self._open_client().stats())
 
     def close(self) -> None:
         """Free the model; the object cannot be used afterwards. Idempotent."""

@@ -98,13 +98,6 @@ class RequestProgress:
             completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_reason
         return []
 
-    def fail(self, output: Output) -> None:
-        """End every sequence that goes on with this Output's error."""
-        self.error = self.error or output
-        for completion in self._completions:
-            if completion.finish_reason is None:
-                completion.finish_reason, completion.changed = "error", True
-
     def take(self) -> RequestOutput | None:
         """What came since the last call, in the form that params.output_kind asks for; None if there is nothing."""
         kind = self.request.params.output_kind

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-import msgspec
-
 from octavo.base.errors import InputError
 from octavo.base.types.ports import TextTokenizer
 
@@ -111,8 +109,3 @@ def spread(name: str, value: Any, count: int, default: Any) -> list[Any]:
             raise InputError(f"{name} holds {len(value)} values for {count} prompts; give one, or as many", param=name)
         return list(value)
     return [default if value is None else value] * count
-
-
-def as_plain(value: msgspec.Struct) -> dict[str, Any]:
-    """A struct's fields by name."""
-    return {name: getattr(value, name) for name in value.__struct_fields__}

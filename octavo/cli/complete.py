@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     add_engine(parser)
     values = parser.parse(arguments)
     config, text = take_varied(values), values.pop("text")
-    text = sys.stdin.read() if text is None else text
+    text = sys.stdin.read().removesuffix("\n") if text is None else text
     if not text:
         raise InputError("the text to continue is empty", param="text")
     with open_llm(config) as llm:

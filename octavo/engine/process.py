@@ -88,6 +88,10 @@ class Decoder(Generic[Message]):
             return other
 
 
+class _GoneError(Exception):
+    """The serving process is gone. Not OSError: the same from a download or a device is a fault of its own."""
+
+
 class _Connection:
     """The socket with an out-buffer, so that a slow reader never stops a step. `send` may be called by any thread."""
 
@@ -121,6 +125,8 @@ class _Connection:
                 sent = self.sock.send(self._out)
             except BlockingIOError:
                 return
+            except ConnectionError as error:
+                raise _GoneError from error
             del self._out[:sent]
 
     def say_last(self, message: Fatal) -> None:
@@ -132,7 +138,7 @@ class _Connection:
             while self._out and time.monotonic() < end:
                 self._selector.select(0.1)
                 self.flush()
-        except (BrokenPipeError, ConnectionResetError):
+        except _GoneError:
             return
 
     def wait(self, seconds: float) -> None:
@@ -146,15 +152,19 @@ class _Connection:
         self._selector.close()
 
     def receive(self) -> list[ToEngine | Output]:
-        """Messages that have arrived, and refusals of what may not be added. EOFError: the serving process is gone."""
+        """Messages that have arrived, and refusals of what may not be added. Raises _GoneError."""
         messages: list[ToEngine | Output] = []
         while True:
             try:
                 data = self.sock.recv(1 << 20)
             except BlockingIOError:
                 return messages
+            except ConnectionError as error:
+                raise _GoneError from error
+            if not data and messages:
+                return messages  # its last words first: a Stop among them is an orderly end
             if not data:
-                raise EOFError
+                raise _GoneError
             messages += self._decoder.feed(data)
 
 
@@ -174,7 +184,7 @@ def run(engine_factory: Callable[[Progress], Engine], sock: socket.socket) -> in
             _serve(engine, connection)
         finally:
             engine.close()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except _GoneError:
         return 1
     except Exception as error:
         connection.say_last(_last_words(error, started=code == 3))
@@ -232,7 +242,7 @@ def _handle(engine: Engine, connection: _Connection, message: ToEngine | Output)
     elif isinstance(message, Call):
         try:
             connection.send(Reply(message.id, value=engine.call(message.name, message.arguments)))
-        except ConnectionError:
+        except _GoneError:
             raise
         except Exception as error:  # one call's fault is its caller's to hear
             connection.send(Reply(message.id, error=str(error) or type(error).__name__))

@@ -138,8 +138,8 @@ class Scheduler:
 
     def _starting_point(self, seq: Sequence) -> tuple[list[int], int]:
         """Blocks that hold the beginning already, and how many tokens of it."""
-        parent = seq.parent
-        if parent is not None and parent.status is Status.RUNNING:
+        parent = _forked_from(seq)
+        if parent is not None:
             num_computed = seq.num_prompt - 1
             return parent.blocks[: self.cache.blocks_for(num_computed)], num_computed
         shared = self.cache.match_prefix(seq)
@@ -154,7 +154,8 @@ class Scheduler:
         self._free_rows.pop()
         if not seq.times.scheduled:
             seq.times.scheduled = time.monotonic()
-            seq.num_cached = num_computed
+            parent = _forked_from(seq)
+            seq.num_cached = num_computed if parent is None else parent.num_cached
             self._count_prompt(seq)
         seq.parent = None
         seq.status = Status.RUNNING
@@ -209,6 +210,11 @@ class Scheduler:
 def _planned(seq: Sequence, count: int) -> Planned:
     sample = seq.num_computed + count == seq.num_tokens + seq.num_pending
     return Planned(seq, RowStep(seq.row, seq.num_computed, count, sample), seq.life)
+
+
+def _forked_from(seq: Sequence) -> Sequence | None:
+    """The sequence whose blocks this one is to share, while that holds them."""
+    return seq.parent if seq.parent is not None and seq.parent.status is Status.RUNNING else None
 
 
 def _parent_is_busy(seq: Sequence) -> bool:

@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from octavo.base.errors import InputError, OctavoError, OverloadedError
+from octavo.base.errors import OctavoError, OverloadedError
 from octavo.server.errors import HttpError
 from octavo.server.exchange import Exchange
 
 BODY_STALL_S = 30.0  # between two pieces of a body
 BODIES_IN_MEMORY = 8  # bodies of the largest size that may be in memory at once
-MAX_DEPTH = 64  # of objects and lists in a field that takes any JSON
 
 
 class Traffic:
@@ -93,19 +92,3 @@ def _too_large(most: int) -> HttpError:
     return HttpError(
         413, f"the body is larger than {most} bytes; send less, or start with --max-body-bytes", kind="PayloadTooLarge"
     )
-
-
-def check_depth(name: str, value: object) -> None:
-    """InputError if lists and objects in `value` nest deeper than MAX_DEPTH."""
-    level: list[object] = [value]
-    for _ in range(MAX_DEPTH):
-        inner: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-        if not inner:
-            return
-        level = inner
-    raise InputError(f"{name} nests deeper than {MAX_DEPTH} levels", param=name)

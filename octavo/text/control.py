@@ -37,27 +37,27 @@ class ControlTokens:
         # No vocabulary at all: what it finds in a text are the control tokens and nothing else.
         self._finder = Tokenizer(models.BPE())
         self._finder.add_special_tokens([token for token in added.values() if token.special])
-        self._plain, self._true_id = self._face(backend, list(added.items()))
-        # The model gives this id itself, to text that it has no token for.
-        unknown = getattr(backend.model, "unk_token", None)
-        self._forbidden = set(self.ids.values()) - {None if unknown is None else backend.token_to_id(unknown)}
+        self._found = {self._finder.token_to_id(content): token_id for content, token_id in self.ids.items()}
+        self._before, self._after = _around(backend)
+        # The library gives the second face's added tokens ids of its own, so they are told by what they spell.
+        self._others = {token.content: token_id for token_id, token in sorted(added.items()) if not token.special}
+        self._plain = self._face(backend, [added[token_id] for token_id in self._others.values()])
+        # All but the one that the model itself gives, to text that it has no token for.
+        self._forbidden = self.ids.keys() - {getattr(backend.model, "unk_token", None)}
 
-    def _face(self, backend: Tokenizer, added: list[tuple[int, AddedToken]]) -> tuple[Tokenizer, dict[int, int]]:
+    def _face(self, backend: Tokenizer, others: list[AddedToken]) -> Tokenizer:
         plain = Tokenizer(backend.model)
-        for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        for part in ("normalizer", "pre_tokenizer"):
             if getattr(backend, part) is not None:
                 setattr(plain, part, getattr(backend, part))
-        others = sorted((token_id, token.content, token) for token_id, token in added if not token.special)
-        plain.add_tokens([token for _, _, token in others])
-        true_id = {plain.token_to_id(content) or 0: token_id for token_id, content, _ in others}
+        plain.add_tokens(others)
         nonce = secrets.token_hex(16)
         # A control token that the library looks for in normalized text has a marker that is looked for there.
         self._markers = {False: f"\ue000{nonce}\ue001", True: f"\ue002{nonce}\ue003"}
         plain.add_special_tokens(
             [AddedToken(marker, normalized=normalized, special=True) for normalized, marker in self._markers.items()]
         )
-        self._marker_ids = {plain.token_to_id(marker) for marker in self._markers.values()}
-        return plain, {ours: theirs for ours, theirs in true_id.items() if ours != theirs}
+        return plain
 
     def find(self, text: str) -> list[Span]:
         """Where the tokenizer would see control tokens, in order."""
@@ -65,7 +65,8 @@ class ControlTokens:
             return []
         found = self._finder.encode(text, add_special_tokens=False)
         return [
-            Span(start, stop, self.ids[token]) for token, (start, stop) in zip(found.tokens, found.offsets, strict=True)
+            Span(start, stop, self._found[token_id])
+            for token_id, (start, stop) in zip(found.ids, found.offsets, strict=True)
         ]
 
     def begun(self, text: str) -> bool:
@@ -81,22 +82,31 @@ class ControlTokens:
         text = "".join(
             part if isinstance(part, str) else self._markers[self._normalized.get(part, False)] for part in parts
         )
-        encoding = self._encode(text)
-        if add_special_tokens:
-            encoding = self._plain.post_process(encoding, None, True)
         controls = iter(meant)
-        return [
-            next(controls) if token_id in self._marker_ids else self._true_id.get(token_id, token_id)
-            for token_id in encoding.ids
+        markers = self._markers.values()
+        encoding = self._encode(text)
+        ids = [
+            next(controls) if token in markers else self._others.get(token, token_id)
+            for token, token_id in zip(encoding.tokens, encoding.ids, strict=True)
         ]
+        return [*self._before, *ids, *self._after] if add_special_tokens else ids
 
     def _encode(self, text: str) -> Encoding:
         """A model whose merges spell out a control token is kept from it by cutting the text inside."""
         encoding = self._plain.encode(text, add_special_tokens=False)
-        if self._forbidden.isdisjoint(encoding.ids):
+        if self._forbidden.isdisjoint(encoding.tokens):
             return encoding
-        for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
-            if token_id in self._forbidden and token_id not in self._marker_ids and stop - start > 1:
+        for token, (start, stop) in zip(encoding.tokens, encoding.offsets, strict=True):
+            if token in self._forbidden and stop - start > 1:
                 halves = [self._encode(text[: start + 1]), self._encode(text[start + 1 :])]
                 return Encoding.merge(halves, growing_offsets=False)
         return encoding
+
+
+def _around(backend: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after a text."""
+    encoding = backend.encode("a", add_special_tokens=True)
+    mask = encoding.special_tokens_mask
+    if 0 not in mask:
+        return encoding.ids, []
+    return encoding.ids[: mask.index(0)], encoding.ids[len(mask) - mask[::-1].index(0) :]

@@ -24,6 +24,7 @@ from octavo.weights.checkpoint import GgufTokenizer
 
 logger = logging.getLogger(__name__)
 
+DIGEST = 16  # bytes before the ids in a cached file
 SPACE = "\u2581"  # SentencePiece's visible space
 
 Merges = list[tuple[str, str]]
@@ -201,14 +202,21 @@ def _cached_merges(tokens: list[str], scores: list[float], types: list[int]) -> 
     path = folder / f"{digest.hexdigest()}.merges"
     ids = array("I")
     try:
-        ids.frombytes(path.read_bytes())
-        return _spelled(tokens, ids)
-    except (OSError, ValueError, IndexError):  # not there, or damaged: made anew
-        ids = array("I")
+        stored = path.read_bytes()
+        ids.frombytes(stored[DIGEST:])
+        if stored[:DIGEST] == _digest(ids):
+            return _spelled(tokens, ids)
+    except (OSError, ValueError):
+        logger.debug("%s is not there, or damaged: made anew", path)
+    ids = array("I")
     for pair in _score_merges(tokens, scores, types):
         ids.extend(pair)
-    _write(path, ids.tobytes())
+    _write(path, _digest(ids) + ids.tobytes())
     return _spelled(tokens, ids)
+
+
+def _digest(ids: array[int]) -> bytes:
+    return hashlib.blake2b(ids.tobytes(), digest_size=DIGEST).digest()
 
 
 def _spelled(tokens: list[str], ids: array[int]) -> Merges:

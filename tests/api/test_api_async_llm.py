@@ -52,16 +52,12 @@ def stream(llm: AsyncLLM, prompt: Any = PROMPT, *, request_id: str = "r", **para
 
 
 async def last(llm: AsyncLLM, prompt: Any = PROMPT, **params: Any) -> RequestOutput:
-    output = None
     async with stream(llm, prompt, **params) as outputs:
-        async for output in outputs:
-            pass
-    assert output is not None
-    return output
+        return [output async for output in outputs][-1]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - what is waited for is in another process
         await asyncio.sleep(0.01)
 
 
@@ -168,7 +164,7 @@ def test_slow_reader_gets_merged_deltas(llama_engine: Any) -> None:
                 if len(seen) == 1:
                     await until(lambda: all(s.progress.finished for s in llm._streams.values()))
         assert len(seen) == 2
-        assert sum(seen, []) == whole
+        assert [token for tokens in seen for token in tokens] == whole
 
     llama_engine(test)
 
@@ -190,10 +186,11 @@ def test_text_that_cannot_be_made_ends_its_own_request_only(llama_engine: Any, m
         expected = (await last(llm, **LONG)).outputs[0].token_ids
         healthy = asyncio.create_task(last(llm, **LONG))
         async with stream(llm, request_id="bad", **LONG) as outputs:
+            await anext(outputs)
+            (bad,) = (s for s in llm._streams.values() if s.progress.request_id == "bad")
+            monkeypatch.setattr(bad.progress, "push", lambda output: 1 / 0)
             with pytest.raises(RequestFailedError, match="ZeroDivisionError"):
-                async for _ in outputs:
-                    (bad,) = (s for s in llm._streams.values() if s.progress.request_id == "bad")
-                    monkeypatch.setattr(bad.progress, "push", lambda output: 1 / 0)
+                _ = [output async for output in outputs]
         assert (await healthy).outputs[0].token_ids == expected
         await until(lambda: llm.stats.num_running == 0)
 

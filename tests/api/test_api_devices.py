@@ -1,4 +1,4 @@
-"""choose_device: auto takes the first that works and tells why the others do not; a name that does not work is refused."""
+"""choose_device: auto takes the first that works and tells why the others do not; by name it works or is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine process dies with its parent, minds no signal that is meant for the parent, and survives a silent socket."""
+"""The engine process dies with its parent, and minds no signal that is meant for the parent."""
 
 from __future__ import annotations
 

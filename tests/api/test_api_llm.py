@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import threading
 from typing import Any
 
@@ -218,7 +219,7 @@ def test_stream_in_every_kind_is_the_same_text(llm: LLM, kind: RequestOutputKind
     seen = list(llm.stream(PROMPT, params))
     assert [output.finished for output in seen] == [False] * (len(seen) - 1) + [True]
     if kind is RequestOutputKind.DELTA:
-        assert sum((output.outputs[0].token_ids for output in seen), []) == whole.token_ids
+        assert [token for output in seen for token in output.outputs[0].token_ids] == whole.token_ids
         assert "".join(output.outputs[0].text for output in seen) == whole.text
         assert len(seen) > 1
     else:
@@ -247,7 +248,7 @@ def test_generate_while_a_stream_is_open_and_from_threads(llm: LLM) -> None:
     for thread in threads:
         thread.join()
     assert found == [expected] * 4
-    assert begun + sum((output.outputs[0].token_ids for output in stream), []) == expected
+    assert begun + [token for output in stream for token in output.outputs[0].token_ids] == expected
 
 
 def test_chat(llm: LLM) -> None:
@@ -403,3 +404,27 @@ def test_torch_backend_gives_the_same_tokens(llm: LLM, llama: str) -> None:
     assert theirs.outputs[0].token_ids == ours.outputs[0].token_ids
     assert theirs.outputs[0].cumulative_logprob is not None
     assert math.isclose(theirs.outputs[0].cumulative_logprob, ours.outputs[0].cumulative_logprob or 0, abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("use_stream", [False, True])
+def test_ctrl_c_waits_for_the_step_and_leaves_nothing(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, use_stream: bool
+) -> None:
+    expected = tokens(llm)
+    executor = llm._client._engine.executor  # type: ignore[union-attr]
+    finish, ends = executor.finish, []
+
+    def interrupted() -> Any:
+        signal.raise_signal(signal.SIGINT)
+        result = finish()
+        ends.append(result)  # the step went on to its end
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "finish", interrupted)
+        many = SamplingParams(max_tokens=50, n=2)
+        with pytest.raises(KeyboardInterrupt):
+            list(llm.stream(PROMPT, many)) if use_stream else llm.generate([PROMPT] * 3, many, use_tqdm=False)
+    assert len(ends) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert tokens(llm) == expected

@@ -80,9 +80,8 @@ def test_generate_text_and_jsonl(llama: str, capsys: pytest.CaptureFixture[str],
     assert [row["prompt"] for row in rows] == ["The quick", "An octavo"]
     assert all(len(row["outputs"][0]["token_ids"]) <= 5 and row["error"] is None for row in rows)
     lines = tmp_path / "prompts.jsonl"
-    lines.write_text(
-        '{"prompt": "The quick"}\n"An octavo"\n{"messages": [{"role": "user", "content": "Hi"}]}\n{"prompt_token_ids": [5]}\n'
-    )
+    messages = '{"messages": [{"role": "user", "content": "Hi"}]}'
+    lines.write_text(f'{{"prompt": "The quick"}}\n"An octavo"\n{messages}\n{{"prompt_token_ids": [5]}}\n')
     out = tmp_path / "out.jsonl"
     arguments = ["--input", str(lines), "--output", str(out), "--max-tokens", "5", "--jsonl", "-n", "2", *SMALL]
     assert main(["generate", llama, *arguments]) == 0

@@ -98,7 +98,8 @@ class Peer:
 
     def until(self, found: Callable[[FromEngine], Any]) -> Any:
         """Read on; the first message (of those not yet read) for which `found` is true."""
-        while True:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
             while self.messages:
                 message = self.messages.pop(0)
                 if found(message):
@@ -106,6 +107,7 @@ class Peer:
             data = self.sock.recv(1 << 16)
             assert data, f"the engine ended with {self.code}"
             self.messages += self.decoder.feed(data)
+        raise TimeoutError("only heartbeats came")
 
     def ready(self) -> Ready:
         return self.until(lambda m: isinstance(m, Ready))  # type: ignore[no-any-return]
@@ -247,8 +249,8 @@ def test_refusals_are_the_requests_own_outputs(peers: Callable[..., Peer]) -> No
     executor = Executor(Shape(max_queued=1))
     executor.gate = threading.Semaphore(0)
     peer = peers(lambda progress: make_engine(Shape(max_queued=1, max_num_seqs=1), executor))
-    peer.send(Add(make_request("runs", [1], max_tokens=2)))
-    executor.gate.release()
+    peer.send(Add(make_request("runs", [1], max_tokens=4)))
+    executor.gate.release(2)
     peer.until(lambda m: isinstance(m, Outputs) and m.stats.num_running)
     # the loop stands in a step, so these are handled together after it
     for name, length in (("waits", 1), ("long", 90), ("late", 1), ("waits", 1)):
@@ -349,6 +351,14 @@ def test_the_other_side_is_gone(peers: Callable[..., Peer]) -> None:
     assert peer.executor.num_closed == 1
 
 
+def test_a_stop_counts_though_nobody_waits_for_the_end(peers: Callable[..., Peer]) -> None:
+    peer = peers()
+    peer.ready()
+    peer.sock.sendall(encode(Abort(["a"])) + encode(Stop()))
+    peer.sock.close()
+    assert peer.exit_code() == 0
+
+
 def test_the_other_side_is_gone_while_loading(peers: Callable[..., Peer]) -> None:
     gone = threading.Event()
 
@@ -367,6 +377,8 @@ def test_the_other_side_is_gone_while_loading(peers: Callable[..., Peer]) -> Non
     ("error", "fatal"),
     [
         (ModelNotFoundError("no such model: x"), Fatal("ModelNotFoundError", "no such model: x")),
+        (ConnectionResetError("hub"), Fatal("EngineDeadError", "the engine cannot start: ConnectionResetError: hub")),
+        (EOFError(), Fatal("EngineDeadError", "the engine cannot start: EOFError: ")),
         (MemoryError("too big"), Fatal("EngineDeadError", "the engine cannot start: MemoryError: too big")),
     ],
 )
@@ -657,4 +669,4 @@ def test_the_process_meets_noise_with_an_end(peers: Callable[..., Peer]) -> None
         assert (code == 3) == bool(last and isinstance(last[0], Fatal))
         codes[code] = codes.get(code, 0) + 1
         peer.close()
-    assert len(codes) == 3
+    assert {1, 3} <= set(codes)

@@ -171,6 +171,16 @@ def test_a_fork_waits_until_the_parent_has_the_prompt() -> None:
     assert plans[2].copies == [(partial, begin.blocks[2]) for begin in plans[2].begins]
 
 
+def test_a_fork_is_no_hit_of_the_prefix_cache() -> None:
+    for caching, cached in ((False, [0, 0, 0]), (True, [8, 8, 8])):
+        made, _ = engine(prefix_caching=caching)
+        made.add(make_request("seen", [1] * 10, max_tokens=1))
+        run(made, 1)
+        made.add(make_request("a", [1] * 11, max_tokens=2, n=3, temperature=1.0))
+        ended = [out for _ in range(4) for out in made.step() if out.finish_reason]
+        assert [out.num_cached_tokens for out in ended] == cached
+
+
 def test_a_fork_ahead_of_the_results_waits_until_they_are_read() -> None:
     """Until then the parent's steps may yet fail, and nothing may stand on them."""
     made, plans = engine(ahead=True)

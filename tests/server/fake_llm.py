@@ -14,6 +14,8 @@ from octavo.base.errors import EngineDeadError, OverloadedError
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import CompletionOutput, Logprob, RequestOutput, RequestTimes
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+from octavo.text.messages import ContentForm, plain_extra, plain_list, plain_messages
+from octavo.text.template import RESERVED
 
 ANSWER = 'The "quick" brown fox\n\tjumps over the lazy dog: naïve 日本語 \\ {"a": 1}. ' * 20
 MAX_MODEL_LEN = 512
@@ -100,9 +102,14 @@ class FakeLLM:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     async def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+        extra = dict(options["chat_template_kwargs"])
+        plain_list(extra.pop("documents", None), "documents")
+        plain_list(options["tools"], "tools")
+        plain_extra(extra, RESERVED)
+        shown = plain_messages(messages, ContentForm())
         self.rendered.append((messages, options))
         await asyncio.sleep(0)
-        return [BOS, *"\n".join(f"{m['role']}: {m['content']}" for m in messages).encode()]
+        return [BOS, *"\n".join(f"{m['role']}: {m['content']}" for m in shown).encode()]
 
     async def generate(
         self,

@@ -22,7 +22,7 @@ from octavo.server.openai.types import (
     TokenizeTextRequest,
 )
 
-LEAKS = re.compile(r"0x[0-9a-f]{6,}|/home/|/usr/|/tmp/|site-packages|Traceback|\.py\b|line \d+|msgspec|object at")
+LEAKS = re.compile(r"0x[0-9a-f]{6,}|/home/|/usr/|/tmp/|site-packages|Traceback|\.py\b|, line \d+|msgspec|object at")
 MESSAGES = [{"role": "user", "content": "hi"}]
 ROUTES: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
     ("/v1/completions", CompletionRequest, {"prompt": "hi", "max_tokens": 2}),
@@ -206,7 +206,8 @@ def test_what_asks_for_nothing_passes(shared: LiveServer, name: str) -> None:
         ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"),
         ({"priority": 3}, "priority"),
         ({"chat_template": "{{ messages }}"}, "chat_template"),
-        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"documents": []}}, "chat_template_kwargs"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"logit_bias": {"a": 1}}, "logit_bias"),

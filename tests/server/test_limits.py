@@ -10,9 +10,7 @@ import pytest
 from fake_llm import FakeLLM
 from serving import LiveServer, wait_for
 
-from octavo.base.errors import InputError
 from octavo.server import limits
-from octavo.server.limits import MAX_DEPTH, check_depth
 
 CAP = 4096
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -112,13 +110,3 @@ def test_request_ids(small: LiveServer) -> None:
     reply = small.post("/v1/completions", {"prompt": "a"}, **{"x-request-id": "abc-2"}).json()
     assert reply["id"] == "cmpl-abc-2"
     assert "abc-2" not in small.llm.started[-1]
-
-
-def test_depth() -> None:
-    value: object = 1
-    for _ in range(MAX_DEPTH - 1):
-        value = {"a": [value]} if isinstance(value, int) else [value]
-    check_depth("x", value[0])  # type: ignore[index]
-    with pytest.raises(InputError) as caught:
-        check_depth("x", [[value]])
-    assert caught.value.param == "x"

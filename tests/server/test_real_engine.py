@@ -144,7 +144,10 @@ def test_bad_values_beside_a_victim(clean: LiveServer) -> None:
         done.set()
         thread.join()
     assert len(seen) > 3
-    assert all(one == expected for one in seen)
+    for one in seen:
+        assert one["text"] == expected["text"]
+        # a batch's shape changes the order of additions: the last digits may differ, tokens may not
+        assert one["logprobs"]["token_logprobs"] == pytest.approx(expected["logprobs"]["token_logprobs"], abs=1e-4)
 
 
 def test_disconnects_leave_nothing(clean: LiveServer) -> None:

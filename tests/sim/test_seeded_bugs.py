@@ -137,6 +137,13 @@ BUGS = (
     Bug(
         "rows of a plan that was not begun are forgotten", S, "undo", "self._ended_rows += scheduled.plan.ended", "pass"
     ),
+    Bug(
+        "a fork counts as a prefix hit",
+        S,
+        "_begin",
+        "num_computed if parent is None else parent.num_cached",
+        "num_computed",
+    ),
     Bug("same seed for all n", sequence, "_row_sampling", "index * _SEED_STRIDE", "0"),
     # results
     Bug("num_pending not decremented", update, "_take_token", "seq.num_pending -= 1", "pass"),

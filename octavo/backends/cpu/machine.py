@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -56,8 +59,8 @@ class Machine:
         """Make the layer caches: keys.{i} and values.{i}, laid out as attention.py draws them."""
         for i, (kv_heads, dim) in enumerate(self.program.caches):
             shape = (kv_heads, num_blocks, self.block_size, dim)
-            self._caches[f"keys.{i}"] = np.zeros(shape, np.float32)
-            self._caches[f"values.{i}"] = np.zeros(shape, np.float32)
+            self._caches[f"keys.{i}"] = _small_pages(shape)
+            self._caches[f"values.{i}"] = _small_pages(shape)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy blocks in every layer; all sources are read before a destination is written."""
@@ -92,20 +95,33 @@ class Machine:
 
     def _walk(self, instructions: tuple[Instruction, ...], names: dict[str, Any]) -> None:
         for instruction in instructions:
-            arguments = [None if name is None else names[name] for name in instruction.arguments]
+            arguments: list[Any] = [None if name is None else names[name] for name in instruction.arguments]
             if instruction.op in ops.BY_OUTPUT:
-                self._share(ops.OPS[instruction.op], *arguments, **instruction.options)
+                self._share(ops.OPS[instruction.op], arguments, instruction.options)
             else:
                 ops.OPS[instruction.op](*arguments, **instruction.options)
 
-    def _share(
-        self, op: ops.Op, out: np.ndarray, x: np.ndarray, weight: np.ndarray, *bias: Any, **options: Any
-    ) -> None:
+    def _share(self, op: ops.Op, arguments: list[Any], options: dict[str, Any]) -> None:
         """Run an op of ops.BY_OUTPUT in parts of its outputs."""
+        out, x, weight, *bias = arguments
         flat = out.reshape(len(out), -1)
 
         def part(outputs: slice, _member: int) -> None:
             rest = [None if array is None else array[outputs] for array in bias]
-            op(flat[:, outputs], x, weight[outputs], *rest, **options)
+            op(flat[:, outputs], x, weight[:, outputs], *rest, **options)
 
-        self._team.each(part, self._team.parts(len(weight), work=len(x) * weight.size))
+        self._team.each(part, self._team.parts(weight.shape[1], work=len(x) * weight.size))
+
+
+def _small_pages(shape: tuple[int, ...]) -> np.ndarray:
+    """float32 zeros that come to take memory in small pages.
+
+    A block is a few kilobytes in each head of each layer: in huge pages, which np.zeros asks for, the first prompt
+    would wait for hundreds of megabytes to be cleared.
+    """
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, np.float32)
+    pages = mmap.mmap(-1, 4 * prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages does not know the advice
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, np.float32).reshape(shape)

@@ -16,11 +16,8 @@ Op = Callable[..., None]
 
 
 def embed(out: np.ndarray, tokens: np.ndarray, weight: np.ndarray, *, scale: float) -> None:
-    """out [T, hidden] = weight[tokens] * scale; tokens [T] lie in [0, vocab)."""
-    # mode="clip" keeps take from buffering `out`; rows.py admits no other token ids
-    np.take(weight, tokens, axis=0, out=out, mode="clip")
-    if scale != 1.0:
-        out *= np.float32(scale)
+    """out [T, hidden] = weight[:, tokens].T * scale; weight [hidden, vocab], tokens [T] in [0, vocab)."""
+    np.multiply(weight[:, tokens].T, np.float32(scale), out=out)
 
 
 def add(x: np.ndarray, delta: np.ndarray) -> None:
@@ -43,9 +40,9 @@ def rms_norm(
 
 
 def linear(out: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
-    """out [T, ...] = x [T, ...] @ weight.T + bias, with trailing axes taken as one; weight [out, in], bias [out]."""
+    """out [T, ...] = x [T, ...] @ weight + bias, with trailing axes taken as one; weight [in, out], bias [out]."""
     flat = out.reshape(len(out), -1)
-    np.matmul(x.reshape(len(x), -1), weight.T, out=flat)
+    np.matmul(x.reshape(len(x), -1), weight, out=flat)
     if bias is not None:
         flat += bias
 
@@ -189,8 +186,8 @@ def softcap(x: np.ndarray, *, cap: float) -> None:
 
 
 def head(out: np.ndarray, x: np.ndarray, weight: np.ndarray, *, scale: float) -> None:
-    """Logits: out [N, vocab] = x [N, hidden] @ weight.T * scale."""
-    np.matmul(x, weight.T, out=out)
+    """Logits: out [N, vocab] = x [N, hidden] @ weight * scale; weight [hidden, vocab]."""
+    np.matmul(x, weight, out=out)
     if scale != 1.0:
         out *= np.float32(scale)
 
@@ -202,4 +199,4 @@ OPS: dict[str, Op] = {
 """Every op that a program may name."""
 
 BY_OUTPUT = frozenset({"linear", "head"})
-"""Ops (out [T, outputs], x, weight [outputs, in], bias [outputs] ...) whose outputs can be computed part by part."""
+"""Ops (out [T, outputs], x, weight [in, outputs], bias [outputs] ...) whose outputs can be computed part by part."""

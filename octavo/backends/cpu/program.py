@@ -25,7 +25,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Pack:
-    """A packed weight: the parameters `sources` (ModelSpec.parameters) one after the other, seen as `shape`."""
+    """A packed weight: the parameters `sources` (ModelSpec.parameters) one after the other, as an array of `shape`.
+
+    Matrices are turned: sources of [out, in] lie side by side in [in, outs]. With few tokens OpenBLAS reads that up to
+    twice as fast. Vectors are joined, then seen as `shape`.
+    """
 
     sources: tuple[str, ...]
     shape: tuple[int, ...]
@@ -168,7 +172,7 @@ class _Builder:
 
     def _pack(self, name: str, *sources: str) -> str:
         shapes = [self.shapes[source].shape for source in sources]
-        self.packs[name] = Pack(sources, (sum(shape[0] for shape in shapes), *shapes[0][1:]))
+        self.packs[name] = Pack(sources, (*shapes[0][1:], sum(shape[0] for shape in shapes)))
         return name
 
     def _emit(self, op: str, *arguments: str | None, **options: Any) -> None:

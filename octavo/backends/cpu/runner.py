@@ -25,7 +25,7 @@ MAX_BEGUN = 2
 class CpuBackend:
     """base.types.ports.Backend. Steps run one after the other on a thread of their own.
 
-    threads: that a step runs on; the cores that this process may use where None. NumPy's BLAS is held to one of its own.
+    threads: those that share a step; the cores that this process may use where None. NumPy's BLAS is held to one.
     Raises UnsupportedError for a dtype other than float32 (auto means that).
     """
 

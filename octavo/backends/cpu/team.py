@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -26,7 +27,10 @@ class Team:
         self._pool = ThreadPoolExecutor(size - 1, "octavo-team", initializer=_quiet) if size > 1 else None
 
     def each(self, work: Callable[[Item, int], None], items: Sequence[Item]) -> None:
-        """work(item, member) for every item, in any order; member < size tells the threads apart. Raises the first error."""
+        """work(item, member) for every item, in any order; member < size tells the threads apart.
+
+        Raises an error of `work`, once no thread works any more.
+        """
         if self._pool is None or len(items) < 2:
             for item in items:
                 work(item, 0)
@@ -45,7 +49,7 @@ class Team:
         """Cut range(length) for `each`; `work`: multiplications in all."""
         count = 1 if self.size == 1 or work < WORTHWHILE else self.size * (1 if work < 16 * WORTHWHILE else 2)
         edges = [length * i // count for i in range(count + 1)]
-        return [slice(low, high) for low, high in zip(edges, edges[1:], strict=False) if low < high]
+        return [slice(low, high) for low, high in pairwise(edges) if low < high]
 
     def close(self) -> None:
         """End the threads."""

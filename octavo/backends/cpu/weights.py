@@ -6,7 +6,6 @@ import mmap
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from math import prod
 
 import numpy as np
 
@@ -43,22 +42,23 @@ def load_packs(
     packs: Mapping[str, Pack], weights: Weights, *, threads: int, progress: Progress | None = None
 ) -> dict[str, np.ndarray]:
     """float32, C order, by pack name. Calls progress("weights", stored bytes done, of all); gives mapped pages back."""
-    arrays, pieces = {}, []
+    arrays: dict[str, np.ndarray] = {}
+    pieces: list[Piece] = []
     for name, pack in packs.items():
         array = arrays[name] = np.empty(pack.shape, np.float32)
-        flat, at = array.reshape(-1), 0
+        at = 0
         for source in pack.sources:
             tensor = weights[source]
-            size = prod(tensor.shape)
-            pieces += _pieces(tensor, flat[at : at + size])
-            at += size
+            end = at + tensor.shape[0]
+            pieces += _pieces(tensor, array.T[at:end] if len(tensor.shape) > 1 else array.reshape(-1)[at:end])
+            at = end
     total = sum(stored.data.nbytes for stored, _ in pieces)
     lock, done = threading.Lock(), 0
 
     def run(piece: Piece) -> None:
         nonlocal done
         stored, target = piece
-        target[...] = dequantize(stored).reshape(-1)
+        target[...] = dequantize(stored)
         if progress is not None:
             with lock:
                 done += stored.data.nbytes
@@ -72,19 +72,18 @@ def load_packs(
 
 
 def _pieces(tensor: StoredTensor, target: np.ndarray) -> list[Piece]:
-    """Cut by rows, so that groups stay whole. target: flat, of the tensor's size."""
+    """Cut by rows, so that groups stay whole. target: of the tensor's shape."""
     if len(tensor.shape) < 2:
         return [(tensor, target)]
-    rows, width = tensor.shape[0], prod(tensor.shape[1:])
-    row_bytes = tensor.data.nbytes // rows if rows else 0
-    step = max(1, _PIECE // max(1, width))
+    rows, width = tensor.shape
+    row_bytes = tensor.data.nbytes // rows
+    step = max(1, _PIECE // width)
     data = tensor.data.cast("B")
     pieces = []
     for at in range(0, rows, step):
         end = min(rows, at + step)
-        shape = (end - at, *tensor.shape[1:])
-        part = StoredTensor(tensor.name, tensor.scheme, shape, data[at * row_bytes : end * row_bytes])
-        pieces.append((part, target[at * width : end * width]))
+        part = StoredTensor(tensor.name, tensor.scheme, (end - at, width), data[at * row_bytes : end * row_bytes])
+        pieces.append((part, target[at:end]))
     return pieces
 
 

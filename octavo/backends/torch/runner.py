@@ -7,7 +7,6 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import msgspec
 import torch
 
 from octavo.backends.torch.attention.cache import KVCache
@@ -19,7 +18,7 @@ from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.step import Launched, StepRunner, collect
 from octavo.backends.torch.weights import load_weights
 from octavo.base.errors import ConfigError, UnsupportedError
-from octavo.base.types.plan import BlockUpdate, RowBegin, StepPlan, StepResult
+from octavo.base.types.plan import StepPlan, StepResult
 from octavo.base.types.ports import DeviceMemory, Progress
 from octavo.base.types.tensor import Weights
 from octavo.models.spec import ModelSpec
@@ -43,7 +42,7 @@ class TorchBackend:
         dtype: str = "float32",
         threads: int | None = None,
     ) -> None:
-        """device: "cpu" or "cuda".  dtype: as ModelConfig.dtype.  threads: of one operation on a CPU."""
+        """device: as device/device.py names it.  dtype: as ModelConfig.dtype.  threads: of one operation on a CPU."""
         self._device = resolve_device(device)
         resolve_dtype(dtype, device=self._device, stored="float32")  # a wrong name is told now, not after loading
         self._dtype_name = dtype
@@ -103,7 +102,7 @@ class TorchBackend:
         self._runner = StepRunner(decoder, rows, cache, self._attention)
 
     def begin(self, plan: StepPlan) -> None:
-        """Hand the step to the worker; returns at once. `plan` may be changed afterwards."""
+        """Hand the step to the worker; returns at once."""
         runner = self._runner
         if runner is None:
             raise RuntimeError("begin before load and allocate, or after close")
@@ -111,7 +110,7 @@ class TorchBackend:
             raise RuntimeError(f"{MAX_UNFINISHED} steps are begun and unfinished; call finish first")
         if plan.num_tokens > self._max_num_tokens:
             raise RuntimeError(f"step {plan.step} has {plan.num_tokens} tokens, the limit is {self._max_num_tokens}")
-        self._unfinished.append(self._worker.submit(_launch, runner, _snapshot(plan)))
+        self._unfinished.append(self._worker.submit(_launch, runner, plan))
 
     def finish(self) -> StepResult:
         """Wait for the oldest unfinished step; raises what the whole step raised."""
@@ -152,12 +151,3 @@ def _set_threads(threads: int | None) -> None:
 def _launch(runner: StepRunner, plan: StepPlan) -> Launched:
     with torch.inference_mode():
         return runner.launch(plan)
-
-
-def _snapshot(plan: StepPlan) -> StepPlan:
-    """The plan with lists of its own where it may share the engine's, which grow while the worker reads."""
-    return msgspec.structs.replace(
-        plan,
-        begins=[RowBegin(b.row, list(b.token_ids), b.num_prompt, list(b.blocks), b.sampling) for b in plan.begins],
-        updates=[BlockUpdate(u.row, u.index, list(u.blocks)) for u in plan.updates],
-    )

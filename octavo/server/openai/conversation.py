@@ -1,4 +1,7 @@
-"""A conversation in; the prompt that the chat template makes of it, as token ids, out. For /tokenize and chat alike."""
+"""A conversation in; the prompt that the chat template makes of it, as token ids, out. For /tokenize and chat alike.
+
+The template's side of the checks (nesting, reserved names, a call's arguments) is text/messages.py's.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +10,28 @@ from typing import Any
 import msgspec
 
 from octavo.base.errors import InputError, UnsupportedError
-from octavo.server.limits import check_depth
-from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest, Tool
+from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest
 from octavo.server.services import Services
 
-# what a request may not put into a template's variables: the server sets them, or they are the template's own
-RESERVED_KWARGS = frozenset(
-    {
-        *("messages", "tools", "documents", "conversation", "chat_template", "tokenize", "return_dict"),
-        *("add_generation_prompt", "continue_final_message", "raise_exception", "strftime_now"),
-        *("bos_token", "eos_token", "unk_token", "pad_token"),
-    }
-)
+_SHOWN = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content")
 
 
 async def render(services: Services, request: ChatRequest | TokenizeChatRequest) -> list[int]:
-    """A conversation as token ids, by the chat template."""
-    if request.chat_template is not None and not services.config.trust_request_chat_template:
-        raise UnsupportedError(
-            "chat_template in a request is not allowed; start with --trust-request-chat-template", param="chat_template"
-        )
+    """The conversation as token ids; InputError names the field that it cannot be made of."""
+    if request.chat_template is not None:
+        _check_template(request.chat_template, services.config.trust_request_chat_template)
     add, go_on = request.add_generation_prompt, bool(request.continue_final_message)
     if add and go_on:
         raise InputError(
             "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
         )
-    if request.chat_template is not None and "{" not in request.chat_template:
-        raise InputError("chat_template must be a template's text", param="chat_template")
     extra = request.chat_template_kwargs or {}
-    check_depth("chat_template_kwargs", extra)
-    wrong = next((name for name in extra if name in RESERVED_KWARGS), None)
-    if wrong is not None:
-        raise InputError(f"chat_template_kwargs may not set {wrong}", param="chat_template_kwargs")
-    check_depth("documents", request.documents)
-    tools = None if request.tool_choice == "none" else _tools(request.tools)
+    if "documents" in extra:
+        raise InputError("send documents as a field of the request", param="chat_template_kwargs")
+    tools = None if request.tool_choice == "none" else request.tools
     return await services.llm.render_chat(
         [_message(index, message) for index, message in enumerate(request.messages)],
-        tools=tools,
+        tools=msgspec.to_builtins(tools),
         chat_template=request.chat_template,
         add_generation_prompt=not go_on if add is None else add,
         continue_final_message=go_on,
@@ -51,59 +39,40 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     )
 
 
-def _tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
-    if not tools:
-        return None
-    for index, tool in enumerate(tools):
-        check_depth(f"tools[{index}].function.parameters", tool.function.parameters)
-    rendered: list[dict[str, Any]] = msgspec.to_builtins(tools)
-    return rendered
+def _check_template(template: str, trusted: bool) -> None:
+    if not trusted:
+        raise UnsupportedError(
+            "chat_template in a request is not allowed; start with --trust-request-chat-template", param="chat_template"
+        )
+    # the engine's option of this name may be a file's path; a request never names files
+    if "{" not in template:
+        raise InputError("chat_template must be a template's text", param="chat_template")
 
 
-def message_text(message: Message) -> str | None:
-    """A message's text; its parts stand on lines of their own."""
+def _message(index: int, message: Message) -> dict[str, Any]:
+    """The message without what was not given: templates ask whether a field is there."""
+    if message.content is None and message.role != "assistant":
+        raise InputError(f"messages[{index}].content is required", param=f"messages[{index}].content")
+    shown = _given({name: getattr(message, name) for name in _SHOWN})
+    if message.tool_calls is not None:
+        shown["tool_calls"] = [_given(msgspec.to_builtins(call)) for call in message.tool_calls]
     if isinstance(message.content, list):
-        return "\n".join(part.text for part in message.content)
-    return message.content
+        shown["content"] = msgspec.to_builtins(message.content)
+    return shown
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def echoed_message(request: ChatRequest) -> str:
     """What echo puts before a chat's answer: the last message, where the answer goes on in its role."""
     last = request.messages[-1]
-    return (message_text(last) or "") if last.role == reply_role(request) else ""
+    if last.role != reply_role(request):
+        return ""
+    return "\n".join(part.text for part in last.content) if isinstance(last.content, list) else last.content or ""
 
 
 def reply_role(request: ChatRequest) -> str:
     """The role that the answer has."""
     return request.messages[-1].role if request.continue_final_message else "assistant"
-
-
-def _message(index: int, message: Message) -> dict[str, Any]:
-    """As templates expect it: content is text, a call's arguments are an object, what was not given is absent."""
-    content = message_text(message)
-    if content is None and message.role != "assistant":
-        raise InputError(f"messages[{index}].content is required", param=f"messages[{index}].content")
-    shown: dict[str, Any] = {"role": message.role, "content": content or ""}
-    for name in ("name", "tool_call_id", "reasoning", "reasoning_content"):
-        if (value := getattr(message, name)) is not None:
-            shown[name] = value
-    if message.tool_calls:
-        where = f"messages[{index}].tool_calls"
-        shown["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": call.type,
-                "function": {"name": call.function.name, "arguments": _arguments(where, call.function.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    return shown
-
-
-def _arguments(where: str, text: str) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = msgspec.json.decode(text or "{}", type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
-        raise InputError(f"{where}: arguments must be a JSON object as text", param=where) from None
-    check_depth(where, value)
-    return value

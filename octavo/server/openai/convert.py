@@ -60,7 +60,7 @@ async def completion(services: Services, exchange: Exchange, request: Completion
     params = sampling_params(request, services.llm.model.sampling)
     _check(services, request)
     sources = _split_prompts(request.prompt)
-    prompts = [await _completion_prompt(services, request, source) for source in sources]
+    prompts = [await _completion_prompt(services, request, params, source) for source in sources]
     return _generation(services, exchange, request, prompts, params, "cmpl-")
 
 
@@ -70,7 +70,9 @@ async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> 
     _check(services, request)
     ids = await render(services, request)
     echo = echoed_message(request) if request.echo else ""
-    return _generation(services, exchange, request, [_prompt(services, request, ids, echo)], params, "chatcmpl-")
+    return _generation(
+        services, exchange, request, [_prompt(services, request, params, ids, echo)], params, "chatcmpl-"
+    )
 
 
 def _generation(
@@ -174,24 +176,29 @@ def _split_prompts(prompt: str | list[int | str | list[int]]) -> list[str | list
     return prompt  # type: ignore[return-value]
 
 
-async def _completion_prompt(services: Services, request: CompletionRequest, source: str | list[int]) -> Prompt:
+async def _completion_prompt(
+    services: Services, request: CompletionRequest, params: SamplingParams, source: str | list[int]
+) -> Prompt:
     if isinstance(source, str):
         add = request.add_special_tokens is not False
-        prompt = _prompt(services, request, await services.llm.encode(source, add_special_tokens=add), source)
+        ids = await services.llm.encode(source, add_special_tokens=add)
+        prompt = _prompt(services, request, params, ids, source)
         if not request.echo or request.truncate_prompt_tokens is None:
             return prompt
     else:
-        prompt = _prompt(services, request, source, "")
+        prompt = _prompt(services, request, params, source, "")
         if not request.echo:
             return prompt
     return replace(prompt, echo=await services.llm.decode(prompt.token_ids))
 
 
-def _prompt(services: Services, request: GenerationRequest, ids: list[int], echo: str) -> Prompt:
+def _prompt(
+    services: Services, request: GenerationRequest, params: SamplingParams, ids: list[int], echo: str
+) -> Prompt:
     keep = request.truncate_prompt_tokens
     if keep is not None:
-        asked = request.max_tokens or 1
-        keep = max(1, services.llm.info["max_model_len"] - asked) if keep == -1 else keep
+        room = services.llm.info["max_model_len"] - (params.max_tokens or 1)
+        keep = max(1, room) if keep == -1 else keep
         ids = ids[-keep:]
     tokenizer = services.llm.tokenizer
     first = ""

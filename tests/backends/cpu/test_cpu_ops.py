@@ -43,9 +43,9 @@ SHAPES = [(1, 1), (1, 7), (3, 5), (8, 33)]
 @covers("embed")
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_embed(scale: float) -> None:
-    weight, tokens, out = rand(9, 5), np.array([8, 0, 3, 3]), poisoned(4, 5)
+    weight, tokens, out = rand(5, 9), np.array([8, 0, 3, 3]), poisoned(4, 5)
     ops.embed(out, tokens, weight, scale=scale)
-    close(out, np.array([weight[t].astype(np.float64) * scale for t in tokens]))
+    close(out, np.array([weight[:, t].astype(np.float64) * scale for t in tokens]))
 
 
 @covers("add")
@@ -77,12 +77,12 @@ def test_rms_norm(shape: tuple[int, int], offset: float, with_delta: bool, in_pl
 def test_linear(shape: tuple[int, int], with_bias: bool) -> None:
     """Trailing axes on both sides are taken as one."""
     (tokens, width), wide = shape, 6
-    x, weight, bias = rand(tokens, width, 2), rand(wide, width * 2, seed=1), rand(wide, seed=2) if with_bias else None
+    x, weight, bias = rand(tokens, width, 2), rand(width * 2, wide, seed=1), rand(wide, seed=2) if with_bias else None
     out = poisoned(tokens, 3, 2)
     ops.linear(out, x, weight, bias)
     for t in range(tokens):
         for o in range(wide):
-            expected = math.fsum(float(a) * float(b) for a, b in zip(x[t].flat, weight[o], strict=True))
+            expected = math.fsum(float(a) * float(b) for a, b in zip(x[t].flat, weight[:, o], strict=True))
             expected += 0 if bias is None else float(bias[o])
             assert out[t].flat[o] == pytest.approx(expected, abs=1e-4)
 
@@ -216,9 +216,9 @@ def test_softcap() -> None:
 @covers("head")
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_head(scale: float) -> None:
-    x, weight, out = rand(3, 5), rand(11, 5, seed=1), poisoned(3, 11)
+    x, weight, out = rand(3, 5), rand(5, 11, seed=1), poisoned(3, 11)
     ops.head(out, x, weight, scale=scale)
-    close(out, x.astype(np.float64) @ weight.T.astype(np.float64) * scale)
+    close(out, x.astype(np.float64) @ weight.astype(np.float64) * scale)
 
 
 def test_every_op_is_tested() -> None:

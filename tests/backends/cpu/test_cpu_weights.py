@@ -30,16 +30,16 @@ def random_tensor(scheme: str, shape: tuple[int, ...], seed: int = 0) -> StoredT
 def test_pieces_make_the_whole(scheme: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_PIECE", piece)
     first, second = random_tensor(scheme, (7, 512)), random_tensor(scheme, (4, 512), seed=1)
-    found = weights.load_packs({"both": Pack(("a", "b"), (11, 512))}, {"a": first, "b": second}, threads=2)
+    found = weights.load_packs({"both": Pack(("a", "b"), (512, 11))}, {"a": first, "b": second}, threads=2)
     assert found["both"].dtype == np.float32
     assert found["both"].flags.c_contiguous
-    np.testing.assert_array_equal(found["both"], np.concatenate((dequantize(first), dequantize(second))))
+    np.testing.assert_array_equal(found["both"], np.concatenate((dequantize(first), dequantize(second))).T)
 
 
 def test_progress_reaches_the_end() -> None:
     told: list[tuple[str, int, int]] = []
     tensors = {"a": random_tensor("Q8_0", (4000, 512)), "b": random_tensor("F32", (5,))}
-    packs = {"a": Pack(("a",), (4000, 512)), "b": Pack(("b",), (5,))}
+    packs = {"a": Pack(("a",), (512, 4000)), "b": Pack(("b",), (5,))}
     weights.load_packs(packs, tensors, threads=3, progress=lambda *call: told.append(call))
     total = sum(tensor.data.nbytes for tensor in tensors.values())
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
@@ -63,8 +63,8 @@ def test_mapped_file_is_read_and_released(tmp_path: Path) -> None:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     tensor = StoredTensor("embed", SCHEMES["F32"], values.shape, memoryview(mapped))
     for _ in range(2):
-        found = weights.load_packs({"embed": Pack(("embed",), values.shape)}, {"embed": tensor}, threads=1)
-        np.testing.assert_array_equal(found["embed"], values)
+        found = weights.load_packs({"embed": Pack(("embed",), values.T.shape)}, {"embed": tensor}, threads=1)
+        np.testing.assert_array_equal(found["embed"].T, values)
 
 
 def test_missing_and_misshapen_tensors_are_named() -> None:
