@@ -18,7 +18,6 @@ PACKAGES = (
     "msgspec",
     "tokenizers",
     "minijinja",
-    "safetensors",
     "huggingface-hub",
     "granian",
     "starlette",

@@ -51,9 +51,8 @@ class ControlTokens:
             if getattr(backend, part) is not None:
                 setattr(plain, part, getattr(backend, part))
         plain.add_tokens(others)
-        nonce = secrets.token_hex(16)
         # A control token that the library looks for in normalized text has a marker that is looked for there.
-        self._markers = {False: f"\ue000{nonce}\ue001", True: f"\ue002{nonce}\ue003"}
+        self._markers = {normalized: _unguessable() for normalized in (False, True)}
         plain.add_special_tokens(
             [AddedToken(marker, normalized=normalized, special=True) for normalized, marker in self._markers.items()]
         )
@@ -86,7 +85,7 @@ class ControlTokens:
         markers = self._markers.values()
         encoding = self._encode(text)
         ids = [
-            next(controls) if token in markers else self._others.get(token, token_id)
+            next(controls) if token in markers else self._others.get(token.strip(), token_id)
             for token, token_id in zip(encoding.tokens, encoding.ids, strict=True)
         ]
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
@@ -101,6 +100,11 @@ class ControlTokens:
                 halves = [self._encode(text[: start + 1]), self._encode(text[start + 1 :])]
                 return Encoding.merge(halves, growing_offsets=False)
         return encoding
+
+
+def _unguessable() -> str:
+    """Private-use characters, since no added token is spelled with them."""
+    return "".join(chr(0xE000 + secrets.randbelow(0x1900)) for _ in range(16))
 
 
 def _around(backend: Tokenizer) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ IDS = st.lists(st.integers(0, 620), max_size=25)
 
 def _cut(items: Any, places: list[int]) -> list[Any]:
     edges = [0, *sorted(place % (len(items) + 1) for place in places), len(items)]
-    return [items[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    return [items[start:stop] for start, stop in pairwise(edges)]
 
 
 @SOME

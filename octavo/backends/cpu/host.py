@@ -8,6 +8,7 @@ import math
 import os
 from pathlib import Path
 
+from octavo.base.config import env
 from octavo.base.errors import ConfigError
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -31,7 +32,9 @@ def usable_cores() -> int:
 
 
 def take_threads(threads: int | None) -> int:
-    """How many threads a Team may have: `threads`, or usable_cores(). Holds numpy's BLAS to one, in all the process.
+    """How many threads a Team may have: `threads`, else OMP_NUM_THREADS, else usable_cores().
+
+    Holds numpy's BLAS to one, in all the process.
 
     1 where this numpy's BLAS cannot be told and so keeps threads of its own; ConfigError if `threads` was given then.
     """
@@ -41,7 +44,8 @@ def take_threads(threads: int | None) -> int:
         setter = getattr(library, name, None)
         if setter is not None:
             setter(ctypes.c_int(1))
-            return usable_cores() if threads is None else threads
+            ordered = env.read("OMP_NUM_THREADS")
+            return threads or (int(ordered) if ordered.isdigit() and int(ordered) else usable_cores())
     if threads is not None:
         raise ConfigError(
             f"threads={threads}: this NumPy's BLAS cannot be told; leave threads out and set OMP_NUM_THREADS",

@@ -8,6 +8,7 @@ VARIABLES: dict[str, str] = {
     "OCTAVO_API_KEY": "Key that requests must carry, as --api-key.",
     "OCTAVO_CACHE": "Folder for converted tokenizers and other derived files; ~/.cache/octavo where unset.",
     "OCTAVO_LOG_LEVEL": "DEBUG, INFO, WARNING or ERROR; INFO where unset.",
+    "OMP_NUM_THREADS": "CPU threads where --threads is not given.",
     "HF_HOME": "Where hub downloads are kept.",
     "HF_ENDPOINT": "The hub's address.",
     "HF_TOKEN": "The hub token.",
