@@ -15,7 +15,7 @@ from octavo.backends.cpu.program import Instruction, Program
 from octavo.backends.cpu.rows import Batch
 from octavo.backends.cpu.team import Team
 
-_LOGIT_BYTES = 64 << 20
+LOGIT_BYTES = 64 << 20
 
 
 class Machine:
@@ -36,7 +36,7 @@ class Machine:
         self._team = team
         self.max_tokens = max_tokens
         vocab = program.tail_registers["logits"][0]
-        self.tail_rows = max(1, _LOGIT_BYTES // (4 * vocab))
+        self.tail_rows = max(1, LOGIT_BYTES // (4 * vocab))
         self._weights = weights
         self._registers = {n: np.empty((max_tokens, *s), np.float32) for n, s in program.registers.items()}
         self._tail = {n: np.empty((self.tail_rows, *s), np.float32) for n, s in program.tail_registers.items()}
@@ -59,8 +59,8 @@ class Machine:
         """Make the layer caches: keys.{i} and values.{i}, laid out as attention.py draws them."""
         for i, (kv_heads, dim) in enumerate(self.program.caches):
             shape = (kv_heads, num_blocks, self.block_size, dim)
-            self._caches[f"keys.{i}"] = _small_pages(shape)
-            self._caches[f"values.{i}"] = _small_pages(shape)
+            self._caches[f"keys.{i}"] = small_pages(shape)
+            self._caches[f"values.{i}"] = small_pages(shape)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy blocks in every layer; all sources are read before a destination is written."""
@@ -93,6 +93,18 @@ class Machine:
         logits: np.ndarray = names["logits"]
         return logits
 
+    def scan(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each row: whether all is finite, and where its largest value comes first."""
+        return np.isfinite(logits).all(axis=1), logits.argmax(axis=1)
+
+    def describe(self) -> dict[str, Any]:
+        """What runs the model."""
+        return {"native": False, "variant": "numpy", "threads": self._team.size, "kv_dtype": "float32"}
+
+    def close(self) -> None:
+        """End the threads."""
+        self._team.close()
+
     def _walk(self, instructions: tuple[Instruction, ...], names: dict[str, Any]) -> None:
         for instruction in instructions:
             arguments: list[Any] = [None if name is None else names[name] for name in instruction.arguments]
@@ -113,7 +125,7 @@ class Machine:
         self._team.each(part, self._team.parts(weight.shape[1], work=len(x) * weight.size))
 
 
-def _small_pages(shape: tuple[int, ...]) -> np.ndarray:
+def small_pages(shape: tuple[int, ...]) -> np.ndarray:
     """float32 zeros that come to take memory in small pages.
 
     A block is a few kilobytes in each head of each layer: in huge pages, which np.zeros asks for, the first prompt

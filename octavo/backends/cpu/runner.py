@@ -1,4 +1,4 @@
-"""In: StepPlans. Out: StepResults, computed by NumPy on this machine's cores: the backend port's cpu side."""
+"""In: StepPlans. Out: StepResults, computed on this machine's cores: the backend port's cpu side."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 from octavo.backends.cpu.host import memory_bytes, take_threads
 from octavo.backends.cpu.machine import Machine
+from octavo.backends.cpu.native import Pool, library
+from octavo.backends.cpu.native_machine import NativeMachine
+from octavo.backends.cpu.packed import load_packed
 from octavo.backends.cpu.program import build_program
 from octavo.backends.cpu.rows import Rows
 from octavo.backends.cpu.step import Steps
@@ -26,6 +29,7 @@ class CpuBackend:
     """base.types.ports.Backend. Steps run one after the other on a thread of their own.
 
     threads: those that share a step; the cores that this process may use where None. NumPy's BLAS is held to one.
+    native: run native kernels, where they were built; else, and where False, NumPy computes every op.
     Raises UnsupportedError for a dtype other than float32 (auto means that).
     """
 
@@ -38,6 +42,7 @@ class CpuBackend:
         block_size: int,
         dtype: str = "float32",
         threads: int | None = None,
+        native: bool = True,
     ) -> None:
         if dtype not in ("auto", "float32"):
             raise UnsupportedError(f"dtype {dtype} is not supported on the cpu backend; use float32", param="dtype")
@@ -45,23 +50,31 @@ class CpuBackend:
         self._max_model_len = max_model_len
         self._max_tokens = max_num_batched_tokens
         self._block_size = block_size
-        self._team = Team(take_threads(threads))
-        self._machine: Machine | None = None
+        self._threads = take_threads(threads)
+        self._native = native
+        self._machine: Machine | NativeMachine | None = None
         self._steps: Steps | None = None
         self._vocab_size = 0
         self._begun: deque[Future[StepResult]] = deque()
         self._worker = ThreadPoolExecutor(1, "octavo-cpu")
 
     def load(self, spec: ModelSpec, weights: Weights, progress: Progress | None = None) -> None:
-        """Dequantize the weights to float32. Raises ModelFormatError for missing or misshapen ones."""
+        """Pack the weights; NumPy needs them as float32. Raises ModelFormatError for missing or misshapen ones."""
         check_weights(spec, weights)
         program = build_program(spec)
-        arrays = load_packs(program.packs, weights, threads=self._team.size, progress=progress)
         self._vocab_size = spec.vocab_size
+        loaded = library() if self._native else None
+        if loaded is not None:
+            pool = Pool(loaded, self._threads)
+            packed = load_packed(program.packs, weights, pool=pool, progress=progress)
+            self._machine = NativeMachine(
+                program, packed, pool=pool, max_tokens=self._max_tokens, block_size=self._block_size
+            )
+            return
         self._machine = Machine(
             program,
-            arrays,
-            team=self._team,
+            load_packs(program.packs, weights, threads=self._threads, progress=progress),
+            team=Team(self._threads),
             max_tokens=self._max_tokens,
             max_model_len=self._max_model_len,
             block_size=self._block_size,
@@ -106,17 +119,20 @@ class CpuBackend:
         return self._begun.popleft().result()
 
     def call(self, name: str, **arguments: Any) -> Any:
-        """Nothing rare is known here yet: raises UnsupportedError."""
+        """`describe`: what runs the model, as a dict. Raises UnsupportedError for any other name."""
+        if name == "describe" and not arguments:
+            return self._loaded().describe()
         raise UnsupportedError(f"the cpu backend does not know {name}", param="name")
 
     def close(self) -> None:
         """Let the step that runs end, then free everything; idempotent."""
         self._worker.shutdown(wait=True, cancel_futures=True)
-        self._team.close()
+        if self._machine is not None:
+            self._machine.close()
         self._begun.clear()
         self._machine = self._steps = None
 
-    def _loaded(self) -> Machine:
+    def _loaded(self) -> Machine | NativeMachine:
         if self._machine is None:
             raise RuntimeError("load comes first")
         return self._machine

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from octavo.backends.cpu.machine import Machine
+from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.rows import RowError, Rows, Span
 from octavo.backends.cpu.sampler import token_logprobs
 from octavo.base.types.plan import StepPlan, StepResult, TokenLogprobs
@@ -40,7 +41,7 @@ class Outcome:
 class Steps:
     """Carries out plans, one after the other."""
 
-    def __init__(self, machine: Machine, rows: Rows) -> None:
+    def __init__(self, machine: Machine | NativeMachine, rows: Rows) -> None:
         self.machine = machine
         self.rows = rows
 
@@ -120,12 +121,11 @@ class Steps:
             yield Wish(span, span.first + span.count - 1, span.start + span.count, True)
 
     def _grant(self, wishes: list[Wish], logits: np.ndarray, outcome: Outcome) -> None:
-        finite = np.isfinite(logits).all(axis=1)
-        best = logits.argmax(axis=1).tolist()
+        finite, best = self.machine.scan(logits)
         for i, wish in enumerate(wishes):
             grant = self._sample if wish.sample else self._describe
             self._try(wish.span.row, outcome, _check, finite[i], "logit")
-            self._try(wish.span.row, outcome, grant, wish, logits[i], best[i], outcome)
+            self._try(wish.span.row, outcome, grant, wish, logits[i], int(best[i]), outcome)
 
     def _sample(self, wish: Wish, logits: np.ndarray, best: int, outcome: Outcome) -> None:
         index, position = wish.span.row, wish.position

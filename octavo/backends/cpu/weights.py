@@ -67,7 +67,7 @@ def load_packs(
     with ThreadPoolExecutor(threads, "octavo-load") as pool:
         for _ in pool.map(run, pieces):
             pass
-    _release(weights)
+    release(weights)
     return arrays
 
 
@@ -87,7 +87,7 @@ def _pieces(tensor: StoredTensor, target: np.ndarray) -> list[Piece]:
     return pieces
 
 
-def _release(weights: Weights) -> None:
+def release(weights: Weights) -> None:
     """Tell the kernel that mapped files are not needed in memory for now; reading them again still works."""
     maps = {id(tensor.data.obj): tensor.data.obj for tensor in weights.values()}
     for mapped in maps.values():

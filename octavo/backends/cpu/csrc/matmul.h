@@ -1,0 +1,72 @@
+// Matrix products over quantized weights: stored rows in, packed panels and float32 products out. The kernels' C ABI.
+//
+// y[m, n] = x[m, k] * weights[n, k]^T (+ bias[n]). Weights are packed once; activations are converted once a product
+// (int8 with a float32 scale for every 32 elements, bfloat16 for BF16, float32 for F32 and F16).
+// The result of a row depends on nothing but that row: not on m, its neighbours or the split into n ranges.
+//
+// Compile every file with -ffp-contract=off: the order and rounding of operations are part of the result.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// In the order of octavo/base/types/tensor.py SCHEMES.
+enum oct_scheme {
+    OCT_F32 = 0,
+    OCT_F16,
+    OCT_BF16,
+    OCT_Q4_0,
+    OCT_Q4_1,
+    OCT_Q5_0,
+    OCT_Q5_1,
+    OCT_Q8_0,
+    OCT_Q2_K,
+    OCT_Q3_K,
+    OCT_Q4_K,
+    OCT_Q5_K,
+    OCT_Q6_K,
+    OCT_IQ4_NL,
+    OCT_SCHEMES
+};
+
+// Output rows of a weight panel: oct_pack's n_begin is a multiple of it, n_end too or equal to n.
+#define OCT_PANEL 16
+// Rows of an activation tile: splitting oct_act_quantize at multiples of it keeps threads off each other's cache lines.
+#define OCT_TILE 16
+
+// Bytes of the packed form of weights [n, k]; k is a multiple of the scheme's group. 0 for an unknown scheme.
+size_t oct_packed_bytes(int scheme, int64_t n, int64_t k);
+
+// Packs rows n_begin..n_end of `stored` (all n rows, row-major, as in the file). No byte pointer
+// needs any alignment, here and below; float pointers are aligned to 4 bytes.
+void oct_pack(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin, int64_t n_end);
+
+// Bytes of the converted activations [m, k] for weights of this scheme.
+size_t oct_act_bytes(int scheme, int64_t m, int64_t k);
+
+// Converts rows m_begin..m_end of x (row stride ldx, in floats) into `act`, which holds all m rows. A row with NaN or
+// infinity gives NaN (or infinity) in its own products only.
+void oct_act_quantize(int scheme, const float *x, int64_t ldx, void *act, int64_t m, int64_t k, int64_t m_begin,
+                      int64_t m_end);
+
+// Writes y[:, n_begin:n_end] (row stride ldy, in floats; y points at column 0). Any n range is allowed; multiples of
+// OCT_PANEL waste nothing. `x` is not read (every scheme's activations are in `act`) and may be null.
+void oct_matmul(int scheme, const void *packed, const void *act, const float *x, float *y, int64_t ldy, int64_t m,
+                int64_t n, int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null);
+
+// out[k] = weights[row], exactly as octavo.quant dequantizes them.
+void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t n, int64_t k, int64_t row);
+
+// Chooses the kernels: "auto" (the best that this processor runs), "avx512", "avx2" or "scalar". Returns 0, or
+// -1 and changes nothing where the name is unknown or the processor lacks it. Not to be called during a product.
+// Packed weights and activations are the same for all variants.
+int oct_set_variant(const char *name);
+const char *oct_variant(void);
+
+#ifdef __cplusplus
+}
+#endif

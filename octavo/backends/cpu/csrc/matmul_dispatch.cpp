@@ -1,0 +1,82 @@
+// The C ABI of the products: sizes, and calls through the function table of the variant that the processor runs.
+
+#include <string.h>
+
+#include "matmul_kernels.h"
+
+namespace {
+
+using oct::Kernels;
+
+struct Variant {
+    const Kernels *kernels;
+    bool runs;
+};
+
+// Best first; the last one runs everywhere.
+Variant variant(int index) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (index == 0)
+        return {&oct::kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                                   __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
+                                   __builtin_cpu_supports("fma")};
+    if (index == 1)
+        return {&oct::kAvx2,
+                __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")};
+#endif
+    return {&oct::kScalar, true};
+}
+
+const Kernels *best() {
+    int index = 0;
+    while (!variant(index).runs) index++;
+    return variant(index).kernels;
+}
+
+const Kernels *current = best();
+
+bool known(int scheme) { return scheme >= 0 && scheme < OCT_SCHEMES; }
+
+} // namespace
+
+extern "C" {
+
+size_t oct_packed_bytes(int scheme, int64_t n, int64_t k) {
+    if (!known(scheme)) return 0;
+    return (size_t)((n + oct::kPanel - 1) / oct::kPanel * oct::panel_bytes(scheme, k));
+}
+
+size_t oct_act_bytes(int scheme, int64_t m, int64_t k) {
+    return known(scheme) ? (size_t)(m * oct::act_row_bytes(scheme, k)) : 0;
+}
+
+void oct_act_quantize(int scheme, const float *x, int64_t ldx, void *act, int64_t m, int64_t k, int64_t m_begin,
+                      int64_t m_end) {
+    current->quantize[scheme]({x, ldx, static_cast<uint8_t *>(act), m, k, m_begin, m_end});
+}
+
+void oct_matmul(int scheme, const void *packed, const void *act, const float *, float *y, int64_t ldy, int64_t m,
+                int64_t, int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null) {
+    current->matmul[scheme]({static_cast<const uint8_t *>(packed), static_cast<const uint8_t *>(act), y, ldy, m, k,
+                             n_begin, n_end, bias_or_null});
+}
+
+int oct_set_variant(const char *name) {
+    if (strcmp(name, "auto") == 0) {
+        current = best();
+        return 0;
+    }
+    for (int index = 0;; index++) {
+        const Variant v = variant(index);
+        if (v.runs && strcmp(name, v.kernels->name) == 0) {
+            current = v.kernels;
+            return 0;
+        }
+        if (v.kernels == &oct::kScalar) return -1;
+    }
+}
+
+const char *oct_variant(void) { return current->name; }
+}

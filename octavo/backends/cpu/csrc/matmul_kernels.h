@@ -1,0 +1,34 @@
+// What a variant offers: two function tables by scheme. One translation unit a variant, each with its own -m flags.
+#pragma once
+
+#include "matmul_formats.h"
+
+namespace oct {
+
+struct Activations {
+    const float *x;
+    int64_t ldx;
+    uint8_t *act;
+    int64_t m, k, m_begin, m_end;
+};
+
+struct Product {
+    const uint8_t *packed;
+    const uint8_t *act;
+    float *y;
+    int64_t ldy, m, k, n_begin, n_end;
+    const float *bias;
+};
+
+struct Kernels {
+    const char *name;
+    void (*quantize[OCT_SCHEMES])(const Activations &);
+    void (*matmul[OCT_SCHEMES])(const Product &);
+};
+
+extern const Kernels kScalar;
+#if defined(__x86_64__)
+extern const Kernels kAvx512, kAvx2;
+#endif
+
+} // namespace oct

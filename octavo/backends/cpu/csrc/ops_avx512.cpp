@@ -1,0 +1,16 @@
+// The operations with vectors of 16 floats, for avx512; build.py gives this file its flags.
+#if defined(__x86_64__)
+#define OCT_WIDTH 16
+#include "matmul.h"
+#include "program.h"
+#include "vec.h"
+// in this order: the second uses the first
+#include "ops_rows.inl"
+#include "ops_attention.inl"
+
+namespace octa {
+
+const Ops kOpsAvx512 = {"avx512", rows, attend, merge, scan};
+
+}  // namespace octa
+#endif

@@ -1,0 +1,174 @@
+// The row-by-row instructions of program.h for tokens [begin, end); ops.py defines each. A row's sums run in one fixed
+// order: they do not depend on which rows run together.
+
+namespace {
+
+using octa::OctRange;
+
+void rope_table(const OctInstruction& o, const OctBatch& batch, OctRange range) {
+    for (int64_t t = range.begin; t < range.end; t++)
+        for (int64_t j = 0; j < o.k; j++) {
+            const double angle = static_cast<double>(batch.positions[t]) * o.inv_freq[j];
+            o.cos[t * o.k + j] = static_cast<float>(__builtin_cos(angle) * static_cast<double>(o.a));
+            o.sin[t * o.k + j] = static_cast<float>(__builtin_sin(angle) * static_cast<double>(o.a));
+        }
+}
+
+// function(vector, place, lanes) for all of a row: whole vectors, then what is left
+template <class F>
+inline void over(int64_t count, F&& function) {
+    int64_t i = 0;
+    for (; i + W <= count; i += W) function(i, W);
+    if (i < count) function(i, count - i);
+}
+
+inline vf get(const float* p, int64_t lanes) { return lanes == W ? load(p) : load_part(p, lanes); }
+
+inline void put(float* p, vf v, int64_t lanes) {
+    if (lanes == W)
+        store(p, v);
+    else
+        store_part(p, v, lanes);
+}
+
+void embed(const OctInstruction& o, const OctBatch& batch, OctRange range) {
+    for (int64_t t = range.begin; t < range.end; t++) {
+        float* out = o.out + t * o.k;
+        oct_dequantize_row(o.scheme, o.weight, out, o.n, o.k, batch.ids[t]);
+        if (o.a != 1.0f) over(o.k, [&](int64_t i, int64_t n) { put(out + i, get(out + i, n) * o.a, n); });
+    }
+}
+
+void add(const OctInstruction& o, OctRange range) {
+    float* out = o.out + range.begin * o.k;
+    const float* in = o.in + range.begin * o.k;
+    over(range.size() * o.k, [&](int64_t i, int64_t n) { put(out + i, get(out + i, n) + get(in + i, n), n); });
+}
+
+// 1 / sqrt(mean of squares + eps)
+inline float norm_scale(const float* x, int64_t count, float eps) {
+    vf total{};
+    over(count, [&](int64_t i, int64_t n) {
+        const vf v = get(x + i, n);
+        total += v * v;
+    });
+    return 1.0f / __builtin_sqrtf(sum(total) / static_cast<float>(count) + eps);
+}
+
+void rms_norm(const OctInstruction& o, OctRange range) {
+    for (int64_t t = range.begin; t < range.end; t++) {
+        float *in = o.in + t * o.k, *out = o.out + t * o.k;
+        if (o.delta) {
+            const float* delta = o.delta + t * o.k;
+            over(o.k, [&](int64_t i, int64_t n) { put(in + i, get(in + i, n) + get(delta + i, n), n); });
+        }
+        const float scale = norm_scale(in, o.k, o.a);
+        over(o.k, [&](int64_t i, int64_t n) {
+            put(out + i, get(in + i, n) * scale * (get(o.bias + i, n) + o.b), n);
+        });
+    }
+}
+
+void qk_norm(const OctInstruction& o, OctRange range) {
+    for (int64_t t = range.begin; t < range.end; t++)
+        for (int64_t h = 0; h < o.heads; h++) {
+            float* x = o.out + t * o.ld_out + h * o.dim;
+            const float* weight = o.bias + h * o.dim;
+            const float scale = norm_scale(x, o.dim, o.a);
+            over(o.dim, [&](int64_t i, int64_t n) {
+                put(x + i, get(x + i, n) * scale * (get(weight + i, n) + o.b), n);
+            });
+        }
+}
+
+void rope(const OctInstruction& o, OctRange range) {
+    const int64_t pairs = o.k;
+    for (int64_t t = range.begin; t < range.end; t++) {
+        const float *cos = o.cos + t * pairs, *sin = o.sin + t * pairs;
+        for (int64_t h = 0; h < o.heads; h++) {
+            float* x = o.out + t * o.ld_out + h * o.dim;
+            if (o.flag) {
+                for (int64_t j = 0; j < pairs; j++) {
+                    const float a = x[2 * j], b = x[2 * j + 1];
+                    x[2 * j] = a * cos[j] - b * sin[j];
+                    x[2 * j + 1] = b * cos[j] + a * sin[j];
+                }
+                continue;
+            }
+            over(pairs, [&](int64_t j, int64_t n) {
+                const vf a = get(x + j, n), b = get(x + pairs + j, n), c = get(cos + j, n), s = get(sin + j, n);
+                put(x + j, a * c - b * s, n);
+                put(x + pairs + j, b * c + a * s, n);
+            });
+        }
+    }
+}
+
+void write_kv(const OctInstruction& o, const OctBatch& batch, OctRange range) {
+    const int64_t size = batch.block_size, dim = o.dim;
+    for (int64_t t = range.begin; t < range.end; t++) {
+        const int64_t block = batch.slots[t] / size, offset = batch.slots[t] % size;
+        const float* k = o.in + t * o.ld_in + o.heads * dim;
+        const float* v = k + o.kv_heads * dim;
+        for (int64_t h = 0; h < o.kv_heads; h++, k += dim, v += dim) {
+            float* keys = o.keys + (h * batch.num_blocks + block) * size * dim + offset;
+            for (int64_t d = 0; d < dim; d++) keys[d * size] = k[d];
+            __builtin_memcpy(o.values + ((h * batch.num_blocks + block) * size + offset) * dim, v,
+                             static_cast<size_t>(dim) * 4);
+        }
+    }
+}
+
+template <vf (*act)(vf)>
+void gated(const OctInstruction& o, OctRange range) {
+    for (int64_t t = range.begin; t < range.end; t++) {
+        const float *gate = o.in + t * 2 * o.k, *up = gate + o.k;
+        float* out = o.out + t * o.k;
+        over(o.k, [&](int64_t i, int64_t n) { put(out + i, act(get(gate + i, n)) * get(up + i, n), n); });
+    }
+}
+
+void rows(const OctInstruction& o, const OctBatch& batch, int64_t begin, int64_t end) {
+    const OctRange range{begin, end};
+    float* const out = o.out ? o.out + begin * o.k : nullptr;
+    switch (o.op) {
+        case OCT_ROPE_TABLE: return rope_table(o, batch, range);
+        case OCT_EMBED: return embed(o, batch, range);
+        case OCT_ADD: return add(o, range);
+        case OCT_RMS_NORM: return rms_norm(o, range);
+        case OCT_QUANTIZE: return oct_act_quantize(o.scheme, o.in, o.k, o.act, batch.tokens, o.k, begin, end);
+        case OCT_QK_NORM: return qk_norm(o, range);
+        case OCT_ROPE: return rope(o, range);
+        case OCT_WRITE_KV: return write_kv(o, batch, range);
+        case OCT_GATED:
+            return o.flag == 0 ? gated<silu>(o, range) : o.flag == 1 ? gated<gelu>(o, range) : gated<gelu_tanh>(o, range);
+        case OCT_SCALE:
+            return over(range.size() * o.k, [&](int64_t i, int64_t n) { put(out + i, get(out + i, n) * o.a, n); });
+        case OCT_SOFTCAP:
+            return over(range.size() * o.k,
+                        [&](int64_t i, int64_t n) { put(out + i, vtanh(get(out + i, n) / o.a) * o.a, n); });
+        default: return;
+    }
+}
+
+bool scan(const float* x, int64_t count, int64_t* best) {
+    vf peak = all(-__builtin_inff()), zero{};
+    over(count, [&](int64_t i, int64_t n) {
+        vf v = get(x + i, n);
+        zero += v * 0.0f;  // NaN from then on if v is not finite
+        if (n == W) peak = vmax(v, peak);
+    });
+    float top = largest(peak);
+    for (int64_t i = count / W * W; i < count; i++) top = x[i] > top ? x[i] : top;
+    int64_t at = 0;
+    for (; at + W <= count; at += W) {
+        const vi equal = load(x + at) == all(top);
+        vi none{};
+        if (__builtin_memcmp(&equal, &none, sizeof none)) break;
+    }
+    while (at < count && !(x[at] == top)) at++;
+    *best = at < count ? at : 0;
+    return sum(zero) == 0.0f;
+}
+
+}  // namespace

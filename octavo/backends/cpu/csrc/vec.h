@@ -1,0 +1,133 @@
+// Vectors of OCT_WIDTH floats by the compiler's extensions, and the functions that NumPy would give: exp, tanh.
+// Included once by each ops_*.cpp; everything is local to that file, so that no two instruction sets share code.
+#pragma once
+
+#include <cstdint>
+
+namespace {
+
+constexpr int64_t W = OCT_WIDTH;
+
+typedef float vf __attribute__((vector_size(OCT_WIDTH * 4)));
+typedef int32_t vi __attribute__((vector_size(OCT_WIDTH * 4)));
+
+inline vf all(float x) { return vf{} + x; }
+
+inline vf load(const float* p) {
+    vf v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// the first n lanes, 0 in the others
+inline vf load_part(const float* p, int64_t n) {
+    vf v{};
+    __builtin_memcpy(&v, p, static_cast<size_t>(n) * 4);
+    return v;
+}
+
+inline void store_part(float* p, vf v, int64_t n) { __builtin_memcpy(p, &v, static_cast<size_t>(n) * 4); }
+
+inline vf vmax(vf a, vf b) { return a > b ? a : b; }
+
+inline vi lanes() {
+    vi v;
+    for (int i = 0; i < W; i++) v[i] = i;
+    return v;
+}
+
+template <int N>
+struct Halves {
+    typedef float type __attribute__((vector_size(N * 4)));
+    typedef float half __attribute__((vector_size(N * 2)));
+    static float sum(type v) {
+        half low, high;
+        __builtin_memcpy(&low, &v, sizeof low);
+        __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof low);
+        return Halves<N / 2>::sum(low + high);
+    }
+    static float max(type v) {
+        half low, high;
+        __builtin_memcpy(&low, &v, sizeof low);
+        __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof low);
+        return Halves<N / 2>::max(low > high ? low : high);
+    }
+};
+
+template <>
+struct Halves<2> {
+    typedef float type __attribute__((vector_size(8)));
+    static float sum(type v) { return v[0] + v[1]; }
+    static float max(type v) { return v[0] > v[1] ? v[0] : v[1]; }
+};
+
+inline float sum(vf v) { return Halves<OCT_WIDTH>::sum(v); }
+inline float largest(vf v) { return Halves<OCT_WIDTH>::max(v); }
+
+// e^x, off by at most 2 units in the last place; below -87 it is 0, above 88.7 infinite, NaN stays.
+// x = n ln 2 + r with |r| <= ln 2 / 2; the series of e^r ends after r^7 / 7!, the rest is below 6e-9.
+inline vf vexp(vf x) {
+    const vf low = all(-87.0f), high = all(88.7f);
+    vf y = x > low ? x : low;
+    y = y < high ? y : high;
+    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves a whole number in the last bits
+    const vf shifted = y * 1.44269504088896341f + round;
+    const vf n = shifted - round;
+    vf r = y - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vf p = all(1.0f / 5040);
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    vi bits;
+    __builtin_memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits - 0x4B400000) << 23;
+    vi result;
+    __builtin_memcpy(&result, &p, sizeof result);
+    result += bits;
+    vf e;
+    __builtin_memcpy(&e, &result, sizeof e);
+    e = x < low ? vf{} : e;
+    e = x > high ? all(__builtin_inff()) : e;
+    return x == x ? e : x;
+}
+
+// tanh x = 1 - 2 / (e^2x + 1); near 0, where that cancels, x (1 - x^2/3 + 2 x^4/15 - 17 x^6/315 + 62 x^8/2835)
+inline vf vtanh(vf x) {
+    const vf far = 1.0f - 2.0f / (vexp(x + x) + 1.0f);
+    const vf s = x * x;
+    vf p = s * (62.0f / 2835) - 17.0f / 315;
+    p = p * s + 2.0f / 15;
+    p = p * s - 1.0f / 3;
+    const vf near = x + x * s * p;
+    return s < all(0.0625f) ? near : far;
+}
+
+inline vf silu(vf x) { return x / (1.0f + vexp(-x)); }
+
+// x (1 + tanh u) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+inline vf gelu_tanh(vf x) {
+    const vf u = x * (1.0f + 0.044715f * x * x) * 1.5957691216057308f;
+    return x / (1.0f + vexp(-u));
+}
+
+// x (1 + erf(x / sqrt 2)) / 2. erfc(z) = t (a1 + t (a2 + ...)) e^-z^2, t = 1 / (1 + 0.3275911 z), for z >= 0
+// (Abramowitz and Stegun 7.1.26, off by less than 1.5e-7)
+inline vf gelu(vf x) {
+    const vf z = (x < vf{} ? -x : x) * 0.70710678118654752f;
+    const vf t = 1.0f / (1.0f + 0.3275911f * z);
+    vf p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const vf tail = 0.5f * p * t * vexp(-z * z);
+    return x * (x < vf{} ? tail : 1.0f - tail);
+}
+
+}  // namespace

@@ -1,0 +1,153 @@
+"""In: a program, packed weights, registers and caches. Out: the program as arrays of structs that native code walks."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from octavo.backends.cpu import native
+from octavo.backends.cpu.native import Group, Instruction, pointer
+from octavo.backends.cpu.packed import Matrix, Packed
+from octavo.backends.cpu.program import Instruction as Step
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """instructions and groups as csrc/program.h has them; valid while the arrays that they were made from live."""
+
+    instructions: ctypes.Array[Instruction]
+    groups: ctypes.Array[Group]
+
+
+@dataclass
+class Lowering:
+    """Turns steps of a program into native ones.
+
+    arrays: registers [max tokens, ...], layer caches, `cos.{i}`, `sin.{i}` [max tokens, pairs], `inv_freq.{i}` [pairs].
+    act(scheme, k): a buffer for activations in the form that products with this scheme read.
+    """
+
+    arrays: dict[str, np.ndarray]
+    packed: Packed
+    act: Callable[[str, int], np.ndarray]
+    _made: list[Instruction] = field(default_factory=list)
+    _groups: list[tuple[int, int]] = field(default_factory=list)
+    _shapes: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def lower(self, steps: tuple[Step, ...], *, factors: tuple[float, ...] = ()) -> Lowered:
+        """factors: of the ropes whose tables are computed first."""
+        self._made, self._groups = [], []
+        for i, factor in enumerate(factors):
+            cos, sin, inv_freq = (self.arrays[f"{name}.{i}"] for name in ("cos", "sin", "inv_freq"))
+            self._rows("rope_table", k=len(inv_freq), a=factor, cos=cos, sin=sin, inv_freq=inv_freq)
+        for step in steps:
+            getattr(self, f"_{step.op}")(*step.arguments, **step.options)
+        counts = [kind for kind, _ in self._groups]
+        groups = (Group * len(counts))()
+        for group, (kind, first), end in zip(
+            groups, self._groups, [first for _, first in self._groups[1:]] + [len(self._made)], strict=True
+        ):
+            group.kind, group.first, group.count = kind, first, end - first
+        return Lowered((Instruction * len(self._made))(*self._made), groups)
+
+    def _add(self, x: str, delta: str) -> None:
+        self._rows("add", k=self._width(x), out=self.arrays[x], in_=self.arrays[delta])
+
+    def _embed(self, out: str, _tokens: str, weight: str, *, scale: float) -> None:
+        (matrix,) = self.packed.matrices[weight]
+        self._rows("embed", out=self.arrays[out], a=scale, **_of(matrix))
+
+    def _rms_norm(self, out: str, x: str, weight: str, delta: str | None = None, *, eps: float, offset: float) -> None:
+        given = {"out": self.arrays[out], "in_": self.arrays[x], "bias": self.packed.vectors[weight]}
+        self._rows("rms_norm", k=self._width(x), a=eps, b=offset, delta=self.arrays[delta] if delta else None, **given)
+
+    def _linear(self, out: str, x: str, weight: str, bias: str | None) -> None:
+        self._products(out, x, self.packed.matrices[weight], self.packed.vectors[bias] if bias else None)
+
+    def _head(self, out: str, x: str, weight: str, *, scale: float) -> None:
+        self._products(out, x, self.packed.matrices[weight], None)
+        if scale != 1.0:
+            self._rows("scale", k=self._width(out), a=scale, out=self.arrays[out])
+
+    def _products(self, out: str, x: str, matrices: tuple[Matrix, ...], bias: np.ndarray | None) -> None:
+        """Each matrix fills its own columns of `out`."""
+        source, target, width = self.arrays[x], self.arrays[out], self._width(out)
+        acts = {scheme: self.act(scheme, matrices[0].k) for scheme in sorted({matrix.scheme for matrix in matrices})}
+        for scheme, act in acts.items():
+            self._rows("quantize", scheme=native.SCHEME_IDS[scheme], k=matrices[0].k, in_=source, act=act)
+        flat, at = target.reshape(len(target), -1), 0
+        for matrix in matrices:
+            columns = slice(at, at + matrix.n)
+            part = None if bias is None else bias[columns]
+            given = {"out": flat[:, columns], "bias": part, "act": acts[matrix.scheme], "ld_out": width}
+            self._emit("matmul", native.PRODUCTS, **given, **_of(matrix))
+            at += matrix.n
+
+    def _qk_norm(self, qkv: str, weight: str, *, eps: float, offset: float) -> None:
+        vector, array = self.packed.vectors[weight], self.arrays[qkv]
+        heads, dim = vector.shape
+        given = {"heads": heads, "dim": dim, "ld_out": self._width(qkv), "out": array, "bias": vector}
+        self._rows("qk_norm", a=eps, b=offset, **given)
+
+    def _rope(self, qkv: str, cos: str, sin: str, *, heads: int, interleaved: bool) -> None:
+        array, tables = self.arrays[qkv], {"cos": self.arrays[cos], "sin": self.arrays[sin]}
+        given = {"heads": heads, "dim": array.shape[2], "ld_out": self._width(qkv), "out": array}
+        self._rows("rope", k=self.arrays[cos].shape[1], flag=int(interleaved), **given, **tables)
+
+    def _write_kv(self, keys: str, values: str, qkv: str, _slots: str) -> None:
+        self._rows("write_kv", in_=self.arrays[qkv], ld_in=self._width(qkv), **self._cache(keys, values, qkv))
+
+    def _paged_attention(
+        self,
+        out: str,
+        qkv: str,
+        keys: str,
+        values: str,
+        _plan: str,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> None:
+        cache = self._cache(keys, values, qkv)
+        shape = (cache["heads"], cache["kv_heads"], window)
+        if shape not in self._shapes:
+            self._shapes.append(shape)
+        given = {"out": self.arrays[out], "in_": self.arrays[qkv], "ld_in": self._width(qkv), "window": window or 0}
+        numbers = {"a": scale, "b": softcap or 0.0, "shape": self._shapes.index(shape)}
+        self._emit("attention", native.ATTEND, **given, **numbers, **cache)
+
+    def _gated(self, out: str, gate_up: str, *, act: str) -> None:
+        given = {"out": self.arrays[out], "in_": self.arrays[gate_up], "flag": native.ACTIVATIONS[act]}
+        self._rows("gated", k=self._width(out), **given)
+
+    def _softcap(self, x: str, *, cap: float) -> None:
+        self._rows("softcap", k=self._width(x), a=cap, out=self.arrays[x])
+
+    def _cache(self, keys: str, values: str, qkv: str) -> dict[str, Any]:
+        kv_heads, dim = self.arrays[values].shape[0], self.arrays[values].shape[3]
+        heads = self.arrays[qkv].shape[1] - 2 * kv_heads
+        arrays = {"keys": self.arrays[keys], "values": self.arrays[values]}
+        return {"heads": heads, "kv_heads": kv_heads, "dim": dim, **arrays}
+
+    def _width(self, name: str) -> int:
+        array = self.arrays[name]
+        return array[:1].size
+
+    def _rows(self, op: str, **fields: Any) -> None:
+        self._emit(op, native.ROWS, **fields)
+
+    def _emit(self, op: str, kind: int, **fields: Any) -> None:
+        # rows follow rows without a barrier, and so do the products of one linear step, as nothing stands between them
+        if kind == native.ATTEND or not self._groups or self._groups[-1][0] != kind:
+            self._groups.append((kind, len(self._made)))
+        values = {name: pointer(v) if isinstance(v, np.ndarray) else v for name, v in fields.items()}
+        self._made.append(Instruction(op=native.OPS[op], **values))
+
+
+def _of(matrix: Matrix) -> dict[str, Any]:
+    return {"scheme": native.SCHEME_IDS[matrix.scheme], "n": matrix.n, "k": matrix.k, "weight": matrix.data}

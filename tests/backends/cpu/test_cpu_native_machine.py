@@ -1,0 +1,218 @@
+"""The native machine: equal bits whatever the batch, the chunks and the threads; stored formats; falling back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cpu_tiny
+import native_tiny
+import numpy as np
+import pytest
+
+from octavo.backends.cpu import native
+from octavo.backends.cpu.rows import Batch, Span
+from octavo.base.types.tensor import SCHEMES, StoredTensor
+from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec, RMSNorm
+from octavo.quant.scheme import dequantize
+
+SIZE = 16
+NORM = RMSNorm(1e-5)
+
+
+def spec() -> ModelSpec:
+    """Two layers, one of them with a window; grouped heads of 64; widths that every format divides."""
+    rope = cpu_tiny.rope(64)
+    layers = tuple(
+        Layer(
+            Attention(heads=4, kv_heads=2, head_dim=64, scale=0.125, rope=rope, window=window),
+            GatedMLP(width=256, act="silu"),
+            pre_mixer=NORM,
+            pre_ffn=NORM,
+        )
+        for window in (None, 70)
+    )
+    return ModelSpec("made_by_hand", 211, 256, layers, NORM, Head(tied=True), 1024)
+
+
+SPEC = spec()
+WEIGHTS = cpu_tiny.arrays(SPEC)
+
+
+def q4_1(array: np.ndarray) -> bytes:
+    """Blocks of 32: the scale and the minimum as float16, then nibbles."""
+    blocks = array.reshape(-1, 32)
+    low = blocks.min(axis=1, keepdims=True)
+    step = np.maximum((blocks.max(axis=1, keepdims=True) - low) / 15, 1e-8)
+    codes = np.clip(np.rint((blocks - low) / step), 0, 15).astype(np.uint8)
+    packed = codes[:, :16] | codes[:, 16:] << 4
+    return np.concatenate(
+        (step.astype("<f2").view(np.uint8), low.astype("<f2").view(np.uint8), packed), axis=1
+    ).tobytes()
+
+
+def q8_0(array: np.ndarray) -> bytes:
+    """Blocks of 32: the scale as float16, then int8."""
+    blocks = array.reshape(-1, 32)
+    step = np.abs(blocks).max(axis=1, keepdims=True) / 127
+    codes = np.rint(blocks / step).astype(np.int8)
+    return np.concatenate((step.astype("<f2").view(np.uint8), codes.view(np.uint8)), axis=1).tobytes()
+
+
+def stored(form: str) -> dict[str, StoredTensor]:
+    """All matrices in one format; mixed: q and k as Q4_1, v as Q8_0, in one fused step, and the rest float32."""
+    made = {}
+    for name, array in WEIGHTS.items():
+        kind = form if array.ndim > 1 else "F32"
+        if kind == "mixed":
+            kind = {"q": "Q4_1", "k": "Q4_1", "v": "Q8_0"}.get(name.rsplit(".", 1)[-1], "F32")
+        if kind == "F32":
+            made[name] = cpu_tiny.stored(name, array)
+            continue
+        data = q4_1(array) if kind == "Q4_1" else q8_0(array)
+        made[name] = StoredTensor(name, SCHEMES[kind], array.shape, memoryview(data))
+    return made
+
+
+def backend(form: str = "F32", **sizes: Any) -> Any:
+    given = {
+        "max_num_seqs": 64,
+        "max_model_len": 1024,
+        "max_num_batched_tokens": 1024,
+        "block_size": SIZE,
+        "threads": 1,
+    }
+    made = cpu_tiny.CpuBackend(**{**given, **sizes})
+    made.load(SPEC, stored(form))
+    made.allocate(400)
+    for cache in made._machine._caches.values():
+        cache.fill(np.nan)
+    return made
+
+
+@pytest.fixture(params=native_tiny.VARIANTS, autouse=True)
+def variant(request: pytest.FixtureRequest) -> Iterator[None]:
+    with native_tiny.variant(request.param):
+        yield
+
+
+TOKENS = np.random.default_rng(3).integers(0, SPEC.vocab_size, (64, 400))
+TABLES = np.random.default_rng(4).permutation(400)
+
+
+def tables(rows: int, length: int) -> np.ndarray:
+    each = -(-length // SIZE)
+    return TABLES[: rows * each].reshape(rows, each)
+
+
+def step(machine: Any, shares: list[tuple[int, int, int]], blocks: np.ndarray) -> list[np.ndarray]:
+    """(sequence, start, count) each: logits [count, vocab] each."""
+    spans, first, at = [], 0, []
+    for sequence, start, count in shares:
+        table = blocks[sequence][: -(-(start + count) // SIZE)]
+        spans.append(Span(sequence, first, start, count, True, table))
+        at.append((sequence, np.arange(start, start + count)))
+        first += count
+    tokens = np.concatenate([TOKENS[sequence, positions] for sequence, positions in at])
+    slots = np.concatenate(
+        [blocks[sequence][positions // SIZE] * SIZE + positions % SIZE for sequence, positions in at]
+    )
+    hidden = machine.forward(Batch(spans, tokens, np.concatenate([positions for _, positions in at]), slots)).copy()
+    logits = machine.logits(hidden).copy()
+    return np.split(logits, np.cumsum([count for _, _, count in shares])[:-1])
+
+
+def whole(machine: Any, sequence: int, length: int, blocks: np.ndarray) -> np.ndarray:
+    return step(machine, [(sequence, 0, length)], blocks)[0]
+
+
+@pytest.mark.parametrize("form", ["F32", "mixed"])
+def test_bits_do_not_depend_on_chunks(form: str) -> None:
+    made = backend(form)
+    expected = whole(made._machine, 0, 330, tables(1, 330))
+    other = np.roll(tables(2, 330), 1, axis=0)
+    for chunk in (1, 7, 64, 100):
+        found, at = [], 0
+        while at < 330:
+            count = min(300 if chunk == 1 and at == 0 else chunk, 330 - at)
+            found.append(step(made._machine, [(0, at, count)], other)[0])
+            at += count
+        np.testing.assert_array_equal(np.concatenate(found), expected, err_msg=f"chunks of {chunk}")
+    made.close()
+
+
+@pytest.mark.parametrize("form", ["F32", "Q4_1"])
+def test_bits_do_not_depend_on_the_batch(form: str) -> None:
+    """Batches of 1 to 64 that decode, with a prompt among them."""
+    made = backend(form)
+    machine, blocks = made._machine, tables(64, 90)
+    alone = [whole(machine, sequence, 40, blocks)[-1] for sequence in range(64)]
+    for size in (1, 2, 3, 5, 16, 17, 33, 64):
+        shares = [(sequence, 39, 1) for sequence in range(size)]
+        if size < 64:
+            shares.insert(size // 2, (63, 0, 40))
+        for (sequence, _, _), logits in zip(shares, step(machine, shares, blocks), strict=True):
+            np.testing.assert_array_equal(logits[-1], alone[sequence], err_msg=f"batch of {size}, sequence {sequence}")
+    made.close()
+
+
+@pytest.mark.parametrize("form", ["F32", "mixed"])
+def test_bits_do_not_depend_on_threads(form: str) -> None:
+    found = []
+    for threads in (1, 2, 3):
+        made = backend(form, threads=threads)
+        blocks = tables(1, 330)
+        prompt = whole(made._machine, 0, 329, blocks)
+        found.append(np.concatenate((prompt, step(made._machine, [(0, 329, 1)], blocks)[0])))
+        made.close()
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(("form", "tolerance"), [("F32", 1e-4), ("Q4_1", 0.25), ("Q8_0", 0.25), ("mixed", 0.25)])
+def test_logits_are_those_of_numpy(form: str, tolerance: float) -> None:
+    """Quantized formats round activations to 8 bits, block by block: close, but not equal."""
+    found = []
+    for runs_native in (True, False):
+        made = backend(form, native=runs_native)
+        found.append(whole(made._machine, 0, 150, tables(1, 150)))
+        made.close()
+    assert np.abs(found[0] - found[1]).max() < tolerance
+    assert (found[0].argmax(axis=1) == found[1].argmax(axis=1)).mean() > (0.999 if form == "F32" else 0.9)
+
+
+def test_packed_weights_are_as_small_as_stored_ones() -> None:
+    made = backend("Q4_1")
+    given = stored("Q4_1")
+    size = sum(tensor.data.nbytes for tensor in given.values())
+    assert size <= made.memory().weights < size * 1.05
+    assert np.abs(dequantize(given["embed"]) - WEIGHTS["embed"]).max() < 0.1
+    made.close()
+
+
+def test_describe_names_the_variant() -> None:
+    made = backend()
+    assert made.call("describe")["variant"] == native.library().oct_variant().decode()
+    made.close()
+
+
+def test_falls_back_where_nothing_was_built(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """NumPy runs the model; the log says so once."""
+    for broken in (tmp_path / "none.so", tmp_path / "bad.so"):
+        (tmp_path / "bad.so").write_bytes(b"no library")
+        monkeypatch.setattr(native, "LIBRARY", broken)
+        native.library.cache_clear()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            made = [backend() for _ in range(2)]
+        assert len([record for record in caplog.records if "NumPy" in record.message]) == 1
+        assert made[0].call("describe")["native"] is False
+        assert np.isfinite(whole(made[1]._machine, 0, 20, tables(1, 20))).all()
+        for one in made:
+            one.close()
+    monkeypatch.undo()
+    native.library.cache_clear()

@@ -1,0 +1,340 @@
+"""The native products: every scheme in every variant that this processor runs, against NumPy on dequantized weights."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octavo.base.types.tensor import SCHEMES, StoredTensor
+from octavo.quant import dequantize
+
+SOURCES = Path(__file__).parents[3] / "octavo" / "backends" / "cpu" / "csrc"
+FLAGS = ["-O2", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-exceptions"]
+X86_FILES = {
+    "matmul_avx512.cpp": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c",
+    "matmul_avx2.cpp": "-mavx2 -mfma -mf16c",
+}
+FILES = {"matmul_pack.cpp": "", "matmul_dispatch.cpp": "", "matmul_scalar.cpp": ""}
+
+NAMES = list(SCHEMES)
+DENSE = ("F32", "F16", "BF16")
+QUANTIZED = [name for name in NAMES if name not in DENSE]
+VARIANTS = ("avx512", "avx2", "scalar")
+# Byte offsets of the float16 factors of a block, and whether the second is a minimum with a sign.
+FACTORS = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+}
+GUARD = 96
+POISON = 0xA5
+
+
+class Native:
+    """The compiled kernels on NumPy arrays; every buffer lies unaligned between guard bytes that must not change."""
+
+    def __init__(self, path: Path) -> None:
+        self.lib = ctypes.CDLL(str(path))
+        size, i64, pointer, scheme = ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
+        for name, result, arguments in (
+            ("oct_packed_bytes", size, [scheme, i64, i64]),
+            ("oct_act_bytes", size, [scheme, i64, i64]),
+            ("oct_pack", None, [scheme, pointer, pointer, i64, i64, i64, i64]),
+            ("oct_act_quantize", None, [scheme, pointer, i64, pointer, i64, i64, i64, i64]),
+            ("oct_matmul", None, [scheme, *[pointer] * 4, *[i64] * 6, pointer]),
+            ("oct_dequantize_row", None, [scheme, pointer, pointer, i64, i64, i64]),
+            ("oct_set_variant", ctypes.c_int, [ctypes.c_char_p]),
+            ("oct_variant", ctypes.c_char_p, []),
+        ):
+            function = getattr(self.lib, name)
+            function.restype, function.argtypes = result, arguments
+
+    def choose(self, variant: str) -> bool:
+        return self.lib.oct_set_variant(variant.encode()) == 0
+
+    def pack(self, name: str, stored: np.ndarray, n: int, k: int, cuts: tuple[int, ...] = ()) -> np.ndarray:
+        """stored: uint8, any shape -> the packed bytes, in ranges that end at the cuts."""
+        scheme = NAMES.index(name)
+        packed = guarded(self.lib.oct_packed_bytes(scheme, n, k), 1)
+        source = guarded(stored.size, 3)
+        source[:] = stored.reshape(-1)
+        for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
+            self.lib.oct_pack(scheme, source.ctypes.data, packed.ctypes.data, n, k, begin, end)
+        check_guards(packed)
+        return packed
+
+    def quantize(self, name: str, x: np.ndarray, cuts: tuple[int, ...] = ()) -> np.ndarray:
+        """x float32 [m, k], rows may be apart -> the converted activations."""
+        scheme, (m, k) = NAMES.index(name), x.shape
+        act = guarded(self.lib.oct_act_bytes(scheme, m, k), 2)
+        for begin, end in zip((0, *cuts), (*cuts, m), strict=True):
+            self.lib.oct_act_quantize(scheme, x.ctypes.data, x.strides[0] // 4, act.ctypes.data, m, k, begin, end)
+        check_guards(act)
+        return act
+
+    def matmul(
+        self,
+        name: str,
+        packed: np.ndarray,
+        x: np.ndarray,
+        n: int,
+        *,
+        cuts: tuple[int, ...] = (),
+        bias: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """x [m, k] times the packed weights -> y float32 [m, n], in n ranges that end at the cuts."""
+        scheme, (m, k) = NAMES.index(name), x.shape
+        act = self.quantize(name, x)
+        width = n + 5
+        y = guarded(m * width * 4, 4).view(np.float32).reshape(m, width)
+        y[:] = np.nan
+        at = None if bias is None else bias.ctypes.data
+        for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
+            self.lib.oct_matmul(
+                scheme, packed.ctypes.data, act.ctypes.data, None, y.ctypes.data, width, m, n, k, begin, end, at
+            )
+        check_guards(y)
+        assert np.isnan(y[:, n:]).all()
+        return y[:, :n].copy()
+
+    def row(self, name: str, packed: np.ndarray, n: int, k: int, row: int) -> np.ndarray:
+        out = guarded(k * 4, 4).view(np.float32)
+        self.lib.oct_dequantize_row(NAMES.index(name), packed.ctypes.data, out.ctypes.data, n, k, row)
+        check_guards(out)
+        return out
+
+
+def guarded(size: int, offset: int) -> np.ndarray:
+    """uint8 [size], `offset` bytes past a 64-byte border, poisoned, with GUARD poisoned bytes on both sides."""
+    whole = np.full(size + 2 * GUARD + 128, POISON, np.uint8)
+    start = (-whole.ctypes.data - GUARD) % 64 + GUARD + offset
+    return whole[start : start + size]
+
+
+def check_guards(part: np.ndarray) -> None:
+    whole = part
+    while whole.base is not None:
+        whole = whole.base
+    start = part.ctypes.data - whole.ctypes.data
+    assert (whole[:start] == POISON).all()
+    assert (whole[start + part.nbytes :] == POISON).all()
+
+
+def compiler() -> str | None:
+    return shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Native:
+    command = compiler()
+    if command is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("native")
+    files = {**FILES, **X86_FILES} if platform.machine() in ("x86_64", "AMD64") else FILES
+    running = [
+        subprocess.Popen([command, *FLAGS, *flags.split(), "-c", str(SOURCES / file), "-o", str(folder / f"{file}.o")])
+        for file, flags in files.items()
+    ]
+    assert [process.wait() for process in running] == [0] * len(running)
+    objects = [str(folder / f"{file}.o") for file in files]
+    subprocess.run([command, "-shared", "-o", str(folder / "libmatmul.so"), *objects], check=True)
+    return Native(folder / "libmatmul.so")
+
+
+@pytest.fixture(params=VARIANTS)
+def native(request: pytest.FixtureRequest, library: Native) -> Iterator[Native]:
+    if not library.choose(request.param):
+        pytest.skip(f"this processor does not run {request.param}")
+    yield library
+    library.choose("auto")
+
+
+def stored_weights(name: str, n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random stored bytes, a tenth of the blocks with a scale of zero, and the float32 [n, k] that they stand for."""
+    rng, scheme = np.random.default_rng(seed), SCHEMES[name]
+    if name in DENSE:
+        values = rng.standard_normal((n, k)).astype(np.float32)
+        words = {
+            "F32": values,
+            "F16": values.astype(np.float16),
+            "BF16": (values.view(np.uint32) >> 16).astype(np.uint16),
+        }
+        raw = words[name].view(np.uint8).reshape(-1)
+    else:
+        blocks = rng.integers(0, 256, (n * k // scheme.group, scheme.group_bytes), dtype=np.uint8)
+        for place, offset in enumerate(FACTORS[name]):
+            factor = rng.uniform(-0.02, 0.02, len(blocks)).astype(np.float16) * (8 if place else 1)
+            factor[rng.random(len(blocks)) < 0.1] = 0
+            blocks[:, offset : offset + 2] = factor.astype("<f2")[:, None].view(np.uint8)
+        raw = blocks.reshape(-1)
+    return raw, dequantize(StoredTensor("w", scheme, (n, k), memoryview(raw.tobytes())))
+
+
+def activations(m: int, k: int, seed: int = 1) -> np.ndarray:
+    """float32 [m, k], rows 3 apart from each other, with outliers, a zero group and a tiny one."""
+    rng = np.random.default_rng(seed)
+    wide = rng.standard_normal((m, k + 3)).astype(np.float32)
+    wide *= np.where(rng.random(wide.shape) < 0.02, 20, 1).astype(np.float32)
+    wide[m // 2, : min(k, 32)] = 0
+    wide[0, : min(k, 32)] *= np.float32(1e-40) if k > 32 else np.float32(1)
+    return wide[:, :k]
+
+
+def rounded_activations(name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernels multiply, float64 [m, k], and the bound of its distance to x."""
+    if name in ("F32", "F16"):
+        return x.astype(np.float64), np.zeros(x.shape)
+    if name == "BF16":
+        bits = np.ascontiguousarray(x).view(np.uint32)
+        rounded = (
+            ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
+        )
+        return rounded, np.abs(x) * 2.0**-8
+    groups = np.ascontiguousarray(x).reshape(len(x), -1, 32)
+    greatest = np.abs(groups).max(axis=2, keepdims=True)
+    tiny = greatest < np.float32(2.0**-119)
+    scale = np.where(tiny, np.float32(0), greatest / np.float32(127))
+    inverse = np.float32(127) / np.where(tiny, np.float32(1), greatest)
+    codes = np.where(tiny, np.float32(0), np.rint(groups * inverse))
+    bound = np.broadcast_to(scale.astype(np.float64) * 0.5001 + 2.0**-119, groups.shape)
+    return (codes.astype(np.float64) * scale).reshape(x.shape), bound.reshape(x.shape)
+
+
+SHAPES = [(1, 16, 1), (2, 17, 2), (5, 33, 3), (16, 31, 1), (19, 50, 2), (33, 80, 5)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_product_is_the_numpy_product(native: Native, name: str, shape: tuple[int, int, int]) -> None:
+    m, n, groups = shape
+    k = groups * 17 if name in DENSE else groups * SCHEMES[name].group
+    raw, weights = stored_weights(name, n, k, seed=groups)
+    x, wide = activations(m, k), weights.astype(np.float64)
+    bias = np.random.default_rng(5).standard_normal(n).astype(np.float32)
+    packed = native.pack(name, raw, n, k)
+    got = native.matmul(name, packed, x, n, bias=bias)
+    exact, bound = rounded_activations(name, x)
+    expected = exact @ wide.T + bias
+    # A group's minimum and its scaled codes may cancel in the weight, not in the rounding of their sums.
+    width = 1 if name in DENSE else 32
+    largest = np.repeat(np.abs(wide).reshape(n, -1, width).max(axis=2), width, axis=1)
+    size = np.abs(exact) @ largest.T + np.abs(bias) + 1e-30
+    assert (np.abs(got - expected) / size).max() < 1e-6
+    assert (np.abs(got - (x.astype(np.float64) @ wide.T + bias)) <= bound @ np.abs(wide).T + 1e-6 * size).all()
+    plain = native.matmul(name, packed, x, n)
+    assert np.abs(plain + bias - got).max() <= 1e-6 * size.max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_does_not_depend_on_the_batch(native: Native, name: str) -> None:
+    n, k = 83, 100 if name in DENSE else 3 * SCHEMES[name].group
+    raw, _ = stored_weights(name, n, k)
+    packed = native.pack(name, raw, n, k)
+    x = activations(64, k)
+    whole = native.matmul(name, packed, x, n).view(np.uint32)
+    for m in range(1, 65):
+        np.testing.assert_array_equal(native.matmul(name, packed, x[:m], n).view(np.uint32), whole[:m])
+        np.testing.assert_array_equal(native.matmul(name, packed, x[64 - m :], n).view(np.uint32), whole[64 - m :])
+    for m in (1, 3, 8, 64):
+        split = native.matmul(name, packed, x[:m], n, cuts=(16, 48, 64, 69, 70))
+        np.testing.assert_array_equal(split.view(np.uint32), whole[:m])
+
+
+@pytest.mark.parametrize("name", ["Q4_1", "BF16", "F32"])
+def test_chunks_of_many_rows_change_nothing(native: Native, name: str) -> None:
+    """More activations than one pass keeps in cache."""
+    n, k, m = 16, 2048, 304
+    raw, _ = stored_weights(name, n, k)
+    packed = native.pack(name, raw, n, k)
+    x = activations(m, k)
+    whole = native.matmul(name, packed, x, n).view(np.uint32)
+    for row in (0, 15, 16, 47, 48, 127, 128, 303):
+        np.testing.assert_array_equal(
+            native.matmul(name, packed, x[row : row + 1], n).view(np.uint32), whole[row : row + 1]
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_fails_alone(native: Native, name: str, value: float) -> None:
+    n, k = 20, 64 if name in DENSE else 2 * SCHEMES[name].group
+    raw, _ = stored_weights(name, n, k)
+    packed = native.pack(name, raw, n, k)
+    x = activations(7, k)
+    clean = native.matmul(name, packed, x, n)
+    x[3, 5] = value
+    got = native.matmul(name, packed, x, n)
+    assert not np.isfinite(got[3]).any()
+    others = [0, 1, 2, 4, 5, 6]
+    np.testing.assert_array_equal(got[others].view(np.uint32), clean[others].view(np.uint32))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packing_in_parts_and_reading_rows_back(library: Native, name: str) -> None:
+    n, k = 53, 37 if name in DENSE else 2 * SCHEMES[name].group
+    raw, weights = stored_weights(name, n, k)
+    packed = library.pack(name, raw, n, k)
+    np.testing.assert_array_equal(library.pack(name, raw, n, k, cuts=(16, 48)), packed)
+    for row in (0, 1, 15, 16, 52):
+        np.testing.assert_array_equal(
+            library.row(name, packed, n, k, row).view(np.uint32), weights[row].view(np.uint32)
+        )
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_packed_size_stays_close_to_the_stored_one(library: Native, name: str) -> None:
+    n, k, scheme = 64, 1024, SCHEMES[name]
+    stored = n * k // scheme.group * scheme.group_bytes
+    assert stored <= library.lib.oct_packed_bytes(NAMES.index(name), n, k) <= stored * 1.04
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_variants_make_the_same_activations(library: Native, name: str) -> None:
+    k = 75 if name in DENSE else 2 * SCHEMES[name].group
+    x, made = activations(37, k), []
+    for variant in VARIANTS:
+        if library.choose(variant):
+            made += [library.quantize(name, x), library.quantize(name, x, cuts=(1, 16, 33))]
+    library.choose("auto")
+    for other in made[1:]:
+        np.testing.assert_array_equal(other, made[0])
+
+
+def test_float16_factors_of_every_kind(native: Native) -> None:
+    """Subnormal, greatest, infinite and NaN scales mean in the product what they mean to NumPy."""
+    bits = np.array([0x0001, 0x03FF, 0x0400, 0x7BFF, 0x7C00, 0x7E01, 0x8001, 0xFC00], np.uint16)
+    blocks = np.full((8, 34), 1, np.uint8)
+    blocks[:, :2] = bits[:, None].view(np.uint8)
+    packed = native.pack("Q8_0", blocks, 8, 32)
+    got = native.matmul("Q8_0", packed, np.ones((1, 32), np.float32), 8)[0]
+    expected = bits.view(np.float16).astype(np.float32) * 32
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    for row in range(8):
+        np.testing.assert_array_equal(native.row("Q8_0", packed, 8, 32, row), np.full(32, expected[row] / 32))
+
+
+def test_choosing_a_variant(library: Native) -> None:
+    assert library.choose("auto")
+    best = library.lib.oct_variant()
+    assert best.decode() in VARIANTS
+    assert not library.choose("abacus")
+    assert library.lib.oct_variant() == best
+    assert library.choose("scalar")
+    assert library.lib.oct_variant() == b"scalar"
+    assert library.choose("auto")
+    assert library.lib.oct_packed_bytes(99, 16, 32) == 0
