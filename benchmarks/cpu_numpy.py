@@ -16,7 +16,8 @@ REPEAT = 3
 
 def seconds(llm: LLM, prompts: int, length: int, new: int, seed: int) -> float:
     """Wall time of `prompts` prompts of `length` tokens, `new` tokens each; every seed gives other prompts."""
-    batch = [{"prompt_token_ids": [(seed * 7919 + i * 131 + j * 17) % 9000 + 100 for j in range(length)]} for i in range(prompts)]
+    starts = [seed * 7919 + i * 131 for i in range(prompts)]
+    batch = [{"prompt_token_ids": [(start + j * 17) % 9000 + 100 for j in range(length)]} for start in starts]
     params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
     start = time.perf_counter()
     llm.generate(batch, params, use_tqdm=False)
@@ -39,8 +40,8 @@ def main() -> None:
     for count in (1, 8, 32):
         figures[f"decode_{count}_tok_s"] = round(count * 64 / median(llm, count, 16, 64), 1)
     figures["prefill_512_tok_s"] = round(512 / median(llm, 1, 512, 1), 1)
-    about = {"octavo": __version__, "model": arguments.model, "device": arguments.device, "machine": platform.processor()}
-    print(json.dumps({**about, **figures}))
+    about = {"octavo": __version__, "model": arguments.model, "device": arguments.device}
+    print(json.dumps({**about, "machine": platform.machine(), **figures}))
 
 
 if __name__ == "__main__":

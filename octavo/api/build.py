@@ -228,8 +228,8 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
         blocks = num_blocks(
             model.spec.kv_bytes_per_token(element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)),
             cache=config.cache,
-            free_bytes=memory.free,
-            total_bytes=memory.total,
+            memory=memory,
+            on_host=device != "cuda",
             utilization=config.device.gpu_memory_utilization,
             max_model_len=max_model_len,
             max_num_seqs=config.scheduler.max_num_seqs,

@@ -1,7 +1,9 @@
 """A chat template and a conversation in; the prompt as text or token ids out.
 
-Templates are Jinja, rendered by minijinja: no Python object is within a template's reach, fuel bounds its time, and a
-size limit its output. They see what Transformers' apply_chat_template shows them, and print the same bytes.
+Templates are Jinja, rendered by minijinja: of Python a template reaches the public methods of plain lists and dicts, made
+for this one rendering, and nothing else. Fuel bounds its steps and a limit its output; what it builds in between is not
+bounded, so templates of requests are for callers that are trusted. It sees what Transformers' apply_chat_template shows
+it, and prints the same bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from octavo.text.tokenizer import Tokenizer
 
 FUEL = 3_000_000  # instructions; a message takes some hundred
 MAX_OUTPUT = 10_000_000  # characters
+MAX_INDENT = 1000
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -121,17 +124,12 @@ class ChatTemplate:
             text = self._environment.render_template(
                 "chat", **self._tokenizer.special_tokens, **data, add_generation_prompt=add_generation_prompt
             )
-        except minijinja.TemplateError as error:
-            if error.kind == "OutOfFuel":
-                message = (
-                    f"the chat template takes more than {FUEL} steps for these messages; send fewer or shorter ones"
-                )
-                raise InputError(message, param="messages") from None
-            raise InputError(f"the chat template fails on these messages: {error}"[:500], param="messages") from None
-        except (TypeError, ValueError) as error:  # of a filter that is ours
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"the chat template fails on these messages: {error}"[:500], param="messages") from None
+        except (InputError, KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ) as error:  # what lists' and dicts' own methods raise comes through, and the engine's panics
+            raise _failure(error) from None
         if len(text) > MAX_OUTPUT:
             raise InputError(
                 f"the prompt is {len(text)} characters long; at most {MAX_OUTPUT} are taken", param="messages"
@@ -174,6 +172,7 @@ def _environment() -> minijinja.Environment:
         auto_escape_callback=lambda _: False,
     )
     environment.add_filter("tojson", _tojson)
+    environment.add_filter("indent", _indent)
     environment.add_global("raise_exception", _raise)
     environment.add_global("strftime_now", lambda form: datetime.now().strftime(form))
     # minijinja's own answer to these is no for strings
@@ -195,6 +194,24 @@ def _tojson(
         return text
     # Private-use characters stay, since they may be placeholders.
     return re.sub("[^\x00-\x7f\U000f0000-\U0010ffff]", lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    """Jinja's: the first line and empty ones stay as they are. minijinja's own drops a last line break."""
+    if isinstance(width, int) and width > MAX_INDENT:
+        raise ValueError(f"indent by {width} is more than {MAX_INDENT}")
+    margin = " " * width if isinstance(width, int) else width
+    lines = (text + "\n").splitlines()
+    return "\n".join(
+        margin + line if (first if index == 0 else blank or line) else line for index, line in enumerate(lines)
+    )
+
+
+def _failure(error: BaseException) -> InputError:
+    message = f"the chat template fails on these messages: {error}"
+    if isinstance(error, minijinja.TemplateError) and error.kind == "OutOfFuel":
+        message = f"the chat template takes more than {FUEL} steps for these messages; send fewer or shorter ones"
+    return InputError(message[:500], param="messages")
 
 
 def _raise(message: str) -> NoReturn:
