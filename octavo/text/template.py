@@ -1,15 +1,16 @@
 """A chat template and a conversation in; the prompt as text or token ids out.
 
-Templates are Jinja, rendered by minijinja: of Python a template reaches the public methods of plain lists and dicts, made
-for this one rendering, and nothing else. Fuel bounds its steps and a limit its output; what it builds in between is not
-bounded, so templates of requests are for callers that are trusted. It sees what Transformers' apply_chat_template shows
-it, and prints the same bytes.
+Templates are Jinja, rendered by minijinja: of Python a template reaches the public methods of plain lists and dicts
+that were made for this rendering, and nothing else. Fuel bounds its steps, a limit its output; what it builds in
+between is not bounded, so templates in requests are for trusted callers. It sees what Transformers'
+apply_chat_template shows it, and prints the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -24,6 +25,10 @@ from octavo.text.tokenizer import Tokenizer
 FUEL = 3_000_000  # instructions; a message takes some hundred
 MAX_OUTPUT = 10_000_000  # characters
 MAX_INDENT = 1000
+MAX_SOURCE = 200_000  # characters
+# Bytes; one operator takes some 500 and one character, and an elif 1,200 and ten.
+STACK, STACK_PER_CHAR = 1 << 24, 1024
+_STACK_LOCK = threading.Lock()  # the stack's size is set for the whole process
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -53,10 +58,7 @@ class ChatTemplate:
         self.source = source
         self._tokenizer = tokenizer
         self._environment = _environment()
-        try:
-            self._environment.add_template("chat", _GENERATION.sub(_as_condition, source))
-        except minijinja.TemplateError as error:
-            raise ModelFormatError(f"the chat template does not parse: {error}"[:500], param="chat_template") from None
+        _compile(self._environment, source)
         self._form = self._detect_form()
 
     def render(
@@ -126,9 +128,7 @@ class ChatTemplate:
             )
         except (InputError, KeyboardInterrupt, SystemExit):
             raise
-        except (
-            BaseException
-        ) as error:  # what lists' and dicts' own methods raise comes through, and the engine's panics
+        except BaseException as error:  # lists' and dicts' own methods raise their own, the engine's panics theirs
             raise _failure(error) from None
         if len(text) > MAX_OUTPUT:
             raise InputError(
@@ -159,6 +159,34 @@ def default_template(tokenizer: Tokenizer) -> ChatTemplate:
         "messages",
         param="messages",
     )
+
+
+def _compile(environment: minijinja.Environment, source: str) -> None:
+    """Add the template, on a stack that holds whatever a source of this length can nest.
+
+    minijinja parses long chains of operators by recursion, and to run out of stack would end the process.
+    """
+    if len(source) > MAX_SOURCE:
+        raise ModelFormatError(f"the chat template is {len(source)} characters long; at most {MAX_SOURCE} are taken")
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            environment.add_template("chat", _GENERATION.sub(_as_condition, source))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="octavo-template")
+    with _STACK_LOCK:
+        before = threading.stack_size(STACK + len(source) // 4 * 4 * STACK_PER_CHAR)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if errors:
+        message = f"the chat template does not parse: {errors[0]}"
+        raise ModelFormatError(message[:500], param="chat_template") from None
 
 
 def _environment() -> minijinja.Environment:

@@ -284,16 +284,22 @@ def test_bad_messages(llm: LLM, messages: Any) -> None:
 def test_one_failing_request_leaves_the_others_be(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tokens(llm)
     executor = llm._client._engine.executor  # type: ignore[union-attr]
-    finish = executor.finish
+    begin, finish = executor.begin, executor.finish
+    plans: dict[int, Any] = {}
     failed = []
+
+    def recording(plan: Any) -> None:
+        plans[plan.step] = plan
+        begin(plan)
 
     def failing() -> Any:
         result = finish()
-        if not failed and result.step and len(result.tokens) == 3:
-            failed.append(1)
-            result.failed[1] = "logits are not finite"
+        if not failed and len(result.tokens) == 3:
+            failed.append(plans[result.step].rows[1].row)
+            result.failed[failed[0]] = "logits are not finite"
         return result
 
+    monkeypatch.setattr(executor, "begin", recording)
     monkeypatch.setattr(executor, "finish", failing)
     outputs = llm.generate([PROMPT] * 3, SamplingParams(temperature=0, max_tokens=12), use_tqdm=False)
     errors = [output for output in outputs if output.error is not None]

@@ -1,5 +1,6 @@
 """Chat templates in the shape of well-known models', written for these tests, and conversations to render."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 from typing import Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import threading
@@ -11,7 +12,7 @@ import pytest
 from chat_templates import ALL, CHATML, CONVERSATIONS, GEMMA3, LLAMA3, TOOLS
 
 from octavo.base.errors import InputError, ModelFormatError, UnsupportedError
-from octavo.text.template import MAX_OUTPUT, ChatTemplate, default_template
+from octavo.text.template import MAX_OUTPUT, MAX_SOURCE, ChatTemplate, default_template
 from octavo.text.tokenizer import Tokenizer
 
 SPECIAL = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
@@ -200,6 +201,33 @@ def test_extra_variables_do_not_reach_internals(name: str, byte_level: Tokenizer
 def test_a_template_that_does_not_parse(source: str, byte_level: Tokenizer) -> None:
     with pytest.raises(ModelFormatError, match="does not parse"):
         ChatTemplate(source, byte_level)
+
+
+LONG = {
+    "not": ("{{ ", "not ", "1 }}"),
+    "minus": ("{{ ", "-", "1 }}"),
+    "attribute": ("{{ a", ".b", " }}"),
+    "plus": ("{{ 1", "+1", " }}"),
+    "join": ("{{ 'a'", "~''", " }}"),
+    "filter": ("{{ 1", "|abs", " }}"),
+    "elif": ("{% if 0 %}", "{%elif 0%}", "{% endif %}"),
+    "condition": ("{{ ", "1 if 1 else ", "1 }}"),
+    "index": ("{{ a", "[0]", " }}"),
+    "parentheses": ("{{ ", "(", "1 }}"),
+    "if": ("", "{%if 1%}", ""),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LONG))
+def test_long_chains_do_not_run_out_of_stack(name: str, byte_level: Tokenizer) -> None:
+    """The parser recurses: on an ordinary stack each of these would end the process."""
+    before, link, after = LONG[name]
+    source = before + link * ((MAX_SOURCE - len(before) - len(after)) // len(link)) + after
+    with contextlib.suppress(ModelFormatError, InputError):
+        ChatTemplate(source, byte_level).render(HELLO)
+    with pytest.raises(ModelFormatError, match="characters long"):
+        ChatTemplate(source + link * 20, byte_level)
+    assert threading.stack_size() == 0
 
 
 @pytest.mark.parametrize(
