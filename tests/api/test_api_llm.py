@@ -419,6 +419,7 @@ def test_ctrl_c_waits_for_the_step_and_leaves_nothing(
     expected = tokens(llm)
     executor = llm._client._engine.executor  # type: ignore[union-attr]
     finish, ends = executor.finish, []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a shell's background jobs
 
     def interrupted() -> Any:
         signal.raise_signal(signal.SIGINT)
@@ -432,5 +433,5 @@ def test_ctrl_c_waits_for_the_step_and_leaves_nothing(
         with pytest.raises(KeyboardInterrupt):
             list(llm.stream(PROMPT, many)) if use_stream else llm.generate([PROMPT] * 3, many, use_tqdm=False)
     assert len(ends) == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
     assert tokens(llm) == expected

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -188,7 +189,8 @@ def _read_until(fd: int, words: bytes) -> bytes:
 
 
 def _take_terminal() -> None:
-    """Make stdin the controlling terminal, so that Ctrl-C typed there becomes SIGINT."""
+    """Make stdin the controlling terminal, so that Ctrl-C typed there becomes SIGINT, which may be ignored here."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

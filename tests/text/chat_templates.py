@@ -251,9 +251,9 @@ ODDITIES = """{%- macro show(x, sep=', ') -%}[{{ x | join(sep) }}]{%- endmacro -
 {%- generation -%}
 {{ message.content }}{{ eos_token }}
 {%- endgeneration -%}
-{% else %}
+    {% else %}
     {{ message['role'] | upper }}: {{ message.content | replace('a', 'b') | indent(2) }}
-{% endif %}
+    {% endif %}
   {%- if loop.index > 6 %}{% break %}{% endif %}
 {%- endfor %}
 {% for document in documents or [] %}{{ loop.index }}. {{ document.title | title }} {{ document | tojson(sort_keys=true) }}
