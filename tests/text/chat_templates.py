@@ -1,244 +1,189 @@
-"""Chat templates in the shape of well-known models', written for these tests, and conversations to render."""
+"""Chat templates for these tests, and conversations to render.
 
-# ruff: noqa: E501
+The templates lay messages out as models of these names expect them; their wording and their Jinja are our own.
+"""
+
 from __future__ import annotations
 
 from typing import Any
 
-CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
-You are a helpful assistant<|im_end|>
-' }}{% endif %}{{'<|im_start|>' + message['role'] + '
-' + message['content'] + '<|im_end|>' + '
-'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
-' }}{% endif %}"""
+CHATML = """{%- macro turn(who, said) -%}
+{{ '<|im_start|>' + who + '
+' + said + '<|im_end|>
+' }}
+{%- endmacro -%}
+{% if (messages | first).role != 'system' %}{{ turn('system', 'Be brief and kind') }}{% endif %}
+{%- for entry in messages %}{{ turn(entry['role'], entry['content']) }}{% endfor %}
+{{- '<|im_start|>assistant
+' if add_generation_prompt }}"""
 
-LLAMA3 = """{{- bos_token }}
-{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
-{%- if not date_string is defined %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content']|trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
+LLAMA3 = r"""
+{%- macro header(who) %}<|start_header_id|>{{ who }}<|end_header_id|>{{ '\n\n' }}{% endmacro %}
+{%- macro turn(who, body) %}{{ header(who) + body }}<|eot_id|>{% endmacro %}
+{%- set offered = tools if tools is defined and tools is not none else [] %}
+{%- set rules, talk = ('', messages) %}
+{%- if talk[0].role == 'system' %}
+    {%- set rules, talk = (talk[0]['content'] | trim, talk[1:]) %}
 {%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
-{%- if tools is not none %}{{- "Environment: ipython\\n" }}{%- endif %}
-{{- "Today Date: " + date_string + "\\n\\n" }}
-{{- system_message }}
-{{- "<|eot_id|>" }}
-{%- if tools is not none %}
-    {%- if messages | length != 0 %}
-        {%- set first_user_message = messages[0]['content']|trim %}
-        {%- set messages = messages[1:] %}
+{%- set preface %}
+    {%- if offered %}{{ 'Environment: ipython\n' }}{% endif %}
+    {{- 'Day: ' ~ (date_string if date_string is defined else '3 March 2031') ~ '\n\n' ~ rules }}
+{%- endset %}
+{{- bos_token + turn('system', preface) }}
+{%- set catalogue = '' %}
+{%- if offered %}
+    {%- if talk | length == 0 %}{{ raise_exception('tools go into the first turn, and there is none') }}{% endif %}
+    {%- set catalogue %}
+        {{- 'These functions can be called; a call is one JSON object and no other text.\n\n' }}
+        {%- for entry in offered %}{{ entry | tojson(indent=4) + '\n\n' }}{% endfor %}
+    {%- endset %}
+{%- endif %}
+{%- for entry in talk %}
+    {%- if catalogue and loop.first %}
+        {{- turn('user', catalogue + entry['content'] | trim) }}
+    {%- elif 'tool_calls' in entry %}
+        {%- if entry.tool_calls | length > 1 %}{{ raise_exception('one call in a turn, not several') }}{% endif %}
+        {%- set wanted = (entry.tool_calls | first).function %}
+        {{- turn('assistant', {'name': wanted.name, 'parameters': wanted.arguments} | tojson) }}
+    {%- elif entry.role in ['tool', 'ipython'] %}
+        {{- turn('ipython', entry.content | tojson if entry.content is iterable else entry.content) }}
     {%- else %}
-        {{- raise_exception("Cannot put tools in the first user message when there's no first user message!") }}
-    {%- endif %}
-    {{- '<|start_header_id|>user<|end_header_id|>\\n\\n' -}}
-    {{- "Given the following functions, please respond with a JSON for a function call.\\n\\n" }}
-    {%- for t in tools %}
-        {{- t | tojson(indent=4) }}
-        {{- "\\n\\n" }}
-    {%- endfor %}
-    {{- first_user_message + "<|eot_id|>"}}
-{%- endif %}
-{%- for message in messages %}
-    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
-    {%- elif 'tool_calls' in message %}
-        {%- if not message.tool_calls|length == 1 %}
-            {{- raise_exception("This model only supports single tool-calls at once!") }}
-        {%- endif %}
-        {%- set tool_call = message.tool_calls[0].function %}
-        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-        {{- '{"name": "' + tool_call.name + '", ' }}
-        {{- '"parameters": ' }}
-        {{- tool_call.arguments | tojson }}
-        {{- "}" }}
-        {{- "<|eot_id|>" }}
-    {%- elif message.role == "tool" or message.role == "ipython" %}
-        {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}
-        {%- if message.content is mapping or message.content is iterable %}
-            {{- message.content | tojson }}
-        {%- else %}
-            {{- message.content }}
-        {%- endif %}
-        {{- "<|eot_id|>" }}
+        {{- turn(entry.role, entry.content | trim) }}
     {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
+{%- if add_generation_prompt %}{{ header('assistant') }}{% endif %}
 """
 
-QWEN3 = """{%- if tools %}
-    {{- '<|im_start|>system\\n' }}
-    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{%- endif %}
-    {{- "# Tools\\n\\nYou are provided with function signatures within <tools></tools> XML tags:\\n<tools>" }}
-    {%- for tool in tools %}
-        {{- "\\n" }}
-        {{- tool | tojson }}
-    {%- endfor %}
-    {{- "\\n</tools>\\n<|im_end|>\\n" }}
-{%- elif messages[0].role == 'system' %}
-    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
-{%- endif %}
-{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
-{%- for message in messages[::-1] %}
-    {%- set index = (messages|length - 1) - loop.index0 %}
-    {%- if ns.multi_step_tool and message.role == "user" and message.content is string and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
-        {%- set ns.multi_step_tool = false %}
-        {%- set ns.last_query_index = index %}
+QWEN3 = r"""
+{%- set start, end = ('<|im_start|>', '<|im_end|>\n') %}
+{%- set last = namespace(question=none) %}
+{%- macro from_tool(said) %}
+    {%- if said.startswith('<tool_response>') and said.endswith('</tool_response>') %}yes{% endif %}
+{%- endmacro %}
+{%- for entry in messages[::-1] %}
+    {%- if entry.role == 'user' and last.question is none and entry.content is string %}
+        {%- if not from_tool(entry.content) %}{% set last.question = messages | length - 1 - loop.index0 %}{% endif %}
     {%- endif %}
 {%- endfor %}
-{%- for message in messages %}
-    {%- if message.content is string %}{%- set content = message.content %}{%- else %}{%- set content = '' %}{%- endif %}
-    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
-        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
-    {%- elif message.role == "assistant" %}
-        {%- set reasoning_content = '' %}
-        {%- if message.reasoning_content is string %}
-            {%- set reasoning_content = message.reasoning_content %}
-        {%- elif '</think>' in content %}
-            {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
-            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+{%- macro calls(entry, said) %}
+    {%- for call in entry.tool_calls or [] %}
+        {%- set call = call.function or call %}
+        {{- '\n' if said or not loop.first }}
+        {{- '<tool_call>\n{"name": "' ~ call.name ~ '", "arguments": ' }}
+        {{- call.arguments if call.arguments is string else call.arguments | tojson }}
+        {{- '}\n</tool_call>' }}
+    {%- endfor %}
+{%- endmacro %}
+{%- set intro = messages[0].content if messages[0].role == 'system' %}
+{%- if tools or intro is defined %}
+    {{- start + 'system\n' + (intro if intro is defined else '') }}
+    {%- if tools %}
+        {{- '\n\n' if intro is defined }}
+        {{- '# Tools\n\nCallable functions, a line of JSON for each:\n<tools>\n' }}
+        {{- tools | map('tojson') | join('\n') }}
+        {{- '\n</tools>\n' }}
+    {%- endif %}
+    {{- end }}
+{%- endif %}
+{%- for entry in messages %}
+    {%- set fresh = loop.changed(entry.role) %}
+    {%- set follower = messages[loop.index0 + 1] if not loop.last %}
+    {%- set said = entry.content if entry.content is string else '' %}
+    {%- if entry.role == 'tool' %}
+        {{- start + 'user' if fresh }}
+        {{- '\n<tool_response>\n' + said + '\n</tool_response>' }}
+        {{- end if follower is not defined or follower.role != 'tool' }}
+    {%- elif entry.role == 'assistant' %}
+        {%- set thought = entry.reasoning_content if entry.reasoning_content is string else '' %}
+        {%- if not thought and '</think>' in said %}
+            {%- set halves = said.split('</think>') %}
+            {%- set thought, said = (halves[0].split('<think>')[-1].rstrip('\n'), halves[-1].lstrip('\n')) %}
         {%- endif %}
-        {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}
-            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning_content.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
-        {%- else %}
-            {{- '<|im_start|>' + message.role + '\\n' + content }}
+        {{- start + 'assistant\n' }}
+        {%- if (last.question is none or loop.index0 > last.question) and (thought or loop.last) %}
+            {%- set said = said.lstrip('\n') %}
+            {{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}
         {%- endif %}
-        {%- if message.tool_calls %}
-            {%- for tool_call in message.tool_calls %}
-                {%- if (loop.first and content) or (not loop.first) %}{{- '\\n' }}{%- endif %}
-                {%- if tool_call.function %}{%- set tool_call = tool_call.function %}{%- endif %}
-                {{- '<tool_call>\\n{"name": "' }}
-                {{- tool_call.name }}
-                {{- '", "arguments": ' }}
-                {%- if tool_call.arguments is string %}{{- tool_call.arguments }}{%- else %}{{- tool_call.arguments | tojson }}{%- endif %}
-                {{- '}\\n</tool_call>' }}
-            {%- endfor %}
-        {%- endif %}
-        {{- '<|im_end|>\\n' }}
-    {%- elif message.role == "tool" %}
-        {%- if loop.first or (messages[loop.index0 - 1].role != "tool") %}{{- '<|im_start|>user' }}{%- endif %}
-        {{- '\\n<tool_response>\\n' }}
-        {{- content }}
-        {{- '\\n</tool_response>' }}
-        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}{{- '<|im_end|>\\n' }}{%- endif %}
+        {{- said + calls(entry, said) + end }}
+    {%- elif entry.role == 'user' or not loop.first %}
+        {{- start + entry.role + '\n' + said + end }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+    {{- start + 'assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is not true %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
 {%- endif %}"""
 
 GEMMA3 = """{{ bos_token }}
-{%- if messages[0]['role'] == 'system' -%}
-    {%- if messages[0]['content'] is string -%}
-        {%- set first_user_prefix = messages[0]['content'] + '
-
-' -%}
-    {%- else -%}
-        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '
-
-' -%}
-    {%- endif -%}
-    {%- set loop_messages = messages[1:] -%}
-{%- else -%}
-    {%- set first_user_prefix = "" -%}
-    {%- set loop_messages = messages -%}
-{%- endif -%}
-{%- for message in loop_messages -%}
-    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
-    {%- endif -%}
-    {%- if (message['role'] == 'assistant') -%}
-        {%- set role = "model" -%}
-    {%- else -%}
-        {%- set role = message['role'] -%}
-    {%- endif -%}
-    {{ '<start_of_turn>' + role + '
-' + (first_user_prefix if loop.first else "") }}
-    {%- if message['content'] is string -%}
-        {{ message['content'] | trim }}
-    {%- elif message['content'] is iterable -%}
-        {%- for item in message['content'] -%}
-            {%- if item['type'] == 'image' -%}
-                {{ '<start_of_image>' }}
-            {%- elif item['type'] == 'text' -%}
-                {{ item['text'] | trim }}
-            {%- endif -%}
+{%- macro shown(content) -%}
+    {%- if content is string -%}
+        {{ content | trim }}
+    {%- elif content is iterable -%}
+        {%- for part in content -%}
+            {{ {'image': '<start_of_image>', 'text': part['text'] | trim}.get(part['type'], '') }}
         {%- endfor -%}
     {%- else -%}
-        {{ raise_exception("Invalid content type") }}
+        {{ raise_exception("a turn holds text or a list of parts") }}
     {%- endif -%}
-    {{ '<end_of_turn>
-' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{'<start_of_turn>model
-'}}
-{%- endif -%}
-"""
+{%- endmacro -%}
+{%- set turns = messages -%}
+{%- if turns[0].role == 'system' -%}
+    {%- set rules = turns[0].content -%}
+    {%- set rules = (rules if rules is string else rules[0]['text']) + '
 
-MISTRAL = """{%- if messages[0]["role"] == "system" %}
-    {%- set system_message = messages[0]["content"] %}
-    {%- set loop_messages = messages[1:] %}
-{%- else %}
-    {%- set loop_messages = messages %}
-{%- endif %}
-{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
-{%- set user_messages = loop_messages | selectattr("role", "equalto", "user") | list %}
-{%- set ns = namespace(index=0) %}
-{%- for message in loop_messages %}
-    {%- if not (message.role == "tool" or (message.tool_calls is defined and message.tool_calls is not none)) %}
-        {%- if (message["role"] == "user") != (ns.index % 2 == 0) %}
-            {{- raise_exception("After the optional system message, conversation roles must alternate") }}
-        {%- endif %}
-        {%- set ns.index = ns.index + 1 %}
-    {%- endif %}
-{%- endfor %}
-{{- bos_token }}
-{%- for message in loop_messages %}
-    {%- if message["role"] == "user" %}
-        {%- if tools is not none and (message == user_messages[-1]) %}
-            {{- "[AVAILABLE_TOOLS] [" }}
-            {%- for tool in tools %}
-                {%- set tool = tool.function %}
-                {{- '{"type": "function", "function": {' }}
-                {%- for key, val in tool.items() if key != "return" %}
-                    {%- if val is string %}
-                        {{- '"' + key + '": "' + val + '"' }}
-                    {%- else %}
-                        {{- '"' + key + '": ' + val|tojson }}
-                    {%- endif %}
-                    {%- if not loop.last %}{{- ", " }}{%- endif %}
-                {%- endfor %}
-                {{- "}}" }}
-                {%- if not loop.last %}{{- ", " }}{%- else %}{{- "]" }}{%- endif %}
-            {%- endfor %}
-            {{- "[/AVAILABLE_TOOLS]" }}
-        {%- endif %}
-        {%- if loop.last and system_message is defined %}
-            {{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}
-        {%- else %}
-            {{- "[INST] " + message["content"] + "[/INST]" }}
-        {%- endif %}
-    {%- elif message.tool_calls is defined and message.tool_calls is not none %}
-        {{- "[TOOL_CALLS] [" }}
-        {%- for tool_call in message.tool_calls %}
-            {%- set out = tool_call.function|tojson %}
-            {{- out[:-1] }}
-            {{- ', "id": "' + tool_call.id + '"}' }}
-            {%- if not loop.last %}{{- ", " }}{%- else %}{{- "]" + eos_token }}{%- endif %}
+' -%}
+    {%- set turns = turns[1:] -%}
+{%- endif -%}
+{%- for turn in turns -%}
+    {%- set due = loop.cycle('user', 'assistant') -%}
+    {%- if turn.role != due -%}
+        {{ raise_exception("speakers take turns: " ~ due ~ " was due, " ~ turn.role ~ " came") }}
+    {%- endif -%}
+    <start_of_turn>{{ {'assistant': 'model'}.get(due, due) }}
+{{ rules if loop.first and rules is defined }}
+    {{- shown(turn.content) }}<end_of_turn>
+{% endfor -%}
+{{ '<start_of_turn>model
+' if add_generation_prompt else '' }}"""
+
+MISTRAL = r"""
+{%- macro listed(functions) %}
+    {%- for function in functions %}
+        {{- ('[' if loop.first else ', ') + '{"type": "function", "function": {' }}
+        {%- for key, value in function.items() if key != 'return' %}
+            {{- ', ' if not loop.first }}{{ '"' + key + '": ' + value | tojson }}
         {%- endfor %}
-    {%- elif message["role"] == "assistant" %}
-        {{- " " + message["content"]|trim + eos_token}}
-    {%- elif message["role"] == "tool_results" or message["role"] == "tool" %}
-        {{- '[TOOL_RESULTS] {"content": ' + message.content|string + ", " }}
-        {{- '"call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+        {{- '}}' + (']' if loop.last else '') }}
+    {%- endfor %}
+{%- endmacro %}
+{%- if messages[0]['role'] == 'system' %}{% set rules = messages[0]['content'] %}{% endif %}
+{%- set turns = messages[1:] if rules is defined else messages %}
+{%- set newest = (turns | selectattr('role', 'equalto', 'user') | list)[-1] %}
+{%- set spoken = namespace(count=0) %}
+{{- bos_token }}
+{%- for turn in turns %}
+    {%- set calls = turn.tool_calls | default(none, true) %}
+    {%- if calls is not none %}
+        {{- '[TOOL_CALLS] [' }}
+        {%- for call in calls %}
+            {{- (call.function | tojson)[:-1] }}, "id": "{{ call.id }}"}{{ ', ' if not loop.last }}
+        {%- endfor %}
+        {{- ']' + eos_token }}
+    {%- elif turn.role.startswith('tool') %}
+        {{- '[TOOL_RESULTS] {"content": ' + turn.content | string }}
+        {{- ', "call_id": "' + turn.tool_call_id + '"}[/TOOL_RESULTS]' }}
+    {%- elif turn.role != ['user', 'assistant'][spoken.count % 2] %}
+        {{- raise_exception('user and assistant speak by turns, after at most one system message') }}
     {%- else %}
-        {{- raise_exception("Only user and assistant roles are supported") }}
+        {%- set spoken.count = spoken.count + 1 %}
+        {%- if turn.role == 'assistant' %}
+            {{- ' ' + turn.content | trim + eos_token }}
+        {%- else %}
+            {%- if tools is defined and tools is not none and turn == newest %}
+                {{- '[AVAILABLE_TOOLS] ' ~ listed(tools | map(attribute='function')) ~ '[/AVAILABLE_TOOLS]' }}
+            {%- endif %}
+            {{- '[INST] ' + (rules + '\n\n' if loop.last and rules is defined else '') + turn.content + '[/INST]' }}
+        {%- endif %}
     {%- endif %}
 {%- endfor %}
 """
@@ -256,11 +201,15 @@ ODDITIES = """{%- macro show(x, sep=', ') -%}[{{ x | join(sep) }}]{%- endmacro -
     {% endif %}
   {%- if loop.index > 6 %}{% break %}{% endif %}
 {%- endfor %}
-{% for document in documents or [] %}{{ loop.index }}. {{ document.title | title }} {{ document | tojson(sort_keys=true) }}
+{% for document in documents or [] %}
+{{ loop.index }}. {{ document.title | title }} {{ document | tojson(sort_keys=true) }}
 {% endfor -%}
 {{ show(['x', 'y'] + ['z']) }} {{ {'b': 1, 'a': [none, true, 1.5]} }} {{ (messages | map(attribute='role') | list) }}
-{{ strftime_now('%Y') }} {{ {'k': 'v'}.get('n', 'd') }} {{ 7 // 2 }} {{ 'é' | tojson(ensure_ascii=true) }} {{ x is defined }}
+{{ strftime_now('%Y') }} {{ {'k': 'v'}.get('n', 'd') }} {{ 7 // 2 }} {{ 'é' | tojson(ensure_ascii=true) }}
+{{- x is defined }}
 {%- set text %}block{% endset %}{{ text }}{{ 'abc'[1:] }}{{ messages[-1]['content'].split()[0].strip('?') }}
+{{ messages[0] is mapping }} {{ messages is sequence }} {{ add_generation_prompt is true }}
+{{ enable_thinking is false }}
 """
 
 ALL = {"chatml": CHATML, "llama3": LLAMA3, "qwen3": QWEN3, "gemma3": GEMMA3, "mistral": MISTRAL, "oddities": ODDITIES}

@@ -92,7 +92,7 @@ def test_ids_are_those_of_the_text_but_for_what_is_spelled(
     ids, text = _render(template, messages, add_generation_prompt=prompt)
     # The reference: the template's text around the contents by hand, contents as plain text.
     start, end = byte_level.special_ids()["<|im_start|>"], byte_level.special_ids()["<|im_end|>"]
-    expected: list[str | int] = [start, "system\nYou are a helpful assistant", end, "\n"]
+    expected: list[str | int] = [start, "system\nBe brief and kind", end, "\n"]
     for message in messages:
         expected += [start, f"{message['role']}\n{message['content']}", end, "\n"]
     expected += [start, "assistant\n"] if prompt else []
