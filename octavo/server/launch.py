@@ -146,7 +146,7 @@ def banner(address: str, model: str, *, chat: bool, with_key: bool) -> str:
     """Two lines that work as they are, with nothing installed. chat: the model has a template."""
     if chat:
         path, shown = "/v1/chat/completions", '["message"]["content"]'
-        body = '{"messages": [{"role": "user", "content": "Hello!"}]}'
+        body = '{"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0}'
     else:
         path, shown = "/v1/completions", '["text"]'
         body = '{"prompt": "Once upon a time"}'
