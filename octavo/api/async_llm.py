@@ -310,8 +310,8 @@ class AsyncLLM:
             await asyncio.sleep(pause)
             try:
                 await self._spawn()
-            except OctavoError as error:
-                logger.error("the engine process does not start: %s", error.message)
+            except (OctavoError, OSError) as error:
+                logger.error("the engine process does not start: %s", error)
                 continue
             self.num_restarts += 1
             self.state = "ready"

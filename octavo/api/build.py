@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import logging
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,11 +47,15 @@ _SAMPLING_KEYS = {
 
 @dataclass(frozen=True)
 class Model:
-    """An opened model: headers read, no weight touched. template is None where the checkpoint brings none."""
+    """An opened model: headers read, no weight touched. template is None where the checkpoint brings none.
+
+    stored_bytes: of the weights as the checkpoint stores them; None if neither headers nor the hub told.
+    """
 
     config: ModelConfig
     path: Path
     checkpoint: Checkpoint = field(repr=False)
+    stored_bytes: int | None
     spec: ModelSpec = field(repr=False)
     tokenizer: Tokenizer | None = field(repr=False)
     template: ChatTemplate | None = field(repr=False)
@@ -100,37 +105,50 @@ class Model:
         )
 
 
-def locate(config: EngineConfig, *, progress: Progress | None = None) -> EngineConfig:
-    """The config with local paths for what it names, downloaded where needed."""
-    from octavo.weights.source import resolve_source
+def locate(
+    config: EngineConfig,
+    *,
+    progress: Progress | None = None,
+    with_weights: bool = True,
+    on_listing: Callable[[int], None] | None = None,
+) -> EngineConfig:
+    """The config with local paths for what it names, downloaded where needed; without weights for dummy ones.
+
+    on_listing: told the bytes of the weights, where the hub is asked for the model.
+    """
+    from octavo.weights.source import resolve_source, resolve_tokenizer
 
     model = config.model
-
-    def find(source: str) -> str:
-        return str(
-            resolve_source(
-                source,
-                revision=model.revision,
-                hf_token=model.hf_token,
-                download_dir=model.download_dir,
-                progress=progress,
-            )
-        )
-
-    located = msgspec.structs.replace(
-        model, model=find(model.model), tokenizer=None if model.tokenizer is None else find(model.tokenizer)
-    )
+    options: dict[str, Any] = {
+        "revision": model.revision,
+        "hf_token": model.hf_token,
+        "download_dir": model.download_dir,
+        "progress": progress,
+    }
+    with_weights = with_weights and model.load_format != "dummy"
+    path = resolve_source(model.model, with_weights=with_weights, on_listing=on_listing, **options)
+    tokenizer = None if model.tokenizer is None else str(resolve_tokenizer(model.tokenizer, **options))
+    located = msgspec.structs.replace(model, model=str(path), tokenizer=tokenizer)
     return msgspec.structs.replace(config, model=located)
 
 
-def open_model(config: ModelConfig, *, with_text: bool = True, progress: Progress | None = None) -> Model:
-    """Find and open a model; its tokenizer and template too, unless not with_text or config.skip_tokenizer_init."""
+def open_model(
+    config: ModelConfig, *, with_text: bool = True, with_weights: bool = True, progress: Progress | None = None
+) -> Model:
+    """Find and open a model; its tokenizer and template too, unless not with_text or config.skip_tokenizer_init.
+
+    with_weights=False downloads headers and configs only, which is enough for all but the engine.
+    """
     from octavo.models.registry import build_spec
     from octavo.weights.checkpoint import open_checkpoint
 
-    located = locate(EngineConfig(model=config), progress=progress).model
+    sizes: list[int] = []
+    engine = EngineConfig(model=config)
+    located = locate(engine, progress=progress, with_weights=with_weights, on_listing=sizes.append).model
     path = Path(located.model)
-    checkpoint = open_checkpoint(path, load_format=config.load_format, hf_overrides=config.hf_overrides)
+    checkpoint = open_checkpoint(
+        path, load_format=config.load_format, hf_overrides=config.hf_overrides, with_weights=with_weights
+    )
     spec = build_spec(checkpoint.config)
     wanted = with_text and not config.skip_tokenizer_init
     tokenizer = _open_tokenizer(located, checkpoint) if wanted else None
@@ -138,6 +156,7 @@ def open_model(config: ModelConfig, *, with_text: bool = True, progress: Progres
         config=config,
         path=path,
         checkpoint=checkpoint,
+        stored_bytes=checkpoint.total_bytes or sum(sizes) or None,
         spec=spec,
         tokenizer=tokenizer,
         template=None if tokenizer is None else _open_template(config, checkpoint, tokenizer),
@@ -148,10 +167,10 @@ def open_model(config: ModelConfig, *, with_text: bool = True, progress: Progres
 
 def _open_tokenizer(located: ModelConfig, checkpoint: Checkpoint) -> Tokenizer:
     from octavo.text.tokenizer import Tokenizer
-    from octavo.weights.checkpoint import open_checkpoint
+    from octavo.weights.checkpoint import open_tokenizer
 
     if located.tokenizer is not None:
-        checkpoint = open_checkpoint(Path(located.tokenizer), load_format="dummy")
+        checkpoint = open_tokenizer(Path(located.tokenizer))
     return Tokenizer.from_checkpoint(checkpoint)
 
 
@@ -228,8 +247,8 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
         blocks = num_blocks(
             model.spec.kv_bytes_per_token(element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)),
             cache=config.cache,
-            free_bytes=memory.free,
-            total_bytes=memory.total,
+            memory=memory,
+            on_host=device != "cuda",
             utilization=config.device.gpu_memory_utilization,
             max_model_len=max_model_len,
             max_num_seqs=config.scheduler.max_num_seqs,

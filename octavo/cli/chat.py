@@ -15,11 +15,14 @@ from octavo.cli.session import open_llm, take_varied, write_answer
 
 HELP = "/exit leaves, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
 PROMPT = "> "
+SAMPLING_HELP = "A model that recommends no sampling gets temperature 0.6 and top_p 0.95."
+# for a model that recommends nothing: the protocol's temperature of 1 makes small models ramble
+UNADVISED: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95}
 
 
 def main(arguments: list[str]) -> int:
     """Talk until /exit or the end of the input; the exit code."""
-    parser = Parser("chat", "Talk to a model in the terminal. " + HELP + ".")
+    parser = Parser("chat", "Talk to a model in the terminal. " + HELP + ". " + SAMPLING_HELP)
     add_model(parser)
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="ask this, print the answer and leave")
     parser.add_argument("--system", metavar="TEXT", help="system prompt", default=None)
@@ -41,8 +44,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _unlimited(llm: LLM) -> SamplingParams:
-    """The model's own recommendation, and answers as long as the context allows."""
-    return msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=None)
+    """The model's own recommendation or the terminal's, and answers as long as the context allows."""
+    recommended = llm.get_default_sampling_params()
+    if recommended == SamplingParams():
+        recommended = SamplingParams(**UNADVISED)
+    return msgspec.structs.replace(recommended, max_tokens=None)
 
 
 class Conversation:

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     """Print the report; exit code 1 where the model does not fit."""
     from octavo.models.plan import plan_report, render
 
-    parser = Parser("plan", "What a model takes and whether it fits here. No weight is read.")
+    parser = Parser("plan", "What a model takes and whether it fits here. No weight is read or downloaded.")
     add_model(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     add_engine(parser)
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     as_json = values.pop("json")
     set_up_logging("WARNING")
     config = take_engine(values)
-    model = open_model(config.model, with_text=False)
+    model = open_model(config.model, with_text=False, with_weights=False)
     config = resolve(config, max_position=model.spec.max_position)
     device, reasons = choose_device(config.device)
     memory, element = device_memory(device), element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)
@@ -37,10 +37,10 @@ def main(arguments: list[str]) -> int:
         element_bytes=element,
         max_model_len=config.model.max_model_len or model.spec.max_position,
         free_bytes=max(0, memory.free - reserve),
+        stored_bytes=model.stored_bytes,
     )
     if as_json:
-        row = {"device": device, "stored_bytes": model.checkpoint.total_bytes, **dataclasses.asdict(report)}
-        json.dump(row, sys.stdout, indent=2)
+        json.dump({"device": device, **dataclasses.asdict(report)}, sys.stdout, indent=2)
         print()
     else:
         print(f"{config.model.model} on {device} ({'; '.join(reasons)})")

@@ -42,7 +42,7 @@ FOREIGN: dict[str, Foreign] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until SIGTERM or Ctrl-C; the exit code."""
+    """Serve until SIGTERM or Ctrl-C, and end the process; the exit code only where it could not begin."""
     parser = Parser("serve", "Serve a model over HTTP, by OpenAI's protocol.", foreign=FOREIGN)
     add_model(parser)
     server_options = options(ServerConfig)
@@ -51,6 +51,6 @@ def main(arguments: list[str]) -> int:
     values: dict[str, Any] = parser.parse(arguments)
     server = build_struct(ServerConfig, {name: values.pop(name) for name in server_options if name in values})
     config = take_engine(values)
-    from octavo.server.launch import serve  # after the flags are known to be right: it costs the server's imports
+    from octavo.server.launch import leave, serve  # after the flags are known to be right: these imports cost time
 
-    return serve(config, server)
+    leave(serve(config, server))

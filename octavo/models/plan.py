@@ -24,7 +24,8 @@ class Part:
 class PlanReport:
     """Bytes unless a field says otherwise.
 
-    weight_bytes: as the checkpoint stores them.  kv_bytes_full: K and V of one sequence of max_model_len tokens.
+    weight_bytes: on the device.  stored_bytes: as the checkpoint stores them (None if not known).
+    kv_bytes_full: K and V of one sequence of max_model_len tokens.
     flops_per_token: without a context;  flops_per_token_full: the last token of a full context, attention included.
     free_bytes: what weights and cache may take together;  sequences: full ones that fit in what the weights leave
     (None if free_bytes is not known).
@@ -34,6 +35,7 @@ class PlanReport:
     layers: int
     parameters: int
     weight_bytes: int
+    stored_bytes: int | None
     max_model_len: int
     kv_bytes_per_token: int
     kv_bytes_full: int
@@ -45,7 +47,13 @@ class PlanReport:
 
 
 def plan_report(
-    spec: ModelSpec, *, weight_bytes: int, element_bytes: int, max_model_len: int, free_bytes: int | None
+    spec: ModelSpec,
+    *,
+    weight_bytes: int,
+    element_bytes: int,
+    max_model_len: int,
+    free_bytes: int | None,
+    stored_bytes: int | None = None,
 ) -> PlanReport:
     """element_bytes: size of one K or V element in the cache.
 
@@ -64,6 +72,7 @@ def plan_report(
         layers=len(spec.layers),
         parameters=spec.num_parameters(),
         weight_bytes=weight_bytes,
+        stored_bytes=stored_bytes,
         max_model_len=max_model_len,
         kv_bytes_per_token=kv,
         kv_bytes_full=kv * max_model_len,
@@ -81,6 +90,7 @@ def render(report: PlanReport) -> str:
         f"{report.family}: {report.layers} layers, {_count(report.parameters)} parameters",
         "",
         _line("weights", _bytes(report.weight_bytes)),
+        *([] if report.stored_bytes is None else [_line("  as stored", _bytes(report.stored_bytes))]),
         _line("KV cache, a token", _bytes(report.kv_bytes_per_token)),
         _line(f"KV cache, {report.max_model_len:,} tokens", _bytes(report.kv_bytes_full)),
         _line("arithmetic, a token", f"{_count(report.flops_per_token)}FLOP"),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import EngineConfig, ServerConfig
@@ -36,6 +38,18 @@ def serve(config: EngineConfig, server: ServerConfig) -> int:
     listener = listen(server.host, server.port)
     with listener:
         return asyncio.run(run(AsyncLLM(config), server, listener=listener))
+
+
+def leave(status: int) -> NoReturn:
+    """End the process now, everything written out.
+
+    granian's threads may still be on their way out of Python; an interpreter that is taken down under them aborts.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def say(text: str) -> None:
@@ -132,7 +146,7 @@ def banner(address: str, model: str, *, chat: bool, with_key: bool) -> str:
     """Two lines that work as they are, with nothing installed. chat: the model has a template."""
     if chat:
         path, shown = "/v1/chat/completions", '["message"]["content"]'
-        body = '{"messages": [{"role": "user", "content": "Hello!"}]}'
+        body = '{"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0}'
     else:
         path, shown = "/v1/completions", '["text"]'
         body = '{"prompt": "Once upon a time"}'

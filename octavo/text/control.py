@@ -39,9 +39,12 @@ class ControlTokens:
         self._finder.add_special_tokens([token for token in added.values() if token.special])
         self._found = {self._finder.token_to_id(content): token_id for content, token_id in self.ids.items()}
         self._before, self._after = _around(backend)
-        # The library gives the second face's added tokens ids of its own, so they are told by what they spell.
-        self._others = {token.content: token_id for token_id, token in sorted(added.items()) if not token.special}
-        self._plain = self._face(backend, [added[token_id] for token_id in self._others.values()])
+        others = {token.content: token_id for token_id, token in sorted(added.items()) if not token.special}
+        self._plain = self._face(backend, [added[token_id] for token_id in others.values()])
+        # The library gives the second face's added tokens ids of its own, which tokens of a vocabulary with gaps may
+        # have too: id there -> id here, and the model's own token of that id.
+        own = {self._plain.token_to_id(content): token_id for content, token_id in others.items()}
+        self._others = {plain: (token_id, backend.model.id_to_token(plain)) for plain, token_id in own.items()}
         # All but the one that the model itself gives, to text that it has no token for.
         self._forbidden = self.ids.keys() - {getattr(backend.model, "unk_token", None)}
 
@@ -85,10 +88,14 @@ class ControlTokens:
         markers = self._markers.values()
         encoding = self._encode(text)
         ids = [
-            next(controls) if token in markers else self._others.get(token.strip(), token_id)
+            next(controls) if token in markers else self._true_id(token, token_id)
             for token, token_id in zip(encoding.tokens, encoding.ids, strict=True)
         ]
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
+
+    def _true_id(self, token: str, token_id: int) -> int:
+        known, models_own = self._others.get(token_id, (token_id, None))
+        return token_id if token == models_own else known
 
     def _encode(self, text: str) -> Encoding:
         """A model whose merges spell out a control token is kept from it by cutting the text inside."""

@@ -198,7 +198,7 @@ def _cached_merges(tokens: list[str], scores: list[float], types: list[int]) -> 
     """_score_merges, remembered in a file of token id pairs named by a hash of what they follow from."""
     digest = hashlib.sha256("\0".join(tokens).encode("utf-8", "surrogatepass"))
     digest.update(array("d", scores).tobytes() + array("q", types).tobytes())
-    folder = Path(env.read("OCTAVO_CACHE") or "~/.cache/octavo").expanduser() / "tokenizers"
+    folder = env.cache_folder() / "tokenizers"
     path = folder / f"{digest.hexdigest()}.merges"
     ids = array("I")
     try:

@@ -82,7 +82,7 @@ def plain_messages(messages: Any, form: ContentForm) -> list[dict[str, Any]]:
 
 
 def _message(message: Any, where: str, form: ContentForm) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
+    if not isinstance(message, Mapping) or not all(isinstance(name, str) for name in message):
         raise InputError(f"{where} must be an object with role and content", param=where)
     copy: dict[str, Any] = {}
     for name, value in message.items():

@@ -1,13 +1,16 @@
 """A chat template and a conversation in; the prompt as text or token ids out.
 
-Templates are Jinja, rendered by minijinja: no Python object is within a template's reach, fuel bounds its time, and a
-size limit its output. They see what Transformers' apply_chat_template shows them, and print the same bytes.
+Templates are Jinja, rendered by minijinja: of Python a template reaches the public methods of plain lists and dicts
+that were made for this rendering, and nothing else. Fuel bounds its steps, a limit its output; what it builds in
+between is not bounded, so templates in requests are for trusted callers. It sees what Transformers'
+apply_chat_template shows it, and prints the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -21,10 +24,15 @@ from octavo.text.tokenizer import Tokenizer
 
 FUEL = 3_000_000  # instructions; a message takes some hundred
 MAX_OUTPUT = 10_000_000  # characters
+MAX_INDENT = 1000
+MAX_SOURCE = 200_000  # characters
+# Bytes; one operator takes some 500 and one character, and an elif 1,200 and ten.
+STACK, STACK_PER_CHAR = 1 << 24, 1024
+_STACK_LOCK = threading.Lock()  # the stack's size is set for the whole process
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 RESERVED = frozenset(
@@ -50,10 +58,7 @@ class ChatTemplate:
         self.source = source
         self._tokenizer = tokenizer
         self._environment = _environment()
-        try:
-            self._environment.add_template("chat", _GENERATION.sub(_as_condition, source))
-        except minijinja.TemplateError as error:
-            raise ModelFormatError(f"the chat template does not parse: {error}"[:500], param="chat_template") from None
+        _compile(self._environment, source)
         self._form = self._detect_form()
 
     def render(
@@ -121,17 +126,10 @@ class ChatTemplate:
             text = self._environment.render_template(
                 "chat", **self._tokenizer.special_tokens, **data, add_generation_prompt=add_generation_prompt
             )
-        except minijinja.TemplateError as error:
-            if error.kind == "OutOfFuel":
-                message = (
-                    f"the chat template takes more than {FUEL} steps for these messages; send fewer or shorter ones"
-                )
-                raise InputError(message, param="messages") from None
-            raise InputError(f"the chat template fails on these messages: {error}"[:500], param="messages") from None
-        except (TypeError, ValueError) as error:  # of a filter that is ours
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"the chat template fails on these messages: {error}"[:500], param="messages") from None
+        except (InputError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # lists' and dicts' own methods raise their own, the engine's panics theirs
+            raise _failure(error) from None
         if len(text) > MAX_OUTPUT:
             raise InputError(
                 f"the prompt is {len(text)} characters long; at most {MAX_OUTPUT} are taken", param="messages"
@@ -163,6 +161,34 @@ def default_template(tokenizer: Tokenizer) -> ChatTemplate:
     )
 
 
+def _compile(environment: minijinja.Environment, source: str) -> None:
+    """Add the template, on a stack that holds whatever a source of this length can nest.
+
+    minijinja parses long chains of operators by recursion, and to run out of stack would end the process.
+    """
+    if len(source) > MAX_SOURCE:
+        raise ModelFormatError(f"the chat template is {len(source)} characters long; at most {MAX_SOURCE} are taken")
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            environment.add_template("chat", _GENERATION.sub(_as_condition, source))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="octavo-template")
+    with _STACK_LOCK:
+        before = threading.stack_size(STACK + len(source) // 4 * 4 * STACK_PER_CHAR)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if errors:
+        message = f"the chat template does not parse: {errors[0]}"
+        raise ModelFormatError(message[:500], param="chat_template") from None
+
+
 def _environment() -> minijinja.Environment:
     """As Transformers sets Jinja up."""
     environment = minijinja.Environment(
@@ -174,6 +200,7 @@ def _environment() -> minijinja.Environment:
         auto_escape_callback=lambda _: False,
     )
     environment.add_filter("tojson", _tojson)
+    environment.add_filter("indent", _indent)
     environment.add_global("raise_exception", _raise)
     environment.add_global("strftime_now", lambda form: datetime.now().strftime(form))
     # minijinja's own answer to these is no for strings
@@ -195,6 +222,24 @@ def _tojson(
         return text
     # Private-use characters stay, since they may be placeholders.
     return re.sub("[^\x00-\x7f\U000f0000-\U0010ffff]", lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    """Jinja's: the first line and empty ones stay as they are. minijinja's own drops a last line break."""
+    if isinstance(width, int) and width > MAX_INDENT:
+        raise ValueError(f"indent by {width} is more than {MAX_INDENT}")
+    margin = " " * width if isinstance(width, int) else width
+    lines = (text + "\n").splitlines()
+    return "\n".join(
+        margin + line if (first if index == 0 else blank or line) else line for index, line in enumerate(lines)
+    )
+
+
+def _failure(error: BaseException) -> InputError:
+    message = f"the chat template fails on these messages: {error}"
+    if isinstance(error, minijinja.TemplateError) and error.kind == "OutOfFuel":
+        message = f"the chat template takes more than {FUEL} steps for these messages; send fewer or shorter ones"
+    return InputError(message[:500], param="messages")
 
 
 def _raise(message: str) -> NoReturn:

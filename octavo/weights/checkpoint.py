@@ -13,7 +13,7 @@ from typing import Any, Literal
 from octavo.base.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from octavo.base.types.tensor import StoredTensor
 from octavo.weights.files import map_file, read_json
-from octavo.weights.gguf import GgufFile, gguf_models, read_gguf, split_parts
+from octavo.weights.gguf import GgufFile, GgufHeader, TensorInfo, gguf_models, read_gguf, read_header, split_parts
 from octavo.weights.gguf_config import gguf_config, gguf_generation_config, hugging_face_name
 from octavo.weights.safetensors import read_index, read_safetensors
 from octavo.weights.tokenizer_source import (
@@ -25,7 +25,7 @@ from octavo.weights.tokenizer_source import (
     gguf_tokenizer,
 )
 
-__all__ = ["Checkpoint", "GgufTokenizer", "TokenizerFiles", "open_checkpoint"]
+__all__ = ["Checkpoint", "GgufTokenizer", "TokenizerFiles", "open_checkpoint", "open_tokenizer"]
 
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -36,8 +36,8 @@ FORMATS = ("auto", "safetensors", "gguf", "dummy")
 class Checkpoint:
     """A model's files, opened. Keys and tensor names are Hugging Face's, from GGUF too.
 
-    path: the file or folder.  generation_config: {} if there is none.  total_bytes: of all tensors as stored.
-    format "dummy": config and tokenizer only, tensors is empty (weights.dummy makes them).
+    path: the file or folder.  generation_config: {} if there is none.  total_bytes: of all tensors as stored, 0 if
+    nothing here tells.  format "dummy": config and tokenizer only, tensors is empty (weights.dummy makes them).
     """
 
     path: Path
@@ -51,11 +51,17 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: Path, *, load_format: str = "auto", hf_overrides: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    load_format: str = "auto",
+    hf_overrides: Mapping[str, Any] | None = None,
+    with_weights: bool = True,
 ) -> Checkpoint:
     """Open a .gguf file (the first part of a split one), or a folder with safetensors or exactly one .gguf.
 
     load_format: auto, safetensors, gguf or dummy.  hf_overrides: keys to replace in the config.
+    with_weights=False is content with the beginning of a .gguf file and with a folder that lacks safetensors; it and
+    dummy leave `tensors` empty for those, and rope_freq_factors (which are a tensor) out of a .gguf file's config.
     Raises ModelNotFoundError (no such path), ModelFormatError (damaged or of an unknown form), ConfigError
     (load_format contradicts what is there).
     """
@@ -66,12 +72,30 @@ def open_checkpoint(
         raise ModelNotFoundError(f"{path} does not exist; give a .gguf file or a model folder", param="model")
     gguf = _gguf_file(path, load_format)
     if gguf is not None:
-        return _from_gguf(gguf, load_format, dict(hf_overrides or {}))
+        return _from_gguf(gguf, load_format, dict(hf_overrides or {}), with_weights=with_weights)
     if path.is_file():
         raise ModelFormatError(f"{path.name} is not a .gguf file; give one, or a folder of safetensors")
     if load_format == "gguf":
         raise ConfigError(f"load_format is gguf, but {path} holds no .gguf file", param="load_format")
-    return _from_folder(path, load_format, dict(hf_overrides or {}))
+    return _from_folder(path, load_format, dict(hf_overrides or {}), with_weights=with_weights)
+
+
+def open_tokenizer(path: Path) -> Checkpoint:
+    """Only what a tokenizer needs, of a .gguf file or of a folder, which may lack config.json."""
+    path = Path(path)
+    source = folder_tokenizer(path)
+    if source is None and (not path.is_dir() or any(path.glob("*.gguf"))):
+        return open_checkpoint(path, load_format="dummy")
+    return Checkpoint(
+        path=path,
+        config=read_json(path / "config.json"),
+        tensors={},
+        generation_config=read_json(path / "generation_config.json"),
+        chat_template=folder_chat_template(path),
+        tokenizer=source,
+        total_bytes=0,
+        format="dummy",
+    )
 
 
 def _gguf_file(path: Path, load_format: str) -> Path | None:
@@ -94,38 +118,40 @@ def _gguf_file(path: Path, load_format: str) -> Path | None:
     return path / (models or files)[0] if files else None
 
 
-def _from_gguf(path: Path, load_format: str, overrides: dict[str, Any]) -> Checkpoint:
-    parts = [_read_part(path.with_name(name)) for name in split_parts(path.name)]
+def _from_gguf(path: Path, load_format: str, overrides: dict[str, Any], *, with_weights: bool) -> Checkpoint:
+    dummy = load_format == "dummy"
+    whole = with_weights and not dummy
+    parts = [_read_part(path.with_name(name), whole=whole) for name in split_parts(path.name)]
     metadata = parts[0].metadata
     _check_split(path.name, metadata, parts)
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor | TensorInfo] = {}
     for part in parts:
         for name in part.tensors.keys() & tensors.keys():
             raise ModelFormatError(f"{path.name}: tensor {name!r} is in two parts; download them again")
         tensors.update(part.tensors)
     config = gguf_config(metadata, tensors)
     arch = metadata["general.architecture"]
-    dummy = load_format == "dummy"
-    named = {} if dummy else {hugging_face_name(name, arch): tensor for name, tensor in tensors.items()}
+    stored = {hugging_face_name(name, arch): t for name, t in tensors.items() if isinstance(t, StoredTensor)}
     return Checkpoint(
         path=path,
         config={**config, **overrides},
-        tensors=named,
+        tensors=stored,
         generation_config=gguf_generation_config(metadata),
         chat_template=gguf_chat_template(metadata),
         tokenizer=gguf_tokenizer(metadata),
-        total_bytes=sum(tensor.data.nbytes for tensor in named.values()),
+        total_bytes=sum(tensor.nbytes for tensor in tensors.values()),
         format="dummy" if dummy else "gguf",
     )
 
 
-def _read_part(path: Path) -> GgufFile:
+def _read_part(path: Path, *, whole: bool) -> GgufFile | GgufHeader:
     if not path.is_file():
         raise ModelFormatError(f"{path.name} is missing: all parts of a split model must lie in one folder")
-    return read_gguf(map_file(path), where=path.name)
+    read = read_gguf if whole else read_header
+    return read(map_file(path), where=path.name)
 
 
-def _check_split(name: str, metadata: Mapping[str, Any], parts: list[GgufFile]) -> None:
+def _check_split(name: str, metadata: Mapping[str, Any], parts: list[GgufFile | GgufHeader]) -> None:
     count = metadata.get("split.count", 0)
     if count not in (0, 1, len(parts)):
         raise ModelFormatError(
@@ -137,7 +163,7 @@ def _check_split(name: str, metadata: Mapping[str, Any], parts: list[GgufFile]) 
         raise ModelFormatError(f"{name}: its parts hold {sum(len(p.tensors) for p in parts)} tensors, not {total}")
 
 
-def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any]) -> Checkpoint:
+def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, with_weights: bool) -> Checkpoint:
     config = read_json(folder / "config.json")
     if not config:
         raise ModelFormatError(f"{folder} has no config.json; give a Hugging Face model folder or a .gguf file")
@@ -151,7 +177,7 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any]) -> C
             "unquantized model or a GGUF file of it",
             param="quantization_config",
         )
-    tensors = {} if dummy else _folder_tensors(folder)
+    tensors = {} if dummy or (not with_weights and _lacks_weights(folder)) else _folder_tensors(folder)
     return Checkpoint(
         path=folder,
         config=config,
@@ -162,6 +188,14 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any]) -> C
         total_bytes=sum(tensor.data.nbytes for tensor in tensors.values()),
         format="dummy" if dummy else "safetensors",
     )
+
+
+def _lacks_weights(folder: Path) -> bool:
+    """No safetensors, or not all of them: as headers-only and broken-off downloads leave a folder."""
+    if (folder / INDEX).is_file():
+        files = read_index(map_file(folder / INDEX).tobytes(), where=INDEX).values()
+        return not all((folder / file).is_file() for file in files)
+    return not any(path.suffix in (".safetensors", *PICKLED) for path in folder.iterdir())
 
 
 def _folder_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import Any
 
 from octavo.base.errors import ModelFormatError
-from octavo.base.types.tensor import SCHEMES, StoredTensor
+from octavo.base.types.tensor import SCHEMES, Scheme, StoredTensor
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -44,10 +44,37 @@ LEAST_KEY, LEAST_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
 
 SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
+# What a file may take where its size is not known.
+MAX_FILE = 1 << 62
+
+
+class IncompleteHeaderError(ModelFormatError):
+    """The bytes that are here end within the header; the file may well be whole where it lies."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of a tensor; shape outermost first, `nbytes` bytes from byte `begin` of the file on."""
+
+    name: str
+    scheme: Scheme
+    shape: tuple[int, ...]
+    begin: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """metadata: str, int, float, bool or a list of them by key.  tensors: by GGUF name."""
+
+    version: int
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
 
 @dataclass(frozen=True)
 class GgufFile:
-    """metadata: str, int, float, bool or a list of them by key.  tensors: by GGUF name, shapes outermost first."""
+    """A GgufHeader with the tensors' bytes."""
 
     version: int
     metadata: Mapping[str, Any]
@@ -55,21 +82,35 @@ class GgufFile:
 
 
 class _Cursor:
-    """Reads forward through the bytes; asking for more than is left is an error that says what was being read."""
+    """Reads forward through the bytes; asking for more than is left is an error that says what was being read.
 
-    def __init__(self, data: memoryview, where: str) -> None:
-        self.data, self.where, self.position = data, where, 0
+    size: of the file that `data` is the beginning of.
+    """
+
+    def __init__(self, data: memoryview, where: str, size: int) -> None:
+        self.data, self.where, self.size, self.position = data, where, size, 0
 
     def error(self, what: str) -> ModelFormatError:
         return ModelFormatError(f"{self.where}: {what} (byte {self.position}); the file is damaged, download it again")
 
+    def incomplete(self, what: str) -> IncompleteHeaderError:
+        return IncompleteHeaderError(
+            f"{self.where}: {what} runs past the {self.data.nbytes} bytes that are here; download it again"
+        )
+
+    def ends(self, at: int, what: str) -> ModelFormatError:
+        """For what ends at a byte that is not here."""
+        return self.incomplete(what) if at <= self.size else self.error(f"{what} runs past the end of the file")
+
     @property
     def left(self) -> int:
-        return self.data.nbytes - self.position
+        return self.size - self.position
 
     def need(self, size: int, what: str) -> None:
         if size > self.left:
             raise self.error(f"{what} takes {size} bytes, {self.left} are left")
+        if size > self.data.nbytes - self.position:
+            raise self.incomplete(what)
 
     def scalar(self, form: str, what: str) -> Any:
         size = struct.calcsize("<" + form)
@@ -96,12 +137,12 @@ class _Cursor:
         data, size, position = self.data, self.data.nbytes, self.position
         length_at, out = struct.Struct("<Q").unpack_from, []
         for _ in range(count):
-            if position + 8 > size:
-                raise self.error(f"{what} runs past the end of the file")
             begin = position + 8
+            if begin > size:
+                raise self.ends(begin, what)
             position = begin + length_at(data, position)[0]
             if position > size:
-                raise self.error(f"{what} holds a string that runs past the end of the file")
+                raise self.ends(position, f"{what} holds a string that")
             out.append(str(data[begin:position], "utf-8", "replace"))
         self.position = position
         return out
@@ -128,20 +169,23 @@ class _Cursor:
         return list(values)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One tensor description; offset from the start of the data, bytes from its shape and type."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    offset: int
-    size: int
-
-
 def read_gguf(data: memoryview, *, where: str) -> GgufFile:
     """Read the header of a whole file in `data`; `where` names it in errors. Raises ModelFormatError alone."""
-    cursor = _Cursor(data, where)
+    header = read_header(data, where=where, size=data.nbytes)
+    tensors = {
+        info.name: StoredTensor(info.name, info.scheme, info.shape, data[info.begin : info.begin + info.nbytes])
+        for info in header.tensors.values()
+    }
+    return GgufFile(header.version, header.metadata, tensors)
+
+
+def read_header(data: memoryview, *, where: str, size: int = MAX_FILE) -> GgufHeader:
+    """Read the header that `data` begins with; the tensors themselves need not be there.
+
+    size: the whole file's bytes, if known. Raises IncompleteHeaderError where more of the file is needed, and otherwise
+    ModelFormatError alone.
+    """
+    cursor = _Cursor(data, where, size)
     version, tensor_count, key_count = _preamble(cursor)
     metadata: dict[str, Any] = {}
     for index in range(key_count):
@@ -150,18 +194,16 @@ def read_gguf(data: memoryview, *, where: str) -> GgufFile:
             raise cursor.error(f"key {key!r} comes twice")
         metadata[key] = cursor.value(cursor.scalar("I", f"the type of {key}"), key)
     alignment = _alignment(cursor, metadata)
-    entries = [_entry(cursor, index, alignment) for index in range(tensor_count)]
+    infos = [_info(cursor, index, alignment) for index in range(tensor_count)]
     start = (cursor.position + alignment - 1) // alignment * alignment
-    _check_places(cursor, entries, start)
-    tensors: dict[str, StoredTensor] = {}
-    for entry in entries:
-        if entry.name in tensors:
-            raise cursor.error(f"tensor {entry.name!r} comes twice")
-        begin = start + entry.offset
-        tensors[entry.name] = StoredTensor(
-            entry.name, SCHEMES[entry.kind], entry.shape, data[begin : begin + entry.size]
-        )
-    return GgufFile(version, metadata, tensors)
+    infos = [replace(info, begin=start + info.begin) for info in infos]
+    _check_places(cursor, infos, start)
+    tensors: dict[str, TensorInfo] = {}
+    for info in infos:
+        if info.name in tensors:
+            raise cursor.error(f"tensor {info.name!r} comes twice")
+        tensors[info.name] = info
+    return GgufHeader(version, metadata, tensors)
 
 
 def split_parts(name: str) -> list[str]:
@@ -206,7 +248,8 @@ def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
     return value
 
 
-def _entry(cursor: _Cursor, index: int, alignment: int) -> _Entry:
+def _info(cursor: _Cursor, index: int, alignment: int) -> TensorInfo:
+    """The next tensor's; `begin` still counts from the start of the data, which is not known yet."""
     name = cursor.string(f"the name of tensor {index}")
     count = cursor.scalar("I", f"the dimensions of {name}")
     if count > MAX_DIMS:
@@ -225,18 +268,18 @@ def _entry(cursor: _Cursor, index: int, alignment: int) -> _Entry:
         raise cursor.error(f"tensor {name!r} has the shape {list(shape)}, which {scheme.name} cannot have")
     if offset % alignment:
         raise cursor.error(f"tensor {name!r} begins at {offset}, which is no multiple of the alignment {alignment}")
-    return _Entry(name, scheme.name, shape, offset, prod(shape) // scheme.group * scheme.group_bytes)
+    return TensorInfo(name, scheme, shape, offset, prod(shape) // scheme.group * scheme.group_bytes)
 
 
-def _check_places(cursor: _Cursor, entries: list[_Entry], start: int) -> None:
+def _check_places(cursor: _Cursor, infos: list[TensorInfo], start: int) -> None:
     """Every tensor lies inside the file and none overlaps another."""
-    room = cursor.data.nbytes - start
-    ordered = sorted(entries, key=lambda entry: entry.offset)
-    for entry in ordered:
-        if entry.offset + entry.size > room:
+    ordered = sorted(infos, key=lambda info: info.begin)
+    for info in ordered:
+        if info.begin + info.nbytes > cursor.size:
+            room = max(cursor.size - start, 0)
             raise cursor.error(
-                f"tensor {entry.name!r} takes {entry.size} bytes from {entry.offset} on, the data has {max(room, 0)}"
+                f"tensor {info.name!r} takes {info.nbytes} bytes from {info.begin - start} on, the data has {room}"
             )
     for before, after in pairwise(ordered):
-        if before.offset + before.size > after.offset:
+        if before.begin + before.nbytes > after.begin:
             raise cursor.error(f"tensors {before.name!r} and {after.name!r} overlap")

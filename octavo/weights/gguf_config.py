@@ -14,6 +14,7 @@ from typing import Any
 
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import StoredTensor
+from octavo.weights.gguf import TensorInfo
 
 # Key behind "{arch}." -> (config key, needed, type).
 ARCH_KEYS: dict[str, tuple[str, bool, type]] = {
@@ -100,8 +101,11 @@ class _Metadata:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
-    """A config.json for the file; `tensors` by GGUF name. Raises ModelFormatError for missing or mistyped keys."""
+def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor | TensorInfo]) -> dict[str, Any]:
+    """A config.json for the file; `tensors` by GGUF name. Raises ModelFormatError for missing or mistyped keys.
+
+    rope_freq_factors lies in a tensor's data, so it is left out where only the header was read (TensorInfo).
+    """
     m = _Metadata(metadata)
     arch = m.get("general.architecture", str, needed=True)
     if m.get(f"{arch}.expert_count", int):
@@ -140,14 +144,14 @@ def hugging_face_name(name: str, arch: str) -> str:
     return name
 
 
-def _vocab_size(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor]) -> int:
+def _vocab_size(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor | TensorInfo]) -> int:
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelFormatError("the GGUF file has no matrix token_embd.weight; it is no language model")
     return embedding.shape[0]
 
 
-def _dtype(tensors: Mapping[str, StoredTensor]) -> str:
+def _dtype(tensors: Mapping[str, StoredTensor | TensorInfo]) -> str:
     """float32 or float16 where all matrices are; quantized files were nearly always made from bfloat16."""
     kinds = {tensor.scheme.name for tensor in tensors.values() if len(tensor.shape) > 1}
     return {"F32": "float32", "F16": "float16"}.get(kinds.pop(), "bfloat16") if len(kinds) == 1 else "bfloat16"
@@ -162,7 +166,7 @@ def _token_ids(m: _Metadata) -> dict[str, Any]:
     return result
 
 
-def _rope(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+def _rope(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor | TensorInfo]) -> dict[str, Any]:
     """rope_scaling, rope_freq_factors and partial_rotary_factor, where the file has them."""
     result: dict[str, Any] = {}
     kind = m.get(f"{arch}.rope.scaling.type", str)
@@ -176,7 +180,7 @@ def _rope(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor]) -> dict[
             scaling["attention_factor"] *= 1 + 0.1 * math.log(max(scaling.get("factor", 1.0), 1.0))
         result["rope_scaling"] = {"rope_type": kind, **scaling}
     factors = tensors.get("rope_freqs.weight")
-    if factors is not None:
+    if isinstance(factors, StoredTensor):
         if factors.scheme.name != "F32" or len(factors.shape) != 1:
             raise ModelFormatError("the GGUF file's rope_freqs.weight must be a vector of F32; convert the model again")
         result["rope_freq_factors"] = factors.data.cast("f").tolist()

@@ -6,6 +6,7 @@ huggingface_hub keeps the cache, talks to the hub, and reads HF_HOME, HF_ENDPOIN
 from __future__ import annotations
 
 import glob
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from octavo.base.config.env import cache_folder
 from octavo.base.errors import ModelFormatError, ModelNotFoundError, OctavoError
-from octavo.weights.gguf import gguf_models, split_parts
-from octavo.weights.transfer import Body, Interrupted, RemoteFile, fetch_blob
+from octavo.weights.files import map_file
+from octavo.weights.gguf import IncompleteHeaderError, gguf_models, read_header, split_parts
+from octavo.weights.transfer import Body, Interrupted, RemoteFile, fetch_beginning, fetch_blob
 
 Progress = Callable[[str, int, int], None]
 
@@ -32,6 +35,8 @@ SMALL_FILES = (
     "chat_template*.jinja",
     INDEX,
 )
+TOKENIZER = "tokenizer.json"
+WEIGHTS = (".safetensors", ".gguf")
 SHARD = re.compile(r"^[^/]+-\d{5}-of-\d{5}\.safetensors$")
 LARGEST_HTTP = 50 * 1000**3  # bytes; the hub's limit for one HTTP body
 TIMEOUT = 30.0  # seconds without a byte
@@ -68,24 +73,60 @@ def download(
     token: str | None = None,
     cache_dir: str | None = None,
     progress: Progress | None = None,
+    with_weights: bool = True,
+    on_listing: Callable[[int], None] | None = None,
 ) -> Path:
     """The repository's folder (safetensors) or .gguf file on this disk. Every file is of the same commit.
 
     file: a .gguf of the repository; None takes its safetensors, or its only .gguf.  progress(repo, done, total): bytes.
+    with_weights=False fetches what open_checkpoint(with_weights=False) needs: the folder without its safetensors, a
+    .gguf's header; what was downloaded wholly is taken.  on_listing: told the weights' bytes, where the hub is asked.
     Raises ModelNotFoundError or, where there are only pickled weights, ModelFormatError.
     """
     place = _Place(repo, revision, token, cache_dir)
-    try:
+    with _translated(place):
         listing = _listing(place)
         if listing is None:
-            return _cached(place, file)
+            return _cached(place, file, with_weights=with_weights)
         wanted, gguf = choose(place.repo, listing.sizes, file)
+        if on_listing is not None:
+            on_listing(sum(listing.sizes[name] for name in wanted if name.endswith(WEIGHTS)))
+        if not with_weights and gguf:
+            return _fetch_headers(place, listing, wanted) / Path(gguf).name
+        if not with_weights:
+            wanted = [name for name in wanted if not name.endswith(WEIGHTS)]
         folder = _fetch(place, listing, wanted, progress)
         return folder / gguf if gguf else folder
-    except OctavoError:
-        raise
-    except Exception as error:  # whatever the client and its HTTP library raise: network, disk, protocol
-        raise _translate(error, place) from error
+
+
+def download_tokenizer(
+    repo: str,
+    file: str | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """A folder with the repository's tokenizer.json and what belongs to it, or a .gguf of which the header is there.
+
+    file and the errors: as download's. A repository needs no weights for this.
+    """
+    place = _Place(repo, revision, token, cache_dir)
+    if file is None:
+        with _translated(place):
+            listing = _listing(place)
+            if listing is None:
+                folder = _snapshot(place, TOKENIZER)
+                if (folder / TOKENIZER).is_file():
+                    return folder
+            elif TOKENIZER in listing.sizes:
+                return _fetch(place, listing, _small_files(listing.sizes), progress)
+            elif not any(name.endswith(".gguf") for name in listing.sizes):
+                raise ModelFormatError(f"{place} has no {TOKENIZER} and no .gguf file", param="tokenizer")
+    return download(
+        repo, file, revision=revision, token=token, cache_dir=cache_dir, progress=progress, with_weights=False
+    )
 
 
 def choose(repo: str, sizes: Mapping[str, int], file: str | None) -> tuple[list[str], str | None]:
@@ -103,7 +144,7 @@ def choose(repo: str, sizes: Mapping[str, int], file: str | None) -> tuple[list[
     elif "model.safetensors" in weights:
         weights = ["model.safetensors"]
     if weights and "config.json" in sizes:
-        return weights + [name for name in sizes if any(fnmatch(name, small) for small in SMALL_FILES)], None
+        return weights + _small_files(sizes), None
     ggufs = gguf_models(sorted(name for name in sizes if name.endswith(".gguf")))
     if len(ggufs) == 1:
         return choose(repo, sizes, ggufs[0])
@@ -115,6 +156,10 @@ def choose(repo: str, sizes: Mapping[str, int], file: str | None) -> tuple[list[
         "read because loading them can run code. Take another repository or revision",
         param="model",
     )
+
+
+def _small_files(sizes: Mapping[str, int]) -> list[str]:
+    return [name for name in sizes if any(fnmatch(name, small) for small in SMALL_FILES)]
 
 
 def _listing(place: _Place) -> _Listing | None:
@@ -154,7 +199,7 @@ def _fetch(place: _Place, listing: _Listing, wanted: list[str], progress: Progre
                 progress(place.repo, min(done, total), total)
 
         for name in wanted:
-            if name.endswith((".safetensors", ".gguf")):
+            if name.endswith(WEIGHTS):
                 _fetch_weights(place, listing, name, count)
         folder = snapshot_download(
             place.repo,
@@ -170,20 +215,15 @@ def _fetch(place: _Place, listing: _Listing, wanted: list[str], progress: Progre
 
 def _fetch_weights(place: _Place, listing: _Listing, name: str, count: Callable[[int], None]) -> None:
     """Put the file's contents into the client's cache, if they are not there."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub import constants
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    found = try_to_load_from_cache(place.repo, name, cache_dir=place.cache_dir, revision=listing.commit)
-    if isinstance(found, str):
+    if _in_cache(place, listing, name):
         count(listing.sizes[name])
         return
-    url, headers = hf_hub_url(place.repo, name, revision=listing.commit), build_hf_headers(token=place.token)
-    known = get_hf_file_metadata(url, headers=headers)
-    if known.etag is None or known.size is None or not PLAIN_ETAG.match(known.etag) or known.size > LARGEST_HTTP:
+    file = _remote(place, listing, name)
+    if not PLAIN_ETAG.match(file.etag) or not 0 < file.size <= LARGEST_HTTP:
         return  # not a hub that says what it has, or a file that only its own protocol carries: the client fetches it
-    if urlsplit(known.location).netloc != urlsplit(url).netloc:
-        headers.pop("authorization", None)  # a token is for the hub alone, not for where it stores its files
-    file = RemoteFile(name, known.etag, known.size, partial(_read, known.location, headers))
     cache = Path(place.cache_dir or constants.HF_HUB_CACHE)
     blobs = cache / f"models--{place.repo.replace('/', '--')}" / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
@@ -191,15 +231,68 @@ def _fetch_weights(place: _Place, listing: _Listing, name: str, count: Callable[
         fetch_blob(file, blobs, count=count)
 
 
+def _fetch_headers(place: _Place, listing: _Listing, parts: list[str]) -> Path:
+    """A folder with all parts of a .gguf: the client's, if they are wholly there, or one of ours with their headers.
+
+    Ours is named by the parts' etags. It is no place where the client, or a later download, looks for whole files.
+    """
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    found = [_in_cache(place, listing, name) for name in parts]
+    if found[0] is not None and all(found):
+        return found[0].parent
+    files = [_remote(place, listing, name) for name in parts]
+    etags = "\n".join(file.etag or f"{place.repo} {listing.commit} {file.name}" for file in files)
+    folder = cache_folder() / "headers" / hashlib.sha256(etags.encode()).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(folder / "lock"):
+        for file in files:
+            target = folder / Path(file.name).name
+            if not target.exists():
+                fetch_beginning(file, target, enough=partial(_has_header, name=file.name, size=file.size))
+    return folder
+
+
+def _has_header(path: Path, *, name: str, size: int) -> bool:
+    """False where more of the file is needed; size: the whole file's."""
+    try:
+        read_header(map_file(path), where=name, size=size)
+    except IncompleteHeaderError:
+        return False
+    return True
+
+
+def _in_cache(place: _Place, listing: _Listing, name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(place.repo, name, cache_dir=place.cache_dir, revision=listing.commit)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _remote(place: _Place, listing: _Listing, name: str) -> RemoteFile:
+    """The file as the hub describes it; its etag is "" if it says none."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    url, headers = hf_hub_url(place.repo, name, revision=listing.commit), build_hf_headers(token=place.token)
+    known = get_hf_file_metadata(url, headers=headers)
+    if urlsplit(known.location).netloc != urlsplit(url).netloc:
+        headers.pop("authorization", None)  # a token is for the hub alone, not for where it stores its files
+    size = listing.sizes[name] if known.size is None else known.size
+    return RemoteFile(name, known.etag or "", size, partial(_read, known.location, headers))
+
+
 @contextmanager
-def _read(url: str, headers: Mapping[str, str], start: int) -> Iterator[Body]:
+def _read(url: str, headers: Mapping[str, str], start: int, stop: int | None) -> Iterator[Body]:
     """weights.transfer's Reader, over the client's own HTTP session (its proxies, certificates and pools)."""
     from huggingface_hub import get_session
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     transport_error: Any = HfHubHTTPError.__bases__[0]  # its HTTP library's base error, whichever library it uses
-    headers = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    headers = {**headers, "Accept-Encoding": "identity"}
+    if start or stop is not None:
+        headers["Range"] = f"bytes={start}-" + ("" if stop is None else str(stop - 1))
     try:
         with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as response:
             hf_raise_for_status(response)
@@ -211,22 +304,45 @@ def _read(url: str, headers: Mapping[str, str], start: int) -> Iterator[Body]:
         raise Interrupted(f"{type(error).__name__}: {error}") from error
 
 
-def _cached(place: _Place, file: str | None) -> Path:
-    """What an earlier download left; raises huggingface_hub's LocalEntryNotFoundError if there is nothing."""
+def _snapshot(place: _Place, file: str) -> Path:
+    """The folder of an earlier download; raises huggingface_hub's LocalEntryNotFoundError if there is none."""
     from huggingface_hub import snapshot_download
 
-    folder = Path(
+    return Path(
         snapshot_download(
             place.repo,
             revision=place.revision,
             cache_dir=place.cache_dir,
             local_files_only=True,
-            allow_patterns=[glob.escape(file or "config.json")],
+            allow_patterns=[glob.escape(file)],
         )
     )
+
+
+def _cached(place: _Place, file: str | None, *, with_weights: bool) -> Path:
+    """What an earlier download left; raises huggingface_hub's LocalEntryNotFoundError if there is nothing."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    folder = _snapshot(place, file or "config.json")
     there = {path.relative_to(folder).as_posix(): 0 for path in folder.rglob("*") if path.is_file()}
+    if file is None and "config.json" in there:
+        if not with_weights:
+            return folder
+        if not any(name.endswith(WEIGHTS) for name in there):
+            raise LocalEntryNotFoundError(f"{folder} has no weights")
     _, gguf = choose(f"{place.repo} (offline, in {folder})", there, file)
     return folder / gguf if gguf else folder
+
+
+@contextmanager
+def _translated(place: _Place) -> Iterator[None]:
+    """Whatever the client and its HTTP library raise (network, disk, protocol) leaves as a ModelNotFoundError."""
+    try:
+        yield
+    except OctavoError:
+        raise
+    except Exception as error:
+        raise _translate(error, place) from error
 
 
 def _translate(error: Exception, place: _Place) -> ModelNotFoundError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from octavo.base.errors import ConfigError, ModelNotFoundError
 from octavo.weights.aliases import ALIASES
 from octavo.weights.gguf import gguf_models
-from octavo.weights.hub import download
+from octavo.weights.hub import download, download_tokenizer
 
 PACKAGE = "package:"
 # A hub id; the file may lie in a folder of the repository.
@@ -28,12 +28,52 @@ def resolve_source(
     hf_token: str | None = None,
     download_dir: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    with_weights: bool = True,
+    on_listing: Callable[[int], None] | None = None,
 ) -> Path:
     """The .gguf file or folder, downloaded if need be. An alias comes before a path: a folder of that name is ./name.
 
     revision, hf_token, download_dir: for the hub.  progress(what, done, total): bytes while downloading.
+    with_weights=False downloads headers and configs only, for open_checkpoint(with_weights=False).  on_listing: told
+    the bytes of the weights, where the hub is asked.
     Raises ModelNotFoundError saying where it was looked for and what to type, ConfigError for an empty name.
     """
+    found = _find(model)
+    if isinstance(found, Path):
+        return found
+    cache = None if download_dir is None else os.path.expanduser(download_dir)
+    return download(
+        found["repo"],
+        found["file"],
+        revision=revision,
+        token=hf_token,
+        cache_dir=cache,
+        progress=progress,
+        with_weights=with_weights,
+        on_listing=on_listing,
+    )
+
+
+def resolve_tokenizer(
+    source: str,
+    *,
+    revision: str | None = None,
+    hf_token: str | None = None,
+    download_dir: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """As resolve_source, for weights.checkpoint.open_tokenizer: of a hub repository, its tokenizer files are enough."""
+    found = _find(source)
+    if isinstance(found, Path):
+        return found
+    cache = None if download_dir is None else os.path.expanduser(download_dir)
+    return download_tokenizer(
+        found["repo"], found["file"], revision=revision, token=hf_token, cache_dir=cache, progress=progress
+    )
+
+
+def _find(model: str) -> Path | re.Match[str]:
+    """What is on this disk, or the parts of a hub id."""
     if not model.strip():
         raise ConfigError(f"model is empty; give {_FORMS}", param="model")
     name = ALIASES.get(model, model)
@@ -45,8 +85,7 @@ def resolve_source(
     match = HUB_ID.match(name)
     if match is None or os.path.isabs(path):
         raise ModelNotFoundError(f"{model[:200]!r} is no file or folder and no hub id; give {_FORMS}", param="model")
-    cache = None if download_dir is None else os.path.expanduser(download_dir)
-    return download(match["repo"], match["file"], revision=revision, token=hf_token, cache_dir=cache, progress=progress)
+    return match
 
 
 def find_in_package(source: str) -> Path:

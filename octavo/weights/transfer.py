@@ -16,6 +16,7 @@ from pathlib import Path
 from octavo.base.errors import ModelFormatError
 
 RETRIES = 5
+FIRST_PIECE = 256 << 10  # bytes; of a file of which only the beginning is wanted
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -31,8 +32,11 @@ class Body:
     chunks: Iterator[bytes]
 
 
-Reader = Callable[[int], AbstractContextManager[Body]]
-"""Opens the file from this byte on; raises Interrupted, then or while the chunks are read, where a retry may help."""
+Reader = Callable[[int, int | None], AbstractContextManager[Body]]
+"""Opens the file from one byte on, up to another (None: its end); more may come where the server knows no ranges.
+
+Raises Interrupted, then or while the chunks are read, where a retry may help.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,23 +59,49 @@ def fetch_blob(file: RemoteFile, blobs: Path, *, count: Callable[[int], None]) -
     if target.exists():
         count(file.size)
         return
-    if part.exists() and part.stat().st_size > file.size:
-        part.unlink()
-    part.touch()
-    count(part.stat().st_size)
-    _complete(file, part, count)
+    count(_begin(file, part))
+    _complete(file, part, file.size, count=count)
     if SHA256.match(file.etag) and _sha256(part) != file.etag:
         part.unlink()
         raise ModelFormatError(f"{file.name}: what was downloaded does not match its SHA-256; download it again")
     part.replace(target)
 
 
-def _complete(file: RemoteFile, part: Path, count: Callable[[int], None]) -> None:
+def fetch_beginning(file: RemoteFile, target: Path, *, enough: Callable[[Path], bool]) -> None:
+    """Make `target` of the file's leading bytes: FIRST_PIECE, then twice as many each time until enough(path).
+
+    One process at a time: the caller holds a lock. `enough` raises ModelFormatError where the file is damaged; with
+    all of the file it must not say no.
+    """
+    part = target.with_name(f"{target.name}.part")
+    size = max(_begin(file, part), min(FIRST_PIECE, file.size))
+    while True:
+        _complete(file, part, size, count=lambda _: None)
+        try:
+            if enough(part):
+                break
+        except ModelFormatError:
+            part.unlink()
+            raise
+        size = min(2 * size, file.size)
+    part.replace(target)
+
+
+def _begin(file: RemoteFile, part: Path) -> int:
+    """The bytes that an earlier try left in `part`, which is there afterwards."""
+    if part.exists() and part.stat().st_size > file.size:
+        part.unlink()
+    part.touch()
+    return part.stat().st_size
+
+
+def _complete(file: RemoteFile, part: Path, stop: int, *, count: Callable[[int], None]) -> None:
+    """Append to `part` until it has `stop` bytes."""
     failures = 0
-    while (start := part.stat().st_size) < file.size:
+    while (start := part.stat().st_size) < stop:
         problem = Interrupted(f"the hub sends no more than {start} of {file.size} bytes")
         try:
-            _append(file, part, start, count=count)
+            _append(file, part, (start, stop), count=count)
         except Interrupted as error:
             problem = error
         failures = 0 if part.stat().st_size > start else failures + 1
@@ -81,15 +111,21 @@ def _complete(file: RemoteFile, part: Path, count: Callable[[int], None]) -> Non
             time.sleep(min(0.25 * 2**failures, 8))
 
 
-def _append(file: RemoteFile, part: Path, start: int, *, count: Callable[[int], None]) -> None:
-    """Fetch from `start` on until the server stops; a server that ignores ranges begins from 0 again."""
-    with file.read(start) as body:
+def _append(file: RemoteFile, part: Path, span: tuple[int, int], *, count: Callable[[int], None]) -> None:
+    """Fetch from span[0] on until span[1] or the server stops; a server that ignores ranges begins from 0 again."""
+    start, stop = span
+    with file.read(start, stop if stop < file.size else None) as body:
         if start and not body.resumed:
             count(-start)
+            start = 0
+        left = stop - start
         with part.open("ab" if body.resumed else "wb") as out:
             for chunk in body.chunks:
-                out.write(chunk)
-                count(len(chunk))
+                out.write(chunk[:left])
+                count(min(len(chunk), left))
+                left -= len(chunk)
+                if left < 0:
+                    break
 
 
 def _sha256(path: Path) -> str:

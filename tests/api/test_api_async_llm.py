@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from octavo import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
-from octavo.api.client import make_error
+from octavo.api import async_llm
+from octavo.api.client import SocketClient, make_error
 from octavo.base.errors import (
     ConfigError,
     EngineDeadError,
@@ -232,6 +233,27 @@ def test_killed_engine_fails_its_streams_and_comes_back(llama: str) -> None:
             assert llm.engine_pid != first
             assert (await last(llm)).outputs[0].token_ids == expected
         assert llm.num_restarts == 2
+
+    with_llm(llama, test)
+
+
+def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_llm, "LONGEST_PAUSE", 0.0)
+    starts = []
+
+    async def refuse(self: SocketClient, config: Any) -> dict[str, Any]:
+        starts.append(1)
+        raise (OSError("no more processes") if len(starts) % 2 else ConfigError("no memory"))
+
+    async def test(llm: AsyncLLM) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(SocketClient, "start", refuse)
+            assert llm.engine_pid is not None
+            os.kill(llm.engine_pid, signal.SIGKILL)
+            await until(lambda: llm.state == "dead")
+        assert len(starts) == async_llm.FAILED_STARTS
+        with pytest.raises(OverloadedError, match="ended"):
+            await last(llm)
 
     with_llm(llama, test)
 

@@ -284,16 +284,22 @@ def test_bad_messages(llm: LLM, messages: Any) -> None:
 def test_one_failing_request_leaves_the_others_be(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tokens(llm)
     executor = llm._client._engine.executor  # type: ignore[union-attr]
-    finish = executor.finish
+    begin, finish = executor.begin, executor.finish
+    plans: dict[int, Any] = {}
     failed = []
+
+    def recording(plan: Any) -> None:
+        plans[plan.step] = plan
+        begin(plan)
 
     def failing() -> Any:
         result = finish()
-        if not failed and result.step and len(result.tokens) == 3:
-            failed.append(1)
-            result.failed[1] = "logits are not finite"
+        if not failed and len(result.tokens) == 3:
+            failed.append(plans[result.step].rows[1].row)
+            result.failed[failed[0]] = "logits are not finite"
         return result
 
+    monkeypatch.setattr(executor, "begin", recording)
     monkeypatch.setattr(executor, "finish", failing)
     outputs = llm.generate([PROMPT] * 3, SamplingParams(temperature=0, max_tokens=12), use_tqdm=False)
     errors = [output for output in outputs if output.error is not None]
@@ -413,6 +419,7 @@ def test_ctrl_c_waits_for_the_step_and_leaves_nothing(
     expected = tokens(llm)
     executor = llm._client._engine.executor  # type: ignore[union-attr]
     finish, ends = executor.finish, []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a shell's background jobs
 
     def interrupted() -> Any:
         signal.raise_signal(signal.SIGINT)
@@ -426,5 +433,5 @@ def test_ctrl_c_waits_for_the_step_and_leaves_nothing(
         with pytest.raises(KeyboardInterrupt):
             list(llm.stream(PROMPT, many)) if use_stream else llm.generate([PROMPT] * 3, many, use_tqdm=False)
     assert len(ends) == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
     assert tokens(llm) == expected

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import pty
+import select
+import signal
 import subprocess
 import sys
-import time
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,10 @@ import pytest
 
 import octavo
 from octavo.cli import COMMANDS, main
-from octavo.cli import chat as chat_command
 
 SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--temperature", "0"]
 PLAN = SMALL[:2]
+PROMPT = b"> "
 
 
 @pytest.fixture(scope="session")
@@ -175,30 +178,56 @@ def test_collect_env_hides_secrets(capsys: pytest.CaptureFixture[str], monkeypat
     assert "numpy" in shown
 
 
-def _read_until(fd: int, words: bytes, seconds: float = 60) -> bytes:
-    seen, end = b"", time.monotonic() + seconds
+def _read_until(fd: int, words: bytes) -> bytes:
+    """What a terminal shows up to and with `words`."""
+    seen = b""
     while words not in seen:
-        assert time.monotonic() < end, seen
+        ready, _, _ = select.select([fd], [], [], 60)
+        assert ready, seen
         seen += os.read(fd, 4096)
     return seen
+
+
+def _take_terminal() -> None:
+    """Make stdin the controlling terminal, so that Ctrl-C typed there becomes SIGINT, which may be ignored here."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def test_ctrl_c_stops_the_answer_not_the_chat(llama: str) -> None:
     """In a real terminal: Ctrl-C while an answer streams brings the prompt back; /exit leaves with 0."""
     parent, child = pty.openpty()
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path), TERM="dumb")
-    arguments = [sys.executable, "-m", "octavo.cli", "chat", llama, *SMALL, "--ignore-eos"]
-    with subprocess.Popen(
-        arguments, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-    ) as process:  # fmt: skip
-        os.close(child)
-        _read_until(parent, chat_command.PROMPT.encode())
+    # an answer that would take minutes
+    endless = [
+        "--ignore-eos",
+        "--hf-overrides",
+        '{"max_position_embeddings": 100000}',
+        "--kv-cache-memory-bytes",
+        "64M",
+    ]
+    arguments = [sys.executable, "-m", "octavo.cli", "chat", llama, *SMALL, *endless]
+    process = subprocess.Popen(
+        arguments,
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_take_terminal,
+    )
+    os.close(child)
+    try:
+        _read_until(parent, PROMPT)
         os.write(parent, b"Hello\n")
-        _read_until(parent, b"Hello\r\n")
-        time.sleep(0.15)
+        seen = _read_until(parent, b"Hello\r\n").partition(b"Hello\r\n")[2]
+        while len(seen) < 20:
+            seen += os.read(parent, 4096)
         os.write(parent, b"\x03")
-        _read_until(parent, chat_command.PROMPT.encode())
+        _read_until(parent, b"stopped]\r\n" + PROMPT)
         os.write(parent, b"/exit\n")
         assert process.wait(20) == 0
-    os.close(parent)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(parent)

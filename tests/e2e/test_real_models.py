@@ -1,4 +1,4 @@
-"""The two real models, greedy, against Transformers' own code on its own dequantized weights: 20 prompts x 64 tokens."""
+"""The two real models, greedy, against Transformers' code on its dequantized weights: 20 prompts x 64 tokens."""
 
 from __future__ import annotations
 

@@ -8,16 +8,22 @@ import pytest
 
 from octavo.base.config.config import CacheConfig
 from octavo.base.errors import ConfigError
-from octavo.engine.cache.sizing import num_blocks
+from octavo.base.types.ports import DeviceMemory
+from octavo.engine.cache.sizing import HOST_CACHE_BYTES, num_blocks
 
 MIB = 2**20
+
+
+def memory(free: int, total: int = 1000) -> DeviceMemory:
+    """MiB."""
+    return DeviceMemory(total=total * MIB, free=free * MIB, weights=0)
 
 
 def size(**changes: Any) -> int:
     cache = CacheConfig(**{name: changes.pop(name) for name in list(changes) if name in CacheConfig.__struct_fields__})
     fields: dict[str, Any] = {
-        "free_bytes": 900 * MIB,
-        "total_bytes": 1000 * MIB,
+        "memory": memory(900),
+        "on_host": False,
         "utilization": 0.9,
         "max_model_len": 1024,
         "max_num_seqs": 1000,
@@ -44,6 +50,13 @@ def test_no_more_than_the_limits_can_use() -> None:
     assert size(max_num_seqs=2, max_model_len=1025) == 2 * 65
 
 
+def test_the_machines_own_memory_is_taken_modestly() -> None:
+    plenty = memory(90_000, 100_000)
+    assert size(memory=plenty, max_num_seqs=10_000, on_host=True) == HOST_CACHE_BYTES // MIB
+    assert size(memory=plenty, max_num_seqs=10_000, on_host=True, max_model_len=16 * 5000) == 5000
+    assert size(memory=plenty, max_num_seqs=10_000, on_host=True, kv_cache_memory_bytes=8000 * MIB) == 8000
+
+
 def test_exactly_one_context_is_enough() -> None:
     assert size(num_gpu_blocks_override=64) == 64
 
@@ -53,11 +66,11 @@ def test_exactly_one_context_is_enough() -> None:
     [
         ({"num_gpu_blocks_override": 63}, "63 MiB", "--num-gpu-blocks-override"),
         ({"kv_cache_memory_bytes": 10 * MIB}, "10 MiB", "--kv-cache-memory-bytes"),
-        ({"free_bytes": 110 * MIB}, "10 MiB", "--gpu-memory-utilization"),
-        ({"free_bytes": 0}, "0 MiB", "--gpu-memory-utilization"),
+        ({"memory": memory(110)}, "10 MiB", "--gpu-memory-utilization"),
+        ({"memory": memory(0)}, "0 MiB", "--gpu-memory-utilization"),
     ],
 )
-def test_too_little_names_numbers_and_flags(changes: dict[str, int], have: str, remedy: str) -> None:
+def test_too_little_names_numbers_and_flags(changes: dict[str, Any], have: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as caught:
         size(**changes)
     message = caught.value.message

@@ -16,6 +16,7 @@ import reference_forward
 from safetensors.numpy import load_file
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
+from octavo import LLM, SamplingParams
 from octavo.base.errors import ModelFormatError, UnsupportedError
 from octavo.models import registry
 
@@ -50,7 +51,20 @@ def test_the_example_on_the_page(tmp_path: Path) -> None:
     assert set(names.values()) == set(stored)
     tokens = checkpoints.prompt(60)
     ours = reference_forward.forward(spec, {name: stored[theirs] for name, theirs in names.items()}, tokens)
-    np.testing.assert_allclose(ours, checkpoints.logits_of(model.eval(), tokens), rtol=0, atol=1e-4)
+    expected = checkpoints.logits_of(model.eval(), tokens)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+    for device in ("cpu", "torch:cpu"):
+        assert_prompt_logprobs(folder, device, tokens, expected)
+
+
+def assert_prompt_logprobs(folder: Path, device: str, tokens: list[int], logits: np.ndarray) -> None:
+    """A backend's log probabilities of the prompt are those of `logits` [tokens, vocab]."""
+    with LLM(str(folder), device=device, max_model_len=128, skip_tokenizer_init=True) as llm:
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        entries = llm.generate([{"prompt_token_ids": tokens}], params, use_tqdm=False)[0].prompt_logprobs or []
+    found = [entry[token].logprob for entry, token in zip(entries[1:], tokens[1:], strict=True) if entry]
+    everything = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, everything[np.arange(len(tokens) - 1), tokens[1:]], rtol=0, atol=1e-4)
 
 
 def test_the_example_refuses(smollm3: ModuleType) -> None:

@@ -82,6 +82,14 @@ def test_the_whole_text() -> None:
     assert render(report).splitlines() == TEXT.splitlines()
 
 
+def test_the_stored_size_is_shown_where_it_is_known() -> None:
+    report = plan_report(
+        LLAMA, weight_bytes=1000, element_bytes=4, max_model_len=100, free_bytes=None, stored_bytes=2048
+    )
+    (line,) = [line for line in render(report).splitlines() if "as stored" in line]
+    assert line.split() == ["as", "stored", "2", "KiB"]
+
+
 TEXT = """\
 llama: 2 layers, 107.2 K parameters
 

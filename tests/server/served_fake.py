@@ -10,7 +10,7 @@ from fake_llm import FakeLLM
 
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import ModelNotFoundError
-from octavo.server.launch import run
+from octavo.server.launch import leave, run
 from octavo.server.listener import listen
 from octavo.server.logs import set_up_server_logging
 
@@ -25,4 +25,4 @@ if __name__ == "__main__":
     if options.get("loads_forever"):
         llm.start_gate = asyncio.Event()
     set_up_server_logging(config.log_format)
-    sys.exit(asyncio.run(run(llm, config, listener=listen(config.host, config.port))))  # type: ignore[arg-type]
+    leave(asyncio.run(run(llm, config, listener=listen(config.host, config.port))))  # type: ignore[arg-type]

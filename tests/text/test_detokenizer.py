@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -110,6 +110,17 @@ def test_stop_strings_against_a_naive_search(
         assert detokenizer.finish() == ""
     else:
         assert detokenizer.num_tokens == len(ids)
+
+
+def test_every_short_stop_in_every_short_text() -> None:
+    def words(longest: int) -> list[str]:
+        return ["".join(letters) for length in range(1, longest + 1) for letters in product("ab", repeat=length)]
+
+    for stop, text in product(words(5), words(7)):
+        matcher = StopMatcher([stop])
+        ends = [end for end in range(1, len(text) + 1) if text[:end].endswith(stop)]
+        found = [end for end, char in enumerate(text, start=1) if matcher.feed(char)]
+        assert found == ends
 
 
 def test_text_that_may_become_a_stop_is_held_and_then_released(byte_level: Tokenizer) -> None:

@@ -61,6 +61,12 @@ def test_scores_give_what_sentencepiece_gives(prefix: bool) -> None:
     same()
 
 
+def test_no_merge_leads_to_a_control_byte_or_user_defined_token() -> None:
+    tokens, types = ["<", "s", ">", "<s", "<s>", "s>", "x", "xx"], [1, 1, 1, 1, 3, 4, 1, 5]
+    merges = list(gguf_tokenizer._score_merges(tokens, [0.0, 0.0, 0.0, -2.0, -1.0, -1.0, 0.0, -1.0], types))
+    assert [tokens[left] + tokens[right] for left, right in merges] == ["xx", "<s"]
+
+
 def test_merges_are_cached_and_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
     gguf, _ = sentence_piece_gguf(prefix=True)

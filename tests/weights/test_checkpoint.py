@@ -13,7 +13,7 @@ import weight_files as make
 
 from octavo.base.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from octavo.quant import dequantize
-from octavo.weights.checkpoint import GgufTokenizer, TokenizerFiles, open_checkpoint
+from octavo.weights.checkpoint import GgufTokenizer, TokenizerFiles, open_checkpoint, open_tokenizer
 from octavo.weights.dummy import dummy_weights
 from octavo.weights.names import map_names
 
@@ -205,6 +205,50 @@ def test_dummy_needs_no_weights(tmp_path: Path) -> None:
     make.write_gguf(tmp_path / "m.gguf")
     checkpoint = open_checkpoint(tmp_path / "m.gguf", load_format="dummy")
     assert (checkpoint.format, checkpoint.tensors, checkpoint.config["vocab_size"]) == ("dummy", {}, make.VOCAB)
+
+
+def test_without_weights(tmp_path: Path) -> None:
+    make.write_config(tmp_path, vocab_size=7)
+    alone = open_checkpoint(tmp_path, with_weights=False)
+    assert (alone.tensors, alone.total_bytes, alone.config["vocab_size"]) == ({}, 0, 7)
+    with pytest.raises(ModelFormatError, match="no safetensors"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelFormatError, match="pickled"):
+        open_checkpoint(tmp_path, with_weights=False)
+    (tmp_path / "pytorch_model.bin").unlink()
+    make.write_sharded(tmp_path)
+    assert open_checkpoint(tmp_path, with_weights=False).total_bytes == 148
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    assert open_checkpoint(tmp_path, with_weights=False).total_bytes == 0
+    make.write_config(tmp_path, quantization_config={"quant_method": "awq"})
+    with pytest.raises(ModelFormatError, match="'awq'"):
+        open_checkpoint(tmp_path, with_weights=False)
+
+
+def test_a_header_has_no_rope_factors(tmp_path: Path) -> None:
+    """They are a tensor, which may lie beyond what is here; a dummy leaves them out even where they are."""
+    writer = make.gguf_writer(tmp_path / "m.gguf", "llama")
+    tensors = make.random_tensors(make.matrices("llama"))
+    make.finish(writer, {**tensors, "rope_freqs.weight": np.ones(make.HEAD_DIM // 2, np.float32)})
+    assert open_checkpoint(tmp_path / "m.gguf").config["rope_freq_factors"] == [1.0] * 8
+    assert "rope_freq_factors" not in open_checkpoint(tmp_path / "m.gguf", load_format="dummy").config
+
+
+def test_a_tokenizer_without_a_model(tmp_path: Path) -> None:
+    folder = tmp_path / "words"
+    folder.mkdir()
+    assert open_tokenizer(folder).tokenizer is None
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    opened = open_tokenizer(folder)
+    assert isinstance(opened.tokenizer, TokenizerFiles)
+    assert (opened.tokenizer.config, opened.config) == ({"eos_token": "</s>"}, {})
+    make.write_gguf(tmp_path / "m.gguf")
+    for path in (tmp_path / "m.gguf", tmp_path):
+        assert isinstance(open_tokenizer(path).tokenizer, GgufTokenizer)
+    with pytest.raises(ModelNotFoundError, match="does not exist"):
+        open_tokenizer(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("scheme", ["F32", "BF16"])

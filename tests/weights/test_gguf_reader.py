@@ -12,7 +12,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter, quants
 
 from octavo.base.errors import ModelFormatError
 from octavo.quant import dequantize
-from octavo.weights.gguf import gguf_models, read_gguf, split_parts
+from octavo.weights.gguf import IncompleteHeaderError, gguf_models, read_gguf, read_header, split_parts
 
 
 def read(path: Path):
@@ -152,6 +152,36 @@ def test_attack(name: str) -> None:
     raw, expected = ATTACKS[name]
     with pytest.raises(ModelFormatError, match=expected):
         read_gguf(memoryview(raw), where="bad.gguf")
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack_on_a_header(name: str) -> None:
+    raw, _ = ATTACKS[name]
+    with pytest.raises(ModelFormatError):
+        read_header(memoryview(raw), where="bad.gguf", size=len(raw))
+
+
+def test_every_cut_through_a_header_asks_for_more(tmp_path: Path) -> None:
+    """And once it is whole, it says the same as the file."""
+    written = make.write_gguf(tmp_path / "m.gguf", kind="Q4_0")
+    raw = (tmp_path / "m.gguf").read_bytes()
+    whole = read_header(memoryview(raw), where="f", size=len(raw))
+    end = min(tensor.begin for tensor in whole.tensors.values())
+    table = raw.index(b"token_embd.weight")  # the padding behind the last tensor's description is not needed
+    for stop in range(4, end):
+        for size in ({}, {"size": len(raw)}):
+            try:
+                cut = read_header(memoryview(raw)[:stop], where="f", **size)
+            except IncompleteHeaderError:
+                continue
+            assert stop > table
+            assert end - stop < 32
+            assert cut == whole
+    tensors = read_gguf(memoryview(raw), where="f").tensors
+    assert list(tensors) == list(whole.tensors) == list(written)
+    for name, info in whole.tensors.items():
+        assert bytes(tensors[name].data) == raw[info.begin : info.begin + info.nbytes]
+        assert (tensors[name].shape, tensors[name].scheme) == (info.shape, info.scheme)
 
 
 def test_the_same_headers_unharmed_are_read() -> None:

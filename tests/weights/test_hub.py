@@ -11,20 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import weight_files as make
 from fake_hub import FakeHub
 
 from octavo.base.errors import ModelFormatError, ModelNotFoundError
+from octavo.weights.checkpoint import GgufTokenizer, open_checkpoint, open_tokenizer
+from octavo.weights.gguf import read_header
 from octavo.weights.hub import choose
 
 DRIVER = """
 import json, sys
-from octavo.weights.source import resolve_source
-calls = []
+from octavo.weights import source
+calls, listed, arguments = [], [], json.load(sys.stdin)
+if arguments.get("with_weights") is not None:
+    arguments["on_listing"] = listed.append
 try:
-    path = resolve_source(progress=lambda what, done, total: calls.append((what, done, total)), **json.load(sys.stdin))
-    print(json.dumps({"path": str(path), "calls": calls, "requests": "requests" in sys.modules}))
+    resolve = getattr(source, arguments.pop("function"))
+    path = resolve(arguments.pop("model"), progress=lambda *call: calls.append(call), **arguments)
+    print(json.dumps({"path": str(path), "calls": calls, "listed": listed}))
 except Exception as error:
     print(json.dumps({"error": type(error).__name__, "message": str(error), "param": getattr(error, "param", None)}))
 """
@@ -38,15 +44,20 @@ def hub() -> Iterator[FakeHub]:
 
 @pytest.fixture
 def resolve(hub: FakeHub, tmp_path: Path) -> Any:
-    """resolve(model, env={...}, **arguments): resolve_source in a fresh process; its path or its error as a dict."""
+    """resolve(model, env={...}, **arguments): resolve_source (or `function` of its module) in a fresh process.
 
-    def run(model: str, *, env: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+    What it gives, or its error, as a dict.
+    """
+
+    def run(
+        model: str, *, env: dict[str, str] | None = None, function: str = "resolve_source", **arguments: Any
+    ) -> dict[str, Any]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
         kept |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-        kept |= {"NO_PROXY": "*"} | (env or {})
+        kept |= {"NO_PROXY": "*", "OCTAVO_CACHE": str(tmp_path / "octavo")} | (env or {})
         done = subprocess.run(
             [sys.executable, "-c", DRIVER],
-            input=json.dumps({"model": model, **arguments}),
+            input=json.dumps({"model": model, "function": function, **arguments}),
             env=kept,
             capture_output=True,
             text=True,
@@ -217,6 +228,155 @@ def test_what_is_not_there(hub: FakeHub, resolve: Any) -> None:
     assert "safetensors" in pickled["message"]
     hub.gated = True
     assert "accept its terms" in resolve("org/pickled")["message"]
+
+
+# Headers only.
+
+
+def large_gguf(folder: Path, *, name: str = "m.gguf") -> bytes:
+    """A header of some 700 KB (a vocabulary's size), then 4 MB of weights."""
+    writer = make.gguf_writer(folder / name, "llama")
+    writer.add_array("x.words", [f"{i:042}" for i in range(14_000)])
+    make.finish(writer, {**make.random_tensors(make.matrices("llama")), "extra": np.zeros((1024, 1024), np.float32)})
+    return (folder / name).read_bytes()
+
+
+def header_size(raw: bytes) -> int:
+    header = read_header(memoryview(raw), where="m.gguf")
+    return min(tensor.begin for tensor in header.tensors.values())
+
+
+def spans(hub: FakeHub) -> list[tuple[int, int]]:
+    """The bytes that were asked for, each as the first and the one after the last; no request goes without a range."""
+    ranges = [(seen.range or "").removeprefix("bytes=").split("-") for seen in hub.bodies()]
+    return [(int(first), int(last) + 1) for first, last in ranges]
+
+
+def test_a_folder_without_its_weights(hub: FakeHub, resolve: Any) -> None:
+    commit = hub.add("org/name", folder_files(), revision="v2")
+    hub.add("org/name", folder_files(**{"config.json": b"{}"}))
+    size = len(hub.files[commit]["model.safetensors"])
+    planned = resolve("org/name", revision="v2", with_weights=False)
+    folder = Path(planned["path"])
+    assert {path.name for path in folder.iterdir()} == NEEDED - {"model.safetensors"}
+    assert {seen.file for seen in hub.bodies()} == NEEDED - {"model.safetensors"}
+    assert {seen.revision for seen in hub.seen if seen.file} == {commit}
+    assert {seen.revision for seen in hub.seen if "org/name" in seen.path} <= {"v2", commit}
+    assert planned["listed"] == [size]
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert resolve("org/name", revision="v2", with_weights=False, env=offline)["path"] == str(folder)
+    refused = resolve("org/name", revision="v2", env=offline)
+    assert refused["error"] == "ModelNotFoundError"
+    assert "was not (wholly) downloaded" in refused["message"]
+    hub.seen.clear()
+    assert resolve("org/name", revision="v2")["path"] == str(folder)
+    assert [seen.file for seen in hub.bodies()] == ["model.safetensors"]
+    assert (folder / "model.safetensors").stat().st_size == size
+    assert resolve("org/name", revision="v2", with_weights=False)["path"] == str(folder)
+
+
+def test_the_header_of_a_gguf(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
+    raw = large_gguf(tmp_path)
+    commit = hub.add("org/name", {"q/m.gguf": raw, "README.md": b"#"}, revision="v2")
+    planned = resolve("org/name:q/m.gguf", revision="v2", with_weights=False)
+    path, header = Path(planned["path"]), header_size(raw)
+    assert 512 << 10 < header < 1 << 20
+    assert spans(hub) == [(0, 256 << 10), (256 << 10, 512 << 10), (512 << 10, 1 << 20)]
+    assert {seen.revision for seen in hub.seen if seen.file} == {commit}
+    assert {seen.revision for seen in hub.seen if "org/name" in seen.path} <= {"v2", commit}
+    assert planned["listed"] == [len(raw)]
+    assert path.is_relative_to(tmp_path / "octavo")
+    assert path.read_bytes() == raw[: 1 << 20]
+    assert {file.name for file in path.parent.iterdir()} - {"lock"} == {"m.gguf"}
+    hub.seen.clear()
+    assert resolve("org/name:q/m.gguf", revision="v2", with_weights=False)["path"] == str(path)
+    assert hub.bodies() == []
+    whole = Path(resolve("org/name:q/m.gguf", revision="v2")["path"])
+    assert whole.read_bytes() == raw
+    assert [seen.range for seen in hub.bodies()] == [None]
+    hub.seen.clear()
+    assert resolve("org/name:q/m.gguf", revision="v2", with_weights=False)["path"] == str(whole)
+    assert hub.bodies() == []
+
+
+def test_a_header_alone_is_opened_for_its_description_only(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
+    hub.add("org/name", {"m.gguf": large_gguf(tmp_path)})
+    path = Path(resolve("org/name", with_weights=False)["path"])
+    whole = open_checkpoint(tmp_path / "m.gguf")
+    for options in ({"with_weights": False}, {"load_format": "dummy"}):
+        opened = open_checkpoint(path, **options)
+        assert (opened.config, opened.total_bytes) == (whole.config, whole.total_bytes)
+        assert opened.tokenizer == whole.tokenizer
+        assert opened.tensors == {}
+    with pytest.raises(ModelFormatError, match="takes"):
+        open_checkpoint(path)
+
+
+def test_all_headers_of_a_split_gguf(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
+    names = [f"m-{i:05d}-of-00002.gguf" for i in (1, 2)]
+    hub.add("org/name", {name: large_gguf(tmp_path, name=name) for name in names})
+    path = Path(resolve("org/name", with_weights=False)["path"])
+    assert path.name == names[0]
+    assert {file.name for file in path.parent.glob("*.gguf")} == set(names)
+    assert max(stop for _, stop in spans(hub)) <= 1 << 20
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_header_that_is_cut_off(hub: FakeHub, resolve: Any, tmp_path: Path, ranges: bool) -> None:
+    raw = large_gguf(tmp_path)
+    hub.add("org/name", {"m.gguf": raw})
+    hub.cut_after, hub.ranges = 100_000, ranges
+    path = Path(resolve("org/name", with_weights=False)["path"])
+    assert path.read_bytes() == raw[: 1 << 20]
+    assert spans(hub)[:2] == [(0, 256 << 10), (100_000, 256 << 10)]
+    assert max(stop for _, stop in spans(hub)) <= 1 << 20
+
+
+def test_a_damaged_header_does_not_fetch_the_file(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
+    raw = large_gguf(tmp_path)
+    hub.add("org/name", {"m.gguf": raw[:24] + (1 << 40).to_bytes(8, "little") + raw[32:]})
+    refused = resolve("org/name", with_weights=False)
+    assert refused["error"] == "ModelFormatError"
+    assert "name of key 0" in refused["message"]
+    assert spans(hub) == [(0, 256 << 10)]
+    assert not list((tmp_path / "octavo").rglob("*.part"))
+
+
+def test_a_small_gguf_is_one_request(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
+    make.write_gguf(tmp_path / "m.gguf")
+    raw = (tmp_path / "m.gguf").read_bytes()
+    hub.add("org/name", {"m.gguf": raw})
+    assert Path(resolve("org/name", with_weights=False)["path"]).read_bytes() == raw[: 256 << 10]
+    assert len(hub.bodies()) == 1
+
+
+# Tokenizers.
+
+
+def test_a_repository_with_a_tokenizer_only(hub: FakeHub, resolve: Any) -> None:
+    files = {"tokenizer.json": b"{}", "tokenizer_config.json": b"{ }", "vocab.txt": b"", "m.bin": b"x"}
+    commit = hub.add("org/words", files, revision="v2")
+    asked: dict[str, Any] = {"function": "resolve_tokenizer", "revision": "v2"}
+    folder = Path(resolve("org/words", **asked)["path"])
+    assert {path.name for path in folder.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    assert {(seen.file, seen.revision) for seen in hub.bodies()} == {(path.name, commit) for path in folder.iterdir()}
+    assert resolve("org/words", **asked, env={"HF_HUB_OFFLINE": "1"})["path"] == str(folder)
+
+
+def test_a_tokenizer_needs_no_weights(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
+    hub.add("org/model", folder_files(**{"a.gguf": b"A", "b.gguf": b"B"}))
+    assert "path" in resolve("org/model", function="resolve_tokenizer")
+    assert {seen.file for seen in hub.bodies()} == NEEDED - {"model.safetensors"}
+    hub.seen.clear()
+    hub.add("org/gguf", {"m.gguf": large_gguf(tmp_path)})
+    for source in ("org/gguf", "org/gguf:m.gguf"):
+        path = Path(resolve(source, function="resolve_tokenizer")["path"])
+        assert isinstance(open_tokenizer(path).tokenizer, GgufTokenizer)
+    assert max(stop for _, stop in spans(hub)) <= 1 << 20
+    hub.add("org/none", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+    refused = resolve("org/none", function="resolve_tokenizer")
+    assert (refused["error"], refused["param"]) == ("ModelFormatError", "tokenizer")
+    assert "tokenizer.json" in refused["message"]
 
 
 # Which files are taken, without a process.

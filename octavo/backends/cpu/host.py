@@ -34,9 +34,8 @@ def usable_cores() -> int:
 def take_threads(threads: int | None) -> int:
     """How many threads a Team may have: `threads`, else OMP_NUM_THREADS, else usable_cores().
 
-    Holds numpy's BLAS to one, in all the process.
-
-    1 where this numpy's BLAS cannot be told and so keeps threads of its own; ConfigError if `threads` was given then.
+    Holds numpy's BLAS to one, in all the process.  1 where this numpy's BLAS cannot be told and so keeps threads of
+    its own; ConfigError if `threads` was given then.
     """
     extension = importlib.import_module("numpy._core._multiarray_umath")
     library = ctypes.CDLL(extension.__file__)  # symbols of what it links are found through it

@@ -67,7 +67,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The paged KV cache."""
 
     block_size: Annotated[Literal[8, 16, 32, 64, 128], _d("Tokens a block.")] = 16
-    kv_cache_memory_bytes: Annotated[Positive | None, _d("Bytes for the cache; overrides gpu_memory_utilization.")] = (
+    kv_cache_memory_bytes: Annotated[Positive | None, _d("Bytes for the cache; without it at most 4 GiB on a CPU.")] = (
         None
     )
     num_gpu_blocks_override: Annotated[Positive | None, _d("Exactly this many blocks.")] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 VARIABLES: dict[str, str] = {
     "OCTAVO_API_KEY": "Key that requests must carry, as --api-key.",
@@ -21,3 +22,8 @@ def read(name: str, default: str = "") -> str:
     if name not in VARIABLES:
         raise KeyError(f"{name} is not listed in octavo.base.config.env.VARIABLES")
     return os.environ.get(name, default)
+
+
+def cache_folder() -> Path:
+    """Where Octavo keeps what it derives from models; it need not exist yet."""
+    return Path(read("OCTAVO_CACHE") or "~/.cache/octavo").expanduser()

@@ -67,6 +67,10 @@ class StoredTensor:
                 f"{self.data.nbytes}; download it again"
             )
 
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
 
 Weights = Mapping[str, StoredTensor]
 """Internal name (models.spec.ModelSpec.parameters) -> tensor."""

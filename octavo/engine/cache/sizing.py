@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from octavo.base.config.config import CacheConfig
 from octavo.base.errors import ConfigError
+from octavo.base.types.ports import DeviceMemory
+
+HOST_CACHE_BYTES = 4 << 30
+"""Most that the cache takes by itself where the memory is the machine's own: other programs live there too."""
 
 
 def num_blocks(
     kv_bytes_per_token: int,
     *,
     cache: CacheConfig,
-    free_bytes: int,
-    total_bytes: int,
+    memory: DeviceMemory,
+    on_host: bool,
     utilization: float,
     max_model_len: int,
     max_num_seqs: int,
 ) -> int:
     """Blocks to allocate: what was ordered, else as much as the memory allows and the limits can ever use.
 
-    free_bytes, total_bytes: of the device, with the weights loaded.  utilization: share of total_bytes for weights
-    and cache together.  Raises ConfigError with the numbers where not even one context fits.
+    memory: with the weights loaded.  on_host: it is the machine's own, of which no more than HOST_CACHE_BYTES (or one
+    context, if that is more) is taken unasked.  utilization: share of all memory for weights and cache together.
+    Raises ConfigError with the numbers where not even one context fits.
     """
     block_bytes = kv_bytes_per_token * cache.block_size
     one_context = -(-max_model_len // cache.block_size)
@@ -28,7 +33,9 @@ def num_blocks(
     elif cache.kv_cache_memory_bytes is not None:
         blocks, flag = cache.kv_cache_memory_bytes // block_bytes, "--kv-cache-memory-bytes"
     else:
-        budget = free_bytes - int(total_bytes * (1.0 - utilization))
+        budget = memory.free - int(memory.total * (1.0 - utilization))
+        if on_host:
+            budget = min(budget, max(HOST_CACHE_BYTES, one_context * block_bytes))
         blocks = min(max(budget, 0) // block_bytes, one_context * max_num_seqs)
         flag = "--gpu-memory-utilization"
     if blocks < one_context:

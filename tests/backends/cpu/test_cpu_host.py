@@ -59,7 +59,10 @@ def test_cpu_quota(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert host.take_threads(3) == 3
+    assert host.take_threads(None) == 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert host.take_threads(None) == host.usable_cores()
     monkeypatch.setattr(host, "_SETTERS", ("no_such_symbol",))
     assert host.take_threads(None) == 1

@@ -91,18 +91,6 @@ def test_at_most_two_unfinished(driver: Driver) -> None:
         driver.backend.finish()
 
 
-def test_plans_may_be_changed_after_begin(driver: Driver) -> None:
-    expected = driver.run(prompt(12), row=1).tokens
-    tokens, blocks = prompt(12), list(driver.blocks[0])
-    begin = RowBegin(0, tokens, 12, blocks, driver.begin(0, tokens).sampling)
-    driver.launch([(1, 12, 1, True)])  # keeps the worker busy
-    driver.launch([(0, 0, 12, True)], [begin])
-    tokens.clear()
-    blocks.clear()
-    driver.backend.finish()
-    assert driver.backend.finish().tokens == expected
-
-
 def test_row_is_reused_in_the_plan_that_ends_it(driver: Driver) -> None:
     driver.run(prompt(60, 1), row=0, repetition_penalty=3.0, allowed_token_ids=[4])
     short = prompt(5, 2)

@@ -133,21 +133,22 @@ class FakeHub:
 
             def content(self, file: str, commit: str, wanted: str | None) -> None:
                 raw = hub.files[commit][file]
-                start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+                first, _, last = (wanted or "bytes=0-").removeprefix("bytes=").partition("-")
+                start, stop = int(first), min(int(last or len(raw)) + 1, len(raw))
                 cut = hub.cut_after if self.command == "GET" and not hub.cuts else None
                 if self.command == "GET" and hub.cut_after is not None and hub.cuts and hub.after_cut:
                     self.fail(hub.after_cut, "Broken")
                     return
-                self.send_response(206 if start else 200)
+                self.send_response(206 if wanted else 200)
                 self.send_header("ETag", f'"{hub.etags.get(file) or hashlib.sha1(raw).hexdigest()}"')
                 self.send_header("X-Repo-Commit", commit)
                 self.send_header("Accept-Ranges", "bytes" if hub.ranges else "none")
-                self.send_header("Content-Length", str(len(raw) - start))
-                if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(raw) - 1}/{len(raw)}")
+                self.send_header("Content-Length", str(stop - start))
+                if wanted:
+                    self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(raw)}")
                 self.end_headers()
                 if self.command == "GET":
-                    self.wfile.write(raw[start:][:cut])
+                    self.wfile.write(raw[start:stop][:cut])
                 if cut is not None:
                     hub.cuts += 1
                     self.close_connection = True
