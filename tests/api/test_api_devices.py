@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from octavo import LLM
 from octavo.api import build
 from octavo.base.config.config import DeviceConfig
 from octavo.base.errors import ConfigError, UnsupportedError
@@ -60,3 +64,8 @@ def test_mlx_is_refused() -> None:
 )  # fmt: skip
 def test_cache_elements(dtype: str, device: str, stored: str, size: int) -> None:
     assert build.element_bytes(dtype, device=device, stored=stored) == size
+
+
+def test_int8_activations_are_the_cpus(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(UnsupportedError, match="activation_dtype=int8 is for device cpu"):
+        LLM(str(checkpoint("llama")), device="torch:cpu", activation_dtype="int8")

@@ -19,16 +19,18 @@ from octavo.weights.checkpoint import open_checkpoint
 from octavo.weights.names import map_names
 
 BACKENDS = ["cpu", "torch"]
+PROGRAMS = [*BACKENDS, "numpy"]
+"""The backends as they run by default, and the cpu backend as it runs where nothing was compiled."""
 EVERYTHING = RowSampling(logprobs=-1, prompt_logprobs=-1)
 """Greedy, with the log probabilities of the whole vocabulary at every position."""
 
 
 def make_backend(name: str, **sizes: Any) -> Any:
     """A backend by name; skips where it is not installed."""
-    if name == "cpu":
+    if name in ("cpu", "numpy"):
         from octavo.backends.cpu.runner import CpuBackend
 
-        return CpuBackend(**sizes)
+        return CpuBackend(**sizes, native=name == "cpu")
     runner = pytest.importorskip("octavo.backends.torch.runner")
     return runner.TorchBackend(device="cpu", **sizes)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import CASES, hf_logits, prompt
-from parity.drive import BACKENDS, EVERYTHING, Drive, Seq, check_against, load_checkpoint, make_backend
+from parity.drive import BACKENDS, EVERYTHING, PROGRAMS, Drive, Seq, check_against, load_checkpoint, make_backend
 
 from octavo.base.types.plan import RowSampling
 
@@ -15,7 +15,7 @@ BLOCK_SIZE, NUM_BLOCKS, NUM_ROWS = 8, 64, 6
 WINDOWED = ["mistral", "qwen2_window", "gemma3_text"]  # a window of 8 tokens
 
 
-@pytest.fixture(scope="module", params=[(b, c) for b in BACKENDS for c in CASES], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(scope="module", params=[(b, c) for b in PROGRAMS for c in CASES], ids=lambda p: f"{p[0]}-{p[1]}")
 def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Iterator[tuple[Drive, Path]]:
     """A backend with a case's checkpoint; its tests follow each other in the same rows and blocks."""
     name, case = request.param

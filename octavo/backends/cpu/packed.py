@@ -15,10 +15,13 @@ from octavo.base.types.ports import Progress
 from octavo.base.types.tensor import StoredTensor, Weights
 from octavo.quant.scheme import dequantize
 
+EXACT = ("F32", "F16")
+"""Formats whose products are float32 throughout; the others round activations to int8 or bfloat16."""
+
 
 @dataclass(frozen=True)
 class Matrix:
-    """A packed matrix [n, k], in the format that it was stored in."""
+    """A packed matrix [n, k] of a scheme."""
 
     scheme: str
     n: int
@@ -40,8 +43,13 @@ class Packed:
         return matrices + sum(vector.nbytes for vector in self.vectors.values())
 
 
-def load_packed(packs: Mapping[str, Pack], weights: Weights, *, pool: Pool, progress: Progress | None = None) -> Packed:
-    """Pack all weights, a matrix after the other, each by all threads; gives mapped pages back."""
+def load_packed(
+    packs: Mapping[str, Pack], weights: Weights, *, pool: Pool, exact: bool = False, progress: Progress | None = None
+) -> Packed:
+    """Pack all weights, a matrix after the other, each by all threads; gives mapped pages back.
+
+    exact: matrices whose products would round activations are made float32 first.
+    """
     packed = Packed({}, {})
     done, total = 0, sum(tensor.data.nbytes for pack in packs.values() for tensor in _sources(pack, weights))
     for name, pack in packs.items():
@@ -49,7 +57,9 @@ def load_packed(packs: Mapping[str, Pack], weights: Weights, *, pool: Pool, prog
         for tensor in _sources(pack, weights):
             if len(tensor.shape) > 1:
                 n, k = tensor.shape[0], prod(tensor.shape[1:])
-                matrices.append(Matrix(tensor.scheme.name, n, k, pool.pack(tensor.scheme.name, tensor.data, n=n, k=k)))
+                rounds = exact and tensor.scheme.name not in EXACT
+                scheme, data = ("F32", dequantize(tensor).data) if rounds else (tensor.scheme.name, tensor.data)
+                matrices.append(Matrix(scheme, n, k, pool.pack(scheme, data, n=n, k=k)))
             done += tensor.data.nbytes
             if progress is not None:
                 progress("weights", done, total)

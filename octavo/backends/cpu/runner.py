@@ -30,7 +30,8 @@ class CpuBackend:
 
     threads: those that share a step; the cores that this process may use where None. NumPy's BLAS is held to one.
     native: run native kernels, where they were built; else, and where False, NumPy computes every op.
-    Raises UnsupportedError for a dtype other than float32 (auto means that).
+    activation_dtype: as DeviceConfig's.  Raises UnsupportedError for a dtype other than float32 (auto means that),
+    ConfigError for int8 without native kernels.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class CpuBackend:
         dtype: str = "float32",
         threads: int | None = None,
         native: bool = True,
+        activation_dtype: str = "float32",
     ) -> None:
         if dtype not in ("auto", "float32"):
             raise UnsupportedError(f"dtype {dtype} is not supported on the cpu backend; use float32", param="dtype")
@@ -51,7 +53,14 @@ class CpuBackend:
         self._max_tokens = max_num_batched_tokens
         self._block_size = block_size
         self._threads = take_threads(threads)
-        self._native = native
+        self._library = library() if native else None
+        if activation_dtype == "int8" and self._library is None:
+            raise ConfigError(
+                "activation_dtype=int8 needs the native kernels, which were not built; install a C++ compiler and "
+                "Octavo again, or leave activation_dtype out",
+                param="activation_dtype",
+            )
+        self._exact = activation_dtype == "float32"
         self._machine: Machine | NativeMachine | None = None
         self._steps: Steps | None = None
         self._vocab_size = 0
@@ -63,10 +72,9 @@ class CpuBackend:
         check_weights(spec, weights)
         program = build_program(spec)
         self._vocab_size = spec.vocab_size
-        loaded = library() if self._native else None
-        if loaded is not None:
-            pool = Pool(loaded, self._threads)
-            packed = load_packed(program.packs, weights, pool=pool, progress=progress)
+        if self._library is not None:
+            pool = Pool(self._library, self._threads)
+            packed = load_packed(program.packs, weights, pool=pool, exact=self._exact, progress=progress)
             self._machine = NativeMachine(
                 program, packed, pool=pool, max_tokens=self._max_tokens, block_size=self._block_size
             )

@@ -405,3 +405,8 @@ def test_close_waits_for_the_step_that_runs(drive: Drive, monkeypatch: pytest.Mo
     drive.launch([(seq, 3)])
     drive.backend.close()
     assert ended == [True]
+
+
+def test_int8_needs_the_kernels() -> None:
+    with pytest.raises(ConfigError, match="activation_dtype=int8 needs the native kernels"):
+        cpu_tiny.backend(SPEC, WEIGHTS, num_blocks=NUM_BLOCKS, native=False, activation_dtype="int8")

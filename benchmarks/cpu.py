@@ -32,15 +32,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--activation-dtype", default="float32")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    llm = LLM(arguments.model, device=arguments.device, max_model_len=1024, enable_prefix_caching=False)
+    llm = LLM(
+        arguments.model,
+        device=arguments.device,
+        activation_dtype=arguments.activation_dtype,
+        max_model_len=1024,
+        enable_prefix_caching=False,
+    )
     figures: dict[str, Any] = {"load_s": round(time.perf_counter() - start, 2)}
     seconds(llm, 1, 16, 8, REPEAT)
     for count in (1, 8, 32):
         figures[f"decode_{count}_tok_s"] = round(count * 64 / median(llm, count, 16, 64), 1)
     figures["prefill_512_tok_s"] = round(512 / median(llm, 1, 512, 1), 1)
     about = {"octavo": __version__, "model": arguments.model, "device": arguments.device}
+    about["activation_dtype"] = arguments.activation_dtype
     print(json.dumps({**about, "machine": platform.machine(), **figures}))
 
 
