@@ -33,11 +33,9 @@ from octavo.base.types.messages import (
 from octavo.base.types.output import Output
 from octavo.base.types.request import Request
 from octavo.engine.engine import Engine
-from octavo.engine.process import Decoder, encode
+from octavo.engine.process import Decoder, encode, frame
 
 logger = logging.getLogger(__name__)
-
-HEAD = 4  # bytes of a frame's length
 
 
 def make_error(kind: str | None, message: str, *, retry_after: int = 0) -> OctavoError:
@@ -121,8 +119,7 @@ class SocketClient(asyncio.Protocol):
         with theirs:
             self._process = spawn(theirs)
         await loop.create_unix_connection(lambda: self, sock=ours)
-        body = msgspec.msgpack.encode(config)
-        self._write(len(body).to_bytes(HEAD, "little") + body)
+        self._write(frame(msgspec.msgpack.encode(config)))
         return await self._ready
 
     def add(self, request: Request) -> None:

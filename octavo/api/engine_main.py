@@ -14,12 +14,12 @@ import msgspec
 from octavo.api.build import build_engine
 from octavo.api.log import set_up_logging
 from octavo.base.config.config import EngineConfig
-from octavo.engine.process import run
+from octavo.engine.process import HEAD, run
 
 
 def read_config(sock: socket.socket) -> EngineConfig:
     """The first frame. EOFError where the other side is gone."""
-    size = int.from_bytes(_read_exactly(sock, 4), "little")
+    size = int.from_bytes(_read_exactly(sock, HEAD), "little")
     return msgspec.msgpack.decode(_read_exactly(sock, size), type=EngineConfig)
 
 

@@ -36,7 +36,7 @@ from octavo.engine.engine import Engine
 MAX_FRAME = 1 << 30
 HEARTBEAT = 1.0  # seconds between frames of an idle engine
 _BACKLOG = 64 << 20  # unsent bytes at which the engine waits for the other side
-_HEAD = 4
+HEAD = 4  # bytes of a frame's length
 _LAST_WORDS = 5.0  # seconds that the other side has to read why the process ends
 
 Message = TypeVar("Message")
@@ -44,9 +44,13 @@ _log = logging.getLogger(__name__)
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:
-    """One frame."""
-    body = msgspec.msgpack.encode(message)
-    return len(body).to_bytes(_HEAD, "little") + body
+    """One message's frame."""
+    return frame(msgspec.msgpack.encode(message))
+
+
+def frame(body: bytes) -> bytes:
+    """The body with its length before it."""
+    return len(body).to_bytes(HEAD, "little") + body
 
 
 class Decoder(Generic[Message]):
@@ -65,14 +69,14 @@ class Decoder(Generic[Message]):
         self._buffer += data
         messages: list[Message] = []
         at = 0
-        while len(self._buffer) - at >= _HEAD:
-            size = int.from_bytes(self._buffer[at : at + _HEAD], "little")
+        while len(self._buffer) - at >= HEAD:
+            size = int.from_bytes(self._buffer[at : at + HEAD], "little")
             if size > MAX_FRAME:
                 raise ModelFormatError(f"a frame of {size} bytes is announced, at most {MAX_FRAME} are taken")
-            if len(self._buffer) - at - _HEAD < size:
+            if len(self._buffer) - at - HEAD < size:
                 break
-            body = bytes(self._buffer[at + _HEAD : at + _HEAD + size])
-            at += _HEAD + size
+            body = bytes(self._buffer[at + HEAD : at + HEAD + size])
+            at += HEAD + size
             messages.append(self._decode(body))
         del self._buffer[:at]
         return messages
