@@ -24,10 +24,14 @@ CHUNK, BLOCK = 250, 16
 TEXTS = ("LICENSE", "docs/life-of-a-request.md", "README.md", "CONTRIBUTING.md", "docs/adding-a-model.md")
 
 
-def text_tokens(checkpoint: Checkpoint, count: int) -> list[int]:
+def text_chunks(checkpoint: Checkpoint, count: int) -> list[list[int]]:
+    """`count` tokens of prose in chunks, each behind what the tokenizer puts before a text."""
     root = Path(__file__).parents[1]
     text = "\n\n".join((root / name).read_text(encoding="utf-8") for name in TEXTS)
-    return Tokenizer.from_checkpoint(checkpoint).encode(text)[:count]
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    before = tokenizer.encode("")
+    tokens = tokenizer.encode(text, add_special_tokens=False)[:count]
+    return [before + tokens[at : at + CHUNK] for at in range(0, len(tokens), CHUNK)]
 
 
 class Logits:
@@ -40,7 +44,7 @@ class Logits:
         self._backend = CpuBackend(
             max_num_seqs=1,
             max_model_len=2 * CHUNK,
-            max_num_batched_tokens=CHUNK,
+            max_num_batched_tokens=2 * CHUNK,
             block_size=BLOCK,
             activation_dtype=activation_dtype,
         )
@@ -68,11 +72,10 @@ def main() -> None:
     arguments = parser.parse_args()
     path = Path(locate(EngineConfig(model=ModelConfig(model=arguments.model))).model.model)
     checkpoint = open_checkpoint(path)
-    tokens = text_tokens(checkpoint, arguments.tokens)
+    chunks = text_chunks(checkpoint, arguments.tokens)
     exact, ours = Logits(checkpoint, "float32"), Logits(checkpoint, "int8")
     divergence, surprise, agree = [], [], []
-    for at in range(0, len(tokens) - 1, CHUNK):
-        chunk = tokens[at : at + CHUNK]
+    for chunk in chunks:
         p, q = exact(chunk), ours(chunk)
         divergence += (np.exp(p) * (p - q)).sum(axis=1).tolist()
         agree += (p.argmax(axis=1) == q.argmax(axis=1)).tolist()

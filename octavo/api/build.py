@@ -361,7 +361,7 @@ def _make_backend(device: str, config: EngineConfig, *, max_model_len: int) -> B
         from octavo.backends.cpu.runner import CpuBackend
 
         return CpuBackend(**sizes, activation_dtype=config.device.activation_dtype)
-    if config.device.activation_dtype != "float32":
+    if config.device.activation_dtype == "int8":
         message = f"activation_dtype={config.device.activation_dtype} is for device cpu; leave it out on {device}"
         raise UnsupportedError(message, param="activation_dtype")
     from octavo.backends.torch.runner import TorchBackend

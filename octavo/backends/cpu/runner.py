@@ -30,8 +30,8 @@ class CpuBackend:
 
     threads: those that share a step; the cores that this process may use where None. NumPy's BLAS is held to one.
     native: run native kernels, where they were built; else, and where False, NumPy computes every op.
-    activation_dtype: as DeviceConfig's.  Raises UnsupportedError for a dtype other than float32 (auto means that),
-    ConfigError for int8 without native kernels.
+    activation_dtype: as DeviceConfig's; auto is int8 with native kernels, else float32.  Raises UnsupportedError for a
+    dtype other than float32 (auto means that), ConfigError for int8 without native kernels.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class CpuBackend:
         dtype: str = "float32",
         threads: int | None = None,
         native: bool = True,
-        activation_dtype: str = "float32",
+        activation_dtype: str = "auto",
     ) -> None:
         if dtype not in ("auto", "float32"):
             raise UnsupportedError(f"dtype {dtype} is not supported on the cpu backend; use float32", param="dtype")

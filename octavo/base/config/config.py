@@ -58,9 +58,9 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = "auto"
     threads: Annotated[Positive | None, _d("CPU threads; the cores this process may use where not given.")] = None
     activation_dtype: Annotated[
-        Literal["float32", "int8"],
-        _d("Products with quantized weights on a CPU: float32 is exact, int8 several times faster and a little off."),
-    ] = "float32"
+        Literal["auto", "float32", "int8"],
+        _d("Products with quantized weights on a CPU: float32 is exact, int8 (what auto takes) several times faster."),
+    ] = "auto"
     gpu_memory_utilization: Annotated[
         float, _d("Share of the device's memory for weights and cache, on every device.", gt=0, le=1)
     ] = 0.9

@@ -42,6 +42,8 @@ FACTORS = {
     "IQ4_NL": (0,),
 }
 GUARD = 96
+LARGEST_STEP = 0.0314
+"""kLargestStep of matmul_activations.h."""
 POISON = 0xA5
 
 
@@ -206,13 +208,18 @@ def rounded_activations(name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarra
         )
         return rounded, np.abs(x) * 2.0**-8
     groups = np.ascontiguousarray(x).reshape(len(x), -1, 32)
-    greatest = np.abs(groups).max(axis=2, keepdims=True)
-    tiny = greatest < np.float32(2.0**-119)
-    scale = np.where(tiny, np.float32(0), greatest / np.float32(127))
-    inverse = np.float32(127) / np.where(tiny, np.float32(1), greatest)
-    codes = np.where(tiny, np.float32(0), np.rint(groups * inverse))
-    bound = np.broadcast_to(scale.astype(np.float64) * 0.5001 + 2.0**-119, groups.shape)
-    return (codes.astype(np.float64) * scale).reshape(x.shape), bound.reshape(x.shape)
+    low, high = groups.min(axis=2, keepdims=True), groups.max(axis=2, keepdims=True)
+    centre, half = np.float32(0.5), np.float32(2) / np.float32(254)
+    centre, step = high * centre + low * centre, (high * centre - low * centre) * half
+    scale = np.where(step < np.float32(2.0**-118), np.float32(0), step)
+    inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, np.float32(1)), np.float32(0))
+    codes = np.clip(np.rint((groups - centre) * inverse), -127, 127).astype(np.float32)
+    left = (groups - centre) - scale * codes
+    rest = np.clip(np.rint(left * (np.float32(254) * inverse)), -127, 127).astype(np.float64)
+    rest *= scale > LARGEST_STEP * np.sqrt((x.astype(np.float64) ** 2).mean(axis=1))[:, None, None]
+    rounded = codes.astype(np.float64) * scale + centre + rest * (scale / np.float32(254))
+    bound = scale.astype(np.float64) * np.where(rest == 0, 0.502, 0.002) + 2.0**-117 + np.abs(centre) * 2.0**-23
+    return rounded.reshape(x.shape), np.broadcast_to(bound, groups.shape).reshape(x.shape)
 
 
 SHAPES = [(1, 16, 1), (2, 17, 2), (5, 33, 3), (16, 31, 1), (19, 50, 2), (33, 80, 5)]
@@ -230,10 +237,10 @@ def test_product_is_the_numpy_product(native: Native, name: str, shape: tuple[in
     got = native.matmul(name, packed, x, n, bias=bias)
     exact, bound = rounded_activations(name, x)
     expected = exact @ wide.T + bias
-    # A group's minimum and its scaled codes may cancel in the weight, not in the rounding of their sums.
+    # What is added to scaled codes, a minimum or a centre, may cancel them, but not the rounding of their sums.
     width = 1 if name in DENSE else 32
-    largest = np.repeat(np.abs(wide).reshape(n, -1, width).max(axis=2), width, axis=1)
-    size = np.abs(exact) @ largest.T + np.abs(bias) + 1e-30
+    largest, widest = (np.abs(side).reshape(len(side), -1, width).max(axis=2) for side in (wide, exact))
+    size = widest @ largest.T * width + np.abs(bias) + 1e-30
     assert (np.abs(got - expected) / size).max() < 1e-6
     assert (np.abs(got - (x.astype(np.float64) @ wide.T + bias)) <= bound @ np.abs(wide).T + 1e-6 * size).all()
     plain = native.matmul(name, packed, x, n)
@@ -253,6 +260,29 @@ def test_a_row_does_not_depend_on_the_batch(native: Native, name: str) -> None:
     for m in (1, 3, 8, 64):
         split = native.matmul(name, packed, x[:m], n, cuts=(16, 48, 64, 69, 70))
         np.testing.assert_array_equal(split.view(np.uint32), whole[:m])
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_outliers_get_a_second_term(native: Native, name: str) -> None:
+    """A row of one huge element and small ones: what a single step of 8 bits would lose is still there."""
+    n, k = 40, 2 * SCHEMES[name].group
+    raw, weights = stored_weights(name, n, k)
+    packed = native.pack(name, raw, n, k)
+    x = np.random.default_rng(3).standard_normal((50, k)).astype(np.float32)
+    x[np.arange(50), np.arange(50) % 32] = 300
+    got = native.matmul(name, packed, x, n)
+    wide = weights.astype(np.float64)
+    exact = x.astype(np.float64) @ wide.T
+    step = 300 / 255
+    assert (
+        np.abs(got - exact) <= (step * 0.002 * np.abs(wide[:, :32]).sum(axis=1)) * 2 + 0.05 * np.abs(wide).sum(axis=1)
+    ).all()
+    small = x.copy()
+    small[:, 32:] = 0
+    lost = np.abs(native.matmul(name, packed, small, n) - small.astype(np.float64) @ wide.T)
+    assert (
+        lost <= step * 0.003 * np.abs(wide[:, :32]).sum(axis=1) + 1e-6 * 300 * np.abs(wide[:, :32]).max(axis=1)
+    ).all()
 
 
 @pytest.mark.parametrize("name", ["Q4_1", "BF16", "F32"])
@@ -316,14 +346,16 @@ def test_variants_make_the_same_activations(library: Native, name: str) -> None:
 
 
 def test_float16_factors_of_every_kind(native: Native) -> None:
-    """Subnormal, greatest, infinite and NaN scales mean in the product what they mean to NumPy."""
+    """Subnormal and greatest scales mean in the product what they mean to NumPy; an infinite or NaN one shows."""
     bits = np.array([0x0001, 0x03FF, 0x0400, 0x7BFF, 0x7C00, 0x7E01, 0x8001, 0xFC00], np.uint16)
     blocks = np.full((8, 34), 1, np.uint8)
     blocks[:, :2] = bits[:, None].view(np.uint8)
     packed = native.pack("Q8_0", blocks, 8, 32)
     got = native.matmul("Q8_0", packed, np.ones((1, 32), np.float32), 8)[0]
     expected = bits.view(np.float16).astype(np.float32) * 32
-    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    finite = np.isfinite(expected)
+    np.testing.assert_allclose(got[finite], expected[finite], rtol=1e-6)
+    assert not np.isfinite(got[~finite]).any()
     for row in range(8):
         np.testing.assert_array_equal(native.row("Q8_0", packed, 8, 32, row), np.full(32, expected[row] / 32))
 

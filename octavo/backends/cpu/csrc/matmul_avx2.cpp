@@ -72,8 +72,9 @@ struct Avx2 {
         _mm256_maskstore_ps(y, lanes, value);
     }
 
-    static OCT_INLINE inline void quantize_group(const float *x, int8_t *codes, float &scale, int32_t (&sums)[2]) {
-        quantize_group_portable(x, codes, scale, sums);
+    static void range(const float *x, float &low, float &high) { range_portable(x, low, high); }
+    static void round(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
+        round_portable(x, centre, inverse, codes, sums);
     }
 };
 

@@ -69,23 +69,20 @@ struct Avx512 {
         _mm512_mask_storeu_ps(y, lanes, value);
     }
 
-    static OCT_INLINE inline void quantize_group(const float *x, int8_t *codes, float &scale, int32_t (&sums)[2]) {
-        const __m512i positive = _mm512_set1_epi32(0x7fffffff);
-        const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
-        const __m512i a = _mm512_and_si512(_mm512_castps_si512(low), positive);
-        const __m512i b = _mm512_and_si512(_mm512_castps_si512(high), positive);
-        const int32_t greatest = _mm512_reduce_max_epi32(_mm512_max_epi32(a, b));
-        float amax;
-        memcpy(&amax, &greatest, 4);
-        const float inverse = inverse_scale(amax, scale);
-        const __mmask16 any = inverse != 0.0f ? 0xffff : 0;
-        const __m512 factor = _mm512_set1_ps(inverse);
-        const __m512i first = _mm512_maskz_cvtps_epi32(any, _mm512_mul_ps(low, factor));
-        const __m512i second = _mm512_maskz_cvtps_epi32(any, _mm512_mul_ps(high, factor));
-        _mm_storeu_si128((__m128i *)codes, _mm512_cvtepi32_epi8(first));
-        _mm_storeu_si128((__m128i *)(codes + 16), _mm512_cvtepi32_epi8(second));
-        sums[0] = _mm512_reduce_add_epi32(first);
-        sums[1] = _mm512_reduce_add_epi32(second);
+    static OCT_INLINE inline void range(const float *x, float &low, float &high) {
+        const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+        low = _mm512_reduce_min_ps(_mm512_min_ps(a, b));
+        high = _mm512_reduce_max_ps(_mm512_max_ps(a, b));
+    }
+    static OCT_INLINE inline void round(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
+        for (int half = 0; half < 2; half++) {
+            const __m512 shifted = _mm512_sub_ps(_mm512_loadu_ps(x + half * 16), _mm512_set1_ps(centre));
+            const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(shifted, _mm512_set1_ps(inverse)));
+            const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_max_epi32(code, _mm512_set1_epi32(-127)));
+            _mm_storeu_si128((__m128i *)(codes + half * 16), bytes);
+            const __m128i sad = _mm_sad_epu8(_mm_xor_si128(bytes, _mm_set1_epi8((char)128)), _mm_setzero_si128());
+            sums[half] = _mm_cvtsi128_si32(sad) + _mm_extract_epi32(sad, 2) - 16 * 128;
+        }
     }
 };
 

@@ -12,8 +12,12 @@
 // Dense: F32 [k][16] f32, F16 [k][16] f16, BF16 [(k + 1) / 2][16][2] bf16 (an odd k is padded with zero).
 //
 // Activations: tiles of 16 rows (the last one has the rows that are left, R):
-//   quantized: for each group: codes int8 [R][32] | scale f32 [R] | aux [R][subs], where aux is -offset * sum of codes
-//              (int32) or, for schemes with a minimum, scale * sum of codes (f32), of each sub-group
+//   quantized: x = scale * code + centre, to half a step; then x = scale * code + centre + residual scale * residual
+//              code for groups whose step is large beside their row. All groups' codes, then all groups' residuals:
+//                codes int8 [R][32] | scale f32 [R] | centre f32 [R] | aux [R][subs]
+//                codes int8 [R][32] | scale f32 [R] (0: there is none) | aux [R][subs]
+//              aux is -offset * sum of codes (int32) or, for schemes with a minimum, the sum of scale * code + centre
+//              (f32), of each sub-group
 //   dense:     for each 16 units: [R][16] units of 4 bytes: one f32, or two bf16 of neighbouring k; zero-padded
 #pragma once
 
@@ -99,12 +103,14 @@ constexpr int64_t panel_bytes(int scheme, int64_t k) {
     return is_dense(f) ? dense_steps(scheme, k) * dense_step_bytes(scheme) : k / kGroup / f.span * block_bytes(f);
 }
 
-// Bytes of one row's share of a group of activations.
-constexpr int act_group_bytes(const Format &f) { return kGroup + 4 + 4 * f.subs; }
+// Bytes of one row's share of a group of activations: of its codes, and of its residual.
+constexpr int act_group_bytes(const Format &f) { return kGroup + 8 + 4 * f.subs; }
+constexpr int residual_group_bytes(const Format &f) { return kGroup + 4 + 4 * f.subs; }
 
 constexpr int64_t act_row_bytes(int scheme, int64_t k) {
     const Format &f = kFormats[scheme];
-    return is_dense(f) ? (dense_steps(scheme, k) + kUnits - 1) / kUnits * kUnits * 4 : k / kGroup * act_group_bytes(f);
+    return is_dense(f) ? (dense_steps(scheme, k) + kUnits - 1) / kUnits * kUnits * 4
+                       : k / kGroup * (act_group_bytes(f) + residual_group_bytes(f));
 }
 
 } // namespace oct

@@ -77,8 +77,9 @@ struct Scalar {
         for (int i = lo; i < hi; i++) y[i] = bias ? value[i] + bias[i] : value[i];
     }
 
-    static OCT_INLINE inline void quantize_group(const float *x, int8_t *codes, float &scale, int32_t (&sums)[2]) {
-        quantize_group_portable(x, codes, scale, sums);
+    static void range(const float *x, float &low, float &high) { range_portable(x, low, high); }
+    static void round(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
+        round_portable(x, centre, inverse, codes, sums);
     }
 };
 

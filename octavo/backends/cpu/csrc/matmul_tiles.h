@@ -5,17 +5,18 @@
 // dot_wide takes codes - 128 instead of codes; float vector F, int32 vector I, code vector C (4 bytes a lane).
 //
 // The order of operations of an output, whatever the batch: groups in order; within a group the exact integer dot
-// product, made float, times the weight's scale; fma with the activation's scale; then the minima. Dense: fma in order of k.
+// product, made float, times the weight's scale; fma with the activation's scale; then the minima; then the centre times
+// the group's sum of weights. Residuals after all groups, in the same way: what a row has none of adds exactly nothing.
+// Dense: fma in order of k.
 #pragma once
 
 #include <string.h>
 
 #include <type_traits>
 #include <utility>
+#include <vector>
 
-#include "matmul_kernels.h"
-
-#define OCT_INLINE __attribute__((always_inline))
+#include "matmul_activations.h"
 
 namespace {
 
@@ -97,58 +98,164 @@ OCT_INLINE inline void scales(const uint8_t *p, int s, typename V::F d, typename
     }
 }
 
-// One pass of a panel times rows first..first + M of a tile of `rows` rows, whose first group is at act.
-template <class V, int scheme, int M> struct QuantTile {
+// Rows first..first + M of a tile of `rows` rows. residuals: where the tile's residuals begin; groups: the `count`
+// groups of which any row has one.
+struct Rows {
+    const uint8_t *act;
+    int rows, first;
+    const uint8_t *residuals;
+    const int32_t *groups;
+    int count;
+};
+
+constexpr uint8_t kOnes[4] = {1, 1, 1, 1};
+
+// A group of 32 of a pass of a panel, ready to be multiplied. total: the sums of its weights, minima left out.
+template <class V, int scheme> struct Group {
     using F = typename V::F;
+    using I = typename V::I;
     using C = typename V::C;
     static constexpr Format f = kFormats[scheme];
     static constexpr bool kWide = f.codes == Codes::kBytes || f.codes == Codes::kLevels;
+    static constexpr bool kOffset = f.offset != 0 && !(kWide && V::kSignedWide);
+    static constexpr int kUnpacked = 8 * 64 + (1 + f.subs * (f.minimum ? 2 : 1)) * 64;
 
-    // acc[m] += this group's part; weights at p, activations of the group at act.
-    static OCT_INLINE inline void group(const uint8_t *p, const uint8_t *pass, const uint8_t *act, int rows, int first,
-                                        F d, F dmin, F (&acc)[M]) {
-        C quads[8];
+    C quads[8];
+    F scale[2], minimum[2], total;
+
+    // The integer dot product of sub-group s with 16 or 32 codes: `apart` bytes from a quad to the next.
+    template <int s, int apart> OCT_INLINE inline I dot(I sum, const uint8_t *codes) const {
+        each<8 / f.subs>([&](auto i) OCT_INLINE {
+            constexpr int q = s * 8 / f.subs + i;
+            sum = V::template dot<kWide>(sum, quads[q], codes + q * apart);
+        });
+        return sum;
+    }
+
+    // From a packed group at p, whose pass of codes lies at `pass`.
+    template <bool with_total> OCT_INLINE inline void unpack_from(const uint8_t *p, const uint8_t *pass, F d, F dmin) {
         unpack<V, f.codes>(pass + scale_bytes(f), quads);
-        F scale[2], minimum[2];
-        each<f.subs>([&](auto s) OCT_INLINE { scales<V, scheme>(p, s, d, dmin, scale[s], minimum[s]); });
-        const uint8_t *codes = act + first * kGroup, *factor = act + rows * kGroup + first * 4;
-        const uint8_t *aux = act + rows * (kGroup + 4) + first * 4 * f.subs;
+        total = V::zero();
+        each<f.subs>([&](auto s) OCT_INLINE {
+            scales<V, scheme>(p, s, d, dmin, scale[s], minimum[s]);
+            const I offset = V::splat(kOffset ? -f.offset * kGroup / f.subs : 0);
+            if constexpr (with_total) total = V::fma(V::to_float(dot<s, 0>(offset, kOnes)), scale[s], total);
+        });
+    }
+
+    // To and from kUnpacked bytes; whole panels only.
+    OCT_INLINE inline void keep(uint8_t *at) const {
+        memcpy(at, quads, 512);
+        memcpy(at + 512, &total, 64);
+        memcpy(at + 576, scale, 64 * f.subs);
+        if constexpr (f.minimum) memcpy(at + 576 + 64 * f.subs, minimum, 64 * f.subs);
+    }
+    OCT_INLINE inline void take(const uint8_t *at) {
+        each<8>([&](auto q) OCT_INLINE { quads[q] = V::codes(at + q * 64); });
+        total = V::floats(at + 512);
+        each<f.subs>([&](auto s) OCT_INLINE {
+            scale[s] = V::floats(at + 576 + 64 * s);
+            if constexpr (f.minimum) minimum[s] = V::floats(at + 576 + 64 * (f.subs + s));
+        });
+    }
+};
+
+// One pass of a panel times M rows.
+template <class V, int scheme, int M> struct QuantTile {
+    using F = typename V::F;
+    using I = typename V::I;
+    using Weights = Group<V, scheme>;
+    static constexpr Format f = kFormats[scheme];
+
+    // acc[m] += a group's part; the group's activations at act.
+    template <bool residual>
+    static OCT_INLINE inline void multiply(const Weights &w, const uint8_t *act, const Rows &r, F (&acc)[M]) {
+        const uint8_t *codes = act + r.first * kGroup, *factor = act + r.rows * kGroup + r.first * 4;
+        const uint8_t *centre = factor + r.rows * 4;
+        const uint8_t *aux = act + r.rows * (kGroup + (residual ? 4 : 8)) + r.first * 4 * f.subs;
         each<M>([&](auto m) OCT_INLINE {
             F sum = V::zero();
             each<f.subs>([&](auto s) OCT_INLINE {
-                constexpr bool offset = f.offset != 0 && !(kWide && V::kSignedWide);
-                typename V::I dot = offset ? V::splat(int_at(aux + (m * f.subs + s) * 4)) : V::splat(0);
-                each<8 / f.subs>([&](auto i) OCT_INLINE {
-                    constexpr int q = s * 8 / f.subs + i;
-                    dot = V::template dot<kWide>(dot, quads[q], codes + m * kGroup + q * 4);
-                });
+                const I offset = V::splat(Weights::kOffset ? int_at(aux + (m * f.subs + s) * 4) : 0);
+                const F part = V::to_float(w.template dot<s, 4>(offset, codes + m * kGroup));
                 if constexpr (s == 0)
-                    sum = V::mul(V::to_float(dot), scale[s]);
+                    sum = V::mul(part, w.scale[s]);
                 else
-                    sum = V::fma(V::to_float(dot), scale[s], sum);
+                    sum = V::fma(part, w.scale[s], sum);
             });
             acc[m] = V::fma(sum, V::splat(float_at(factor + m * 4)), acc[m]);
             if constexpr (f.minimum)
                 each<f.subs>([&](auto s) OCT_INLINE {
-                    acc[m] = V::fma(minimum[s], V::splat(float_at(aux + (m * f.subs + s) * 4)), acc[m]);
+                    acc[m] = V::fma(w.minimum[s], V::splat(float_at(aux + (m * f.subs + s) * 4)), acc[m]);
                 });
+            if constexpr (!residual) acc[m] = V::fma(w.total, V::splat(float_at(centre + m * 4)), acc[m]);
         });
     }
 
-    static void run(const uint8_t *panel, int lane, const uint8_t *act, int rows, int first, int64_t k, const Target &to) {
+    static OCT_INLINE inline F minima(const uint8_t *block, int lane) {
+        return f.minimum ? V::halves(block + kPanel * 2 + lane * 2) : V::zero();
+    }
+
+    static OCT_INLINE inline const uint8_t *residual(const Rows &r, int g) {
+        return r.residuals + (int64_t)g * r.rows * residual_group_bytes(f);
+    }
+
+    static OCT_INLINE inline void store(const F (&acc)[M], const Target &to) {
+        each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, acc[m], to.bias, to.lo, to.hi); });
+    }
+
+    static void run(const uint8_t *panel, int lane, const Rows &r, int64_t k, const Target &to) {
         F acc[M];
+        Weights w;
         each<M>([&](auto m) OCT_INLINE { acc[m] = V::zero(); });
-        const int64_t step = (int64_t)rows * act_group_bytes(f);
+        const uint8_t *at = panel, *act = r.act;
+        const int64_t step = (int64_t)r.rows * act_group_bytes(f);
         for (int64_t block = k / kGroup / f.span; block > 0; block--) {
-            const F d = V::halves(panel + lane * 2);
-            const F dmin = f.minimum ? V::halves(panel + kPanel * 2 + lane * 2) : V::zero();
-            panel += head_bytes(f);
-            for (int g = 0; g < f.span; g++, panel += group_bytes(f), act += step) {
-                for (int line = 0; line < group_bytes(f); line += 64) __builtin_prefetch(panel + line + V::kAhead);
-                group(panel + lane, panel + lane * 4, act, rows, first, d, dmin, acc);
+            const F d = V::halves(at + lane * 2), dmin = minima(at, lane);
+            at += head_bytes(f);
+            for (int g = 0; g < f.span; g++, at += group_bytes(f), act += step) {
+                for (int line = 0; line < group_bytes(f); line += 64) __builtin_prefetch(at + line + V::kAhead);
+                w.template unpack_from<true>(at + lane, at + lane * 4, d, dmin);
+                multiply<false>(w, act, r, acc);
             }
         }
-        each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, acc[m], to.bias, to.lo, to.hi); });
+        for (int i = 0; i < r.count; i++) {
+            const int g = r.groups[i];
+            const uint8_t *block = panel + (int64_t)(g / f.span) * block_bytes(f);
+            at = block + head_bytes(f) + g % f.span * group_bytes(f);
+            w.template unpack_from<false>(at + lane, at + lane * 4, V::halves(block + lane * 2), minima(block, lane));
+            multiply<true>(w, residual(r, g), r, acc);
+        }
+        store(acc, to);
+    }
+
+    // As run, on a panel that unpack_panel made ready.
+    static void run_unpacked(const uint8_t *panel, int, const Rows &r, int64_t k, const Target &to) {
+        F acc[M];
+        Weights w;
+        each<M>([&](auto m) OCT_INLINE { acc[m] = V::zero(); });
+        const uint8_t *act = r.act;
+        for (int64_t g = 0; g < k / kGroup; g++, act += r.rows * act_group_bytes(f)) {
+            w.take(panel + g * Weights::kUnpacked);
+            multiply<false>(w, act, r, acc);
+        }
+        for (int i = 0; i < r.count; i++) {
+            w.take(panel + (int64_t)r.groups[i] * Weights::kUnpacked);
+            multiply<true>(w, residual(r, r.groups[i]), r, acc);
+        }
+        store(acc, to);
+    }
+
+    static void unpack_panel(const uint8_t *panel, int64_t k, uint8_t *out) {
+        Weights w;
+        for (int64_t block = k / kGroup / f.span; block > 0; block--) {
+            const F d = V::halves(panel), dmin = minima(panel, 0);
+            panel += head_bytes(f);
+            for (int g = 0; g < f.span; g++, panel += group_bytes(f), out += Weights::kUnpacked) {
+                w.template unpack_from<true>(panel, panel, d, dmin);
+                w.keep(out);
+            }
+        }
     }
 };
 
@@ -172,15 +279,15 @@ template <class V, int scheme, int M, int P> struct DenseTile {
         });
     }
 
-    static void run(const uint8_t *panel, int lane, const uint8_t *act, int rows, int first, int64_t k, const Target &to) {
+    static void run(const uint8_t *panel, int lane, const Rows &r, int64_t k, const Target &to) {
         constexpr int bytes = dense_step_bytes(scheme);
         const int64_t stride = panel_bytes(scheme, k);
         F acc[P][M];
         each<P * M>([&](auto i) OCT_INLINE { acc[i / M][i % M] = V::zero(); });
         const uint8_t *weights = panel + lane * (bytes / kPanel);
-        act += first * kUnits * 4;
+        const uint8_t *act = r.act + r.first * kUnits * 4;
         int64_t left = dense_steps(scheme, k);
-        for (; left >= kUnits; left -= kUnits, act += rows * kUnits * 4)
+        for (; left >= kUnits; left -= kUnits, act += r.rows * kUnits * 4)
             for (int unit = 0; unit < kUnits; unit++, weights += bytes) step(weights, stride, act + unit * 4, acc);
         for (int unit = 0; unit < left; unit++, weights += bytes) step(weights, stride, act + unit * 4, acc);
         each<P>([&](auto p) OCT_INLINE {
@@ -192,7 +299,7 @@ template <class V, int scheme, int M, int P> struct DenseTile {
     }
 };
 
-using TileFunction = void (*)(const uint8_t *, int, const uint8_t *, int, int, int64_t, const Target &);
+using TileFunction = void (*)(const uint8_t *, int, const Rows &, int64_t, const Target &);
 
 // Panels that a tile of so many rows takes at once.
 template <class V, int scheme> constexpr int panels_at_once(int rows) {
@@ -224,140 +331,96 @@ template <class V, int scheme> struct Tiles {
 };
 
 // Bytes of activations that stay in a core's second-level cache while the panels go by.
-constexpr int64_t kActivationBytes = 384 * 1024;
+constexpr int64_t kActivationBytes = 512 * 1024;
 
-// Rows row..row + M of a tile times one panel, or several whole ones.
+// M rows of a tile, from `row` of the batch on, times one panel, or several whole ones.
 template <class V, int scheme>
-void panel_rows(const Product &p, TileFunction run, int64_t n, int count, const uint8_t *act, int rows, int first,
-                int64_t row) {
+void panel_rows(const Product &p, TileFunction run, int64_t n, int count, const Rows &rows, int64_t row) {
     const uint8_t *panel = p.packed + n / kPanel * panel_bytes(scheme, p.k);
     for (int lane = 0; lane < kPanel; lane += V::kLanes) {
         const int64_t at = n + lane, lo = p.n_begin - at, hi = p.n_end - at;
         Target to = {p.y + row * p.ldy + at, p.ldy, p.bias ? p.bias + at : nullptr, lo > 0 ? (int)lo : 0, V::kLanes};
         if (count == 1 && hi < V::kLanes) to.hi = hi > 0 ? (int)hi : 0;
-        if (to.lo < to.hi) run(panel, lane, act, rows, first, p.k, to);
+        if (to.lo < to.hi) run(panel, lane, rows, p.k, to);
+    }
+}
+
+// All rows of a tile times one panel, or several whole ones.
+template <class V, int scheme>
+void panel_tile(const Product &p, int64_t n, int count, Rows rows, int64_t row) {
+    static constexpr Tiles<V, scheme> tiles{std::make_integer_sequence<int, row_steps<V>()>()};
+    for (int step = row_steps<V>() - 1; rows.first < rows.rows; rows.first += kRowSteps[step]) {
+        while (kRowSteps[step] > rows.rows - rows.first) step--;
+        panel_rows<V, scheme>(p, count > 1 ? tiles.many[step] : tiles.one[step], n, count, rows, row + rows.first);
+    }
+}
+
+// The tile that begins with `row`; `groups` gets those with a residual.
+template <int scheme> Rows tile_rows(const Product &p, int64_t row, int32_t *groups) {
+    constexpr Format f = kFormats[scheme];
+    const int rows = (int)(p.m - row < kTile ? p.m - row : kTile);
+    Rows tile = {p.act + row * act_row_bytes(scheme, p.k), rows, 0, nullptr, groups, 0};
+    if constexpr (!is_dense(f)) {
+        const int64_t count = p.k / kGroup;
+        tile.residuals = tile.act + count * rows * act_group_bytes(f);
+        for (int64_t g = 0; g < count; g++) {
+            const uint8_t *scales = tile.residuals + (g * residual_group_bytes(f) + kGroup) * rows;
+            uint32_t any = 0;
+            for (int r = 0; r < rows; r++) any |= (uint32_t)int_at(scales + r * 4);
+            if (any) groups[tile.count++] = (int32_t)g;
+        }
+    }
+    return tile;
+}
+
+// Tiles of all 16 rows from which on it pays to unpack a panel once for them all.
+constexpr int kUnpackTiles = 3;
+
+// One panel times `count` whole tiles.
+template <class V, int scheme>
+void panel_unpacked(const Product &p, int64_t n, const Rows *tiles, int64_t count, int64_t row, uint8_t *room) {
+    using Tile = QuantTile<V, scheme, kTile>;
+    Tile::unpack_panel(p.packed + n / kPanel * panel_bytes(scheme, p.k), p.k, room);
+    const int lo = (int)(p.n_begin > n ? p.n_begin - n : 0), hi = (int)(p.n_end - n < kPanel ? p.n_end - n : kPanel);
+    for (int64_t i = 0; i < count; i++) {
+        const Target to = {p.y + (row + i * kTile) * p.ldy + n, p.ldy, p.bias ? p.bias + n : nullptr, lo, hi};
+        Tile::run_unpacked(room, 0, tiles[i], p.k, to);
+    }
+}
+
+// Panels n_begin..n_end times `count` tiles that begin with `row`.
+template <class V, int scheme>
+void chunk_of_tiles(const Product &p, const Rows *tiles, int64_t count, int64_t row, std::vector<uint8_t> &room) {
+    constexpr bool unpacks = !is_dense(kFormats[scheme]) && V::kLanes == kPanel && V::kRows == kTile;
+    const int most = panels_at_once<V, scheme>(tiles[0].rows);
+    int64_t whole = 0;
+    if constexpr (unpacks) {
+        whole = count - (tiles[count - 1].rows < kTile);
+        whole = whole < kUnpackTiles ? 0 : whole;
+        if (whole) room.resize((size_t)(p.k / kGroup * Group<V, scheme>::kUnpacked));
+    }
+    for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end;) {
+        const int panels = n >= p.n_begin && n + most * kPanel <= p.n_end ? most : 1;
+        if constexpr (unpacks)
+            if (whole) panel_unpacked<V, scheme>(p, n, tiles, whole, row, room.data());
+        for (int64_t i = whole; i < count; i++) panel_tile<V, scheme>(p, n, panels, tiles[i], row + i * kTile);
+        n += panels * kPanel;
     }
 }
 
 template <class V, int scheme> void matmul(const Product &p) {
-    static constexpr Tiles<V, scheme> tiles{std::make_integer_sequence<int, row_steps<V>()>()};
-    const int64_t row_bytes = act_row_bytes(scheme, p.k);
-    int64_t chunk = row_bytes ? kActivationBytes / row_bytes / kTile * kTile : p.m;
-    if (chunk < kTile) chunk = kTile;
-    for (int64_t begin = 0; begin < p.m; begin += chunk) {
-        const int64_t end = begin + chunk < p.m ? begin + chunk : p.m;
-        const int most = panels_at_once<V, scheme>(end - begin < kTile ? (int)(end - begin) : kTile);
-        for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end;) {
-            const int count = n >= p.n_begin && n + most * kPanel <= p.n_end ? most : 1;
-            for (int64_t tile = begin; tile < end; tile += kTile) {
-                const int rows = (int)(p.m - tile < kTile ? p.m - tile : kTile);
-                for (int first = 0, step = row_steps<V>() - 1; first < rows; first += kRowSteps[step]) {
-                    while (kRowSteps[step] > rows - first) step--;
-                    const TileFunction run = count > 1 ? tiles.many[step] : tiles.one[step];
-                    panel_rows<V, scheme>(p, run, n, count, p.act + tile * row_bytes, rows, first, tile + first);
-                }
-            }
-            n += count * kPanel;
-        }
+    const int64_t row_bytes = act_row_bytes(scheme, p.k), groups = p.k / kGroup, all = (p.m + kTile - 1) / kTile;
+    int64_t chunk = row_bytes ? kActivationBytes / row_bytes / kTile : all;
+    chunk = chunk < 1 ? 1 : chunk > all ? all : chunk;
+    std::vector<Rows> tiles((size_t)chunk);
+    std::vector<int32_t> residuals(is_dense(kFormats[scheme]) ? 0 : (size_t)(chunk * groups));
+    std::vector<uint8_t> room;
+    for (int64_t begin = 0; begin < p.m; begin += chunk * kTile) {
+        int64_t count = 0;
+        for (int64_t row = begin; row < p.m && count < chunk; row += kTile, count++)
+            tiles[count] = tile_rows<scheme>(p, row, residuals.data() + count * groups);
+        chunk_of_tiles<V, scheme>(p, tiles.data(), count, begin, room);
     }
-}
-
-// Rounding to nearest even of |x| < 2^22, as an integer, on any processor: the low bits of x + 1.5 * 2^23.
-OCT_INLINE inline int32_t nearest(float x) {
-    const float shifted = x + 12582912.0f;
-    int32_t bits;
-    memcpy(&bits, &shifted, 4);
-    return bits - 0x4b400000;
-}
-
-// The int8 factor of a group whose greatest absolute value has these bits: 127 / greatest, or 0 where the group is too
-// small for it or not finite (its scale is then 0, or not finite either).
-OCT_INLINE inline float inverse_scale(float greatest, float &scale) {
-    const bool tiny = greatest < 0x1p-119f, finite = greatest <= 0x1.fffffep127f;
-    scale = tiny ? 0.0f : greatest / 127.0f;
-    return tiny || !finite ? 0.0f : 127.0f / greatest;
-}
-
-// 32 floats -> codes, scale and the sums of the codes of both halves. A NaN anywhere gives a NaN scale.
-inline void quantize_group_portable(const float *x, int8_t *codes, float &scale, int32_t (&sums)[2]) {
-    int32_t greatest = 0;
-    for (int i = 0; i < kGroup; i++) {
-        int32_t bits;
-        memcpy(&bits, x + i, 4);
-        bits &= 0x7fffffff;
-        greatest = bits > greatest ? bits : greatest;
-    }
-    float amax;
-    memcpy(&amax, &greatest, 4);
-    const float inverse = inverse_scale(amax, scale);
-    for (int half = 0; half < 2; half++) {
-        int32_t sum = 0;
-        for (int i = half * 16; i < half * 16 + 16 && inverse != 0.0f; i++) {
-            const int32_t code = nearest(x[i] * inverse);
-            codes[i] = (int8_t)code;
-            sum += code;
-        }
-        sums[half] = sum;
-    }
-    if (inverse == 0.0f) memset(codes, 0, kGroup);
-}
-
-template <class V, int scheme> void quantize_codes(const Activations &a) {
-    constexpr Format f = kFormats[scheme];
-    const int64_t groups = a.k / kGroup, row_bytes = act_row_bytes(scheme, a.k);
-    for (int64_t row = a.m_begin; row < a.m_end; row++) {
-        const int64_t tile = row / kTile * kTile, r = row - tile, rows = a.m - tile < kTile ? a.m - tile : kTile;
-        uint8_t *group = a.act + tile * row_bytes;
-        for (int64_t g = 0; g < groups; g++, group += rows * act_group_bytes(f)) {
-            float scale;
-            int32_t sums[2];
-            V::quantize_group(a.x + row * a.ldx + g * kGroup, (int8_t *)(group + r * kGroup), scale, sums);
-            memcpy(group + rows * kGroup + r * 4, &scale, 4);
-            if (f.subs == 1) sums[0] += sums[1];
-            for (int s = 0; s < f.subs; s++) {
-                const float scaled = scale * (float)sums[s];
-                const int32_t shifted = -f.offset * sums[s];
-                memcpy(group + rows * (kGroup + 4) + (r * f.subs + s) * 4, f.minimum ? (const void *)&scaled : &shifted, 4);
-            }
-        }
-    }
-}
-
-// The upper half of a float32, rounded to nearest even; a NaN stays one.
-OCT_INLINE inline uint32_t to_bf16(const float *x) {
-    uint32_t bits;
-    memcpy(&bits, x, 4);
-    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded;
-}
-
-template <class V, int scheme> void convert_units(const Activations &a) {
-    const int64_t steps = dense_steps(scheme, a.k), row_bytes = act_row_bytes(scheme, a.k);
-    for (int64_t row = a.m_begin; row < a.m_end; row++) {
-        const int64_t tile = row / kTile * kTile, r = row - tile, rows = a.m - tile < kTile ? a.m - tile : kTile;
-        uint8_t *units = a.act + tile * row_bytes + r * kUnits * 4;
-        const float *x = a.x + row * a.ldx;
-        for (int64_t step = 0; step < steps; step += kUnits, units += rows * kUnits * 4) {
-            uint32_t out[kUnits] = {};
-            const int count = (int)(steps - step < kUnits ? steps - step : kUnits);
-            if constexpr (scheme != OCT_BF16) {
-                memcpy(out, x + step, count * 4);
-            } else {
-                const int whole = (int)((a.k - 2 * step) / 2 < count ? (a.k - 2 * step) / 2 : count);
-                for (int i = 0; i < whole; i++)
-                    out[i] = to_bf16(x + 2 * (step + i)) | to_bf16(x + 2 * (step + i) + 1) << 16;
-                if (whole < count) out[whole] = to_bf16(x + 2 * (step + whole));
-            }
-            memcpy(units, out, sizeof out);
-        }
-    }
-}
-
-template <class V, int scheme> void quantize(const Activations &a) {
-    if constexpr (is_dense(kFormats[scheme]))
-        convert_units<V, scheme>(a);
-    else
-        quantize_codes<V, scheme>(a);
 }
 
 template <class V, int... scheme> constexpr Kernels kernels(const char *name, std::integer_sequence<int, scheme...>) {

@@ -1,0 +1,169 @@
+// In: float32 rows. Out: tiles of activations in the forms of matmul_formats.h. Included by each variant's file.
+//
+// A group of 32 is rounded to 255 steps between its least and its greatest element; where that step is large beside the
+// row (an outlier sits in the group), the rounding's error is rounded again, likewise, and kept as a residual. Every
+// variant gives the same bytes.
+#pragma once
+
+#include <string.h>
+
+#include "matmul_kernels.h"
+
+#define OCT_INLINE __attribute__((always_inline))
+
+namespace {
+
+using namespace oct;
+
+// The largest step without a residual, as a part of the row's root mean square. Chosen by benchmarks/quality_cpu.py:
+// about a tenth of the groups have one, and the logits' divergence stays below 1e-3.
+constexpr float kLargestStep = 0.0314f;
+
+// Steps below this are lost: their inverse would overflow.
+constexpr float kLeastStep = 0x1p-118f;
+
+// Rounding to nearest even of |x| < 2^22, as an integer, on any processor: the low bits of x + 1.5 * 2^23.
+OCT_INLINE inline int32_t nearest(float x) {
+    const float shifted = x + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &shifted, 4);
+    return bits - 0x4b400000;
+}
+
+inline bool is_finite(const float *x, int64_t k) {
+    uint32_t greatest = 0;
+    for (int64_t i = 0; i < k; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffff;
+        greatest = bits > greatest ? bits : greatest;
+    }
+    return greatest < 0x7f800000;
+}
+
+// The sum of squares of x [k], k a multiple of 32, in one order on every processor.
+inline float square_sum(const float *x, int64_t k) {
+    float lanes[32] = {};
+    for (int64_t i = 0; i < k; i += 32)
+        for (int lane = 0; lane < 32; lane++) lanes[lane] += x[i + lane] * x[i + lane];
+    for (int width = 16; width > 0; width /= 2)
+        for (int lane = 0; lane < width; lane++) lanes[lane] += lanes[lane + width];
+    return lanes[0];
+}
+
+inline void range_portable(const float *x, float &low, float &high) {
+    low = high = x[0];
+    for (int i = 1; i < kGroup; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+}
+
+// codes = (x - centre) * inverse, rounded to -127..127; their sums in both halves.
+inline void round_portable(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
+    for (int half = 0; half < 2; half++) {
+        sums[half] = 0;
+        for (int i = half * 16; i < half * 16 + 16; i++) {
+            const int32_t code = nearest((x[i] - centre) * inverse);
+            codes[i] = (int8_t)(code > 127 ? 127 : code < -127 ? -127 : code);
+            sums[half] += codes[i];
+        }
+    }
+}
+
+// The bytes of a row's share of a group, in a tile of `rows`.
+template <int scheme, bool residual>
+OCT_INLINE inline void put_factors(uint8_t *group, int64_t rows, int64_t r, float scale, float centre, int32_t (&sums)[2]) {
+    constexpr Format f = kFormats[scheme];
+    uint8_t *at = group + rows * kGroup + r * 4;
+    memcpy(at, &scale, 4);
+    if (!residual) memcpy(at + rows * 4, &centre, 4);
+    at = group + rows * (kGroup + (residual ? 4 : 8)) + r * f.subs * 4;
+    if (f.subs == 1) sums[0] += sums[1];
+    for (int s = 0; s < f.subs; s++) {
+        const float total = scale * (float)sums[s] + (residual ? 0.0f : centre * (float)(kGroup / f.subs));
+        const int32_t shifted = -f.offset * sums[s];
+        memcpy(at + s * 4, f.minimum ? (const void *)&total : &shifted, 4);
+    }
+}
+
+// What the codes leave of x, rounded to 255 steps of 1 / 254 of theirs.
+template <class V, int scheme>
+void put_residual(const float *x, const int8_t *codes, float scale, float centre, uint8_t *group, int64_t rows,
+                  int64_t r) {
+    float left[kGroup];
+    for (int i = 0; i < kGroup; i++) left[i] = (x[i] - centre) - scale * (float)codes[i];
+    int32_t sums[2];
+    V::round(left, 0.0f, 254.0f / scale, (int8_t *)(group + r * kGroup), sums);
+    put_factors<scheme, true>(group, rows, r, scale / 254.0f, 0.0f, sums);
+}
+
+template <class V, int scheme>
+void quantize_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_t r) {
+    constexpr Format f = kFormats[scheme];
+    const int64_t groups = k / kGroup;
+    const float squares = square_sum(x, k), limit = squares / (float)k * (kLargestStep * kLargestStep);
+    const float poison = squares <= 0x1.fffffep127f || is_finite(x, k) ? 0.0f : __builtin_nanf("");
+    uint8_t *group = tile, *residual = tile + groups * rows * act_group_bytes(f);
+    for (int64_t g = 0; g < groups; g++, x += kGroup) {
+        float low, high;
+        V::range(x, low, high);
+        const float centre = high * 0.5f + low * 0.5f + poison, step = (high * 0.5f - low * 0.5f) * (2.0f / 254.0f);
+        const float scale = step >= kLeastStep && poison == 0.0f ? step : poison;
+        int32_t sums[2] = {}, none[2] = {};
+        int8_t *codes = (int8_t *)(group + r * kGroup);
+        if (scale > 0.0f)
+            V::round(x, centre, 1.0f / scale, codes, sums);
+        else
+            memset(codes, 0, kGroup);
+        put_factors<scheme, false>(group, rows, r, scale, centre, sums);
+        if (scale * scale > limit) {
+            put_residual<V, scheme>(x, codes, scale, centre, residual, rows, r);
+        } else {
+            memset(residual + r * kGroup, 0, kGroup);
+            put_factors<scheme, true>(residual, rows, r, 0.0f, 0.0f, none);
+        }
+        group += rows * act_group_bytes(f);
+        residual += rows * residual_group_bytes(f);
+    }
+}
+
+// The upper half of a float32, rounded to nearest even; a NaN stays one.
+OCT_INLINE inline uint32_t to_bf16(const float *x) {
+    uint32_t bits;
+    memcpy(&bits, x, 4);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded;
+}
+
+template <int scheme> void convert_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_t r) {
+    const int64_t steps = dense_steps(scheme, k);
+    uint8_t *units = tile + r * kUnits * 4;
+    for (int64_t step = 0; step < steps; step += kUnits, units += rows * kUnits * 4) {
+        uint32_t out[kUnits] = {};
+        const int count = (int)(steps - step < kUnits ? steps - step : kUnits);
+        if constexpr (scheme != OCT_BF16) {
+            memcpy(out, x + step, count * 4);
+        } else {
+            const int whole = (int)((k - 2 * step) / 2 < count ? (k - 2 * step) / 2 : count);
+            for (int i = 0; i < whole; i++) out[i] = to_bf16(x + 2 * (step + i)) | to_bf16(x + 2 * (step + i) + 1) << 16;
+            if (whole < count) out[whole] = to_bf16(x + 2 * (step + whole));
+        }
+        memcpy(units, out, sizeof out);
+    }
+}
+
+template <class V, int scheme> void quantize(const Activations &a) {
+    const int64_t row_bytes = act_row_bytes(scheme, a.k);
+    for (int64_t row = a.m_begin; row < a.m_end; row++) {
+        const int64_t first = row / kTile * kTile, rows = a.m - first < kTile ? a.m - first : kTile;
+        uint8_t *tile = a.act + first * row_bytes;
+        const float *x = a.x + row * a.ldx;
+        if constexpr (is_dense(kFormats[scheme]))
+            convert_row<scheme>(x, a.k, tile, rows, row - first);
+        else
+            quantize_row<V, scheme>(x, a.k, tile, rows, row - first);
+    }
+}
+
+} // namespace
