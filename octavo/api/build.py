@@ -174,6 +174,17 @@ def _open_tokenizer(located: ModelConfig, checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer.from_checkpoint(checkpoint)
 
 
+def open_text(name: str) -> tuple[Tokenizer, ChatTemplate | None]:
+    """A model's tokenizer and chat template alone; of a hub repository only their files are downloaded."""
+    from octavo.text.tokenizer import Tokenizer
+    from octavo.weights.checkpoint import open_tokenizer
+    from octavo.weights.source import resolve_tokenizer
+
+    checkpoint = open_tokenizer(resolve_tokenizer(name))
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    return tokenizer, _open_template(ModelConfig(model=name), checkpoint, tokenizer)
+
+
 def _open_template(config: ModelConfig, checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | None:
     """The one that config.chat_template is (the text, or a file's path), the checkpoint's, or the tokenizer's form."""
     from octavo.text.template import ChatTemplate, default_template

@@ -138,6 +138,11 @@ class LLM:
             raise ConfigError("there is no tokenizer: skip_tokenizer_init is set", param="skip_tokenizer_init")
         return self._model.tokenizer
 
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt and output together, in tokens."""
+        return self._limits.max_model_len
+
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json recommends, SamplingParams' own defaults elsewhere."""
         return self._model.default_sampling_params()

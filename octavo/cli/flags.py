@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """argparse calls this for a mistake on the command line."""
-        raise ConfigError(f"{message} (octavo {self.prog.split()[-1]} --help lists the options)")
+        raise ConfigError(f"{message} ({self.prog} --help lists the options)")
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """What was given, by name. ConfigError or UnsupportedError name the flag at fault."""

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,6 @@ from octavo.cli import COMMANDS, main
 SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--temperature", "0"]
 PLAN = SMALL[:2]
 PROMPT = b"> "
-
-
-@pytest.fixture(scope="session")
-def llama(checkpoint: Callable[[str], Path]) -> str:
-    return str(checkpoint("llama"))
 
 
 def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:

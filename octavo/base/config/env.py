@@ -7,6 +7,7 @@ from pathlib import Path
 
 VARIABLES: dict[str, str] = {
     "OCTAVO_API_KEY": "Key that requests must carry, as --api-key.",
+    "OPENAI_API_KEY": "Key that `octavo bench serve` sends; OCTAVO_API_KEY where unset.",
     "OCTAVO_CACHE": "Folder for converted tokenizers and other derived files; ~/.cache/octavo where unset.",
     "OCTAVO_LOG_LEVEL": "DEBUG, INFO, WARNING or ERROR; INFO where unset.",
     "OMP_NUM_THREADS": "CPU threads where --threads is not given.",
