@@ -45,12 +45,12 @@ def draw_rows(results: dict[str, Any], path: Path) -> None:
     """One panel a piece of work, one group of bars a model file."""
     rows = results["rows"]
     with mpl.rc_context(STYLE):
-        works = [work for work in PANELS if work in rows[0]["works"]]
+        works = [work for work in PANELS if work in rows[0]["works"]] or list(rows[0]["works"])
         size = max(8.0, 1.5 * len(rows) + 1.5), 1.7 + 3.7 * len(works)
         figure, axes = plt.subplots(len(works), 1, figsize=size, squeeze=False)
         for axis, work in zip(axes.flat, works, strict=True):
             _bars(axis, rows, work)
-            axis.set_title(PANELS[work])
+            axis.set_title(PANELS.get(work, work))
         _heading(figure, results, "Octavo and llama.cpp on the same files")
         keys = [Patch(color=COLOURS[side], label=NAMES[side]) for side in SIDES]
         keys.append(Line2D([], [], color=INK, lw=2.2, label="the machine's limit"))

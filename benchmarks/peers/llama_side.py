@@ -21,7 +21,7 @@ WAYS = (
     {"flash_attention": True, "unified_kv": True},
     {"flash_attention": False, "unified_kv": False},
 )
-TRIAL_CELLS, TRIAL_STEPS = 16384, 8
+TRIAL_LENGTH, TRIAL_STEPS = 1024, 8  # longer ones would take minutes to try
 TYPES = {"Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama_ftype
 FIRST_TOKEN = 100
 
@@ -157,7 +157,7 @@ class LlamaSide:
         return self._context
 
     def _fastest(self, sequences: int, filled: int, tokens: int) -> Context:
-        ways = self._ways if sequences * (filled + tokens) <= TRIAL_CELLS else self._ways[:1]
+        ways = self._ways if filled + tokens <= TRIAL_LENGTH else self._ways[:1]
         if sequences == 1:  # one sequence has one cache
             ways = [way for way in ways if not way["unified_kv"]] or ways
         tried: list[tuple[float, dict[str, bool]]] = []

@@ -39,12 +39,13 @@ def test_chart_of_rows(results: dict[str, Any], tmp_path: Path, rows: int) -> No
     assert min(png_size(tmp_path / "cpu.png")) > 900
 
 
-def test_chart_of_some_work(results: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("work", ["decode_1", "decode_16"])
+def test_chart_of_some_work(results: dict[str, Any], tmp_path: Path, work: str) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib of the test group is not installed")
     from peers.chart import draw_rows
 
     for row in results["rows"]:
-        row["works"] = {"decode_1": row["works"]["decode_1"]}
+        row["works"] = {work: row["works"][work]}
     draw_rows(as_read(results), tmp_path / "cpu.png")
     width, height = png_size(tmp_path / "cpu.png")
     assert height < width
