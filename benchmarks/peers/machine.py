@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -64,7 +65,10 @@ def about_machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}
+    """Of the packages, and the commit that is checked out ("+" where files differ from it)."""
+    git = ["git", "-C", str(SOURCE.parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    found = shutil.which("git") and subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {**{name: metadata.version(name) for name in PACKAGES}, "commit": found or "unknown"}
 
 
 def _cpuinfo(*fields: str) -> str:
