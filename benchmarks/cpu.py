@@ -1,55 +1,83 @@
-"""Start, decode and prefill speed of one model on this machine: one JSON line, medians of three."""
+"""Octavo beside llama.cpp on this machine: results/cpu.json, results/cpu.png and a table, medians of turns A B A B."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import time
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from octavo import LLM, SamplingParams, __version__
+from peers import chart
+from peers.compare import Pair
+from peers.floors import floor, read_shape
+from peers.machine import Peaks, about_machine, measure_peaks, usable_cores, versions
+from peers.models import model_file
+from peers.results import figures, lines, row_head, table
+from peers.rows import VLLM, Row, pick_rows, pick_works
 
-REPEAT = 3
-
-
-def seconds(llm: LLM, prompts: int, length: int, new: int, seed: int) -> float:
-    """Wall time of `prompts` prompts of `length` tokens, `new` tokens each; every seed gives other prompts."""
-    starts = [seed * 7919 + i * 131 for i in range(prompts)]
-    batch = [{"prompt_token_ids": [(start + j * 17) % 9000 + 100 for j in range(length)]} for start in starts]
-    params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
-    start = time.perf_counter()
-    llm.generate(batch, params, use_tqdm=False)
-    return time.perf_counter() - start
+HERE = Path(__file__).parent
 
 
-def median(llm: LLM, prompts: int, length: int, new: int) -> float:
-    return statistics.median(seconds(llm, prompts, length, new, seed) for seed in range(REPEAT))
+def arguments_parser(description: str | None, *, out: str) -> argparse.ArgumentParser:
+    """The options that every comparison has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: to see that it works, not to quote")
+    parser.add_argument("--rounds", type=int, help="samples of each engine (default 7, with --quick 2)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="of each engine, pinned")
+    parser.add_argument("--octavo-args", type=json.loads, default={}, metavar="JSON", help="further LLM arguments")
+    parser.add_argument("--models", type=Path, default=HERE.parent / ".models", help="folder of the model files")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / out, help="the JSON; the chart lies beside it")
+    return parser
+
+
+def measure_row(row: Row, arguments: argparse.Namespace, peaks: Peaks) -> dict[str, Any]:
+    """One model file's figures, printed as they come."""
+    path = model_file(row, arguments.models)
+    shape = read_shape(path)
+    result = row_head(row) | {"bytes": path.stat().st_size}
+    with Pair(path, threads=arguments.threads, octavo_options=arguments.octavo_args) as pair:
+        for work in arguments.works:
+            samples = pair.measure(work, arguments.rounds)
+            result["works"][work.name] = figures(row, work, samples, floor(shape, work, peaks, products=row.products))
+            print("  ".join(lines(result)[-1]), flush=True)
+        result["about"] = pair.about()
+    return result
+
+
+def save(results: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", default="smollm2")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--activation-dtype", default="float32")
+    parser = arguments_parser(__doc__, out="cpu.json")
+    parser.add_argument("--rows", default="", help="comma separated, such as smollm2-q4_1,gemma3-bf16; default all")
+    parser.add_argument("--works", default="", help="comma separated, such as prefill_512,decode_1; default all")
     arguments = parser.parse_args()
-    start = time.perf_counter()
-    llm = LLM(
-        arguments.model,
-        device=arguments.device,
-        activation_dtype=arguments.activation_dtype,
-        max_model_len=1024,
-        enable_prefix_caching=False,
-    )
-    figures: dict[str, Any] = {"load_s": round(time.perf_counter() - start, 2)}
-    seconds(llm, 1, 16, 8, REPEAT)
-    for count in (1, 8, 32):
-        figures[f"decode_{count}_tok_s"] = round(count * 64 / median(llm, count, 16, 64), 1)
-    figures["prefill_512_tok_s"] = round(512 / median(llm, 1, 512, 1), 1)
-    about = {"octavo": __version__, "model": arguments.model, "device": arguments.device}
-    about["activation_dtype"] = arguments.activation_dtype
-    print(json.dumps({**about, "machine": platform.machine(), **figures}))
+    rows, arguments.works = pick_rows(arguments.rows), pick_works(arguments.works)
+    arguments.rounds = arguments.rounds or (2 if arguments.quick else 7)
+    print("Measuring the machine's peaks ...", flush=True)
+    peaks = measure_peaks(arguments.threads)
+    results: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": about_machine(),
+        "versions": versions(),
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        "octavo_args": arguments.octavo_args,
+        "peaks": asdict(peaks),
+        "vllm": {"note": "vLLM 0.32 CPU on the same processor; constants, not measured in this run", **VLLM},
+        "rows": [],
+    }
+    for number, row in enumerate(rows, 1):
+        print(f"[{number}/{len(rows)}] {row.model} {row.format}", flush=True)
+        results["rows"].append(measure_row(row, arguments, peaks))
+        save(results, arguments.out)
+    print("\n" + table(results))
+    chart.draw_rows(results, arguments.out.with_suffix(".png"))
+    print(f"\n{arguments.out} and its chart are written.")
 
 
 if __name__ == "__main__":
