@@ -13,7 +13,7 @@ import numpy as np
 from octavo.base.types.tensor import SCHEMES
 
 _log = logging.getLogger(__name__)
-_ABI = 1
+_ABI = 2
 LIBRARY = Path(__file__).with_name("libocta_cpu.so")
 SCHEME_IDS = {name: index for index, name in enumerate(SCHEMES)}
 """Scheme name -> its number in csrc/matmul.h."""
@@ -72,7 +72,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "oct_machine_new": (_POINTER, (_INT, _POINTER, _INT)),
     "oct_machine_free": (None, (_POINTER,)),
     "oct_run": (None, (_POINTER, _POINTER, _LONG, _POINTER, _POINTER)),
-    "oct_pack_all": (None, (_POINTER, _INT, _POINTER, _POINTER, _LONG, _LONG)),
+    "oct_layout": (_INT, ()),
+    "oct_pack_all": (None, (_POINTER, _INT, _INT, _POINTER, _POINTER, _LONG, _LONG)),
     "oct_scan": (None, (_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER)),
     "oct_packed_bytes": (ctypes.c_size_t, (_INT, _LONG, _LONG)),
     "oct_act_bytes": (ctypes.c_size_t, (_INT, _LONG, _LONG)),
@@ -138,12 +139,21 @@ class Pool:
         """Walk a program."""
         self.library.oct_run(self._handle, groups, len(groups), instructions, ctypes.byref(batch))
 
-    def pack(self, scheme: str, stored: memoryview, *, n: int, k: int) -> np.ndarray:
-        """The packed form of a stored matrix [n, k]."""
-        number = SCHEME_IDS[scheme]
-        packed = aligned(self.library.oct_packed_bytes(number, n, k))
+    @property
+    def layout(self) -> int:
+        """The version of the packed form."""
+        return int(self.library.oct_layout())
+
+    def packed_bytes(self, scheme: str, *, n: int, k: int) -> int:
+        """Of the packed form of a matrix [n, k]."""
+        return int(self.library.oct_packed_bytes(SCHEME_IDS[scheme], n, k))
+
+    def pack(self, scheme: str, stored: memoryview, *, n: int, k: int, to_float: bool = False) -> np.ndarray:
+        """The packed form of a stored matrix [n, k].  to_float: made float32 first, so the form is F32's."""
+        packed = aligned(self.packed_bytes("F32" if to_float else scheme, n=n, k=k))
         source = np.frombuffer(stored, np.uint8)
-        self.library.oct_pack_all(self._handle, number, pointer(source), pointer(packed), n, k)
+        number = SCHEME_IDS[scheme]
+        self.library.oct_pack_all(self._handle, number, to_float, pointer(source), pointer(packed), n, k)
         return packed
 
     def scan(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

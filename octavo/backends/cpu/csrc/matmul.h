@@ -39,12 +39,18 @@ enum oct_scheme {
 // Rows of an activation tile: splitting oct_act_quantize at multiples of it keeps threads off each other's cache lines.
 #define OCT_TILE 16
 
+// Raised with every change of the packed form of any scheme: files of packed weights outlive a version of this library.
+#define OCT_LAYOUT 1
+
 // Bytes of the packed form of weights [n, k]; k is a multiple of the scheme's group. 0 for an unknown scheme.
 size_t oct_packed_bytes(int scheme, int64_t n, int64_t k);
 
 // Packs rows n_begin..n_end of `stored` (all n rows, row-major, as in the file). No byte pointer
 // needs any alignment, here and below; float pointers are aligned to 4 bytes.
 void oct_pack(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin, int64_t n_end);
+
+// As oct_pack, of the weights in float32 as oct_dequantize_row gives them: the packed form is that of OCT_F32.
+void oct_pack_float(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin, int64_t n_end);
 
 // Bytes of the converted activations [m, k] for weights of this scheme.
 size_t oct_act_bytes(int scheme, int64_t m, int64_t k);

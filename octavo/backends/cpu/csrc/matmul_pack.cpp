@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include <vector>
+
 #include "matmul_formats.h"
 
 namespace {
@@ -298,6 +300,22 @@ extern "C" {
 void oct_pack(int scheme, const void *stored, void *packed, int64_t, int64_t k, int64_t n_begin, int64_t n_end) {
     const auto pack = is_dense(kFormats[scheme]) ? pack_dense : pack_quantized;
     pack(scheme, static_cast<const uint8_t *>(stored), static_cast<uint8_t *>(packed), k, n_begin, n_end);
+}
+
+void oct_pack_float(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin,
+                    int64_t n_end) {
+    const Format &f = kFormats[scheme];
+    const int64_t row_bytes = is_dense(f) ? k * f.stored_bytes : k / kGroup / f.span * f.stored_bytes;
+    std::vector<uint8_t> panel((size_t)panel_bytes(scheme, k));
+    std::vector<float> rows((size_t)(kPanel * k));
+    for (int64_t first = n_begin; first < n_end; first += kPanel) {
+        const int64_t count = n_end - first < kPanel ? n_end - first : kPanel;
+        oct_pack(scheme, static_cast<const uint8_t *>(stored) + first * row_bytes, panel.data(), count, k, 0, count);
+        for (int64_t r = 0; r < count; r++)
+            oct_dequantize_row(scheme, panel.data(), rows.data() + r * k, count, k, r);
+        oct_pack(OCT_F32, rows.data(), static_cast<uint8_t *>(packed) + first / kPanel * panel_bytes(OCT_F32, k), count,
+                 k, 0, count);
+    }
 }
 
 void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t, int64_t k, int64_t row) {

@@ -167,6 +167,7 @@ void walk(void* argument, Pool& pool, int member) {
 }
 
 struct Packing {
+    decltype(&oct_pack) kernel;
     int scheme;
     const void* stored;
     void* packed;
@@ -177,7 +178,7 @@ void pack(void* argument, Pool& pool, int) {
     const Packing& p = *static_cast<Packing*>(argument);
     const int64_t piece = 8 * OCT_PANEL;
     for (int64_t begin; (begin = pool.take() * piece) < p.n;)
-        oct_pack(p.scheme, p.stored, p.packed, p.n, p.k, begin, std::min(begin + piece, p.n));
+        p.kernel(p.scheme, p.stored, p.packed, p.n, p.k, begin, std::min(begin + piece, p.n));
 }
 
 constexpr int64_t kScanned = 1 << 14;
@@ -204,7 +205,7 @@ void scan(void* argument, Pool& pool, int) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 1; }
+int32_t oct_abi() { return 2; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 
@@ -222,8 +223,12 @@ void oct_run(void* machine, const OctGroup* groups, int64_t num_groups, const Oc
     m.pool.run(walk, &step);
 }
 
-void oct_pack_all(void* machine, int32_t scheme, const void* stored, void* packed, int64_t n, int64_t k) {
-    Packing packing{scheme, stored, packed, n, k};
+int32_t oct_layout() { return OCT_LAYOUT; }
+
+// to_float: by oct_pack_float.
+void oct_pack_all(void* machine, int32_t scheme, int32_t to_float, const void* stored, void* packed, int64_t n,
+                  int64_t k) {
+    Packing packing{to_float ? oct_pack_float : oct_pack, scheme, stored, packed, n, k};
     static_cast<Machine*>(machine)->pool.run(pack, &packing);
 }
 
