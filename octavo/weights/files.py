@@ -4,19 +4,51 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from octavo.base.errors import ModelFormatError
 
 MAX_JSON_BYTES = 256 << 20
 
 
+class Identity(NamedTuple):
+    """Of a file and its content: any write moves changed_ns, which no program can set back."""
+
+    device: int
+    inode: int
+    nbytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+class MappedFile(mmap.mmap):
+    """A whole file, mapped read-only.  path: free of links.  identity: when it was mapped."""
+
+    path: Path
+    identity: Identity
+
+
+def release(*views: memoryview) -> None:
+    """Tell the system that mapped files are not needed in memory for now; reading them again still works."""
+    for mapped in {id(view.obj): view.obj for view in views}.values():
+        if isinstance(mapped, MappedFile) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """An open file's, or a path's."""
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 def map_file(path: Path) -> memoryview:
-    """The whole file, mapped read-only; the mapping lives as long as a view of it does."""
+    """A view of the whole file's MappedFile, which lives as long as a view of it does."""
     try:
         with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped.path, mapped.identity = Path(os.path.realpath(path)), identity_of(os.fstat(file.fileno()))
+            return memoryview(mapped)
     except ValueError as error:  # an empty file cannot be mapped
         raise ModelFormatError(f"{path.name} is empty; download it again") from error
     except OSError as error:

@@ -106,6 +106,7 @@ class NativeMachine:
 
     def close(self) -> None:
         """End the threads."""
+        self._packed.close()
         self._pool.close()
 
     def _lowering(self, tokens: int) -> Lowering:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
+from octavo.backends.cpu import packed_file
 from octavo.backends.cpu.native import Pool
 from octavo.backends.cpu.program import Pack
-from octavo.backends.cpu.weights import release
 from octavo.base.types.ports import Progress
-from octavo.base.types.tensor import StoredTensor, Weights
+from octavo.base.types.tensor import SCHEMES, StoredTensor, Weights
 from octavo.quant.scheme import dequantize
+from octavo.weights.files import release
 
 EXACT = ("F32", "F16")
 """Formats whose products are float32 throughout; the others round activations to int8 or bfloat16."""
+_RELEASE = 16 << 20
+"""Stored bytes after which mapped pages are given back: the source is never whole in memory beside its packed form."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,14 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Packed:
-    """vectors: float32 of the pack's shape.  matrices: a pack's sources one by one, as their formats may differ."""
+    """vectors: float32 of the pack's shape.  matrices: a pack's sources one by one, as their formats may differ.
+
+    saving: the thread that keeps them in a file, if one does.
+    """
 
     vectors: dict[str, np.ndarray]
     matrices: dict[str, tuple[Matrix, ...]]
+    saving: packed_file.Saving | None = None
 
     @property
     def nbytes(self) -> int:
@@ -42,35 +52,84 @@ class Packed:
         matrices = sum(matrix.data.nbytes for pack in self.matrices.values() for matrix in pack)
         return matrices + sum(vector.nbytes for vector in self.vectors.values())
 
+    def close(self) -> None:
+        """Wait a little for the file; idempotent."""
+        if self.saving is not None:
+            self.saving.close()
+
 
 def load_packed(
-    packs: Mapping[str, Pack], weights: Weights, *, pool: Pool, exact: bool = False, progress: Progress | None = None
+    packs: Mapping[str, Pack],
+    weights: Weights,
+    *,
+    pool: Pool,
+    exact: bool = False,
+    folder: Path | None = None,
+    progress: Progress | None = None,
 ) -> Packed:
-    """Pack all weights, a matrix after the other, each by all threads; gives mapped pages back.
+    """All weights, packed one matrix after the other, each by all threads; mapped pages are given back.
 
     exact: matrices whose products would round activations are made float32 first.
+    folder: where an earlier load has left the packed matrices, or this one leaves them; not where exact.
     """
-    packed = Packed({}, {})
-    done, total = 0, sum(tensor.data.nbytes for pack in packs.values() for tensor in _sources(pack, weights))
-    for name, pack in packs.items():
-        matrices = []
-        for tensor in _sources(pack, weights):
-            if len(tensor.shape) > 1:
-                n, k = tensor.shape[0], prod(tensor.shape[1:])
-                rounds = exact and tensor.scheme.name not in EXACT
-                scheme, data = ("F32", dequantize(tensor).data) if rounds else (tensor.scheme.name, tensor.data)
-                matrices.append(Matrix(scheme, n, k, pool.pack(scheme, data, n=n, k=k)))
-            done += tensor.data.nbytes
-            if progress is not None:
-                progress("weights", done, total)
-        if matrices:
-            packed.matrices[name] = tuple(matrices)
+    sources = {name: [weights[source] for source in pack.sources] for name, pack in packs.items()}
+    tensors = [tensor for pack in sources.values() for tensor in pack if len(tensor.shape) > 1]
+    file = None
+    if folder is not None and not exact:
+        sizes = [pool.packed_bytes(tensor.scheme.name, **_shape(tensor)) for tensor in tensors]
+        file = packed_file.locate(folder, tensors, sizes, layout=_layout(tensors, pool))
+    data = None if file is None else file.read()
+    saving = None
+    if data is None:
+        data = _pack(tensors, pool, exact=exact, progress=progress)
+        saving = None if file is None else packed_file.Saving(file, data)
+    matrices = iter([_matrix(tensor, part, exact=exact) for tensor, part in zip(tensors, data, strict=True)])
+    packed = Packed({}, {}, saving)
+    for name, pack in sources.items():
+        if len(pack[0].shape) > 1:
+            packed.matrices[name] = tuple(islice(matrices, len(pack)))
         else:
-            joined = np.concatenate([dequantize(tensor) for tensor in _sources(pack, weights)])
-            packed.vectors[name] = np.ascontiguousarray(joined.reshape(pack.shape), np.float32)
-    release(weights)
+            joined = np.concatenate([dequantize(tensor) for tensor in pack])
+            packed.vectors[name] = np.ascontiguousarray(joined.reshape(packs[name].shape), np.float32)
+    release(*(tensor.data for tensor in weights.values()))
     return packed
 
 
-def _sources(pack: Pack, weights: Weights) -> Iterator[StoredTensor]:
-    return (weights[source] for source in pack.sources)
+def _layout(tensors: Sequence[StoredTensor], pool: Pool) -> str:
+    """What tells one packed form from another: its version, and how a probe of each format comes out."""
+    n, k = 33, 512
+    digest = blake2b(str(pool.layout).encode(), digest_size=16)
+    for scheme in sorted({tensor.scheme.name for tensor in tensors}):
+        size = n * k // SCHEMES[scheme].group * SCHEMES[scheme].group_bytes
+        probe = (
+            np.arange(size, dtype=np.uint32) * 2654435761 >> 24
+        )  # Knuth's multiplicative hash: no byte like the next
+        digest.update(pool.pack(scheme, probe.astype(np.uint8).data, n=n, k=k).data)
+    return digest.hexdigest()
+
+
+def _pack(tensors: Sequence[StoredTensor], pool: Pool, *, exact: bool, progress: Progress | None) -> list[np.ndarray]:
+    packed, done, released = [], 0, 0
+    total = sum(tensor.nbytes for tensor in tensors)
+    for tensor in tensors:
+        to_float = _to_float(tensor, exact=exact)
+        packed.append(pool.pack(tensor.scheme.name, tensor.data, **_shape(tensor), to_float=to_float))
+        done += tensor.nbytes
+        if done - released >= _RELEASE:
+            release(*(tensor.data for tensor in tensors))
+            released = done
+        if progress is not None:
+            progress("weights", done, total)
+    return packed
+
+
+def _matrix(tensor: StoredTensor, data: np.ndarray, *, exact: bool) -> Matrix:
+    return Matrix("F32" if _to_float(tensor, exact=exact) else tensor.scheme.name, **_shape(tensor), data=data)
+
+
+def _to_float(tensor: StoredTensor, *, exact: bool) -> bool:
+    return exact and tensor.scheme.name not in EXACT
+
+
+def _shape(tensor: StoredTensor) -> dict[str, int]:
+    return {"n": tensor.shape[0], "k": prod(tensor.shape[1:])}

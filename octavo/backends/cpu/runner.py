@@ -16,6 +16,7 @@ from octavo.backends.cpu.rows import Rows
 from octavo.backends.cpu.step import Steps
 from octavo.backends.cpu.team import Team
 from octavo.backends.cpu.weights import check_weights, load_packs
+from octavo.base.config import env
 from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.base.types.plan import StepPlan, StepResult
 from octavo.base.types.ports import DeviceMemory, Progress
@@ -74,7 +75,9 @@ class CpuBackend:
         self._vocab_size = spec.vocab_size
         if self._library is not None:
             pool = Pool(self._library, self._threads)
-            packed = load_packed(program.packs, weights, pool=pool, exact=self._exact, progress=progress)
+            packed = load_packed(
+                program.packs, weights, pool=pool, exact=self._exact, folder=env.packed_folder(), progress=progress
+            )
             self._machine = NativeMachine(
                 program, packed, pool=pool, max_tokens=self._max_tokens, block_size=self._block_size
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from octavo.base.types.ports import Progress
 from octavo.base.types.tensor import StoredTensor, Weights
 from octavo.models.spec import ModelSpec
 from octavo.quant.scheme import dequantize
+from octavo.weights.files import release
 
 _PIECE = 1 << 19
 """Elements dequantized at once: temporaries stay in a core's cache, and one large tensor keeps all threads busy."""
@@ -67,7 +67,7 @@ def load_packs(
     with ThreadPoolExecutor(threads, "octavo-load") as pool:
         for _ in pool.map(run, pieces):
             pass
-    release(weights)
+    release(*(tensor.data for tensor in weights.values()))
     return arrays
 
 
@@ -85,11 +85,3 @@ def _pieces(tensor: StoredTensor, target: np.ndarray) -> list[Piece]:
         part = StoredTensor(tensor.name, tensor.scheme, (end - at, width), data[at * row_bytes : end * row_bytes])
         pieces.append((part, target[at:end]))
     return pieces
-
-
-def release(weights: Weights) -> None:
-    """Tell the kernel that mapped files are not needed in memory for now; reading them again still works."""
-    maps = {id(tensor.data.obj): tensor.data.obj for tensor in weights.values()}
-    for mapped in maps.values():
-        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)

@@ -9,6 +9,7 @@ VARIABLES: dict[str, str] = {
     "OCTAVO_API_KEY": "Key that requests must carry, as --api-key.",
     "OPENAI_API_KEY": "Key that `octavo bench serve` sends; OCTAVO_API_KEY where unset.",
     "OCTAVO_CACHE": "Folder for converted tokenizers and other derived files; ~/.cache/octavo where unset.",
+    "OCTAVO_PACKED_CACHE": "0: do not keep weights as the CPU reads them (as large as the model) under OCTAVO_CACHE.",
     "OCTAVO_LOG_LEVEL": "DEBUG, INFO, WARNING or ERROR; INFO where unset.",
     "OMP_NUM_THREADS": "CPU threads where --threads is not given.",
     "HF_HOME": "Where hub downloads are kept.",
@@ -28,3 +29,8 @@ def read(name: str, default: str = "") -> str:
 def cache_folder() -> Path:
     """Where Octavo keeps what it derives from models; it need not exist yet."""
     return Path(read("OCTAVO_CACHE") or "~/.cache/octavo").expanduser()
+
+
+def packed_folder() -> Path | None:
+    """Where weights are kept as the CPU reads them; None where they shall not be."""
+    return None if read("OCTAVO_PACKED_CACHE") == "0" else cache_folder() / "packed"

@@ -1,0 +1,246 @@
+"""In: a model's matrices as stored. Out: their packed forms, mapped from a file that an earlier start has left.
+
+    magic [8]  digest of the rest of the header [16]  a _Header as JSON, zeros up to HEADER bytes
+    the matrices in the order given, each from a multiple of 64 on; at last 64 zeros, as kernels may read beyond an end
+
+A file's name holds its key: which bytes were packed (the identity of the model's files, and samples of their content),
+into which form. Whatever is changed has another key. Nothing is ever written in place, so mapped files stay whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import mmap
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from octavo.base.types.tensor import StoredTensor
+from octavo.weights.files import MappedFile, identity_of
+
+MAGIC = b"octavoP1"
+HEADER = 8192
+SUFFIX, PART = ".packed", ".part"
+LEAST = 16 << 20
+"""Bytes of matrices from which on a file is made: fewer are packed in less time than a person notices."""
+SETTLED_NS = 2 * 10**9
+"""A model's file younger than this may change once more without a clock's tick between, so it is not packed ahead."""
+ABANDONED_S = 3600.0
+_ALIGN = 64
+_SAMPLE = 64
+_CHUNK = 8 << 20
+_DIGEST = 16
+_log = logging.getLogger(__name__)
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """model: the first of the files that were packed.  nbytes: of the whole file.  samples: digest of its content's."""
+
+    model: bytes
+    key: str
+    nbytes: int
+    samples: str
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """Where a model's packed matrices are kept, or would be.
+
+    sources: the files that they come from.  sizes: bytes of each matrix.
+    """
+
+    path: Path
+    key: str
+    sources: tuple[MappedFile, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(begin, end) of each matrix."""
+        found, at = [], HEADER
+        for size in self.sizes:
+            found.append((at, at + size))
+            at = (at + size + _ALIGN - 1) // _ALIGN * _ALIGN
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole file."""
+        return self.places[-1][1] + _ALIGN
+
+    def read(self) -> list[np.ndarray] | None:
+        """The packed matrices, mapped; None where there is no file, or one that is damaged (one line in the log)."""
+        try:
+            with self.path.open("rb") as file:
+                whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:  # an empty file cannot be mapped
+            _log.info("%s cannot be used (%s): packing anew", self.path, error)
+            return None
+        header = _decode(whole[:HEADER])
+        content = np.frombuffer(whole, np.uint8)
+        if header is not None and header.key == self.key and header.nbytes == self.nbytes == len(content):
+            matrices = [content[begin:end] for begin, end in self.places]
+            if _samples(matrices) == header.samples:
+                return matrices
+        _log.info("%s is damaged: packing anew", self.path)
+        return None
+
+    def write(self, matrices: Sequence[np.ndarray], stopped: threading.Event) -> None:
+        """Keep the matrices, and drop what the same model left before. What prevents it is one line in the log.
+
+        Not synced: a file that a crash has cut short is seen by its length and samples.
+        """
+        if not self._settled():
+            return
+        part = self.path.with_suffix(PART)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
+                if not _locked(file, part):
+                    return  # another process writes the same
+                disk = os.statvfs(self.path.parent)
+                if disk.f_bavail * disk.f_frsize < 2 * self.nbytes:
+                    raise OSError(f"less than twice their {self.nbytes} bytes are free on the disk")
+                if self._fill(file, matrices, stopped) and self._settled():
+                    part.replace(self.path)
+                    prune(self.path.parent, keep=self.path)
+                else:
+                    part.unlink()
+        except OSError as error:
+            _log.info("packed weights are not kept: %s", error)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def _fill(self, file: FileIO, matrices: Sequence[np.ndarray], stopped: threading.Event) -> bool:
+        """False where it was stopped half-way."""
+        header = _encode(_Header(os.fsencode(self.sources[0].path), self.key, self.nbytes, _samples(matrices)))
+        begins = (0, *(begin for begin, _ in self.places))
+        for begin, left in zip(begins, (memoryview(header), *(matrix.data for matrix in matrices)), strict=True):
+            file.seek(begin)
+            while left:
+                if stopped.is_set():
+                    return False
+                left = left[file.write(left[:_CHUNK]) :]
+        file.truncate(self.nbytes)
+        return True
+
+    def _settled(self) -> bool:
+        """Whether the sources are what was mapped, and would not look the same if they changed now."""
+        now = time.time_ns()
+        for source in self.sources:
+            try:
+                found = identity_of(os.stat(source.path))
+            except OSError:
+                return False
+            if found != source.identity or now - found.changed_ns < SETTLED_NS:
+                return False
+        return True
+
+
+def locate(folder: Path, tensors: Sequence[StoredTensor], sizes: Sequence[int], *, layout: str) -> PackedFile | None:
+    """The file for these matrices in the packed form `layout`. None where they lie in no file, or are few bytes."""
+    owners = [tensor.data.obj for tensor in tensors]
+    sources = tuple({id(owner): owner for owner in owners if isinstance(owner, MappedFile)}.values())
+    if sum(sizes) < LEAST or not all(isinstance(owner, MappedFile) for owner in owners):
+        return None
+    about = [(tensor.name, tensor.scheme.name, tensor.shape, size) for tensor, size in zip(tensors, sizes, strict=True)]
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    digest.update(msgspec.msgpack.encode((layout, [source.identity for source in sources], about)))
+    for tensor in tensors:
+        middle = tensor.data.nbytes // 2
+        digest.update(tensor.data[middle : middle + _SAMPLE])
+    key = digest.hexdigest()
+    return PackedFile(folder / f"{_name(sources[0].path)}-{key}{SUFFIX}", key, sources, tuple(sizes))
+
+
+def prune(folder: Path, *, keep: Path) -> None:
+    """Drop the other files of keep's model, those of models that are gone, and what broken-off writes have left."""
+    model = keep.name.partition("-")[0]
+    for path in folder.glob(f"*{SUFFIX}"):
+        if path != keep and (path.name.startswith(model + "-") or not _model_exists(path)):
+            path.unlink(missing_ok=True)
+    for path in folder.glob(f"*{PART}"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
+
+
+class Saving:
+    """PackedFile.write on a thread that stands back behind the model's own."""
+
+    def __init__(self, file: PackedFile, matrices: Sequence[np.ndarray]) -> None:
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(file, matrices), name="octavo-keep", daemon=True)
+        self._thread.start()
+
+    def _run(self, file: PackedFile, matrices: Sequence[np.ndarray]) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        file.write(matrices, self._stopped)
+
+    def close(self, seconds: float = 3.0) -> None:
+        """Give it so long to end, then let it break off; idempotent."""
+        self._thread.join(seconds)
+        self._stopped.set()
+
+
+def _locked(file: FileIO, path: Path) -> bool:
+    """Take the file for this process alone, which the system ends with the process. False if another has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    with suppress(FileNotFoundError):  # who had it before may have renamed it
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    return False
+
+
+def _name(path: Path) -> str:
+    return hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
+
+
+def _model_exists(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            header = _decode(file.read(HEADER))
+    except OSError:
+        return True
+    return header is not None and Path(os.fsdecode(header.model)).exists()
+
+
+def _samples(matrices: Sequence[np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    for matrix in matrices:
+        digest.update(matrix[:_SAMPLE].data)
+        digest.update(matrix[-_SAMPLE:].data)
+    return digest.hexdigest()
+
+
+def _encode(header: _Header) -> bytes:
+    body = msgspec.json.encode(header).ljust(HEADER - len(MAGIC) - _DIGEST, b"\0")
+    return MAGIC + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
+
+
+def _decode(raw: bytes) -> _Header | None:
+    """None for what is no header."""
+    digest, body = raw[len(MAGIC) : len(MAGIC) + _DIGEST], raw[len(MAGIC) + _DIGEST :]
+    if not raw.startswith(MAGIC) or hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
+        return None
+    try:
+        return msgspec.json.decode(body.rstrip(b"\0"), type=_Header)
+    except msgspec.MsgspecError:
+        return None

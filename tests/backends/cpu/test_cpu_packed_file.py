@@ -1,0 +1,366 @@
+"""Packed weights on disk: what is mapped again, what is never served, and that nothing about the disk stops a load."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo.backends.cpu import native, packed, packed_file
+from octavo.backends.cpu.native import Pool
+from octavo.backends.cpu.packed import Packed, load_packed
+from octavo.backends.cpu.packed_file import PART, SUFFIX, PackedFile, locate
+from octavo.backends.cpu.program import Pack
+from octavo.base.config import env
+from octavo.base.types.tensor import SCHEMES, StoredTensor
+from octavo.quant.scheme import DEQUANTIZERS, dequantize
+from octavo.weights.files import map_file
+
+SHAPES = {"a": (48, 512), "b": (19, 256), "c": (32, 512)}
+PACKS = {"a": Pack(("a",), (512, 48)), "bc": Pack(("b",), (256, 19)), "c": Pack(("c",), (512, 32))}
+
+
+@pytest.fixture(autouse=True)
+def _small_and_young_files_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_file, "LEAST", 0)
+    monkeypatch.setattr(packed_file, "SETTLED_NS", 0)
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    loaded = native.library()
+    if loaded is None:
+        pytest.skip("nothing was compiled")
+    made = Pool(loaded, 2)
+    yield made
+    made.close()
+
+
+def q8_0(shape: tuple[int, ...], seed: int) -> bytes:
+    """Random bytes with zeroed top bits, so that no scale is NaN."""
+    size = shape[0] * shape[1] // 32 * 34
+    return np.random.default_rng(seed).integers(0, 64, size, np.uint8).tobytes()
+
+
+def write_model(path: Path, seed: int = 0) -> Path:
+    path.write_bytes(b"".join(q8_0(shape, seed + i) for i, shape in enumerate(SHAPES.values())))
+    return path
+
+
+def open_model(path: Path) -> dict[str, StoredTensor]:
+    view, at, found = map_file(path), 0, {}
+    for name, shape in SHAPES.items():
+        size = shape[0] * shape[1] // 32 * 34
+        found[name] = StoredTensor(name, SCHEMES["Q8_0"], shape, view[at : at + size])
+        at += size
+    return found
+
+
+def place(path: Path, folder: Path, *, layout: str = "1") -> PackedFile:
+    tensors = list(open_model(path).values())
+    file = locate(folder, tensors, [640, 64, 100], layout=layout)
+    assert file is not None
+    return file
+
+
+def some_matrices(seed: int = 0) -> list[np.ndarray]:
+    return [np.random.default_rng(seed).integers(0, 256, size).astype(np.uint8) for size in (640, 64, 100)]
+
+
+def keep(file: PackedFile, matrices: list[np.ndarray] | None = None) -> None:
+    file.write(some_matrices() if matrices is None else matrices, threading.Event())
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_what_was_written_is_mapped(tmp_path: Path) -> None:
+    folder, model = tmp_path / "new" / "packed", write_model(tmp_path / "m")
+    assert place(model, folder).read() is None
+    keep(place(model, folder))
+    found = place(model, folder).read()
+    assert found is not None
+    for left, right in zip(found, some_matrices(), strict=True):
+        np.testing.assert_array_equal(left, right)
+        assert left.ctypes.data % 64 == 0
+        assert not left.flags.writeable
+        base: Any = left
+        while isinstance(base, np.ndarray):
+            base = base.base
+        assert isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)
+    assert names(folder) == [place(model, folder).path.name]
+
+
+def load(pool: Pool, model: Path, folder: Path | None, **options: Any) -> Packed:
+    loaded = load_packed(PACKS, open_model(model), pool=pool, folder=folder, **options)
+    if loaded.saving is not None:
+        loaded.saving.close(240)
+    return loaded
+
+
+def test_the_second_load_packs_nothing(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_model(tmp_path / "m")
+    told: list[tuple[str, int, int]] = []
+    first = load(pool, model, tmp_path / "packed", progress=lambda *call: told.append(call))
+    assert told[-1][1] == told[-1][2] > 0
+    monkeypatch.setattr(packed, "_pack", None)
+    second = load(pool, model, tmp_path / "packed")
+    assert second.saving is None
+    assert second.nbytes == first.nbytes
+    for name, matrices in first.matrices.items():
+        for left, right in zip(matrices, second.matrices[name], strict=True):
+            assert (left.scheme, left.n, left.k) == (right.scheme, right.n, right.k)
+            np.testing.assert_array_equal(left.data, right.data)
+
+
+def test_another_packed_form_is_packed_anew(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_model(tmp_path / "m")
+    load(pool, model, tmp_path / "packed")
+    before = names(tmp_path / "packed")
+    genuine = Pool.pack
+
+    def otherwise(self: Pool, scheme: str, stored: memoryview, **options: Any) -> np.ndarray:
+        return genuine(self, scheme, stored, **options)[::-1].copy()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pool, "pack", otherwise)
+        load(pool, model, tmp_path / "packed")
+        changed = names(tmp_path / "packed")
+    monkeypatch.setattr(Pool, "layout", 0)
+    load(pool, model, tmp_path / "packed")
+    assert len({*before, *changed, *names(tmp_path / "packed")}) == 3
+
+
+@pytest.mark.parametrize("scheme", sorted(DEQUANTIZERS))
+def test_a_packed_form_has_no_byte_left_unwritten(pool: Pool, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = SCHEMES[scheme]
+    raw = memoryview(np.full(37 * 512 // kind.group * kind.group_bytes, 7, np.uint8).tobytes())
+    found = []
+    for filling in (0, 255):
+        monkeypatch.setattr(native, "aligned", lambda size, filling=filling: np.full(size, filling, np.uint8))
+        found.append(pool.pack(scheme, raw, n=37, k=512))
+    np.testing.assert_array_equal(*found)
+
+
+def test_nothing_is_kept_of_float32_weights_or_without_a_folder(pool: Pool, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m")
+    assert load(pool, model, tmp_path / "packed", exact=True).matrices["a"][0].scheme == "F32"
+    load(pool, model, None)
+    assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize("scheme", sorted(DEQUANTIZERS))
+def test_packing_to_float_is_packing_the_dequantized(pool: Pool, scheme: str) -> None:
+    kind, (n, k) = SCHEMES[scheme], (37, 512)
+    raw = np.random.default_rng(1).integers(0, 64, n * k // kind.group * kind.group_bytes, np.uint8).tobytes()
+    numbers = dequantize(StoredTensor("w", kind, (n, k), memoryview(raw)))
+    wanted = pool.pack("F32", memoryview(numbers).cast("B"), n=n, k=k)
+    np.testing.assert_array_equal(pool.pack(scheme, memoryview(raw), n=n, k=k, to_float=True), wanted)
+
+
+def damage(path: Path, how: str) -> None:
+    raw = bytearray(path.read_bytes())
+    if how == "empty":
+        raw.clear()
+    elif how == "cut":
+        del raw[-1:]
+    elif how == "head only":
+        del raw[packed_file.HEADER :]
+    elif how == "header":
+        raw[40] ^= 1
+    elif how == "magic":
+        raw[0] ^= 1
+    elif how == "zeros":
+        raw[packed_file.HEADER :] = bytes(len(raw) - packed_file.HEADER)
+    elif how == "longer":
+        raw += b"\0"
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "head only", "header", "magic", "zeros", "longer"])
+def test_damage_is_seen_told_once_and_mended(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    file = place(write_model(tmp_path / "m"), tmp_path / "packed")
+    keep(file)
+    damage(file.path, how)
+    assert file.read() is None
+    assert [record.message for record in caplog.records if "packing anew" in record.message] == [
+        record.message for record in caplog.records
+    ]
+    assert len(caplog.records) == 1
+    keep(file)
+    assert file.read() is not None
+
+
+def test_another_files_content_under_the_name_is_refused(tmp_path: Path) -> None:
+    one = place(write_model(tmp_path / "m"), tmp_path / "packed")
+    other = place(write_model(tmp_path / "n", seed=9), tmp_path / "packed")
+    keep(other)
+    other.path.rename(one.path)
+    assert one.read() is None
+
+
+def test_a_changed_model_is_another_one(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m")
+    before = place(model, tmp_path)
+    times = os.stat(model)
+    write_model(model, seed=1)
+    os.utime(model, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = place(model, tmp_path)
+    assert after.key != before.key
+    raw = bytearray(model.read_bytes())
+    raw[3] ^= 1
+    model.write_bytes(raw)
+    assert place(model, tmp_path).key not in (before.key, after.key)
+    assert place(model, tmp_path, layout="2").key != place(model, tmp_path).key
+
+
+def test_samples_of_the_content_are_in_the_key(tmp_path: Path) -> None:
+    """Were a file system to tell the same times for another content."""
+    model = write_model(tmp_path / "m")
+    first, second = list(open_model(model).values()), list(open_model(write_model(tmp_path / "n", seed=5)).values())
+    second[0].data.obj.identity = first[0].data.obj.identity
+    found = [locate(tmp_path, tensors, [1, 1, 1], layout="1") for tensors in (first, second)]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].key != found[1].key
+
+
+def test_a_young_or_changed_model_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_model(tmp_path / "m")
+    file = place(model, tmp_path / "packed")
+    write_model(model, seed=1)
+    keep(file)
+    model.unlink()
+    keep(file)
+    monkeypatch.setattr(packed_file, "SETTLED_NS", 60 * 10**9)
+    keep(place(write_model(tmp_path / "n"), tmp_path / "packed"))
+    assert names(tmp_path / "packed") == []
+
+
+def test_few_bytes_and_memory_have_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = list(open_model(write_model(tmp_path / "m")).values())
+    in_memory = StoredTensor("d", SCHEMES["Q8_0"], SHAPES["a"], memoryview(q8_0(SHAPES["a"], 0)))
+    assert locate(tmp_path, [*tensors, in_memory], [1, 1, 1, 1], layout="1") is None
+    monkeypatch.setattr(packed_file, "LEAST", 4)
+    assert locate(tmp_path, tensors, [1, 1, 1], layout="1") is None
+    assert locate(tmp_path, tensors, [1, 1, 2], layout="1") is not None
+
+
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    file = place(write_model(tmp_path / "m"), tmp_path / "packed")
+
+    def fill(*_arguments: Any) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedFile, "_fill", fill)
+        keep(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda _path: os.statvfs_result([1] * 10))
+        keep(file)
+    assert names(tmp_path / "packed") == []
+    assert len(caplog.records) == 2
+    assert all("not kept" in record.message for record in caplog.records)
+    keep(file)
+    assert file.read() is not None
+
+
+def test_a_folder_that_cannot_be_written(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_model(tmp_path / "m")
+    (tmp_path / "file").write_text("")
+    loads = [load(pool, model, tmp_path / "file" / "packed")]
+
+    def refuse(*_arguments: Any) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "packed").mkdir()
+    monkeypatch.setattr(os, "open", refuse)
+    loads.append(load(pool, model, tmp_path / "packed"))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(loads[0].matrices["a"][0].data, loads[1].matrices["a"][0].data)
+    assert names(tmp_path / "packed") == []
+
+
+def test_only_one_process_writes(tmp_path: Path) -> None:
+    file = place(write_model(tmp_path / "m"), tmp_path / "packed")
+    part = file.path.with_suffix(PART)
+    part.parent.mkdir()
+    part.write_bytes(b"what a killed process has left" * 10_000)
+    with part.open("r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        keep(file)
+        assert names(part.parent) == [part.name]
+        assert part.read_bytes().startswith(b"what a killed")
+    keep(file)
+    assert names(part.parent) == [file.path.name]
+    assert file.read() is not None
+
+
+def test_many_at_once(tmp_path: Path) -> None:
+    file = place(write_model(tmp_path / "m"), tmp_path / "packed")
+    start, wrong = threading.Barrier(8), []
+
+    def one() -> None:
+        start.wait()
+        for _ in range(20):
+            keep(file)
+            found = file.read()
+            if found is not None and not all(map(np.array_equal, found, some_matrices())):
+                wrong.append(found)
+
+    threads = [threading.Thread(target=one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert names(tmp_path / "packed") == [file.path.name]
+
+
+def test_stopped_half_way(tmp_path: Path) -> None:
+    file = place(write_model(tmp_path / "m"), tmp_path / "packed")
+    stopped = threading.Event()
+    stopped.set()
+    file.write(some_matrices(), stopped)
+    assert names(tmp_path / "packed") == []
+
+
+def test_a_model_has_one_file_and_a_gone_one_none(tmp_path: Path) -> None:
+    folder, model, gone, other = tmp_path / "packed", tmp_path / "m", tmp_path / "gone", tmp_path / "other"
+    first = place(write_model(model), folder)
+    for file in (first, place(write_model(gone), folder), place(write_model(other), folder)):
+        keep(file)
+    mapped = first.read()
+    (folder / f"x{SUFFIX}").write_bytes(b"no header")
+    (folder / f"old{PART}").write_bytes(b"")
+    (folder / f"young{PART}").write_bytes(b"")
+    long_ago = time.time() - 2 * packed_file.ABANDONED_S
+    os.utime(folder / f"old{PART}", (long_ago, long_ago))
+    gone.unlink()
+    second = place(write_model(model, seed=1), folder)
+    keep(second, some_matrices(1))
+    assert names(folder) == sorted([second.path.name, place(other, folder).path.name, f"young{PART}"])
+    assert mapped is not None
+    np.testing.assert_array_equal(mapped[0], some_matrices()[0])
+
+
+def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
+    assert env.packed_folder() == tmp_path / "packed"
+    monkeypatch.setenv("OCTAVO_PACKED_CACHE", "0")
+    assert env.packed_folder() is None
