@@ -6,18 +6,20 @@ Concrete classes are imported where they are made, so that a CPU never imports a
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import logging
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from octavo.api.requests import Limits
+from octavo.base import heap
 from octavo.base.config.config import DeviceConfig, EngineConfig, ModelConfig
 from octavo.base.config.resolve import resolve
 from octavo.base.errors import ConfigError, InputError, ModelFormatError, OctavoError, UnsupportedError
@@ -146,16 +148,20 @@ def open_model(
     engine = EngineConfig(model=config)
     located = locate(engine, progress=progress, with_weights=with_weights, on_listing=sizes.append).model
     path = Path(located.model)
+    wanted = with_text and not config.skip_tokenizer_init
     checkpoint = open_checkpoint(
-        path, load_format=config.load_format, hf_overrides=config.hf_overrides, with_weights=with_weights
+        path,
+        load_format=config.load_format,
+        hf_overrides=config.hf_overrides,
+        with_weights=with_weights,
+        with_tokenizer=wanted and located.tokenizer is None,
     )
     spec = build_spec(checkpoint.config)
-    wanted = with_text and not config.skip_tokenizer_init
     tokenizer = _open_tokenizer(located, checkpoint) if wanted else None
     return Model(
         config=config,
         path=path,
-        checkpoint=checkpoint,
+        checkpoint=replace(checkpoint, tokenizer=None),  # a vocabulary's lists take tens of megabytes
         stored_bytes=checkpoint.total_bytes or sum(sizes) or None,
         spec=spec,
         tokenizer=tokenizer,
@@ -171,7 +177,9 @@ def _open_tokenizer(located: ModelConfig, checkpoint: Checkpoint) -> Tokenizer:
 
     if located.tokenizer is not None:
         checkpoint = open_tokenizer(Path(located.tokenizer))
-    return Tokenizer.from_checkpoint(checkpoint)
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    heap.trim()
+    return tokenizer
 
 
 def open_text(name: str) -> tuple[Tokenizer, ChatTemplate | None]:
@@ -343,6 +351,16 @@ def _no_cuda() -> str | None:
     except OctavoError as error:
         return error.message
     return None
+
+
+def prepare(device: str) -> None:
+    """Import what an engine on this device (DeviceConfig.device) will need, in the time before its config is known."""
+    names = ["octavo.engine.engine", "octavo.executor.local", "octavo.models.registry", "octavo.weights.source"]
+    with suppress(OctavoError):  # the same will be said about the config
+        if choose_device(msgspec.convert({"device": device}, DeviceConfig))[0] == "cpu":
+            names.append("octavo.backends.cpu.runner")
+    for name in names:
+        importlib.import_module(name)
 
 
 def device_memory(device: str) -> DeviceMemory:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import octavo.models
 from octavo.base.errors import ConfigError, ModelFormatError, UnsupportedError
 from octavo.models.config import show
 from octavo.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "octavo.models"
 """Entry-point group: name = model_type, value = a module with spec and names."""
@@ -52,7 +54,7 @@ def register_model(model_type: str, family: Family | ModuleType) -> None:
 
 def families() -> list[str]:
     """Every model_type that can be run: built in, registered, and from installed packages."""
-    return sorted(_built_in() | _registered.keys() | {point.name for point in entry_points(group=ENTRY_POINTS)})
+    return sorted(_built_in() | _registered.keys() | {point.name for point in _entry_points()})
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
@@ -70,8 +72,9 @@ def find_family(config: Mapping[str, Any]) -> Family:
         return _as_family(importlib.import_module(f"octavo.models.{model_type}"), origin=model_type)
     if model_type in _registered:
         return _registered[model_type]
-    for point in entry_points(group=ENTRY_POINTS, name=model_type):
-        return _load(point)
+    for point in _entry_points():
+        if point.name == model_type:
+            return _load(point)
     raise UnsupportedError(
         f"model_type {show(model_type)} is not supported; supported are {', '.join(families())}. Another one can be "
         "brought by octavo.register_model or an installed package (docs/adding-a-model.md)",
@@ -86,6 +89,12 @@ def build_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def _built_in() -> frozenset[str]:
     return frozenset(module.name for module in pkgutil.iter_modules(octavo.models.__path__)) - HELPERS
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points  # 10 ms that a built-in family need not wait for
+
+    return entry_points(group=ENTRY_POINTS)
 
 
 def _as_family(family: Family | ModuleType, *, origin: str) -> Family:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from array import array
 from collections.abc import Iterable
 from enum import IntEnum
@@ -249,6 +248,8 @@ def _score_merges(tokens: list[str], scores: list[float], types: list[int]) -> I
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all; a cache that cannot be written costs time, not the model."""
+    import tempfile  # only here: it brings compression libraries along
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

@@ -6,13 +6,13 @@ Only headers are read; tensor bytes stay in the mapped files. No code from the f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from octavo.base.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from octavo.base.types.tensor import StoredTensor
-from octavo.weights.files import map_file, read_json
+from octavo.weights.files import map_file, read_json, release
 from octavo.weights.gguf import GgufFile, GgufHeader, TensorInfo, gguf_models, read_gguf, read_header, split_parts
 from octavo.weights.gguf_config import gguf_config, gguf_generation_config, hugging_face_name
 from octavo.weights.safetensors import read_index, read_safetensors
@@ -56,12 +56,14 @@ def open_checkpoint(
     load_format: str = "auto",
     hf_overrides: Mapping[str, Any] | None = None,
     with_weights: bool = True,
+    with_tokenizer: bool = True,
 ) -> Checkpoint:
     """Open a .gguf file (the first part of a split one), or a folder with safetensors or exactly one .gguf.
 
     load_format: auto, safetensors, gguf or dummy.  hf_overrides: keys to replace in the config.
     with_weights=False is content with the beginning of a .gguf file and with a folder that lacks safetensors; it and
     dummy leave `tensors` empty for those, and rope_freq_factors (which are a tensor) out of a .gguf file's config.
+    with_tokenizer=False leaves `tokenizer` out: a vocabulary takes longer to read than all else.
     Raises ModelNotFoundError (no such path), ModelFormatError (damaged or of an unknown form), ConfigError
     (load_format contradicts what is there).
     """
@@ -72,12 +74,14 @@ def open_checkpoint(
         raise ModelNotFoundError(f"{path} does not exist; give a .gguf file or a model folder", param="model")
     gguf = _gguf_file(path, load_format)
     if gguf is not None:
-        return _from_gguf(gguf, load_format, dict(hf_overrides or {}), with_weights=with_weights)
+        whole = with_weights and load_format != "dummy"
+        return _from_gguf(gguf, load_format, dict(hf_overrides or {}), whole=whole, with_tokenizer=with_tokenizer)
     if path.is_file():
         raise ModelFormatError(f"{path.name} is not a .gguf file; give one, or a folder of safetensors")
     if load_format == "gguf":
         raise ConfigError(f"load_format is gguf, but {path} holds no .gguf file", param="load_format")
-    return _from_folder(path, load_format, dict(hf_overrides or {}), with_weights=with_weights)
+    opened = _from_folder(path, load_format, dict(hf_overrides or {}), with_weights=with_weights)
+    return opened if with_tokenizer else replace(opened, tokenizer=None)
 
 
 def open_tokenizer(path: Path) -> Checkpoint:
@@ -118,10 +122,11 @@ def _gguf_file(path: Path, load_format: str) -> Path | None:
     return path / (models or files)[0] if files else None
 
 
-def _from_gguf(path: Path, load_format: str, overrides: dict[str, Any], *, with_weights: bool) -> Checkpoint:
-    dummy = load_format == "dummy"
-    whole = with_weights and not dummy
-    parts = [_read_part(path.with_name(name), whole=whole) for name in split_parts(path.name)]
+def _from_gguf(
+    path: Path, load_format: str, overrides: dict[str, Any], *, whole: bool, with_tokenizer: bool
+) -> Checkpoint:
+    names = split_parts(path.name)
+    parts = [_read_part(path.with_name(name), whole=whole, vocabulary=with_tokenizer) for name in names]
     metadata = parts[0].metadata
     _check_split(path.name, metadata, parts)
     tensors: dict[str, StoredTensor | TensorInfo] = {}
@@ -138,17 +143,20 @@ def _from_gguf(path: Path, load_format: str, overrides: dict[str, Any], *, with_
         tensors=stored,
         generation_config=gguf_generation_config(metadata),
         chat_template=gguf_chat_template(metadata),
-        tokenizer=gguf_tokenizer(metadata),
+        tokenizer=gguf_tokenizer(metadata) if with_tokenizer else None,
         total_bytes=sum(tensor.nbytes for tensor in tensors.values()),
-        format="dummy" if dummy else "gguf",
+        format="dummy" if load_format == "dummy" else "gguf",
     )
 
 
-def _read_part(path: Path, *, whole: bool) -> GgufFile | GgufHeader:
+def _read_part(path: Path, *, whole: bool, vocabulary: bool) -> GgufFile | GgufHeader:
     if not path.is_file():
         raise ModelFormatError(f"{path.name} is missing: all parts of a split model must lie in one folder")
     read = read_gguf if whole else read_header
-    return read(map_file(path), where=path.name)
+    mapped = map_file(path)
+    part = read(mapped, where=path.name, vocabulary=vocabulary)
+    release(mapped)
+    return part
 
 
 def _check_split(name: str, metadata: Mapping[str, Any], parts: list[GgufFile | GgufHeader]) -> None:

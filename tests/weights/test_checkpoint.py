@@ -15,6 +15,7 @@ from octavo.base.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from octavo.quant import dequantize
 from octavo.weights.checkpoint import GgufTokenizer, TokenizerFiles, open_checkpoint, open_tokenizer
 from octavo.weights.dummy import dummy_weights
+from octavo.weights.files import map_file, release
 from octavo.weights.names import map_names
 
 
@@ -41,6 +42,34 @@ def test_gguf(tmp_path: Path) -> None:
     assert tokenizer.metadata["tokenizer.ggml.pre"] == "smollm"
     query = checkpoint.tensors["model.layers.1.self_attn.q_proj.weight"]
     assert np.abs(dequantize(query) - written["blk.1.attn_q.weight"]).max() < 0.02
+
+
+def test_without_the_tokenizer(tmp_path: Path) -> None:
+    make.write_gguf(tmp_path / "m.gguf")
+    whole, without = open_checkpoint(tmp_path / "m.gguf"), open_checkpoint(tmp_path / "m.gguf", with_tokenizer=False)
+    assert without.tokenizer is None
+    assert (without.config, without.chat_template) == (whole.config, whole.chat_template)
+    assert without.generation_config == whole.generation_config
+    assert {name: bytes(tensor.data) for name, tensor in without.tensors.items()} == {
+        name: bytes(tensor.data) for name, tensor in whole.tensors.items()
+    }
+    (tmp_path / "folder").mkdir()
+    folder = folder_with(tmp_path / "folder")
+    (folder / "tokenizer.json").write_text("{}")
+    assert open_checkpoint(folder).tokenizer is not None
+    assert open_checkpoint(folder, with_tokenizer=False).tokenizer is None
+
+
+def test_mapped_files_know_what_they_are_of(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("real")
+    first, second = map_file(tmp_path / "real"), map_file(tmp_path / "link")
+    release(first, second, memoryview(b"not mapped"))
+    assert bytes(first) == bytes(second) == b"abc"
+    assert first.obj.path == second.obj.path == (tmp_path / "real").resolve()
+    assert first.obj.identity == second.obj.identity
+    (tmp_path / "real").write_bytes(b"abd")
+    assert map_file(tmp_path / "real").obj.identity != first.obj.identity
 
 
 def test_gguf_in_a_folder(tmp_path: Path) -> None:
