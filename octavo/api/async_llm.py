@@ -15,10 +15,11 @@ from typing import Any, Literal, TypeVar
 
 from octavo.api.arguments import engine_config
 from octavo.api.build import Model, locate, make_limits, open_model
-from octavo.api.client import SocketClient, make_error
+from octavo.api.engine_process import EngineProcess
 from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.prompts import Prompt, parse_conversations, parse_prompt
 from octavo.api.requests import Limits, make_request
+from octavo.api.socket_client import SocketClient, make_error
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError, EngineDeadError, OctavoError, OverloadedError
 from octavo.base.types.messages import EngineStats, Loading, Outputs
@@ -57,10 +58,12 @@ class AsyncLLM:
     model: an EngineConfig, or a model's name with options as for LLM.  state: loading, ready, restarting (the process
     died and comes back by itself), draining (closing: no new requests) or dead.  loading: what is being loaded, done,
     total.  info: engine.info() of the living process.  All methods belong to the event loop that ran `start`.
+    process: one that was spawned ahead, for the first life of the engine.
     The process knows families of installed packages (entry points), not what this one added by register_model.
     """
 
-    def __init__(self, model: EngineConfig | str, **engine_args: Any) -> None:
+    def __init__(self, model: EngineConfig | str, *, process: EngineProcess | None = None, **engine_args: Any) -> None:
+        self._process = process
         self.config = engine_config(model, engine_args)
         self.state: State = "loading"
         self.loading: tuple[str, int, int] = ("starting", 0, 1)
@@ -189,6 +192,8 @@ class AsyncLLM:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+        if self._process is not None:
+            self._process.drop()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.state = "dead"
 
@@ -251,8 +256,9 @@ class AsyncLLM:
 
     async def _spawn(self) -> None:
         client = SocketClient(on_message=self._on_message, on_lost=self._on_lost)
+        process, self._process = self._process, None
         try:
-            self.info = await client.start(self._child_config)
+            self.info = await client.start(self._child_config, process)
         except BaseException:
             await client.close(grace=0)
             raise

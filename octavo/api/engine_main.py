@@ -1,4 +1,4 @@
-"""The engine process's entry: `python -m octavo.api.engine_main FD`; the first frame on FD is the EngineConfig.
+"""The engine process's entry: `python -m octavo.api.engine_main FD DEVICE`; the first frame on FD is the EngineConfig.
 
 It lives as long as the other end of the socket: signals meant for the serving process are ignored.
 """
@@ -11,7 +11,7 @@ import sys
 
 import msgspec
 
-from octavo.api.build import build_engine
+from octavo.api.build import build_engine, prepare
 from octavo.api.log import set_up_logging
 from octavo.base.config.config import EngineConfig
 from octavo.engine.process import HEAD, run
@@ -33,13 +33,14 @@ def _read_exactly(sock: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def main(fd: int) -> int:
-    """Serve the engine on the socket `fd`; the exit code."""
+def main(fd: int, device: str) -> int:
+    """Serve the engine on the socket `fd`; the exit code.  device: what the config is going to name."""
     # Ctrl-C and a service manager's SIGTERM reach the whole process group, but draining needs the engine
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     set_up_logging()
     with socket.socket(fileno=fd) as sock:
+        prepare(device)
         try:
             config = read_config(sock)
         except EOFError:
@@ -48,4 +49,4 @@ def main(fd: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from octavo.api.arguments import Foreign
+from octavo.api.engine_process import spawn
 from octavo.base.config.config import ServerConfig
 from octavo.base.config.options import build_struct, options
 from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
@@ -51,6 +52,12 @@ def main(arguments: list[str]) -> int:
     values: dict[str, Any] = parser.parse(arguments)
     server = build_struct(ServerConfig, {name: values.pop(name) for name in server_options if name in values})
     config = take_engine(values)
-    from octavo.server.launch import leave, serve  # after the flags are known to be right: these imports cost time
+    # once the flags are known to be right; the process's imports and ours go on side by side
+    process = spawn(config.device.device)
+    try:
+        from octavo.server.launch import leave, serve
 
-    leave(serve(config, server))
+        leave(serve(config, server, process=process))
+    except BaseException:
+        process.drop()
+        raise

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from octavo.api.async_llm import AsyncLLM
+from octavo.api.engine_process import EngineProcess
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.errors import OctavoError, OverloadedError
 from octavo.server.app import App, create_app
@@ -32,12 +33,15 @@ _WILDCARDS = ("0.0.0.0", "::", "")
 Tell = Callable[[str], None]
 
 
-def serve(config: EngineConfig, server: ServerConfig) -> int:
-    """Serve a model until a signal ends it; the exit status. ConfigError where it cannot listen."""
+def serve(config: EngineConfig, server: ServerConfig, *, process: EngineProcess | None = None) -> int:
+    """Serve a model until a signal ends it; the exit status. ConfigError where it cannot listen.
+
+    process: as AsyncLLM's.
+    """
     set_up_server_logging(server.log_format)
     listener = listen(server.host, server.port)
     with listener:
-        return asyncio.run(run(AsyncLLM(config), server, listener=listener))
+        return asyncio.run(run(AsyncLLM(config, process=process), server, listener=listener))
 
 
 def leave(status: int) -> NoReturn:

@@ -13,7 +13,7 @@ import pytest
 
 from octavo import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
 from octavo.api import async_llm
-from octavo.api.client import SocketClient, make_error
+from octavo.api.socket_client import SocketClient, make_error
 from octavo.base.errors import (
     ConfigError,
     EngineDeadError,
@@ -241,7 +241,7 @@ def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: 
     monkeypatch.setattr(async_llm, "LONGEST_PAUSE", 0.0)
     starts = []
 
-    async def refuse(self: SocketClient, config: Any) -> dict[str, Any]:
+    async def refuse(self: SocketClient, config: Any, process: Any) -> dict[str, Any]:
         starts.append(1)
         raise (OSError("no more processes") if len(starts) % 2 else ConfigError("no memory"))
 

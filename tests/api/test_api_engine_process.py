@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,7 +14,7 @@ import msgspec
 import pytest
 
 from octavo.api.arguments import engine_config
-from octavo.api.client import end_process, spawn
+from octavo.api.engine_process import spawn
 
 
 def alive(pid: int) -> bool:
@@ -34,30 +33,26 @@ def wait_gone(pid: int) -> bool:
 
 
 def test_parent_gone_before_the_config() -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = spawn(theirs)
-    ours.close()
-    assert end_process(process, 20) == 1
+    process = spawn("cpu")
+    process.sock.close()
+    assert process.end(20) == 1
 
 
 def test_signals_are_left_to_the_parent(llama: str) -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = spawn(theirs)
+    process = spawn("cpu")
     body = msgspec.msgpack.encode(engine_config(llama, {"device": "cpu", "kv_cache_memory_bytes": 2 << 20}))
-    with ours:
+    with process.sock as ours:
         ours.settimeout(30)
         ours.sendall(len(body).to_bytes(4, "little") + body)
         received = b""
         while b"Ready" not in received:
             received += ours.recv(65536)
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGTERM)
+        process.process.send_signal(signal.SIGINT)
+        process.process.send_signal(signal.SIGTERM)
         ours.recv(65536)  # a heartbeat from after them
         ours.recv(65536)
-        assert process.poll() is None
-    assert end_process(process, 20) == 1
+        assert process.process.poll() is None
+    assert process.end(20) == 1
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")

@@ -9,6 +9,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 
 import octavo
+from octavo.api import engine_process
+from octavo.api.engine_process import EngineProcess
 from octavo.cli import COMMANDS, main
 
 SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--temperature", "0"]
@@ -225,3 +228,21 @@ def test_ctrl_c_stops_the_answer_not_the_chat(llama: str) -> None:
         process.kill()
         process.wait()
         os.close(parent)
+
+
+def test_a_server_that_cannot_listen_leaves_no_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import octavo.cli.serve as command
+
+    started = []
+
+    def spawn(device: str) -> EngineProcess:
+        started.append(engine_process.spawn(device))
+        return started[0]
+
+    monkeypatch.setattr(command, "spawn", spawn)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "m", "--device", "cpu", "--port", str(taken.getsockname()[1])]) == 2
+    assert "--port" in capsys.readouterr().err
+    assert started[0].process.returncode is not None

@@ -1,0 +1,96 @@
+"""A start brings in only what it needs, and the second one maps what the first has packed and says the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.api.arguments import engine_config
+from octavo.api.build import open_model
+from octavo.api.engine_process import spawn
+from octavo.backends.cpu import native, packed, packed_file
+from octavo.base import heap
+from octavo.base.config.config import ModelConfig
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+SMALL = {"device": "cpu", "kv_cache_memory_bytes": 2 << 20, "threads": 1}
+SERVING = {"asyncio", "ssl", "subprocess", "granian", "starlette", "prometheus_client"}
+RARE = {"importlib.metadata", "lzma", "bz2", "urllib.request", "http.client", "huggingface_hub", "torch"}
+
+
+def modules_after(program: str, *arguments: str) -> set[str]:
+    code = f"import sys\n{program}\nprint('\\n' + ' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_one_token_needs_little(llama: str) -> None:
+    program = (
+        "from octavo import LLM, SamplingParams\n"
+        "with LLM(sys.argv[1], device='cpu', kv_cache_memory_bytes=2 << 20) as llm:\n"
+        "    llm.generate('A', SamplingParams(max_tokens=1), use_tqdm=False)"
+    )
+    found = modules_after(program, llama)
+    assert {"numpy", "tokenizers"} <= found
+    assert not found & (SERVING | RARE)
+
+
+def test_the_engine_process_has_no_text(llama: str) -> None:
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("no /proc")
+    process = spawn("cpu")
+    config = msgspec.msgpack.encode(engine_config(llama, SMALL))
+    with process.sock as sock:
+        sock.settimeout(240)
+        sock.sendall(len(config).to_bytes(4, "little") + config)
+        received = b""
+        while b"Ready" not in received:
+            received += sock.recv(65536)
+        mapped = Path(f"/proc/{process.pid}/maps").read_text()
+    assert process.end(20) == 1
+    assert "multiarray" in mapped
+    assert not [name for name in ("tokenizers", "minijinja", "_ssl", "granian") if name in mapped]
+
+
+def test_one_spawned_ahead_can_be_dropped() -> None:
+    process = spawn("cuda")
+    process.drop()
+    assert process.process.returncode is not None
+    assert process.sock.fileno() == -1
+
+
+def test_the_second_start_maps_the_weights(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.library() is None:
+        pytest.skip("nothing was compiled")
+    monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
+    monkeypatch.setattr(packed_file, "LEAST", 0)
+    monkeypatch.setattr(packed_file, "SETTLED_NS", 0)
+    monkeypatch.setattr(packed_file.Saving, "close", lambda self: self._thread.join())
+
+    def answer() -> list[int]:
+        with LLM(llama, activation_dtype="int8", **SMALL) as llm:
+            (output,) = llm.generate("An octavo is", GREEDY, use_tqdm=False)
+            return list(output.outputs[0].token_ids)
+
+    first = answer()
+    (file,) = (tmp_path / "packed").iterdir()
+    written = file.stat()
+    monkeypatch.setattr(packed, "_pack", None)
+    assert answer() == first
+    assert file.stat() == written
+    monkeypatch.setenv("OCTAVO_PACKED_CACHE", "0")
+    with pytest.raises(TypeError):
+        answer()
+
+
+def test_an_opened_model_holds_no_vocabulary(llama: str) -> None:
+    model = open_model(ModelConfig(model=llama))
+    assert model.tokenizer is not None
+    assert model.checkpoint.tokenizer is None
+    heap.trim()
+    assert model.tokenizer.decode(model.tokenizer.encode("An octavo"), skip_special_tokens=True) == "An octavo"
