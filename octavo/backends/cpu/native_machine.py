@@ -1,4 +1,4 @@
-"""In: a program, packed weights, a batch. Out: hidden states and logits, by one native call each; as Machine does."""
+"""In: a program, packed weights, a batch. Out: what Machine gives, by one native call a step and one for its draws."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from octavo.backends.cpu import native
-from octavo.backends.cpu.lower import Lowered, Lowering
-from octavo.backends.cpu.machine import LOGIT_BYTES, small_pages
-from octavo.backends.cpu.native import BatchArrays, Pool, pointer
+from octavo.backends.cpu.lower import Lowering
+from octavo.backends.cpu.machine import LOGIT_BYTES, Heads, small_pages
+from octavo.backends.cpu.native import BatchArrays, Lowered, Pool, pointer
 from octavo.backends.cpu.packed import Packed
 from octavo.backends.cpu.program import Program
 from octavo.backends.cpu.rows import Batch
+from octavo.backends.cpu.sampler import Draw
 
 
 class NativeMachine:
@@ -35,8 +36,7 @@ class NativeMachine:
                 self._arrays[f"{name}.{i}"] = np.empty((max_tokens, len(rope.inv_freq)), np.float32)
         self._acts: dict[str, np.ndarray] = {}
         self._caches: dict[str, np.ndarray] = {}
-        self._body: Lowered | None = None
-        self._tail = self._lowering(self.tail_rows).lower(program.tail)
+        self._lowered: Lowered | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -59,7 +59,8 @@ class NativeMachine:
             self._caches[f"values.{i}"] = small_pages((kv_heads, num_blocks, self.block_size, dim))
         factors = tuple(rope.attention_factor for rope in self.program.ropes)
         self._num_blocks = num_blocks
-        self._body = self._lowering(self.max_tokens).lower(self.program.body, factors=factors)
+        lowering = Lowering(self._arrays | self._caches, self._packed, self._act)
+        self._lowered = lowering.lower(self.program.body, self.program.tail, factors=factors)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy blocks in every layer; all sources are read before a destination is written."""
@@ -67,53 +68,54 @@ class NativeMachine:
         for cache in self._caches.values():
             cache[:, destinations] = cache[:, sources]
 
-    def forward(self, batch: Batch) -> np.ndarray:
-        """Write the batch's K and V into the cache; returns its hidden states [T, hidden], good until the next call."""
-        if self._body is None:
-            raise RuntimeError("allocate comes first")
-        ids, positions, slots = (
-            np.ascontiguousarray(array, np.int64) for array in (batch.tokens, batch.positions, batch.slots)
-        )
-        lengths = [len(span.blocks) for span in batch.spans]
-        places = np.cumsum([0, *lengths[:-1]]).tolist()
+    def forward(self, batch: Batch) -> tuple[np.ndarray, Heads]:
+        """Write the batch's K and V into the cache. Returns which of its hidden states are finite, bool [T], and the
+        heads of its tails; as many as tail_rows."""
+        tokens, blocks = batch.tokens, batch.blocks
         spans = np.array(
-            [(s.first, s.start, s.count, place) for s, place in zip(batch.spans, places, strict=True)], np.int64
+            [(s.first, s.start, s.count, s.row * blocks.shape[1], s.row * tokens.shape[1]) for s in batch.spans],
+            np.int64,
         )
-        table = np.concatenate([span.blocks for span in batch.spans]).astype(np.int64, copy=False)
+        finite = np.empty(batch.num_tokens, np.bool_)
         arrays = BatchArrays(
-            tokens=len(ids),
+            tokens=len(finite),
             num_spans=len(spans),
             block_size=self.block_size,
             num_blocks=self._num_blocks,
-            ids=pointer(ids),
-            positions=pointer(positions),
-            slots=pointer(slots),
             spans=pointer(spans),
-            table=pointer(table),
+            table=pointer(blocks),
+            known=pointer(tokens),
+            finite=pointer(finite),
         )
-        self._pool.run(self._body.groups, self._body.instructions, arrays)
-        return self._arrays["x"][: len(ids)]
+        return finite, self._run(arrays, batch.tails, body=True)
 
-    def logits(self, hidden: np.ndarray) -> np.ndarray:
-        """Logits [N, vocab] of hidden states [N, hidden], N <= tail_rows; good until the next call."""
-        self._arrays["last"][: len(hidden)] = hidden
-        self._pool.run(self._tail.groups, self._tail.instructions, BatchArrays(tokens=len(hidden)))
-        return self._arrays["logits"][: len(hidden)]
+    def heads(self, tails: list[int]) -> Heads:
+        """The heads of further tokens of the last batch, as many as tail_rows."""
+        return self._run(BatchArrays(), tails, body=False)
 
-    def scan(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each row: whether all is finite, and where its largest value comes first."""
-        return self._pool.scan(logits)
+    def _run(self, arrays: BatchArrays, tails: list[int], *, body: bool) -> Heads:
+        if self._lowered is None:
+            raise RuntimeError("allocate comes first")
+        logits = self._arrays["logits"][: len(tails)]
+        heads = Heads(logits, np.empty(len(tails), np.bool_), np.empty(len(tails), np.int64))
+        at = np.array(tails, np.int64)
+        arrays.num_tails, arrays.tails = len(tails), pointer(at)
+        arrays.tails_finite, arrays.best = pointer(heads.finite), pointer(heads.best)
+        self._pool.run(self._lowered, arrays, body=body)
+        return heads
+
+    def draw(self, draws: list[Draw]) -> list[int]:
+        """The token of each draw; -1 where none may be drawn."""
+        return self._pool.draw(draws)
 
     def close(self) -> None:
         """End the threads."""
         self._pool.close()
 
-    def _lowering(self, tokens: int) -> Lowering:
-        def act(scheme: str, k: int) -> np.ndarray:
+    def _act(self, scheme: str, k: int, tails: bool) -> np.ndarray:
+        tokens = self.tail_rows if tails else self.max_tokens
+        key = f"{scheme} {k} {tokens}"
+        if key not in self._acts:
             size = self._pool.library.oct_act_bytes(native.SCHEME_IDS[scheme], tokens, k)
-            key = f"{scheme} {k} {tokens}"
-            if key not in self._acts:
-                self._acts[key] = native.aligned(size)
-            return self._acts[key]
-
-        return Lowering(self._arrays | self._caches, self._packed, act)
+            self._acts[key] = native.aligned(size)
+        return self._acts[key]
