@@ -82,9 +82,9 @@ class Machine:
         for cache in self._caches.values():
             cache[:, destinations] = cache[:, sources]
 
-    def forward(self, batch: Batch) -> tuple[np.ndarray, Heads]:
-        """Write the batch's K and V into the cache. Returns which of its hidden states are finite, bool [T], and the
-        heads of its tails; as many as tail_rows."""
+    def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
+        """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where
+        all are) and the heads of its tails; as many as tail_rows."""
         arrays, finite = batch.arrays(), np.empty(batch.num_tokens, np.bool_)
         names = self._names(len(finite)) | {"tokens": arrays.tokens, "slots": arrays.slots, "finite": finite}
         names["plan"] = AttentionPlan(batch.spans, self.block_size, self.program.heads, self._scratch, self._team)
@@ -93,7 +93,7 @@ class Machine:
                 arrays.positions, self._inv_freq[i], attention_factor=rope.attention_factor
             )
         self._walk(self.program.body, names)
-        return finite, self.heads(batch.tails)
+        return (None if finite.all() else finite), self.heads(batch.tails)
 
     def heads(self, tails: list[int]) -> Heads:
         """The heads of further tokens of the last batch, as many as tail_rows."""

@@ -77,7 +77,7 @@ class BatchArrays(ctypes.Structure):
     its tokens in `known`. ids, positions and slots are made from these unless they are given."""
 
     _fields_ = [
-        *((name, _LONG) for name in ("tokens", "num_spans", "num_tails", "block_size", "num_blocks")),
+        *((name, _LONG) for name in ("tokens", "num_spans", "num_tails", "block_size", "num_blocks", "not_finite")),
         *((name, _POINTER) for name in ("ids", "positions", "slots", "spans", "table", "known", "tails")),
         *((name, _POINTER) for name in ("finite", "tails_finite", "best")),
     ]

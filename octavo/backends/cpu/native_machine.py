@@ -37,6 +37,20 @@ class NativeMachine:
         self._acts: dict[str, np.ndarray] = {}
         self._caches: dict[str, np.ndarray] = {}
         self._lowered: Lowered | None = None
+        # what a step is told and tells; made once, as is its description for native code
+        self._spans = np.empty((max_tokens, 5), np.int64)
+        self._tails = np.empty(self.tail_rows, np.int64)
+        self._finite = np.empty(max_tokens, np.bool_)
+        self._tails_finite = np.empty(self.tail_rows, np.bool_)
+        self._best = np.empty(self.tail_rows, np.int64)
+        self._batch = BatchArrays(
+            block_size=block_size,
+            spans=pointer(self._spans),
+            tails=pointer(self._tails),
+            finite=pointer(self._finite),
+            tails_finite=pointer(self._tails_finite),
+            best=pointer(self._best),
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -58,7 +72,7 @@ class NativeMachine:
             self._caches[f"keys.{i}"] = small_pages((kv_heads, num_blocks, dim, self.block_size))
             self._caches[f"values.{i}"] = small_pages((kv_heads, num_blocks, self.block_size, dim))
         factors = tuple(rope.attention_factor for rope in self.program.ropes)
-        self._num_blocks = num_blocks
+        self._batch.num_blocks = num_blocks
         lowering = Lowering(self._arrays | self._caches, self._packed, self._act)
         self._lowered = lowering.lower(self.program.body, self.program.tail, factors=factors)
 
@@ -68,41 +82,30 @@ class NativeMachine:
         for cache in self._caches.values():
             cache[:, destinations] = cache[:, sources]
 
-    def forward(self, batch: Batch) -> tuple[np.ndarray, Heads]:
-        """Write the batch's K and V into the cache. Returns which of its hidden states are finite, bool [T], and the
-        heads of its tails; as many as tail_rows."""
-        tokens, blocks = batch.tokens, batch.blocks
-        spans = np.array(
-            [(s.first, s.start, s.count, s.row * blocks.shape[1], s.row * tokens.shape[1]) for s in batch.spans],
-            np.int64,
-        )
-        finite = np.empty(batch.num_tokens, np.bool_)
-        arrays = BatchArrays(
-            tokens=len(finite),
-            num_spans=len(spans),
-            block_size=self.block_size,
-            num_blocks=self._num_blocks,
-            spans=pointer(spans),
-            table=pointer(blocks),
-            known=pointer(tokens),
-            finite=pointer(finite),
-        )
-        return finite, self._run(arrays, batch.tails, body=True)
+    def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
+        """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where
+        all are) and the heads of its tails; as many as tail_rows."""
+        arrays, tokens, blocks = self._batch, batch.tokens, batch.blocks
+        width, known = blocks.shape[1], tokens.shape[1]
+        self._spans[: len(batch.spans)] = [
+            (s.first, s.start, s.count, s.row * width, s.row * known) for s in batch.spans
+        ]
+        arrays.tokens, arrays.num_spans = batch.num_tokens, len(batch.spans)
+        arrays.table, arrays.known = pointer(blocks), pointer(tokens)
+        heads = self._run(batch.tails, body=True)
+        return (self._finite[: batch.num_tokens] if arrays.not_finite else None), heads
 
     def heads(self, tails: list[int]) -> Heads:
         """The heads of further tokens of the last batch, as many as tail_rows."""
-        return self._run(BatchArrays(), tails, body=False)
+        return self._run(tails, body=False)
 
-    def _run(self, arrays: BatchArrays, tails: list[int], *, body: bool) -> Heads:
+    def _run(self, tails: list[int], *, body: bool) -> Heads:
         if self._lowered is None:
             raise RuntimeError("allocate comes first")
-        logits = self._arrays["logits"][: len(tails)]
-        heads = Heads(logits, np.empty(len(tails), np.bool_), np.empty(len(tails), np.int64))
-        at = np.array(tails, np.int64)
-        arrays.num_tails, arrays.tails = len(tails), pointer(at)
-        arrays.tails_finite, arrays.best = pointer(heads.finite), pointer(heads.best)
-        self._pool.run(self._lowered, arrays, body=body)
-        return heads
+        count = self._batch.num_tails = len(tails)
+        self._tails[:count] = tails
+        self._pool.run(self._lowered, self._batch, body=body)
+        return Heads(self._arrays["logits"][:count], self._tails_finite[:count], self._best[:count])
 
     def draw(self, draws: list[Draw]) -> list[int]:
         """The token of each draw; -1 where none may be drawn."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from octavo.backends.cpu.machine import Heads, Machine
 from octavo.backends.cpu.native_machine import NativeMachine
-from octavo.backends.cpu.rows import RowError, Rows, Span
+from octavo.backends.cpu.rows import Row, RowError, Rows, Span
 from octavo.backends.cpu.sampler import Draw, token_logprobs
 from octavo.base.types.plan import StepPlan, StepResult, TokenLogprobs
 
@@ -23,6 +23,7 @@ class Wish:
     """Logits wanted after batch token `index`: for the row's token at `position`, sampled or of the prompt."""
 
     span: Span
+    row: Row
     index: int
     position: int
     sample: bool
@@ -48,12 +49,10 @@ class Steps:
     def run(self, plan: StepPlan) -> StepResult:
         """One step. Raises only if the whole step failed."""
         outcome = Outcome()
-        # what overflows becomes inf or NaN and is found where rows are checked
-        with np.errstate(all="ignore"):
-            self._apply(plan, outcome)
-            spans = self._spans(plan, outcome)
-            if spans:
-                self._forward(spans, outcome)
+        self._apply(plan, outcome)
+        spans = self._spans(plan, outcome)
+        if spans:
+            self._forward(spans, outcome)
         sampled = [step.row for step in plan.rows if step.sample]
         return StepResult(
             step=plan.step,
@@ -105,7 +104,7 @@ class Steps:
         rows = self.machine.tail_rows
         first, others = wishes[:rows], wishes[rows:]
         finite, heads = self.machine.forward(self.rows.batch(spans, [wish.index for wish in first]))
-        if not finite.all():
+        if finite is not None:
             for span in spans:
                 self._try(span.row, outcome, _check, finite[span.first : span.first + span.count], "hidden state")
         self._grant(first, heads, outcome)
@@ -118,16 +117,16 @@ class Steps:
         if row.sampler.sampling.prompt_logprobs is not None:
             # the state after position p - 1 tells of the prompt's token p
             for position in range(span.start + 1, min(span.start + span.count + 1, row.num_prompt)):
-                yield Wish(span, span.first + position - 1 - span.start, position, False)
+                yield Wish(span, row, span.first + position - 1 - span.start, position, False)
         if span.sample:
-            yield Wish(span, span.first + span.count - 1, span.start + span.count, True)
+            yield Wish(span, row, span.first + span.count - 1, span.start + span.count, True)
 
     def _grant(self, wishes: list[Wish], heads: Heads, outcome: Outcome) -> None:
-        best, drawing, draws = heads.best.tolist(), [], []
+        tokens, drawing, draws = heads.best.tolist(), [], []
         for i, (wish, finite) in enumerate(zip(wishes, heads.finite.tolist(), strict=True)):
             if not finite:
                 self._try(wish.span.row, outcome, _check, heads.finite[i], "logit")
-            elif wish.sample:
+            elif wish.sample and not wish.row.sampler.plain:
                 draw = self._try(wish.span.row, outcome, self._draw, wish, heads.logits[i])
                 if draw is not None:
                     drawing.append(i)
@@ -135,16 +134,13 @@ class Steps:
         if draws:
             rows = [wishes[i].span.row for i in drawing]
             for i, token in zip(drawing, self._drawn(draws, rows, outcome), strict=True):
-                best[i] = token
-        for i, wish in enumerate(wishes):
+                tokens[i] = token
+        for i, (wish, token) in enumerate(zip(wishes, tokens, strict=True)):
             grant = self._sample if wish.sample else self._describe
-            self._try(wish.span.row, outcome, grant, wish, heads.logits[i], best[i], outcome)
+            self._try(wish.span.row, outcome, grant, wish, heads.logits[i], token, outcome)
 
-    def _draw(self, wish: Wish, logits: np.ndarray) -> Draw | None:
-        """None where the best token will do."""
-        row = self.rows.get(wish.span.row)
-        if row.sampler.plain:
-            return None
+    def _draw(self, wish: Wish, logits: np.ndarray) -> Draw:
+        row = wish.row
         return row.sampler.draw(logits, self.rows.tokens[wish.span.row, : wish.position], num_prompt=row.num_prompt)
 
     def _drawn(self, draws: list[Draw], rows: list[int], outcome: Outcome) -> list[int]:
@@ -157,7 +153,7 @@ class Steps:
 
     def _sample(self, wish: Wish, logits: np.ndarray, token: int, outcome: Outcome) -> None:
         index, position = wish.span.row, wish.position
-        sampling = self.rows.get(index).sampler.sampling
+        sampling = wish.row.sampler.sampling
         if token < 0:
             raise RowError("no token may be sampled: allowed_token_ids, bad_words and min_tokens leave none")
         if sampling.logprobs is not None:
@@ -167,7 +163,7 @@ class Steps:
 
     def _describe(self, wish: Wish, logits: np.ndarray, _best: int, outcome: Outcome) -> None:
         index = wish.span.row
-        count = self.rows.get(index).sampler.sampling.prompt_logprobs or 0
+        count = wish.row.sampler.sampling.prompt_logprobs or 0
         entry = token_logprobs(logits, int(self.rows.tokens[index, wish.position]), count)
         outcome.prompts.setdefault(index, (wish.position, []))[1].append(entry)
 

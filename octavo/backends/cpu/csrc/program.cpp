@@ -284,13 +284,15 @@ void oct_machine_free(void* machine) { delete static_cast<Machine*>(machine); }
 
 // Walks the groups; those of tails last. Fills what the batch points at.
 void oct_run(void* machine, const OctGroup* groups, int64_t num_groups, const OctInstruction* instructions,
-             const OctBatch* batch) {
+             OctBatch* batch) {
     Machine& m = *static_cast<Machine*>(machine);
     const OctBatch full = filled(m, *batch);
     Step step{m, current_ops(), groups, num_groups, instructions, full, full, {}};
     step.tails.tokens = batch->num_tails;
     prepare(step);
     m.pool.run(walk, &step);
+    batch->not_finite = 0;
+    for (int64_t t = 0; batch->finite && t < batch->tokens; t++) batch->not_finite += !batch->finite[t];
     for (int64_t g = 0; g < num_groups; g++)
         if (instructions[groups[g].first].op == OCT_HEAD) sum_up(step, instructions[groups[g].first]);
 }

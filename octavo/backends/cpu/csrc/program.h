@@ -64,10 +64,10 @@ typedef struct {
 } OctSpan;
 
 // ids, positions, slots: [T], made from the spans where null.
-// What the step leaves beside its registers: finite [T]; and for each tail, whether its logits are finite and where the
+// What the step leaves beside its registers: finite [T], and how many are not; and for each tail, whether its logits are finite and where the
 // first of the largest stands.
 typedef struct {
-    int64_t tokens, num_spans, num_tails, block_size, num_blocks;
+    int64_t tokens, num_spans, num_tails, block_size, num_blocks, not_finite;
     const int64_t* ids;
     const int64_t* positions;
     const int64_t* slots;
