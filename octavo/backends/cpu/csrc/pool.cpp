@@ -13,7 +13,7 @@ namespace octa {
 
 namespace {
 
-constexpr int64_t kSpinNs = 50'000;
+constexpr int64_t kSpinNs = 300'000;
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
