@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,17 +9,9 @@ from typing import Any
 import numpy as np
 
 from octavo.backends.cpu import native
-from octavo.backends.cpu.native import Group, Instruction, pointer
+from octavo.backends.cpu.native import Group, Instruction, Lowered, pointer
 from octavo.backends.cpu.packed import Matrix, Packed
 from octavo.backends.cpu.program import Instruction as Step
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """instructions and groups as csrc/program.h has them; valid while the arrays that they were made from live."""
-
-    instructions: ctypes.Array[Instruction]
-    groups: ctypes.Array[Group]
 
 
 @dataclass
@@ -28,31 +19,33 @@ class Lowering:
     """Turns steps of a program into native ones.
 
     arrays: registers [max tokens, ...], layer caches, `cos.{i}`, `sin.{i}` [max tokens, pairs], `inv_freq.{i}` [pairs].
-    act(scheme, k): a buffer for activations in the form that products with this scheme read.
+    act(scheme, k, tails): a buffer for activations, of all tokens or of tails, in the form that products with this
+    scheme read.
     """
 
     arrays: dict[str, np.ndarray]
     packed: Packed
-    act: Callable[[str, int], np.ndarray]
+    act: Callable[[str, int, bool], np.ndarray]
     _made: list[Instruction] = field(default_factory=list)
-    _groups: list[tuple[int, int]] = field(default_factory=list)
+    _groups: list[tuple[int, int, bool]] = field(default_factory=list)
     _shapes: list[tuple[Any, ...]] = field(default_factory=list)
+    _tails: bool = False
 
-    def lower(self, steps: tuple[Step, ...], *, factors: tuple[float, ...] = ()) -> Lowered:
+    def lower(self, body: tuple[Step, ...], tail: tuple[Step, ...] = (), *, factors: tuple[float, ...] = ()) -> Lowered:
         """factors: of the ropes whose tables are computed first."""
-        self._made, self._groups = [], []
         for i, factor in enumerate(factors):
             cos, sin, inv_freq = (self.arrays[f"{name}.{i}"] for name in ("cos", "sin", "inv_freq"))
             self._rows("rope_table", k=len(inv_freq), a=factor, cos=cos, sin=sin, inv_freq=inv_freq)
-        for step in steps:
-            getattr(self, f"_{step.op}")(*step.arguments, **step.options)
-        counts = [kind for kind, _ in self._groups]
-        groups = (Group * len(counts))()
-        for group, (kind, first), end in zip(
-            groups, self._groups, [first for _, first in self._groups[1:]] + [len(self._made)], strict=True
-        ):
-            group.kind, group.first, group.count = kind, first, end - first
-        return Lowered((Instruction * len(self._made))(*self._made), groups)
+        for steps in (body, tail):
+            self._tails = steps is tail
+            for step in steps:
+                getattr(self, f"_{step.op}")(*step.arguments, **step.options)
+        groups = (Group * len(self._groups))()
+        ends = [first for _, first, _ in self._groups[1:]] + [len(self._made)]
+        for group, (kind, first, tails), end in zip(groups, self._groups, ends, strict=True):
+            group.kind, group.first, group.count, group.tails = kind, first, end - first, tails
+        at = sum(not tails for _, _, tails in self._groups)
+        return Lowered((Instruction * len(self._made))(*self._made), groups, at)
 
     def _add(self, x: str, delta: str) -> None:
         self._rows("add", k=self._width(x), out=self.arrays[x], in_=self.arrays[delta])
@@ -68,17 +61,26 @@ class Lowering:
     def _linear(self, out: str, x: str, weight: str, bias: str | None) -> None:
         self._products(out, x, self.packed.matrices[weight], self.packed.vectors[bias] if bias else None)
 
-    def _head(self, out: str, x: str, weight: str, *, scale: float) -> None:
-        self._products(out, x, self.packed.matrices[weight], None)
-        if scale != 1.0:
-            self._rows("scale", k=self._width(out), a=scale, out=self.arrays[out])
+    def _check(self, _finite: str, x: str) -> None:
+        self._rows("check", k=self._width(x), in_=self.arrays[x])
+
+    def _gather(self, last: str, x: str, _tails: str) -> None:
+        self._rows("gather", k=self._width(x), out=self.arrays[last], in_=self.arrays[x])
+
+    def _head(self, out: str, x: str, weight: str, *, scale: float, softcap: float | None) -> None:
+        (matrix,) = self.packed.matrices[weight]
+        act = self._quantized(matrix.scheme, matrix.k, self.arrays[x])
+        given = {"out": self.arrays[out], "act": act, "ld_out": self._width(out), "a": scale, "b": softcap or 0.0}
+        self._emit("head", native.PRODUCTS, **given, **_of(matrix))
+
+    def _scan(self, _finite: str, _best: str, _logits: str) -> None:
+        """Nothing: the head looks at its logits while they are near."""
 
     def _products(self, out: str, x: str, matrices: tuple[Matrix, ...], bias: np.ndarray | None) -> None:
         """Each matrix fills its own columns of `out`."""
         source, target, width = self.arrays[x], self.arrays[out], self._width(out)
-        acts = {scheme: self.act(scheme, matrices[0].k) for scheme in sorted({matrix.scheme for matrix in matrices})}
-        for scheme, act in acts.items():
-            self._rows("quantize", scheme=native.SCHEME_IDS[scheme], k=matrices[0].k, in_=source, act=act)
+        schemes = sorted({matrix.scheme for matrix in matrices})
+        acts = {scheme: self._quantized(scheme, matrices[0].k, source) for scheme in schemes}
         flat, at = target.reshape(len(target), -1), 0
         for matrix in matrices:
             columns = slice(at, at + matrix.n)
@@ -86,6 +88,11 @@ class Lowering:
             given = {"out": flat[:, columns], "bias": part, "act": acts[matrix.scheme], "ld_out": width}
             self._emit("matmul", native.PRODUCTS, **given, **_of(matrix))
             at += matrix.n
+
+    def _quantized(self, scheme: str, k: int, source: np.ndarray) -> np.ndarray:
+        act = self.act(scheme, k, self._tails)
+        self._rows("quantize", scheme=native.SCHEME_IDS[scheme], k=k, in_=source, act=act)
+        return act
 
     def _qk_norm(self, qkv: str, weight: str, *, eps: float, offset: float) -> None:
         vector, array = self.packed.vectors[weight], self.arrays[qkv]
@@ -125,9 +132,6 @@ class Lowering:
         given = {"out": self.arrays[out], "in_": self.arrays[gate_up], "flag": native.ACTIVATIONS[act]}
         self._rows("gated", k=self._width(out), **given)
 
-    def _softcap(self, x: str, *, cap: float) -> None:
-        self._rows("softcap", k=self._width(x), a=cap, out=self.arrays[x])
-
     def _cache(self, keys: str, values: str, qkv: str) -> dict[str, Any]:
         kv_heads, dim = self.arrays[values].shape[0], self.arrays[values].shape[3]
         heads = self.arrays[qkv].shape[1] - 2 * kv_heads
@@ -143,8 +147,8 @@ class Lowering:
 
     def _emit(self, op: str, kind: int, **fields: Any) -> None:
         # rows follow rows without a barrier, and so do the products of one linear step, as nothing stands between them
-        if kind == native.ATTEND or not self._groups or self._groups[-1][0] != kind:
-            self._groups.append((kind, len(self._made)))
+        if kind == native.ATTEND or not self._groups or self._groups[-1][::2] != (kind, self._tails):
+            self._groups.append((kind, len(self._made), self._tails))
         values = {name: pointer(v) if isinstance(v, np.ndarray) else v for name, v in fields.items()}
         self._made.append(Instruction(op=native.OPS[op], **values))
 

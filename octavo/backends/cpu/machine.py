@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -13,9 +14,22 @@ from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
 from octavo.backends.cpu.program import Instruction, Program
 from octavo.backends.cpu.rows import Batch
+from octavo.backends.cpu.sampler import Draw, choose
 from octavo.backends.cpu.team import Team
 
 LOGIT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Of N tokens: logits [N, vocab], whether all of a row is finite [N], and where its largest comes first [N].
+
+    Good until the next call.
+    """
+
+    logits: np.ndarray
+    finite: np.ndarray
+    best: np.ndarray
 
 
 class Machine:
@@ -68,34 +82,31 @@ class Machine:
         for cache in self._caches.values():
             cache[:, destinations] = cache[:, sources]
 
-    def forward(self, batch: Batch) -> np.ndarray:
-        """Write the batch's K and V into the cache; returns its hidden states [T, hidden], good until the next call."""
-        tokens = len(batch.tokens)
-        names: dict[str, Any] = {name: array[:tokens] for name, array in self._registers.items()}
-        names |= self._weights
-        names |= self._caches
-        names |= {"tokens": batch.tokens, "slots": batch.slots}
+    def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
+        """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where
+        all are) and the heads of its tails; as many as tail_rows."""
+        arrays, finite = batch.arrays(), np.empty(batch.num_tokens, np.bool_)
+        names = self._names(len(finite)) | {"tokens": arrays.tokens, "slots": arrays.slots, "finite": finite}
         names["plan"] = AttentionPlan(batch.spans, self.block_size, self.program.heads, self._scratch, self._team)
         for i, rope in enumerate(self.program.ropes):
             names[f"cos.{i}"], names[f"sin.{i}"] = ops.rope_tables(
-                batch.positions, self._inv_freq[i], attention_factor=rope.attention_factor
+                arrays.positions, self._inv_freq[i], attention_factor=rope.attention_factor
             )
         self._walk(self.program.body, names)
-        hidden: np.ndarray = names["x"]
-        return hidden
+        return (None if finite.all() else finite), self.heads(batch.tails)
 
-    def logits(self, hidden: np.ndarray) -> np.ndarray:
-        """Logits [N, vocab] of hidden states [N, hidden], N <= tail_rows; good until the next call."""
-        names: dict[str, Any] = {name: array[: len(hidden)] for name, array in self._tail.items()}
-        names |= self._weights
-        names["last"][...] = hidden
-        self._walk(self.program.tail, names)
-        logits: np.ndarray = names["logits"]
-        return logits
+    def heads(self, tails: list[int]) -> Heads:
+        """The heads of further tokens of the last batch, as many as tail_rows."""
+        names = self._names(self.max_tokens)
+        names |= {name: array[: len(tails)] for name, array in self._tail.items()}
+        heads = Heads(names["logits"], np.empty(len(tails), np.bool_), np.empty(len(tails), np.int64))
+        if tails:
+            self._walk(self.program.tail, names | {"tails": tails, "tails_finite": heads.finite, "best": heads.best})
+        return heads
 
-    def scan(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each row: whether all is finite, and where its largest value comes first."""
-        return np.isfinite(logits).all(axis=1), logits.argmax(axis=1)
+    def draw(self, draws: list[Draw]) -> list[int]:
+        """The token of each draw; -1 where none may be drawn."""
+        return [choose(draw) for draw in draws]
 
     def describe(self) -> dict[str, Any]:
         """What runs the model."""
@@ -104,6 +115,9 @@ class Machine:
     def close(self) -> None:
         """End the threads."""
         self._team.close()
+
+    def _names(self, tokens: int) -> dict[str, Any]:
+        return {name: array[:tokens] for name, array in self._registers.items()} | self._weights | self._caches
 
     def _walk(self, instructions: tuple[Instruction, ...], names: dict[str, Any]) -> None:
         for instruction in instructions:

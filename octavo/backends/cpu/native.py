@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from octavo.backends.cpu.sampler import Draw
 from octavo.base.types.tensor import SCHEMES
 
 _log = logging.getLogger(__name__)
@@ -28,10 +31,11 @@ OPS = {
     "rope": 6,
     "write_kv": 7,
     "gated": 8,
-    "scale": 9,
-    "softcap": 10,
+    "check": 9,
+    "gather": 10,
     "matmul": 20,
     "attention": 21,
+    "head": 22,
 }
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 ROWS, PRODUCTS, ATTEND = 0, 1, 2
@@ -53,15 +57,41 @@ class Instruction(ctypes.Structure):
 class Group(ctypes.Structure):
     """OctGroup: instructions [first, first + count), run without a barrier between them."""
 
-    _fields_ = [(name, ctypes.c_int32) for name in ("kind", "first", "count", "unused")]
+    _fields_ = [(name, ctypes.c_int32) for name in ("kind", "first", "count", "tails")]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program as csrc/program.h has it; valid while the arrays that it was made from live.
+
+    tail: the group from which on rows are the batch's tails.
+    """
+
+    instructions: ctypes.Array[Instruction]
+    groups: ctypes.Array[Group]
+    tail: int
 
 
 class BatchArrays(ctypes.Structure):
-    """OctBatch. spans points at int64 [num_spans, 4]: first, start, count, place of the row's blocks in `table`."""
+    """OctBatch. spans points at int64 [num_spans, 5]: first, start, count, and where the row's blocks begin in `table`,
+    its tokens in `known`. ids, positions and slots are made from these unless they are given."""
 
     _fields_ = [
-        *((name, _LONG) for name in ("tokens", "num_spans", "block_size", "num_blocks")),
-        *((name, _POINTER) for name in ("ids", "positions", "slots", "spans", "table")),
+        *((name, _LONG) for name in ("tokens", "num_spans", "num_tails", "block_size", "num_blocks", "not_finite")),
+        *((name, _POINTER) for name in ("ids", "positions", "slots", "spans", "table", "known", "tails")),
+        *((name, _POINTER) for name in ("finite", "tails_finite", "best")),
+    ]
+
+
+class DrawArrays(ctypes.Structure):
+    """OctDraw of csrc/program.h: a sampler.Draw, and its token."""
+
+    _fields_ = [
+        ("logits", _POINTER),
+        ("key", ctypes.c_uint64),
+        ("top_p", ctypes.c_double),
+        *((name, _LONG) for name in ("top_k", "token")),
+        *((name, _FLOAT) for name in ("temperature", "least")),
     ]
 
 
@@ -74,7 +104,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "oct_run": (None, (_POINTER, _POINTER, _LONG, _POINTER, _POINTER)),
     "oct_layout": (_INT, ()),
     "oct_pack_all": (None, (_POINTER, _INT, _INT, _POINTER, _POINTER, _LONG, _LONG)),
-    "oct_scan": (None, (_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER)),
+    "oct_draw": (None, (_POINTER, _POINTER, _LONG, _LONG)),
     "oct_packed_bytes": (ctypes.c_size_t, (_INT, _LONG, _LONG)),
     "oct_act_bytes": (ctypes.c_size_t, (_INT, _LONG, _LONG)),
     "oct_set_variant": (_INT, (ctypes.c_char_p,)),
@@ -135,9 +165,12 @@ class Pool:
         name: bytes = self.library.oct_variant()
         return name.decode()
 
-    def run(self, groups: ctypes.Array[Group], instructions: ctypes.Array[Instruction], batch: BatchArrays) -> None:
-        """Walk a program."""
-        self.library.oct_run(self._handle, groups, len(groups), instructions, ctypes.byref(batch))
+    def run(self, program: Lowered, batch: BatchArrays, *, body: bool = True) -> None:
+        """Walk a program, or its groups of tails alone; those only where the batch has tails."""
+        first = 0 if body else program.tail
+        count = (len(program.groups) if batch.num_tails else program.tail) - first
+        at = ctypes.byref(program.groups, first * ctypes.sizeof(Group))
+        self.library.oct_run(self._handle, at, count, program.instructions, ctypes.byref(batch))
 
     @property
     def layout(self) -> int:
@@ -156,12 +189,23 @@ class Pool:
         self.library.oct_pack_all(self._handle, number, to_float, pointer(source), pointer(packed), n, k)
         return packed
 
-    def scan(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each row of x [N, width]: whether all of it is finite, and where its largest value comes first."""
-        finite, best = np.empty(len(x), np.bool_), np.empty(len(x), np.int64)
-        if len(x):
-            self.library.oct_scan(self._handle, pointer(x), *x.shape, pointer(finite), pointer(best))
-        return finite, best
+    def draw(self, draws: list[Draw]) -> list[int]:
+        """The token of each draw, of which there is one at least; -1 where none may be drawn. As sampler.choose."""
+        rows = (DrawArrays * len(draws))(
+            *(
+                DrawArrays(
+                    logits=pointer(draw.scores),
+                    key=draw.key,
+                    top_p=draw.top_p,
+                    top_k=draw.top_k,
+                    temperature=draw.temperature,
+                    least=math.log(draw.min_p) if draw.min_p > 0 else -math.inf,
+                )
+                for draw in draws
+            )
+        )
+        self.library.oct_draw(self._handle, rows, len(draws), len(draws[0].scores))
+        return [row.token for row in rows]
 
     def close(self) -> None:
         """End the threads; idempotent."""

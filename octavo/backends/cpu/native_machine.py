@@ -1,4 +1,4 @@
-"""In: a program, packed weights, a batch. Out: hidden states and logits, by one native call each; as Machine does."""
+"""In: a program, packed weights, a batch. Out: what Machine gives, by one native call a step and one for its draws."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from octavo.backends.cpu import native
-from octavo.backends.cpu.lower import Lowered, Lowering
-from octavo.backends.cpu.machine import LOGIT_BYTES, small_pages
-from octavo.backends.cpu.native import BatchArrays, Pool, pointer
+from octavo.backends.cpu.lower import Lowering
+from octavo.backends.cpu.machine import LOGIT_BYTES, Heads, small_pages
+from octavo.backends.cpu.native import BatchArrays, Lowered, Pool, pointer
 from octavo.backends.cpu.packed import Packed
 from octavo.backends.cpu.program import Program
 from octavo.backends.cpu.rows import Batch
+from octavo.backends.cpu.sampler import Draw
 
 
 class NativeMachine:
@@ -35,8 +36,21 @@ class NativeMachine:
                 self._arrays[f"{name}.{i}"] = np.empty((max_tokens, len(rope.inv_freq)), np.float32)
         self._acts: dict[str, np.ndarray] = {}
         self._caches: dict[str, np.ndarray] = {}
-        self._body: Lowered | None = None
-        self._tail = self._lowering(self.tail_rows).lower(program.tail)
+        self._lowered: Lowered | None = None
+        # what a step is told and tells; made once, as is its description for native code
+        self._spans = np.empty((max_tokens, 5), np.int64)
+        self._tails = np.empty(self.tail_rows, np.int64)
+        self._finite = np.empty(max_tokens, np.bool_)
+        self._tails_finite = np.empty(self.tail_rows, np.bool_)
+        self._best = np.empty(self.tail_rows, np.int64)
+        self._batch = BatchArrays(
+            block_size=block_size,
+            spans=pointer(self._spans),
+            tails=pointer(self._tails),
+            finite=pointer(self._finite),
+            tails_finite=pointer(self._tails_finite),
+            best=pointer(self._best),
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -58,8 +72,9 @@ class NativeMachine:
             self._caches[f"keys.{i}"] = small_pages((kv_heads, num_blocks, dim, self.block_size))
             self._caches[f"values.{i}"] = small_pages((kv_heads, num_blocks, self.block_size, dim))
         factors = tuple(rope.attention_factor for rope in self.program.ropes)
-        self._num_blocks = num_blocks
-        self._body = self._lowering(self.max_tokens).lower(self.program.body, factors=factors)
+        self._batch.num_blocks = num_blocks
+        lowering = Lowering(self._arrays | self._caches, self._packed, self._act)
+        self._lowered = lowering.lower(self.program.body, self.program.tail, factors=factors)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy blocks in every layer; all sources are read before a destination is written."""
@@ -67,54 +82,44 @@ class NativeMachine:
         for cache in self._caches.values():
             cache[:, destinations] = cache[:, sources]
 
-    def forward(self, batch: Batch) -> np.ndarray:
-        """Write the batch's K and V into the cache; returns its hidden states [T, hidden], good until the next call."""
-        if self._body is None:
+    def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
+        """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where
+        all are) and the heads of its tails; as many as tail_rows."""
+        arrays, tokens, blocks = self._batch, batch.tokens, batch.blocks
+        width, known = blocks.shape[1], tokens.shape[1]
+        self._spans[: len(batch.spans)] = [
+            (s.first, s.start, s.count, s.row * width, s.row * known) for s in batch.spans
+        ]
+        arrays.tokens, arrays.num_spans = batch.num_tokens, len(batch.spans)
+        arrays.table, arrays.known = pointer(blocks), pointer(tokens)
+        heads = self._run(batch.tails, body=True)
+        return (self._finite[: batch.num_tokens] if arrays.not_finite else None), heads
+
+    def heads(self, tails: list[int]) -> Heads:
+        """The heads of further tokens of the last batch, as many as tail_rows."""
+        return self._run(tails, body=False)
+
+    def _run(self, tails: list[int], *, body: bool) -> Heads:
+        if self._lowered is None:
             raise RuntimeError("allocate comes first")
-        ids, positions, slots = (
-            np.ascontiguousarray(array, np.int64) for array in (batch.tokens, batch.positions, batch.slots)
-        )
-        lengths = [len(span.blocks) for span in batch.spans]
-        places = np.cumsum([0, *lengths[:-1]]).tolist()
-        spans = np.array(
-            [(s.first, s.start, s.count, place) for s, place in zip(batch.spans, places, strict=True)], np.int64
-        )
-        table = np.concatenate([span.blocks for span in batch.spans]).astype(np.int64, copy=False)
-        arrays = BatchArrays(
-            tokens=len(ids),
-            num_spans=len(spans),
-            block_size=self.block_size,
-            num_blocks=self._num_blocks,
-            ids=pointer(ids),
-            positions=pointer(positions),
-            slots=pointer(slots),
-            spans=pointer(spans),
-            table=pointer(table),
-        )
-        self._pool.run(self._body.groups, self._body.instructions, arrays)
-        return self._arrays["x"][: len(ids)]
+        count = self._batch.num_tails = len(tails)
+        self._tails[:count] = tails
+        self._pool.run(self._lowered, self._batch, body=body)
+        return Heads(self._arrays["logits"][:count], self._tails_finite[:count], self._best[:count])
 
-    def logits(self, hidden: np.ndarray) -> np.ndarray:
-        """Logits [N, vocab] of hidden states [N, hidden], N <= tail_rows; good until the next call."""
-        self._arrays["last"][: len(hidden)] = hidden
-        self._pool.run(self._tail.groups, self._tail.instructions, BatchArrays(tokens=len(hidden)))
-        return self._arrays["logits"][: len(hidden)]
-
-    def scan(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each row: whether all is finite, and where its largest value comes first."""
-        return self._pool.scan(logits)
+    def draw(self, draws: list[Draw]) -> list[int]:
+        """The token of each draw; -1 where none may be drawn."""
+        return self._pool.draw(draws)
 
     def close(self) -> None:
         """End the threads."""
         self._packed.close()
         self._pool.close()
 
-    def _lowering(self, tokens: int) -> Lowering:
-        def act(scheme: str, k: int) -> np.ndarray:
+    def _act(self, scheme: str, k: int, tails: bool) -> np.ndarray:
+        tokens = self.tail_rows if tails else self.max_tokens
+        key = f"{scheme} {k} {tokens}"
+        if key not in self._acts:
             size = self._pool.library.oct_act_bytes(native.SCHEME_IDS[scheme], tokens, k)
-            key = f"{scheme} {k} {tokens}"
-            if key not in self._acts:
-                self._acts[key] = native.aligned(size)
-            return self._acts[key]
-
-        return Lowering(self._arrays | self._caches, self._packed, act)
+            self._acts[key] = native.aligned(size)
+        return self._acts[key]

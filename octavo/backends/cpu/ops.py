@@ -178,23 +178,42 @@ def _erf(x: np.ndarray) -> np.ndarray:
     return result
 
 
-def softcap(x: np.ndarray, *, cap: float) -> None:
-    """x = cap * tanh(x / cap), in place."""
-    x /= np.float32(cap)
-    np.tanh(x, out=x)
-    x *= np.float32(cap)
+def check(finite: np.ndarray, x: np.ndarray) -> None:
+    """finite [T] = whether all of x [T, width] is."""
+    np.isfinite(x).all(axis=1, out=finite)
 
 
-def head(out: np.ndarray, x: np.ndarray, weight: np.ndarray, *, scale: float) -> None:
-    """Logits: out [N, vocab] = x [N, hidden] @ weight * scale; weight [hidden, vocab]."""
+def gather(last: np.ndarray, x: np.ndarray, tails: np.ndarray) -> None:
+    """last [N, hidden] = x[tails]."""
+    np.take(x, tails, axis=0, out=last)
+
+
+def head(out: np.ndarray, x: np.ndarray, weight: np.ndarray, *, scale: float, softcap: float | None) -> None:
+    """Logits: out [N, vocab] = x [N, hidden] @ weight * scale, then softcap * tanh(out / softcap) where set.
+
+    weight [hidden, vocab].
+    """
     np.matmul(x, weight, out=out)
     if scale != 1.0:
         out *= np.float32(scale)
+    if softcap is not None:
+        out /= np.float32(softcap)
+        np.tanh(out, out=out)
+        out *= np.float32(softcap)
+
+
+def scan(finite: np.ndarray, best: np.ndarray, logits: np.ndarray) -> None:
+    """finite [N] = whether all of logits [N, vocab] is; best [N] = where its largest value comes first."""
+    np.isfinite(logits).all(axis=1, out=finite)
+    np.argmax(logits, axis=1, out=best)
 
 
 OPS: dict[str, Op] = {
     op.__name__: op
-    for op in (embed, add, rms_norm, linear, qk_norm, rope, write_kv, paged_attention, gated, softcap, head)
+    for op in (
+        *(embed, add, rms_norm, linear, qk_norm, rope, write_kv, paged_attention, gated),
+        *(check, gather, head, scan),
+    )
 }
 """Every op that a program may name."""
 

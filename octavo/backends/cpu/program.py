@@ -1,7 +1,8 @@
 """In: a ModelSpec. Out: its forward pass as a list of ops, their registers, and how weights are packed for them.
 
 A program is walked once a step; nothing in it depends on the step. Arguments are names: registers, packed weights,
-the layer caches `keys.{i}` and `values.{i}`, and the step's own `tokens, slots, plan, cos.{i}, sin.{i}`.
+the layer caches `keys.{i}` and `values.{i}`, the step's own `tokens, slots, plan, cos.{i}, sin.{i}, tails`, and what
+comes of it beside the logits: `finite, tails_finite, best`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class Program:
-    """body: all tokens, from `tokens` to the residual stream `x`.  tail: chosen tokens, from `last` to `logits`.
+    """body: all tokens, from `tokens` to the residual stream `x`.  tail: chosen tokens, from `x` to `logits`.
 
     registers: name -> shape a token; those of the tail are kept apart.  ropes: distinct, cos.{i} belongs to ropes[i].
     caches: (kv_heads, head_dim) by layer.  heads: most query heads of a layer.
@@ -100,19 +101,20 @@ class _Builder:
     def finish_body(self) -> None:
         if self.waiting:
             self._emit("add", "x", "y")
+        self._emit("check", "finite", "x")
 
     def tail(self) -> tuple[tuple[Instruction, ...], dict[str, tuple[int, ...]]]:
         spec, head = self.spec, self.spec.head
         self._pack("final_norm", "final_norm")
         weight = "embed" if head.tied else self._pack("head", "head")
         norm = {"eps": spec.final_norm.eps, "offset": spec.final_norm.offset}
-        tail = [
+        tail = (
+            Instruction("gather", ("last", "x", "tails")),
             Instruction("rms_norm", ("last", "last", "final_norm"), norm),
-            Instruction("head", ("logits", "last", weight), {"scale": head.scale}),
-        ]
-        if head.softcap is not None:
-            tail.append(Instruction("softcap", ("logits",), {"cap": head.softcap}))
-        return tuple(tail), {"last": (spec.hidden_size,), "logits": (spec.vocab_size,)}
+            Instruction("head", ("logits", "last", weight), {"scale": head.scale, "softcap": head.softcap}),
+            Instruction("scan", ("tails_finite", "best", "logits")),
+        )
+        return tail, {"last": (spec.hidden_size,), "logits": (spec.vocab_size,)}
 
     def _attention(self, index: int, a: Attention, source: str) -> None:
         prefix = f"layers.{index}."

@@ -47,13 +47,39 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A step's arrays, int64 [T]: token ids, positions in their rows, and slots of the cache that they write."""
+class Arrays:
+    """A batch token by token, int64 [T]: token ids, positions in their rows, and slots of the cache that they write."""
 
-    spans: list[Span]
     tokens: np.ndarray
     positions: np.ndarray
     slots: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step of spans, which follow each other from 0. tails: those of its tokens whose logits are wanted.
+
+    tokens [rows, max_model_len + 1], blocks [rows, max blocks]: of all rows.
+    """
+
+    spans: list[Span]
+    tails: list[int]
+    tokens: np.ndarray
+    blocks: np.ndarray
+    block_size: int
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.spans[-1].first + self.spans[-1].count
+
+    def arrays(self) -> Arrays:
+        """What csrc/program.cpp makes for itself."""
+        counts = [span.count for span in self.spans]
+        row = np.repeat([span.row for span in self.spans], counts)
+        positions = np.arange(len(row)) + np.repeat([span.start - span.first for span in self.spans], counts)
+        block, offset = np.divmod(positions, self.block_size)
+        return Arrays(self.tokens[row, positions], positions, self.blocks[row, block] * self.block_size + offset)
 
 
 class Rows:
@@ -136,10 +162,6 @@ class Rows:
             raise RowError(f"position {end - 1} lies past the row's {row.num_blocks} blocks")
         return Span(step.row, first, step.start, step.count, step.sample, self.blocks[step.row, :needed])
 
-    def batch(self, spans: list[Span]) -> Batch:
-        """The arrays of a step of these spans, which follow each other from 0."""
-        counts = [span.count for span in spans]
-        row = np.repeat([span.row for span in spans], counts)
-        positions = np.arange(len(row)) + np.repeat([span.start - span.first for span in spans], counts)
-        block, offset = np.divmod(positions, self.block_size)
-        return Batch(spans, self.tokens[row, positions], positions, self.blocks[row, block] * self.block_size + offset)
+    def batch(self, spans: list[Span], tails: list[int]) -> Batch:
+        """A step of these spans."""
+        return Batch(spans, tails, self.tokens, self.blocks, self.block_size)

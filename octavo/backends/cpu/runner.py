@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from octavo.backends.cpu.host import memory_bytes, take_threads
@@ -16,6 +14,7 @@ from octavo.backends.cpu.rows import Rows
 from octavo.backends.cpu.step import Steps
 from octavo.backends.cpu.team import Team
 from octavo.backends.cpu.weights import check_weights, load_packs
+from octavo.backends.cpu.worker import Worker
 from octavo.base.config import env
 from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.base.types.plan import StepPlan, StepResult
@@ -65,8 +64,8 @@ class CpuBackend:
         self._machine: Machine | NativeMachine | None = None
         self._steps: Steps | None = None
         self._vocab_size = 0
-        self._begun: deque[Future[StepResult]] = deque()
-        self._worker = ThreadPoolExecutor(1, "octavo-cpu")
+        self._num_begun = 0
+        self._worker: Worker[StepPlan, StepResult] = Worker("octavo-cpu")
 
     def load(self, spec: ModelSpec, weights: Weights, progress: Progress | None = None) -> None:
         """Pack the weights; NumPy needs them as float32. Raises ModelFormatError for missing or misshapen ones."""
@@ -119,15 +118,17 @@ class CpuBackend:
         """Hand a step to the worker; at most two are begun and unfinished."""
         if self._steps is None:
             raise RuntimeError("begin before allocate")
-        if len(self._begun) >= MAX_BEGUN:
+        if self._num_begun >= MAX_BEGUN:
             raise RuntimeError(f"{MAX_BEGUN} steps are begun and unfinished")
-        self._begun.append(self._worker.submit(self._steps.run, plan))
+        self._num_begun += 1
+        self._worker.begin(self._steps.run, plan)
 
     def finish(self) -> StepResult:
         """Wait for the oldest unfinished step; raises what that step raised."""
-        if not self._begun:
+        if not self._num_begun:
             raise RuntimeError("finish without begin")
-        return self._begun.popleft().result()
+        self._num_begun -= 1
+        return self._worker.finish()
 
     def call(self, name: str, **arguments: Any) -> Any:
         """`describe`: what runs the model, as a dict. Raises UnsupportedError for any other name."""
@@ -136,11 +137,11 @@ class CpuBackend:
         raise UnsupportedError(f"the cpu backend does not know {name}", param="name")
 
     def close(self) -> None:
-        """Let the step that runs end, then free everything; idempotent."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        """Let the steps that were begun end, then free everything; idempotent."""
+        self._worker.close()
         if self._machine is not None:
             self._machine.close()
-        self._begun.clear()
+        self._num_begun = 0
         self._machine = self._steps = None
 
     def _loaded(self) -> Machine | NativeMachine:

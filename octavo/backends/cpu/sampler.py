@@ -1,19 +1,37 @@
 """In: one row's logits, its tokens and sampling parameters. Out: a token id, and log probabilities.
 
-Order (vLLM's): allowed ids, bad words, min_tokens, logit_bias, penalties; then the best token if greedy, else
-temperature, min_p, top_k, top_p and a draw. Log probabilities are those of the logits as they come.
+Order (vLLM's): allowed ids, bad words, min_tokens, logit_bias, penalties make a Draw; then `choose`, here and natively:
+the best token if greedy, else temperature, min_p, top_k, top_p and a draw. Log probabilities are those of the logits as
+they come.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from octavo.base.noise import GOLDEN, MIX, MIX_LAST, draw_key
 from octavo.base.types.plan import RowSampling, TokenLogprobs
 
 GREEDY_BELOW = 1e-5
 _TOP_P_FIRST = 1024
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a row's next token depends on. scores [vocab] are not changed; key: of base/noise.py.
+
+    temperature 0 is greedy; top_k 0 and top_p 1 keep all.
+    """
+
+    scores: np.ndarray
+    key: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
 
 
 class RowSampler:
@@ -36,41 +54,38 @@ class RowSampler:
         self.has_penalties = (
             sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0
         )
-        self.plain = self.greedy and not (
+        self.edits = bool(
             self.allowed is not None or self.bad_words or len(self.bias) or self.has_penalties or sampling.min_tokens
         )
+        self.plain = self.greedy and not self.edits
 
-    def choose(self, logits: np.ndarray, tokens: np.ndarray, *, num_prompt: int) -> int:
-        """The token after `tokens` (all of the row's, the first num_prompt of them the prompt).
+    def draw(self, logits: np.ndarray, tokens: np.ndarray, *, num_prompt: int) -> Draw:
+        """For the token after `tokens` (all of the row's, the first num_prompt of them the prompt).
 
-        A function of logits [vocab], seed and len(tokens) alone. Raises ValueError if nothing may be sampled.
+        What comes of it is a function of logits [vocab], seed and len(tokens) alone.
         """
         sampling = self.sampling
-        scores = logits.astype(np.float32)
-        outputs = tokens[num_prompt:]
+        return Draw(
+            scores=self._edited(logits, tokens, tokens[num_prompt:]) if self.edits else logits,
+            key=draw_key(sampling.seed, len(tokens)),
+            temperature=0.0 if self.greedy else sampling.temperature,
+            top_k=sampling.top_k if 0 < sampling.top_k < len(logits) else 0,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+        )
+
+    def _edited(self, logits: np.ndarray, tokens: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        scores = logits.copy()
         if self.allowed is not None:
             keep_only(scores, self.allowed)
         for word in self.bad_words:
             ban_word(scores, word, outputs)
-        if len(outputs) < sampling.min_tokens:
+        if len(outputs) < self.sampling.min_tokens:
             scores[self.stop_ids] = -np.inf
         scores[self.bias_ids] += self.bias
         if self.has_penalties:
-            penalize(scores, tokens, outputs, sampling)
-        best = int(scores.argmax())
-        if not math.isfinite(scores[best]):
-            raise ValueError("no token may be sampled: allowed_token_ids, bad_words and min_tokens leave none")
-        if self.greedy:
-            return best
-        scores -= scores[best]
-        scores /= np.float32(sampling.temperature)
-        if sampling.min_p > 0:
-            keep_min_p(scores, sampling.min_p)
-        if 0 < sampling.top_k < len(scores):
-            keep_top_k(scores, sampling.top_k)
-        if sampling.top_p < 1:
-            keep_top_p(scores, sampling.top_p)
-        return draw(scores, seed=sampling.seed, position=len(tokens))
+            penalize(scores, tokens, outputs, self.sampling)
+        return scores
 
 
 def _ids(field: str, ids: list[int], vocab_size: int) -> np.ndarray:
@@ -107,6 +122,23 @@ def penalize(scores: np.ndarray, tokens: np.ndarray, outputs: np.ndarray, sampli
         scores[seen] -= penalties.astype(np.float32)
 
 
+def choose(draw: Draw) -> int:
+    """The token of a draw; -1 if none may be drawn. The definition of csrc/ops_sampling.inl, which gives the same."""
+    best = int(draw.scores.argmax())
+    if not math.isfinite(draw.scores[best]):
+        return -1
+    if draw.temperature == 0.0:
+        return best
+    scores = (draw.scores - draw.scores[best]) / np.float32(draw.temperature)
+    if draw.min_p > 0:
+        keep_min_p(scores, draw.min_p)
+    if draw.top_k > 0:
+        keep_top_k(scores, draw.top_k)
+    if draw.top_p < 1:
+        keep_top_p(scores, draw.top_p)
+    return race(scores, draw.key)
+
+
 def keep_min_p(scores: np.ndarray, min_p: float) -> None:
     """-inf where a token is less likely than min_p times the likeliest; the largest score is 0."""
     scores[scores < np.float32(math.log(min_p))] = -np.inf
@@ -141,17 +173,16 @@ def likeliest(scores: np.ndarray, count: int) -> np.ndarray:
     return found
 
 
-def draw(scores: np.ndarray, *, seed: int, position: int) -> int:
-    """A token with probability softmax(scores), by the race of exponentials: the largest of exp(score) / e_i.
-
-    e is drawn for the whole vocabulary from Philox, keyed by (seed, position) with its counter at 0: the same token
-    gets the same e whatever the filters left, so that noise in the logits rarely changes the outcome.
-    float64, because a float32 draw is exactly 0 often enough to be seen.
-    """
-    philox = np.random.Philox(key=np.array([seed & (2**64 - 1), position], np.uint64))
-    race = np.random.Generator(philox).standard_exponential(len(scores))
-    # in logarithms nothing underflows; -inf never wins
-    return int((scores - np.log(np.maximum(race, np.finfo(np.float64).tiny))).argmax())
+def race(scores: np.ndarray, key: int) -> int:
+    """The token that wins the race of base/noise.py: one with probability softmax(scores)."""
+    kept = np.flatnonzero(scores > -np.inf)
+    bits = np.uint64(key) + (kept + 1).astype(np.uint64) * np.uint64(GOLDEN)
+    for shift, factor in MIX:
+        bits = (bits ^ bits >> np.uint64(shift)) * np.uint64(factor)
+    bits ^= bits >> np.uint64(MIX_LAST)
+    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    # float64, because a float32 draw is exactly 0 often enough to be seen; in logarithms nothing underflows
+    return int(kept[(scores[kept] - np.log(-np.log1p(-uniform))).argmax()])
 
 
 def token_logprobs(logits: np.ndarray, token: int, count: int) -> TokenLogprobs:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from octavo.backends.cpu.machine import Machine
+from octavo.backends.cpu.machine import Heads, Machine
 from octavo.backends.cpu.native_machine import NativeMachine
-from octavo.backends.cpu.rows import RowError, Rows, Span
-from octavo.backends.cpu.sampler import token_logprobs
+from octavo.backends.cpu.rows import Row, RowError, Rows, Span
+from octavo.backends.cpu.sampler import Draw, token_logprobs
 from octavo.base.types.plan import StepPlan, StepResult, TokenLogprobs
 
 _log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ class Wish:
     """Logits wanted after batch token `index`: for the row's token at `position`, sampled or of the prompt."""
 
     span: Span
+    row: Row
     index: int
     position: int
     sample: bool
@@ -48,12 +49,10 @@ class Steps:
     def run(self, plan: StepPlan) -> StepResult:
         """One step. Raises only if the whole step failed."""
         outcome = Outcome()
-        # what overflows becomes inf or NaN and is found where rows are checked
-        with np.errstate(all="ignore"):
-            self._apply(plan, outcome)
-            spans = self._spans(plan, outcome)
-            if spans:
-                self._forward(spans, outcome)
+        self._apply(plan, outcome)
+        spans = self._spans(plan, outcome)
+        if spans:
+            self._forward(spans, outcome)
         sampled = [step.row for step in plan.rows if step.sample]
         return StepResult(
             step=plan.step,
@@ -101,47 +100,70 @@ class Steps:
         return None
 
     def _forward(self, spans: list[Span], outcome: Outcome) -> None:
-        hidden = self.machine.forward(self.rows.batch(spans))
-        finite = np.isfinite(hidden).all(axis=1)
-        if not finite.all():
+        wishes = [wish for span in spans for wish in self._wishes(span)]
+        rows = self.machine.tail_rows
+        first, others = wishes[:rows], wishes[rows:]
+        finite, heads = self.machine.forward(self.rows.batch(spans, [wish.index for wish in first]))
+        if finite is not None:
             for span in spans:
                 self._try(span.row, outcome, _check, finite[span.first : span.first + span.count], "hidden state")
-        wishes = [wish for span in spans if span.row not in outcome.failed for wish in self._wishes(span)]
-        for at in range(0, len(wishes), self.machine.tail_rows):
-            some = wishes[at : at + self.machine.tail_rows]
-            self._grant(some, self.machine.logits(hidden[[wish.index for wish in some]]), outcome)
+        self._grant(first, heads, outcome)
+        for at in range(0, len(others), rows):
+            some = others[at : at + rows]
+            self._grant(some, self.machine.heads([wish.index for wish in some]), outcome)
 
     def _wishes(self, span: Span) -> Iterator[Wish]:
         row = self.rows.get(span.row)
         if row.sampler.sampling.prompt_logprobs is not None:
             # the state after position p - 1 tells of the prompt's token p
             for position in range(span.start + 1, min(span.start + span.count + 1, row.num_prompt)):
-                yield Wish(span, span.first + position - 1 - span.start, position, False)
+                yield Wish(span, row, span.first + position - 1 - span.start, position, False)
         if span.sample:
-            yield Wish(span, span.first + span.count - 1, span.start + span.count, True)
+            yield Wish(span, row, span.first + span.count - 1, span.start + span.count, True)
 
-    def _grant(self, wishes: list[Wish], logits: np.ndarray, outcome: Outcome) -> None:
-        finite, best = self.machine.scan(logits)
-        for i, wish in enumerate(wishes):
+    def _grant(self, wishes: list[Wish], heads: Heads, outcome: Outcome) -> None:
+        tokens, drawing, draws = heads.best.tolist(), [], []
+        for i, (wish, finite) in enumerate(zip(wishes, heads.finite.tolist(), strict=True)):
+            if not finite:
+                self._try(wish.span.row, outcome, _check, heads.finite[i], "logit")
+            elif wish.sample and not wish.row.sampler.plain:
+                draw = self._try(wish.span.row, outcome, self._draw, wish, heads.logits[i])
+                if draw is not None:
+                    drawing.append(i)
+                    draws.append(draw)
+        if draws:
+            rows = [wishes[i].span.row for i in drawing]
+            for i, token in zip(drawing, self._drawn(draws, rows, outcome), strict=True):
+                tokens[i] = token
+        for i, (wish, token) in enumerate(zip(wishes, tokens, strict=True)):
             grant = self._sample if wish.sample else self._describe
-            self._try(wish.span.row, outcome, _check, finite[i], "logit")
-            self._try(wish.span.row, outcome, grant, wish, logits[i], int(best[i]), outcome)
+            self._try(wish.span.row, outcome, grant, wish, heads.logits[i], token, outcome)
 
-    def _sample(self, wish: Wish, logits: np.ndarray, best: int, outcome: Outcome) -> None:
+    def _draw(self, wish: Wish, logits: np.ndarray) -> Draw:
+        row = wish.row
+        return row.sampler.draw(logits, self.rows.tokens[wish.span.row, : wish.position], num_prompt=row.num_prompt)
+
+    def _drawn(self, draws: list[Draw], rows: list[int], outcome: Outcome) -> list[int]:
+        """All at once; where that fails one by one, so that the one at fault fails alone."""
+        try:
+            return self.machine.draw(draws)
+        except Exception:
+            alone = [self._try(row, outcome, self.machine.draw, [draw]) for row, draw in zip(rows, draws, strict=True)]
+            return [-1 if tokens is None else tokens[0] for tokens in alone]
+
+    def _sample(self, wish: Wish, logits: np.ndarray, token: int, outcome: Outcome) -> None:
         index, position = wish.span.row, wish.position
-        row = self.rows.get(index)
-        sampler = row.sampler
-        token = best
-        if not sampler.plain:
-            token = sampler.choose(logits, self.rows.tokens[index, :position], num_prompt=row.num_prompt)
-        if sampler.sampling.logprobs is not None:
-            outcome.logprobs[index] = token_logprobs(logits, token, sampler.sampling.logprobs)
+        sampling = wish.row.sampler.sampling
+        if token < 0:
+            raise RowError("no token may be sampled: allowed_token_ids, bad_words and min_tokens leave none")
+        if sampling.logprobs is not None:
+            outcome.logprobs[index] = token_logprobs(logits, token, sampling.logprobs)
         self.rows.append(index, position, token)
         outcome.tokens[index] = token
 
     def _describe(self, wish: Wish, logits: np.ndarray, _best: int, outcome: Outcome) -> None:
         index = wish.span.row
-        count = self.rows.get(index).sampler.sampling.prompt_logprobs or 0
+        count = wish.row.sampler.sampling.prompt_logprobs or 0
         entry = token_logprobs(logits, int(self.rows.tokens[index, wish.position]), count)
         outcome.prompts.setdefault(index, (wish.position, []))[1].append(entry)
 

@@ -49,28 +49,37 @@ def run(
     block_size: int = 1,
     **given: Any,
 ) -> None:
-    """One step over named arrays; given: ids, positions, slots, spans, num_blocks."""
+    """One step over named arrays; given: ids, positions, slots, spans, num_blocks, finite.
+
+    With tails, the step is of a program's tail, and tails_finite and best are given.
+    """
     acts: list[np.ndarray] = []
 
-    def act(scheme: str, k: int) -> np.ndarray:
+    def act(scheme: str, k: int, _tails: bool) -> np.ndarray:
         acts.append(native.aligned(pool.library.oct_act_bytes(native.SCHEME_IDS[scheme], tokens, k)))
         return acts[-1]
 
-    lowered = Lowering(arrays, packed or Packed({}, {}), act).lower((step,), factors=factors)
+    lowering, tails = Lowering(arrays, packed or Packed({}, {}), act), given.get("tails")
+    body, tail = ((step,), ()) if tails is None else ((), (step,))
+    lowered = lowering.lower(body, tail, factors=factors)
     spans: list[Span] = given.pop("spans", [])
     places = np.cumsum([0, *[len(span.blocks) for span in spans]]).tolist()
-    rows = [(s.first, s.start, s.count, place) for s, place in zip(spans, places, strict=False)]
+    rows = [(s.first, s.start, s.count, place, 0) for s, place in zip(spans, places, strict=False)]
     table = np.concatenate([span.blocks for span in spans]).astype(np.int64) if spans else None
-    kept = {
-        name: np.ascontiguousarray(given[name], np.int64) for name in ("ids", "positions", "slots") if name in given
-    }
+    names = ("ids", "positions", "slots", "tails")
+    kept = {name: np.ascontiguousarray(given[name], np.int64) for name in names if name in given}
+    kept |= {name: given[name] for name in ("finite", "tails_finite", "best") if name in given}
     kept["spans"] = np.array(rows, np.int64)
     if table is not None:
         kept["table"] = table
     batch = BatchArrays(
-        tokens=tokens, num_spans=len(spans), block_size=block_size, num_blocks=given.get("num_blocks", 0)
+        tokens=tokens,
+        num_spans=len(spans),
+        num_tails=len(kept.get("tails", ())),
+        block_size=block_size,
+        num_blocks=given.get("num_blocks", 0),
     )
     for name, array in kept.items():
         setattr(batch, name, pointer(array))
-    pool.run(lowered.groups, lowered.instructions, batch)
+    pool.run(lowered, batch)
     assert ctypes.sizeof(native.Instruction) == pool.library.oct_instruction_bytes()

@@ -110,18 +110,14 @@ def tables(rows: int, length: int) -> np.ndarray:
 
 def step(machine: Any, shares: list[tuple[int, int, int]], blocks: np.ndarray) -> list[np.ndarray]:
     """(sequence, start, count) each: logits [count, vocab] each."""
-    spans, first, at = [], 0, []
+    spans, first = [], 0
     for sequence, start, count in shares:
         table = blocks[sequence][: -(-(start + count) // SIZE)]
         spans.append(Span(sequence, first, start, count, True, table))
-        at.append((sequence, np.arange(start, start + count)))
         first += count
-    tokens = np.concatenate([TOKENS[sequence, positions] for sequence, positions in at])
-    slots = np.concatenate(
-        [blocks[sequence][positions // SIZE] * SIZE + positions % SIZE for sequence, positions in at]
-    )
-    hidden = machine.forward(Batch(spans, tokens, np.concatenate([positions for _, positions in at]), slots)).copy()
-    logits = machine.logits(hidden).copy()
+    finite, heads = machine.forward(Batch(spans, list(range(first)), TOKENS, blocks, SIZE))
+    assert finite is None
+    logits = heads.logits.copy()
     return np.split(logits, np.cumsum([count for _, _, count in shares])[:-1])
 
 

@@ -99,15 +99,41 @@ def test_linear_of_several_matrices(pool: Pool, tokens: int, with_bias: bool) ->
     close(out, expected, 1e-5)
 
 
+def run_head(pool: Pool, weight: np.ndarray, x: np.ndarray, **options: float | None) -> tuple[np.ndarray, ...]:
+    """(logits, finite, best), computed in pieces by two threads."""
+    rows = len(x)
+    out, finite, best = poisoned(rows, len(weight)), np.full(rows, 7, np.uint8), np.full(rows, -7)
+    step, packed = (
+        Instruction("head", ("logits", "last", "w"), options),
+        Packed({}, {"w": native_tiny.pack(pool, weight)}),
+    )
+    given = {"tails": np.arange(rows), "tails_finite": finite, "best": best}
+    native_tiny.run(pool, step, {"logits": out, "last": x}, packed=packed, tokens=rows, **given)
+    return out, finite, best
+
+
 @covers("head")
-@pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_head(pool: Pool, scale: float) -> None:
-    weight, x, out, expected = rand(101, 8), rand(3, 8, seed=1), poisoned(3, 101), poisoned(3, 101)
-    packed = Packed({}, {"w": native_tiny.pack(pool, weight)})
-    step = Instruction("head", ("logits", "last", "w"), {"scale": scale})
-    native_tiny.run(pool, step, {"logits": out, "last": x}, packed=packed, tokens=3)
-    ops.head(expected, x, weight.T, scale=scale)
+@covers("scan")
+@pytest.mark.parametrize("vocab", [1, 15, 61, 2001])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (-1.5, 3.0)])
+def test_head(pool: Pool, vocab: int, scale: float, softcap: float | None) -> None:
+    weight, x, expected = rand(vocab, 8), rand(3, 8, seed=1), poisoned(3, vocab)
+    weight[vocab // 2 :] = weight[: vocab - vocab // 2]  # the largest is there twice, far apart
+    out, finite, best = run_head(pool, weight, x, scale=scale, softcap=softcap)
+    ops.head(expected, x, weight.T, scale=scale, softcap=softcap)
     close(out, expected, 1e-5)
+    assert finite.tolist() == [1, 1, 1]
+    assert best.tolist() == [row.tolist().index(row.max()) for row in out]
+
+
+@pytest.mark.parametrize("at", [0, 1000, 2000])
+def test_head_finds_what_is_not_finite(pool: Pool, at: int) -> None:
+    weight, x = rand(2001, 8), rand(5, 8, seed=1)
+    weight[:, 0] = 0
+    weight[at, 0] = 1e30
+    x[:, 0] = [1, 1e30, -1e30, np.nan, 0]
+    finite = run_head(pool, weight, x, scale=1.0, softcap=None)[1]
+    assert finite.tolist() == [1, 0, 0, 0, 1]
 
 
 @covers("qk_norm")
@@ -210,15 +236,6 @@ def test_gated(pool: Pool, act: str) -> None:
     close(out[0], exact * up[0])
 
 
-@covers("softcap")
-def test_softcap(pool: Pool) -> None:
-    x = (rand(3, 700) * 20).astype(np.float32)
-    x[0, :8] = [0, 1e-7, -1e-3, 0.74, 0.76, 1e9, -1e9, np.nan]
-    expected = 3.0 * np.tanh(x.astype(np.float64) / 3.0)
-    native_tiny.run(pool, Instruction("softcap", ("x",), {"cap": 3.0}), {"x": x}, tokens=3)
-    close(x, expected, 1e-6)
-
-
 def test_nan_goes_through(pool: Pool) -> None:
     for act in ops.ACTIVATIONS:
         out = np.zeros((1, 1), np.float32)
@@ -227,18 +244,23 @@ def test_nan_goes_through(pool: Pool) -> None:
         assert np.isnan(out).all()
 
 
-@pytest.mark.parametrize("width", [1, 15, 16, 61, 49152, 50001])
-def test_scan(pool: Pool, width: int) -> None:
-    """The first of the largest; a row with one number that is not finite is found wherever that is."""
-    x = rand(6, width)
-    x[1, width // 2 :] = x[1].max() + 1
-    x[2, -1] = np.inf
-    x[3, width // 2] = np.nan
-    x[4, 0] = -np.inf
-    finite, best = pool.scan(x)
-    assert finite.tolist() == [True, True, False, False, False, True]
-    for row in (0, 1, 5):
-        assert best[row] == x[row].argmax()
+@covers("check")
+@pytest.mark.parametrize("width", [1, 15, 16, 61])
+def test_check(pool: Pool, width: int) -> None:
+    """A row with one number that is not finite is found wherever that is."""
+    x = rand(40, width)
+    x[1, -1], x[2, width // 2], x[3, 0] = np.inf, np.nan, -np.inf
+    finite = np.full(40, 7, np.uint8)
+    native_tiny.run(pool, Instruction("check", ("finite", "x")), {"x": x}, tokens=40, finite=finite)
+    assert finite.tolist() == [1, 0, 0, 0, *[1] * 36]
+
+
+@covers("gather")
+def test_gather(pool: Pool) -> None:
+    x, last, tails = rand(5, 7), poisoned(4, 7), [4, 0, 2, 2]
+    step = Instruction("gather", ("last", "x", "tails"))
+    native_tiny.run(pool, step, {"x": x, "last": last}, tokens=5, tails=tails)
+    np.testing.assert_array_equal(last, x[tails])
 
 
 def test_every_op_is_tested() -> None:

@@ -205,20 +205,39 @@ def test_gated_passes_nan_on() -> None:
         assert np.isnan(out).all()
 
 
-@covers("softcap")
-def test_softcap() -> None:
-    x = rand(3, 5) * 20
-    expected = [[3.0 * math.tanh(float(v) / 3.0) for v in row] for row in x]
-    ops.softcap(x, cap=3.0)
-    close(x, np.array(expected))
-
-
 @covers("head")
-@pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_head(scale: float) -> None:
-    x, weight, out = rand(3, 5), rand(5, 11, seed=1), poisoned(3, 11)
-    ops.head(out, x, weight, scale=scale)
-    close(out, x.astype(np.float64) @ weight.astype(np.float64) * scale)
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.5, 3.0)])
+def test_head(scale: float, softcap: float | None) -> None:
+    x, weight, out = rand(3, 5) * 9, rand(5, 11, seed=1), poisoned(3, 11)
+    ops.head(out, x, weight, scale=scale, softcap=softcap)
+    expected = x.astype(np.float64) @ weight.astype(np.float64) * scale
+    if softcap is not None:
+        expected = np.array([[softcap * math.tanh(value / softcap) for value in row] for row in expected.tolist()])
+    close(out, expected, 1e-5)
+
+
+@covers("check")
+def test_check() -> None:
+    x, finite = rand(4, 3), np.zeros(4, np.bool_)
+    x[1, 0], x[2, 2] = np.inf, np.nan
+    ops.check(finite, x)
+    assert finite.tolist() == [True, False, False, True]
+
+
+@covers("gather")
+def test_gather() -> None:
+    x, last = rand(5, 3), poisoned(3, 3)
+    ops.gather(last, x, np.array([4, 0, 4]))
+    np.testing.assert_array_equal(last, x[[4, 0, 4]])
+
+
+@covers("scan")
+def test_scan() -> None:
+    logits = np.array([[1, 5, 5], [-np.inf, 0, 1], [2, np.nan, 3]], np.float32)
+    finite, best = np.empty(3, np.bool_), np.empty(3, np.int64)
+    ops.scan(finite, best, logits)
+    assert finite.tolist() == [True, False, False]
+    assert best.tolist()[0] == 1
 
 
 def test_every_op_is_tested() -> None:

@@ -17,6 +17,7 @@ from octavo.backends.cpu.machine import Machine
 from octavo.backends.cpu.native import library
 from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.runner import CpuBackend
+from octavo.backends.cpu.sampler import Draw
 from octavo.base.errors import ConfigError, ModelFormatError, UnsupportedError
 from octavo.base.types.plan import BlockUpdate, RowBegin, RowSampling, RowStep, StepPlan
 from octavo.models.spec import Head
@@ -192,10 +193,10 @@ def test_one_infinite_number_in_a_chunk_fails_the_row(drive: Drive, monkeypatch:
     machine = drive.backend._machine
     exact = machine.forward
 
-    def forward(batch: Any) -> np.ndarray:
-        hidden = exact(batch)
-        hidden[2, 3] = np.inf
-        return hidden
+    def forward(batch: Any) -> Any:
+        finite = np.ones(batch.num_tokens, np.bool_)
+        finite[2] = False
+        return finite, exact(batch)[1]
 
     monkeypatch.setattr(machine, "forward", forward)
     bad, good = drive.add(prompt(6)), drive.add(prompt(6, seed=1))
@@ -206,14 +207,14 @@ def test_one_infinite_number_in_a_chunk_fails_the_row(drive: Drive, monkeypatch:
 
 def test_infinite_logits_fail_the_row(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = drive.backend._machine
-    exact = machine.logits
+    exact = machine.forward
 
-    def logits(hidden: np.ndarray) -> np.ndarray:
-        found = exact(hidden)
-        found[0, 7] = -np.inf
-        return found
+    def forward(batch: Any) -> Any:
+        finite, heads = exact(batch)
+        heads.finite[0] = False
+        return finite, heads
 
-    monkeypatch.setattr(machine, "logits", logits)
+    monkeypatch.setattr(machine, "forward", forward)
     first, second = drive.add([1, 2], GREEDY), drive.add([1, 2], GREEDY)
     result = drive.step([(first, 2), (second, 2)])
     assert list(result.failed) == [first.row]
@@ -221,12 +222,20 @@ def test_infinite_logits_fail_the_row(drive: Drive, monkeypatch: pytest.MonkeyPa
 
 
 def test_unexpected_error_in_sampling_fails_the_row(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
-    good, bad = drive.add(prompt(5), GREEDY), drive.add(prompt(5), RowSampling(temperature=1.0))
-    monkeypatch.setattr("octavo.backends.cpu.sampler.draw", lambda *_args, **_kw: 1 // 0)
-    result = drive.step([(bad, 5), (good, 5)])
+    machine = drive.backend._machine
+    exact = machine.draw
+
+    def draw(draws: list[Draw]) -> list[int]:
+        return exact([draw for draw in draws if draw.temperature != 1.5 or 1 // 0])
+
+    monkeypatch.setattr(machine, "draw", draw)
+    good, warm = drive.add(prompt(5), GREEDY), drive.add(prompt(5), RowSampling(temperature=0.5))
+    bad = drive.add(prompt(5), RowSampling(temperature=1.5))
+    result = drive.step([(bad, 5), (good, 5), (warm, 5)])
     assert result.failed == {bad.row: "ZeroDivisionError: integer division or modulo by zero"}
-    drive.decode(good, steps=3)
+    drive.decode(good, warm, steps=3)
     assert good.failed is None
+    assert warm.failed is None
 
 
 @pytest.mark.parametrize(

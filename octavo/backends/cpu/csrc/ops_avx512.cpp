@@ -1,16 +1,19 @@
 // The operations with vectors of 16 floats, for avx512; build.py gives this file its flags.
 #if defined(__x86_64__)
 #define OCT_WIDTH 16
+#include <algorithm>
+
 #include "matmul.h"
 #include "program.h"
 #include "vec.h"
-// in this order: the second uses the first
+// in this order: the others use the first
 #include "ops_rows.inl"
 #include "ops_attention.inl"
+#include "ops_sampling.inl"
 
 namespace octa {
 
-const Ops kOpsAvx512 = {"avx512", rows, attend, merge, scan};
+const Ops kOpsAvx512 = {"avx512", rows, attend, merge, scan, finish, draw};
 
 }  // namespace octa
 #endif

@@ -1,14 +1,17 @@
 // The operations with vectors of 4 floats, for portable; build.py gives this file its flags.
 #define OCT_WIDTH 4
+#include <algorithm>
+
 #include "matmul.h"
 #include "program.h"
 #include "vec.h"
-// in this order: the second uses the first
+// in this order: the others use the first
 #include "ops_rows.inl"
 #include "ops_attention.inl"
+#include "ops_sampling.inl"
 
 namespace octa {
 
-const Ops kOpsPortable = {"portable", rows, attend, merge, scan};
+const Ops kOpsPortable = {"portable", rows, attend, merge, scan, finish, draw};
 
 }  // namespace octa

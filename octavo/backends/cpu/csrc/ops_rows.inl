@@ -128,9 +128,26 @@ void gated(const OctInstruction& o, OctRange range) {
     }
 }
 
+void check(const OctInstruction& o, const OctBatch& batch, OctRange range) {
+    for (int64_t t = range.begin; t < range.end; t++) {
+        vf zero{};
+        over(o.k, [&](int64_t i, int64_t n) { zero += get(o.in + t * o.k + i, n) * 0.0f; });
+        batch.finite[t] = sum(zero) == 0.0f;  // NaN if one was not finite
+    }
+}
+
+void gather(const OctInstruction& o, const OctBatch& batch, OctRange range) {
+    for (int64_t t = range.begin; t < range.end; t++)
+        __builtin_memcpy(o.out + t * o.k, o.in + batch.tails[t] * o.k, static_cast<size_t>(o.k) * 4);
+}
+
+void finish(float* x, int64_t count, float scale, float cap) {
+    if (scale != 1.0f) over(count, [&](int64_t i, int64_t n) { put(x + i, get(x + i, n) * scale, n); });
+    if (cap != 0.0f) over(count, [&](int64_t i, int64_t n) { put(x + i, vtanh(get(x + i, n) / cap) * cap, n); });
+}
+
 void rows(const OctInstruction& o, const OctBatch& batch, int64_t begin, int64_t end) {
     const OctRange range{begin, end};
-    float* const out = o.out ? o.out + begin * o.k : nullptr;
     switch (o.op) {
         case OCT_ROPE_TABLE: return rope_table(o, batch, range);
         case OCT_EMBED: return embed(o, batch, range);
@@ -142,11 +159,8 @@ void rows(const OctInstruction& o, const OctBatch& batch, int64_t begin, int64_t
         case OCT_WRITE_KV: return write_kv(o, batch, range);
         case OCT_GATED:
             return o.flag == 0 ? gated<silu>(o, range) : o.flag == 1 ? gated<gelu>(o, range) : gated<gelu_tanh>(o, range);
-        case OCT_SCALE:
-            return over(range.size() * o.k, [&](int64_t i, int64_t n) { put(out + i, get(out + i, n) * o.a, n); });
-        case OCT_SOFTCAP:
-            return over(range.size() * o.k,
-                        [&](int64_t i, int64_t n) { put(out + i, vtanh(get(out + i, n) / o.a) * o.a, n); });
+        case OCT_CHECK: return check(o, batch, range);
+        case OCT_GATHER: return gather(o, batch, range);
         default: return;
     }
 }

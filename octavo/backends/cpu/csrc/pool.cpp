@@ -2,6 +2,7 @@
 #include "pool.h"
 
 #include <chrono>
+#include <cstdio>
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -12,7 +13,7 @@ namespace octa {
 
 namespace {
 
-constexpr int64_t kSpinNs = 50'000;
+constexpr int64_t kSpinNs = 300'000;
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -51,12 +52,22 @@ private:
 #endif
 };
 
+// As `top -H` shows it.
+void name_thread([[maybe_unused]] int member) {
+#if defined(__linux__)
+    char name[16];
+    std::snprintf(name, sizeof name, "octavo-cpu-%d", member);
+    pthread_setname_np(pthread_self(), name);
+#endif
+}
+
 }  // namespace
 
 Pool::Pool(int threads, const std::vector<int>& cores) : size_(threads < 1 ? 1 : threads) {
     // members that share a core must not keep each other from it
     spin_ns_ = cores.size() >= static_cast<size_t>(size_) ? kSpinNs : 0;
-    if (spin_ns_ && size_ > 1) home_ = cores[0];
+    // a core each, if they may have all of them: where some are left over, the system knows better which are busy
+    if (size_ > 1 && cores.size() == static_cast<size_t>(size_)) home_ = cores[0];
     for (int member = 1; member < size_; member++) {
         const int core = home_ < 0 ? -1 : cores[member];
         threads_.emplace_back([this, member, core] { work(member, core); });
@@ -86,6 +97,7 @@ void Pool::run(Job job, void* argument) {
 
 void Pool::work(int member, int core) {
     const Stay stay(core);
+    name_thread(member);
     uint32_t seen = 0;
     for (;;) {
         wait_change(epoch_, seen);

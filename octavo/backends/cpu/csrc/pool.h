@@ -13,7 +13,7 @@ namespace octa {
 
 class Pool {
 public:
-    // threads: members, the caller included. cores: where member i may run (empty: anywhere).
+    // threads: members, the caller included. cores: where they may run; with one for each, each stays on its own.
     Pool(int threads, const std::vector<int>& cores);
     ~Pool();
     Pool(const Pool&) = delete;

@@ -32,13 +32,45 @@ struct Tasks {
     int64_t parts = 0;
 };
 
+// Of one tail's logits in one piece of the head's product.
+struct Found {
+    int64_t best;
+    bool finite;
+};
+
 // Everything that outlives a step.
 struct Machine {
-    Machine(int threads, const std::vector<int>& cores) : pool(threads, cores) {}
+    Machine(int threads, const std::vector<int>& cores)
+        : pool(threads, cores), candidates(static_cast<size_t>(pool.size())) {}
     Pool pool;
+    std::vector<int64_t> ids, positions, slots;
+    std::vector<Found> found;
+    std::vector<std::vector<octa::Candidate>> candidates;
     std::vector<std::vector<float>> scratch;
     std::vector<float> sums;
 };
+
+// The batch token by token, as far as it was not given.
+OctBatch filled(Machine& machine, OctBatch batch) {
+    if (batch.ids || !batch.known) return batch;
+    for (auto* made : {&machine.ids, &machine.positions, &machine.slots})
+        if (made->size() < static_cast<size_t>(batch.tokens)) made->resize(static_cast<size_t>(batch.tokens));
+    for (int64_t s = 0; s < batch.num_spans; s++) {
+        const OctSpan& span = batch.spans[s];
+        for (int64_t i = 0; i < span.count; i++) {
+            const size_t at = static_cast<size_t>(span.first + i);
+            const int64_t position = span.start + i;
+            machine.ids[at] = batch.known[span.tokens + position];
+            machine.positions[at] = position;
+            machine.slots[at] =
+                batch.table[span.blocks + position / batch.block_size] * batch.block_size + position % batch.block_size;
+        }
+    }
+    batch.ids = machine.ids.data();
+    batch.positions = machine.positions.data();
+    batch.slots = machine.slots.data();
+    return batch;
+}
 
 struct Step {
     Machine& machine;
@@ -46,7 +78,8 @@ struct Step {
     const OctGroup* groups;
     int64_t num_groups;
     const OctInstruction* instructions;
-    const OctBatch& batch;
+    OctBatch batch;
+    OctBatch tails;  // as the batch, with its tails for tokens
     std::vector<Tasks> shapes;
 };
 
@@ -80,13 +113,23 @@ void cut(const OctInstruction& o, const OctBatch& batch, Tasks& made) {
     made.made = true;
 }
 
-// Cut the attention of every shape, and make room for its sums.
+// Outputs that a member takes at a time, of all outputs of a group.
+int64_t piece_of(int64_t outputs, const Pool& pool) {
+    const int64_t piece = pool.size() == 1 ? outputs : std::max<int64_t>(4 * OCT_PANEL, outputs / (pool.size() * 4));
+    return (piece + OCT_PANEL - 1) / OCT_PANEL * OCT_PANEL;
+}
+
+// Cut the attention of every shape, and make room for its sums and for the findings of the head.
 void prepare(Step& step) {
     Machine& machine = step.machine;
     int64_t sums = 0, scratch = 0;
     for (int64_t g = 0; g < step.num_groups; g++) {
-        if (step.groups[g].kind != OCT_ATTEND) continue;
         const OctInstruction& o = step.instructions[step.groups[g].first];
+        if (o.op == OCT_HEAD) {
+            const int64_t piece = piece_of(o.n, machine.pool);
+            machine.found.resize(static_cast<size_t>((o.n + piece - 1) / piece * step.batch.num_tails));
+        }
+        if (step.groups[g].kind != OCT_ATTEND) continue;
         if (static_cast<size_t>(o.shape) >= step.shapes.size()) step.shapes.resize(o.shape + 1);
         Tasks& tasks = step.shapes[o.shape];
         if (!tasks.made) cut(o, step.batch, tasks);
@@ -100,29 +143,56 @@ void prepare(Step& step) {
         if (room.size() < static_cast<size_t>(scratch)) room.resize(scratch);
 }
 
-void run_rows(Step& step, const OctGroup& group, Pool& pool) {
-    const int64_t tokens = step.batch.tokens;
+// While these columns of the logits are near: scale and cap them, and find the best. place: of the piece's findings.
+void finish_head(Step& step, const OctInstruction& o, int64_t tails, octa::OctRange columns, int64_t place) {
+    for (int64_t t = 0; t < tails; t++) {
+        Found& found = step.machine.found[place + t];
+        float* logits = o.out + t * o.ld_out;
+        step.ops.finish(logits + columns.begin, columns.size(), o.a, o.b);
+        found.finite = step.ops.scan(logits + columns.begin, columns.size(), &found.best);
+        found.best += columns.begin;
+    }
+}
+
+// The findings of all pieces into the batch's.
+void sum_up(const Step& step, const OctInstruction& o) {
+    const OctBatch& batch = step.batch;
+    const int64_t piece = piece_of(o.n, step.machine.pool), pieces = (o.n + piece - 1) / piece;
+    for (int64_t t = 0; t < batch.num_tails; t++) {
+        const float* logits = o.out + t * o.ld_out;
+        const Found* found = step.machine.found.data() + t;
+        batch.best[t] = found->best;
+        batch.tails_finite[t] = found->finite;
+        for (int64_t p = 1; p < pieces; p++) {
+            found += batch.num_tails;
+            if (logits[found->best] > logits[batch.best[t]]) batch.best[t] = found->best;
+            batch.tails_finite[t] &= found->finite;
+        }
+    }
+}
+
+void run_rows(Step& step, const OctGroup& group, const OctBatch& batch, Pool& pool) {
+    const int64_t tokens = batch.tokens;
     // pieces of whole activation tiles where there are enough for all
     const int64_t piece = tokens >= pool.size() * OCT_TILE ? OCT_TILE : std::max<int64_t>(1, tokens / (pool.size() * 4));
     for (int64_t begin; (begin = pool.take() * piece) < tokens;)
         for (int32_t i = 0; i < group.count; i++)
-            step.ops.rows(step.instructions[group.first + i], step.batch, begin, std::min(begin + piece, tokens));
+            step.ops.rows(step.instructions[group.first + i], batch, begin, std::min(begin + piece, tokens));
 }
 
-void run_products(Step& step, const OctGroup& group, Pool& pool) {
+void run_products(Step& step, const OctGroup& group, const OctBatch& batch, Pool& pool) {
     const OctInstruction* products = step.instructions + group.first;
     int64_t outputs = 0;
     for (int32_t i = 0; i < group.count; i++) outputs += products[i].n;
-    int64_t piece = pool.size() == 1 ? outputs : std::max<int64_t>(4 * OCT_PANEL, outputs / (pool.size() * 4));
-    piece = (piece + OCT_PANEL - 1) / OCT_PANEL * OCT_PANEL;
+    const int64_t piece = piece_of(outputs, pool);
     int64_t taken = pool.take(), before = 0;
     for (int32_t i = 0; i < group.count; i++) {
         const OctInstruction& o = products[i];
         const int64_t pieces = (o.n + piece - 1) / piece;
         for (; taken < before + pieces; taken = pool.take()) {
-            const int64_t begin = (taken - before) * piece;
-            oct_matmul(o.scheme, o.weight, o.act, o.in, o.out, o.ld_out, step.batch.tokens, o.n, o.k, begin,
-                       std::min(begin + piece, o.n), o.bias);
+            const int64_t begin = (taken - before) * piece, end = std::min(begin + piece, o.n);
+            oct_matmul(o.scheme, o.weight, o.act, o.in, o.out, o.ld_out, batch.tokens, o.n, o.k, begin, end, o.bias);
+            if (o.op == OCT_HEAD) finish_head(step, o, batch.tokens, {begin, end}, (taken - before) * batch.tokens);
         }
         before += pieces;
     }
@@ -156,10 +226,11 @@ void walk(void* argument, Pool& pool, int member) {
     Step& step = *static_cast<Step*>(argument);
     for (int64_t g = 0; g < step.num_groups; g++) {
         const OctGroup& group = step.groups[g];
+        const OctBatch& batch = group.tails ? step.tails : step.batch;
         if (group.kind == OCT_ROWS)
-            run_rows(step, group, pool);
+            run_rows(step, group, batch, pool);
         else if (group.kind == OCT_PRODUCTS)
-            run_products(step, group, pool);
+            run_products(step, group, batch, pool);
         else
             run_attention(step, group, pool, member);
         if (g + 1 < step.num_groups) pool.barrier();
@@ -181,22 +252,19 @@ void pack(void* argument, Pool& pool, int) {
         p.kernel(p.scheme, p.stored, p.packed, p.n, p.k, begin, std::min(begin + piece, p.n));
 }
 
-constexpr int64_t kScanned = 1 << 14;
-
-struct Scan {
+struct Draws {
+    Machine& machine;
     const Ops& ops;
-    const float* x;
-    int64_t rows, width, pieces;
-    std::vector<int64_t> best;
-    std::vector<uint8_t> finite;
+    OctDraw* rows;
+    int64_t count, vocab;
 };
 
-void scan(void* argument, Pool& pool, int) {
-    Scan& s = *static_cast<Scan*>(argument);
-    for (int64_t at; (at = pool.take()) < s.rows * s.pieces;) {
-        const int64_t begin = at % s.pieces * kScanned;
-        s.finite[at] = s.ops.scan(s.x + at / s.pieces * s.width + begin, std::min(kScanned, s.width - begin), &s.best[at]);
-        s.best[at] += begin;
+void draw(void* argument, Pool& pool, int member) {
+    Draws& d = *static_cast<Draws*>(argument);
+    auto& room = d.machine.candidates[static_cast<size_t>(member)];
+    for (int64_t at; (at = pool.take()) < d.count;) {
+        if (room.size() < static_cast<size_t>(d.vocab)) room.resize(static_cast<size_t>(d.vocab));
+        d.ops.draw(d.rows[at], d.vocab, room.data());
     }
 }
 
@@ -215,12 +283,26 @@ void* oct_machine_new(int32_t threads, const int32_t* cores, int32_t num_cores) 
 
 void oct_machine_free(void* machine) { delete static_cast<Machine*>(machine); }
 
+// Walks the groups; those of tails last. Fills what the batch points at.
 void oct_run(void* machine, const OctGroup* groups, int64_t num_groups, const OctInstruction* instructions,
-                    const OctBatch* batch) {
+             OctBatch* batch) {
     Machine& m = *static_cast<Machine*>(machine);
-    Step step{m, current_ops(), groups, num_groups, instructions, *batch, {}};
+    const OctBatch full = filled(m, *batch);
+    Step step{m, current_ops(), groups, num_groups, instructions, full, full, {}};
+    step.tails.tokens = batch->num_tails;
     prepare(step);
     m.pool.run(walk, &step);
+    batch->not_finite = 0;
+    for (int64_t t = 0; batch->finite && t < batch->tokens; t++) batch->not_finite += !batch->finite[t];
+    for (int64_t g = 0; g < num_groups; g++)
+        if (instructions[groups[g].first].op == OCT_HEAD) sum_up(step, instructions[groups[g].first]);
+}
+
+// Fills `token` of every row.
+void oct_draw(void* machine, OctDraw* rows, int64_t count, int64_t vocab) {
+    Machine& m = *static_cast<Machine*>(machine);
+    Draws draws{m, current_ops(), rows, count, vocab};
+    m.pool.run(draw, &draws);
 }
 
 int32_t oct_layout() { return OCT_LAYOUT; }
@@ -230,22 +312,6 @@ void oct_pack_all(void* machine, int32_t scheme, int32_t to_float, const void* s
                   int64_t k) {
     Packing packing{to_float ? oct_pack_float : oct_pack, scheme, stored, packed, n, k};
     static_cast<Machine*>(machine)->pool.run(pack, &packing);
-}
-
-// finite [rows]: whether a row of x [rows, width] holds finite numbers only; best [rows]: where its largest is first.
-void oct_scan(void* machine, const float* x, int64_t rows, int64_t width, uint8_t* finite, int64_t* best) {
-    const int64_t pieces = (width + kScanned - 1) / kScanned;
-    Scan s{current_ops(), x, rows, width, pieces, std::vector<int64_t>(rows * pieces), std::vector<uint8_t>(rows * pieces)};
-    static_cast<Machine*>(machine)->pool.run(scan, &s);
-    for (int64_t r = 0; r < rows; r++) {
-        finite[r] = 1;
-        best[r] = s.best[r * pieces];
-        for (int64_t p = 0; p < pieces; p++) {
-            const int64_t at = s.best[r * pieces + p];
-            finite[r] &= s.finite[r * pieces + p];
-            if (x[r * width + at] > x[r * width + best[r]]) best[r] = at;
-        }
-    }
 }
 
 }  // extern "C"

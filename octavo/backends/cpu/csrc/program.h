@@ -1,6 +1,7 @@
 // The forward pass as the native walker sees it. native.py mirrors these structs field by field.
 //
-// T: tokens of the step. Registers are float [T, width], rows one after the other.
+// T: tokens of the step; N: those of them whose logits are wanted, the tails. Registers are float [T, width] (in groups
+// of tails [N, width]), rows one after the other.
 // Layer cache (block tables name blocks, a slot is block * block_size + offset):
 //     keys   [kv_heads, blocks, D, block_size]     keys of a block lie side by side: scores need no sum across lanes
 //     values [kv_heads, blocks, block_size, D]
@@ -23,10 +24,12 @@ enum OctOp : int32_t {
     OCT_WRITE_KV = 7,    // K and V of in [T, heads + 2 kv_heads, D] into the cache
     OCT_GATED = 8,       // out [T, k] = act(gate) * up, in = gate | up [T, 2 k]; flag: 0 silu, 1 gelu, 2 gelu_tanh
     OCT_SCALE = 9,       // out [T, k] *= a
-    OCT_SOFTCAP = 10,    // out [T, k] = a * tanh(out / a)
+    OCT_CHECK = 9,       // batch.finite [T]: whether a row of in [T, k] holds finite numbers only
+    OCT_GATHER = 10,     // out [N, k] = the tails' rows of in [T, k]
     // cut otherwise
     OCT_MATMUL = 20,     // out [T, n] (rows ld_out apart) = in [T, k] @ weight [n, k].T + bias
     OCT_ATTENTION = 21,  // out [T, heads, D] of queries in [T, ld_in] over the cache; a scale, b softcap (0: none)
+    OCT_HEAD = 22,       // as OCT_MATMUL, then out * a, then b * tanh(out / b) where b is not 0; and what is best in it
 };
 
 typedef struct {
@@ -47,27 +50,45 @@ typedef struct {
 } OctInstruction;
 
 // Instructions [first, first + count) that run without a barrier between them: all row by row, or all products, or
-// one attention.
+// one attention. tails: whether their rows are the batch's tails.
 typedef struct {
-    int32_t kind, first, count, unused;
+    int32_t kind, first, count, tails;
 } OctGroup;
 
 enum OctKind : int32_t { OCT_ROWS = 0, OCT_PRODUCTS = 1, OCT_ATTEND = 2 };
 
 // Tokens [first, first + count) of the batch are a row's positions from `start`; its block table is
-// table[blocks ...], as far as position start + count needs it.
+// table[blocks ...], as far as position start + count needs it, and known[tokens ...] are its token ids.
 typedef struct {
-    int64_t first, start, count, blocks;
+    int64_t first, start, count, blocks, tokens;
 } OctSpan;
 
+// ids, positions, slots: [T], made from the spans where null.
+// What the step leaves beside its registers: finite [T], and how many are not; and for each tail, whether its logits are finite and where the
+// first of the largest stands.
 typedef struct {
-    int64_t tokens, num_spans, block_size, num_blocks;
+    int64_t tokens, num_spans, num_tails, block_size, num_blocks, not_finite;
     const int64_t* ids;
     const int64_t* positions;
     const int64_t* slots;
     const OctSpan* spans;
     const int64_t* table;
+    const int64_t* known;
+    const int64_t* tails;  // [N], tokens of the batch
+    uint8_t* finite;
+    uint8_t* tails_finite;
+    int64_t* best;
 } OctBatch;
+
+// A draw from logits [vocab], by the order and meaning of sampler.py. temperature 0: the best token, whatever the rest.
+// least: log min_p, or -infinity. key: of base/noise.py. token: the answer, -1 where no logit is a finite number.
+typedef struct {
+    const float* logits;
+    uint64_t key;
+    double top_p;
+    int64_t top_k, token;
+    float temperature, least;
+} OctDraw;
 
 }  // extern "C"
 
@@ -99,6 +120,12 @@ struct OctRange {
     int64_t size() const { return end - begin; }
 };
 
+// A token that may be drawn.
+struct Candidate {
+    float score, weight;
+    int32_t id;
+};
+
 // The operations that are built once for each instruction set.
 struct Ops {
     const char* name;
@@ -112,6 +139,10 @@ struct Ops {
                   int64_t head, float* scratch);
     // whether all of x [count] is finite; best: the place of the first of its largest values
     bool (*scan)(const float* x, int64_t count, int64_t* best);
+    // x [count] *= scale, then cap * tanh(x / cap) unless cap is 0
+    void (*finish)(float* x, int64_t count, float scale, float cap);
+    // room: for as many candidates as the vocabulary has tokens
+    void (*draw)(OctDraw& row, int64_t vocab, Candidate* room);
 };
 
 extern const Ops kOpsPortable;

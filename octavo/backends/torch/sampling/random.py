@@ -1,17 +1,15 @@
-"""Noise that depends on (seed, position, token) alone: the same on every device, in every batch.
-
-A counter-based generator: SplitMix64's finalizer (Steele, Lea, Flood 2014) over a key of seed and position plus the
-token's number times the golden ratio, in wrapping int64 arithmetic.
-"""
+"""Noise that depends on (seed, position, token) alone, as base/noise.py defines it, in wrapping int64 arithmetic."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX2 = 0x94D049BB133111EB - (1 << 64)
+from octavo.base.noise import GOLDEN, MIX, MIX_LAST
+
+_SIGN = 1 << 64
+_GOLDEN = GOLDEN - _SIGN
+"""Above 2^63, as the factors of MIX are: written as the negative int64 of the same bits."""
 
 
 def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
@@ -22,16 +20,16 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     key = _mix(_mix(seeds + _GOLDEN) + positions * _GOLDEN)
     token = torch.arange(1, vocab_size + 1, device=seeds.device)
     bits = _mix(key[:, None] + token * _GOLDEN)
-    # 53 bits to a float32 keep small numbers exact to 24 bits: the large values of the noise are not quantized
-    uniform = (_shift(bits, 11).float() + 0.5) * 2.0**-53
+    # 52 bits to a float32 keep small numbers exact to 24 bits: the large values of the noise are not quantized
+    uniform = (_shift(bits, 12).float() + 0.5) * 2.0**-52
     exponential = -torch.log1p(-uniform.clamp_(max=1 - 2.0**-24))
     return -torch.log(exponential)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    return x ^ _shift(x, 31)
+    for shift, factor in MIX:
+        x = (x ^ _shift(x, shift)) * (factor - _SIGN)
+    return x ^ _shift(x, MIX_LAST)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

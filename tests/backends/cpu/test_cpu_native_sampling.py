@@ -1,0 +1,94 @@
+"""Native draws against sampler.choose: the same token for every instruction set, filter, shape and thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import native_tiny
+import numpy as np
+import pytest
+
+from octavo.backends.cpu import native
+from octavo.backends.cpu.native import Pool
+from octavo.backends.cpu.sampler import Draw, RowSampler, choose
+from octavo.base.types.plan import RowSampling
+
+FILTERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "greedy": {"temperature": 0.0},
+    "cold": {"temperature": 1e-5},
+    "hot": {"temperature": 30.0},
+    "min_p": {"min_p": 0.02},
+    "min_p of 1": {"min_p": 1.0},
+    "top_k of 1": {"top_k": 1},
+    "top_k": {"top_k": 40},
+    "wide top_k": {"top_k": 3000},
+    "top_k of all": {"top_k": 1 << 30},
+    "small top_p": {"top_p": 1e-6},
+    "top_p": {"top_p": 0.9},
+    "top_p near 1": {"top_p": 0.99999},
+    "together": {"top_p": 0.8, "top_k": 200, "min_p": 0.001},
+    "min_p and top_p": {"top_p": 0.7, "min_p": 0.01},
+    "min_p and top_k": {"top_k": 30, "min_p": 0.2},
+}
+
+
+@pytest.fixture(params=native_tiny.VARIANTS)
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    with native_tiny.variant(request.param):
+        made = Pool(native.library(), 3)
+        yield made
+        made.close()
+
+
+def logits(kind: str, size: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(size).astype(np.float32)
+    if kind == "peaked":
+        values *= 6
+    if kind == "flat":
+        values *= np.float32(1e-3)
+    if kind == "equal":
+        values[:] = 2.5
+    if kind == "stepped":  # many equal to the k-th
+        values = np.round(values * 2).astype(np.float32)
+    if kind == "banned":
+        values[rng.random(size) < 0.95] = -np.inf
+        values[rng.integers(size)] = 1.0
+    if kind == "wide":
+        values *= np.float32(1e30)
+    return values
+
+
+def draws(kind: str, size: int, count: int, **fields: Any) -> list[Draw]:
+    row = RowSampler(RowSampling(**{"temperature": 0.9, "seed": 5, **fields}), vocab_size=size)
+    tokens = np.zeros(count, np.int64)
+    return [row.draw(logits(kind, size, n), tokens[:n], num_prompt=0) for n in range(count)]
+
+
+@pytest.mark.parametrize("fields", FILTERS.values(), ids=FILTERS)
+def test_the_same_tokens(pool: Pool, fields: dict[str, Any]) -> None:
+    for kind in ("usual", "peaked", "flat", "equal", "stepped", "banned", "wide"):
+        for size, count in ((1, 2), (15, 4), (16, 4), (1000, 12), (49_153, 2)):
+            asked = draws(kind, size, count, **fields)
+            assert pool.draw(asked) == [choose(draw) for draw in asked], (kind, size)
+
+
+@pytest.mark.parametrize("fields", [{}, {"top_k": 50}, {"top_p": 0.95}, {"min_p": 0.01}], ids=str)
+def test_the_same_tokens_of_many_draws(pool: Pool, fields: dict[str, Any]) -> None:
+    asked = draws("usual", 2000, 1500, **fields)
+    assert pool.draw(asked) == [choose(draw) for draw in asked]
+
+
+def test_nothing_may_be_drawn(pool: Pool) -> None:
+    asked = [Draw(np.full(30, value, np.float32), 0, 1.0, 0, 1.0, 0.0) for value in (-np.inf, np.nan)]
+    assert pool.draw(asked) == [-1, -1]
+
+
+def test_logits_are_left_alone(pool: Pool) -> None:
+    asked = draws("usual", 500, 3, top_k=9, top_p=0.5)
+    before = [draw.scores.copy() for draw in asked]
+    pool.draw(asked)
+    for draw, scores in zip(asked, before, strict=True):
+        np.testing.assert_array_equal(draw.scores, scores)

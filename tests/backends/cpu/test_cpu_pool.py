@@ -1,0 +1,59 @@
+"""The native threads: as many as asked for, only where the process may run, a core each where there is one for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import processes
+import pytest
+
+from octavo.backends.cpu import native
+from octavo.backends.cpu.native import Pool
+from octavo.backends.cpu.sampler import Draw
+
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+NAME = "octavo-cpu-"
+
+pytestmark = pytest.mark.skipif(not processes.KNOWN or native.library() is None, reason="Linux and compiled kernels")
+
+
+@pytest.fixture(autouse=True)
+def affinity() -> Iterator[None]:
+    yield
+    os.sched_setaffinity(0, CORES)
+
+
+def made(threads: int) -> dict[str, set[int]]:
+    """The cores of a pool's own threads, after a job; the caller's are as before."""
+    before = os.sched_getaffinity(0)
+    pool = Pool(native.library(), threads)
+    draws = [Draw(np.arange(300, dtype=np.float32), n, 0.0, 0, 1.0, 0.0) for n in range(20)]
+    assert pool.draw(draws) == [299] * 20
+    found = processes.threads(os.getpid(), NAME)
+    assert os.sched_getaffinity(0) == before
+    pool.close()
+    assert not processes.threads(os.getpid(), NAME)
+    return found
+
+
+def test_as_many_as_asked_for() -> None:
+    for threads in (1, 2, 4):
+        assert sorted(made(threads)) == [f"{NAME}{member}" for member in range(1, threads)]
+
+
+def test_only_where_the_process_may_run() -> None:
+    """Three on one core take turns; nothing is pinned elsewhere."""
+    os.sched_setaffinity(0, CORES[-1:])
+    assert list(made(3).values()) == [{CORES[-1]}] * 2
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="one core")
+def test_a_core_each_where_there_is_one_for_each() -> None:
+    assert made(len(CORES)) == {f"{NAME}{member}": {CORES[member]} for member in range(1, len(CORES))}
+
+
+@pytest.mark.skipif(len(CORES) < 3, reason="fewer than three cores")
+def test_anywhere_where_cores_are_left_over() -> None:
+    assert made(2) == {f"{NAME}1": set(CORES)}
