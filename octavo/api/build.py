@@ -245,7 +245,7 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
         backend.load(model.spec, _weights(model), progress)
         memory = backend.memory()
         blocks = num_blocks(
-            model.spec.kv_bytes_per_token(element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)),
+            kv_bytes_per_token(config, model.spec, device=device),
             cache=config.cache,
             memory=memory,
             on_host=device != "cuda",
@@ -278,8 +278,18 @@ def _weights(model: Model) -> Weights:
     return map_names(model.checkpoint, find_family(model.checkpoint.config).names(model.spec), shapes)
 
 
+def kv_bytes_per_token(config: EngineConfig, spec: ModelSpec, *, device: str) -> int:
+    """Bytes of K and V that one token takes in a device's cache."""
+    dtype = config.cache.kv_cache_dtype
+    if dtype == "int8_per_token_head":
+        return spec.kv_bytes_per_token(1, scale_bytes=4)
+    return spec.kv_bytes_per_token(
+        element_bytes(config.model.dtype if dtype == "auto" else dtype, device=device, stored=spec.dtype)
+    )
+
+
 def element_bytes(dtype: str, *, device: str, stored: str) -> int:
-    """Bytes of one K or V element."""
+    """Bytes of one number of this type; of auto, as the device's arithmetic has it."""
     if dtype == "auto":
         dtype = "float32" if device.endswith("cpu") else stored
     return 4 if dtype == "float32" else 2
@@ -356,6 +366,7 @@ def _make_backend(device: str, config: EngineConfig, *, max_model_len: int) -> B
         "block_size": config.cache.block_size,
         "dtype": config.model.dtype,
         "threads": config.device.threads,
+        "kv_cache_dtype": config.cache.kv_cache_dtype,
     }
     if device == "cpu":
         from octavo.backends.cpu.runner import CpuBackend

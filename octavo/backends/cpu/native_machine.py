@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from octavo.backends.cpu import native
+from octavo.backends.cpu.cache import Cells, make_cells
 from octavo.backends.cpu.lower import Lowered, Lowering
-from octavo.backends.cpu.machine import LOGIT_BYTES, small_pages
+from octavo.backends.cpu.machine import LOGIT_BYTES
 from octavo.backends.cpu.native import BatchArrays, Pool, pointer
 from octavo.backends.cpu.packed import Packed
 from octavo.backends.cpu.program import Program
@@ -19,9 +20,19 @@ class NativeMachine:
     """Owns the registers and the layer caches: `keys.{i}` [kv_heads, blocks, D, block_size] and
     `values.{i}` [kv_heads, blocks, block_size, D], as csrc/program.h draws them."""
 
-    def __init__(self, program: Program, packed: Packed, *, pool: Pool, max_tokens: int, block_size: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        packed: Packed,
+        *,
+        pool: Pool,
+        max_tokens: int,
+        block_size: int,
+        kv_cache_dtype: str = "float32",
+    ) -> None:
         self.program = program
         self.block_size = block_size
+        self.kv_cache_dtype = kv_cache_dtype
         self.max_tokens = max_tokens
         vocab = program.tail_registers["logits"][0]
         self.tail_rows = max(1, LOGIT_BYTES // (4 * vocab))
@@ -34,7 +45,7 @@ class NativeMachine:
             for name in ("cos", "sin"):
                 self._arrays[f"{name}.{i}"] = np.empty((max_tokens, len(rope.inv_freq)), np.float32)
         self._acts: dict[str, np.ndarray] = {}
-        self._caches: dict[str, np.ndarray] = {}
+        self._caches: dict[str, Cells] = {}
         self._body: Lowered | None = None
         self._tail = self._lowering(self.tail_rows).lower(program.tail)
 
@@ -50,13 +61,15 @@ class NativeMachine:
 
     def describe(self) -> dict[str, Any]:
         """What runs the model."""
-        return {"native": True, "variant": self._pool.variant, "threads": self._pool.size, "kv_dtype": "float32"}
+        about = {"threads": self._pool.size, "kv_cache_dtype": self.kv_cache_dtype}
+        return {"native": True, "variant": self._pool.variant, **about}
 
     def allocate(self, num_blocks: int) -> None:
         """Make the layer caches."""
         for i, (kv_heads, dim) in enumerate(self.program.caches):
-            self._caches[f"keys.{i}"] = small_pages((kv_heads, num_blocks, dim, self.block_size))
-            self._caches[f"values.{i}"] = small_pages((kv_heads, num_blocks, self.block_size, dim))
+            for name, axes in ((f"keys.{i}", (dim, self.block_size)), (f"values.{i}", (self.block_size, dim))):
+                shape = (kv_heads, num_blocks, *axes)
+                self._caches[name] = make_cells(self.kv_cache_dtype, shape, block_size=self.block_size)
         factors = tuple(rope.attention_factor for rope in self.program.ropes)
         self._num_blocks = num_blocks
         self._body = self._lowering(self.max_tokens).lower(self.program.body, factors=factors)
@@ -65,7 +78,7 @@ class NativeMachine:
         """Copy blocks in every layer; all sources are read before a destination is written."""
         sources, destinations = (list(side) for side in zip(*copies, strict=True))
         for cache in self._caches.values():
-            cache[:, destinations] = cache[:, sources]
+            cache.copy_blocks(sources, destinations)
 
     def forward(self, batch: Batch) -> np.ndarray:
         """Write the batch's K and V into the cache; returns its hidden states [T, hidden], good until the next call."""
@@ -116,4 +129,4 @@ class NativeMachine:
                 self._acts[key] = native.aligned(size)
             return self._acts[key]
 
-        return Lowering(self._arrays | self._caches, self._packed, act)
+        return Lowering(self._arrays, self._packed, act, self._caches)

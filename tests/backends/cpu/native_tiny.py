@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from octavo.backends.cpu import native
+from octavo.backends.cpu.cache import Cells
 from octavo.backends.cpu.lower import Lowering
 from octavo.backends.cpu.native import BatchArrays, Pool, pointer
 from octavo.backends.cpu.packed import Matrix, Packed
@@ -44,6 +45,7 @@ def run(
     arrays: dict[str, np.ndarray],
     *,
     packed: Packed | None = None,
+    caches: dict[str, Cells] | None = None,
     tokens: int,
     factors: tuple[float, ...] = (),
     block_size: int = 1,
@@ -56,7 +58,7 @@ def run(
         acts.append(native.aligned(pool.library.oct_act_bytes(native.SCHEME_IDS[scheme], tokens, k)))
         return acts[-1]
 
-    lowered = Lowering(arrays, packed or Packed({}, {}), act).lower((step,), factors=factors)
+    lowered = Lowering(arrays, packed or Packed({}, {}), act, caches or {}).lower((step,), factors=factors)
     spans: list[Span] = given.pop("spans", [])
     places = np.cumsum([0, *[len(span.blocks) for span in spans]]).tolist()
     rows = [(s.first, s.start, s.count, place) for s, place in zip(spans, places, strict=False)]

@@ -150,7 +150,7 @@ def test_prompt_logprobs_alone(drive: Drive) -> None:
 def poison(drive: Drive, seq: Seq, position: int) -> None:
     """Make the value of one cached token NaN."""
     place = seq.blocks[position // 4], position % 4
-    drive.backend._machine._caches["values.1"][:, *place] = np.nan
+    drive.backend._machine._caches["values.1"].data[:, *place] = np.nan
 
 
 def test_nan_row_fails_alone(drive: Drive) -> None:
