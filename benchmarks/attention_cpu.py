@@ -1,7 +1,7 @@
 """Paged attention of the cpu backend alone, beside this machine's floors: one JSON line for each case.
 
-Prompts are bound by arithmetic (gflop_s beside peak_gflop_s), decoding by the memory (gb_s beside read_gb_s); every
-layer has a cache of its own, as in a model, so that decoding does not find in the processor's cache what it read before.
+Prompts are bound by arithmetic (gflop_s beside peak_gflop_s), decoding by memory (gb_s beside read_gb_s). Every
+layer has a cache of its own, as in a model, so that decoding finds nothing that the processor kept from before.
 """
 
 from __future__ import annotations

@@ -364,17 +364,19 @@ def _make_backend(device: str, config: EngineConfig, *, max_model_len: int) -> B
         "max_model_len": max_model_len,
         "max_num_batched_tokens": config.scheduler.max_num_batched_tokens,
         "block_size": config.cache.block_size,
-        "dtype": config.model.dtype,
         "threads": config.device.threads,
         "kv_cache_dtype": config.cache.kv_cache_dtype,
     }
+    dtype = config.model.dtype
     if device == "cpu":
         from octavo.backends.cpu.runner import CpuBackend
 
+        if dtype not in ("auto", "float32"):
+            raise UnsupportedError(f"dtype={dtype} is not supported on device cpu; use float32", param="dtype")
         return CpuBackend(**sizes, activation_dtype=config.device.activation_dtype)
     if config.device.activation_dtype != "float32":
         message = f"activation_dtype={config.device.activation_dtype} is for device cpu; leave it out on {device}"
         raise UnsupportedError(message, param="activation_dtype")
     from octavo.backends.torch.runner import TorchBackend
 
-    return TorchBackend(device=device.removeprefix("torch:"), **sizes)
+    return TorchBackend(device=device.removeprefix("torch:"), dtype=dtype, **sizes)

@@ -77,6 +77,12 @@ def test_cache_types_halve_and_quarter(dtype: str, size: int, checkpoint: Callab
     assert build.kv_bytes_per_token(config, build.open_model(config.model).spec, device="cpu") == size
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_arithmetic_of_the_cpu_is_float32(dtype: str, checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(UnsupportedError, match=f"dtype={dtype} is not supported on device cpu"):
+        LLM(str(checkpoint("llama")), device="cpu", dtype=dtype)
+
+
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "float16"), ("torch:cpu", "int8_per_token_head")])
 def test_cache_types_of_other_backends_are_refused(device: str, dtype: str, checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(UnsupportedError, match=f"kv_cache_dtype={dtype} is not supported"):

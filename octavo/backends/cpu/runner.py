@@ -32,8 +32,7 @@ class CpuBackend:
     threads: those that share a step; the cores that this process may use where None. NumPy's BLAS is held to one.
     native: run native kernels, where they were built; else, and where False, NumPy computes every op.
     activation_dtype: as DeviceConfig's.  kv_cache_dtype: of cache.CELLS; auto is float32.
-    Raises UnsupportedError for a dtype other than float32 (auto means that) or another kv_cache_dtype, ConfigError for
-    int8 activations without native kernels.
+    Raises UnsupportedError for another kv_cache_dtype, ConfigError for int8 activations without native kernels.
     """
 
     def __init__(
@@ -43,14 +42,11 @@ class CpuBackend:
         max_model_len: int,
         max_num_batched_tokens: int,
         block_size: int,
-        dtype: str = "float32",
         threads: int | None = None,
         native: bool = True,
         activation_dtype: str = "float32",
         kv_cache_dtype: str = "auto",
     ) -> None:
-        if dtype not in ("auto", "float32"):
-            raise UnsupportedError(f"dtype {dtype} is not supported on the cpu backend; use float32", param="dtype")
         self._kv_cache_dtype = "float32" if kv_cache_dtype == "auto" else kv_cache_dtype
         if self._kv_cache_dtype not in CELLS:
             raise UnsupportedError(
