@@ -1,4 +1,4 @@
-"""How far activation_dtype=int8 of the cpu backend is from float32 on the same weights.
+"""How far rounded activations, and rounded K and V, of the cpu backend are from float32 on the same weights.
 
 Mean KL divergence, perplexities and equal best tokens over the first 2,000 tokens of this repository's own prose.
 """
@@ -37,7 +37,7 @@ def text_chunks(checkpoint: Checkpoint, count: int) -> list[list[int]]:
 class Logits:
     """log_softmax of every position of a chunk, through the backend's own steps."""
 
-    def __init__(self, checkpoint: Checkpoint, activation_dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, activation_dtype: str, kv_cache_dtype: str) -> None:
         spec = build_spec(checkpoint.config)
         names = find_family(checkpoint.config).names(spec)
         shapes = {name: parameter.shape for name, parameter in spec.parameters().items()}
@@ -47,6 +47,7 @@ class Logits:
             max_num_batched_tokens=2 * CHUNK,
             block_size=BLOCK,
             activation_dtype=activation_dtype,
+            kv_cache_dtype=kv_cache_dtype,
         )
         self._backend.load(spec, map_names(checkpoint, names, shapes))
         self._backend.allocate(2 * CHUNK // BLOCK)
@@ -69,11 +70,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--activation-dtype", default="int8")
+    parser.add_argument("--kv-cache-dtype", default="float32")
     arguments = parser.parse_args()
     path = Path(locate(EngineConfig(model=ModelConfig(model=arguments.model))).model.model)
     checkpoint = open_checkpoint(path)
     chunks = text_chunks(checkpoint, arguments.tokens)
-    exact, ours = Logits(checkpoint, "float32"), Logits(checkpoint, "int8")
+    exact = Logits(checkpoint, "float32", "float32")
+    ours = Logits(checkpoint, arguments.activation_dtype, arguments.kv_cache_dtype)
     divergence, surprise, agree = [], [], []
     for chunk in chunks:
         p, q = exact(chunk), ours(chunk)
@@ -84,6 +88,8 @@ def main() -> None:
     perplexity = [float(np.exp(np.concatenate(side).mean())) for side in zip(*surprise, strict=True)]
     figures = {
         "model": path.name,
+        "activation_dtype": arguments.activation_dtype,
+        "kv_cache_dtype": arguments.kv_cache_dtype,
         "tokens": len(divergence),
         "kl_mean": float(np.mean(divergence)),
         "kl_max": float(np.max(divergence)),

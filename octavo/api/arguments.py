@@ -45,7 +45,6 @@ FOREIGN: dict[str, Foreign] = {
     "quantization": Foreign(
         (None, "gguf"), "the checkpoint's own format is found and used; name one that is quantized already"
     ),
-    "kv_cache_dtype": Foreign((None, "auto"), "the cache has the type of the arithmetic; set dtype"),
     "tokenizer_mode": Foreign(("auto", "hf", "fast"), "every tokenizer is read in one way; leave it at auto"),
     "tokenizer_revision": Foreign((None,), "revision holds for every file"),
     "code_revision": Foreign((None,), "code from a model's repository is never run"),

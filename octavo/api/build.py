@@ -264,7 +264,7 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
         backend.load(model.spec, _weights(model), progress)
         memory = backend.memory()
         blocks = num_blocks(
-            model.spec.kv_bytes_per_token(element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)),
+            kv_bytes_per_token(config, model.spec, device=device),
             cache=config.cache,
             memory=memory,
             on_host=device != "cuda",
@@ -297,8 +297,18 @@ def _weights(model: Model) -> Weights:
     return map_names(model.checkpoint, find_family(model.checkpoint.config).names(model.spec), shapes)
 
 
+def kv_bytes_per_token(config: EngineConfig, spec: ModelSpec, *, device: str) -> int:
+    """Bytes of K and V that one token takes in a device's cache."""
+    dtype = config.cache.kv_cache_dtype
+    if dtype == "int8_per_token_head":
+        return spec.kv_bytes_per_token(1, scale_bytes=4)
+    return spec.kv_bytes_per_token(
+        element_bytes(config.model.dtype if dtype == "auto" else dtype, device=device, stored=spec.dtype)
+    )
+
+
 def element_bytes(dtype: str, *, device: str, stored: str) -> int:
-    """Bytes of one K or V element."""
+    """Bytes of one number of this type; of auto, as the device's arithmetic has it."""
     if dtype == "auto":
         dtype = "float32" if device.endswith("cpu") else stored
     return 4 if dtype == "float32" else 2
@@ -383,16 +393,19 @@ def _make_backend(device: str, config: EngineConfig, *, max_model_len: int) -> B
         "max_model_len": max_model_len,
         "max_num_batched_tokens": config.scheduler.max_num_batched_tokens,
         "block_size": config.cache.block_size,
-        "dtype": config.model.dtype,
         "threads": config.device.threads,
+        "kv_cache_dtype": config.cache.kv_cache_dtype,
     }
+    dtype = config.model.dtype
     if device == "cpu":
         from octavo.backends.cpu.runner import CpuBackend
 
+        if dtype not in ("auto", "float32"):
+            raise UnsupportedError(f"dtype={dtype} is not supported on device cpu; use float32", param="dtype")
         return CpuBackend(**sizes, activation_dtype=config.device.activation_dtype)
     if config.device.activation_dtype == "int8":
         message = f"activation_dtype={config.device.activation_dtype} is for device cpu; leave it out on {device}"
         raise UnsupportedError(message, param="activation_dtype")
     from octavo.backends.torch.runner import TorchBackend
 
-    return TorchBackend(device=device.removeprefix("torch:"), **sizes)
+    return TorchBackend(device=device.removeprefix("torch:"), dtype=dtype, **sizes)

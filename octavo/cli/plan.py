@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 
-from octavo.api.build import choose_device, device_memory, element_bytes, open_model
+from octavo.api.build import choose_device, device_memory, element_bytes, kv_bytes_per_token, open_model
 from octavo.api.log import set_up_logging
 from octavo.base.config.resolve import resolve
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     report = plan_report(
         model.spec,
         weight_bytes=model.spec.num_parameters() * element,
-        element_bytes=element,
+        kv_bytes_per_token=kv_bytes_per_token(config, model.spec, device=device),
         max_model_len=config.model.max_model_len or model.spec.max_position,
         free_bytes=max(0, memory.free - reserve),
         stored_bytes=model.stored_bytes,

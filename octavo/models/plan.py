@@ -50,12 +50,12 @@ def plan_report(
     spec: ModelSpec,
     *,
     weight_bytes: int,
-    element_bytes: int,
+    kv_bytes_per_token: int,
     max_model_len: int,
     free_bytes: int | None,
     stored_bytes: int | None = None,
 ) -> PlanReport:
-    """element_bytes: size of one K or V element in the cache.
+    """kv_bytes_per_token: of K and V in the cache, over all layers.
 
     Raises ConfigError if max_model_len is not from 1 to the model's own limit.
     """
@@ -66,7 +66,7 @@ def plan_report(
         )
     parts = _parts(spec)
     token = sum(part.flops for part in parts)
-    kv = spec.kv_bytes_per_token(element_bytes)
+    full = kv_bytes_per_token * max_model_len
     return PlanReport(
         family=spec.family,
         layers=len(spec.layers),
@@ -74,12 +74,12 @@ def plan_report(
         weight_bytes=weight_bytes,
         stored_bytes=stored_bytes,
         max_model_len=max_model_len,
-        kv_bytes_per_token=kv,
-        kv_bytes_full=kv * max_model_len,
+        kv_bytes_per_token=kv_bytes_per_token,
+        kv_bytes_full=full,
         flops_per_token=token,
         flops_per_token_full=token + _attention_flops(spec, max_model_len),
         free_bytes=free_bytes,
-        sequences=None if free_bytes is None else max(0, free_bytes - weight_bytes) // (kv * max_model_len),
+        sequences=None if free_bytes is None else max(0, free_bytes - weight_bytes) // full,
         parts=parts,
     )
 

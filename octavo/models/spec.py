@@ -135,9 +135,10 @@ class ModelSpec:
             total += size
         return total
 
-    def kv_bytes_per_token(self, element_bytes: int) -> int:
-        """Bytes of K and V that one token takes over all layers."""
-        return sum(2 * layer.mixer.kv_heads * layer.mixer.head_dim * element_bytes for layer in self.layers)
+    def kv_bytes_per_token(self, element_bytes: int, *, scale_bytes: int = 0) -> int:
+        """Bytes of K and V that one token takes over all layers. scale_bytes: beside each head's elements."""
+        mixers = [layer.mixer for layer in self.layers]
+        return sum(2 * mixer.kv_heads * (mixer.head_dim * element_bytes + scale_bytes) for mixer in mixers)
 
 
 def _layer_parameters(layer: Layer, hidden: int) -> Iterator[tuple[str, Parameter]]:

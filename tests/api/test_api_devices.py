@@ -9,6 +9,7 @@ import pytest
 
 from octavo import LLM
 from octavo.api import build
+from octavo.api.arguments import engine_config
 from octavo.base.config.config import DeviceConfig
 from octavo.base.errors import ConfigError, UnsupportedError
 
@@ -64,6 +65,28 @@ def test_mlx_is_refused() -> None:
 )  # fmt: skip
 def test_cache_elements(dtype: str, device: str, stored: str, size: int) -> None:
     assert build.element_bytes(dtype, device=device, stored=stored) == size
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("auto", 512), ("float32", 512), ("bfloat16", 256), ("int8_per_token_head", 128 + 2 * 2 * 2 * 4)],
+)
+def test_cache_types_halve_and_quarter(dtype: str, size: int, checkpoint: Callable[[str], Path]) -> None:
+    """The bytes that sizing counts with, and the blocks that come of the same memory."""
+    config = engine_config(str(checkpoint("llama")), {"kv_cache_dtype": dtype, "device": "cpu"})
+    assert build.kv_bytes_per_token(config, build.open_model(config.model).spec, device="cpu") == size
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_arithmetic_of_the_cpu_is_float32(dtype: str, checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(UnsupportedError, match=f"dtype={dtype} is not supported on device cpu"):
+        LLM(str(checkpoint("llama")), device="cpu", dtype=dtype)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float16"), ("torch:cpu", "int8_per_token_head")])
+def test_cache_types_of_other_backends_are_refused(device: str, dtype: str, checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(UnsupportedError, match=f"kv_cache_dtype={dtype} is not supported"):
+        LLM(str(checkpoint("llama")), device=device, kv_cache_dtype=dtype)
 
 
 def test_int8_activations_are_the_cpus(checkpoint: Callable[[str], Path]) -> None:

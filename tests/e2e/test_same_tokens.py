@@ -95,6 +95,23 @@ def test_prefix_hits_and_n(setup: tuple[dict[str, Any], list[list[int]]]) -> Non
         check(llm)
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", "bfloat16"), ("cpu", "int8_per_token_head"), ("torch:cpu", "bfloat16")]
+)
+def test_rounded_caches(device: str, dtype: str, checkpoint: Callable[[str], Path]) -> None:
+    """K and V are rounded once, when they are written: chunks, hits and preemption bring the same tokens."""
+    arguments = {"model": str(checkpoint(MODEL)), "device": device, "kv_cache_dtype": dtype, **BASE}
+    ids = prompts()[:12]
+    with LLM(**arguments, enable_prefix_caching=False) as llm:
+        outputs = [llm.generate(as_prompts([one]), params(i), use_tqdm=False)[0] for i, one in enumerate(ids)]
+    alone = [output.outputs[0].token_ids for output in outputs]
+    for variant in ("small chunks", "preemption", "one at a time, small chunks"):
+        with LLM(**{**arguments, **VARIANTS[variant]}) as llm:
+            assert run(llm, ids) == alone
+            assert run(llm, ids) == alone  # once more, over a warm prefix cache
+            check(llm)
+
+
 def test_child_process_and_streaming(setup: tuple[dict[str, Any], list[list[int]]]) -> None:
     arguments, alone = setup
 

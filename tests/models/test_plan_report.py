@@ -23,7 +23,7 @@ def test_numbers_by_hand() -> None:
     weights = 4 * parameters
     kv = 2 * 2 * 2 * 16 * 4  # K and V, layers, kv heads, head_dim, bytes
     report = plan_report(
-        LLAMA, weight_bytes=weights, element_bytes=4, max_model_len=100, free_bytes=weights + 3 * 100 * kv + 99
+        LLAMA, weight_bytes=weights, kv_bytes_per_token=512, max_model_len=100, free_bytes=weights + 3 * 100 * kv + 99
     )
     assert report.parameters == parameters == 107_200
     assert report.kv_bytes_per_token == kv == 512
@@ -43,7 +43,7 @@ def test_numbers_by_hand() -> None:
 @pytest.mark.parametrize("name", checkpoints.CASES)
 def test_parts_add_up(name: str) -> None:
     spec = build_spec(checkpoints.CASES[name]().to_dict())
-    report = plan_report(spec, weight_bytes=1, element_bytes=2, max_model_len=9, free_bytes=None)
+    report = plan_report(spec, weight_bytes=1, kv_bytes_per_token=256, max_model_len=9, free_bytes=None)
     assert sum(part.parameters for part in report.parts) == report.parameters == spec.num_parameters()
     assert report.parts[-1].flops == 2 * spec.vocab_size * spec.hidden_size
 
@@ -51,7 +51,7 @@ def test_parts_add_up(name: str) -> None:
 def test_windows_bound_the_attention() -> None:
     spec = build_spec(checkpoints.CASES["mistral"]().to_dict())
     short, long = (
-        plan_report(spec, weight_bytes=1, element_bytes=2, max_model_len=n, free_bytes=None) for n in (8, 200)
+        plan_report(spec, weight_bytes=1, kv_bytes_per_token=256, max_model_len=n, free_bytes=None) for n in (8, 200)
     )
     assert short.flops_per_token_full == long.flops_per_token_full == short.flops_per_token + 2 * 4 * 4 * 24 * 8
 
@@ -59,7 +59,7 @@ def test_windows_bound_the_attention() -> None:
 @pytest.mark.parametrize("length", [0, -1, 257])
 def test_a_context_that_the_model_does_not_have(length: int) -> None:
     with pytest.raises(ConfigError, match="max_model_len must be from 1 to 256"):
-        plan_report(LLAMA, weight_bytes=1, element_bytes=2, max_model_len=length, free_bytes=None)
+        plan_report(LLAMA, weight_bytes=1, kv_bytes_per_token=256, max_model_len=length, free_bytes=None)
 
 
 @pytest.mark.parametrize(
@@ -72,19 +72,19 @@ def test_a_context_that_the_model_does_not_have(length: int) -> None:
     ],
 )
 def test_the_verdict(free: int | None, sequences: int | None, said: str) -> None:
-    report = plan_report(LLAMA, weight_bytes=1000, element_bytes=4, max_model_len=100, free_bytes=free)
+    report = plan_report(LLAMA, weight_bytes=1000, kv_bytes_per_token=512, max_model_len=100, free_bytes=free)
     assert report.sequences == sequences
     assert said in render(report)
 
 
 def test_the_whole_text() -> None:
-    report = plan_report(LLAMA, weight_bytes=428_800, element_bytes=4, max_model_len=256, free_bytes=1 << 20)
+    report = plan_report(LLAMA, weight_bytes=428_800, kv_bytes_per_token=512, max_model_len=256, free_bytes=1 << 20)
     assert render(report).splitlines() == TEXT.splitlines()
 
 
 def test_the_stored_size_is_shown_where_it_is_known() -> None:
     report = plan_report(
-        LLAMA, weight_bytes=1000, element_bytes=4, max_model_len=100, free_bytes=None, stored_bytes=2048
+        LLAMA, weight_bytes=1000, kv_bytes_per_token=512, max_model_len=100, free_bytes=None, stored_bytes=2048
     )
     (line,) = [line for line in render(report).splitlines() if "as stored" in line]
     assert line.split() == ["as", "stored", "2", "KiB"]

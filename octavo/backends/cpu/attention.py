@@ -2,7 +2,7 @@
 
 Layer cache (keys and values alike), C order, so that one block of one head is one contiguous piece:
 
-    [kv_heads, blocks, block_size, D]   slot = block * block_size + offset
+    [kv_heads, blocks, block_size, D]   slot = block * block_size + offset; scales likewise, without D
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from octavo.backends.cpu.cache import Cells, decode
 from octavo.backends.cpu.rows import Span
 from octavo.backends.cpu.team import Team
 
@@ -101,8 +102,8 @@ class AttentionPlan:
 def attend(
     out: np.ndarray,
     q: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
+    keys: Cells,
+    values: Cells,
     plan: AttentionPlan,
     *,
     scale: float,
@@ -123,11 +124,11 @@ def attend(
     plan.team.each(many, tiles.many[::-1])  # those with the most history first
 
 
-def _groups(tiles: list[Tile], plan: AttentionPlan, keys: np.ndarray) -> list[list[Tile]]:
+def _groups(tiles: list[Tile], plan: AttentionPlan, keys: Cells) -> list[list[Tile]]:
     """Cut tiles of one query for the team, and so that a group's scores fit into a member's scratch."""
     longest = max(tile.num_keys for tile in tiles)
     most = max(1, plan.scratch.shape[1] // (plan.heads * longest))
-    work = sum(tile.num_keys for tile in tiles) * keys.shape[0] * keys.shape[3] * 2
+    work = sum(tile.num_keys for tile in tiles) * keys.data.shape[0] * keys.data.shape[3] * 2
     groups = []
     for part in plan.team.parts(len(tiles), work=work):
         some = tiles[part]
@@ -135,12 +136,17 @@ def _groups(tiles: list[Tile], plan: AttentionPlan, keys: np.ndarray) -> list[li
     return groups
 
 
-def _gather(cache: np.ndarray, tile: Tile) -> np.ndarray:
-    """[kv_heads, num_keys, D]: never reads a slot that the row has not written."""
-    kv_heads, dim = cache.shape[0], cache.shape[3]
+def _gather(cache: Cells, tile: Tile) -> np.ndarray:
+    """float32 [kv_heads, num_keys, D]: never reads a slot that the row has not written."""
+    return decode(_pick(cache.data, tile), None if cache.scales is None else _pick(cache.scales, tile))
+
+
+def _pick(array: np.ndarray, tile: Tile) -> np.ndarray:
+    """[kv_heads, blocks, block_size, ...] -> [kv_heads, num_keys, ...]"""
+    kv_heads, _, size = array.shape[:3]
     if isinstance(tile.blocks, slice):
-        return cache.reshape(kv_heads, -1, dim)[:, tile.blocks]
-    found: np.ndarray = cache[:, tile.blocks].reshape(kv_heads, -1, dim)
+        return array.reshape(kv_heads, -1, *array.shape[3:])[:, tile.blocks]
+    found: np.ndarray = array[:, tile.blocks].reshape(kv_heads, len(tile.blocks) * size, *array.shape[3:])
     return found[:, tile.offset : tile.offset + tile.num_keys]
 
 
@@ -162,15 +168,15 @@ def _exp_rows(scores: np.ndarray) -> np.ndarray:
 def _attend_single(
     out: np.ndarray,
     q: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
+    keys: Cells,
+    values: Cells,
     tiles: list[Tile],
     scratch: np.ndarray,
     options: tuple[float, float | None],
 ) -> None:
     """Rows of one query each: products row by row without padding, one softmax for all of them."""
     scale, softcap = options
-    heads, dim, kv_heads = q.shape[1], q.shape[2], keys.shape[0]
+    heads, dim, kv_heads = q.shape[1], q.shape[2], keys.data.shape[0]
     group = heads // kv_heads
     longest = max(tile.num_keys for tile in tiles)
     scores = scratch[: len(tiles) * heads * longest].reshape(len(tiles), kv_heads, group, longest)
@@ -191,15 +197,15 @@ def _attend_single(
 def _attend_many(
     out: np.ndarray,
     q: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
+    keys: Cells,
+    values: Cells,
     tile: Tile,
     scratch: np.ndarray,
     options: tuple[float, int | None, float | None],
 ) -> None:
     """Several queries of one row: the queries of a group's heads are stacked, so that each KV head is one product."""
     scale, window, softcap = options
-    heads, dim, kv_heads, count, n = q.shape[1], q.shape[2], keys.shape[0], tile.count, tile.num_keys
+    heads, dim, kv_heads, count, n = q.shape[1], q.shape[2], keys.data.shape[0], tile.count, tile.num_keys
     group = heads // kv_heads
     rows = slice(tile.first, tile.first + count)
     queries = (q[rows] * np.float32(scale)).reshape(count, kv_heads, group, dim).transpose(1, 2, 0, 3)

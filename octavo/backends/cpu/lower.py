@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from octavo.backends.cpu import native
+from octavo.backends.cpu.cache import Cells
 from octavo.backends.cpu.native import Group, Instruction, Lowered, pointer
 from octavo.backends.cpu.packed import Matrix, Packed
 from octavo.backends.cpu.program import Instruction as Step
@@ -18,14 +19,16 @@ from octavo.backends.cpu.program import Instruction as Step
 class Lowering:
     """Turns steps of a program into native ones.
 
-    arrays: registers [max tokens, ...], layer caches, `cos.{i}`, `sin.{i}` [max tokens, pairs], `inv_freq.{i}` [pairs].
+    arrays: registers [max tokens, ...], `cos.{i}`, `sin.{i}` [max tokens, pairs], `inv_freq.{i}` [pairs].
     act(scheme, k, tails): a buffer for activations, of all tokens or of tails, in the form that products with this
     scheme read.
+    caches: `keys.{i}`, `values.{i}`, as csrc/program.h draws them.
     """
 
     arrays: dict[str, np.ndarray]
     packed: Packed
     act: Callable[[str, int, bool], np.ndarray]
+    caches: dict[str, Cells] = field(default_factory=dict)
     _made: list[Instruction] = field(default_factory=list)
     _groups: list[tuple[int, int, bool]] = field(default_factory=list)
     _shapes: list[tuple[Any, ...]] = field(default_factory=list)
@@ -133,10 +136,11 @@ class Lowering:
         self._rows("gated", k=self._width(out), **given)
 
     def _cache(self, keys: str, values: str, qkv: str) -> dict[str, Any]:
-        kv_heads, dim = self.arrays[values].shape[0], self.arrays[values].shape[3]
-        heads = self.arrays[qkv].shape[1] - 2 * kv_heads
-        arrays = {"keys": self.arrays[keys], "values": self.arrays[values]}
-        return {"heads": heads, "kv_heads": kv_heads, "dim": dim, **arrays}
+        k, v = self.caches[keys], self.caches[values]
+        kv_heads, dim = v.data.shape[0], v.data.shape[3]
+        shape = {"heads": self.arrays[qkv].shape[1] - 2 * kv_heads, "kv_heads": kv_heads, "dim": dim}
+        arrays = {"keys": k.data, "values": v.data, "key_scales": k.scales, "value_scales": v.scales}
+        return {**shape, **arrays, "flag": native.CELL_IDS[v.data.dtype]}
 
     def _width(self, name: str) -> int:
         array = self.arrays[name]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
+from octavo.backends.cpu.cache import Cells, make_cells
 from octavo.backends.cpu.program import Instruction, Program
 from octavo.backends.cpu.rows import Batch
 from octavo.backends.cpu.sampler import Draw, choose
@@ -44,9 +42,11 @@ class Machine:
         max_tokens: int,
         max_model_len: int,
         block_size: int,
+        kv_cache_dtype: str = "float32",
     ) -> None:
         self.program = program
         self.block_size = block_size
+        self.kv_cache_dtype = kv_cache_dtype
         self._team = team
         self.max_tokens = max_tokens
         vocab = program.tail_registers["logits"][0]
@@ -56,7 +56,7 @@ class Machine:
         self._tail = {n: np.empty((self.tail_rows, *s), np.float32) for n, s in program.tail_registers.items()}
         self._scratch = np.empty((team.size, max(SCORES, program.heads * (max_model_len + 1))), np.float32)
         self._inv_freq = [np.array(rope.inv_freq, np.float64) for rope in program.ropes]
-        self._caches: dict[str, np.ndarray] = {}
+        self._caches: dict[str, Cells] = {}
 
     @property
     def weight_bytes(self) -> int:
@@ -73,14 +73,14 @@ class Machine:
         """Make the layer caches: keys.{i} and values.{i}, laid out as attention.py draws them."""
         for i, (kv_heads, dim) in enumerate(self.program.caches):
             shape = (kv_heads, num_blocks, self.block_size, dim)
-            self._caches[f"keys.{i}"] = small_pages(shape)
-            self._caches[f"values.{i}"] = small_pages(shape)
+            for name in (f"keys.{i}", f"values.{i}"):
+                self._caches[name] = make_cells(self.kv_cache_dtype, shape, block_size=self.block_size)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy blocks in every layer; all sources are read before a destination is written."""
         sources, destinations = (list(side) for side in zip(*copies, strict=True))
         for cache in self._caches.values():
-            cache[:, destinations] = cache[:, sources]
+            cache.copy_blocks(sources, destinations)
 
     def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
         """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where
@@ -110,7 +110,8 @@ class Machine:
 
     def describe(self) -> dict[str, Any]:
         """What runs the model."""
-        return {"native": False, "variant": "numpy", "threads": self._team.size, "kv_dtype": "float32"}
+        about = {"threads": self._team.size, "kv_cache_dtype": self.kv_cache_dtype}
+        return {"native": False, "variant": "numpy", **about}
 
     def close(self) -> None:
         """End the threads."""
@@ -137,17 +138,3 @@ class Machine:
             op(flat[:, outputs], x, weight[:, outputs], *rest, **options)
 
         self._team.each(part, self._team.parts(weight.shape[1], work=len(x) * weight.size))
-
-
-def small_pages(shape: tuple[int, ...]) -> np.ndarray:
-    """float32 zeros that come to take memory in small pages.
-
-    A block is a few kilobytes in each head of each layer: in huge pages, which np.zeros asks for, the first prompt
-    would wait for hundreds of megabytes to be cleared.
-    """
-    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
-        return np.zeros(shape, np.float32)
-    pages = mmap.mmap(-1, 4 * prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without huge pages does not know the advice
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, np.float32).reshape(shape)

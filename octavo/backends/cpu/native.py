@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from octavo.backends.cpu.cache import CELLS
 from octavo.backends.cpu.sampler import Draw
 from octavo.base.types.tensor import SCHEMES
 
@@ -37,6 +38,8 @@ OPS = {
     "attention": 21,
     "head": 22,
 }
+CELL_IDS = {dtype: index for index, dtype in enumerate(CELLS.values())}
+"""What a cache is an array of -> OctCells of csrc/program.h."""
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 ROWS, PRODUCTS, ATTEND = 0, 1, 2
 _LONG, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -50,7 +53,7 @@ class Instruction(ctypes.Structure):
         *((name, _LONG) for name in ("n", "k", "heads", "kv_heads", "dim", "window", "ld_out", "ld_in")),
         *((name, _FLOAT) for name in ("a", "b")),
         *((name, _POINTER) for name in ("out", "in_", "delta", "weight", "bias", "act")),
-        *((name, _POINTER) for name in ("keys", "values", "cos", "sin", "inv_freq")),
+        *((name, _POINTER) for name in ("keys", "values", "key_scales", "value_scales", "cos", "sin", "inv_freq")),
     ]
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from octavo.backends.cpu import native
+from octavo.backends.cpu.cache import Cells, make_cells
 from octavo.backends.cpu.lower import Lowering
-from octavo.backends.cpu.machine import LOGIT_BYTES, Heads, small_pages
+from octavo.backends.cpu.machine import LOGIT_BYTES, Heads
 from octavo.backends.cpu.native import BatchArrays, Lowered, Pool, pointer
 from octavo.backends.cpu.packed import Packed
 from octavo.backends.cpu.program import Program
@@ -20,9 +21,19 @@ class NativeMachine:
     """Owns the registers and the layer caches: `keys.{i}` [kv_heads, blocks, D, block_size] and
     `values.{i}` [kv_heads, blocks, block_size, D], as csrc/program.h draws them."""
 
-    def __init__(self, program: Program, packed: Packed, *, pool: Pool, max_tokens: int, block_size: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        packed: Packed,
+        *,
+        pool: Pool,
+        max_tokens: int,
+        block_size: int,
+        kv_cache_dtype: str = "float32",
+    ) -> None:
         self.program = program
         self.block_size = block_size
+        self.kv_cache_dtype = kv_cache_dtype
         self.max_tokens = max_tokens
         vocab = program.tail_registers["logits"][0]
         self.tail_rows = max(1, LOGIT_BYTES // (4 * vocab))
@@ -35,7 +46,7 @@ class NativeMachine:
             for name in ("cos", "sin"):
                 self._arrays[f"{name}.{i}"] = np.empty((max_tokens, len(rope.inv_freq)), np.float32)
         self._acts: dict[str, np.ndarray] = {}
-        self._caches: dict[str, np.ndarray] = {}
+        self._caches: dict[str, Cells] = {}
         self._lowered: Lowered | None = None
         # what a step is told and tells; made once, as is its description for native code
         self._spans = np.empty((max_tokens, 5), np.int64)
@@ -64,23 +75,25 @@ class NativeMachine:
 
     def describe(self) -> dict[str, Any]:
         """What runs the model."""
-        return {"native": True, "variant": self._pool.variant, "threads": self._pool.size, "kv_dtype": "float32"}
+        about = {"threads": self._pool.size, "kv_cache_dtype": self.kv_cache_dtype}
+        return {"native": True, "variant": self._pool.variant, **about}
 
     def allocate(self, num_blocks: int) -> None:
         """Make the layer caches."""
         for i, (kv_heads, dim) in enumerate(self.program.caches):
-            self._caches[f"keys.{i}"] = small_pages((kv_heads, num_blocks, dim, self.block_size))
-            self._caches[f"values.{i}"] = small_pages((kv_heads, num_blocks, self.block_size, dim))
+            for name, axes in ((f"keys.{i}", (dim, self.block_size)), (f"values.{i}", (self.block_size, dim))):
+                shape = (kv_heads, num_blocks, *axes)
+                self._caches[name] = make_cells(self.kv_cache_dtype, shape, block_size=self.block_size)
         factors = tuple(rope.attention_factor for rope in self.program.ropes)
         self._batch.num_blocks = num_blocks
-        lowering = Lowering(self._arrays | self._caches, self._packed, self._act)
+        lowering = Lowering(self._arrays, self._packed, self._act, self._caches)
         self._lowered = lowering.lower(self.program.body, self.program.tail, factors=factors)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy blocks in every layer; all sources are read before a destination is written."""
         sources, destinations = (list(side) for side in zip(*copies, strict=True))
         for cache in self._caches.values():
-            cache[:, destinations] = cache[:, sources]
+            cache.copy_blocks(sources, destinations)
 
     def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
         """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where

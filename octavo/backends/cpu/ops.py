@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from octavo.backends.cpu.attention import AttentionPlan, attend
+from octavo.backends.cpu.cache import Cells, encode
 
 Op = Callable[..., None]
 
@@ -85,22 +86,24 @@ def rope_tables(
     return (cos * attention_factor).astype(np.float32), (sin * attention_factor).astype(np.float32)
 
 
-def write_kv(keys: np.ndarray, values: np.ndarray, qkv: np.ndarray, slots: np.ndarray) -> None:
-    """Put each token's K and V into its slot (block * block_size + offset) of keys, values.
+def write_kv(keys: Cells, values: Cells, qkv: np.ndarray, slots: np.ndarray) -> None:
+    """Put each token's K and V, as the cache keeps them, into its slot (block * block_size + offset) of keys, values.
 
-    keys, values [kv_heads, blocks, block_size, D]; qkv [T, heads + 2 kv_heads, D]; slots [T].
+    Their data [kv_heads, blocks, block_size, D]; qkv [T, heads + 2 kv_heads, D]; slots [T].
     """
-    kv_heads, dim = keys.shape[0], keys.shape[3]
-    k, v = qkv[:, -2 * kv_heads : -kv_heads], qkv[:, -kv_heads:]
-    keys.reshape(kv_heads, -1, dim)[:, slots] = k.transpose(1, 0, 2)
-    values.reshape(kv_heads, -1, dim)[:, slots] = v.transpose(1, 0, 2)
+    kv_heads, blocks, size, dim = keys.data.shape
+    for cache, x in ((keys, qkv[:, -2 * kv_heads : -kv_heads]), (values, qkv[:, -kv_heads:])):
+        data, scales = encode(x, cache.data.dtype)
+        cache.data.reshape(kv_heads, blocks * size, dim)[:, slots] = data.transpose(1, 0, 2)
+        if cache.scales is not None and scales is not None:
+            cache.scales.reshape(kv_heads, blocks * size)[:, slots] = scales.T
 
 
 def paged_attention(
     out: np.ndarray,
     qkv: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
+    keys: Cells,
+    values: Cells,
     plan: AttentionPlan,
     *,
     scale: float,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from octavo.backends.cpu.cache import CELLS
 from octavo.backends.cpu.host import memory_bytes, take_threads
 from octavo.backends.cpu.machine import Machine
 from octavo.backends.cpu.native import Pool, library
@@ -30,8 +31,9 @@ class CpuBackend:
 
     threads: those that share a step; the cores that this process may use where None. NumPy's BLAS is held to one.
     native: run native kernels, where they were built; else, and where False, NumPy computes every op.
-    activation_dtype: as DeviceConfig's; auto is int8 with native kernels, else float32.  Raises UnsupportedError for a
-    dtype other than float32 (auto means that), ConfigError for int8 without native kernels.
+    activation_dtype: as DeviceConfig's; auto is int8 with native kernels, else float32.
+    kv_cache_dtype: of cache.CELLS; auto is float32.
+    Raises UnsupportedError for another kv_cache_dtype, ConfigError for int8 without native kernels.
     """
 
     def __init__(
@@ -41,13 +43,17 @@ class CpuBackend:
         max_model_len: int,
         max_num_batched_tokens: int,
         block_size: int,
-        dtype: str = "float32",
         threads: int | None = None,
         native: bool = True,
         activation_dtype: str = "auto",
+        kv_cache_dtype: str = "auto",
     ) -> None:
-        if dtype not in ("auto", "float32"):
-            raise UnsupportedError(f"dtype {dtype} is not supported on the cpu backend; use float32", param="dtype")
+        self._kv_cache_dtype = "float32" if kv_cache_dtype == "auto" else kv_cache_dtype
+        if self._kv_cache_dtype not in CELLS:
+            raise UnsupportedError(
+                f"kv_cache_dtype={kv_cache_dtype} is not supported on the cpu backend; use auto or {', '.join(CELLS)}",
+                param="kv_cache_dtype",
+            )
         self._max_num_seqs = max_num_seqs
         self._max_model_len = max_model_len
         self._max_tokens = max_num_batched_tokens
@@ -78,7 +84,12 @@ class CpuBackend:
                 program.packs, weights, pool=pool, exact=self._exact, folder=env.packed_folder(), progress=progress
             )
             self._machine = NativeMachine(
-                program, packed, pool=pool, max_tokens=self._max_tokens, block_size=self._block_size
+                program,
+                packed,
+                pool=pool,
+                max_tokens=self._max_tokens,
+                block_size=self._block_size,
+                kv_cache_dtype=self._kv_cache_dtype,
             )
             return
         self._machine = Machine(
@@ -88,6 +99,7 @@ class CpuBackend:
             max_tokens=self._max_tokens,
             max_model_len=self._max_model_len,
             block_size=self._block_size,
+            kv_cache_dtype=self._kv_cache_dtype,
         )
 
     def memory(self) -> DeviceMemory:

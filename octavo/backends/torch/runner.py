@@ -11,7 +11,7 @@ import torch
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.select import AttentionStack
-from octavo.backends.torch.device.device import resolve_device, resolve_dtype
+from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
 from octavo.backends.torch.device.memory import activation_bytes, device_bytes
 from octavo.backends.torch.layers.decoder import Decoder, check_words
 from octavo.backends.torch.rows import Rows
@@ -41,11 +41,17 @@ class TorchBackend:
         block_size: int,
         dtype: str = "float32",
         threads: int | None = None,
+        kv_cache_dtype: str = "auto",
     ) -> None:
-        """device: as device/device.py names it.  dtype: as ModelConfig.dtype.  threads: of one operation on a CPU."""
+        """device: as device/device.py names it.  threads: of one operation on a CPU.
+
+        dtype, kv_cache_dtype: as ModelConfig and CacheConfig have them.  Raises ConfigError, UnsupportedError.
+        """
         self._device = resolve_device(device)
-        resolve_dtype(dtype, device=self._device, stored="float32")  # a wrong name is told now, not after loading
-        self._dtype_name = dtype
+        # wrong names are told now, not after loading
+        arithmetic = resolve_dtype(dtype, device=self._device, stored="float32")
+        resolve_cache_dtype(kv_cache_dtype, arithmetic=arithmetic)
+        self._dtype_name, self._cache_dtype_name = dtype, kv_cache_dtype
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
         self._max_num_tokens, self._block_size = max_num_batched_tokens, block_size
         self._decoder: Decoder | None = None
@@ -87,7 +93,7 @@ class TorchBackend:
                 decoder.spec,
                 num_blocks=num_blocks,
                 block_size=self._block_size,
-                dtype=decoder.weights.embed.dtype,
+                dtype=resolve_cache_dtype(self._cache_dtype_name, arithmetic=decoder.weights.embed.dtype),
                 device=self._device,
             )
             rows = Rows(

@@ -33,7 +33,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        _d("Arithmetic and KV type; auto is float32 on a CPU, the checkpoint's own elsewhere."),
+        _d("Type of the arithmetic; auto is float32 on a CPU, the checkpoint's own elsewhere."),
     ] = "auto"
     max_model_len: Annotated[
         Positive | None, _d("Longest prompt + output in tokens; the model's own where not given.")
@@ -74,6 +74,12 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kv_cache_memory_bytes: Annotated[Positive | None, _d("Bytes for the cache; without it at most 4 GiB on a CPU.")] = (
         None
     )
+    kv_cache_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16", "int8_per_token_head"],
+        _d(
+            "Type of K and V in the cache; auto is the arithmetic's. int8_per_token_head, a quarter, is for device cpu."
+        ),
+    ] = "auto"
     num_gpu_blocks_override: Annotated[Positive | None, _d("Exactly this many blocks.")] = None
     enable_prefix_caching: Annotated[bool, _d("Keep finished blocks and share equal prefixes.")] = True
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.backends.cpu.cache import CELLS, Cells, make_cells
 from octavo.backends.cpu.runner import CpuBackend
 from octavo.base.types.tensor import SCHEMES, StoredTensor
 from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec, RMSNorm, Rope
@@ -82,8 +83,23 @@ def backend(model: ModelSpec, weights: dict[str, np.ndarray], *, num_blocks: int
     made.load(model, {name: stored(name, array) for name, array in weights.items()})
     made.allocate(num_blocks)
     for cache in made._machine._caches.values():
-        cache.fill(np.nan)
+        poison(cache)
     return made
+
+
+def poison(cells: Cells) -> Cells:
+    """Numbers that show wherever they are used: NaN in every type, by the scales where the cells are int8."""
+    for array in cells.arrays:
+        array.fill({"f": np.nan, "u": 0xFFFF, "i": 101}[array.dtype.kind])
+    return cells
+
+
+def cells(dtype: str, *shape: int, block_size: int) -> Cells:
+    """Poisoned ones."""
+    return poison(make_cells(dtype, shape, block_size=block_size))
+
+
+KV_DTYPES = list(CELLS)
 
 
 def forward(model: ModelSpec, weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:

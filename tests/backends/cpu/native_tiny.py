@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from octavo.backends.cpu import native
+from octavo.backends.cpu.cache import Cells
 from octavo.backends.cpu.lower import Lowering
 from octavo.backends.cpu.native import BatchArrays, Pool, pointer
 from octavo.backends.cpu.packed import Matrix, Packed
@@ -44,6 +45,7 @@ def run(
     arrays: dict[str, np.ndarray],
     *,
     packed: Packed | None = None,
+    caches: dict[str, Cells] | None = None,
     tokens: int,
     factors: tuple[float, ...] = (),
     block_size: int = 1,
@@ -59,7 +61,7 @@ def run(
         acts.append(native.aligned(pool.library.oct_act_bytes(native.SCHEME_IDS[scheme], tokens, k)))
         return acts[-1]
 
-    lowering, tails = Lowering(arrays, packed or Packed({}, {}), act), given.get("tails")
+    lowering, tails = Lowering(arrays, packed or Packed({}, {}), act, caches or {}), given.get("tails")
     body, tail = ((step,), ()) if tails is None else ((), (step,))
     lowered = lowering.lower(body, tail, factors=factors)
     spans: list[Span] = given.pop("spans", [])

@@ -89,7 +89,7 @@ def backend(form: str = "F32", **sizes: Any) -> Any:
     made.load(SPEC, stored(form))
     made.allocate(400)
     for cache in made._machine._caches.values():
-        cache.fill(np.nan)
+        cpu_tiny.poison(cache)
     return made
 
 
@@ -99,7 +99,7 @@ def variant(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-TOKENS = np.random.default_rng(3).integers(0, SPEC.vocab_size, (64, 400))
+TOKENS = np.random.default_rng(3).integers(0, SPEC.vocab_size, (64, 700))
 TABLES = np.random.default_rng(4).permutation(400)
 
 
@@ -125,9 +125,12 @@ def whole(machine: Any, sequence: int, length: int, blocks: np.ndarray) -> np.nd
     return step(machine, [(sequence, 0, length)], blocks)[0]
 
 
-@pytest.mark.parametrize("form", ["F32", "mixed"])
-def test_bits_do_not_depend_on_chunks(form: str) -> None:
-    made = backend(form)
+KV_DTYPES = pytest.mark.parametrize("kv_cache_dtype", cpu_tiny.KV_DTYPES)
+
+
+@pytest.mark.parametrize(("form", "kv_cache_dtype"), [("mixed", "float32"), *(("F32", d) for d in cpu_tiny.KV_DTYPES)])
+def test_bits_do_not_depend_on_chunks(form: str, kv_cache_dtype: str) -> None:
+    made = backend(form, kv_cache_dtype=kv_cache_dtype)
     expected = whole(made._machine, 0, 330, tables(1, 330))
     other = np.roll(tables(2, 330), 1, axis=0)
     for chunk in (1, 7, 64, 100):
@@ -140,10 +143,10 @@ def test_bits_do_not_depend_on_chunks(form: str) -> None:
     made.close()
 
 
-@pytest.mark.parametrize("form", ["F32", "Q4_1"])
-def test_bits_do_not_depend_on_the_batch(form: str) -> None:
+@pytest.mark.parametrize(("form", "kv_cache_dtype"), [("F32", "float32"), *(("Q4_1", d) for d in cpu_tiny.KV_DTYPES)])
+def test_bits_do_not_depend_on_the_batch(form: str, kv_cache_dtype: str) -> None:
     """Batches of 1 to 64 that decode, with a prompt among them."""
-    made = backend(form)
+    made = backend(form, kv_cache_dtype=kv_cache_dtype)
     machine, blocks = made._machine, tables(64, 90)
     alone = [whole(machine, sequence, 40, blocks)[-1] for sequence in range(64)]
     for size in (1, 2, 3, 5, 16, 17, 33, 64):
@@ -152,6 +155,18 @@ def test_bits_do_not_depend_on_the_batch(form: str) -> None:
             shares.insert(size // 2, (63, 0, 40))
         for (sequence, _, _), logits in zip(shares, step(machine, shares, blocks), strict=True):
             np.testing.assert_array_equal(logits[-1], alone[sequence], err_msg=f"batch of {size}, sequence {sequence}")
+    made.close()
+
+
+@KV_DTYPES
+def test_bits_do_not_depend_on_how_a_long_history_is_cut(kv_cache_dtype: str) -> None:
+    """Few rows are cut into many pieces for the threads, many into few."""
+    made = backend(kv_cache_dtype=kv_cache_dtype)
+    machine, blocks, length = made._machine, tables(8, 700), 700
+    alone = [whole(machine, sequence, length, blocks)[-1] for sequence in range(8)]
+    for size in (1, 2, 3, 4, 8):
+        found = step(machine, [(sequence, length - 1, 1) for sequence in range(size)], blocks)
+        np.testing.assert_array_equal(np.concatenate(found), alone[:size], err_msg=f"{size} rows")
     made.close()
 
 
@@ -182,6 +197,33 @@ def test_logits_are_those_of_numpy(form: str, activation_dtype: str, tolerance: 
         made.close()
     assert np.abs(found[0] - found[1]).max() < tolerance
     assert (found[0].argmax(axis=1) == found[1].argmax(axis=1)).mean() > (0.999 if tolerance < 0.01 else 0.9)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+@KV_DTYPES
+@pytest.mark.parametrize("native", [True, False])
+def test_rounded_caches_change_little(kv_cache_dtype: str, native: bool) -> None:
+    """And native kernels and NumPy agree on what they change; a copied block is the block."""
+    found = {}
+    for dtype, own in (("float32", native), (kv_cache_dtype, native), (kv_cache_dtype, True)):
+        made = backend(native=own, kv_cache_dtype=dtype, activation_dtype="float32")
+        blocks = tables(2, 150)
+        whole(made._machine, 0, 149, blocks)
+        made._machine.copy_blocks(list(zip(blocks[0].tolist(), blocks[1].tolist(), strict=True)))
+        found[dtype, own] = step(made._machine, [(0, 149, 1)], blocks[[1, 0]])[0]
+        again = step(made._machine, [(0, 149, 1)], blocks)[0]
+        np.testing.assert_array_equal(again, found[dtype, own])
+        assert made.call("describe")["kv_cache_dtype"] == dtype
+        made.close()
+    exact, rounded = log_softmax(found["float32", native]), log_softmax(found[kv_cache_dtype, native])
+    divergence = (np.exp(exact) * (exact - rounded)).sum(axis=1).max()
+    assert divergence < {"float32": 1e-12, "bfloat16": 1e-5, "int8_per_token_head": 1e-4}[kv_cache_dtype]
+    assert divergence > 0 or kv_cache_dtype == "float32"
+    np.testing.assert_allclose(found[kv_cache_dtype, native], found[kv_cache_dtype, True], atol=2e-3)
 
 
 def test_packed_weights_are_as_small_as_stored_ones() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from octavo.backends.cpu import native, ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
+from octavo.backends.cpu.cache import Cells
 from octavo.backends.cpu.native import Pool
 from octavo.backends.cpu.packed import Packed
 from octavo.backends.cpu.program import Instruction
@@ -168,18 +169,33 @@ def test_rope(pool: Pool, interleaved: bool, dim: int) -> None:
     np.testing.assert_array_equal(qkv[:, 3:], expected[:, 3:])
 
 
+def turned(keys: Cells) -> Cells:
+    """Keys as NumPy has them, as the kernels do: those of a block side by side, [kv_heads, blocks, D, block_size]."""
+    return Cells(np.ascontiguousarray(keys.data.swapaxes(2, 3)), keys.scales)
+
+
 @covers("write_kv")
-def test_write_kv(pool: Pool) -> None:
-    """Keys of a block lie side by side: [kv_heads, blocks, D, block_size]."""
-    keys, values = poisoned(2, 3, 5, 4), poisoned(2, 3, 4, 5)
-    qkv, slots = rand(3, 3 + 2 * 2, 5), np.array([11, 0, 6])
-    reference = poisoned(2, 3, 4, 5), poisoned(2, 3, 4, 5)
-    ops.write_kv(*reference, qkv, slots)
+@pytest.mark.parametrize("dtype", cpu_tiny.KV_DTYPES)
+@pytest.mark.parametrize("dim", [5, 64, 80])
+def test_write_kv(pool: Pool, dtype: str, dim: int) -> None:
+    """The same bits, of halves between numbers, of zeros, of the smallest and the largest, of what is not finite."""
+    qkv, slots = rand(9, 3 + 2 * 2, dim), np.array([11, 0, 6, 5, 4, 1, 2, 9, 8])
+    qkv[1] = 0
+    qkv[2] = 1e-42
+    qkv[3, :, 0] = np.nan
+    qkv[4, :, -1] = -np.inf
+    qkv[5] = 3e38
+    qkv[6, :, :4] = np.array([0x3F808000, 0x3F818000, 0x3F80FFFF, 0x3F808001], np.uint32).view(np.float32)
+    qkv[7, :, :4] = [127, 0.5, 1.5, -2.5]
+    made = [cpu_tiny.cells(dtype, 2, 3, 4, dim, block_size=4) for _ in range(4)]
+    with np.errstate(all="ignore"):
+        ops.write_kv(made[0], made[1], qkv, slots)
+    caches = {"keys.0": turned(made[2]), "values.0": made[3]}
     step = Instruction("write_kv", ("keys.0", "values.0", "qkv", "slots"))
-    arrays = {"keys.0": keys, "values.0": values, "qkv": qkv}
-    native_tiny.run(pool, step, arrays, tokens=3, slots=slots, block_size=4, num_blocks=3)
-    np.testing.assert_array_equal(keys, reference[0].swapaxes(2, 3))
-    np.testing.assert_array_equal(values, reference[1])
+    native_tiny.run(pool, step, {"qkv": qkv}, caches=caches, tokens=9, slots=slots, block_size=4, num_blocks=3)
+    for found, expected in ((caches["keys.0"], turned(made[0])), (caches["values.0"], made[1])):
+        for one, other in zip(found.arrays, expected.arrays, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 ROWS = {
@@ -190,25 +206,36 @@ ROWS = {
 }
 
 
+SIZES = [(8, "float32"), (16, "float32"), (32, "float32"), (16, "bfloat16"), (8, "int8_per_token_head")]
+SIZES += [(32, "int8_per_token_head")]
+
+
 @covers("paged_attention")
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-@pytest.mark.parametrize("size", [8, 16, 32])
+@pytest.mark.parametrize(("size", "dtype"), SIZES)
 @pytest.mark.parametrize("window", [None, 1, 40, 300])
-@pytest.mark.parametrize(("heads", "dim", "softcap"), [(6, 5, None), (6, 64, 2.0), (2, 80, None)])
+@pytest.mark.parametrize(("heads", "dim", "softcap"), [(6, 5, None), (6, 64, 2.0), (2, 80, None), (14, 64, None)])
 def test_paged_attention(
-    pool: Pool, rows: list[tuple[int, int]], size: int, window: int | None, heads: int, dim: int, softcap: float | None
+    pool: Pool,
+    rows: list[tuple[int, int]],
+    size: int,
+    dtype: str,
+    window: int | None,
+    heads: int,
+    dim: int,
+    softcap: float | None,
 ) -> None:
-    """Blocks in any order, over a cache of NaN."""
+    """Blocks in any order, over a poisoned cache."""
     rng, kv_heads = np.random.default_rng(5), 2
     needed = [-(-(start + count) // size) for start, count in rows]
     tables = np.split(rng.permutation(sum(needed) + 3), np.cumsum(needed))[: len(rows)]
     blocks = sum(needed) + 3
-    keys, values = poisoned(kv_heads, blocks, size, dim), poisoned(kv_heads, blocks, size, dim)
+    keys, values = (cpu_tiny.cells(dtype, kv_heads, blocks, size, dim, block_size=size) for _ in range(2))
     spans, first = [], 0
     for index, ((start, count), table) in enumerate(zip(rows, tables, strict=True)):
         at = np.arange(start + count)
-        keys[:, table[at // size], at % size] = rng.standard_normal((kv_heads, len(at), dim))
-        values[:, table[at // size], at % size] = rng.standard_normal((kv_heads, len(at), dim))
+        kv = rng.standard_normal((len(at), 2 * kv_heads, dim)).astype(np.float32)
+        ops.write_kv(keys, values, kv, table[at // size] * size + at % size)
         spans.append(Span(index, first, start, count, False, table))
         first += count
     qkv, out, expected = (
@@ -219,9 +246,10 @@ def test_paged_attention(
     options = {"scale": 0.3, "window": window, "softcap": softcap}
     plan = AttentionPlan(spans, size, heads, poisoned(1, SCORES), TEAM)
     ops.paged_attention(expected, qkv, keys, values, plan, **options)
-    arrays = {"out": out, "qkv": qkv, "keys.0": np.ascontiguousarray(keys.swapaxes(2, 3)), "values.0": values}
+    caches = {"keys.0": turned(keys), "values.0": values}
     step = Instruction("paged_attention", ("out", "qkv", "keys.0", "values.0", "plan"), options)
-    native_tiny.run(pool, step, arrays, tokens=first, spans=spans, block_size=size, num_blocks=blocks)
+    given = {"spans": spans, "block_size": size, "num_blocks": blocks}
+    native_tiny.run(pool, step, {"out": out, "qkv": qkv}, caches=caches, tokens=first, **given)
     close(out, expected, 1e-5)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
+from octavo.backends.cpu.cache import decode, encode
 from octavo.backends.cpu.rows import Span
 from octavo.backends.cpu.team import Team
 from octavo.models.spec import Attention, RMSNorm
@@ -117,14 +118,16 @@ def test_rope(interleaved: bool, dim: int) -> None:
 
 
 @covers("write_kv")
-def test_write_kv() -> None:
-    keys, values = poisoned(2, 3, 4, 5), poisoned(2, 3, 4, 5)
+@pytest.mark.parametrize("dtype", cpu_tiny.KV_DTYPES)
+def test_write_kv(dtype: str) -> None:
+    keys, values = (cpu_tiny.cells(dtype, 2, 3, 4, 5, block_size=4) for _ in range(2))
     qkv, slots = rand(3, 3 + 2 * 2, 5), np.array([11, 0, 6])
     ops.write_kv(keys, values, qkv, slots)
-    for t, slot in enumerate(slots.tolist()):
-        np.testing.assert_array_equal(keys[:, slot // 4, slot % 4], qkv[t, 3:5])
-        np.testing.assert_array_equal(values[:, slot // 4, slot % 4], qkv[t, 5:7])
-    assert np.isnan(keys).sum() == np.isnan(values).sum() == 9 * 2 * 5
+    for cache, x in ((keys, qkv[:, 3:5]), (values, qkv[:, 5:7])):
+        found = decode(cache.data, cache.scales)
+        for t, slot in enumerate(slots.tolist()):
+            np.testing.assert_array_equal(found[:, slot // 4, slot % 4], decode(*encode(x[t], cache.data.dtype)))
+        assert np.isnan(found).sum() == 9 * 2 * 5
 
 
 ROWS = {
@@ -135,20 +138,20 @@ ROWS = {
 }
 
 
-def paged(rows: list[tuple[int, int]], kind: Attention, *, size: int, together: bool) -> None:
-    """Rows of (history, new tokens): the op against one naive query after the other, over a cache of NaN."""
+def paged(rows: list[tuple[int, int]], kind: Attention, *, size: int, together: bool, dtype: str = "float32") -> None:
+    """Rows of (history, new tokens): the op against one naive query after the other, over a poisoned cache."""
     rng = np.random.default_rng(5)
     needed = [-(-(start + count) // size) for start, count in rows]
     order = np.arange(sum(needed) + 3) if together else rng.permutation(sum(needed) + 3)
     tables = np.split(order, np.cumsum(needed))[: len(rows)]
     shape = (kind.kv_heads, len(order), size, kind.head_dim)
-    keys, values = poisoned(*shape), poisoned(*shape)
+    keys, values = (cpu_tiny.cells(dtype, *shape, block_size=size) for _ in range(2))
     spans, queries, expected, first = [], [], [], 0
     for index, ((start, count), table) in enumerate(zip(rows, tables, strict=True)):
         end = start + count
-        k, v = rand(end, kind.kv_heads, kind.head_dim, seed=index), rand(end, kind.kv_heads, kind.head_dim, seed=50)
-        place = table[np.arange(end) // size], np.arange(end) % size
-        keys[:, *place], values[:, *place] = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
+        kv = rand(end, 2 * kind.kv_heads, kind.head_dim, seed=index)
+        ops.write_kv(keys, values, kv, table[np.arange(end) // size] * size + np.arange(end) % size)
+        k, v = np.split(decode(*encode(kv, keys.data.dtype)), 2, axis=1)
         q = rand(count, kind.heads, kind.head_dim, seed=100 + index)
         queries.append(q)
         exact = [array.astype(np.float64) for array in (q, k, v)]
@@ -169,11 +172,12 @@ def paged(rows: list[tuple[int, int]], kind: Attention, *, size: int, together: 
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 64])
 @pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("dtype", cpu_tiny.KV_DTYPES)
 def test_paged_attention(
-    rows: list[tuple[int, int]], together: bool, window: int | None, softcap: float | None
+    rows: list[tuple[int, int]], together: bool, window: int | None, softcap: float | None, dtype: str
 ) -> None:
     kind = Attention(heads=6, kv_heads=2, head_dim=5, scale=0.7, rope=None, window=window, softcap=softcap)
-    paged(rows, kind, size=4, together=together)
+    paged(rows, kind, size=4, together=together, dtype=dtype)
 
 
 @covers("paged_attention")

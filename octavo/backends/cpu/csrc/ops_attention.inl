@@ -8,16 +8,20 @@ using octa::AttentionTask;
 using octa::kGroup;
 using octa::kSplit;
 using octa::kTile;
+using octa::kTogether;
 using octa::padded;
+using octa::partial_floats;
 
 const float kNone = -__builtin_inff();
 
 // Where a tile's keys and values lie.
+template <class Cell>
 struct Place {
-    const float* keys[kTile / kGroup];  // 16 keys side by side, for d = 0; the next d lies `stride` further
+    const Cell* keys[kTile / kGroup];  // 16 keys side by side, for d = 0; the next d lies `stride` further
     int64_t stride;
-    const float* values[kTile];
-    int64_t low, high;  // keys of the tile that may be read
+    const Cell* values[kTile];
+    float key_scales[kTile], value_scales[kTile];  // with int8 only
+    Cell *key_room, *value_room;                   // [D, kTile], [kTile, Dp]: for what cannot be read where it lies
 };
 
 // One query group's walk: `rows` queries x heads of one KV head.
@@ -26,32 +30,24 @@ struct Walk {
     const OctBatch& batch;
     const OctSpan& span;
     int64_t head, rows, group, position;
-    float *q, *scores, *acc, *total;        // [rows, D], [rows, kTile], [rows, Dp] twice
-    float *peak, *sum, *factor;             // [rows]
-    float *total_peak, *total_sum;          // [rows]
-    float *key_room, *value_room;           // [D, kTile], [kTile, Dp]
+    float *q, *acc, *total;         // [rows, D], [rows, Dp] twice
+    float *peak, *sum;              // [rows]
+    float *total_peak, *total_sum;  // [rows]
+    float *scores;                  // [kTogether, kTile]
+    float *rooms;                   // two Places'
 };
 
 Walk begin_walk(const OctInstruction& o, const OctBatch& batch, const AttentionTask& task, int64_t head, float* at) {
     const int64_t group = o.heads / o.kv_heads, rows = task.count * group, wide = padded(o.dim);
-    Walk w{o, batch, batch.spans[task.span], head, rows, group, task.position,
-           nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     auto take = [&](int64_t count) {
         float* p = at;
         at += count;
         return p;
     };
-    w.key_room = take(kTile * o.dim);
-    w.value_room = take(kTile * wide);
-    w.q = take(rows * o.dim);
-    w.acc = take(rows * wide);
-    w.total = take(rows * wide);
-    w.scores = take(rows * kTile);
-    w.peak = take(rows);
-    w.sum = take(rows);
-    w.factor = take(rows);
-    w.total_peak = take(rows);
-    w.total_sum = take(rows);
+    // in the order of the fields
+    Walk w{o, batch, batch.spans[task.span], head, rows, group, task.position,
+           take(rows * o.dim), take(rows * wide), take(rows * wide),
+           take(rows), take(rows), take(rows), take(rows), take(kTogether * kTile), at};
     for (int64_t i = 0; i < rows; i++) {
         const float* q = o.in + (task.token + i / group) * o.ld_in + (head * group + i % group) * o.dim;
         for (int64_t d = 0; d < o.dim; d++) w.q[i * o.dim + d] = q[d] * o.a;
@@ -59,75 +55,120 @@ Walk begin_walk(const OctInstruction& o, const OctBatch& batch, const AttentionT
     return w;
 }
 
-// Keys [low, high) of the tile that starts at position `tile`.
-void find(Walk& w, int64_t tile, int64_t low, int64_t high, Place& place) {
-    const int64_t size = w.batch.block_size, dim = w.o.dim, wide = padded(dim);
+// function(i, count, slot) for the keys [low, high) of the tile that starts at position `tile`, run by run: keys
+// [i, i + count) lie in slots from `slot` on
+template <class F>
+inline void over_slots(const Walk& w, int64_t tile, int64_t low, int64_t high, F&& function) {
+    const int64_t size = w.batch.block_size;
     const int64_t* table = w.batch.table + w.span.blocks;
-    const float* keys = w.o.keys + w.head * w.batch.num_blocks * size * dim;
-    const float* values = w.o.values + w.head * w.batch.num_blocks * size * dim;
-    place.low = low;
-    place.high = high;
-    for (int64_t i = low; i < high; i++) {
-        const int64_t at = tile + i;
-        place.values[i] = values + (table[at / size] * size + at % size) * dim;
+    for (int64_t i = low, count; i < high; i += count) {
+        const int64_t offset = (tile + i) % size, left = high - i;
+        count = size - offset < left ? size - offset : left;
+        function(i, count, (w.head * w.batch.num_blocks + table[(tile + i) / size]) * size + offset);
     }
-    if (dim % kGroup) {
-        for (int64_t i = low; i < high; i++) {
-            __builtin_memcpy(w.value_room + i * wide, place.values[i], static_cast<size_t>(dim) * 4);
-            for (int64_t d = dim; d < wide; d++) w.value_room[i * wide + d] = 0.0f;
-            place.values[i] = w.value_room + i * wide;
+}
+
+struct Keys {
+    int64_t low, high;
+};
+
+// The keys of the tile that starts at position `tile` that any row sees
+inline Keys seen(const Walk& w, int64_t tile) {
+    const int64_t last = w.position + (w.rows - 1) / w.group + 1 - tile;  // of the last query
+    const int64_t first = w.o.window ? w.position - w.o.window + 1 - tile : 0;
+    return {first > 0 ? first : 0, last < kTile ? last : kTile};
+}
+
+// Those of them that row `row` sees
+inline Keys seen(const Walk& w, int64_t row, int64_t tile, Keys from) {
+    const int64_t own = w.position + row / w.group - tile;
+    const int64_t low = w.o.window ? own - w.o.window + 1 : 0;
+    return {low > from.low ? low : from.low, own + 1 < from.high ? own + 1 : from.high};
+}
+
+template <class Cell>
+void find(const Walk& w, int64_t tile, Place<Cell>& place) {
+    const auto [low, high] = seen(w, tile);
+    const int64_t size = w.batch.block_size, dim = w.o.dim, wide = padded(dim);
+    const Cell* values = static_cast<const Cell*>(w.o.values);
+    const Cell* keys = static_cast<const Cell*>(w.o.keys);
+    const bool in_place = size % kGroup == 0;
+    place.stride = in_place ? size : kTile;
+    for (int64_t g = 0; g < kTile / kGroup; g++) place.keys[g] = place.key_room + g * kGroup;
+    for (int64_t i = 0; i < kTile; i++) place.values[i] = place.value_room + i * wide;
+    over_slots(w, tile, low, high, [&](int64_t i, int64_t count, int64_t slot) {
+        if constexpr (sizeof(Cell) == 1) {
+            __builtin_memcpy(place.key_scales + i, w.o.key_scales + slot, static_cast<size_t>(count) * 4);
+            __builtin_memcpy(place.value_scales + i, w.o.value_scales + slot, static_cast<size_t>(count) * 4);
         }
-    }
-    if (size % kGroup == 0) {
-        place.stride = size;
-        const int64_t first = low / kGroup, last = (high - 1) / kGroup;
-        for (int64_t g = 0; g < kTile / kGroup; g++) {
-            // a group without a key is computed too, from any memory, and masked
-            const int64_t at = tile + (g < first || g > last ? first : g) * kGroup;
-            place.keys[g] = keys + table[at / size] * size * dim + at % size;
+        const Cell* value = values + slot * dim;
+        if (dim == wide) {
+            for (int64_t j = 0; j < count; j++) place.values[i + j] = value + j * dim;
+        } else {
+            for (int64_t j = 0; j < count; j++)
+                for (int64_t d = 0; d < wide; d++) place.value_room[(i + j) * wide + d] = d < dim ? value[j * dim + d] : 0;
         }
-        return;
-    }
-    place.stride = kTile;
-    for (int64_t g = 0; g < kTile / kGroup; g++) place.keys[g] = w.key_room + g * kGroup;
-    for (int64_t i = low; i < high; i++) {
-        const int64_t at = tile + i;
-        const float* key = keys + table[at / size] * size * dim + at % size;
-        for (int64_t d = 0; d < dim; d++) w.key_room[d * kTile + i] = key[d * size];
-    }
+        const int64_t offset = slot % size;
+        const Cell* key = keys + (slot - offset) * dim + offset;
+        if (in_place) {
+            for (int64_t g = i / kGroup; g * kGroup < i + count; g++) place.keys[g] = key + (g * kGroup - i);
+        } else {
+            for (int64_t d = 0; d < dim; d++)
+                for (int64_t j = 0; j < count; j++) place.key_room[d * kTile + i + j] = key[d * size + j];
+        }
+    });
 }
 
 constexpr int64_t kVectors = kGroup / W;            // of 16 keys
-constexpr int64_t kTogether = W == 16 ? 4 : 1;      // groups of 16 keys that fit into registers
+constexpr int64_t kGroups = W == 16 ? 4 : 1;        // groups of 16 keys that fit into registers
 constexpr int64_t kColumns = W == 16 ? 4 : 16 / W;  // vectors of D that do
 
-// scores [R, kTile] = q [R, D] . keys, summed in order of d
-template <int R>
-void score(const float* q, const Place& place, int64_t dim, float* scores) {
-    for (int64_t g = 0; g < kTile / kGroup; g += kTogether) {
-        vf s[R][kTogether * kVectors] = {};
-        for (int64_t d = 0; d < dim; d++) {
-            vf k[kTogether * kVectors];
-            for (int64_t c = 0; c < kTogether * kVectors; c++)
-                k[c] = load(place.keys[g + c / kVectors] + d * place.stride + c % kVectors * W);
-            for (int r = 0; r < R; r++)
-                for (int64_t c = 0; c < kTogether * kVectors; c++) s[r][c] += all(q[r * dim + d]) * k[c];
-        }
-        for (int r = 0; r < R; r++)
-            for (int64_t c = 0; c < kTogether * kVectors; c++) store(scores + r * kTile + g * kGroup + c * W, s[r][c]);
-    }
+// Have `bytes` from p on brought near. Where Ask, a tile is asked for while the one before is computed: a block is too
+// short for the processor to find out by itself where it goes on.
+template <bool Ask>
+inline void ask_for(const void* p, int64_t bytes) {
+    for (int64_t at = 0; Ask && at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(p) + at, 0, 2);
 }
 
-// C vectors of acc [R, wide] from `column` on: acc = acc * factor + shares [R, kTile] . values, in order of keys
-template <int R, int C>
-inline void blend_columns(const float* shares, const Place& place, const float* factor, float* acc, int64_t wide,
-                          int64_t column) {
+// scores [R, kTile] = q [R, D] . keys of G groups, summed in order of d
+template <int R, int G, bool Ask, class Cell>
+inline void score_groups(const float* q, const Cell* const* keys, int64_t stride, int64_t dim, float* scores,
+                         const Cell* const* next) {
+    vf s[R][G * kVectors] = {};
+    for (int64_t d = 0; d < dim; d++) {
+        vf k[G * kVectors];
+        for (int64_t c = 0; c < G * kVectors; c++) k[c] = load(keys[c / kVectors] + d * stride + c % kVectors * W);
+        for (int64_t g = 0; g < G; g++) ask_for<Ask>(next[g] + d * stride, 1);
+        for (int r = 0; r < R; r++)
+            for (int64_t c = 0; c < G * kVectors; c++) s[r][c] += all(q[r * dim + d]) * k[c];
+    }
+    for (int r = 0; r < R; r++)
+        for (int64_t c = 0; c < G * kVectors; c++) store(scores + r * kTile + c * W, s[r][c]);
+}
+
+// The groups that hold keys `from`
+template <int R, bool Ask, class Cell>
+inline void score(const float* q, const Place<Cell>& place, const Place<Cell>& next, int64_t dim, float* scores,
+                  Keys from) {
+    int64_t g = from.low / kGroup;
+    const int64_t end = (from.high + kGroup - 1) / kGroup;
+    for (; g + kGroups <= end; g += kGroups)
+        score_groups<R, kGroups, Ask>(q, place.keys + g, place.stride, dim, scores + g * kGroup, next.keys + g);
+    for (; g < end; g++)
+        score_groups<R, 1, Ask>(q, place.keys + g, place.stride, dim, scores + g * kGroup, next.keys + g);
+}
+
+// C vectors of acc [R, wide] from `column` on: acc = acc * factor + shares [R, kTile] . values of keys `from`, in order
+template <int R, int C, bool Ask, class Cell>
+inline void blend_columns(const float* shares, const Cell* const* values, const Cell* const* next, const float* factor,
+                          float* acc, int64_t wide, int64_t column, Keys from) {
     vf a[R][C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) a[r][c] = load(acc + r * wide + column + c * W) * factor[r];
-    for (int64_t i = place.low; i < place.high; i++) {
+    for (int64_t i = from.low; i < from.high; i++) {
         vf v[C];
-        for (int c = 0; c < C; c++) v[c] = load(place.values[i] + column + c * W);
+        for (int c = 0; c < C; c++) v[c] = load(values[i] + column + c * W);
+        ask_for<Ask>(next[i] + column, C * W * static_cast<int64_t>(sizeof(Cell)));
         for (int r = 0; r < R; r++)
             for (int c = 0; c < C; c++) a[r][c] += all(shares[r * kTile + i]) * v[c];
     }
@@ -135,82 +176,71 @@ inline void blend_columns(const float* shares, const Place& place, const float* 
         for (int c = 0; c < C; c++) store(acc + r * wide + column + c * W, a[r][c]);
 }
 
-template <int R>
-void blend(const float* shares, const Place& place, const float* factor, float* acc, int64_t wide) {
+template <int R, bool Ask, class Cell>
+inline void blend(const float* shares, const Place<Cell>& place, const Place<Cell>& next, const float* factor, float* acc,
+                  int64_t wide, Keys from) {
     int64_t column = 0;
     for (; column + kColumns * W <= wide; column += kColumns * W)
-        blend_columns<R, kColumns>(shares, place, factor, acc, wide, column);
-    for (; column < wide; column += W) blend_columns<R, 1>(shares, place, factor, acc, wide, column);
+        blend_columns<R, kColumns, Ask>(shares, place.values, next.values, factor, acc, wide, column, from);
+    for (; column < wide; column += W)
+        blend_columns<R, 1, Ask>(shares, place.values, next.values, factor, acc, wide, column, from);
 }
 
-// function<R>(first row) for all rows, four at a time
-#define FOUR_BY_FOUR(rows, call)              \
-    for (int64_t r = 0; r < (rows); r += 4)   \
-        switch ((rows) - r) {                 \
-            case 1: call(1); break;           \
-            case 2: call(2); break;           \
-            case 3: call(3); break;           \
-            default: call(4);                 \
-        }
+constexpr float kLog2e = 1.44269504088896341f;
 
-// One row's scores of a tile, of which it sees [low, high): made shares of the running sum
-void shares(Walk& w, int64_t row, int64_t low, int64_t high) {
-    float* s = w.scores + row * kTile;
-    const bool edge = low > 0 || high < kTile;
+// The scores [R, kTile] of rows [row, row + R) for keys `from` are made shares: powers of 2, of which each row's peak
+// is subtracted. factor [R]: what the rows' sums so far are to be multiplied by. Rows take turns: each has few numbers
+// and waits long for them.
+template <int R, class Cell>
+inline void shares(Walk& w, int64_t row, int64_t tile, const Place<Cell>& place, Keys from, float* factor) {
+    constexpr bool Scaled = sizeof(Cell) == 1;
     const float cap = w.o.b;
-    vf v[kTile / W];
-    vf peak = all(kNone);
-    for (int64_t c = 0; c < kTile / W; c++) {
-        v[c] = load(s + c * W);
-        if (cap != 0.0f) v[c] = vtanh(v[c] / cap) * cap;
-        if (edge) {
-            const vi at = lanes() + static_cast<int32_t>(c * W);
-            const vi seen = (at >= static_cast<int32_t>(low)) & (at < static_cast<int32_t>(high));
-            v[c] = seen ? v[c] : all(kNone);
+    const int64_t first = from.low / W, end = (from.high + W - 1) / W;
+    const bool edge = seen(w, row + R - 1, tile, from).low > first * W || seen(w, row, tile, from).high < end * W;
+    float before[kGroup] = {}, base[kGroup] = {};
+    for (int r = 0; r < R; r++) {
+        float* s = w.scores + r * kTile;
+        const Keys own = seen(w, row + r, tile, from);
+        vf peak = all(kNone);
+        for (int64_t c = first; c < end; c++) {
+            vf v = load(s + c * W);
+            if (Scaled) v *= load(place.key_scales + c * W);
+            if (cap != 0.0f) v = vtanh(v / cap) * cap;
+            if (edge) {
+                const vi at = lanes() + static_cast<int32_t>(c * W);
+                const vi seen = (at >= static_cast<int32_t>(own.low)) & (at < static_cast<int32_t>(own.high));
+                v = seen ? v : all(kNone);
+            }
+            if (Scaled || cap != 0.0f || edge) store(s + c * W, v);
+            peak = v < peak ? peak : v;
         }
-        peak = v[c] < peak ? peak : v[c];  // a NaN wins: the row must show it
+        const float top = largest(peak) * kLog2e;
+        before[r] = w.peak[row + r];
+        w.peak[row + r] = top < before[r] ? before[r] : top;
+        base[r] = w.peak[row + r] == kNone ? 0.0f : w.peak[row + r];
     }
-    const float before = w.peak[row];
-    float top = largest(peak);
-    top = top < before ? before : top;
-    const float base = top == kNone ? 0.0f : top;
-    vf total{};
-    for (int64_t c = 0; c < kTile / W; c++) {
-        const vf e = vexp(v[c] - base);
-        total += e;
-        store(s + c * W, e);
-    }
-    const float factor = before == kNone ? 0.0f : vexp(all(before - base))[0];
-    w.factor[row] = factor;
-    w.sum[row] = w.sum[row] * factor + sum(total);
-    w.peak[row] = top;
+    for (int64_t r = 0; r < R; r += W) store(factor + r, vexp2(load(before + r) - load(base + r)));
+    vf total[R] = {};
+    for (int64_t c = first; c < end; c++)
+        for (int r = 0; r < R; r++) {
+            float* s = w.scores + r * kTile + c * W;
+            const vf e = vexp2(load(s) * kLog2e - base[r]);
+            total[r] += e;
+            store(s, Scaled ? e * load(place.value_scales + c * W) : e);
+        }
+    for (int r = 0; r < R; r++) w.sum[row + r] = w.sum[row + r] * factor[r] + sum(total[r]);
 }
 
-// All tiles of one split: peak, sum and acc of each row begin anew
-void walk_split(Walk& w, int64_t split) {
+// Rows [row, row + R) take in a tile and, where Ask, ask for the next one.
+template <int R, bool Ask, class Cell>
+void take_in(Walk& w, int64_t row, int64_t tile, const Place<Cell>& place, const Place<Cell>& next) {
     const int64_t wide = padded(w.o.dim), dim = w.o.dim;
-    const int64_t last = w.position + (w.rows - 1) / w.group;  // the last query's position
-    const int64_t first = w.o.window ? (w.position - w.o.window + 1 > 0 ? w.position - w.o.window + 1 : 0) : 0;
-    for (int64_t r = 0; r < w.rows; r++) w.peak[r] = kNone, w.sum[r] = 0.0f;
-    for (int64_t i = 0; i < w.rows * wide; i++) w.acc[i] = 0.0f;
-    for (int64_t tile = split * kSplit; tile < (split + 1) * kSplit && tile <= last; tile += kTile) {
-        if (tile + kTile <= first) continue;
-        Place place;
-        const int64_t low = first > tile ? first - tile : 0;
-        const int64_t high = last + 1 - tile < kTile ? last + 1 - tile : kTile;
-        find(w, tile, low, high, place);
-#define SCORE(R) score<R>(w.q + r * dim, place, dim, w.scores + r * kTile)
-        FOUR_BY_FOUR(w.rows, SCORE)
-#undef SCORE
-        for (int64_t r = 0; r < w.rows; r++) {
-            const int64_t own = w.position + r / w.group - tile;  // the query's own place in the tile
-            const int64_t from = w.o.window && own - w.o.window + 1 > low ? own - w.o.window + 1 : low;
-            shares(w, r, from, own + 1 < high ? own + 1 : high);
-        }
-#define BLEND(R) blend<R>(w.scores + r * kTile, place, w.factor + r, w.acc + r * wide, wide)
-        FOUR_BY_FOUR(w.rows, BLEND)
-#undef BLEND
-    }
+    const Keys all = seen(w, tile), from{seen(w, row, tile, all).low, seen(w, row + R - 1, tile, all).high};
+    if (from.low >= from.high) return;
+    float factor[kGroup];
+    score<R, Ask>(w.q + row * dim, place, next, dim, w.scores, from);
+    shares<R>(w, row, tile, place, from, factor);
+    blend<R, Ask>(w.scores, place, next, factor, w.acc + row * wide, wide, from);
 }
 
 struct Sums {
@@ -223,7 +253,7 @@ __attribute__((noinline)) void merge_split(Sums total, Sums part, int64_t rows, 
         const float a = total.peak[r], b = part.peak[r];
         const float top = a < b || b != b ? b : a;
         const float base = top == kNone ? 0.0f : top;
-        const float fa = a == kNone ? 0.0f : vexp(all(a - base))[0], fb = b == kNone ? 0.0f : vexp(all(b - base))[0];
+        const float fa = vexp2(all(a - base))[0], fb = vexp2(all(b - base))[0];
         total.peak[r] = top;
         total.sum[r] = total.sum[r] * fa + part.sum[r] * fb;
         for (int64_t i = r * wide; i < (r + 1) * wide; i += W)
@@ -245,25 +275,70 @@ void write_out(const OctInstruction& o, Sums total, int64_t token, int64_t head,
     }
 }
 
+template <class Cell>
+void take_in_rows(Walk& w, int64_t tile, const Place<Cell>& place, const Place<Cell>& next) {
+    for (int64_t r = 0; r < w.rows; r += kTogether) {
+        if (r > 0 && w.rows - r >= kTogether) {
+            take_in<kTogether, false>(w, r, tile, place, next);
+            continue;
+        }
+        switch (w.rows - r) {
+            case 1: take_in<1, true>(w, r, tile, place, next); break;
+            case 2: take_in<2, true>(w, r, tile, place, next); break;
+            case 3: take_in<3, true>(w, r, tile, place, next); break;
+            case 4: take_in<4, true>(w, r, tile, place, next); break;
+            case 5: take_in<5, true>(w, r, tile, place, next); break;
+            default: take_in<kTogether, true>(w, r, tile, place, next);
+        }
+    }
+}
+
+// All tiles of the task; done(split) after each split, for which peak, sum and acc of each row began anew
+template <class Cell, class F>
+void walk(Walk& w, const AttentionTask& task, F&& done) {
+    const int64_t wide = padded(w.o.dim), room = kTile * (w.o.dim + wide);
+    Place<Cell> places[2];
+    for (int i = 0; i < 2; i++) {
+        places[i].key_room = reinterpret_cast<Cell*>(w.rooms + i * room);
+        places[i].value_room = reinterpret_cast<Cell*>(w.rooms + i * room + kTile * w.o.dim);
+    }
+    Place<Cell>*place = &places[0], *next = &places[1];
+    const int64_t last = w.position + (w.rows - 1) / w.group + 1, first = w.o.window ? w.position - w.o.window + 1 : 0;
+    const int64_t end = task.split_end * kSplit < last ? task.split_end * kSplit : last;
+    int64_t tile = (first > task.split * kSplit ? first : task.split * kSplit) / kTile * kTile;
+    find(w, tile, *place);
+    for (int64_t split = task.split; split < task.split_end; split++) {
+        for (int64_t r = 0; r < w.rows; r++) w.peak[r] = kNone, w.sum[r] = 0.0f;
+        for (int64_t i = 0; i < w.rows * wide; i++) w.acc[i] = 0.0f;
+        for (; tile < (split + 1) * kSplit && tile < end; tile += kTile) {
+            const bool more = tile + kTile < end;
+            if (more) find(w, tile + kTile, *next);
+            take_in_rows(w, tile, *place, more ? *next : *place);
+            Place<Cell>* const before = place;
+            place = next;
+            next = before;
+        }
+        done(split);
+    }
+}
+
 void attend(const OctInstruction& o, const OctBatch& batch, const AttentionTask& task, int64_t head, float* sums,
             float* scratch) {
     Walk w = begin_walk(o, batch, task, head, scratch);
     const int64_t wide = padded(o.dim);
-    const Sums part{w.peak, w.sum, w.acc};
-    if (task.partial >= 0) {
-        walk_split(w, task.split);
-        __builtin_memcpy(sums, w.peak, static_cast<size_t>(w.rows) * 4);
-        __builtin_memcpy(sums + w.rows, w.sum, static_cast<size_t>(w.rows) * 4);
-        __builtin_memcpy(sums + 2 * w.rows, w.acc, static_cast<size_t>(w.rows * wide) * 4);
-        return;
-    }
-    const Sums total{w.total_peak, w.total_sum, w.total};
+    const Sums part{w.peak, w.sum, w.acc}, total{w.total_peak, w.total_sum, w.total};
     clear(total, w.rows, wide);
-    for (int64_t split = task.split; split < task.split_end; split++) {
-        walk_split(w, split);
-        merge_split(total, part, w.rows, wide);
-    }
-    write_out(o, total, task.token, head, w.rows);
+    const auto done = [&](int64_t split) {
+        if (task.partial < 0) return merge_split(total, part, w.rows, wide);
+        float* at = sums + (split - task.split) * partial_floats(w.rows, o.dim);
+        __builtin_memcpy(at, w.peak, static_cast<size_t>(w.rows) * 4);
+        __builtin_memcpy(at + w.rows, w.sum, static_cast<size_t>(w.rows) * 4);
+        __builtin_memcpy(at + 2 * w.rows, w.acc, static_cast<size_t>(w.rows * wide) * 4);
+    };
+    o.flag == OCT_FLOAT32    ? walk<float>(w, task, done)
+    : o.flag == OCT_BFLOAT16 ? walk<uint16_t>(w, task, done)
+                             : walk<int8_t>(w, task, done);
+    if (task.partial < 0) write_out(o, total, task.token, head, w.rows);
 }
 
 void merge(const OctInstruction& o, const float* sums, int64_t stride, int64_t parts, int64_t token, int64_t head,

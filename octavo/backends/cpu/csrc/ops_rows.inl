@@ -104,17 +104,50 @@ void rope(const OctInstruction& o, OctRange range) {
     }
 }
 
+// A token's head x [dim] into cells `step` apart; scale: its place beside them, with int8
+inline void write_cells(const float* x, int64_t dim, float* cells, int64_t step, float*) {
+    for (int64_t d = 0; d < dim; d++) cells[d * step] = x[d];
+}
+
+inline void write_cells(const float* x, int64_t dim, uint16_t* cells, int64_t step, float*) {
+    over(dim, [&](int64_t d, int64_t n) {
+        const vf v = get(x + d, n);
+        const vi bits = bits_of(v);
+        const vi near = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+        const vi made = v == v ? near : vi{} + 0x7FC0;
+        for (int64_t i = 0; i < n; i++) cells[(d + i) * step] = static_cast<uint16_t>(made[i]);
+    });
+}
+
+inline void write_cells(const float* x, int64_t dim, int8_t* cells, int64_t step, float* scale) {
+    vf peak{}, zero{};
+    over(dim, [&](int64_t d, int64_t n) {
+        const vf v = get(x + d, n);
+        peak = vmax(v < vf{} ? -v : v, peak);
+        zero += v * 0.0f;
+    });
+    // what is not finite makes the scale NaN, so that the row shows it; below the normal numbers all is 0
+    const float step_size = largest(peak) / 127.0f;
+    const bool fine = sum(zero) == 0.0f && step_size >= 1.17549435e-38f;
+    *scale = fine ? step_size : sum(zero);
+    over(dim, [&](int64_t d, int64_t n) {
+        const vi made = fine ? nearest(get(x + d, n) / step_size) : vi{};
+        for (int64_t i = 0; i < n; i++) cells[(d + i) * step] = static_cast<int8_t>(made[i]);
+    });
+}
+
+template <class Cell>
 void write_kv(const OctInstruction& o, const OctBatch& batch, OctRange range) {
     const int64_t size = batch.block_size, dim = o.dim;
+    const auto beside = [](float* scales, int64_t slot) { return scales ? scales + slot : nullptr; };
     for (int64_t t = range.begin; t < range.end; t++) {
         const int64_t block = batch.slots[t] / size, offset = batch.slots[t] % size;
         const float* k = o.in + t * o.ld_in + o.heads * dim;
         const float* v = k + o.kv_heads * dim;
         for (int64_t h = 0; h < o.kv_heads; h++, k += dim, v += dim) {
-            float* keys = o.keys + (h * batch.num_blocks + block) * size * dim + offset;
-            for (int64_t d = 0; d < dim; d++) keys[d * size] = k[d];
-            __builtin_memcpy(o.values + ((h * batch.num_blocks + block) * size + offset) * dim, v,
-                             static_cast<size_t>(dim) * 4);
+            const int64_t first = (h * batch.num_blocks + block) * size, slot = first + offset;
+            write_cells(k, dim, static_cast<Cell*>(o.keys) + first * dim + offset, size, beside(o.key_scales, slot));
+            write_cells(v, dim, static_cast<Cell*>(o.values) + slot * dim, 1, beside(o.value_scales, slot));
         }
     }
 }
@@ -156,7 +189,10 @@ void rows(const OctInstruction& o, const OctBatch& batch, int64_t begin, int64_t
         case OCT_QUANTIZE: return oct_act_quantize(o.scheme, o.in, o.k, o.act, batch.tokens, o.k, begin, end);
         case OCT_QK_NORM: return qk_norm(o, range);
         case OCT_ROPE: return rope(o, range);
-        case OCT_WRITE_KV: return write_kv(o, batch, range);
+        case OCT_WRITE_KV:
+            return o.flag == OCT_FLOAT32    ? write_kv<float>(o, batch, range)
+                   : o.flag == OCT_BFLOAT16 ? write_kv<uint16_t>(o, batch, range)
+                                            : write_kv<int8_t>(o, batch, range);
         case OCT_GATED:
             return o.flag == 0 ? gated<silu>(o, range) : o.flag == 1 ? gated<gelu>(o, range) : gated<gelu_tanh>(o, range);
         case OCT_CHECK: return check(o, batch, range);

@@ -83,25 +83,42 @@ struct Step {
     std::vector<Tasks> shapes;
 };
 
-void cut(const OctInstruction& o, const OctBatch& batch, Tasks& made) {
+// The first split that a query at `position` sees keys of.
+int64_t first_split(const OctInstruction& o, int64_t position) {
+    return o.window ? std::max<int64_t>(0, position - o.window + 1) / kSplit : 0;
+}
+
+// Splits that a task of one query takes: few enough for every member to get several tasks, else as many as there are,
+// as a walk that goes on knows where.
+int64_t splits_together(const OctInstruction& o, const OctBatch& batch, int members) {
+    int64_t splits = 0;
+    for (int64_t s = 0; s < batch.num_spans; s++) {
+        const int64_t position = batch.spans[s].start;
+        splits += position / kSplit + 1 - first_split(o, position);
+    }
+    return std::max<int64_t>(1, splits * o.kv_heads / (members * 8));
+}
+
+void cut(const OctInstruction& o, const OctBatch& batch, int members, Tasks& made) {
     const int64_t group = o.heads / o.kv_heads, most = std::max<int64_t>(1, kRows / group);
+    const int64_t together = splits_together(o, batch, members);
     for (int64_t s = 0; s < batch.num_spans; s++) {
         const OctSpan& span = batch.spans[s];
         for (int64_t done = 0; done < span.count; done += most) {
             const int64_t count = std::min(most, span.count - done), position = span.start + done;
-            const int64_t first = o.window ? std::max<int64_t>(0, position - o.window + 1) : 0;
-            const int64_t split = first / kSplit, end = (position + count - 1) / kSplit + 1;
+            const int64_t split = first_split(o, position), end = (position + count - 1) / kSplit + 1;
             AttentionTask task{s, span.first + done, count, position, split, end, -1, end - split};
-            if (span.count > 1 || end - split == 1) {
+            if (span.count > 1 || end - split <= together) {
                 made.tasks.push_back(task);
                 continue;
             }
             task.partial = made.parts;
             made.unmerged.push_back(task);
-            for (int64_t at = split; at < end; at++) {
+            for (int64_t at = split; at < end; at += together) {
                 task.split = at;
-                task.split_end = at + 1;
-                task.partial = made.parts++;
+                task.split_end = std::min(at + together, end);
+                task.partial = made.parts;
+                made.parts += task.split_end - at;
                 made.tasks.push_back(task);
             }
         }
@@ -132,7 +149,7 @@ void prepare(Step& step) {
         if (step.groups[g].kind != OCT_ATTEND) continue;
         if (static_cast<size_t>(o.shape) >= step.shapes.size()) step.shapes.resize(o.shape + 1);
         Tasks& tasks = step.shapes[o.shape];
-        if (!tasks.made) cut(o, step.batch, tasks);
+        if (!tasks.made) cut(o, step.batch, machine.pool.size(), tasks);
         const int64_t group = o.heads / o.kv_heads;
         sums = std::max(sums, tasks.parts * o.kv_heads * octa::partial_floats(group, o.dim));
         scratch = std::max(scratch, octa::attention_scratch(std::max(kRows, group), o.dim));

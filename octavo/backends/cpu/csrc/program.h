@@ -2,9 +2,10 @@
 //
 // T: tokens of the step; N: those of them whose logits are wanted, the tails. Registers are float [T, width] (in groups
 // of tails [N, width]), rows one after the other.
-// Layer cache (block tables name blocks, a slot is block * block_size + offset):
+// Layer cache (block tables name blocks, a slot is block * block_size + offset), of cells as OctCells tells:
 //     keys   [kv_heads, blocks, D, block_size]     keys of a block lie side by side: scores need no sum across lanes
 //     values [kv_heads, blocks, block_size, D]
+//     key_scales, value_scales: float [kv_heads, blocks, block_size], with OCT_INT8 only
 #pragma once
 
 #include <cstddef>
@@ -21,16 +22,20 @@ enum OctOp : int32_t {
     OCT_QUANTIZE = 4,    // act = in [T, k], in the form that products with `scheme` read
     OCT_QK_NORM = 5,     // RMS norm over D of the first `heads` heads of out [T, ld_out]; bias [heads, D], a, b as above
     OCT_ROPE = 6,        // turn `k` pairs of the first `heads` heads of out; flag: interleaved
-    OCT_WRITE_KV = 7,    // K and V of in [T, heads + 2 kv_heads, D] into the cache
+    OCT_WRITE_KV = 7,    // K and V of in [T, heads + 2 kv_heads, D] into the cache; flag: OctCells
     OCT_GATED = 8,       // out [T, k] = act(gate) * up, in = gate | up [T, 2 k]; flag: 0 silu, 1 gelu, 2 gelu_tanh
     OCT_SCALE = 9,       // out [T, k] *= a
     OCT_CHECK = 9,       // batch.finite [T]: whether a row of in [T, k] holds finite numbers only
     OCT_GATHER = 10,     // out [N, k] = the tails' rows of in [T, k]
     // cut otherwise
     OCT_MATMUL = 20,     // out [T, n] (rows ld_out apart) = in [T, k] @ weight [n, k].T + bias
-    OCT_ATTENTION = 21,  // out [T, heads, D] of queries in [T, ld_in] over the cache; a scale, b softcap (0: none)
+    OCT_ATTENTION = 21,  // out [T, heads, D] of queries in [T, ld_in] over the cache; a scale, b softcap (0: none), flag: OctCells
     OCT_HEAD = 22,       // as OCT_MATMUL, then out * a, then b * tanh(out / b) where b is not 0; and what is best in it
 };
+
+// What a cache keeps of a float. bfloat16: its upper half, rounded to nearest even. int8: x / scale, so rounded, with
+// scale = (largest of a token's head) / 127 beside it.
+enum OctCells : int32_t { OCT_FLOAT32 = 0, OCT_BFLOAT16 = 1, OCT_INT8 = 2 };
 
 typedef struct {
     int32_t op, scheme, flag, shape;  // shape: attention instructions with equal kv_heads, heads, window share one
@@ -42,8 +47,10 @@ typedef struct {
     const void* weight;
     const float* bias;
     void* act;
-    float* keys;
-    float* values;
+    void* keys;
+    void* values;
+    float* key_scales;
+    float* value_scales;
     float* cos;
     float* sin;
     const double* inv_freq;
@@ -98,9 +105,10 @@ constexpr int64_t kTile = 64;    // keys whose scores are held at once; tiles st
 constexpr int64_t kGroup = 16;   // keys that must lie in one block to be read in place
 constexpr int64_t kSplit = 256;  // keys after which a sum is closed and merged: the same cuts whatever the batch
 constexpr int64_t kRows = 64;    // query heads of one KV head that a task takes together
+constexpr int64_t kTogether = 6;  // of them, those whose sums stand in registers at once
 
 // One task of an attention, for each KV head: queries of tokens [token, token + count), at positions from `position`;
-// only keys of splits [split, split_end). partial: index of its place for unmerged sums, -1 where it is alone.
+// only keys of splits [split, split_end). partial: index of the places for their unmerged sums, -1 where it is alone.
 struct AttentionTask {
     int64_t span, token, count, position, split, split_end, partial, parts;
 };
@@ -111,7 +119,7 @@ inline int64_t partial_floats(int64_t rows, int64_t dim) { return rows * (2 + pa
 
 // Floats that a member needs for attention with `rows` query rows at once.
 inline int64_t attention_scratch(int64_t rows, int64_t dim) {
-    return rows * (dim + 2 * padded(dim) + kTile + 8) + kTile * (dim + padded(dim)) + 64;
+    return rows * (dim + 2 * padded(dim) + 4) + kTile * (kTogether + 2 * (dim + padded(dim)));
 }
 
 // Tokens [begin, end).

@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#if OCT_WIDTH > 4
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -11,7 +14,8 @@ constexpr int64_t W = OCT_WIDTH;
 typedef float vf __attribute__((vector_size(OCT_WIDTH * 4)));
 typedef int32_t vi __attribute__((vector_size(OCT_WIDTH * 4)));
 
-inline vf all(float x) { return vf{} + x; }
+// less 0, which the compiler drops: plus 0 it would have to compute, for -0
+inline vf all(float x) { return x - vf{}; }
 
 inline vf load(const float* p) {
     vf v;
@@ -20,6 +24,51 @@ inline vf load(const float* p) {
 }
 
 inline void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+
+inline vi bits_of(vf v) {
+    vi bits;
+    __builtin_memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+
+inline vf from_bits(vi bits) {
+    vf v;
+    __builtin_memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+// bfloat16, the upper half of a float, and int8: as floats. Left to itself, GCC 12 takes these lane by lane.
+#if OCT_WIDTH == 16
+inline vf load(const uint16_t* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return reinterpret_cast<vf>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+inline vf load(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+#elif OCT_WIDTH == 8
+inline vf load(const uint16_t* p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return reinterpret_cast<vf>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+inline vf load(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+#else
+inline vf load(const uint16_t* p) {
+    typedef uint16_t half __attribute__((vector_size(OCT_WIDTH * 2)));
+    half h;
+    __builtin_memcpy(&h, p, sizeof h);
+    return from_bits(__builtin_convertvector(h, vi) << 16);
+}
+inline vf load(const int8_t* p) {
+    typedef int8_t bytes __attribute__((vector_size(OCT_WIDTH)));
+    typedef int16_t half __attribute__((vector_size(OCT_WIDTH * 2)));
+    bytes b;
+    __builtin_memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, half), vi), vf);
+}
+#endif
 
 // the first n lanes, 0 in the others
 inline vf load_part(const float* p, int64_t n) {
@@ -42,17 +91,16 @@ template <int N>
 struct Halves {
     typedef float type __attribute__((vector_size(N * 4)));
     typedef float half __attribute__((vector_size(N * 2)));
-    static float sum(type v) {
+    struct Two {
         half low, high;
-        __builtin_memcpy(&low, &v, sizeof low);
-        __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof low);
-        return Halves<N / 2>::sum(low + high);
+    };
+    static float sum(type v) {
+        const Two two = __builtin_bit_cast(Two, v);
+        return Halves<N / 2>::sum(two.low + two.high);
     }
     static float max(type v) {
-        half low, high;
-        __builtin_memcpy(&low, &v, sizeof low);
-        __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof low);
-        return Halves<N / 2>::max(low > high ? low : high);
+        const Two two = __builtin_bit_cast(Two, v);
+        return Halves<N / 2>::max(two.low > two.high ? two.low : two.high);
     }
 };
 
@@ -63,6 +111,10 @@ struct Halves<2> {
     static float max(type v) { return v[0] > v[1] ? v[0] : v[1]; }
 };
 
+// the nearest whole numbers, halves to even ones, of |v| < 2^22: added to 1.5 * 2^23, they are the last bits
+constexpr float kWhole = 12582912.0f;
+inline vi nearest(vf v) { return bits_of(v + kWhole) - 0x4B400000; }
+
 inline float sum(vf v) { return Halves<OCT_WIDTH>::sum(v); }
 inline float largest(vf v) { return Halves<OCT_WIDTH>::max(v); }
 
@@ -72,9 +124,8 @@ inline vf vexp(vf x) {
     const vf low = all(-87.0f), high = all(88.7f);
     vf y = x > low ? x : low;
     y = y < high ? y : high;
-    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves a whole number in the last bits
-    const vf shifted = y * 1.44269504088896341f + round;
-    const vf n = shifted - round;
+    const vf shifted = y * 1.44269504088896341f + kWhole;
+    const vf n = shifted - kWhole;
     vf r = y - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
     vf p = all(1.0f / 5040);
@@ -85,17 +136,26 @@ inline vf vexp(vf x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    vi bits;
-    __builtin_memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits - 0x4B400000) << 23;
-    vi result;
-    __builtin_memcpy(&result, &p, sizeof result);
-    result += bits;
-    vf e;
-    __builtin_memcpy(&e, &result, sizeof e);
+    vf e = from_bits(bits_of(p) + ((bits_of(shifted) - 0x4B400000) << 23));
     e = x < low ? vf{} : e;
     e = x > high ? all(__builtin_inff()) : e;
     return x == x ? e : x;
+}
+
+// 2^x for x < 127, off by at most 2 units in the last place; below -126 it is 0, NaN stays, infinite becomes NaN.
+// x = n + f with |f| <= 1/2; the polynomial of 2^f is off by less than 2e-9 (minimax, fitted with its constant 1).
+inline vf vexp2(vf x) {
+    const vf shifted = x + kWhole;
+    const vf f = x - (shifted - kWhole);
+    vf p = all(1.53533591e-4f);
+    p = p * f + 1.33988739e-3f;
+    p = p * f + 9.61843692e-3f;
+    p = p * f + 5.55033237e-2f;
+    p = p * f + 0.240226477f;
+    p = p * f + 0.693147182f;
+    p = p * f + 1.0f;
+    const vf power = from_bits((bits_of(shifted) << 23) + 0x3F800000);  // of kWhole, nothing is left after the shift
+    return x < all(-126.0f) ? vf{} : p * power;
 }
 
 // tanh x = 1 - 2 / (e^2x + 1); near 0, where that cancels, x (1 - x^2/3 + 2 x^4/15 - 17 x^6/315 + 62 x^8/2835)

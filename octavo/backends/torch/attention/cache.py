@@ -34,10 +34,10 @@ class KVCache:
         return self._layers[layer].flatten(1, 2)
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """k, v: [tokens, kv_heads, head_dim] into slots [tokens]."""
+        """k, v: [tokens, kv_heads, head_dim] into slots [tokens], rounded to the cache's type."""
         keys, values = self.slots(layer)
-        keys.index_copy_(0, slots, k)
-        values.index_copy_(0, slots, v)
+        keys.index_copy_(0, slots, k.to(self.dtype))
+        values.index_copy_(0, slots, v.to(self.dtype))
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """(source, destination) blocks; all sources are read before any destination is written."""

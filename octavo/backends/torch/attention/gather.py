@@ -79,8 +79,8 @@ class GatherAttention:
         for span, tiles in zip(self._spans, self._tiles[mixer.window], strict=True):
             base = tiles[0].low
             row_slots = span.slots[base:]
-            row_k = keys.index_select(0, row_slots).transpose(0, 1)
-            row_v = values.index_select(0, row_slots).transpose(0, 1)
+            row_k = keys.index_select(0, row_slots).to(q.dtype).transpose(0, 1)
+            row_v = values.index_select(0, row_slots).to(q.dtype).transpose(0, 1)
             for tile in tiles:
                 part = slice(tile.low - base, tile.high - base)
                 queries = q[tile.begin : tile.end]

@@ -16,7 +16,7 @@ from octavo.models.spec import Attention
 
 @dataclass(frozen=True)
 class Case:
-    """What decides whether an implementation can run a layer. device: torch's type name."""
+    """What decides whether an implementation can run a layer. dtype: the cache's; device: torch's type name."""
 
     layer: Attention
     dtype: torch.dtype

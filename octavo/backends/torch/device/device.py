@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from octavo.base.errors import ConfigError
+from octavo.base.errors import ConfigError, UnsupportedError
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -29,9 +29,22 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, *, device: torch.device, stored: str) -> torch.dtype:
-    """The arithmetic and KV type; "auto" is float32 on a CPU and `stored`, the checkpoint's own, elsewhere."""
+    """The arithmetic's type; "auto" is float32 on a CPU and `stored`, the checkpoint's own, elsewhere."""
     if name == "auto":
         name = "float32" if device.type == "cpu" else stored
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}", param="dtype")
+    return DTYPES[name]
+
+
+def resolve_cache_dtype(name: str, *, arithmetic: torch.dtype) -> torch.dtype:
+    """The type of K and V in the cache; "auto" is that of the arithmetic. Raises UnsupportedError."""
+    if name == "auto":
+        return arithmetic
+    if name not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise UnsupportedError(
+            f"kv_cache_dtype={name} is not supported on the torch backend; use auto, {known}, or device=cpu",
+            param="kv_cache_dtype",
+        )
     return DTYPES[name]
