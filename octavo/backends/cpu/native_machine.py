@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class NativeMachine:
             self._caches[f"values.{i}"] = small_pages((kv_heads, num_blocks, self.block_size, dim))
         factors = tuple(rope.attention_factor for rope in self.program.ropes)
         self._batch.num_blocks = num_blocks
-        lowering = Lowering(self._arrays | self._caches, self._packed, self._act)
+        lowering = Lowering(self._arrays | self._caches, self._packed, self._act, self._room)
         self._lowered = lowering.lower(self.program.body, self.program.tail, factors=factors)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
@@ -121,5 +122,13 @@ class NativeMachine:
         key = f"{scheme} {k} {tokens}"
         if key not in self._acts:
             size = self._pool.library.oct_act_bytes(native.SCHEME_IDS[scheme], tokens, k)
+            self._acts[key] = native.aligned(size)
+        return self._acts[key]
+
+    def _room(self, experts: native.Experts) -> np.ndarray:
+        """Layers run one after the other: those of one size share it."""
+        size = self._pool.library.oct_experts_room(ctypes.byref(experts), self.max_tokens, self._pool.size)
+        key = f"experts {size}"
+        if key not in self._acts:
             self._acts[key] = native.aligned(size)
         return self._acts[key]
