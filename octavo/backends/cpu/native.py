@@ -103,7 +103,7 @@ class Experts(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("experts", "top_k", "act", "renormalize")),
-        *((name, _LONG) for name in ("hidden", "width", "x_slot", "wide_slot")),
+        *((name, _LONG) for name in ("hidden", "width", "gate_slot", "up_slot", "wide_slot")),
         *((name, _POINTER) for name in ("x", "router", "out", "matrices", "room")),
     ]
 

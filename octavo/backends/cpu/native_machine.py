@@ -52,6 +52,9 @@ class NativeMachine:
             tails_finite=pointer(self._tails_finite),
             best=pointer(self._best),
         )
+        # what the body's products work in belongs to work_bytes before there is a cache
+        products = tuple(step for step in program.body if step.op in ("linear", "experts"))
+        Lowering(self._arrays, packed, self._act, self._room).lower(products)
 
     @property
     def weight_bytes(self) -> int:

@@ -26,7 +26,7 @@ struct Chunk {
 
 // How OctExperts::room is used by a step of `tokens` tokens.
 struct Room {
-    int32_t* chosen;    // [T, top_k] experts of a token, in order
+    int32_t* chosen;    // [T, top_k] experts of a token
     float* shares;      // [T, top_k] their p
     int32_t* token;     // [rows] of a sorted row
     float* share;       // [rows]
@@ -34,7 +34,7 @@ struct Room {
     int32_t* hit;       // [experts] those with rows, in order
     int64_t* num_hit;
     Chunk* chunks;
-    uint8_t *gate, *up, *wide_act;  // activations of a chunk lie `slot` bytes apart
+    uint8_t *gate, *up, *wide_act;  // activations of chunks
     float* wide;                    // [rows, width]
     float* scratch;                 // [members, kChunk, 2 * kColumns]
     size_t bytes;
@@ -58,8 +58,8 @@ Room lay_out(const OctExperts& o, int64_t tokens, int64_t members) {
     take(room.first, o.experts + 1);
     take(room.hit, o.experts);
     take(room.chunks, chunks);
-    take(room.gate, chunks * o.x_slot);
-    take(room.up, chunks * o.x_slot);
+    take(room.gate, chunks * o.gate_slot);
+    take(room.up, chunks * o.up_slot);
     take(room.wide_act, chunks * o.wide_slot);
     take(room.wide, rows * o.width);
     take(room.scratch, members * kChunk * 2 * kColumns);
@@ -77,7 +77,6 @@ void route(const OctExperts& o, const float* logits, int32_t* chosen, float* sha
         chosen[at] = e;
     }
     const float peak = logits[chosen[0]];
-    std::sort(chosen, chosen + count);
     float total = 0.0f, kept = 0.0f;
     for (int32_t e = 0; e < o.experts; e++) total += std::exp(logits[e] - peak);
     for (int i = 0; i < count; i++) kept += shares[i] = std::exp(logits[chosen[i]] - peak) / total;
@@ -123,8 +122,8 @@ void convert_x(const OctExperts& o, const Room& room, Pool& pool) {
     each_tile(o, room, pool, [&](int64_t c, int64_t begin, int64_t end) {
         const Chunk& chunk = room.chunks[c];
         const OctMatrix* matrices = o.matrices + chunk.expert * 3;
-        for (int which = 0; which < (matrices[0].scheme == matrices[1].scheme ? 1 : 2); which++) {
-            uint8_t* act = (which ? room.up : room.gate) + c * o.x_slot;
+        for (int which = 0; which < (o.up_slot ? 2 : 1); which++) {
+            uint8_t* act = which ? room.up + c * o.up_slot : room.gate + c * o.gate_slot;
             for (int64_t r = begin; r < end; r++)  // a row at a time: they do not lie together, hence no stride
                 oct_act_quantize(static_cast<int>(matrices[which].scheme),
                                  o.x + room.token[chunk.first + r] * o.hidden, 0, act, chunk.count, o.hidden, r, r + 1);
@@ -155,14 +154,15 @@ void run_gate_up(const OctExperts& o, const Ops& ops, const OctBatch& batch, con
     for (int64_t at; (at = pool.take()) < *room.num_hit * blocks;) {
         const int32_t e = room.hit[at / blocks];
         const OctMatrix* matrices = o.matrices + e * 3;
-        const uint8_t* up = matrices[0].scheme == matrices[1].scheme ? room.gate : room.up;
         const int64_t begin = at % blocks * kColumns, end = std::min(begin + kColumns, o.width), columns = end - begin;
         gated.k = columns;
         for (int32_t c = room.first[e]; c < room.first[e + 1]; c++) {
             const Chunk& chunk = room.chunks[c];
             const int64_t n = o.width, k = o.hidden, stride = 2 * columns;
-            multiply(matrices[0], room.gate + c * o.x_slot, scratch, stride, chunk.count, n, k, begin, end);
-            multiply(matrices[1], up + c * o.x_slot, scratch + columns, stride, chunk.count, n, k, begin, end);
+            const uint8_t* gate = room.gate + c * o.gate_slot;
+            const uint8_t* up = o.up_slot ? room.up + c * o.up_slot : gate;
+            multiply(matrices[0], gate, scratch, stride, chunk.count, n, k, begin, end);
+            multiply(matrices[1], up, scratch + columns, stride, chunk.count, n, k, begin, end);
             for (int64_t r = 0; r < chunk.count; r++) {
                 gated.in = scratch + r * stride;
                 gated.out = room.wide + (chunk.first + r) * o.width + begin;
@@ -218,15 +218,19 @@ void run_experts(const OctExperts& o, const Ops& ops, const OctBatch& batch, Poo
 
 extern "C" size_t oct_experts_room(OctExperts* experts, int64_t tokens, int32_t threads) {
     OctExperts& o = *experts;
-    o.x_slot = o.wide_slot = 64;
+    o.gate_slot = o.up_slot = o.wide_slot = 0;
     const auto widen = [](int64_t& slot, const OctMatrix& m, int64_t k) {
         const int64_t bytes = static_cast<int64_t>(oct_act_bytes(static_cast<int>(m.scheme), octa::kChunk, k));
         slot = std::max(slot, (bytes + 63) / 64 * 64);
     };
+    bool apart = false;
     for (int32_t e = 0; e < o.experts; e++) {
-        widen(o.x_slot, o.matrices[e * 3], o.hidden);
-        widen(o.x_slot, o.matrices[e * 3 + 1], o.hidden);
-        widen(o.wide_slot, o.matrices[e * 3 + 2], o.width);
+        const OctMatrix *gate = o.matrices + e * 3, *up = gate + 1, *down = gate + 2;
+        apart = apart || gate->scheme != up->scheme;
+        widen(o.gate_slot, *gate, o.hidden);
+        widen(o.up_slot, *up, o.hidden);
+        widen(o.wide_slot, *down, o.width);
     }
+    if (!apart) o.up_slot = 0;
     return octa::lay_out(o, tokens, threads).bytes;
 }

@@ -17,15 +17,16 @@ typedef struct {
 typedef struct {
     int32_t experts, top_k, act, renormalize;
     int64_t hidden, width;
-    int64_t x_slot, wide_slot;  // filled in by oct_experts_room: bytes between the activations of chunks
-    const float* x;             // [T, hidden]
+    // filled in by oct_experts_room: bytes between the activations of chunks; up_slot 0: up reads those of gate
+    int64_t gate_slot, up_slot, wide_slot;
+    const float* x;  // [T, hidden]
     const float* router;
     float* out;
     const OctMatrix* matrices;  // [experts, 3]: gate [width, hidden], up [width, hidden], down [hidden, width]
     void* room;                 // oct_experts_room bytes, from a multiple of 64 on
 } OctExperts;
 
-// Bytes of room for up to `tokens` tokens and a pool of `threads`; fills in x_slot and wide_slot.
+// Bytes of room for up to `tokens` tokens and a pool of `threads`; fills in the slots.
 size_t oct_experts_room(OctExperts* experts, int64_t tokens, int32_t threads);
 
 }  // extern "C"
