@@ -74,6 +74,12 @@ def _gemma_with_vision() -> transformers.PretrainedConfig:
     )
 
 
+def _experts(kind: str, **more: Any) -> transformers.PretrainedConfig:
+    """5 experts of another width than the dense layers; 3 layers, of which the second is dense."""
+    sizes = {"num_hidden_layers": 3, "num_experts": 5, "moe_intermediate_size": 48, "mlp_only_layers": [1]}
+    return getattr(transformers, kind)(**{**BASE, **sizes, **more})
+
+
 CASES: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "llama": _llama,
     "llama_llama3": lambda: _rope(
@@ -91,6 +97,23 @@ CASES: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     ),
     "qwen3": lambda: transformers.Qwen3Config(**{**BASE, "num_attention_heads": 6}, head_dim=20),
     "qwen3_bias": lambda: transformers.Qwen3Config(**BASE, head_dim=16, attention_bias=True, rope_theta=1e6),
+    "qwen3_moe": lambda: _experts("Qwen3MoeConfig", num_experts_per_tok=2, norm_topk_prob=True, head_dim=20),
+    "qwen3_moe_window": lambda: _experts(
+        "Qwen3MoeConfig", num_experts_per_tok=3, use_sliding_window=True, sliding_window=8, decoder_sparse_step=2
+    ),
+    "qwen2_moe": lambda: _experts(
+        "Qwen2MoeConfig", num_experts_per_tok=3, norm_topk_prob=True, shared_expert_intermediate_size=80
+    ),
+    "qwen2_moe_window": lambda: _experts(
+        "Qwen2MoeConfig",
+        num_experts_per_tok=1,
+        shared_expert_intermediate_size=40,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=2,
+        qkv_bias=False,
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(**BASE, num_local_experts=6),
     "gemma3_text": _gemma_text,
     "gemma3_text_softcap": lambda: _gemma_text(final_logit_softcapping=3.0, attention_bias=True),
     "gemma3": _gemma_with_vision,
@@ -147,6 +170,9 @@ def _model_class(config: transformers.PretrainedConfig) -> Any:
         "mistral": transformers.MistralForCausalLM,
         "qwen2": transformers.Qwen2ForCausalLM,
         "qwen3": transformers.Qwen3ForCausalLM,
+        "qwen2_moe": transformers.Qwen2MoeForCausalLM,
+        "qwen3_moe": transformers.Qwen3MoeForCausalLM,
+        "mixtral": transformers.MixtralForCausalLM,
         "gemma3_text": transformers.Gemma3ForCausalLM,
         "gemma3": transformers.Gemma3ForConditionalGeneration,
     }[config.model_type]

@@ -12,11 +12,14 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 
 HIDDEN, WIDTH, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCAB = 64, 96, 4, 2, 16, 2, 48
+EXPERTS, TOP_K, EXPERT_WIDTH, SHARED_WIDTH = 5, 2, 32, 64
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
-def matrices(arch: str, *, layers: int = LAYERS, tied: bool = True) -> dict[str, tuple[int, ...]]:
-    """GGUF tensor names of an architecture -> shapes, outermost first."""
+def matrices(
+    arch: str, *, layers: int = LAYERS, tied: bool = True, experts: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """GGUF tensor names of an architecture -> shapes, outermost first. experts: a mixture in place of each MLP."""
     q, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
     table: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, HIDDEN), "output_norm.weight": (HIDDEN,)}
     if not tied:
@@ -28,17 +31,42 @@ def matrices(arch: str, *, layers: int = LAYERS, tied: bool = True) -> dict[str,
         "attn_v.weight": (kv, HIDDEN),
         "attn_output.weight": (HIDDEN, q),
         "ffn_norm.weight": (HIDDEN,),
-        "ffn_gate.weight": (WIDTH, HIDDEN),
-        "ffn_up.weight": (WIDTH, HIDDEN),
-        "ffn_down.weight": (HIDDEN, WIDTH),
     }
-    if arch == "qwen2":
+    if experts:
+        layer |= expert_matrices(EXPERT_WIDTH if arch.startswith("qwen") else WIDTH, shared=arch == "qwen2moe")
+    else:
+        layer |= mlp("", WIDTH)
+    if arch in ("qwen2", "qwen2moe"):
         layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
-    if arch in ("qwen3", "gemma3"):
+    if arch in ("qwen3", "qwen3moe", "gemma3"):
         layer |= {"attn_q_norm.weight": (HEAD_DIM,), "attn_k_norm.weight": (HEAD_DIM,)}
     if arch == "gemma3":
         layer |= {"post_attention_norm.weight": (HIDDEN,), "post_ffw_norm.weight": (HIDDEN,)}
     return table | {f"blk.{i}.{name}": shape for i in range(layers) for name, shape in layer.items()}
+
+
+def mlp(kind: str, width: int, *stack: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of a gated MLP, or of a stack of them."""
+    table = {"gate": (width, HIDDEN), "up": (width, HIDDEN), "down": (HIDDEN, width)}
+    return {f"ffn_{name}{kind}.weight": (*stack, *shape) for name, shape in table.items()}
+
+
+def expert_matrices(width: int, *, shared: bool) -> dict[str, tuple[int, ...]]:
+    """The tensors of one layer's mixture of experts; llama.cpp keeps the shared one's gate as a vector."""
+    table = {"ffn_gate_inp.weight": (EXPERTS, HIDDEN), **mlp("_exps", width, EXPERTS)}
+    if shared:
+        table |= {"ffn_gate_inp_shexp.weight": (HIDDEN,), **mlp("_shexp", SHARED_WIDTH)}
+    return table
+
+
+def add_experts(writer: GGUFWriter) -> None:
+    """The keys of a mixture of experts, as llama.cpp's converter writes them for every architecture that has one."""
+    writer.add_expert_count(EXPERTS)
+    writer.add_expert_used_count(TOP_K)
+    if writer.arch != "llama":
+        writer.add_expert_feed_forward_length(EXPERT_WIDTH)
+    if writer.arch == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(SHARED_WIDTH)
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, np.ndarray]:
@@ -72,9 +100,9 @@ def gguf_writer(path: Path, arch: str, *, key_length: bool = True) -> GGUFWriter
 
 
 def finish(writer: GGUFWriter, tensors: Mapping[str, np.ndarray], *, kind: str = "F32") -> None:
-    """Writes vectors as F32 and matrices as `kind`, then the file."""
+    """Writes vectors and routers as F32 and other matrices as `kind`, then the file."""
     for name, values in tensors.items():
-        if values.ndim < 2 or kind == "F32":
+        if values.ndim < 2 or kind == "F32" or "ffn_gate_inp" in name:
             writer.add_tensor(name, values)
         else:
             wanted = GGMLQuantizationType[kind]
@@ -89,6 +117,16 @@ def write_gguf(path: Path, arch: str = "llama", *, kind: str = "F32", tied: bool
     """A tiny model; returns its tensors by GGUF name, as they were before quantization."""
     tensors = random_tensors(matrices(arch, tied=tied))
     finish(gguf_writer(path, arch), tensors, kind=kind)
+    return tensors
+
+
+def write_experts_gguf(path: Path, arch: str, *, kind: str = "F32") -> dict[str, np.ndarray]:
+    """As write_gguf, with a mixture of experts in every layer and outputs of about 1."""
+    writer = gguf_writer(path, arch)
+    add_experts(writer)
+    tensors = random_tensors(matrices(arch, tied=False, experts=True))
+    tensors = {name: array / np.float32(array.shape[-1] ** 0.5) for name, array in tensors.items()}
+    finish(writer, tensors, kind=kind)
     return tensors
 
 

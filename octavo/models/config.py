@@ -21,6 +21,11 @@ LARGEST: dict[str, int] = {
     "num_key_value_heads": 1024,
     "head_dim": 1 << 13,
     "max_window_layers": 1 << 20,
+    "num_experts": 1024,
+    "num_local_experts": 1024,
+    "num_experts_per_tok": 1024,
+    "moe_intermediate_size": 1 << 20,
+    "shared_expert_intermediate_size": 1 << 20,
 }
 LARGEST_OTHER = 1 << 31
 
@@ -109,6 +114,14 @@ class Config:
         ):
             raise self.wrong(key, f"a list of {length} numbers above 0")
         return [float(v) for v in value]
+
+    def integers(self, key: str) -> list[int]:
+        """A list of whole numbers from 0; an empty one if it is missing or null."""
+        value = self.values.get(key)
+        value = [] if value is None else value
+        if not isinstance(value, list) or not all(isinstance(v, int) and type(v) is not bool and v >= 0 for v in value):
+            raise self.wrong(key, "a list of integers from 0")
+        return value
 
     def section(self, key: str) -> Config:
         """The object under this key; an empty one if it is missing or null."""

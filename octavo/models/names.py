@@ -26,13 +26,22 @@ LLAMA_LAYER: dict[str, str] = {
     "gate_bias": "mlp.gate_proj.bias",
     "up_bias": "mlp.up_proj.bias",
     "down_bias": "mlp.down_proj.bias",
+    "router": "mlp.gate.weight",
+    "experts.gate": "mlp.experts.{expert}.gate_proj.weight",
+    "experts.up": "mlp.experts.{expert}.up_proj.weight",
+    "experts.down": "mlp.experts.{expert}.down_proj.weight",
+    "shared.gate": "mlp.shared_expert.gate_proj.weight",
+    "shared.up": "mlp.shared_expert.up_proj.weight",
+    "shared.down": "mlp.shared_expert.down_proj.weight",
+    "shared_router": "mlp.shared_expert_gate.weight",
 }
 
 
 def decoder_names(spec: ModelSpec, *, layer: Mapping[str, str] = LLAMA_LAYER, prefix: str = "") -> dict[str, str]:
     """Internal name -> Hugging Face name, for every name in spec.parameters().
 
-    layer: names inside a layer.  prefix: stands before all names where the decoder is a part of a larger model.
+    layer: names inside a layer, with {expert} where the number of an expert stands.  prefix: stands before all names
+    where the decoder is a part of a larger model.
     """
     outer = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
     table = {}
@@ -40,6 +49,10 @@ def decoder_names(spec: ModelSpec, *, layer: Mapping[str, str] = LLAMA_LAYER, pr
         if name in outer:
             table[name] = prefix + outer[name]
         else:
-            _, index, part = name.split(".")
-            table[name] = f"{prefix}model.layers.{index}.{layer[part]}"
+            _, index, part = name.split(".", 2)
+            expert = ""
+            if part.startswith("experts."):
+                kind, expert, matrix = part.split(".")
+                part = f"{kind}.{matrix}"
+            table[name] = f"{prefix}model.layers.{index}.{layer[part].format(expert=expert)}"
     return table

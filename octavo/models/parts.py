@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from octavo.base.errors import UnsupportedError
 from octavo.models.config import Config, show
 from octavo.models.rope import LAYER_TYPES, max_position
-from octavo.models.spec import Activation, Head, Layer, ModelSpec, RMSNorm
+from octavo.models.spec import Activation, Head, Layer, ModelSpec, MoE, RMSNorm
 
 # Names of activations in Transformers' ACT2FN that are the same function under several names.
 ACTIVATIONS: dict[str, Activation] = {
@@ -84,6 +84,23 @@ def qwen_layer_types(config: Config) -> list[str]:
     if "sliding_attention" in types and not windows:
         raise config.wrong("use_sliding_window", "true, with a sliding_window, where layer_types has sliding_attention")
     return types
+
+
+def read_moe(
+    config: Config, *, experts: int, top_k: int, width: int, renormalize: bool, shared_width: int | None = None
+) -> MoE:
+    """MoE of these sizes, once it is sure that a token has as many experts to go through as it is to."""
+    if top_k > experts:
+        raise config.wrong("num_experts_per_tok", f"at most the number of experts ({experts})")
+    return MoE(experts, top_k, width, read_activation(config), renormalize, shared_width)
+
+
+def qwen_ffns(config: Config, dense: Sequence[Layer], moe: MoE) -> tuple[Layer, ...]:
+    """Qwen's rule: every decoder_sparse_step-th layer is a mixture of experts, but for mlp_only_layers."""
+    step, only = config.integer("decoder_sparse_step", default=1), set(config.integers("mlp_only_layers"))
+    return tuple(
+        replace(layer, ffn=moe) if i not in only and (i + 1) % step == 0 else layer for i, layer in enumerate(dense)
+    )
 
 
 def read_norm(config: Config, *, offset: float = 0.0) -> RMSNorm:

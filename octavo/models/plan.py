@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from octavo.base.errors import ConfigError
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import ModelSpec, MoE
 
 PARTS = ("embedding", "attention", "feed-forward", "norms", "head")
 
@@ -24,6 +24,7 @@ class Part:
 class PlanReport:
     """Bytes unless a field says otherwise.
 
+    active_parameters: those that one token meets, fewer than all where there are experts.
     weight_bytes: on the device.  stored_bytes: as the checkpoint stores them (None if not known).
     kv_bytes_full: K and V of one sequence of max_model_len tokens.
     flops_per_token: without a context;  flops_per_token_full: the last token of a full context, attention included.
@@ -34,6 +35,7 @@ class PlanReport:
     family: str
     layers: int
     parameters: int
+    active_parameters: int
     weight_bytes: int
     stored_bytes: int | None
     max_model_len: int
@@ -71,6 +73,7 @@ def plan_report(
         family=spec.family,
         layers=len(spec.layers),
         parameters=spec.num_parameters(),
+        active_parameters=spec.num_active_parameters(),
         weight_bytes=weight_bytes,
         stored_bytes=stored_bytes,
         max_model_len=max_model_len,
@@ -86,8 +89,9 @@ def plan_report(
 
 def render(report: PlanReport) -> str:
     """The report as lines for a terminal."""
+    active = f", {_count(report.active_parameters)} for a token" if report.active_parameters < report.parameters else ""
     lines = [
-        f"{report.family}: {report.layers} layers, {_count(report.parameters)} parameters",
+        f"{report.family}: {report.layers} layers, {_count(report.parameters)} parameters{active}",
         "",
         _line("weights", _bytes(report.weight_bytes)),
         *([] if report.stored_bytes is None else [_line("  as stored", _bytes(report.stored_bytes))]),
@@ -117,22 +121,33 @@ def _verdict(report: PlanReport) -> str:
 
 
 def _parts(spec: ModelSpec) -> tuple[Part, ...]:
-    """Two operations for each element of a matrix; an embedding is looked up; a tied head multiplies by it."""
+    """Two operations for each element of a matrix; an embedding is looked up; a tied head multiplies by it.
+
+    Of the experts, which are all alike, the first top_k count.
+    """
     sizes, flops = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, parameter in spec.parameters().items():
         part, size = _part_of(name.rsplit(".", 1)[-1]), prod(parameter.shape)
         sizes[part] += size
-        if len(parameter.shape) == 2 and part != "embedding":
+        if len(parameter.shape) == 2 and part != "embedding" and not _is_idle(spec, name):
             flops[part] += 2 * size
     if spec.head.tied:
         flops["head"] = 2 * spec.vocab_size * spec.hidden_size
     return tuple(Part(name, sizes[name], flops[name]) for name in PARTS)
 
 
+def _is_idle(spec: ModelSpec, name: str) -> bool:
+    if ".experts." not in name:
+        return False
+    _, layer, _, expert, _ = name.split(".")
+    ffn = spec.layers[int(layer)].ffn
+    return isinstance(ffn, MoE) and int(expert) >= ffn.top_k
+
+
 def _part_of(name: str) -> str:
     if name in ("embed", "head"):
         return "embedding" if name == "embed" else "head"
-    if name.startswith(("gate", "up", "down")):
+    if name.startswith(("gate", "up", "down", "router", "shared_router")):
         return "feed-forward"
     if name in ("q_norm", "k_norm", "final_norm") or name.startswith(("pre_", "post_")):
         return "norms"

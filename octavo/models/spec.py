@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -64,11 +65,28 @@ class GatedMLP:
 
 
 @dataclass(frozen=True)
+class MoE:
+    """`experts` gated MLPs (no biases), `width` wide, of which each token goes through `top_k`: a mixture of experts.
+
+    p = softmax(router(x)) in float32. y = sum of p_e * down_e(act(gate_e(x)) * up_e(x)) over the top_k largest p, of
+    equal ones the lowest numbers; renormalize: these p are divided by their sum first.
+    shared_width: y += sigmoid(shared_router(x)) * shared(x), one more gated MLP that every token goes through.
+    """
+
+    experts: int
+    top_k: int
+    width: int
+    act: Activation
+    renormalize: bool
+    shared_width: int | None = None
+
+
+@dataclass(frozen=True)
 class Layer:
     """x += post_mixer(mixer(pre_mixer(x))); x += post_ffn(ffn(pre_ffn(x))); a norm that is None is left out."""
 
     mixer: Attention
-    ffn: GatedMLP
+    ffn: GatedMLP | MoE
     pre_mixer: RMSNorm | None
     pre_ffn: RMSNorm | None
     post_mixer: RMSNorm | None = None
@@ -114,7 +132,8 @@ class ModelSpec:
         """Every weight by its internal name, in the order in which a forward pass meets them.
 
         embed, layers.{i}.{pre_mixer,q,k,v,q_bias,k_bias,v_bias,q_norm,k_norm,o,o_bias,post_mixer,pre_ffn,
-        gate,up,down,gate_bias,up_bias,down_bias,post_ffn}, final_norm, head (absent if tied).
+        gate,up,down,gate_bias,up_bias,down_bias,post_ffn}, final_norm, head (absent if tied). A MoE has router,
+        experts.{e}.{gate,up,down}, shared.{gate,up,down} and shared_router in place of gate to down_bias.
         """
         table = {"embed": Parameter((self.vocab_size, self.hidden_size), 0)}
         for i, layer in enumerate(self.layers):
@@ -127,13 +146,13 @@ class ModelSpec:
 
     def num_parameters(self) -> int:
         """Weights in all."""
-        total = 0
-        for parameter in self.parameters().values():
-            size = 1
-            for extent in parameter.shape:
-                size *= extent
-            total += size
-        return total
+        return sum(prod(parameter.shape) for parameter in self.parameters().values())
+
+    def num_active_parameters(self) -> int:
+        """Weights that one token meets: all but those of the experts that it does not go through."""
+        mixtures = [layer.ffn for layer in self.layers if isinstance(layer.ffn, MoE)]
+        idle = sum((ffn.experts - ffn.top_k) * 3 * ffn.width * self.hidden_size for ffn in mixtures)
+        return self.num_parameters() - idle
 
     def kv_bytes_per_token(self, element_bytes: int, *, scale_bytes: int = 0) -> int:
         """Bytes of K and V that one token takes over all layers. scale_bytes: beside each head's elements."""
@@ -142,7 +161,7 @@ class ModelSpec:
 
 
 def _layer_parameters(layer: Layer, hidden: int) -> Iterator[tuple[str, Parameter]]:
-    a, f = layer.mixer, layer.ffn
+    a = layer.mixer
     q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
     if layer.pre_mixer:
         yield "pre_mixer", Parameter((hidden,))
@@ -160,6 +179,15 @@ def _layer_parameters(layer: Layer, hidden: int) -> Iterator[tuple[str, Paramete
         yield "post_mixer", Parameter((hidden,))
     if layer.pre_ffn:
         yield "pre_ffn", Parameter((hidden,))
+    if isinstance(layer.ffn, MoE):
+        yield from _moe_parameters(layer.ffn, hidden)
+    else:
+        yield from _mlp_parameters(layer.ffn, hidden)
+    if layer.post_ffn:
+        yield "post_ffn", Parameter((hidden,))
+
+
+def _mlp_parameters(f: GatedMLP, hidden: int) -> Iterator[tuple[str, Parameter]]:
     for name in ("gate", "up"):
         yield name, Parameter((f.width, hidden), 0)
         if f.bias:
@@ -167,5 +195,15 @@ def _layer_parameters(layer: Layer, hidden: int) -> Iterator[tuple[str, Paramete
     yield "down", Parameter((hidden, f.width), 1)
     if f.bias:
         yield "down_bias", Parameter((hidden,))
-    if layer.post_ffn:
-        yield "post_ffn", Parameter((hidden,))
+
+
+def _moe_parameters(f: MoE, hidden: int) -> Iterator[tuple[str, Parameter]]:
+    yield "router", Parameter((f.experts, hidden))
+    expert = tuple(_mlp_parameters(GatedMLP(f.width, f.act), hidden))
+    for e in range(f.experts):
+        for name, parameter in expert:
+            yield f"experts.{e}.{name}", parameter
+    if f.shared_width is not None:
+        for name, parameter in _mlp_parameters(GatedMLP(f.shared_width, f.act), hidden):
+            yield f"shared.{name}", parameter
+        yield "shared_router", Parameter((1, hidden))

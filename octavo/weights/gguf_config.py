@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.base.errors import ModelFormatError
+from octavo.base.errors import ModelFormatError, UnsupportedError
 from octavo.base.types.tensor import StoredTensor
 from octavo.weights.gguf import TensorInfo
 
@@ -27,6 +27,10 @@ ARCH_KEYS: dict[str, tuple[str, bool, type]] = {
     "attention.key_length": ("head_dim", False, int),
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps", False, float),
     "attention.sliding_window": ("sliding_window", False, int),
+    "expert_count": ("num_experts", False, int),
+    "expert_used_count": ("num_experts_per_tok", False, int),
+    "expert_feed_forward_length": ("moe_intermediate_size", False, int),
+    "expert_shared_feed_forward_length": ("shared_expert_intermediate_size", False, int),
     "rope.freq_base": ("rope_theta", False, float),
     "rope.freq_base_swa": ("rope_local_base_freq", False, float),
     "attn_logit_softcapping": ("attn_logit_softcapping", False, float),
@@ -62,12 +66,28 @@ LAYER_TENSORS = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+}
+MIXTRAL_TENSORS = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.w2",
 }
 SANDWICH_TENSORS = {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+OTHER_TENSORS = {**dict.fromkeys(("gemma2", "gemma3", "gemma3n"), SANDWICH_TENSORS), "llama": MIXTRAL_TENSORS}
+"""general.architecture -> names that differ from LAYER_TENSORS."""
 OUTER_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = re.compile(r"^blk\.(\d{1,6})\.([a-z0-9_]+)\.(weight|bias)$")
 _OUTER = re.compile(r"^([a-z0-9_]+)\.(weight|bias)$")
@@ -108,8 +128,6 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor 
     """
     m = _Metadata(metadata)
     arch = m.get("general.architecture", str, needed=True)
-    if m.get(f"{arch}.expert_count", int):
-        raise ModelFormatError("the GGUF file is a mixture of experts, which is not supported; take a dense model")
     config = m.table(f"{arch}.", ARCH_KEYS)
     config.update(
         model_type=arch,
@@ -123,6 +141,8 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor 
     config.update(_token_ids(m))
     if arch in FAMILIES:
         FAMILIES[arch](config, m)
+    if config.get("num_experts"):
+        _check_experts(config["model_type"], arch, m)
     return config
 
 
@@ -137,7 +157,7 @@ def hugging_face_name(name: str, arch: str) -> str:
     """The name that the tensor has in a Hugging Face checkpoint; names that are in no table stay."""
     if match := _LAYER.match(name):
         index, part, kind = match.groups()
-        table = {**LAYER_TENSORS, **SANDWICH_TENSORS} if arch.startswith("gemma") and arch != "gemma" else LAYER_TENSORS
+        table = {**LAYER_TENSORS, **OTHER_TENSORS.get(arch, {})}
         return f"model.layers.{int(index)}.{table[part]}.{kind}" if part in table else name
     if (match := _OUTER.match(name)) and match[1] in OUTER_TENSORS:
         return f"{OUTER_TENSORS[match[1]]}.{match[2]}"
@@ -196,10 +216,32 @@ def _rope(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor | TensorIn
 
 def _llama(config: dict[str, Any], m: _Metadata) -> None:
     config.update(hidden_act="silu", rope_interleaved=True)
+    if config.get("num_experts"):
+        config["model_type"] = "mixtral"
 
 
 def _qwen(config: dict[str, Any], m: _Metadata) -> None:
     config["hidden_act"] = "silu"
+
+
+def _qwen_moe(config: dict[str, Any], m: _Metadata) -> None:
+    """llama.cpp divides by the sum of the chosen experts' probabilities in qwen3moe and not in qwen2moe."""
+    arch = config["model_type"]
+    config.update(
+        model_type={"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}[arch],
+        hidden_act="silu",
+        norm_topk_prob=arch == "qwen3moe",
+    )
+
+
+def _check_experts(model_type: str, arch: str, m: _Metadata) -> None:
+    """Only families that have experts, chosen by a softmax, with their output as it is."""
+    if model_type not in ("mixtral", "qwen2_moe", "qwen3_moe"):
+        raise UnsupportedError(f"the GGUF file is of {arch} with experts, which is not supported; take a dense model")
+    for key, kind, usual in (("expert_gating_func", int, (0, 1)), ("expert_weights_scale", float, (0, 1))):
+        value = m.get(f"{arch}.{key}", kind)
+        if value is not None and value not in usual:
+            raise UnsupportedError(f"the GGUF file's {arch}.{key} is {value}, which is not supported", param=key)
 
 
 def _gemma3(config: dict[str, Any], m: _Metadata) -> None:
@@ -226,6 +268,8 @@ FAMILIES: dict[str, Callable[[dict[str, Any], _Metadata], None]] = {
     "llama": _llama,
     "qwen2": _qwen,
     "qwen3": _qwen,
+    "qwen2moe": _qwen_moe,
+    "qwen3moe": _qwen_moe,
     "gemma3": _gemma3,
 }
 """general.architecture -> what its config has beyond the generic keys."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import Weights
 from octavo.weights.checkpoint import Checkpoint
+from octavo.weights.experts import find_expert
 
 _log = logging.getLogger(__name__)
 
@@ -21,12 +23,14 @@ def map_names(checkpoint: Checkpoint, names: Mapping[str, str], shapes: Mapping[
     weights = {}
     for internal, shape in shapes.items():
         name = names[internal]
-        tensor = checkpoint.tensors.get(name)
+        tensor = checkpoint.tensors.get(name) or find_expert(checkpoint.tensors, name)
         if tensor is None:
             raise ModelFormatError(
                 f"{checkpoint.path.name} has no tensor {name} (expected shape {list(shape)}, found none among "
                 f"{len(checkpoint.tensors)} tensors); the config and the weights do not belong together"
             )
+        if shape[0] == 1 and tensor.shape == shape[1:]:  # GGUF keeps a matrix of one row as a vector
+            tensor = replace(tensor, shape=shape)
         if tensor.shape != shape:
             raise ModelFormatError(
                 f"{checkpoint.path.name}: tensor {name} has the shape {list(tensor.shape)}, expected {list(shape)}; "

@@ -10,7 +10,7 @@ from math import erf
 
 import numpy as np
 
-from octavo.models.spec import Attention, GatedMLP, ModelSpec, RMSNorm, Rope
+from octavo.models.spec import Attention, GatedMLP, ModelSpec, MoE, RMSNorm, Rope
 
 Weights = Mapping[str, np.ndarray]
 
@@ -22,7 +22,7 @@ def forward(spec: ModelSpec, weights: Weights, token_ids: Sequence[int]) -> np.n
         w = {name.split(".", 2)[2]: value for name, value in weights.items() if name.startswith(f"layers.{i}.")}
         y = attention(layer.mixer, w, normed(layer.pre_mixer, x, w, "pre_mixer"))
         x = x + normed(layer.post_mixer, y, w, "post_mixer")
-        y = gated_mlp(layer.ffn, w, normed(layer.pre_ffn, x, w, "pre_ffn"))
+        y = feed(layer.ffn, w, normed(layer.pre_ffn, x, w, "pre_ffn"))
         x = x + normed(layer.post_ffn, y, w, "post_ffn")
     x = rms_norm(spec.final_norm, x, weights["final_norm"])
     logits = linear(x, weights["embed" if spec.head.tied else "head"]) * np.float32(spec.head.scale)
@@ -83,6 +83,30 @@ def rotate(rope: Rope, x: np.ndarray) -> np.ndarray:
     y[first] = x[first] * cos - x[second] * sin
     y[second] = x[second] * cos + x[first] * sin
     return y
+
+
+def feed(f: GatedMLP | MoE, w: Weights, x: np.ndarray) -> np.ndarray:
+    return mixture(f, w, x) if isinstance(f, MoE) else gated_mlp(f, w, x)
+
+
+def mixture(f: MoE, w: Weights, x: np.ndarray) -> np.ndarray:
+    logits = linear(x, w["router"])
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p = p / p.sum(axis=-1, keepdims=True)
+    y = np.zeros_like(x)
+    for t in range(len(x)):
+        chosen = sorted(range(f.experts), key=lambda e: (-p[t, e], e))[: f.top_k]
+        whole = sum(p[t, e] for e in chosen) if f.renormalize else 1
+        for e in chosen:
+            y[t] += p[t, e] / whole * one_mlp(f, w, f"experts.{e}.", x[t : t + 1])[0]
+    if f.shared_width is not None:
+        y += one_mlp(f, w, "shared.", x) / (1 + np.exp(-linear(x, w["shared_router"])))
+    return y
+
+
+def one_mlp(f: MoE, w: Weights, prefix: str, x: np.ndarray) -> np.ndarray:
+    part = {name: w[prefix + name] for name in ("gate", "up", "down")}
+    return gated_mlp(GatedMLP(f.width, f.act), part, x)
 
 
 def gated_mlp(f: GatedMLP, w: Weights, x: np.ndarray) -> np.ndarray:

@@ -42,6 +42,31 @@ def changed(name: str, **values: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if value is not NOTHING}
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("qwen3_moe", "num_local_experts", 0),
+        ("qwen3_moe", "num_local_experts", 1025),
+        ("qwen3_moe", "num_experts_per_tok", 6),
+        ("qwen3_moe", "moe_intermediate_size", "48"),
+        ("qwen3_moe", "norm_topk_prob", 1),
+        ("qwen3_moe", "decoder_sparse_step", 0),
+        ("qwen3_moe", "mlp_only_layers", [-1]),
+        ("qwen3_moe", "mlp_only_layers", [True]),
+        ("qwen3_moe", "mlp_only_layers", 1),
+        ("qwen2_moe", "num_experts", -1),
+        ("qwen2_moe", "shared_expert_intermediate_size", 0),
+        ("qwen2_moe", "qkv_bias", "yes"),
+        ("mixtral", "num_local_experts", 1.5),
+        ("mixtral", "num_experts_per_tok", 7),
+    ],
+)
+def test_experts(name: str, key: str, value: object) -> None:
+    with pytest.raises(ModelFormatError, match=rf"config\.json: {key} must be") as caught:
+        build_spec(changed(name, **{key: value}))
+    assert caught.value.param == key
+
+
 @pytest.mark.parametrize("value", [NOTHING, None, -4, 0, 1.5, 10**9, "64", True, [64]])
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])

@@ -48,6 +48,27 @@ def test_parts_add_up(name: str) -> None:
     assert report.parts[-1].flops == 2 * spec.vocab_size * spec.hidden_size
 
 
+def test_experts_by_hand() -> None:
+    """All experts are stored, a token goes through top_k of them: 3 layers, the second of them dense."""
+    spec = build_spec(checkpoints.CASES["qwen2_moe"]().to_dict())
+    report = plan_report(spec, weight_bytes=1, element_bytes=2, max_model_len=9, free_bytes=None)
+    dense, expert, others = 3 * 112 * 64, 3 * 48 * 64, 5 * 64 + 3 * 80 * 64 + 64
+    part = next(part for part in report.parts if part.name == "feed-forward")
+    assert part.parameters == dense + 2 * (5 * expert + others)
+    assert part.flops == 2 * (dense + 2 * (3 * expert + others))
+    assert report.active_parameters == report.parameters - 2 * 2 * expert
+    assert "parameters, " in render(report)
+    assert "for a token" in render(report)
+
+
+def test_qwen3_30b_a3b() -> None:
+    """The published model's own figures: 30.5 billion parameters, 3.3 of them for a token."""
+    sizes = {"hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4}
+    experts = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True}
+    spec = build_spec({"model_type": "qwen3_moe", "vocab_size": 151_936, "head_dim": 128, **sizes, **experts})
+    assert (spec.num_parameters(), spec.num_active_parameters()) == (30_532_122_624, 3_353_032_704)
+
+
 def test_windows_bound_the_attention() -> None:
     spec = build_spec(checkpoints.CASES["mistral"]().to_dict())
     short, long = (

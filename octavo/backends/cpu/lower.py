@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from octavo.backends.cpu import native
 from octavo.backends.cpu.cache import Cells
-from octavo.backends.cpu.native import Group, Instruction, Lowered, pointer
+from octavo.backends.cpu.native import ExpertMatrix, Experts, Group, Instruction, Lowered, pointer
 from octavo.backends.cpu.packed import Matrix, Packed
 from octavo.backends.cpu.program import Instruction as Step
 
@@ -22,15 +23,18 @@ class Lowering:
     arrays: registers [max tokens, ...], `cos.{i}`, `sin.{i}` [max tokens, pairs], `inv_freq.{i}` [pairs].
     act(scheme, k, tails): a buffer for activations, of all tokens or of tails, in the form that products with this
     scheme read.
+    room(experts): the memory that a mixture of experts works in.
     caches: `keys.{i}`, `values.{i}`, as csrc/program.h draws them.
     """
 
     arrays: dict[str, np.ndarray]
     packed: Packed
     act: Callable[[str, int, bool], np.ndarray]
+    room: Callable[[Experts], np.ndarray]
     caches: dict[str, Cells] = field(default_factory=dict)
     _made: list[Instruction] = field(default_factory=list)
     _groups: list[tuple[int, int, bool]] = field(default_factory=list)
+    _kept: list[object] = field(default_factory=list)
     _shapes: list[tuple[Any, ...]] = field(default_factory=list)
     _tails: bool = False
 
@@ -48,7 +52,7 @@ class Lowering:
         for group, (kind, first, tails), end in zip(groups, self._groups, ends, strict=True):
             group.kind, group.first, group.count, group.tails = kind, first, end - first, tails
         at = sum(not tails for _, _, tails in self._groups)
-        return Lowered((Instruction * len(self._made))(*self._made), groups, at)
+        return Lowered((Instruction * len(self._made))(*self._made), groups, at, tuple(self._kept))
 
     def _add(self, x: str, delta: str) -> None:
         self._rows("add", k=self._width(x), out=self.arrays[x], in_=self.arrays[delta])
@@ -135,6 +139,32 @@ class Lowering:
         given = {"out": self.arrays[out], "in_": self.arrays[gate_up], "flag": native.ACTIVATIONS[act]}
         self._rows("gated", k=self._width(out), **given)
 
+    def _add_gated(self, x: str, delta: str, logit: str) -> None:
+        self._rows("add_gated", k=self._width(x), out=self.arrays[x], in_=self.arrays[delta], delta=self.arrays[logit])
+
+    def _experts(
+        self, out: str, x: str, router: str, gate_up: str, down: str, *, act: str, top_k: int, renormalize: bool
+    ) -> None:
+        pairs, downs = self.packed.matrices[gate_up], self.packed.matrices[down]
+        trios = [m for e, last in enumerate(downs) for m in (pairs[2 * e], pairs[2 * e + 1], last)]
+        made = (ExpertMatrix(pointer(m.data), native.SCHEME_IDS[m.scheme]) for m in trios)
+        matrices = (ExpertMatrix * len(trios))(*made)
+        mixture = Experts(
+            experts=len(downs),
+            top_k=top_k,
+            act=native.ACTIVATIONS[act],
+            renormalize=int(renormalize),
+            hidden=downs[0].n,
+            width=downs[0].k,
+            x=pointer(self.arrays[x]),
+            router=pointer(self.arrays[router]),
+            out=pointer(self.arrays[out]),
+            matrices=ctypes.addressof(matrices),
+        )
+        mixture.room = pointer(self.room(mixture))
+        self._kept += [mixture, matrices]
+        self._emit("experts", native.MIX, weight=ctypes.addressof(mixture))
+
     def _cache(self, keys: str, values: str, qkv: str) -> dict[str, Any]:
         k, v = self.caches[keys], self.caches[values]
         kv_heads, dim = v.data.shape[0], v.data.shape[3]
@@ -151,7 +181,8 @@ class Lowering:
 
     def _emit(self, op: str, kind: int, **fields: Any) -> None:
         # rows follow rows without a barrier, and so do the products of one linear step, as nothing stands between them
-        if kind == native.ATTEND or not self._groups or self._groups[-1][::2] != (kind, self._tails):
+        alone = kind in (native.ATTEND, native.MIX)
+        if alone or not self._groups or self._groups[-1][::2] != (kind, self._tails):
             self._groups.append((kind, len(self._made), self._tails))
         values = {name: pointer(v) if isinstance(v, np.ndarray) else v for name, v in fields.items()}
         self._made.append(Instruction(op=native.OPS[op], **values))

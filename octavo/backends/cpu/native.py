@@ -17,7 +17,7 @@ from octavo.backends.cpu.sampler import Draw
 from octavo.base.types.tensor import SCHEMES
 
 _log = logging.getLogger(__name__)
-_ABI = 2
+_ABI = 3
 LIBRARY = Path(__file__).with_name("libocta_cpu.so")
 SCHEME_IDS = {name: index for index, name in enumerate(SCHEMES)}
 """Scheme name -> its number in csrc/matmul.h."""
@@ -34,14 +34,16 @@ OPS = {
     "gated": 8,
     "check": 9,
     "gather": 10,
+    "add_gated": 11,
     "matmul": 20,
     "attention": 21,
     "head": 22,
+    "experts": 23,
 }
 CELL_IDS = {dtype: index for index, dtype in enumerate(CELLS.values())}
 """What a cache is an array of -> OctCells of csrc/program.h."""
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
-ROWS, PRODUCTS, ATTEND = 0, 1, 2
+ROWS, PRODUCTS, ATTEND, MIX = 0, 1, 2, 3
 _LONG, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
@@ -67,12 +69,13 @@ class Group(ctypes.Structure):
 class Lowered:
     """A program as csrc/program.h has it; valid while the arrays that it was made from live.
 
-    tail: the group from which on rows are the batch's tails.
+    tail: the group from which on rows are the batch's tails.  kept: what instructions point at beside those arrays.
     """
 
     instructions: ctypes.Array[Instruction]
     groups: ctypes.Array[Group]
     tail: int
+    kept: tuple[object, ...] = ()
 
 
 class BatchArrays(ctypes.Structure):
@@ -98,6 +101,22 @@ class DrawArrays(ctypes.Structure):
     ]
 
 
+class Experts(ctypes.Structure):
+    """OctExperts of csrc/experts.h. matrices points at ExpertMatrix [experts, 3]."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("experts", "top_k", "act", "renormalize")),
+        *((name, _LONG) for name in ("hidden", "width", "gate_slot", "up_slot", "wide_slot")),
+        *((name, _POINTER) for name in ("x", "router", "out", "matrices", "room")),
+    ]
+
+
+class ExpertMatrix(ctypes.Structure):
+    """OctMatrix: a packed matrix and its scheme."""
+
+    _fields_ = [("weight", _POINTER), ("scheme", ctypes.c_int64)]
+
+
 _INT = ctypes.c_int32
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "oct_abi": (_INT, ()),
@@ -105,6 +124,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "oct_machine_new": (_POINTER, (_INT, _POINTER, _INT)),
     "oct_machine_free": (None, (_POINTER,)),
     "oct_run": (None, (_POINTER, _POINTER, _LONG, _POINTER, _POINTER)),
+    "oct_experts_room": (ctypes.c_size_t, (_POINTER, _LONG, _INT)),
     "oct_layout": (_INT, ()),
     "oct_pack_all": (None, (_POINTER, _INT, _INT, _POINTER, _POINTER, _LONG, _LONG)),
     "oct_draw": (None, (_POINTER, _POINTER, _LONG, _LONG)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,9 @@ class NativeMachine:
             tails_finite=pointer(self._tails_finite),
             best=pointer(self._best),
         )
+        # what the body's products work in belongs to work_bytes before there is a cache
+        products = tuple(step for step in program.body if step.op in ("linear", "experts"))
+        Lowering(self._arrays, packed, self._act, self._room).lower(products)
 
     @property
     def weight_bytes(self) -> int:
@@ -86,7 +90,7 @@ class NativeMachine:
                 self._caches[name] = make_cells(self.kv_cache_dtype, shape, block_size=self.block_size)
         factors = tuple(rope.attention_factor for rope in self.program.ropes)
         self._batch.num_blocks = num_blocks
-        lowering = Lowering(self._arrays, self._packed, self._act, self._caches)
+        lowering = Lowering(self._arrays, self._packed, self._act, self._room, self._caches)
         self._lowered = lowering.lower(self.program.body, self.program.tail, factors=factors)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
@@ -134,5 +138,13 @@ class NativeMachine:
         key = f"{scheme} {k} {tokens}"
         if key not in self._acts:
             size = self._pool.library.oct_act_bytes(native.SCHEME_IDS[scheme], tokens, k)
+            self._acts[key] = native.aligned(size)
+        return self._acts[key]
+
+    def _room(self, experts: native.Experts) -> np.ndarray:
+        """Layers run one after the other: those of one size share it."""
+        size = self._pool.library.oct_experts_room(ctypes.byref(experts), self.max_tokens, self._pool.size)
+        key = f"experts {size}"
+        if key not in self._acts:
             self._acts[key] = native.aligned(size)
         return self._acts[key]

@@ -124,6 +124,50 @@ def gated(out: np.ndarray, gate_up: np.ndarray, *, act: str) -> None:
     out *= gate_up[:, width:]
 
 
+def add_gated(x: np.ndarray, delta: np.ndarray, logit: np.ndarray) -> None:
+    """x [T, hidden] += sigmoid(logit [T, 1]) * delta [T, hidden]."""
+    x += delta / (1 + np.exp(-logit))
+
+
+def experts(
+    out: np.ndarray,
+    x: np.ndarray,
+    router: np.ndarray,
+    gate_up: np.ndarray,
+    down: np.ndarray,
+    *,
+    act: str,
+    top_k: int,
+    renormalize: bool,
+) -> None:
+    """out [T, hidden] = sum of p_e * gated(x @ gate_up_e) @ down_e over the experts that `route` chooses, in order.
+
+    x [T, hidden], router [T, experts]; gate_up [hidden, experts * 2 * width], down [width, experts * hidden].
+    """
+    chosen, shares = route(router, top_k=top_k, renormalize=renormalize)
+    width, hidden = len(down), out.shape[1]
+    out[...] = 0
+    for e in np.unique(chosen):
+        tokens, places = np.nonzero(chosen == e)
+        wide = np.empty((len(tokens), width), np.float32)
+        gated(wide, x[tokens] @ gate_up[:, e * 2 * width : (e + 1) * 2 * width], act=act)
+        out[tokens] += shares[tokens, places, None] * (wide @ down[:, e * hidden : (e + 1) * hidden])
+
+
+def route(router: np.ndarray, *, top_k: int, renormalize: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Experts [T, top_k] with the largest logits router [T, experts], of equals the lowest; their p = softmax(router).
+
+    renormalize: p of the chosen are divided by their sum.
+    """
+    p = np.exp(router - router.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    chosen = np.argsort(-router, axis=1, kind="stable")[:, :top_k]
+    shares = np.take_along_axis(p, chosen, axis=1)
+    if renormalize:
+        shares /= shares.sum(axis=1, keepdims=True)
+    return chosen, shares
+
+
 def _silu(out: np.ndarray, x: np.ndarray) -> None:
     """x / (1 + exp(-x))"""
     np.negative(x, out=out)
@@ -214,7 +258,7 @@ def scan(finite: np.ndarray, best: np.ndarray, logits: np.ndarray) -> None:
 OPS: dict[str, Op] = {
     op.__name__: op
     for op in (
-        *(embed, add, rms_norm, linear, qk_norm, rope, write_kv, paged_attention, gated),
+        *(embed, add, rms_norm, linear, qk_norm, rope, write_kv, paged_attention, gated, experts, add_gated),
         *(check, gather, head, scan),
     )
 }

@@ -73,17 +73,23 @@ def load_packed(
     folder: where an earlier load has left the packed matrices, or this one leaves them; not where exact.
     """
     sources = {name: [weights[source] for source in pack.sources] for name, pack in packs.items()}
-    tensors = [tensor for pack in sources.values() for tensor in pack if len(tensor.shape) > 1]
+    chosen = [
+        (tensor, "F32" if (exact or packs[name].exact) and tensor.scheme.name not in EXACT else tensor.scheme.name)
+        for name, pack in sources.items()
+        for tensor in pack
+        if len(tensor.shape) > 1
+    ]
     file = None
     if folder is not None and not exact:
-        sizes = [pool.packed_bytes(tensor.scheme.name, **_shape(tensor)) for tensor in tensors]
+        tensors = [tensor for tensor, _ in chosen]
+        sizes = [pool.packed_bytes(scheme, **_shape(tensor)) for tensor, scheme in chosen]
         file = packed_file.locate(folder, tensors, sizes, layout=_layout(tensors, pool))
     data = None if file is None else file.read()
     saving = None
     if data is None:
-        data = _pack(tensors, pool, exact=exact, progress=progress)
+        data = _pack(chosen, pool, progress=progress)
         saving = None if file is None else packed_file.Saving(file, data)
-    matrices = iter([_matrix(tensor, part, exact=exact) for tensor, part in zip(tensors, data, strict=True)])
+    matrices = iter([Matrix(scheme, **_shape(t), data=part) for (t, scheme), part in zip(chosen, data, strict=True)])
     packed = Packed({}, {}, saving)
     for name, pack in sources.items():
         if len(pack[0].shape) > 1:
@@ -108,27 +114,21 @@ def _layout(tensors: Sequence[StoredTensor], pool: Pool) -> str:
     return digest.hexdigest()
 
 
-def _pack(tensors: Sequence[StoredTensor], pool: Pool, *, exact: bool, progress: Progress | None) -> list[np.ndarray]:
+def _pack(chosen: Sequence[tuple[StoredTensor, str]], pool: Pool, *, progress: Progress | None) -> list[np.ndarray]:
+    """Each tensor in the form of the scheme beside it: its own, or F32."""
     packed, done, released = [], 0, 0
-    total = sum(tensor.nbytes for tensor in tensors)
-    for tensor in tensors:
-        to_float = _to_float(tensor, exact=exact)
+    total = sum(tensor.nbytes for tensor, _ in chosen)
+    owners = list({id(tensor.data.obj): tensor.data for tensor, _ in chosen}.values())
+    for tensor, scheme in chosen:
+        to_float = scheme != tensor.scheme.name
         packed.append(pool.pack(tensor.scheme.name, tensor.data, **_shape(tensor), to_float=to_float))
         done += tensor.nbytes
         if done - released >= _RELEASE:
-            release(*(tensor.data for tensor in tensors))
+            release(*owners)
             released = done
         if progress is not None:
             progress("weights", done, total)
     return packed
-
-
-def _matrix(tensor: StoredTensor, data: np.ndarray, *, exact: bool) -> Matrix:
-    return Matrix("F32" if _to_float(tensor, exact=exact) else tensor.scheme.name, **_shape(tensor), data=data)
-
-
-def _to_float(tensor: StoredTensor, *, exact: bool) -> bool:
-    return exact and tensor.scheme.name not in EXACT
 
 
 def _shape(tensor: StoredTensor) -> dict[str, int]:

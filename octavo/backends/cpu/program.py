@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.models.spec import Attention, GatedMLP, Layer, ModelSpec, RMSNorm, Rope
+from octavo.models.spec import Attention, GatedMLP, Layer, ModelSpec, MoE, RMSNorm, Rope
 
 _PARTS = ("q", "k", "v")
 
@@ -30,10 +30,12 @@ class Pack:
 
     Matrices are turned: sources of [out, in] lie side by side in [in, outs]. With few tokens OpenBLAS reads that up to
     twice as fast. Vectors are joined, then seen as `shape`.
+    exact: activations are never rounded for products with it.
     """
 
     sources: tuple[str, ...]
     shape: tuple[int, ...]
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ class _Builder:
         prefix = f"layers.{index}."
         self._attention(index, layer.mixer, self._norm_in(prefix + "pre_mixer", layer.pre_mixer))
         self._norm_out(prefix + "post_mixer", layer.post_mixer)
-        self._mlp(prefix, layer.ffn, self._norm_in(prefix + "pre_ffn", layer.pre_ffn))
+        source = self._norm_in(prefix + "pre_ffn", layer.pre_ffn)
+        if isinstance(layer.ffn, MoE):
+            self._experts(prefix, layer.ffn, source)
+        else:
+            self._mlp(prefix, layer.ffn, source, "y")
         self._norm_out(prefix + "post_ffn", layer.post_ffn)
 
     def finish_body(self) -> None:
@@ -140,7 +146,7 @@ class _Builder:
         output_bias = self._pack(prefix + "o_bias", prefix + "o_bias") if a.output_bias else None
         self._emit("linear", "y", attended, self._pack(prefix + "o", prefix + "o"), output_bias)
 
-    def _mlp(self, prefix: str, f: GatedMLP, source: str) -> None:
+    def _mlp(self, prefix: str, f: GatedMLP, source: str, out: str) -> None:
         gate_up = self._register("gate_up", 2 * f.width)
         wide = self._register("wide", f.width)
         weight = self._pack(prefix + "gate_up", prefix + "gate", prefix + "up")
@@ -148,7 +154,26 @@ class _Builder:
         self._emit("linear", gate_up, source, weight, bias)
         self._emit("gated", wide, gate_up, act=f.act)
         down_bias = self._pack(prefix + "down_bias", prefix + "down_bias") if f.bias else None
-        self._emit("linear", "y", wide, self._pack(prefix + "down", prefix + "down"), down_bias)
+        self._emit("linear", out, wide, self._pack(prefix + "down", prefix + "down"), down_bias)
+
+    def _experts(self, prefix: str, f: MoE, source: str) -> None:
+        """The choice of experts is exact: a rounding could turn it, and with it all that follows."""
+        logits = self._exact_linear(prefix + "router", source, f.experts)
+        matrices = [f"{prefix}experts.{e}." for e in range(f.experts)]
+        gate_up = self._pack(prefix + "experts.gate_up", *(m + part for m in matrices for part in ("gate", "up")))
+        down = self._pack(prefix + "experts.down", *(m + "down" for m in matrices))
+        options: dict[str, Any] = {"act": f.act, "top_k": f.top_k, "renormalize": f.renormalize}
+        self._emit("experts", "y", source, logits, gate_up, down, **options)
+        if f.shared_width is not None:
+            shared = self._register("shared", self.spec.hidden_size)
+            self._mlp(prefix + "shared.", GatedMLP(f.shared_width, f.act), source, shared)
+            self._emit("add_gated", "y", shared, self._exact_linear(prefix + "shared_router", source, 1))
+
+    def _exact_linear(self, weight: str, source: str, outputs: int) -> str:
+        out = self._register(weight.rsplit(".", 1)[-1], outputs)
+        self.packs[weight] = Pack((weight,), (self.spec.hidden_size, outputs), exact=True)
+        self._emit("linear", out, source, weight, None)
+        return out
 
     def _norm_in(self, name: str, norm: RMSNorm | None) -> str:
         """Add what waits to `x`, then norm it into `h`; returns the register that the branch reads."""

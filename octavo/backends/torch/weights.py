@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -12,27 +12,48 @@ from torch import Tensor
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.ports import Progress
 from octavo.base.types.tensor import StoredTensor, Weights
-from octavo.models.spec import Layer, ModelSpec, RMSNorm
+from octavo.models.spec import Layer, ModelSpec, MoE, RMSNorm
 from octavo.quant.scheme import dequantize
 
 _PLAIN: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class LayerWeights:
-    """Norm weights are float32 with the norm's offset added. Matrices are [out, in]; absent ones are None.
+class MlpWeights:
+    """Matrices are [out, in], here and below.  gate_up: [2 * width, hidden], gate's rows first."""
 
-    qkv: [(heads + 2 * kv_heads) * head_dim, hidden], q's rows first.  gate_up: [2 * width, hidden], gate's first.
+    gate_up: Tensor
+    down: Tensor
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MoEWeights:
+    """router: [experts, hidden].  gate_up: [experts, 2 * width, hidden].  down: [experts, hidden, width].
+
+    shared_router: [1, hidden].
+    """
+
+    router: Tensor
+    gate_up: Tensor
+    down: Tensor
+    shared: MlpWeights | None = None
+    shared_router: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Norm weights are float32 with the norm's offset added. Absent ones are None.
+
+    qkv: [(heads + 2 * kv_heads) * head_dim, hidden], q's rows first.
     """
 
     qkv: Tensor
     o: Tensor
-    gate_up: Tensor
-    down: Tensor
+    ffn: MlpWeights | MoEWeights
     qkv_bias: Tensor | None = None
     o_bias: Tensor | None = None
-    gate_up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
     pre_mixer: Tensor | None = None
@@ -98,6 +119,16 @@ class _Loader:
             self._report(part)
         return whole.to(self._device)
 
+    def stack(self, count: int, *names: str) -> Tensor:
+        """[count, ...]: for each number the named tensors, which have a place for it, one below the other."""
+        parts = [self._weights[name.format(i)] for i in range(count) for name in names]
+        rows, width = parts[0].shape[0], parts[0].shape[1]
+        whole = torch.empty((len(parts), rows, width), dtype=self._dtype)
+        for i, part in enumerate(parts):
+            whole[i] = to_torch(part, self._dtype)
+            self._report(part)
+        return whole.view(count, -1, width).to(self._device)
+
     def norm(self, name: str, norm: RMSNorm) -> Tensor:
         """offset + w in float32."""
         stored = self._weights[name]
@@ -116,18 +147,36 @@ def _load_layer(loader: _Loader, prefix: str, layer: Layer) -> LayerWeights:
     return LayerWeights(
         qkv=matrix("q", "k", "v"),
         o=matrix("o"),
-        gate_up=matrix("gate", "up"),
-        down=matrix("down"),
+        ffn=_load_moe(loader, prefix, ffn) if isinstance(ffn, MoE) else _load_mlp(loader, prefix, bias=ffn.bias),
         qkv_bias=matrix("q_bias", "k_bias", "v_bias") if mixer.qkv_bias else None,
         o_bias=matrix("o_bias") if mixer.output_bias else None,
-        gate_up_bias=matrix("gate_bias", "up_bias") if ffn.bias else None,
-        down_bias=matrix("down_bias") if ffn.bias else None,
         q_norm=norm("q_norm", mixer.qk_norm),
         k_norm=norm("k_norm", mixer.qk_norm),
         pre_mixer=norm("pre_mixer", layer.pre_mixer),
         post_mixer=norm("post_mixer", layer.post_mixer),
         pre_ffn=norm("pre_ffn", layer.pre_ffn),
         post_ffn=norm("post_ffn", layer.post_ffn),
+    )
+
+
+def _load_mlp(loader: _Loader, prefix: str, *, bias: bool) -> MlpWeights:
+    return MlpWeights(
+        gate_up=loader.matrix(prefix + "gate", prefix + "up"),
+        down=loader.matrix(prefix + "down"),
+        gate_up_bias=loader.matrix(prefix + "gate_bias", prefix + "up_bias") if bias else None,
+        down_bias=loader.matrix(prefix + "down_bias") if bias else None,
+    )
+
+
+def _load_moe(loader: _Loader, prefix: str, moe: MoE) -> MoEWeights:
+    expert = prefix + "experts.{}."
+    shared = moe.shared_width is not None
+    return MoEWeights(
+        router=loader.matrix(prefix + "router"),
+        gate_up=loader.stack(moe.experts, expert + "gate", expert + "up"),
+        down=loader.stack(moe.experts, expert + "down"),
+        shared=_load_mlp(loader, prefix + "shared.", bias=False) if shared else None,
+        shared_router=loader.matrix(prefix + "shared_router") if shared else None,
     )
 
 
@@ -157,7 +206,14 @@ def _reporter(spec: ModelSpec, weights: Weights, progress: Progress | None) -> C
 
 
 def _count_bytes(model: ModelWeights) -> int:
-    tensors: list[Tensor | None] = [model.embed, model.final_norm]
-    tensors += [] if model.head is model.embed else [model.head]
-    tensors += [getattr(layer, f.name) for layer in model.layers for f in fields(layer)]
-    return sum(t.nbytes for t in tensors if t is not None)
+    outer = [model.embed, model.final_norm] + ([] if model.head is model.embed else [model.head])
+    return sum(t.nbytes for t in (*outer, *(t for layer in model.layers for t in _tensors(layer))))
+
+
+def _tensors(weights: LayerWeights | MlpWeights | MoEWeights) -> Iterator[Tensor]:
+    for field in fields(weights):
+        value = getattr(weights, field.name)
+        if isinstance(value, Tensor):
+            yield value
+        elif value is not None:
+            yield from _tensors(value)

@@ -10,7 +10,7 @@ import numpy as np
 from octavo.backends.cpu.cache import CELLS, Cells, make_cells
 from octavo.backends.cpu.runner import CpuBackend
 from octavo.base.types.tensor import SCHEMES, StoredTensor
-from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec, RMSNorm, Rope
+from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec, MoE, RMSNorm, Rope
 
 VOCAB = 61
 
@@ -20,7 +20,7 @@ def rope(dim: int, **more: Any) -> Rope:
 
 
 def spec() -> ModelSpec:
-    """Three unlike layers: no norms and no rope; everything at once; a window and interleaved pairs."""
+    """Unlike layers: no norms and no rope; everything at once; a window and interleaved pairs; that with experts."""
     bare = Layer(
         Attention(heads=2, kv_heads=2, head_dim=6, scale=0.5, rope=None, output_bias=True),
         GatedMLP(width=10, act="gelu", bias=True),
@@ -51,11 +51,18 @@ def spec() -> ModelSpec:
         pre_ffn=None,
         post_ffn=RMSNorm(1e-5),
     )
+    mixed = Layer(
+        narrow.mixer,
+        MoE(experts=4, top_k=2, width=9, act="gelu", renormalize=True, shared_width=14),
+        pre_mixer=RMSNorm(1e-5),
+        pre_ffn=RMSNorm(1e-5),
+        post_ffn=RMSNorm(1e-5),
+    )
     return ModelSpec(
         family="made_by_hand",
         vocab_size=VOCAB,
         hidden_size=12,
-        layers=(bare, full, narrow),
+        layers=(bare, full, narrow, mixed),
         final_norm=RMSNorm(1e-5, offset=1.0),
         head=Head(tied=False, softcap=8.0, scale=1.5),
         max_position=512,
@@ -110,7 +117,7 @@ def forward(model: ModelSpec, weights: dict[str, np.ndarray], tokens: list[int])
         p = f"layers.{i}."
         y = _attention(layer.mixer, w, p, norm(x, layer.pre_mixer, w.get(p + "pre_mixer")))
         x = x + norm(y, layer.post_mixer, w.get(p + "post_mixer"))
-        y = _mlp(layer.ffn, w, p, norm(x, layer.pre_ffn, w.get(p + "pre_ffn")))
+        y = _feed(layer.ffn, w, p, norm(x, layer.pre_ffn, w.get(p + "pre_ffn")))
         x = x + norm(y, layer.post_ffn, w.get(p + "post_ffn"))
     x = norm(x, model.final_norm, w["final_norm"])
     logits = x @ w["embed" if model.head.tied else "head"].T * model.head.scale
@@ -170,6 +177,19 @@ def _attention(a: Attention, w: dict[str, np.ndarray], p: str, x: np.ndarray) ->
     q, k, v = parts
     out = np.array([attention(q[t], k, v, t, a) for t in range(len(x))]).reshape(len(x), -1)
     return out @ w[p + "o"].T + (w[p + "o_bias"] if a.output_bias else 0)
+
+
+def _feed(f: GatedMLP | MoE, w: dict[str, np.ndarray], p: str, x: np.ndarray) -> np.ndarray:
+    if isinstance(f, GatedMLP):
+        return _mlp(f, w, p, x)
+    mlp = GatedMLP(f.width, f.act)
+    out = _mlp(mlp, w, p + "shared.", x) / (1 + np.exp(-x @ w[p + "shared_router"].T))
+    for t, logits in enumerate(x @ w[p + "router"].T):
+        chosen = np.argsort(-logits)[: f.top_k]
+        chances = np.exp(logits) / (np.exp(logits[chosen]).sum() if f.renormalize else np.exp(logits).sum())
+        for e in chosen:
+            out[t] += chances[e] * _mlp(mlp, w, f"{p}experts.{e}.", x[t : t + 1])[0]
+    return out
 
 
 def _mlp(f: GatedMLP, w: dict[str, np.ndarray], p: str, x: np.ndarray) -> np.ndarray:

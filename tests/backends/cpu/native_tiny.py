@@ -61,7 +61,12 @@ def run(
         acts.append(native.aligned(pool.library.oct_act_bytes(native.SCHEME_IDS[scheme], tokens, k)))
         return acts[-1]
 
-    lowering, tails = Lowering(arrays, packed or Packed({}, {}), act, caches or {}), given.get("tails")
+    def room(experts: native.Experts) -> np.ndarray:
+        acts.append(native.aligned(pool.library.oct_experts_room(ctypes.byref(experts), tokens, pool.size)))
+        acts[-1].fill(0xFF)  # NaN, wherever it is read before it was written
+        return acts[-1]
+
+    lowering, tails = Lowering(arrays, packed or Packed({}, {}), act, room, caches or {}), given.get("tails")
     body, tail = ((step,), ()) if tails is None else ((), (step,))
     lowered = lowering.lower(body, tail, factors=factors)
     spans: list[Span] = given.pop("spans", [])

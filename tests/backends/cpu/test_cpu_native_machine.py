@@ -15,7 +15,7 @@ import pytest
 from octavo.backends.cpu import native
 from octavo.backends.cpu.rows import Batch, Span
 from octavo.base.types.tensor import SCHEMES, StoredTensor
-from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec, RMSNorm
+from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec, MoE, RMSNorm
 from octavo.quant.scheme import dequantize
 
 SIZE = 16
@@ -23,12 +23,12 @@ NORM = RMSNorm(1e-5)
 
 
 def spec() -> ModelSpec:
-    """Two layers, one of them with a window; grouped heads of 64; widths that every format divides."""
+    """Two layers, one with a window and with experts; grouped heads of 64; widths that every format divides."""
     rope = cpu_tiny.rope(64)
     layers = tuple(
         Layer(
             Attention(heads=4, kv_heads=2, head_dim=64, scale=0.125, rope=rope, window=window),
-            GatedMLP(width=256, act="silu"),
+            MoE(experts=6, top_k=2, width=128, act="silu", renormalize=True) if window else GatedMLP(256, act="silu"),
             pre_mixer=NORM,
             pre_ffn=NORM,
         )

@@ -360,7 +360,7 @@ def test_memory(backend: CpuBackend) -> None:
     memory = backend.memory()
     weights = sum(array.nbytes for name, array in WEIGHTS.items() if "q_norm" not in name and "k_norm" not in name)
     # qk norms are repeated for each head; native matrices are filled up to 16 rows
-    most = weights + 4096 if isinstance(backend._machine, Machine) else weights * 1.3
+    most = weights + 4096 if isinstance(backend._machine, Machine) else weights * 1.4
     assert weights < memory.weights < most
     assert 0 < memory.free < memory.total
 

@@ -24,6 +24,12 @@ MODELS: dict[str, Any] = {
     "post_norms_only": lambda: spec(layer(pre_mixer=None, pre_ffn=None, post_mixer=NORM, post_ffn=NORM)),
     "gelu": lambda: spec(layer(ffn={"act": "gelu"})),
     "gelu_tanh": lambda: spec(layer(ffn={"act": "gelu_tanh"})),
+    "experts": lambda: spec(layer(ffn={"experts": 6, "top_k": 2, "renormalize": True}), layer()),
+    "experts_all": lambda: spec(layer(ffn={"experts": 3, "top_k": 3, "renormalize": False, "act": "gelu"})),
+    "experts_of_odd_width": lambda: spec(layer(ffn={"experts": 6, "top_k": 2, "renormalize": True, "width": 21})),
+    "experts_and_a_shared_one": lambda: spec(
+        layer(ffn={"experts": 6, "top_k": 1, "renormalize": False, "shared_width": 24})
+    ),
     "no_rope": lambda: spec(layer({"rope": None})),
     "partial_rope": lambda: spec(layer({"rope": rope(4)})),
     "interleaved_rope": lambda: spec(layer({"rope": rope(8, interleaved=True)})),

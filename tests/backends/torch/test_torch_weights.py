@@ -54,7 +54,7 @@ def test_fused_matrices_norms_and_size() -> None:
     assert torch.equal(first.qkv, torch.cat([bf16[f"layers.0.{name}"] for name in "qkv"]))
     assert first.qkv_bias is not None
     assert torch.equal(first.qkv_bias, torch.cat([bf16[f"layers.0.{name}_bias"] for name in "qkv"]))
-    assert torch.equal(first.gate_up, torch.cat([bf16["layers.0.gate"], bf16["layers.0.up"]]))
+    assert torch.equal(first.ffn.gate_up, torch.cat([bf16["layers.0.gate"], bf16["layers.0.up"]]))
     assert first.pre_ffn is not None
     assert first.pre_ffn.dtype == torch.float32
     np.testing.assert_array_equal(first.pre_ffn.numpy(), numbers["layers.0.pre_ffn"] + 1)

@@ -13,7 +13,7 @@ from torch_forward import log_softmax
 from octavo.backends.torch.runner import TorchBackend
 from octavo.base.types.plan import BlockUpdate, RowBegin, RowSampling, RowStep, StepPlan, StepResult, TokenLogprobs
 from octavo.base.types.tensor import SCHEMES, StoredTensor
-from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec, RMSNorm, Rope
+from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec, MoE, RMSNorm, Rope
 
 VOCAB = 61
 BLOCK = 8
@@ -28,8 +28,9 @@ def rope(dim: int, **more: Any) -> Rope:
 def layer(mixer: dict[str, Any] | None = None, ffn: dict[str, Any] | None = None, **more: Any) -> Layer:
     attention = {"heads": 4, "kv_heads": 2, "head_dim": 8, "scale": 0.4, "rope": rope(8), **(mixer or {})}
     mlp = {"width": 40, "act": "silu", **(ffn or {})}
+    word = MoE if "experts" in mlp else GatedMLP
     norms = {"pre_mixer": RMSNorm(1e-5), "pre_ffn": RMSNorm(1e-5), **more}
-    return Layer(Attention(**attention), GatedMLP(**mlp), **norms)
+    return Layer(Attention(**attention), word(**mlp), **norms)
 
 
 def spec(*layers: Layer, **more: Any) -> ModelSpec:

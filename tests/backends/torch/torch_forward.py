@@ -7,7 +7,7 @@ from math import erf
 
 import numpy as np
 
-from octavo.models.spec import Attention, GatedMLP, ModelSpec, RMSNorm, Rope
+from octavo.models.spec import Attention, GatedMLP, ModelSpec, MoE, RMSNorm, Rope
 
 Weights = Mapping[str, np.ndarray]
 
@@ -17,7 +17,7 @@ def forward(model: ModelSpec, weights: Weights, ids: Sequence[int]) -> np.ndarra
     weights = {name: array.astype(np.float64) for name, array in weights.items()}
     x = weights["embed"][list(ids)] * model.embedding_scale
     for i, layer in enumerate(model.layers):
-        w = {name.split(".")[2]: array for name, array in weights.items() if name.startswith(f"layers.{i}.")}
+        w = {name.split(".", 2)[2]: array for name, array in weights.items() if name.startswith(f"layers.{i}.")}
         x = x + norm(
             layer.post_mixer, attend(layer.mixer, w, norm(layer.pre_mixer, x, w.get("pre_mixer"))), w.get("post_mixer")
         )
@@ -68,8 +68,25 @@ def turn(word: Rope, heads: np.ndarray, position: int) -> np.ndarray:
     return out
 
 
-def feed(mlp: GatedMLP, w: Weights, x: np.ndarray) -> np.ndarray:
-    gate = ACTIVATIONS[mlp.act](x @ w["gate"].T + w.get("gate_bias", 0.0))
+def feed(ffn: GatedMLP | MoE, w: Weights, x: np.ndarray) -> np.ndarray:
+    if isinstance(ffn, GatedMLP):
+        return one_mlp(ffn.act, w, x)
+    chance = np.exp(x @ w["router"].T)
+    chance /= chance.sum(-1, keepdims=True)
+    out = np.zeros_like(x)
+    for t, p in enumerate(chance):
+        chosen = np.argsort(-p)[: ffn.top_k]
+        for e in chosen:
+            expert = {name: w[f"experts.{e}.{name}"] for name in ("gate", "up", "down")}
+            out[t] += p[e] / (p[chosen].sum() if ffn.renormalize else 1) * one_mlp(ffn.act, expert, x[t])
+    if ffn.shared_width is not None:
+        shared = {name: w[f"shared.{name}"] for name in ("gate", "up", "down")}
+        out += one_mlp(ffn.act, shared, x) / (1 + np.exp(-x @ w["shared_router"].T))
+    return out
+
+
+def one_mlp(act: str, w: Weights, x: np.ndarray) -> np.ndarray:
+    gate = ACTIVATIONS[act](x @ w["gate"].T + w.get("gate_bias", 0.0))
     return gate * (x @ w["up"].T + w.get("up_bias", 0.0)) @ w["down"].T + w.get("down_bias", 0.0)
 
 

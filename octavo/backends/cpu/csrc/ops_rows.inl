@@ -45,6 +45,14 @@ void add(const OctInstruction& o, OctRange range) {
     over(range.size() * o.k, [&](int64_t i, int64_t n) { put(out + i, get(out + i, n) + get(in + i, n), n); });
 }
 
+void add_gated(const OctInstruction& o, OctRange range) {
+    for (int64_t t = range.begin; t < range.end; t++) {
+        float* out = o.out + t * o.k;
+        const float *in = o.in + t * o.k, share = 1.0f / (1.0f + __builtin_expf(-o.delta[t]));
+        over(o.k, [&](int64_t i, int64_t n) { put(out + i, get(out + i, n) + get(in + i, n) * share, n); });
+    }
+}
+
 // 1 / sqrt(mean of squares + eps)
 inline float norm_scale(const float* x, int64_t count, float eps) {
     vf total{};
@@ -185,6 +193,7 @@ void rows(const OctInstruction& o, const OctBatch& batch, int64_t begin, int64_t
         case OCT_ROPE_TABLE: return rope_table(o, batch, range);
         case OCT_EMBED: return embed(o, batch, range);
         case OCT_ADD: return add(o, range);
+        case OCT_ADD_GATED: return add_gated(o, range);
         case OCT_RMS_NORM: return rms_norm(o, range);
         case OCT_QUANTIZE: return oct_act_quantize(o.scheme, o.in, o.k, o.act, batch.tokens, o.k, begin, end);
         case OCT_QK_NORM: return qk_norm(o, range);

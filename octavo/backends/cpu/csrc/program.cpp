@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "experts.h"
 #include "matmul.h"
 #include "pool.h"
 
@@ -248,6 +249,9 @@ void walk(void* argument, Pool& pool, int member) {
             run_rows(step, group, batch, pool);
         else if (group.kind == OCT_PRODUCTS)
             run_products(step, group, batch, pool);
+        else if (group.kind == OCT_MIX)
+            octa::run_experts(*static_cast<const OctExperts*>(step.instructions[group.first].weight), step.ops, batch,
+                              pool, member);
         else
             run_attention(step, group, pool, member);
         if (g + 1 < step.num_groups) pool.barrier();
@@ -290,7 +294,7 @@ void draw(void* argument, Pool& pool, int member) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 2; }
+int32_t oct_abi() { return 3; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 

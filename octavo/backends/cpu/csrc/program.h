@@ -27,10 +27,12 @@ enum OctOp : int32_t {
     OCT_SCALE = 9,       // out [T, k] *= a
     OCT_CHECK = 9,       // batch.finite [T]: whether a row of in [T, k] holds finite numbers only
     OCT_GATHER = 10,     // out [N, k] = the tails' rows of in [T, k]
+    OCT_ADD_GATED = 11,  // out [T, k] += sigmoid(delta [T]) * in [T, k]
     // cut otherwise
     OCT_MATMUL = 20,     // out [T, n] (rows ld_out apart) = in [T, k] @ weight [n, k].T + bias
     OCT_ATTENTION = 21,  // out [T, heads, D] of queries in [T, ld_in] over the cache; a scale, b softcap (0: none), flag: OctCells
     OCT_HEAD = 22,       // as OCT_MATMUL, then out * a, then b * tanh(out / b) where b is not 0; and what is best in it
+    OCT_EXPERTS = 23,    // a mixture of experts; weight: its OctExperts (experts.h)
 };
 
 // What a cache keeps of a float. bfloat16: its upper half, rounded to nearest even. int8: x / scale, so rounded, with
@@ -57,12 +59,12 @@ typedef struct {
 } OctInstruction;
 
 // Instructions [first, first + count) that run without a barrier between them: all row by row, or all products, or
-// one attention. tails: whether their rows are the batch's tails.
+// one attention, or one mixture of experts. tails: whether their rows are the batch's tails.
 typedef struct {
     int32_t kind, first, count, tails;
 } OctGroup;
 
-enum OctKind : int32_t { OCT_ROWS = 0, OCT_PRODUCTS = 1, OCT_ATTEND = 2 };
+enum OctKind : int32_t { OCT_ROWS = 0, OCT_PRODUCTS = 1, OCT_ATTEND = 2, OCT_MIX = 3 };
 
 // Tokens [first, first + count) of the batch are a row's positions from `start`; its block table is
 // table[blocks ...], as far as position start + count needs it, and known[tokens ...] are its token ids.

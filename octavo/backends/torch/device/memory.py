@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import GatedMLP, ModelSpec, MoE
 
 _GROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -29,11 +29,19 @@ def activation_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -
     for layer in spec.layers:
         mixer = layer.mixer
         qkv = (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
-        # q, k, v before and after rope, one of them in float32; or gate_up, its halves and their product
-        widest = max(widest, qkv * (2 * element + 4), layer.ffn.width * 4 * element)
+        # q, k, v before and after rope, one of them in float32
+        widest = max(widest, qkv * (2 * element + 4), _feed_bytes(layer.ffn, spec.hidden_size, element))
     stream = spec.hidden_size * (2 * element + 8)
     # logits in float32 with log probabilities, noise, and a sort's values and int64 indices
     return tokens * (widest + stream) + rows * spec.vocab_size * 28
+
+
+def _feed_bytes(ffn: GatedMLP | MoE, hidden: int, element: int) -> int:
+    """Of one token: gate_up, its halves and their product; with experts also their inputs and outputs, and p."""
+    if isinstance(ffn, GatedMLP):
+        return ffn.width * 4 * element
+    routed = ffn.top_k * (ffn.width * 4 * element + hidden * (3 * element + 4))
+    return routed + (ffn.shared_width or 0) * 4 * element + ffn.experts * 8
 
 
 def _host_bytes() -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,11 +12,14 @@ from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch
 from octavo.backends.torch.layers.linear import linear, split_heads
 from octavo.backends.torch.layers.mlp import ACTIVATIONS, gated_mlp
+from octavo.backends.torch.layers.moe import mixture
 from octavo.backends.torch.layers.norm import rms_norm
 from octavo.backends.torch.layers.rope import Turns, apply_rope, rope_turns
-from octavo.backends.torch.weights import LayerWeights, ModelWeights
+from octavo.backends.torch.weights import LayerWeights, ModelWeights, MoEWeights
 from octavo.base.errors import UnsupportedError
-from octavo.models.spec import Attention, GatedMLP, Layer, ModelSpec, RMSNorm, Rope
+from octavo.models.spec import Attention, GatedMLP, Layer, ModelSpec, MoE, RMSNorm, Rope
+
+WORDS = (Attention, GatedMLP, MoE, RMSNorm)
 
 
 class Decoder:
@@ -67,9 +72,8 @@ def check_words(spec: ModelSpec) -> None:
     """UnsupportedError naming the layer and the word, where a layer is made of anything that is not implemented."""
     for i, layer in enumerate(spec.layers):
         norms = (layer.pre_mixer, layer.post_mixer, layer.pre_ffn, layer.post_ffn)
-        words = [(layer.mixer, Attention), (layer.ffn, GatedMLP)] + [(norm, RMSNorm) for norm in norms if norm]
-        for word, known in words:
-            if type(word) is not known:
+        for word in (layer.mixer, layer.ffn, *(norm for norm in norms if norm)):
+            if type(word) not in WORDS:
                 raise UnsupportedError(f"layers.{i}: the torch backend cannot run {type(word).__name__}")
         if layer.ffn.act not in ACTIVATIONS:
             raise UnsupportedError(
@@ -78,7 +82,11 @@ def check_words(spec: ModelSpec) -> None:
 
 
 def _feed(x: Tensor, layer: Layer, weights: LayerWeights) -> Tensor:
-    out = gated_mlp(_norm(x, weights.pre_ffn, layer.pre_ffn), weights, layer.ffn)
+    x, ffn = _norm(x, weights.pre_ffn, layer.pre_ffn), weights.ffn
+    if isinstance(ffn, MoEWeights):
+        out = mixture(x, ffn, cast(MoE, layer.ffn))
+    else:
+        out = gated_mlp(x, ffn, layer.ffn.act)
     return _norm(out, weights.post_ffn, layer.post_ffn)
 
 

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.backends.torch.layers.linear import linear
-from octavo.backends.torch.weights import LayerWeights
-from octavo.models.spec import GatedMLP
+from octavo.backends.torch.weights import MlpWeights
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -19,7 +18,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def gated_mlp(x: Tensor, weights: LayerWeights, mlp: GatedMLP) -> Tensor:
+def gated_mlp(x: Tensor, weights: MlpWeights, act: str) -> Tensor:
     """x: [tokens, hidden] -> the same."""
     gate, up = linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
-    return linear(ACTIVATIONS[mlp.act](gate) * up, weights.down, weights.down_bias)
+    return linear(ACTIVATIONS[act](gate) * up, weights.down, weights.down_bias)
