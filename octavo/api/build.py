@@ -1,13 +1,10 @@
-"""The composition root: config structs in, an opened Model or a running Engine out; the one place of concrete classes.
+"""The composition root: config structs in, an opened Model or a running Engine out. Backends are named in devices.py alone.
 
 Concrete classes are imported where they are made, so that a CPU never imports an accelerator's library.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import importlib.util
 import logging
 import random
 from collections.abc import Callable
@@ -18,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from octavo.api.devices import choose_device, kv_bytes_per_token, make_backend
 from octavo.api.requests import Limits
 from octavo.base import heap
-from octavo.base.config.config import DeviceConfig, EngineConfig, ModelConfig
+from octavo.base.config.config import EngineConfig, ModelConfig
 from octavo.base.config.resolve import resolve
-from octavo.base.errors import ConfigError, InputError, ModelFormatError, OctavoError, UnsupportedError
-from octavo.base.types.ports import Backend, DeviceMemory, Progress
+from octavo.base.errors import ConfigError, InputError, ModelFormatError
+from octavo.base.types.ports import Progress
 from octavo.base.types.sampling import SamplingParams
 from octavo.base.types.tensor import Weights
 from octavo.models.spec import ModelSpec
@@ -259,7 +257,7 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
     device, reasons = choose_device(config.device)
     for reason in reasons:
         logger.info("device: %s", reason)
-    backend = _make_backend(device, config, max_model_len=max_model_len)
+    backend = make_backend(device, config, max_model_len=max_model_len)
     try:
         backend.load(model.spec, _weights(model), progress)
         memory = backend.memory()
@@ -295,117 +293,3 @@ def _weights(model: Model) -> Weights:
     if model.config.load_format == "dummy":
         return dummy_weights(shapes, seed=model.config.seed)
     return map_names(model.checkpoint, find_family(model.checkpoint.config).names(model.spec), shapes)
-
-
-def kv_bytes_per_token(config: EngineConfig, spec: ModelSpec, *, device: str) -> int:
-    """Bytes of K and V that one token takes in a device's cache."""
-    dtype = config.cache.kv_cache_dtype
-    if dtype == "int8_per_token_head":
-        return spec.kv_bytes_per_token(1, scale_bytes=4)
-    return spec.kv_bytes_per_token(
-        element_bytes(config.model.dtype if dtype == "auto" else dtype, device=device, stored=spec.dtype)
-    )
-
-
-def element_bytes(dtype: str, *, device: str, stored: str) -> int:
-    """Bytes of one number of this type; of auto, as the device's arithmetic has it."""
-    if dtype == "auto":
-        dtype = "float32" if device.endswith("cpu") else stored
-    return 4 if dtype == "float32" else 2
-
-
-def choose_device(config: DeviceConfig) -> tuple[str, list[str]]:
-    """One of cpu, torch:cpu, cuda, and why: auto takes the first of cuda, mlx, cpu that works here.
-
-    ConfigError or UnsupportedError where a device that was asked for by name is not there.
-    """
-    asked = config.device
-    if asked in ("cpu", "torch:cpu"):
-        if asked == "torch:cpu" and (reason := _no_torch()):
-            raise ConfigError(f"device={asked}: {reason}", param="device")
-        return asked, [f"{asked}, as asked for"]
-    if asked == "mlx":
-        raise UnsupportedError("device=mlx: this build has no mlx backend; use cpu", param="device")
-    reason = _no_cuda()
-    if asked == "cuda":
-        if reason is not None:
-            raise ConfigError(f"device=cuda: {reason}", param="device")
-        return "cuda", ["cuda, as asked for"]
-    if asked == "torch":
-        if missing := _no_torch():
-            raise ConfigError(f"device=torch: {missing}", param="device")
-        return ("cuda", ["torch on cuda"]) if reason is None else ("torch:cpu", [f"not cuda: {reason}", "torch:cpu"])
-    if reason is None:
-        return "cuda", ["cuda, the first that auto tries"]
-    return "cpu", [f"not cuda: {reason}", "not mlx: this build has no mlx backend", "cpu"]
-
-
-def _no_torch() -> str | None:
-    if importlib.util.find_spec("torch") is None:
-        return "PyTorch is not installed (pip install 'octavo[torch]')"
-    return None
-
-
-def _no_cuda() -> str | None:
-    """Why cuda cannot be used. The driver is asked before PyTorch, whose import takes seconds."""
-    if reason := _no_torch():
-        return reason
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver is installed (libcuda.so.1)"
-    from octavo.backends.torch.device.device import resolve_device
-
-    try:
-        resolve_device("cuda")
-    except OctavoError as error:
-        return error.message
-    return None
-
-
-def prepare(device: str) -> None:
-    """Import what an engine on this device (DeviceConfig.device) will need, in the time before its config is known."""
-    names = ["octavo.engine.engine", "octavo.executor.local", "octavo.models.registry", "octavo.weights.source"]
-    with suppress(OctavoError):  # the same will be said about the config
-        if choose_device(msgspec.convert({"device": device}, DeviceConfig))[0] == "cpu":
-            names.append("octavo.backends.cpu.runner")
-    for name in names:
-        importlib.import_module(name)
-
-
-def device_memory(device: str) -> DeviceMemory:
-    """Bytes of a device that holds nothing yet; device as choose_device tells it."""
-    if device == "cpu":
-        from octavo.backends.cpu.host import memory_bytes
-
-        total, free = memory_bytes()
-    else:
-        from octavo.backends.torch.device.device import resolve_device
-        from octavo.backends.torch.device.memory import device_bytes
-
-        total, free = device_bytes(resolve_device(device.removeprefix("torch:")))
-    return DeviceMemory(total=total, free=free, weights=0)
-
-
-def _make_backend(device: str, config: EngineConfig, *, max_model_len: int) -> Backend:
-    sizes: dict[str, Any] = {
-        "max_num_seqs": config.scheduler.max_num_seqs,
-        "max_model_len": max_model_len,
-        "max_num_batched_tokens": config.scheduler.max_num_batched_tokens,
-        "block_size": config.cache.block_size,
-        "threads": config.device.threads,
-        "kv_cache_dtype": config.cache.kv_cache_dtype,
-    }
-    dtype = config.model.dtype
-    if device == "cpu":
-        from octavo.backends.cpu.runner import CpuBackend
-
-        if dtype not in ("auto", "float32"):
-            raise UnsupportedError(f"dtype={dtype} is not supported on device cpu; use float32", param="dtype")
-        return CpuBackend(**sizes, activation_dtype=config.device.activation_dtype)
-    if config.device.activation_dtype == "int8":
-        message = f"activation_dtype={config.device.activation_dtype} is for device cpu; leave it out on {device}"
-        raise UnsupportedError(message, param="activation_dtype")
-    from octavo.backends.torch.runner import TorchBackend
-
-    return TorchBackend(device=device.removeprefix("torch:"), dtype=dtype, **sizes)

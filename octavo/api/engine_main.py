@@ -11,7 +11,8 @@ import sys
 
 import msgspec
 
-from octavo.api.build import build_engine, prepare
+from octavo.api.build import build_engine
+from octavo.api.devices import prepare
 from octavo.api.log import set_up_logging
 from octavo.base.config.config import EngineConfig
 from octavo.engine.process import HEAD, run

@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 
 from octavo import __version__
-from octavo.api.build import choose_device, device_memory
+from octavo.api.devices import choose_device, device_memory
 from octavo.base.config.config import DeviceConfig
 from octavo.base.config.env import VARIABLES, read
 from octavo.cli.flags import Parser

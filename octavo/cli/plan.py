@@ -6,7 +6,8 @@ import dataclasses
 import json
 import sys
 
-from octavo.api.build import choose_device, device_memory, element_bytes, kv_bytes_per_token, open_model
+from octavo.api.build import open_model
+from octavo.api.devices import choose_device, device_memory, element_bytes, kv_bytes_per_token
 from octavo.api.log import set_up_logging
 from octavo.base.config.resolve import resolve
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine

@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 
 from octavo import LLM
-from octavo.api import build
+from octavo.api import devices
 from octavo.api.arguments import engine_config
+from octavo.api.build import open_model
 from octavo.base.config.config import DeviceConfig
 from octavo.base.errors import ConfigError, UnsupportedError
 
 
 def choose(name: str) -> tuple[str, list[str]]:
-    return build.choose_device(DeviceConfig(device=name))  # type: ignore[arg-type]
+    return devices.choose_device(DeviceConfig(device=name))  # type: ignore[arg-type]
 
 
 def test_auto_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     device, reasons = choose("auto")
     assert device == "cpu"
     assert "PyTorch is not installed" in reasons[0]
@@ -33,7 +34,7 @@ def test_auto_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr(build.ctypes, "CDLL", missing)
+    monkeypatch.setattr(devices.ctypes, "CDLL", missing)
     device, reasons = choose("auto")
     assert device == "cpu"
     assert "no NVIDIA driver" in reasons[0]
@@ -43,7 +44,7 @@ def test_auto_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_no_cuda", lambda: None)
+    monkeypatch.setattr(devices, "_no_cuda", lambda: None)
     assert [choose(name)[0] for name in ("auto", "cuda", "torch", "cpu", "torch:cpu")] == [
         "cuda",
         "cuda",
@@ -64,7 +65,7 @@ def test_mlx_is_refused() -> None:
      ("float32", "cuda", "bfloat16", 4), ("float16", "torch:cpu", "float32", 2)],
 )  # fmt: skip
 def test_cache_elements(dtype: str, device: str, stored: str, size: int) -> None:
-    assert build.element_bytes(dtype, device=device, stored=stored) == size
+    assert devices.element_bytes(dtype, device=device, stored=stored) == size
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_cache_elements(dtype: str, device: str, stored: str, size: int) -> None
 def test_cache_types_halve_and_quarter(dtype: str, size: int, checkpoint: Callable[[str], Path]) -> None:
     """The bytes that sizing counts with, and the blocks that come of the same memory."""
     config = engine_config(str(checkpoint("llama")), {"kv_cache_dtype": dtype, "device": "cpu"})
-    assert build.kv_bytes_per_token(config, build.open_model(config.model).spec, device="cpu") == size
+    assert devices.kv_bytes_per_token(config, open_model(config.model).spec, device="cpu") == size
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
