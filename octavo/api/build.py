@@ -1,4 +1,4 @@
-"""The composition root: config structs in, an opened Model or a running Engine out. Backends are named in devices.py alone.
+"""The composition root: config structs in, an opened Model or a running Engine out. Only devices.py names backends.
 
 Concrete classes are imported where they are made, so that a CPU never imports an accelerator's library.
 """
