@@ -102,7 +102,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def set_variant(name: str) -> bool:
-    """Choose among the instruction sets that were built: auto, avx512, avx2, neon, scalar. False if it cannot run."""
+    """Choose among the instruction sets that were built: auto, avx512, avx2, i8mm, neon, scalar. False if it cannot run."""
     loaded = library()
     return loaded is not None and loaded.oct_set_variant(name.encode()) == 0
 

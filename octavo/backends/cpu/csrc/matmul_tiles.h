@@ -313,8 +313,12 @@ template <class V, int scheme, int M, int P> constexpr TileFunction tile_functio
         return QuantTile<V, scheme, M>::run;
 }
 
-// Rows that one call takes of those that are left: 16, 12, 8 .. 1, up to the variant's most.
-constexpr int kRowSteps[] = {1, 2, 3, 4, 5, 6, 7, 8, 12, 16};
+// Rows that one call takes of those that are left: 16, 12, 8 .. 1, up to the variant's most. Sanitizers, with which each
+// takes long to compile, get fewer.
+#ifndef OCT_ROW_STEPS
+#define OCT_ROW_STEPS 1, 2, 3, 4, 5, 6, 7, 8, 12, 16
+#endif
+constexpr int kRowSteps[] = {OCT_ROW_STEPS};
 
 template <class V> constexpr int row_steps() {
     int count = 0;

@@ -69,6 +69,16 @@ typedef struct {
     const int64_t* table;
 } OctBatch;
 
+// What native.py calls, besides matmul.h; program.cpp tells what each does.
+int32_t oct_abi();
+int64_t oct_instruction_bytes();
+void* oct_machine_new(int32_t threads, const int32_t* cores, int32_t num_cores);
+void oct_machine_free(void* machine);
+void oct_run(void* machine, const OctGroup* groups, int64_t num_groups, const OctInstruction* instructions,
+             const OctBatch* batch);
+void oct_pack_all(void* machine, int32_t scheme, const void* stored, void* packed, int64_t n, int64_t k);
+void oct_scan(void* machine, const float* x, int64_t rows, int64_t width, uint8_t* finite, int64_t* best);
+
 }  // extern "C"
 
 namespace octa {
