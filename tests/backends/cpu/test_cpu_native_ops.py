@@ -18,6 +18,7 @@ from octavo.backends.cpu.program import Instruction
 from octavo.backends.cpu.rows import Span
 from octavo.backends.cpu.team import Team
 
+pytestmark = pytest.mark.timeout(1200)  # the first use of a place compiles the kernels for it
 TESTED: set[str] = set()
 TEAM = Team(1)
 SHAPES = [(1, 1), (1, 7), (3, 33), (19, 80)]

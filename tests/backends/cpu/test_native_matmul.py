@@ -14,6 +14,7 @@ from octavo.backends.cpu import native as native_library
 from octavo.base.types.tensor import SCHEMES, StoredTensor
 from octavo.quant import dequantize
 
+pytestmark = pytest.mark.timeout(1200)  # the first use of a place compiles the kernels for it
 NAMES = list(SCHEMES)
 DENSE = ("F32", "F16", "BF16")
 QUANTIZED = [name for name in NAMES if name not in DENSE]

@@ -14,6 +14,8 @@ from octavo.backends.cpu.packed import Packed
 from octavo.backends.cpu.program import Instruction
 from octavo.backends.cpu.rows import Span
 
+pytestmark = pytest.mark.timeout(1200)  # the first use of a place compiles the kernels for it
+
 
 def rand(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
