@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -82,3 +84,19 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(build.BuildError, match="no C"):
         build.find_compiler()
+
+
+@pytest.mark.parametrize("name", ["matmul_scalar", "ops_portable"])
+def test_instruction_sets_share_no_code(name: str, tmp_path: Path) -> None:
+    """What a template becomes for one instruction set must not be merged with another: the linker keeps any of them."""
+    if shutil.which("nm") is None or sys.platform == "darwin":
+        pytest.skip("no nm that tells weak symbols")
+    try:
+        compiler = build.find_compiler()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    source, made = build.SOURCES / f"{name}.cpp", tmp_path / "made.o"
+    flags = [*build.COMMON, *build.flags_of(source, compiler.machine), "-O1", "-DOCT_ROW_STEPS=1"]
+    subprocess.run([*compiler.command, *flags, "-c", str(source), "-o", str(made)], check=True)
+    symbols = subprocess.run(["nm", "-C", str(made)], check=True, capture_output=True, text=True).stdout
+    assert not [line for line in symbols.splitlines() if " W " in line or " u " in line]
