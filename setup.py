@@ -61,9 +61,11 @@ class WheelWithKernels(bdist_wheel):
     """A wheel with kernels is for any Python 3 on one platform; one without is for every platform."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        """Nothing in the library depends on Python's version or ABI."""
+        """Nothing depends on Python's version or ABI; the platform is what the compiler makes code for."""
         _, _, platform = super().get_tag()
-        return ("py3", "none", platform)
+        if self.root_is_pure or self.plat_name_supplied:
+            return ("py3", "none", platform)
+        return ("py3", "none", BUILDER.find_compiler().wheel_platform(platform))
 
 
 setup(distclass=PlatformDistribution, cmdclass={"build_py": BuildWithKernels, "bdist_wheel": WheelWithKernels})

@@ -1,80 +1,113 @@
 """In: csrc/ and a C++ compiler. Out: libocta_cpu.so beside this file or in another folder. Run by setup.py, or by hand.
 
-Nothing of Octavo is imported: an install runs this file before there is an Octavo.
+Nothing of Octavo is imported: an install runs this file before there is an Octavo. What it builds for is what the
+compiler makes code for, so that CXX=aarch64-linux-gnu-g++ is all that another processor takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "csrc"
 LIBRARY = "libocta_cpu.so"
+MACOS = "11.0"
+"""The oldest macOS whose C++ library has all that the thread pool uses, and the first for ARM."""
 COMMON = (
     *("-std=c++20", "-O3", "-fPIC", "-pthread"),
     *("-fno-math-errno", "-fno-trapping-math", "-DNDEBUG"),
 )
-_X86 = {
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "avx512": (
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16"),
-        *("-mfma", "-mf16c", "-mprefer-vector-width=512"),
-    ),
+_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "avx2": ("-mavx2", "-mfma", "-mf16c"),
+        "avx512": (
+            *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16"),
+            *("-mfma", "-mf16c", "-mprefer-vector-width=512"),
+        ),
+    },
+    "aarch64": {
+        "neon": ("-march=armv8.2-a+dotprod",),
+        "i8mm": ("-march=armv8.2-a+dotprod+i8mm+bf16",),
+    },
 }
-_ARM = {"neon": ("-march=armv8.2-a+dotprod+fp16",)}
+_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 class BuildError(Exception):
     """Nothing was built; the message says why."""
 
 
-def find_compiler() -> list[str]:
-    """The compiler's command: $CXX, else c++, g++ or clang++. Raises BuildError where there is none."""
+@dataclass(frozen=True)
+class Compiler:
+    """command: to call it.  machine: processor that it makes code for, as Linux names it.  macos: for that system."""
+
+    command: tuple[str, ...]
+    machine: str
+    macos: bool
+
+    @property
+    def system_flags(self) -> tuple[str, ...]:
+        """What every call needs on the system that it makes code for."""
+        return (f"-mmacosx-version-min={MACOS}",) if self.macos else ()
+
+    def wheel_platform(self, python: str) -> str:
+        """The tag of a wheel with what this makes; python: the tag of the Python that builds it."""
+        if self.macos:
+            return f"macosx_{MACOS.replace('.', '_')}_{'arm64' if self.machine == 'aarch64' else self.machine}"
+        return f"linux_{self.machine}" if python.startswith("linux_") and self.machine in _FLAGS else python
+
+
+def find_compiler() -> Compiler:
+    """$CXX, else c++, g++ or clang++. Raises BuildError where there is none."""
     named = shlex.split(os.environ.get("CXX", ""))
     for candidate in ([named] if named else []) + [["c++"], ["g++"], ["clang++"]]:
         if shutil.which(candidate[0]):
-            return candidate
+            target = _run([*candidate, "-dumpmachine"]).strip().lower()  # such as aarch64-linux-gnu
+            machine = target.partition("-")[0]
+            return Compiler(tuple(candidate), _NAMES.get(machine, machine), "-darwin" in target or "-macos" in target)
     raise BuildError("no C++ compiler was found (g++ or clang++; or name one in CXX)")
 
 
 def flags_of(source: Path, machine: str) -> list[str]:
     """A file's own flags: its name ends in the instruction set that it is for."""
-    sets = _X86 if machine in ("x86_64", "amd64") else _ARM if machine in ("aarch64", "arm64") else {}
-    own = sets.get(source.stem.rsplit("_", 1)[-1], ())
+    own = _FLAGS.get(machine, {}).get(source.stem.rsplit("_", 1)[-1], ())
     # products promise an order of rounding; elsewhere fused operations are as good
     contract = "off" if source.stem.startswith("matmul") else "fast"
     return [*own, f"-ffp-contract={contract}"]
 
 
+def compile_sources(folder: Path, *, compiler: Compiler, extra: tuple[str, ...] = ()) -> list[Path]:
+    """Compile every csrc/*.cpp to an object in `folder`. Raises BuildError."""
+
+    def compile_one(source: Path) -> Path:
+        target = folder / (source.stem + ".o")
+        flags = [*COMMON, *compiler.system_flags, *flags_of(source, compiler.machine), *extra]
+        _run([*compiler.command, *flags, "-c", str(source), "-o", str(target)])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(compile_one, sorted(SOURCES.glob("*.cpp"))))
+
+
 def build(folder: Path = HERE, *, extra: tuple[str, ...] = ()) -> Path:
-    """Compile every csrc/*.cpp and link folder/libocta_cpu.so. extra: more flags (a sanitizer). Raises BuildError."""
+    """Make folder/libocta_cpu.so. extra: more flags (a sanitizer). Raises BuildError."""
     compiler = find_compiler()
-    machine = platform.machine().lower()
-    sources = sorted(SOURCES.glob("*.cpp"))
     with tempfile.TemporaryDirectory() as temporary:
-        objects = [Path(temporary, source.stem + ".o") for source in sources]
-
-        def compile_one(pair: tuple[Path, Path]) -> None:
-            source, target = pair
-            flags = [*COMMON, *flags_of(source, machine), *extra]
-            _run([*compiler, *flags, "-c", str(source), "-o", str(target)])
-
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for _ in pool.map(compile_one, zip(sources, objects, strict=True)):
-                pass
+        objects = compile_sources(Path(temporary), compiler=compiler, extra=extra)
         # the library brings its own C++ runtime where it can: a wheel then runs beside any other
-        static = [] if sys.platform == "darwin" else ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
+        static = [] if compiler.macos else ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
         made = Path(temporary, LIBRARY)
-        _run([*compiler, "-shared", "-pthread", *static, *extra, *map(str, objects), "-o", str(made)])
+        flags = ["-shared", "-pthread", *compiler.system_flags, *static, *extra]
+        _run([*compiler.command, *flags, *map(str, objects), "-o", str(made)])
         folder.mkdir(parents=True, exist_ok=True)
         # never written in place: a process may have the old one mapped
         staged = folder / (LIBRARY + ".new")
@@ -83,13 +116,14 @@ def build(folder: Path = HERE, *, extra: tuple[str, ...] = ()) -> Path:
     return folder / LIBRARY
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run: {error}") from error
     if done.returncode:
         raise BuildError(f"{' '.join(command)}\n{done.stderr.strip()[-4000:]}")
+    return done.stdout
 
 
 def main() -> int:

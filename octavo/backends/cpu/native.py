@@ -156,7 +156,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def set_variant(name: str) -> bool:
-    """Choose among the instruction sets that were built: auto, avx512, avx2, neon, scalar. False if it cannot run."""
+    """Choose what was built: auto, avx512, avx2, i8mm, neon or scalar. False if this processor cannot run it."""
     loaded = library()
     return loaded is not None and loaded.oct_set_variant(name.encode()) == 0
 

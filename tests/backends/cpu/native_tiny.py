@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from native_remote import HERE, Remote, RemotePool
 
 from octavo.backends.cpu import native
 from octavo.backends.cpu.cache import Cells
@@ -18,7 +19,9 @@ from octavo.backends.cpu.packed import Matrix, Packed
 from octavo.backends.cpu.program import Instruction
 from octavo.backends.cpu.rows import Span
 
-VARIANTS = ["avx512", "avx2", "neon", "scalar"]
+VARIANTS = HERE
+# ARM has one set of row operations and attention, whatever the variant of the products
+TARGETS = [(place, name) for place in ("here", "sanitized") for name in HERE] + [("arm", "scalar")]
 
 
 @contextmanager
@@ -30,6 +33,23 @@ def variant(name: str) -> Iterator[None]:
         pytest.skip(f"no {name} here")
     yield
     native.set_variant("auto")
+
+
+@contextmanager
+def target(place: str, name: str, remotes: Callable[[str], Remote]) -> Iterator[Pool]:
+    """Two threads that run a variant's operations, in this process ("here") or elsewhere; skips where they cannot."""
+    if place == "here":
+        with variant(name):
+            made = Pool(native.library(), 2)
+            yield made
+            made.close()
+        return
+    far = remotes(place)
+    if far.oct_set_variant(name.encode()) != 0:
+        pytest.skip(f"this processor does not run {name}")
+    made = RemotePool(far, 2)
+    yield made
+    made.close()
 
 
 def pack(pool: Pool, array: np.ndarray) -> tuple[Matrix, ...]:
@@ -88,5 +108,10 @@ def run(
     )
     for name, array in kept.items():
         setattr(batch, name, pointer(array))
+    if isinstance(pool, RemotePool):
+        cells = [array for one in (caches or {}).values() for array in one.arrays]
+        matrices = [matrix.data for pack in packed.matrices.values() for matrix in pack] if packed else []
+        vectors = packed.vectors.values() if packed else ()
+        pool.reach = [*arrays.values(), *acts, *kept.values(), *cells, *matrices, *vectors]
     pool.run(lowered, batch)
     assert ctypes.sizeof(native.Instruction) == pool.library.oct_instruction_bytes()

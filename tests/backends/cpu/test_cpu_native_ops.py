@@ -8,8 +8,9 @@ import cpu_tiny
 import native_tiny
 import numpy as np
 import pytest
+from native_remote import Remote
 
-from octavo.backends.cpu import native, ops
+from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
 from octavo.backends.cpu.cache import Cells
 from octavo.backends.cpu.native import Pool
@@ -18,6 +19,7 @@ from octavo.backends.cpu.program import Instruction
 from octavo.backends.cpu.rows import Span
 from octavo.backends.cpu.team import Team
 
+pytestmark = pytest.mark.timeout(1200)  # the first use of a place compiles the kernels for it
 TESTED = {"experts", "add_gated"}  # by test_cpu_experts.py
 TEAM = Team(1)
 SHAPES = [(1, 1), (1, 7), (3, 33), (19, 80)]
@@ -28,12 +30,10 @@ def covers(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return lambda test: test
 
 
-@pytest.fixture(params=native_tiny.VARIANTS)
-def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    with native_tiny.variant(request.param):
-        made = Pool(native.library(), 2)
+@pytest.fixture(params=native_tiny.TARGETS, ids=" ".join)
+def pool(request: pytest.FixtureRequest, remotes: Callable[[str], Remote]) -> Iterator[Pool]:
+    with native_tiny.target(*request.param, remotes) as made:
         yield made
-        made.close()
 
 
 def rand(*shape: int, seed: int = 0) -> np.ndarray:

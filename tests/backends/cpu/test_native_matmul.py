@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import platform
-import shutil
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+from native_remote import HERE, PLACES, VARIANTS, Remote
 
+from octavo.backends.cpu import native as native_library
 from octavo.base.types.tensor import SCHEMES, StoredTensor
 from octavo.quant import dequantize
 
-SOURCES = Path(__file__).parents[3] / "octavo" / "backends" / "cpu" / "csrc"
-FLAGS = ["-O2", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-exceptions"]
-X86_FILES = {
-    "matmul_avx512.cpp": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c",
-    "matmul_avx2.cpp": "-mavx2 -mfma -mf16c",
-}
-FILES = {"matmul_pack.cpp": "", "matmul_dispatch.cpp": "", "matmul_scalar.cpp": ""}
-
+pytestmark = pytest.mark.timeout(1200)  # the first use of a place compiles the kernels for it
 NAMES = list(SCHEMES)
 DENSE = ("F32", "F16", "BF16")
 QUANTIZED = [name for name in NAMES if name not in DENSE]
-VARIANTS = ("avx512", "avx2", "scalar")
 # Byte offsets of the float16 factors of a block, and whether the second is a minimum with a sign.
 FACTORS = {
     "Q4_0": (0,),
@@ -41,30 +32,50 @@ FACTORS = {
     "Q6_K": (208,),
     "IQ4_NL": (0,),
 }
+REMOTE = ("sanitized", "arm")
+TARGETS = [("here", variant) for variant in HERE] + [(place, v) for place in REMOTE for v in PLACES[place].variants]
+FEWER_ROWS = (*range(1, 9), 12, 13, 16, 17, 24, 31, 33, 40)
 GUARD = 96
 LARGEST_STEP = 0.0314
 """kLargestStep of matmul_activations.h."""
 POISON = 0xA5
 
 
-class Native:
-    """The compiled kernels on NumPy arrays; every buffer lies unaligned between guard bytes that must not change."""
+class Address:
+    """The type of an argument that is an array's address; None is null."""
 
-    def __init__(self, path: Path) -> None:
-        self.lib = ctypes.CDLL(str(path))
-        size, i64, pointer, scheme = ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
-        for name, result, arguments in (
-            ("oct_packed_bytes", size, [scheme, i64, i64]),
-            ("oct_act_bytes", size, [scheme, i64, i64]),
-            ("oct_pack", None, [scheme, pointer, pointer, i64, i64, i64, i64]),
-            ("oct_act_quantize", None, [scheme, pointer, i64, pointer, i64, i64, i64, i64]),
-            ("oct_matmul", None, [scheme, *[pointer] * 4, *[i64] * 6, pointer]),
-            ("oct_dequantize_row", None, [scheme, pointer, pointer, i64, i64, i64]),
-            ("oct_set_variant", ctypes.c_int, [ctypes.c_char_p]),
-            ("oct_variant", ctypes.c_char_p, []),
-        ):
-            function = getattr(self.lib, name)
-            function.restype, function.argtypes = result, arguments
+    @classmethod
+    def from_param(cls, array: np.ndarray | None) -> ctypes.c_void_p:
+        return ctypes.c_void_p(None if array is None else array.ctypes.data)
+
+
+def typed(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the functions of matmul.h on arrays, as native_remote.Remote has them."""
+    size, i64, scheme = ctypes.c_size_t, ctypes.c_int64, ctypes.c_int
+    for name, result, arguments in (
+        ("oct_packed_bytes", size, [scheme, i64, i64]),
+        ("oct_act_bytes", size, [scheme, i64, i64]),
+        ("oct_pack", None, [scheme, Address, Address, i64, i64, i64, i64]),
+        ("oct_act_quantize", None, [scheme, Address, i64, Address, i64, i64, i64, i64]),
+        ("oct_matmul", None, [scheme, *[Address] * 4, *[i64] * 6, Address]),
+        ("oct_dequantize_row", None, [scheme, Address, Address, i64, i64, i64]),
+        ("oct_set_variant", ctypes.c_int, [ctypes.c_char_p]),
+        ("oct_variant", ctypes.c_char_p, []),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+class Native:
+    """The compiled kernels on NumPy arrays; every buffer lies unaligned between guard bytes that must not change.
+
+    rows: products of how many rows are worth their time.
+    """
+
+    def __init__(self, lib: Any, rows: Iterable[int] = range(1, 65)) -> None:
+        self.lib = lib
+        self.rows = list(rows)
 
     def choose(self, variant: str) -> bool:
         return self.lib.oct_set_variant(variant.encode()) == 0
@@ -76,7 +87,7 @@ class Native:
         source = guarded(stored.size, 3)
         source[:] = stored.reshape(-1)
         for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
-            self.lib.oct_pack(scheme, source.ctypes.data, packed.ctypes.data, n, k, begin, end)
+            self.lib.oct_pack(scheme, source, packed, n, k, begin, end)
         check_guards(packed)
         return packed
 
@@ -85,7 +96,7 @@ class Native:
         scheme, (m, k) = NAMES.index(name), x.shape
         act = guarded(self.lib.oct_act_bytes(scheme, m, k), 2)
         for begin, end in zip((0, *cuts), (*cuts, m), strict=True):
-            self.lib.oct_act_quantize(scheme, x.ctypes.data, x.strides[0] // 4, act.ctypes.data, m, k, begin, end)
+            self.lib.oct_act_quantize(scheme, x, x.strides[0] // 4, act, m, k, begin, end)
         check_guards(act)
         return act
 
@@ -105,18 +116,15 @@ class Native:
         width = n + 5
         y = guarded(m * width * 4, 4).view(np.float32).reshape(m, width)
         y[:] = np.nan
-        at = None if bias is None else bias.ctypes.data
         for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
-            self.lib.oct_matmul(
-                scheme, packed.ctypes.data, act.ctypes.data, None, y.ctypes.data, width, m, n, k, begin, end, at
-            )
+            self.lib.oct_matmul(scheme, packed, act, None, y, width, m, n, k, begin, end, bias)
         check_guards(y)
         assert np.isnan(y[:, n:]).all()
         return y[:, :n].copy()
 
     def row(self, name: str, packed: np.ndarray, n: int, k: int, row: int) -> np.ndarray:
         out = guarded(k * 4, 4).view(np.float32)
-        self.lib.oct_dequantize_row(NAMES.index(name), packed.ctypes.data, out.ctypes.data, n, k, row)
+        self.lib.oct_dequantize_row(NAMES.index(name), packed, out, n, k, row)
         check_guards(out)
         return out
 
@@ -137,31 +145,26 @@ def check_guards(part: np.ndarray) -> None:
     assert (whole[start + part.nbytes :] == POISON).all()
 
 
-def compiler() -> str | None:
-    return shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+def kernels(place: str, remotes: Callable[[str], Remote]) -> Native:
+    """Those in this process ("here") or elsewhere: with sanitizers, on an emulated processor."""
+    if place != "here":
+        return Native(remotes(place), FEWER_ROWS)
+    if native_library.library() is None:
+        pytest.skip("nothing was compiled")
+    return Native(typed(ctypes.CDLL(str(native_library.LIBRARY))))
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Native:
-    command = compiler()
-    if command is None:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("native")
-    files = {**FILES, **X86_FILES} if platform.machine() in ("x86_64", "AMD64") else FILES
-    running = [
-        subprocess.Popen([command, *FLAGS, *flags.split(), "-c", str(SOURCES / file), "-o", str(folder / f"{file}.o")])
-        for file, flags in files.items()
-    ]
-    assert [process.wait() for process in running] == [0] * len(running)
-    objects = [str(folder / f"{file}.o") for file in files]
-    subprocess.run([command, "-shared", "-o", str(folder / "libmatmul.so"), *objects], check=True)
-    return Native(folder / "libmatmul.so")
+@pytest.fixture(params=["here", *REMOTE])
+def library(request: pytest.FixtureRequest, remotes: Callable[[str], Remote]) -> Native:
+    return kernels(request.param, remotes)
 
 
-@pytest.fixture(params=VARIANTS)
-def native(request: pytest.FixtureRequest, library: Native) -> Iterator[Native]:
-    if not library.choose(request.param):
-        pytest.skip(f"this processor does not run {request.param}")
+@pytest.fixture(params=TARGETS, ids=" ".join)
+def native(request: pytest.FixtureRequest, remotes: Callable[[str], Remote]) -> Iterator[Native]:
+    place, variant = request.param
+    library = kernels(place, remotes)
+    if not library.choose(variant):
+        pytest.skip(f"this processor does not run {variant}")
     yield library
     library.choose("auto")
 
@@ -254,7 +257,7 @@ def test_a_row_does_not_depend_on_the_batch(native: Native, name: str) -> None:
     packed = native.pack(name, raw, n, k)
     x = activations(64, k)
     whole = native.matmul(name, packed, x, n).view(np.uint32)
-    for m in range(1, 65):
+    for m in native.rows:
         np.testing.assert_array_equal(native.matmul(name, packed, x[:m], n).view(np.uint32), whole[:m])
         np.testing.assert_array_equal(native.matmul(name, packed, x[64 - m :], n).view(np.uint32), whole[64 - m :])
     for m in (1, 3, 8, 64):

@@ -4,6 +4,14 @@
 
 #include "matmul_kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace {
 
 using oct::Kernels;
@@ -13,8 +21,35 @@ struct Variant {
     bool runs;
 };
 
+#if defined(__x86_64__)
+// Not every compiler's __builtin_cpu_supports knows it.
+bool has_f16c() {
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#elif defined(__aarch64__)
+#if defined(__APPLE__)
+bool apple_has(const char *feature) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value;
+}
+
+// Every Mac with an ARM processor; macOS 11 does not tell.
+bool has_dotprod() { return true; }
+bool has_i8mm_and_bf16() { return apple_has("hw.optional.arm.FEAT_I8MM") && apple_has("hw.optional.arm.FEAT_BF16"); }
+#elif defined(__linux__)
+// HWCAP_ASIMDDP, HWCAP2_I8MM and HWCAP2_BF16 of asm/hwcap.h, which older systems do not have.
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_i8mm_and_bf16() { return (getauxval(AT_HWCAP2) >> 13 & 3) == 3; }
+#else
+bool has_dotprod() { return false; }
+bool has_i8mm_and_bf16() { return false; }
+#endif
+#endif
+
 // Best first; the last one runs everywhere.
-Variant variant(int index) {
+Variant variant([[maybe_unused]] int index) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (index == 0)
@@ -23,8 +58,10 @@ Variant variant(int index) {
                                    __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
                                    __builtin_cpu_supports("fma")};
     if (index == 1)
-        return {&oct::kAvx2,
-                __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")};
+        return {&oct::kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()};
+#elif defined(__aarch64__)
+    if (index == 0) return {&oct::kI8mm, has_dotprod() && has_i8mm_and_bf16()};
+    if (index == 1) return {&oct::kNeon, has_dotprod()};
 #endif
     return {&oct::kScalar, true};
 }

@@ -29,6 +29,8 @@ struct Kernels {
 extern const Kernels kScalar;
 #if defined(__x86_64__)
 extern const Kernels kAvx512, kAvx2;
+#elif defined(__aarch64__)
+extern const Kernels kI8mm, kNeon;
 #endif
 
 } // namespace oct

@@ -12,6 +12,7 @@
 
 #include <string.h>
 
+#include <memory>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -97,6 +98,15 @@ OCT_INLINE inline void scales(const uint8_t *p, int s, typename V::F d, typename
         if constexpr (f.minimum) minimum = V::negate(V::mul(dmin, V::uint8s(p + (f.subs + s) * kPanel)));
     }
 }
+
+// Keeps what std::vector becomes local to the file as well.
+template <class T> struct Local : std::allocator<T> {
+    template <class U> struct rebind {
+        using other = Local<U>;
+    };
+};
+
+template <class T> using Vector = std::vector<T, Local<T>>;
 
 // Rows first..first + M of a tile of `rows` rows. residuals: where the tile's residuals begin; groups: the `count`
 // groups of which any row has one.
@@ -313,8 +323,12 @@ template <class V, int scheme, int M, int P> constexpr TileFunction tile_functio
         return QuantTile<V, scheme, M>::run;
 }
 
-// Rows that one call takes of those that are left: 16, 12, 8 .. 1, up to the variant's most.
-constexpr int kRowSteps[] = {1, 2, 3, 4, 5, 6, 7, 8, 12, 16};
+// Rows that one call takes of those that are left: 16, 12, 8 .. 1, up to the variant's most. Sanitizers, with which each
+// takes long to compile, get fewer.
+#ifndef OCT_ROW_STEPS
+#define OCT_ROW_STEPS 1, 2, 3, 4, 5, 6, 7, 8, 12, 16
+#endif
+constexpr int kRowSteps[] = {OCT_ROW_STEPS};
 
 template <class V> constexpr int row_steps() {
     int count = 0;
@@ -390,7 +404,7 @@ void panel_unpacked(const Product &p, int64_t n, const Rows *tiles, int64_t coun
 
 // Panels n_begin..n_end times `count` tiles that begin with `row`.
 template <class V, int scheme>
-void chunk_of_tiles(const Product &p, const Rows *tiles, int64_t count, int64_t row, std::vector<uint8_t> &room) {
+void chunk_of_tiles(const Product &p, const Rows *tiles, int64_t count, int64_t row, Vector<uint8_t> &room) {
     constexpr bool unpacks = !is_dense(kFormats[scheme]) && V::kLanes == kPanel && V::kRows == kTile;
     const int most = panels_at_once<V, scheme>(tiles[0].rows);
     int64_t whole = 0;
@@ -412,9 +426,9 @@ template <class V, int scheme> void matmul(const Product &p) {
     const int64_t row_bytes = act_row_bytes(scheme, p.k), groups = p.k / kGroup, all = (p.m + kTile - 1) / kTile;
     int64_t chunk = row_bytes ? kActivationBytes / row_bytes / kTile : all;
     chunk = chunk < 1 ? 1 : chunk > all ? all : chunk;
-    std::vector<Rows> tiles((size_t)chunk);
-    std::vector<int32_t> residuals(is_dense(kFormats[scheme]) ? 0 : (size_t)(chunk * groups));
-    std::vector<uint8_t> room;
+    Vector<Rows> tiles((size_t)chunk);
+    Vector<int32_t> residuals(is_dense(kFormats[scheme]) ? 0 : (size_t)(chunk * groups));
+    Vector<uint8_t> room;
     for (int64_t begin = 0; begin < p.m; begin += chunk * kTile) {
         int64_t count = 0;
         for (int64_t row = begin; row < p.m && count < chunk; row += kTile, count++)

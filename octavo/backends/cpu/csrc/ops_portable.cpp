@@ -1,4 +1,4 @@
-// The operations with vectors of 4 floats, for portable; build.py gives this file its flags.
+// The operations with vectors of 4 floats: any processor, and all of ARM, whose vectors these are.
 #define OCT_WIDTH 4
 #include <algorithm>
 
