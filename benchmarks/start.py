@@ -139,7 +139,7 @@ def medians(runs: list[Figures]) -> Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2")
-    parser.add_argument("--activation-dtype", default="float32")
+    parser.add_argument("--activation-dtype", default="auto")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--ways", default=",".join(WAYS), help="which of " + ", ".join(WAYS))
     parser.add_argument("--output", type=Path, help="a JSON file to write")
