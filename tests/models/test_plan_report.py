@@ -51,7 +51,7 @@ def test_parts_add_up(name: str) -> None:
 def test_experts_by_hand() -> None:
     """All experts are stored, a token goes through top_k of them: 3 layers, the second of them dense."""
     spec = build_spec(checkpoints.CASES["qwen2_moe"]().to_dict())
-    report = plan_report(spec, weight_bytes=1, element_bytes=2, max_model_len=9, free_bytes=None)
+    report = plan_report(spec, weight_bytes=1, kv_bytes_per_token=256, max_model_len=9, free_bytes=None)
     dense, expert, others = 3 * 112 * 64, 3 * 48 * 64, 5 * 64 + 3 * 80 * 64 + 64
     part = next(part for part in report.parts if part.name == "feed-forward")
     assert part.parameters == dense + 2 * (5 * expert + others)

@@ -30,7 +30,7 @@ def make_backend(name: str, **sizes: Any) -> Any:
     if name in ("cpu", "numpy"):
         from octavo.backends.cpu.runner import CpuBackend
 
-        return CpuBackend(**sizes, native=name == "cpu")
+        return CpuBackend(**sizes, native=name == "cpu", activation_dtype="float32")
     runner = pytest.importorskip("octavo.backends.torch.runner")
     return runner.TorchBackend(device="cpu", **sizes)
 

@@ -78,9 +78,10 @@ void race_all(const Scores& scores, int64_t vocab, float least, Race& race) {
     });
 }
 
-inline bool before(const Candidate& a, const Candidate& b) {
+// a closure, not a function: what the library makes with it then stays this instruction set's own
+const auto before = [](const Candidate& a, const Candidate& b) {
     return a.score > b.score || (a.score == b.score && a.id < b.id);
-}
+};
 
 // Drops what is below the k-th largest score; those equal to it stay. Returns how many are left.
 int64_t cut_top_k(Candidate* room, int64_t count, int64_t k) {
