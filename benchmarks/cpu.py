@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from peers import chart
 from peers.compare import Pair
 from peers.floors import floor, read_shape
-from peers.machine import Peaks, about_machine, measure_peaks, usable_cores, versions
+from peers.machine import Peaks, about_run, measure_peaks, usable_cores
 from peers.models import model_file
 from peers.results import figures, lines, row_head, table
 from peers.rows import VLLM, Row, pick_rows, pick_works
@@ -61,13 +59,7 @@ def main() -> None:
     print("Measuring the machine's peaks ...", flush=True)
     peaks = measure_peaks(arguments.threads)
     results: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": about_machine(),
-        "versions": versions(),
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-        "octavo_args": arguments.octavo_args,
-        "peaks": asdict(peaks),
+        **about_run(arguments, peaks),
         "vllm": {"note": "vLLM 0.32 CPU on the same processor; constants, not measured in this run", **VLLM},
         "rows": [],
     }

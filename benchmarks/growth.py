@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from cpu import arguments_parser, save
 from peers import chart
 from peers.compare import Pair
 from peers.floors import Shape, floor, read_shape
-from peers.machine import Peaks, about_machine, measure_peaks, versions
+from peers.machine import Peaks, about_run, measure_peaks
 from peers.models import model_file
 from peers.results import figures
 from peers.rows import SETTLE, Row, Work, pick_rows
@@ -67,13 +66,7 @@ def measure(row: Row, arguments: Namespace) -> dict[str, Any]:
         panels = [measure_series(series, pair, row, shape, peaks, arguments.rounds) for series in SERIES]
         about = pair.about()
     return {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": about_machine(),
-        "versions": versions(),
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-        "octavo_args": arguments.octavo_args,
-        "peaks": asdict(peaks),
+        **about_run(arguments, peaks),
         "row": row.name,
         "model": row.model,
         "format": row.format,

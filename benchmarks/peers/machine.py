@@ -8,7 +8,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+import time
+from argparse import Namespace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,19 @@ def versions() -> dict[str, str]:
     git = ["git", "-C", str(SOURCE.parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     found = shutil.which("git") and subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {**{name: metadata.version(name) for name in PACKAGES}, "commit": found or "unknown"}
+
+
+def about_run(arguments: Namespace, peaks: Peaks) -> dict[str, Any]:
+    """What every result file begins with."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": about_machine(),
+        "versions": versions(),
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        "octavo_args": arguments.octavo_args,
+        "peaks": asdict(peaks),
+    }
 
 
 def _cpuinfo(*fields: str) -> str:
