@@ -50,6 +50,8 @@ class NativeMachine:
         self._caches: dict[str, Cells] = {}
         self._lowered: Lowered | None = None
         # what a step is told and tells; made once, as is its description for native code
+        self._known: np.ndarray | None = None
+        self._table: np.ndarray | None = None
         self._spans = np.empty((max_tokens, 5), np.int64)
         self._tails = np.empty(self.tail_rows, np.int64)
         self._finite = np.empty(max_tokens, np.bool_)
@@ -102,13 +104,14 @@ class NativeMachine:
     def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
         """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where
         all are) and the heads of its tails; as many as tail_rows."""
-        arrays, tokens, blocks = self._batch, batch.tokens, batch.blocks
-        width, known = blocks.shape[1], tokens.shape[1]
+        arrays, width, known = self._batch, batch.blocks.shape[1], batch.tokens.shape[1]
+        if batch.tokens is not self._known or batch.blocks is not self._table:  # once, when the rows are new
+            self._known, self._table = batch.tokens, batch.blocks
+            arrays.known, arrays.table = pointer(batch.tokens), pointer(batch.blocks)
         self._spans[: len(batch.spans)] = [
-            (s.first, s.start, s.count, s.row * width, s.row * known) for s in batch.spans
+            (span.first, span.start, span.count, span.row * width, span.row * known) for span in batch.spans
         ]
         arrays.tokens, arrays.num_spans = batch.num_tokens, len(batch.spans)
-        arrays.table, arrays.known = pointer(blocks), pointer(tokens)
         heads = self._run(batch.tails, body=True)
         return (self._finite[: batch.num_tokens] if arrays.not_finite else None), heads
 
