@@ -93,12 +93,12 @@ def measure(pool: Pool, shape: Shape, dtype: str, case: tuple[int, int, int]) ->
         Instruction("paged_attention", ("out", "qkv", f"keys.{i}", f"values.{i}", "plan"), options)
         for i in range(layers)
     )
-    lowered = Lowering(arrays, Packed({}, {}), lambda _scheme, _k: np.empty(0), caches).lower(steps)
+    lowered = Lowering(arrays, Packed({}, {}), lambda _scheme, _k: np.empty(0), lambda _mix: np.empty(0), caches).lower(steps)
     table = np.random.default_rng(1).permutation(blocks)
-    spans = np.array([(row * count, history, count, row * (blocks // rows)) for row in range(rows)], np.int64)
+    spans = np.array([(row * count, history, count, row * (blocks // rows), 0) for row in range(rows)], np.int64)
     batch = BatchArrays(tokens=rows * count, num_spans=rows, block_size=SIZE, num_blocks=blocks)
     batch.spans, batch.table = pointer(spans), pointer(table)
-    seconds = best(lambda: pool.run(lowered.groups, lowered.instructions, batch)) / layers
+    seconds = best(lambda: pool.run(lowered, batch)) / layers
     window = shape.window or total
     pairs = rows * sum(min(position + 1, window) for position in range(history, total))
     figures = {"us_a_layer": seconds * 1e6, "gflop_s": 4 * shape.heads * shape.dim * pairs / seconds / 1e9}

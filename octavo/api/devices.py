@@ -22,6 +22,11 @@ from octavo.models.spec import ModelSpec
 def kv_bytes_per_token(config: EngineConfig, spec: ModelSpec, *, device: str) -> int:
     """Bytes of K and V that one token takes in a device's cache."""
     dtype = config.cache.kv_cache_dtype
+    if device == "cpu":
+        from octavo.backends.cpu.cache import cache_dtype
+        from octavo.backends.cpu.native import rounds
+
+        dtype = cache_dtype(dtype, exact=not rounds(config.device.activation_dtype))
     if dtype == "int8_per_token_head":
         return spec.kv_bytes_per_token(1, scale_bytes=4)
     return spec.kv_bytes_per_token(

@@ -11,6 +11,7 @@ from octavo import LLM
 from octavo.api import devices
 from octavo.api.arguments import engine_config
 from octavo.api.build import open_model
+from octavo.backends.cpu.native import library
 from octavo.base.config.config import DeviceConfig
 from octavo.base.errors import ConfigError, UnsupportedError
 
@@ -69,12 +70,16 @@ def test_cache_elements(dtype: str, device: str, stored: str, size: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("dtype", "size"),
-    [("auto", 512), ("float32", 512), ("bfloat16", 256), ("int8_per_token_head", 128 + 2 * 2 * 2 * 4)],
-)
-def test_cache_types_halve_and_quarter(dtype: str, size: int, checkpoint: Callable[[str], Path]) -> None:
+    ("dtype", "activation_dtype", "size"),
+    [("auto", "float32", 512), ("auto", "auto", 256 if library() else 512), ("float32", "auto", 512),
+     ("bfloat16", "auto", 256), ("int8_per_token_head", "auto", 128 + 2 * 2 * 2 * 4)],
+)  # fmt: skip
+def test_cache_types_halve_and_quarter(
+    dtype: str, activation_dtype: str, size: int, checkpoint: Callable[[str], Path]
+) -> None:
     """The bytes that sizing counts with, and the blocks that come of the same memory."""
-    config = engine_config(str(checkpoint("llama")), {"kv_cache_dtype": dtype, "device": "cpu"})
+    options = {"kv_cache_dtype": dtype, "activation_dtype": activation_dtype, "device": "cpu"}
+    config = engine_config(str(checkpoint("llama")), options)
     assert devices.kv_bytes_per_token(config, open_model(config.model).spec, device="cpu") == size
 
 

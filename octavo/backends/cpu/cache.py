@@ -17,6 +17,13 @@ CELLS: dict[str, np.dtype] = {
 """kv_cache_dtype -> what the cache is an array of."""
 
 
+def cache_dtype(name: str, *, exact: bool) -> str:
+    """A kv_cache_dtype; of auto, float32 where nothing is to be rounded, else bfloat16."""
+    if name == "auto":
+        return "float32" if exact else "bfloat16"
+    return name
+
+
 @dataclass(frozen=True)
 class Cells:
     """data: [kv_heads, blocks, ...] of a type of CELLS.

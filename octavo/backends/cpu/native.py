@@ -155,6 +155,11 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
+def rounds(activation_dtype: str) -> bool:
+    """Whether products round their activations, where activation_dtype is as DeviceConfig's: only native ones do."""
+    return activation_dtype != "float32" and library() is not None
+
+
 def set_variant(name: str) -> bool:
     """Choose what was built: auto, avx512, avx2, i8mm, neon or scalar. False if this processor cannot run it."""
     loaded = library()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo.backends.cpu.cache import CELLS
+from octavo.backends.cpu.cache import CELLS, cache_dtype
 from octavo.backends.cpu.host import memory_bytes, take_threads
 from octavo.backends.cpu.machine import Machine
-from octavo.backends.cpu.native import Pool, library
+from octavo.backends.cpu.native import Pool, library, rounds
 from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.packed import load_packed
 from octavo.backends.cpu.program import build_program
@@ -32,7 +32,7 @@ class CpuBackend:
     threads: those that share a step; the cores that this process may use where None. NumPy's BLAS is held to one.
     native: run native kernels, where they were built; else, and where False, NumPy computes every op.
     activation_dtype: as DeviceConfig's; auto is int8 with native kernels, else float32.
-    kv_cache_dtype: of cache.CELLS; auto is float32.
+    kv_cache_dtype: of cache.CELLS; auto is bfloat16 where activations are rounded, else float32.
     Raises UnsupportedError for another kv_cache_dtype, ConfigError for int8 without native kernels.
     """
 
@@ -48,7 +48,9 @@ class CpuBackend:
         activation_dtype: str = "auto",
         kv_cache_dtype: str = "auto",
     ) -> None:
-        self._kv_cache_dtype = "float32" if kv_cache_dtype == "auto" else kv_cache_dtype
+        self._library = library() if native else None
+        self._exact = self._library is None or not rounds(activation_dtype)
+        self._kv_cache_dtype = cache_dtype(kv_cache_dtype, exact=self._exact)
         if self._kv_cache_dtype not in CELLS:
             raise UnsupportedError(
                 f"kv_cache_dtype={kv_cache_dtype} is not supported on the cpu backend; use auto or {', '.join(CELLS)}",
@@ -59,14 +61,12 @@ class CpuBackend:
         self._max_tokens = max_num_batched_tokens
         self._block_size = block_size
         self._threads = take_threads(threads)
-        self._library = library() if native else None
         if activation_dtype == "int8" and self._library is None:
             raise ConfigError(
                 "activation_dtype=int8 needs the native kernels, which were not built; install a C++ compiler and "
                 "Octavo again, or leave activation_dtype out",
                 param="activation_dtype",
             )
-        self._exact = activation_dtype == "float32"
         self._machine: Machine | NativeMachine | None = None
         self._steps: Steps | None = None
         self._vocab_size = 0

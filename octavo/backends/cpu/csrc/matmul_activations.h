@@ -1,8 +1,8 @@
 // In: float32 rows. Out: tiles of activations in the forms of matmul_formats.h. Included by each variant's file.
 //
-// A group of 32 is rounded to 255 steps between its least and its greatest element; where that step is large beside the
-// row (an outlier sits in the group), the rounding's error is rounded again, likewise, and kept as a residual. Every
-// variant gives the same bytes.
+// A group of 32 is rounded to 255 steps between its least and its greatest element. Where that would be a wide span beside
+// the row, its outliers are left out of it, and their distance from its centre is kept apart, in float32. Every variant
+// gives the same bytes.
 #pragma once
 
 #include <string.h>
@@ -14,10 +14,6 @@
 namespace {
 
 using namespace oct;
-
-// The largest step without a residual, as a part of the row's root mean square. Chosen by benchmarks/quality_cpu.py:
-// about a tenth of the groups have one, and the logits' divergence stays below 1e-3.
-constexpr float kLargestStep = 0.0314f;
 
 // Steps below this are lost: their inverse would overflow.
 constexpr float kLeastStep = 0x1p-118f;
@@ -72,60 +68,86 @@ inline void round_portable(const float *x, float centre, float inverse, int8_t *
 }
 
 // The bytes of a row's share of a group, in a tile of `rows`.
-template <int scheme, bool residual>
+template <int scheme>
 OCT_INLINE inline void put_factors(uint8_t *group, int64_t rows, int64_t r, float scale, float centre, int32_t (&sums)[2]) {
     constexpr Format f = kFormats[scheme];
     uint8_t *at = group + rows * kGroup + r * 4;
     memcpy(at, &scale, 4);
-    if (!residual) memcpy(at + rows * 4, &centre, 4);
-    at = group + rows * (kGroup + (residual ? 4 : 8)) + r * f.subs * 4;
+    memcpy(at + rows * 4, &centre, 4);
+    at = group + rows * (kGroup + 8) + r * f.subs * 4;
     if (f.subs == 1) sums[0] += sums[1];
     for (int s = 0; s < f.subs; s++) {
-        const float total = scale * (float)sums[s] + (residual ? 0.0f : centre * (float)(kGroup / f.subs));
+        const float total = scale * (float)sums[s] + centre * (float)(kGroup / f.subs);
         const int32_t shifted = -f.offset * sums[s];
         memcpy(at + s * 4, f.minimum ? (const void *)&total : &shifted, 4);
     }
 }
 
-// What the codes leave of x, rounded to 255 steps of 1 / 254 of theirs.
 template <class V, int scheme>
-void put_residual(const float *x, const int8_t *codes, float scale, float centre, uint8_t *group, int64_t rows,
-                  int64_t r) {
-    float left[kGroup];
-    for (int i = 0; i < kGroup; i++) left[i] = (x[i] - centre) - scale * (float)codes[i];
-    int32_t sums[2];
-    V::round(left, 0.0f, 254.0f / scale, (int8_t *)(group + r * kGroup), sums);
-    put_factors<scheme, true>(group, rows, r, scale / 254.0f, 0.0f, sums);
+OCT_INLINE inline void put_group(const float *x, float centre, float scale, uint8_t *group, int64_t rows, int64_t r) {
+    int8_t *codes = (int8_t *)(group + r * kGroup);
+    int32_t sums[2] = {};
+    if (scale > 0.0f)
+        V::round(x, centre, 1.0f / scale, codes, sums);
+    else
+        memset(codes, 0, kGroup);
+    put_factors<scheme>(group, rows, r, scale, centre, sums);
 }
+
+// A row's outliers, as they are found: the elements beyond `bound` of groups with a wide span.
+struct Outliers {
+    uint8_t *at;
+    int64_t most;
+    float bound;
+    int32_t count = 0;
+
+    // Takes those of x [32], which begins with the row's element `first`: inside [32] gets the others, and their centre
+    // in the outliers' places; low and high their range.
+    void take(const float *x, int32_t first, float *inside, float &low, float &high) {
+        uint32_t taken = 0;
+        low = __builtin_inff(), high = -low;
+        for (int i = 0; i < kGroup; i++) {
+            inside[i] = x[i];
+            if (__builtin_fabsf(x[i]) > bound && count + __builtin_popcount(taken) < most) {
+                taken |= 1u << i;
+                continue;
+            }
+            low = x[i] < low ? x[i] : low;
+            high = x[i] > high ? x[i] : high;
+        }
+        if (low > high) low = high = 0.0f;
+        const float centre = high * 0.5f + low * 0.5f;
+        for (; taken; taken &= taken - 1) {
+            const int i = __builtin_ctz(taken);
+            const Outlier outlier = {first + i, x[i] - centre};
+            memcpy(at + count++ * sizeof outlier, &outlier, sizeof outlier);
+            inside[i] = centre;
+        }
+    }
+};
 
 template <class V, int scheme>
 void quantize_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_t r) {
     constexpr Format f = kFormats[scheme];
-    const int64_t groups = k / kGroup;
-    const float squares = square_sum(x, k), limit = squares / (float)k * (kLargestStep * kLargestStep);
+    const int64_t groups = k / kGroup, most = most_outliers(k);
+    const float squares = square_sum(x, k);
     const float poison = squares <= 0x1.fffffep127f || is_finite(x, k) ? 0.0f : __builtin_nanf("");
-    uint8_t *group = tile, *residual = tile + groups * rows * act_group_bytes(f);
-    for (int64_t g = 0; g < groups; g++, x += kGroup) {
-        float low, high;
+    uint8_t *group = tile, *rest = tile + groups * rows * act_group_bytes(f);
+    Outliers outliers = {rest + rows * 4 + r * most * (int64_t)sizeof(Outlier), most,
+                         kOutlier * __builtin_sqrtf(squares / (float)k)};
+    for (int64_t g = 0; g < groups; g++, x += kGroup, group += rows * act_group_bytes(f)) {
+        const float *from = x;
+        float low, high, inside[kGroup];
         V::range(x, low, high);
-        const float centre = high * 0.5f + low * 0.5f + poison, step = (high * 0.5f - low * 0.5f) * (2.0f / 254.0f);
-        const float scale = step >= kLeastStep && poison == 0.0f ? step : poison;
-        int32_t sums[2] = {}, none[2] = {};
-        int8_t *codes = (int8_t *)(group + r * kGroup);
-        if (scale > 0.0f)
-            V::round(x, centre, 1.0f / scale, codes, sums);
-        else
-            memset(codes, 0, kGroup);
-        put_factors<scheme, false>(group, rows, r, scale, centre, sums);
-        if (scale * scale > limit) {
-            put_residual<V, scheme>(x, codes, scale, centre, residual, rows, r);
-        } else {
-            memset(residual + r * kGroup, 0, kGroup);
-            put_factors<scheme, true>(residual, rows, r, 0.0f, 0.0f, none);
+        if (high * 0.5f - low * 0.5f > outliers.bound) {
+            outliers.take(x, (int32_t)(g * kGroup), inside, low, high);
+            from = inside;
         }
-        group += rows * act_group_bytes(f);
-        residual += rows * residual_group_bytes(f);
+        const float centre = high * 0.5f + low * 0.5f + poison, step = (high * 0.5f - low * 0.5f) * (2.0f / 254.0f);
+        const float scale = poison != 0.0f ? poison : step >= kLeastStep ? step : 0.0f;
+        put_group<V, scheme>(from, centre, scale, group, rows, r);
     }
+    memcpy(rest + r * 4, &outliers.count, 4);
 }
 
 // The upper half of a float32, rounded to nearest even; a NaN stays one.
@@ -136,7 +158,12 @@ OCT_INLINE inline uint32_t to_bf16(const float *x) {
     return (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded;
 }
 
-template <int scheme> void convert_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_t r) {
+// Pairs of bfloat16 of x [2 count].
+inline void pairs_portable(const float *x, int count, uint32_t *out) {
+    for (int i = 0; i < count; i++) out[i] = to_bf16(x + 2 * i) | to_bf16(x + 2 * i + 1) << 16;
+}
+
+template <class V, int scheme> void convert_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_t r) {
     const int64_t steps = dense_steps(scheme, k);
     uint8_t *units = tile + r * kUnits * 4;
     for (int64_t step = 0; step < steps; step += kUnits, units += rows * kUnits * 4) {
@@ -146,7 +173,7 @@ template <int scheme> void convert_row(const float *x, int64_t k, uint8_t *tile,
             memcpy(out, x + step, count * 4);
         } else {
             const int whole = (int)((k - 2 * step) / 2 < count ? (k - 2 * step) / 2 : count);
-            for (int i = 0; i < whole; i++) out[i] = to_bf16(x + 2 * (step + i)) | to_bf16(x + 2 * (step + i) + 1) << 16;
+            whole == kUnits ? V::pairs(x + 2 * step, out) : pairs_portable(x + 2 * step, whole, out);
             if (whole < count) out[whole] = to_bf16(x + 2 * (step + whole));
         }
         memcpy(units, out, sizeof out);
@@ -160,7 +187,7 @@ template <class V, int scheme> void quantize(const Activations &a) {
         uint8_t *tile = a.act + first * row_bytes;
         const float *x = a.x + row * a.ldx;
         if constexpr (is_dense(kFormats[scheme]))
-            convert_row<scheme>(x, a.k, tile, rows, row - first);
+            convert_row<V, scheme>(x, a.k, tile, rows, row - first);
         else
             quantize_row<V, scheme>(x, a.k, tile, rows, row - first);
     }

@@ -25,6 +25,7 @@ struct Quad {
     using C = uint8x16_t;
 
     static OCT_INLINE inline F zero() { return vdupq_n_f32(0.0f); }
+    static OCT_INLINE inline F splat(float x) { return vdupq_n_f32(x); }
     static OCT_INLINE inline I splat(int32_t x) { return vdupq_n_s32(x); }
     static OCT_INLINE inline F floats(const uint8_t *p) { return vreinterpretq_f32_u8(vld1q_u8(p)); }
     static OCT_INLINE inline F halves(const uint8_t *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
@@ -55,6 +56,13 @@ struct Quad {
         if constexpr (count < 0) return vshlq_n_u8(a, -count);
         return a;
     }
+    // Words to the right.
+    static OCT_INLINE inline C shifted(C a, int count) {
+        return vreinterpretq_u8_u32(vshlq_u32(vreinterpretq_u32_u8(a), vdupq_n_s32(-count)));
+    }
+    static OCT_INLINE inline I byte(C a, int at) {
+        return vandq_s32(vreinterpretq_s32_u8(shifted(a, 8 * at)), splat(255));
+    }
     static OCT_INLINE inline C levels(C a) { return vqtbl1q_u8(vld1q_u8(kLevels128), a); }
 
     // Wide codes are signed bytes as code - 128, all the others as they are.
@@ -81,6 +89,7 @@ struct Quad {
 struct Arm {
     static constexpr int kLanes = kPanel, kRows = 8, kAhead = 1024;
 
+    static void pairs(const float *x, uint32_t *out) { pairs_portable(x, kUnits, out); }
     static OCT_INLINE inline void range(const float *x, float &low, float &high) {
         float32x4_t least = vld1q_f32(x), greatest = least;
         for (int i = 4; i < kGroup; i += 4) {
@@ -133,13 +142,13 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
     static constexpr bool kTwo = kPairs && M > 1;
     static constexpr int P = passes_together(M);
 
-    // A group's activations, or residuals, of the rows of a call.
+    // A group's activations of the rows of a call.
     struct Part {
         const uint8_t *codes, *factor, *centre, *aux;
 
-        OCT_INLINE Part(const uint8_t *act, const Rows &r, bool residual)
+        OCT_INLINE Part(const uint8_t *act, const Rows &r)
             : codes(act + r.first * kGroup), factor(act + r.rows * kGroup + r.first * 4), centre(factor + r.rows * 4),
-              aux(act + r.rows * (kGroup + (residual ? 4 : 8)) + r.first * 4 * f.subs) {}
+              aux(act + r.rows * (kGroup + 8) + r.first * 4 * f.subs) {}
         OCT_INLINE const uint8_t *aux_at(int m, int s) const { return aux + (m * f.subs + s) * 4; }
         OCT_INLINE int32_t start(int m, int s) const { return Weights::kOffset ? int_at(aux_at(m, s)) : 0; }
     };
@@ -177,22 +186,20 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
 #endif
 
     // The floats of matmul_tiles.h, in its order.
-    template <bool residual>
     static OCT_INLINE inline void add(const I (&dot)[f.subs], const Weights &w, const Part &x, int m, F &acc) {
         F sum = Quad::mul(Quad::to_float(dot[0]), w.scale[0]);
         if constexpr (f.subs == 2) sum = Quad::fma(Quad::to_float(dot[1]), w.scale[1], sum);
         acc = Quad::fma(sum, float_at(x.factor + m * 4), acc);
         if constexpr (f.minimum)
             each<f.subs>([&](auto s) OCT_INLINE { acc = Quad::fma(w.minimum[s], float_at(x.aux_at(m, s)), acc); });
-        if constexpr (!residual) acc = Quad::fma(w.total, float_at(x.centre + m * 4), acc);
+        acc = Quad::fma(w.total, float_at(x.centre + m * 4), acc);
     }
 
     // acc[m] += a group's part, for lanes lane..lane + 4 of the panel; its block at `block`, itself at p.
-    template <bool residual>
     static OCT_INLINE inline void group(const uint8_t *block, const uint8_t *p, int lane, const Part &x, F (&acc)[M]) {
         const F dmin = f.minimum ? Quad::halves(block + kPanel * 2 + lane * 2) : Quad::zero();
         Weights w;
-        w.template unpack_from<!residual>(p + lane, p + lane * 4, Quad::halves(block + lane * 2), dmin);
+        w.unpack_from(p + lane, p + lane * 4, Quad::halves(block + lane * 2), dmin);
         int8x16_t quads[8];
         each<8>([&](auto q) OCT_INLINE { quads[q] = Quad::as_signed<Weights::kWide>(w.quads[q]); });
         I dot[f.subs];
@@ -203,23 +210,22 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
             each<(M + 1) / 2>([&](auto i) OCT_INLINE {
                 constexpr int a = 2 * i, b = a + 1 < M ? a + 1 : a;
                 two_dots(quads, x, a, b, dot, other);
-                add<residual>(dot, w, x, a, acc[a]);
-                if constexpr (b != a) add<residual>(other, w, x, b, acc[b]);
+                add(dot, w, x, a, acc[a]);
+                if constexpr (b != a) add(other, w, x, b, acc[b]);
             });
 #endif
         } else {
             each<M>([&](auto m) OCT_INLINE {
                 dots(quads, x, m, dot);
-                add<residual>(dot, w, x, m, acc[m]);
+                add(dot, w, x, m, acc[m]);
             });
         }
     }
 
     // P passes from `lane` on.
-    template <bool residual>
     static OCT_INLINE inline void passes(const uint8_t *block, const uint8_t *p, int lane, const Part &x, F (&acc)[P][M]) {
         each<P>([&](auto i) OCT_INLINE {
-            group<residual>(block, p, lane + 4 * i, x, acc[i]);
+            group(block, p, lane + 4 * i, x, acc[i]);
             in_turn();
         });
     }
@@ -236,26 +242,28 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
                 p += head_bytes(f);
                 for (int g = 0; g < f.span; g++, p += group_bytes(f), x += step) {
                     for (int line = 0; line < group_bytes(f); line += 64) __builtin_prefetch(p + line + Arm::kAhead);
-                    passes<false>(block, p, lane, Part(x, r, false), acc);
+                    passes(block, p, lane, Part(x, r), acc);
                 }
             }
-            for (int i = 0; i < r.count; i++) {
-                const int g = r.groups[i];
-                const uint8_t *block = panel + (int64_t)(g / f.span) * block_bytes(f);
-                p = block + head_bytes(f) + g % f.span * group_bytes(f);
-                x = r.residuals + (int64_t)g * r.rows * residual_group_bytes(f);
-                passes<true>(block, p, lane, Part(x, r, true), acc);
+            F sums[P][M];
+            each<P * M>([&](auto i) OCT_INLINE { sums[i / M][i % M] = acc[i / M][i % M]; });
+            for (int32_t i = r.starts[r.first]; i < r.starts[r.first + M]; i++) {
+                const auto [row, outlier] = r.outliers[i];
+                each<P>([&, row = row - r.first, found = outlier](auto pass) OCT_INLINE {
+                    F &sum = sums[pass][row];
+                    sum = Quad::fma(Weights::weight_packed(panel, lane + 4 * pass, found.index), found.value, sum);
+                });
             }
             each<P * M>([&](auto i) OCT_INLINE {
                 const int at = lane + i / M * 4;
-                Quad::store(to.y + i % M * to.ldy + at, acc[i / M][i % M], to.bias ? to.bias + at : nullptr, to.lo - at,
+                Quad::store(to.y + i % M * to.ldy + at, sums[i / M][i % M], to.bias ? to.bias + at : nullptr, to.lo - at,
                             to.hi - at);
             });
         }
     }
 };
 
-template <int scheme, int M> struct DenseTile<Arm, scheme, M, 1> {
+template <int scheme, int M> struct DenseTile<Arm, scheme, M> {
     using F = Quad::F;
     static constexpr int P = passes_together(M), kStep = dense_step_bytes(scheme), kLaneBytes = kStep / kPanel;
     static constexpr bool kTwo = kPairs && scheme == OCT_BF16;

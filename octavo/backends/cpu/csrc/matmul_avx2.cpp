@@ -44,6 +44,9 @@ struct Avx2 {
         if constexpr (count < 0) return _mm256_slli_epi16(a, -count);
         return a;
     }
+    // Words to the right.
+    static OCT_INLINE inline C shifted(C a, int count) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(count)); }
+    static OCT_INLINE inline I byte(C a, int at) { return _mm256_and_si256(shifted(a, 8 * at), splat(255)); }
     static OCT_INLINE inline C levels(C a) {
         return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)kLevels128)), a);
     }
@@ -72,6 +75,7 @@ struct Avx2 {
         _mm256_maskstore_ps(y, lanes, value);
     }
 
+    static void pairs(const float *x, uint32_t *out) { pairs_portable(x, kUnits, out); }
     static void range(const float *x, float &low, float &high) { range_portable(x, low, high); }
     static void round(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
         round_portable(x, centre, inverse, codes, sums);

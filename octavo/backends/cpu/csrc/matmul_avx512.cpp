@@ -47,6 +47,9 @@ struct Avx512 {
         if constexpr (count < 0) return _mm512_slli_epi16(a, -count);
         return a;
     }
+    // Words to the right.
+    static OCT_INLINE inline C shifted(C a, int count) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(count)); }
+    static OCT_INLINE inline I byte(C a, int at) { return _mm512_and_si512(shifted(a, 8 * at), splat(255)); }
     static OCT_INLINE inline C levels(C a) {
         return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)kLevels128)), a);
     }
@@ -69,6 +72,9 @@ struct Avx512 {
         _mm512_mask_storeu_ps(y, lanes, value);
     }
 
+    static OCT_INLINE inline void pairs(const float *x, uint32_t *out) {
+        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x)));
+    }
     static OCT_INLINE inline void range(const float *x, float &low, float &high) {
         const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
         low = _mm512_reduce_min_ps(_mm512_min_ps(a, b));

@@ -12,10 +12,9 @@
 // Dense: F32 [k][16] f32, F16 [k][16] f16, BF16 [(k + 1) / 2][16][2] bf16 (an odd k is padded with zero).
 //
 // Activations: tiles of 16 rows (the last one has the rows that are left, R):
-//   quantized: x = scale * code + centre, to half a step; then x = scale * code + centre + residual scale * residual
-//              code for groups whose step is large beside their row. All groups' codes, then all groups' residuals:
-//                codes int8 [R][32] | scale f32 [R] | centre f32 [R] | aux [R][subs]
-//                codes int8 [R][32] | scale f32 [R] (0: there is none) | aux [R][subs]
+//   quantized: for each group  codes int8 [R][32] | scale f32 [R] | centre f32 [R] | aux [R][subs]
+//              then            counts int32 [R] | outliers [R][k / 12] of (index int32, value f32)
+//              x = scale * code + centre, to half a step, + the value of its outlier, if it is one
 //              aux is -offset * sum of codes (int32) or, for schemes with a minimum, the sum of scale * code + centre
 //              (f32), of each sub-group
 //   dense:     for each 16 units: [R][16] units of 4 bytes: one f32, or two bf16 of neighbouring k; zero-padded
@@ -103,14 +102,23 @@ constexpr int64_t panel_bytes(int scheme, int64_t k) {
     return is_dense(f) ? dense_steps(scheme, k) * dense_step_bytes(scheme) : k / kGroup / f.span * block_bytes(f);
 }
 
-// Bytes of one row's share of a group of activations: of its codes, and of its residual.
+// Bytes of one row's share of a group of activations.
 constexpr int act_group_bytes(const Format &f) { return kGroup + 8 + 4 * f.subs; }
-constexpr int residual_group_bytes(const Format &f) { return kGroup + 4 + 4 * f.subs; }
+
+// An activation so many times its row's root mean square may be an outlier: there are not more than k / kOutlier^2.
+// Chosen by benchmarks/quality_cpu.py; the fewer outliers, the faster.
+constexpr float kOutlier = 3.5f;
+constexpr int64_t most_outliers(int64_t k) { return k / 12; }
+
+struct Outlier {
+    int32_t index;
+    float value;
+};
 
 constexpr int64_t act_row_bytes(int scheme, int64_t k) {
     const Format &f = kFormats[scheme];
     return is_dense(f) ? (dense_steps(scheme, k) + kUnits - 1) / kUnits * kUnits * 4
-                       : k / kGroup * (act_group_bytes(f) + residual_group_bytes(f));
+                       : k / kGroup * act_group_bytes(f) + 4 + most_outliers(k) * (int64_t)sizeof(Outlier);
 }
 
 } // namespace oct

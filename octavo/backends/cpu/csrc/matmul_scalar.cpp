@@ -53,6 +53,9 @@ struct Scalar {
         else
             return a >> count;
     }
+    // Words to the right.
+    static OCT_INLINE inline C shifted(C a, int count) { return a >> count; }
+    static OCT_INLINE inline I byte(C a, int at) { return (I)(a >> 8 * at & 255u); }
     static OCT_INLINE inline C levels(C a) {
         uint8_t byte[16];
         memcpy(byte, &a, 16);
@@ -77,6 +80,7 @@ struct Scalar {
         for (int i = lo; i < hi; i++) y[i] = bias ? value[i] + bias[i] : value[i];
     }
 
+    static void pairs(const float *x, uint32_t *out) { pairs_portable(x, kUnits, out); }
     static void range(const float *x, float &low, float &high) { range_portable(x, low, high); }
     static void round(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
         round_portable(x, centre, inverse, codes, sums);

@@ -6,7 +6,7 @@
 //
 // The order of operations of an output, whatever the batch: groups in order; within a group the exact integer dot
 // product, made float, times the weight's scale; fma with the activation's scale; then the minima; then the centre times
-// the group's sum of weights. Residuals after all groups, in the same way: what a row has none of adds exactly nothing.
+// the group's sum of weights. The row's outliers times their weights after all groups, in order of k.
 // Dense: fma in order of k.
 #pragma once
 
@@ -108,15 +108,34 @@ template <class T> struct Local : std::allocator<T> {
 
 template <class T> using Vector = std::vector<T, Local<T>>;
 
-// Rows first..first + M of a tile of `rows` rows. residuals: where the tile's residuals begin; groups: the `count`
-// groups of which any row has one.
+// An outlier and the row of its tile.
+struct RowOutlier {
+    int32_t row;
+    Outlier outlier;
+};
+
+// Rows first..first + M of a tile of `rows` rows. Row r has outliers[starts[r]] to outliers[starts[r + 1]].
 struct Rows {
     const uint8_t *act;
     int rows, first;
-    const uint8_t *residuals;
-    const int32_t *groups;
-    int count;
+    const RowOutlier *outliers;
+    const int32_t *starts;
 };
+
+// Quad q of the group whose code planes lie at p, alone.
+template <class V, Codes kind> OCT_INLINE inline typename V::C unpack_quad(const uint8_t *p, int q) {
+    using C = typename V::C;
+    if constexpr (kind == Codes::kBytes) return V::codes(p + q * 64);
+    const auto pairs = [&](int at) OCT_INLINE -> C { return V::mask(V::shifted(V::codes(p + at + q % 2 * 64), q / 2 * 2), 3); };
+    const auto single = [&](int at) OCT_INLINE -> C { return V::mask(V::shifted(V::codes(p + at), q), 1); };
+    if constexpr (kind == Codes::kPairs) return pairs(0);
+    if constexpr (kind == Codes::kPairsSingle) return V::merge(pairs(0), V::template shift<-2>(single(128)), 4);
+    const C nibbles = V::mask(V::shifted(V::codes(p + q % 4 * 64), q / 4 * 4), 15);
+    if constexpr (kind == Codes::kLevels) return V::levels(nibbles);
+    if constexpr (kind == Codes::kNibblesPairs) return V::merge(nibbles, V::template shift<-4>(pairs(256)), 0x30);
+    if constexpr (kind == Codes::kNibblesSingle) return V::merge(nibbles, V::template shift<-4>(single(256)), 0x10);
+    return nibbles;
+}
 
 constexpr uint8_t kOnes[4] = {1, 1, 1, 1};
 
@@ -143,14 +162,38 @@ template <class V, int scheme> struct Group {
     }
 
     // From a packed group at p, whose pass of codes lies at `pass`.
-    template <bool with_total> OCT_INLINE inline void unpack_from(const uint8_t *p, const uint8_t *pass, F d, F dmin) {
+    OCT_INLINE inline void unpack_from(const uint8_t *p, const uint8_t *pass, F d, F dmin) {
         unpack<V, f.codes>(pass + scale_bytes(f), quads);
         total = V::zero();
         each<f.subs>([&](auto s) OCT_INLINE {
             scales<V, scheme>(p, s, d, dmin, scale[s], minimum[s]);
             const I offset = V::splat(kOffset ? -f.offset * kGroup / f.subs : 0);
-            if constexpr (with_total) total = V::fma(V::to_float(dot<s, 0>(offset, kOnes)), scale[s], total);
+            total = V::fma(V::to_float(dot<s, 0>(offset, kOnes)), scale[s], total);
         });
+    }
+
+    // The weight of a code, which is byte `byte` of the words of a quad.
+    static OCT_INLINE inline F weight(C quad, int byte, F scale, F minimum) {
+        const F code = V::to_float(V::byte(quad, byte));
+        if constexpr (f.minimum) return V::fma(code, scale, minimum);
+        return V::mul(V::fma(code, V::splat(1.0f), V::splat((float)-f.offset)), scale);
+    }
+    // The weights of element `index` of k, from a packed panel's pass at `lane`.
+    static OCT_INLINE inline F weight_packed(const uint8_t *panel, int lane, int64_t index) {
+        const int64_t g = index / kGroup;
+        const int e = (int)(index % kGroup);
+        const uint8_t *block = panel + g / f.span * block_bytes(f), *p = block + head_bytes(f) + g % f.span * group_bytes(f);
+        const F dmin = f.minimum ? V::halves(block + kPanel * 2 + lane * 2) : V::zero();
+        F scale, minimum;
+        scales<V, scheme>(p + lane, e * f.subs / kGroup, V::halves(block + lane * 2), dmin, scale, minimum);
+        return weight(unpack_quad<V, f.codes>(p + scale_bytes(f) + lane * 4, e / 4), e % 4, scale, minimum);
+    }
+    // The same, of a panel that lies there unpacked.
+    static OCT_INLINE inline F weight_unpacked(const uint8_t *panel, int64_t index) {
+        const uint8_t *at = panel + index / kGroup * kUnpacked;
+        const int e = (int)(index % kGroup), s = e * f.subs / kGroup;
+        const F minimum = f.minimum ? V::floats(at + 576 + 64 * (f.subs + s)) : V::zero();
+        return weight(V::codes(at + e / 4 * 64), e % 4, V::floats(at + 576 + 64 * s), minimum);
     }
 
     // To and from kUnpacked bytes; whole panels only.
@@ -177,28 +220,44 @@ template <class V, int scheme, int M> struct QuantTile {
     using Weights = Group<V, scheme>;
     static constexpr Format f = kFormats[scheme];
 
+    // Rows whose integer sums grow side by side, so that none waits for its own.
+    static constexpr int kAbreast = M % 4 == 0 ? 4 : M % 2 == 0 ? 2 : 1;
+
     // acc[m] += a group's part; the group's activations at act.
-    template <bool residual>
     static OCT_INLINE inline void multiply(const Weights &w, const uint8_t *act, const Rows &r, F (&acc)[M]) {
         const uint8_t *codes = act + r.first * kGroup, *factor = act + r.rows * kGroup + r.first * 4;
-        const uint8_t *centre = factor + r.rows * 4;
-        const uint8_t *aux = act + r.rows * (kGroup + (residual ? 4 : 8)) + r.first * 4 * f.subs;
-        each<M>([&](auto m) OCT_INLINE {
-            F sum = V::zero();
+        const uint8_t *centre = factor + r.rows * 4, *aux = act + r.rows * (kGroup + 8) + r.first * 4 * f.subs;
+        each<M / kAbreast>([&](auto block) OCT_INLINE {
+            constexpr int first = decltype(block)::value * kAbreast;
+            F sum[kAbreast];
             each<f.subs>([&](auto s) OCT_INLINE {
-                const I offset = V::splat(Weights::kOffset ? int_at(aux + (m * f.subs + s) * 4) : 0);
-                const F part = V::to_float(w.template dot<s, 4>(offset, codes + m * kGroup));
-                if constexpr (s == 0)
-                    sum = V::mul(part, w.scale[s]);
-                else
-                    sum = V::fma(part, w.scale[s], sum);
-            });
-            acc[m] = V::fma(sum, V::splat(float_at(factor + m * 4)), acc[m]);
-            if constexpr (f.minimum)
-                each<f.subs>([&](auto s) OCT_INLINE {
-                    acc[m] = V::fma(w.minimum[s], V::splat(float_at(aux + (m * f.subs + s) * 4)), acc[m]);
+                I part[kAbreast];
+                each<kAbreast>([&](auto i) OCT_INLINE {
+                    part[i] = V::splat(Weights::kOffset ? int_at(aux + ((first + i) * f.subs + s) * 4) : 0);
                 });
-            if constexpr (!residual) acc[m] = V::fma(w.total, V::splat(float_at(centre + m * 4)), acc[m]);
+                each<8 / f.subs>([&](auto i) OCT_INLINE {
+                    constexpr int q = s * 8 / f.subs + i;
+                    each<kAbreast>([&](auto j) OCT_INLINE {
+                        part[j] = V::template dot<Weights::kWide>(part[j], w.quads[q], codes + (first + j) * kGroup + q * 4);
+                    });
+                });
+                each<kAbreast>([&](auto i) OCT_INLINE {
+                    const F value = V::to_float(part[i]);
+                    if constexpr (s == 0)
+                        sum[i] = V::mul(value, w.scale[s]);
+                    else
+                        sum[i] = V::fma(value, w.scale[s], sum[i]);
+                });
+            });
+            each<kAbreast>([&](auto i) OCT_INLINE {
+                constexpr int m = first + i;
+                acc[m] = V::fma(sum[i], V::splat(float_at(factor + m * 4)), acc[m]);
+                if constexpr (f.minimum)
+                    each<f.subs>([&](auto s) OCT_INLINE {
+                        acc[m] = V::fma(w.minimum[s], V::splat(float_at(aux + (m * f.subs + s) * 4)), acc[m]);
+                    });
+                acc[m] = V::fma(w.total, V::splat(float_at(centre + m * 4)), acc[m]);
+            });
         });
     }
 
@@ -206,12 +265,17 @@ template <class V, int scheme, int M> struct QuantTile {
         return f.minimum ? V::halves(block + kPanel * 2 + lane * 2) : V::zero();
     }
 
-    static OCT_INLINE inline const uint8_t *residual(const Rows &r, int g) {
-        return r.residuals + (int64_t)g * r.rows * residual_group_bytes(f);
-    }
-
-    static OCT_INLINE inline void store(const F (&acc)[M], const Target &to) {
-        each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, acc[m], to.bias, to.lo, to.hi); });
+    // Writes acc, and the outliers times what weight(index) gives.
+    template <class Weight>
+    static OCT_INLINE inline void finish(const F (&acc)[M], const Rows &r, const Target &to, Weight &&weight) {
+        F sums[M];
+        each<M>([&](auto m) OCT_INLINE { sums[m] = acc[m]; });
+        for (int32_t i = r.starts[r.first]; i < r.starts[r.first + M]; i++) {
+            const auto [row, outlier] = r.outliers[i];
+            F &sum = sums[row - r.first];
+            sum = V::fma(weight(outlier.index), V::splat(outlier.value), sum);
+        }
+        each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, sums[m], to.bias, to.lo, to.hi); });
     }
 
     static void run(const uint8_t *panel, int lane, const Rows &r, int64_t k, const Target &to) {
@@ -225,35 +289,24 @@ template <class V, int scheme, int M> struct QuantTile {
             at += head_bytes(f);
             for (int g = 0; g < f.span; g++, at += group_bytes(f), act += step) {
                 for (int line = 0; line < group_bytes(f); line += 64) __builtin_prefetch(at + line + V::kAhead);
-                w.template unpack_from<true>(at + lane, at + lane * 4, d, dmin);
-                multiply<false>(w, act, r, acc);
+                w.unpack_from(at + lane, at + lane * 4, d, dmin);
+                multiply(w, act, r, acc);
             }
         }
-        for (int i = 0; i < r.count; i++) {
-            const int g = r.groups[i];
-            const uint8_t *block = panel + (int64_t)(g / f.span) * block_bytes(f);
-            at = block + head_bytes(f) + g % f.span * group_bytes(f);
-            w.template unpack_from<false>(at + lane, at + lane * 4, V::halves(block + lane * 2), minima(block, lane));
-            multiply<true>(w, residual(r, g), r, acc);
-        }
-        store(acc, to);
+        finish(acc, r, to, [&](int32_t index) OCT_INLINE { return Weights::weight_packed(panel, lane, index); });
     }
 
     // As run, on a panel that unpack_panel made ready.
-    static void run_unpacked(const uint8_t *panel, int, const Rows &r, int64_t k, const Target &to) {
+    static void run_unpacked(const uint8_t *panel, const Rows &r, int64_t k, const Target &to) {
         F acc[M];
         Weights w;
         each<M>([&](auto m) OCT_INLINE { acc[m] = V::zero(); });
         const uint8_t *act = r.act;
         for (int64_t g = 0; g < k / kGroup; g++, act += r.rows * act_group_bytes(f)) {
             w.take(panel + g * Weights::kUnpacked);
-            multiply<false>(w, act, r, acc);
+            multiply(w, act, r, acc);
         }
-        for (int i = 0; i < r.count; i++) {
-            w.take(panel + (int64_t)r.groups[i] * Weights::kUnpacked);
-            multiply<true>(w, residual(r, r.groups[i]), r, acc);
-        }
-        store(acc, to);
+        finish(acc, r, to, [&](int32_t index) OCT_INLINE { return Weights::weight_unpacked(panel, index); });
     }
 
     static void unpack_panel(const uint8_t *panel, int64_t k, uint8_t *out) {
@@ -262,63 +315,47 @@ template <class V, int scheme, int M> struct QuantTile {
             const F d = V::halves(panel), dmin = minima(panel, 0);
             panel += head_bytes(f);
             for (int g = 0; g < f.span; g++, panel += group_bytes(f), out += Weights::kUnpacked) {
-                w.template unpack_from<true>(panel, panel, d, dmin);
+                w.unpack_from(panel, panel, d, dmin);
                 w.keep(out);
             }
         }
     }
 };
 
-// As QuantTile for unquantized weights, on P neighbouring panels: one row alone has too few sums to hide an fma's latency.
-template <class V, int scheme, int M, int P> struct DenseTile {
+// As QuantTile, for unquantized weights.
+template <class V, int scheme, int M> struct DenseTile {
     using F = typename V::F;
 
-    static OCT_INLINE inline void step(const uint8_t *weights, int64_t panel, const uint8_t *act, F (&acc)[P][M]) {
-        each<P>([&](auto p) OCT_INLINE {
-            const uint8_t *at = weights + p * panel;
-            __builtin_prefetch(at + V::kAhead);
-            if constexpr (scheme == OCT_BF16) {
-                const typename V::C pairs = V::codes(at);
-                each<M>([&](auto m) OCT_INLINE { acc[p][m] = V::dot_bf16(acc[p][m], pairs, act + m * kUnits * 4); });
-            } else {
-                const F value = scheme == OCT_F16 ? V::halves(at) : V::floats(at);
-                each<M>([&](auto m) OCT_INLINE {
-                    acc[p][m] = V::fma(value, V::splat(float_at(act + m * kUnits * 4)), acc[p][m]);
-                });
-            }
-        });
+    static OCT_INLINE inline void step(const uint8_t *weights, const uint8_t *act, F (&acc)[M]) {
+        __builtin_prefetch(weights + V::kAhead);
+        if constexpr (scheme == OCT_BF16) {
+            const typename V::C pairs = V::codes(weights);
+            each<M>([&](auto m) OCT_INLINE { acc[m] = V::dot_bf16(acc[m], pairs, act + m * kUnits * 4); });
+        } else {
+            const F value = scheme == OCT_F16 ? V::halves(weights) : V::floats(weights);
+            each<M>([&](auto m) OCT_INLINE { acc[m] = V::fma(value, V::splat(float_at(act + m * kUnits * 4)), acc[m]); });
+        }
     }
 
     static void run(const uint8_t *panel, int lane, const Rows &r, int64_t k, const Target &to) {
         constexpr int bytes = dense_step_bytes(scheme);
-        const int64_t stride = panel_bytes(scheme, k);
-        F acc[P][M];
-        each<P * M>([&](auto i) OCT_INLINE { acc[i / M][i % M] = V::zero(); });
+        F acc[M];
+        each<M>([&](auto m) OCT_INLINE { acc[m] = V::zero(); });
         const uint8_t *weights = panel + lane * (bytes / kPanel);
         const uint8_t *act = r.act + r.first * kUnits * 4;
         int64_t left = dense_steps(scheme, k);
         for (; left >= kUnits; left -= kUnits, act += r.rows * kUnits * 4)
-            for (int unit = 0; unit < kUnits; unit++, weights += bytes) step(weights, stride, act + unit * 4, acc);
-        for (int unit = 0; unit < left; unit++, weights += bytes) step(weights, stride, act + unit * 4, acc);
-        each<P>([&](auto p) OCT_INLINE {
-            const float *bias = to.bias ? to.bias + p * kPanel : nullptr;
-            each<M>([&](auto m) OCT_INLINE {
-                V::store(to.y + m * to.ldy + p * kPanel, acc[p][m], bias, to.lo, to.hi);
-            });
-        });
+            for (int unit = 0; unit < kUnits; unit++, weights += bytes) step(weights, act + unit * 4, acc);
+        for (int unit = 0; unit < left; unit++, weights += bytes) step(weights, act + unit * 4, acc);
+        each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, acc[m], to.bias, to.lo, to.hi); });
     }
 };
 
 using TileFunction = void (*)(const uint8_t *, int, const Rows &, int64_t, const Target &);
 
-// Panels that a tile of so many rows takes at once.
-template <class V, int scheme> constexpr int panels_at_once(int rows) {
-    return is_dense(kFormats[scheme]) && V::kLanes == kPanel && V::kRows >= 16 && rows <= 4 ? 4 : 1;
-}
-
-template <class V, int scheme, int M, int P> constexpr TileFunction tile_function() {
+template <class V, int scheme, int M> constexpr TileFunction tile_function() {
     if constexpr (is_dense(kFormats[scheme]))
-        return DenseTile<V, scheme, M, P>::run;
+        return DenseTile<V, scheme, M>::run;
     else
         return QuantTile<V, scheme, M>::run;
 }
@@ -337,54 +374,72 @@ template <class V> constexpr int row_steps() {
 }
 
 template <class V, int scheme> struct Tiles {
-    TileFunction one[row_steps<V>()], many[row_steps<V>()];
+    TileFunction run[row_steps<V>()];
 
     template <int... i> constexpr explicit Tiles(std::integer_sequence<int, i...>)
-        : one{tile_function<V, scheme, kRowSteps[i], 1>()...},
-          many{tile_function<V, scheme, kRowSteps[i], panels_at_once<V, scheme>(kRowSteps[i])>()...} {}
+        : run{tile_function<V, scheme, kRowSteps[i]>()...} {}
 };
 
 // Bytes of activations that stay in a core's second-level cache while the panels go by.
-constexpr int64_t kActivationBytes = 512 * 1024;
+constexpr int64_t kActivationBytes = 640 * 1024;
 
-// M rows of a tile, from `row` of the batch on, times one panel, or several whole ones.
-template <class V, int scheme>
-void panel_rows(const Product &p, TileFunction run, int64_t n, int count, const Rows &rows, int64_t row) {
+// M rows of a tile, from `row` of the batch on, times one panel.
+template <class V, int scheme> void panel_rows(const Product &p, TileFunction run, int64_t n, const Rows &rows, int64_t row) {
     const uint8_t *panel = p.packed + n / kPanel * panel_bytes(scheme, p.k);
     for (int lane = 0; lane < kPanel; lane += V::kLanes) {
         const int64_t at = n + lane, lo = p.n_begin - at, hi = p.n_end - at;
-        Target to = {p.y + row * p.ldy + at, p.ldy, p.bias ? p.bias + at : nullptr, lo > 0 ? (int)lo : 0, V::kLanes};
-        if (count == 1 && hi < V::kLanes) to.hi = hi > 0 ? (int)hi : 0;
+        const Target to = {p.y + row * p.ldy + at, p.ldy, p.bias ? p.bias + at : nullptr, lo > 0 ? (int)lo : 0,
+                           hi >= V::kLanes ? V::kLanes : hi > 0 ? (int)hi : 0};
         if (to.lo < to.hi) run(panel, lane, rows, p.k, to);
     }
 }
 
-// All rows of a tile times one panel, or several whole ones.
-template <class V, int scheme>
-void panel_tile(const Product &p, int64_t n, int count, Rows rows, int64_t row) {
+// All rows of a tile times one panel.
+template <class V, int scheme> void panel_tile(const Product &p, int64_t n, Rows rows, int64_t row) {
     static constexpr Tiles<V, scheme> tiles{std::make_integer_sequence<int, row_steps<V>()>()};
     for (int step = row_steps<V>() - 1; rows.first < rows.rows; rows.first += kRowSteps[step]) {
         while (kRowSteps[step] > rows.rows - rows.first) step--;
-        panel_rows<V, scheme>(p, count > 1 ? tiles.many[step] : tiles.one[step], n, count, rows, row + rows.first);
+        panel_rows<V, scheme>(p, tiles.run[step], n, rows, row + rows.first);
     }
 }
 
-// The tile that begins with `row`; `groups` gets those with a residual.
-template <int scheme> Rows tile_rows(const Product &p, int64_t row, int32_t *groups) {
-    constexpr Format f = kFormats[scheme];
-    const int rows = (int)(p.m - row < kTile ? p.m - row : kTile);
-    Rows tile = {p.act + row * act_row_bytes(scheme, p.k), rows, 0, nullptr, groups, 0};
-    if constexpr (!is_dense(f)) {
-        const int64_t count = p.k / kGroup;
-        tile.residuals = tile.act + count * rows * act_group_bytes(f);
-        for (int64_t g = 0; g < count; g++) {
-            const uint8_t *scales = tile.residuals + (g * residual_group_bytes(f) + kGroup) * rows;
-            uint32_t any = 0;
-            for (int r = 0; r < rows; r++) any |= (uint32_t)int_at(scales + r * 4);
-            if (any) groups[tile.count++] = (int32_t)g;
+// The tiles of a chunk of rows, the outliers in them, and room for an unpacked panel.
+struct Chunk {
+    Vector<Rows> tiles;
+    Vector<RowOutlier> outliers;
+    Vector<int32_t> starts;
+    Vector<uint8_t> room;
+};
+
+// The outliers of a tile's rows, row after row, behind those of the chunk so far; `starts` for each row, and the last end.
+inline void add_outliers(const uint8_t *at, int rows, int64_t k, Chunk &chunk) {
+    const int64_t most = most_outliers(k);
+    for (int r = 0; r < rows; r++) {
+        chunk.starts.push_back((int32_t)chunk.outliers.size());
+        const uint8_t *list = at + rows * 4 + r * most * (int64_t)sizeof(Outlier);
+        for (int i = 0; i < int_at(at + r * 4); i++) {
+            RowOutlier found = {r, {}};
+            memcpy(&found.outlier, list + i * sizeof(Outlier), sizeof(Outlier));
+            chunk.outliers.push_back(found);
         }
     }
-    return tile;
+    chunk.starts.push_back((int32_t)chunk.outliers.size());
+}
+
+// The `count` tiles that begin with `row`, or those that are left.
+template <int scheme> void find_tiles(const Product &p, int64_t row, int64_t count, Chunk &chunk) {
+    constexpr Format f = kFormats[scheme];
+    chunk.tiles.clear(), chunk.outliers.clear(), chunk.starts.clear();
+    for (; row < p.m && count > 0; row += kTile, count--) {
+        const int rows = (int)(p.m - row < kTile ? p.m - row : kTile);
+        chunk.tiles.push_back({p.act + row * act_row_bytes(scheme, p.k), rows, 0, nullptr, nullptr});
+        if constexpr (!is_dense(f))
+            add_outliers(chunk.tiles.back().act + p.k / kGroup * rows * act_group_bytes(f), rows, p.k, chunk);
+    }
+    for (size_t i = 0; i < chunk.tiles.size() && !is_dense(f); i++) {
+        chunk.tiles[i].outliers = chunk.outliers.data();
+        chunk.tiles[i].starts = chunk.starts.data() + i * (kTile + 1);
+    }
 }
 
 // Tiles of all 16 rows from which on it pays to unpack a panel once for them all.
@@ -398,42 +453,35 @@ void panel_unpacked(const Product &p, int64_t n, const Rows *tiles, int64_t coun
     const int lo = (int)(p.n_begin > n ? p.n_begin - n : 0), hi = (int)(p.n_end - n < kPanel ? p.n_end - n : kPanel);
     for (int64_t i = 0; i < count; i++) {
         const Target to = {p.y + (row + i * kTile) * p.ldy + n, p.ldy, p.bias ? p.bias + n : nullptr, lo, hi};
-        Tile::run_unpacked(room, 0, tiles[i], p.k, to);
+        Tile::run_unpacked(room, tiles[i], p.k, to);
     }
 }
 
-// Panels n_begin..n_end times `count` tiles that begin with `row`.
-template <class V, int scheme>
-void chunk_of_tiles(const Product &p, const Rows *tiles, int64_t count, int64_t row, Vector<uint8_t> &room) {
+// Panels n_begin..n_end times a chunk's tiles, which begin with `row`.
+template <class V, int scheme> void chunk_of_tiles(const Product &p, Chunk &chunk, int64_t row) {
     constexpr bool unpacks = !is_dense(kFormats[scheme]) && V::kLanes == kPanel && V::kRows == kTile;
-    const int most = panels_at_once<V, scheme>(tiles[0].rows);
+    const Rows *tiles = chunk.tiles.data();
+    const int64_t count = (int64_t)chunk.tiles.size();
     int64_t whole = 0;
     if constexpr (unpacks) {
         whole = count - (tiles[count - 1].rows < kTile);
         whole = whole < kUnpackTiles ? 0 : whole;
-        if (whole) room.resize((size_t)(p.k / kGroup * Group<V, scheme>::kUnpacked));
+        if (whole) chunk.room.resize((size_t)(p.k / kGroup * Group<V, scheme>::kUnpacked));
     }
-    for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end;) {
-        const int panels = n >= p.n_begin && n + most * kPanel <= p.n_end ? most : 1;
+    for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end; n += kPanel) {
         if constexpr (unpacks)
-            if (whole) panel_unpacked<V, scheme>(p, n, tiles, whole, row, room.data());
-        for (int64_t i = whole; i < count; i++) panel_tile<V, scheme>(p, n, panels, tiles[i], row + i * kTile);
-        n += panels * kPanel;
+            if (whole) panel_unpacked<V, scheme>(p, n, tiles, whole, row, chunk.room.data());
+        for (int64_t i = whole; i < count; i++) panel_tile<V, scheme>(p, n, tiles[i], row + i * kTile);
     }
 }
 
 template <class V, int scheme> void matmul(const Product &p) {
-    const int64_t row_bytes = act_row_bytes(scheme, p.k), groups = p.k / kGroup, all = (p.m + kTile - 1) / kTile;
-    int64_t chunk = row_bytes ? kActivationBytes / row_bytes / kTile : all;
-    chunk = chunk < 1 ? 1 : chunk > all ? all : chunk;
-    Vector<Rows> tiles((size_t)chunk);
-    Vector<int32_t> residuals(is_dense(kFormats[scheme]) ? 0 : (size_t)(chunk * groups));
-    Vector<uint8_t> room;
-    for (int64_t begin = 0; begin < p.m; begin += chunk * kTile) {
-        int64_t count = 0;
-        for (int64_t row = begin; row < p.m && count < chunk; row += kTile, count++)
-            tiles[count] = tile_rows<scheme>(p, row, residuals.data() + count * groups);
-        chunk_of_tiles<V, scheme>(p, tiles.data(), count, begin, room);
+    static thread_local Chunk chunk;  // kept: products of one row would feel its making
+    const int64_t row_bytes = act_row_bytes(scheme, p.k), all = (p.m + kTile - 1) / kTile;
+    const int64_t chunks = p.m * row_bytes / kActivationBytes + 1, most = (all + chunks - 1) / chunks;
+    for (int64_t row = 0; row < p.m; row += most * kTile) {
+        find_tiles<scheme>(p, row, most, chunk);
+        chunk_of_tiles<V, scheme>(p, chunk, row);
     }
 }
 

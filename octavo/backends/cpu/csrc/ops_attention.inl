@@ -1,10 +1,14 @@
 // Attention over the paged cache. What a query gets depends on its own keys alone: they are walked in tiles of kTile
 // and sums closed after kSplit, both counted from the row's first position, whatever else runs in the step; a key that
 // a query may not see adds exactly nothing.
+//
+// A bfloat16 cache is multiplied as bfloat16, queries and shares rounded likewise: a tile's keys and values are laid
+// out as pairs first (of neighbouring d, and of neighbouring keys), which one instruction multiplies and adds.
 
 namespace {
 
 using octa::AttentionTask;
+using octa::HeadTask;
 using octa::kGroup;
 using octa::kSplit;
 using octa::kTile;
@@ -13,6 +17,9 @@ using octa::padded;
 using octa::partial_floats;
 
 const float kNone = -__builtin_inff();
+
+template <class Cell>
+constexpr bool kPaired = sizeof(Cell) == 2;
 
 // Where a tile's keys and values lie.
 template <class Cell>
@@ -24,21 +31,41 @@ struct Place {
     Cell *key_room, *value_room;                   // [D, kTile], [kTile, Dp]: for what cannot be read where it lies
 };
 
+// Where a tile's bfloat16 lie, and room for its pairs: keys [(D + 1) / 2, kTile, 2], values [kTile / 2, Dp, 2].
+template <>
+struct Place<uint16_t> {
+    const uint16_t* keys[kTile / kGroup];  // only of those that lie in one block
+    const uint16_t* values[kTile];         // null: no row sees the key
+    uint16_t *key_room, *value_room;
+};
+
 // One query group's walk: `rows` queries x heads of one KV head.
 struct Walk {
     const OctInstruction& o;
     const OctBatch& batch;
     const OctSpan& span;
     int64_t head, rows, group, position;
-    float *q, *acc, *total;         // [rows, D], [rows, Dp] twice
+    float *q, *acc, *total;         // [rows, D] (paired: bfloat16 in place of them), [rows, Dp] twice
     float *peak, *sum;              // [rows]
     float *total_peak, *total_sum;  // [rows]
     float *scores;                  // [kTogether, kTile]
+    float *shares;                  // the same, of bfloat16
     float *rooms;                   // two Places'
 };
 
-Walk begin_walk(const OctInstruction& o, const OctBatch& batch, const AttentionTask& task, int64_t head, float* at) {
-    const int64_t group = o.heads / o.kv_heads, rows = task.count * group, wide = padded(o.dim);
+// Queries as bfloat16, an odd D filled up with zero
+inline void put_pairs(const float* q, float scale, int64_t dim, uint16_t* out) {
+    over(dim, [&](int64_t d, int64_t n) {
+        uint16_t made[W];
+        store(made, get(q + d, n) * scale);
+        __builtin_memcpy(out + d, made, static_cast<size_t>(n) * 2);
+    });
+    if (dim % 2) out[dim] = 0;
+}
+
+Walk begin_walk(const OctInstruction& o, const OctBatch& batch, HeadTask now, float* at) {
+    const AttentionTask& task = *now.task;
+    const int64_t head = now.head, group = o.heads / o.kv_heads, rows = task.count * group, wide = padded(o.dim);
     auto take = [&](int64_t count) {
         float* p = at;
         at += count;
@@ -47,10 +74,13 @@ Walk begin_walk(const OctInstruction& o, const OctBatch& batch, const AttentionT
     // in the order of the fields
     Walk w{o, batch, batch.spans[task.span], head, rows, group, task.position,
            take(rows * o.dim), take(rows * wide), take(rows * wide),
-           take(rows), take(rows), take(rows), take(rows), take(kTogether * kTile), at};
+           take(rows), take(rows), take(rows), take(rows), take(kTogether * kTile), take(kTogether * kTile), at};
     for (int64_t i = 0; i < rows; i++) {
         const float* q = o.in + (task.token + i / group) * o.ld_in + (head * group + i % group) * o.dim;
-        for (int64_t d = 0; d < o.dim; d++) w.q[i * o.dim + d] = q[d] * o.a;
+        if (o.flag == OCT_BFLOAT16)
+            put_pairs(q, o.a, o.dim, reinterpret_cast<uint16_t*>(w.q + i * o.dim));
+        else
+            for (int64_t d = 0; d < o.dim; d++) w.q[i * o.dim + d] = q[d] * o.a;
     }
     return w;
 }
@@ -117,6 +147,70 @@ void find(const Walk& w, int64_t tile, Place<Cell>& place) {
                 for (int64_t j = 0; j < count; j++) place.key_room[d * kTile + i + j] = key[d * size + j];
         }
     });
+}
+
+void find(const Walk& w, int64_t tile, Place<uint16_t>& place) {
+    const auto [low, high] = seen(w, tile);
+    const int64_t size = w.batch.block_size, dim = w.o.dim;
+    for (auto& value : place.values) value = nullptr;
+    over_slots(w, tile, low, high, [&](int64_t i, int64_t count, int64_t slot) {
+        const uint16_t* value = static_cast<const uint16_t*>(w.o.values) + slot * dim;
+        for (int64_t j = 0; j < count; j++) place.values[i + j] = value + j * dim;
+        const int64_t offset = slot % size;
+        const uint16_t* key = static_cast<const uint16_t*>(w.o.keys) + (slot - offset) * dim + offset;
+        for (int64_t g = i / kGroup; size % kGroup == 0 && g * kGroup < i + count; g++)
+            place.keys[g] = key + (g * kGroup - i);
+    });
+}
+
+// 16 keys `size` apart for each d, as pairs of neighbouring d; those at `next` are asked for.
+inline void pair_keys(const uint16_t* key, const uint16_t* next, int64_t size, int64_t dim, uint16_t* room) {
+    int64_t d = 0;
+    for (; d + 1 < dim; d += 2, room += 2 * kTile) {
+        __builtin_prefetch(next + d * size, 0, 2);
+        for (int64_t j = 0; j < kGroup; j += W) interleave(key + d * size + j, key + (d + 1) * size + j, room + 2 * j);
+    }
+    for (int64_t j = 0; d < dim && j < kGroup; j++) room[2 * j] = key[d * size + j], room[2 * j + 1] = 0;
+}
+
+// The same of keys [i, i + count) of a tile, which lie in slots from `slot` on
+void pair_some_keys(const Walk& w, int64_t i, int64_t count, int64_t slot, uint16_t* room) {
+    const int64_t size = w.batch.block_size, dim = w.o.dim, offset = slot % size;
+    const uint16_t* key = static_cast<const uint16_t*>(w.o.keys) + (slot - offset) * dim + offset;
+    for (int64_t d = 0; d < dim; d += 2, key += 2 * size, room += 2 * kTile)
+        for (int64_t j = 0; j < count; j++) {
+            room[2 * (i + j)] = key[j];
+            room[2 * (i + j) + 1] = d + 1 < dim ? key[size + j] : uint16_t{0};
+        }
+}
+
+// Values of two neighbouring keys, zero for one that no row sees; those at `next` are asked for.
+inline void pair_values(const uint16_t* const* pair, const uint16_t* const* next, int64_t dim, uint16_t* room) {
+    const uint16_t *first = pair[0], *second = pair[1];
+    int64_t d = 0;
+    for (; d + W <= dim && first && second; d += W) {
+        if (next[d / W % 2]) __builtin_prefetch(next[d / W % 2] + d / (2 * W) * 2 * W, 0, 2);
+        interleave(first + d, second + d, room + 2 * d);
+    }
+    for (; d < padded(dim); d++) {
+        room[2 * d] = first && d < dim ? first[d] : uint16_t{0};
+        room[2 * d + 1] = second && d < dim ? second[d] : uint16_t{0};
+    }
+}
+
+// Lays a tile out as pairs, and asks for the next one.
+void lay_out(const Walk& w, int64_t tile, const Place<uint16_t>& place, const Place<uint16_t>& next) {
+    const auto [low, high] = seen(w, tile);
+    const int64_t size = w.batch.block_size, dim = w.o.dim;
+    if (size % kGroup == 0)
+        for (int64_t g = low / kGroup; g * kGroup < high; g++)
+            pair_keys(place.keys[g], next.keys[g], size, dim, place.key_room + g * 2 * kGroup);
+    else
+        over_slots(w, tile, low, high, [&](int64_t i, int64_t count, int64_t slot) {
+            pair_some_keys(w, i, count, slot, place.key_room);
+        });
+    for (int64_t i = low / 2 * 2; i < high; i += 2)
+        pair_values(place.values + i, next.values + i, dim, place.value_room + i * padded(dim));
 }
 
 constexpr int64_t kVectors = kGroup / W;            // of 16 keys
@@ -186,6 +280,62 @@ inline void blend(const float* shares, const Place<Cell>& place, const Place<Cel
         blend_columns<R, 1, Ask>(shares, place.values, next.values, factor, acc, wide, column, from);
 }
 
+// As score_groups: q bfloat16, its rows 2 D apart, times G groups of paired keys
+template <int R, int G>
+inline void score_pairs(const uint16_t* q, const uint16_t* keys, int64_t dim, float* scores) {
+    vf s[R][G * kVectors] = {};
+    for (int64_t d = 0; d < dim; d += 2, keys += 2 * kTile) {
+        vi k[G * kVectors];
+        for (int64_t c = 0; c < G * kVectors; c++) k[c] = load_pairs(keys + c * 2 * W);
+        for (int r = 0; r < R; r++) {
+            const vi pair = all_pairs(q + r * 2 * dim + d);
+            for (int64_t c = 0; c < G * kVectors; c++) s[r][c] = dot_pairs(s[r][c], k[c], pair);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int64_t c = 0; c < G * kVectors; c++) store(scores + r * kTile + c * W, s[r][c]);
+}
+
+template <int R, bool Ask>
+inline void score(const float* q, const Place<uint16_t>& place, const Place<uint16_t>&, int64_t dim, float* scores,
+                  Keys from) {
+    const uint16_t* pairs = reinterpret_cast<const uint16_t*>(q);
+    int64_t g = from.low / kGroup;
+    const int64_t end = (from.high + kGroup - 1) / kGroup;
+    const auto keys = [&] { return place.key_room + g * 2 * kGroup; };
+    for (; g + kGroups <= end; g += kGroups) score_pairs<R, kGroups>(pairs, keys(), dim, scores + g * kGroup);
+    for (; g < end; g++) score_pairs<R, 1>(pairs, keys(), dim, scores + g * kGroup);
+}
+
+// As blend_columns, of shares that are bfloat16 and paired values
+template <int R, int C>
+inline void blend_pairs(const uint16_t* shares, const uint16_t* values, const float* factor, float* acc, int64_t wide,
+                        int64_t column, Keys from) {
+    vf a[R][C];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) a[r][c] = load(acc + r * wide + column + c * W) * factor[r];
+    for (int64_t i = from.low / 2; 2 * i < from.high; i++) {
+        vi v[C];
+        for (int c = 0; c < C; c++) v[c] = load_pairs(values + 2 * (i * wide + column + c * W));
+        for (int r = 0; r < R; r++) {
+            const vi pair = all_pairs(shares + r * kTile + 2 * i);
+            for (int c = 0; c < C; c++) a[r][c] = dot_pairs(a[r][c], v[c], pair);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) store(acc + r * wide + column + c * W, a[r][c]);
+}
+
+template <int R, bool Ask>
+inline void blend(const float* shares, const Place<uint16_t>& place, const Place<uint16_t>&, const float* factor, float* acc,
+                  int64_t wide, Keys from) {
+    const uint16_t* pairs = reinterpret_cast<const uint16_t*>(shares);
+    int64_t column = 0;
+    for (; column + kColumns * W <= wide; column += kColumns * W)
+        blend_pairs<R, kColumns>(pairs, place.value_room, factor, acc, wide, column, from);
+    for (; column < wide; column += W) blend_pairs<R, 1>(pairs, place.value_room, factor, acc, wide, column, from);
+}
+
 constexpr float kLog2e = 1.44269504088896341f;
 
 // The scores [R, kTile] of rows [row, row + R) for keys `from` are made shares: powers of 2, of which each row's peak
@@ -204,7 +354,7 @@ inline void shares(Walk& w, int64_t row, int64_t tile, const Place<Cell>& place,
         vf peak = all(kNone);
         for (int64_t c = first; c < end; c++) {
             vf v = load(s + c * W);
-            if (Scaled) v *= load(place.key_scales + c * W);
+            if constexpr (Scaled) v *= load(place.key_scales + c * W);
             if (cap != 0.0f) v = vtanh(v / cap) * cap;
             if (edge) {
                 const vi at = lanes() + static_cast<int32_t>(c * W);
@@ -226,7 +376,12 @@ inline void shares(Walk& w, int64_t row, int64_t tile, const Place<Cell>& place,
             float* s = w.scores + r * kTile + c * W;
             const vf e = vexp2(load(s) * kLog2e - base[r]);
             total[r] += e;
-            store(s, Scaled ? e * load(place.value_scales + c * W) : e);
+            if constexpr (kPaired<Cell>)
+                store(reinterpret_cast<uint16_t*>(w.shares) + r * kTile + c * W, e);
+            else if constexpr (Scaled)
+                store(s, e * load(place.value_scales + c * W));
+            else
+                store(s, e);
         }
     for (int r = 0; r < R; r++) w.sum[row + r] = w.sum[row + r] * factor[r] + sum(total[r]);
 }
@@ -240,7 +395,7 @@ void take_in(Walk& w, int64_t row, int64_t tile, const Place<Cell>& place, const
     float factor[kGroup];
     score<R, Ask>(w.q + row * dim, place, next, dim, w.scores, from);
     shares<R>(w, row, tile, place, from, factor);
-    blend<R, Ask>(w.scores, place, next, factor, w.acc + row * wide, wide, from);
+    blend<R, Ask>(kPaired<Cell> ? w.shares : w.scores, place, next, factor, w.acc + row * wide, wide, from);
 }
 
 struct Sums {
@@ -293,19 +448,33 @@ void take_in_rows(Walk& w, int64_t tile, const Place<Cell>& place, const Place<C
     }
 }
 
+// Where the tiles of a task begin
+inline int64_t first_tile(const Walk& w, const AttentionTask& task) {
+    const int64_t first = w.o.window ? w.position - w.o.window + 1 : 0;
+    return (first > task.split * kSplit ? first : task.split * kSplit) / kTile * kTile;
+}
+
+// The first tile of what comes after this walk.
+inline void find_after(const Walk& w, HeadTask after, Place<uint16_t>& place) {
+    const AttentionTask& task = *after.task;
+    const Walk then{w.o, w.batch, w.batch.spans[task.span], after.head, task.count * w.group, w.group, task.position,
+                    {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+    find(then, first_tile(then, task), place);
+}
+
 // All tiles of the task; done(split) after each split, for which peak, sum and acc of each row began anew
 template <class Cell, class F>
-void walk(Walk& w, const AttentionTask& task, F&& done) {
+void walk(Walk& w, const AttentionTask& task, HeadTask after, F&& done) {
     const int64_t wide = padded(w.o.dim), room = kTile * (w.o.dim + wide);
-    Place<Cell> places[2];
+    Place<Cell> places[2] = {};
     for (int i = 0; i < 2; i++) {
         places[i].key_room = reinterpret_cast<Cell*>(w.rooms + i * room);
         places[i].value_room = reinterpret_cast<Cell*>(w.rooms + i * room + kTile * w.o.dim);
     }
     Place<Cell>*place = &places[0], *next = &places[1];
-    const int64_t last = w.position + (w.rows - 1) / w.group + 1, first = w.o.window ? w.position - w.o.window + 1 : 0;
+    const int64_t last = w.position + (w.rows - 1) / w.group + 1;
     const int64_t end = task.split_end * kSplit < last ? task.split_end * kSplit : last;
-    int64_t tile = (first > task.split * kSplit ? first : task.split * kSplit) / kTile * kTile;
+    int64_t tile = first_tile(w, task);
     find(w, tile, *place);
     for (int64_t split = task.split; split < task.split_end; split++) {
         for (int64_t r = 0; r < w.rows; r++) w.peak[r] = kNone, w.sum[r] = 0.0f;
@@ -313,6 +482,10 @@ void walk(Walk& w, const AttentionTask& task, F&& done) {
         for (; tile < (split + 1) * kSplit && tile < end; tile += kTile) {
             const bool more = tile + kTile < end;
             if (more) find(w, tile + kTile, *next);
+            if constexpr (kPaired<Cell>) {
+                if (!more && after.task) find_after(w, after, *next);
+                lay_out(w, tile, *place, more || after.task ? *next : *place);
+            }
             take_in_rows(w, tile, *place, more ? *next : *place);
             Place<Cell>* const before = place;
             place = next;
@@ -322,9 +495,9 @@ void walk(Walk& w, const AttentionTask& task, F&& done) {
     }
 }
 
-void attend(const OctInstruction& o, const OctBatch& batch, const AttentionTask& task, int64_t head, float* sums,
-            float* scratch) {
-    Walk w = begin_walk(o, batch, task, head, scratch);
+void attend(const OctInstruction& o, const OctBatch& batch, HeadTask now, HeadTask next, float* sums, float* scratch) {
+    const AttentionTask& task = *now.task;
+    Walk w = begin_walk(o, batch, now, scratch);
     const int64_t wide = padded(o.dim);
     const Sums part{w.peak, w.sum, w.acc}, total{w.total_peak, w.total_sum, w.total};
     clear(total, w.rows, wide);
@@ -335,10 +508,10 @@ void attend(const OctInstruction& o, const OctBatch& batch, const AttentionTask&
         __builtin_memcpy(at + w.rows, w.sum, static_cast<size_t>(w.rows) * 4);
         __builtin_memcpy(at + 2 * w.rows, w.acc, static_cast<size_t>(w.rows * wide) * 4);
     };
-    o.flag == OCT_FLOAT32    ? walk<float>(w, task, done)
-    : o.flag == OCT_BFLOAT16 ? walk<uint16_t>(w, task, done)
-                             : walk<int8_t>(w, task, done);
-    if (task.partial < 0) write_out(o, total, task.token, head, w.rows);
+    o.flag == OCT_FLOAT32    ? walk<float>(w, task, next, done)
+    : o.flag == OCT_BFLOAT16 ? walk<uint16_t>(w, task, next, done)
+                             : walk<int8_t>(w, task, next, done);
+    if (task.partial < 0) write_out(o, total, task.token, now.head, w.rows);
 }
 
 void merge(const OctInstruction& o, const float* sums, int64_t stride, int64_t parts, int64_t token, int64_t head,

@@ -11,6 +11,8 @@
 namespace {
 
 using octa::AttentionTask;
+using octa::HeadTask;
+using octa::OctRange;
 using octa::kRows;
 using octa::kSplit;
 using octa::Ops;
@@ -131,11 +133,22 @@ void cut(const OctInstruction& o, const OctBatch& batch, int members, Tasks& mad
     made.made = true;
 }
 
-// Outputs that a member takes at a time, of all outputs of a group.
-int64_t piece_of(int64_t outputs, const Pool& pool) {
-    const int64_t piece = pool.size() == 1 ? outputs : std::max<int64_t>(4 * OCT_PANEL, outputs / (pool.size() * 4));
-    return (piece + OCT_PANEL - 1) / OCT_PANEL * OCT_PANEL;
-}
+int64_t panels_of(const OctInstruction& o) { return (o.n + OCT_PANEL - 1) / OCT_PANEL; }
+
+// The panels of a group's products in pieces: a large one for each member, which memory likes, then small ones, with
+// which all end at the same time.
+struct Cut {
+    Cut(int64_t all, int64_t members)
+        : panels(all), large(members == 1 ? all : all * 3 / 4 / members), small(std::max<int64_t>(1, all / (members * 16))),
+          larges(large ? members : 0) {}
+    int64_t pieces() const { return larges + (panels - larges * large + small - 1) / small; }
+    OctRange piece(int64_t i) const {
+        if (i < larges) return {i * large, (i + 1) * large};
+        const int64_t begin = larges * large + (i - larges) * small;
+        return {begin, std::min(begin + small, panels)};
+    }
+    int64_t panels, large, small, larges;
+};
 
 // Cut the attention of every shape, and make room for its sums and for the findings of the head.
 void prepare(Step& step) {
@@ -144,8 +157,8 @@ void prepare(Step& step) {
     for (int64_t g = 0; g < step.num_groups; g++) {
         const OctInstruction& o = step.instructions[step.groups[g].first];
         if (o.op == OCT_HEAD) {
-            const int64_t piece = piece_of(o.n, machine.pool);
-            machine.found.resize(static_cast<size_t>((o.n + piece - 1) / piece * step.batch.num_tails));
+            const Cut cut(panels_of(o), machine.pool.size());
+            machine.found.resize(static_cast<size_t>(cut.pieces() * step.batch.num_tails));
         }
         if (step.groups[g].kind != OCT_ATTEND) continue;
         if (static_cast<size_t>(o.shape) >= step.shapes.size()) step.shapes.resize(o.shape + 1);
@@ -162,7 +175,7 @@ void prepare(Step& step) {
 }
 
 // While these columns of the logits are near: scale and cap them, and find the best. place: of the piece's findings.
-void finish_head(Step& step, const OctInstruction& o, int64_t tails, octa::OctRange columns, int64_t place) {
+void finish_head(Step& step, const OctInstruction& o, int64_t tails, OctRange columns, int64_t place) {
     for (int64_t t = 0; t < tails; t++) {
         Found& found = step.machine.found[place + t];
         float* logits = o.out + t * o.ld_out;
@@ -175,7 +188,7 @@ void finish_head(Step& step, const OctInstruction& o, int64_t tails, octa::OctRa
 // The findings of all pieces into the batch's.
 void sum_up(const Step& step, const OctInstruction& o) {
     const OctBatch& batch = step.batch;
-    const int64_t piece = piece_of(o.n, step.machine.pool), pieces = (o.n + piece - 1) / piece;
+    const int64_t pieces = Cut(panels_of(o), step.machine.pool.size()).pieces();
     for (int64_t t = 0; t < batch.num_tails; t++) {
         const float* logits = o.out + t * o.ld_out;
         const Found* found = step.machine.found.data() + t;
@@ -200,19 +213,19 @@ void run_rows(Step& step, const OctGroup& group, const OctBatch& batch, Pool& po
 
 void run_products(Step& step, const OctGroup& group, const OctBatch& batch, Pool& pool) {
     const OctInstruction* products = step.instructions + group.first;
-    int64_t outputs = 0;
-    for (int32_t i = 0; i < group.count; i++) outputs += products[i].n;
-    const int64_t piece = piece_of(outputs, pool);
-    int64_t taken = pool.take(), before = 0;
-    for (int32_t i = 0; i < group.count; i++) {
-        const OctInstruction& o = products[i];
-        const int64_t pieces = (o.n + piece - 1) / piece;
-        for (; taken < before + pieces; taken = pool.take()) {
-            const int64_t begin = (taken - before) * piece, end = std::min(begin + piece, o.n);
+    int64_t panels = 0;
+    for (int32_t i = 0; i < group.count; i++) panels += panels_of(products[i]);
+    const Cut cut(panels, pool.size());
+    for (int64_t taken; (taken = pool.take()) < cut.pieces();) {
+        const OctRange piece = cut.piece(taken);
+        for (int64_t i = 0, before = 0; i < group.count && before < piece.end; before += panels_of(products[i++])) {
+            const OctInstruction& o = products[i];
+            const int64_t begin = std::max(piece.begin - before, int64_t{0}) * OCT_PANEL;
+            const int64_t end = std::min((piece.end - before) * OCT_PANEL, o.n);
+            if (begin >= end) continue;
             oct_matmul(o.scheme, o.weight, o.act, o.in, o.out, o.ld_out, batch.tokens, o.n, o.k, begin, end, o.bias);
-            if (o.op == OCT_HEAD) finish_head(step, o, batch.tokens, {begin, end}, (taken - before) * batch.tokens);
+            if (o.op == OCT_HEAD) finish_head(step, o, batch.tokens, {begin, end}, taken * batch.tokens);
         }
-        before += pieces;
     }
 }
 
@@ -223,11 +236,14 @@ void run_attention(Step& step, const OctGroup& group, Pool& pool, int member) {
     float* sums = step.machine.sums.data();
     const int64_t room = octa::partial_floats(o.heads / o.kv_heads, o.dim);
     const int64_t count = static_cast<int64_t>(tasks.tasks.size()) * o.kv_heads;
-    for (int64_t at; (at = pool.take()) < count;) {
-        const AttentionTask& task = tasks.tasks[at / o.kv_heads];
-        const int64_t head = at % o.kv_heads;
-        float* place = task.partial < 0 ? nullptr : sums + (head * tasks.parts + task.partial) * room;
-        step.ops.attend(o, step.batch, task, head, place, scratch);
+    const auto take = [&] {
+        const int64_t at = pool.take();
+        return at < count ? HeadTask{&tasks.tasks[at / o.kv_heads], at % o.kv_heads} : HeadTask{nullptr, 0};
+    };
+    for (HeadTask now = take(), next; now.task; now = next) {
+        next = take();
+        float* place = now.task->partial < 0 ? nullptr : sums + (now.head * tasks.parts + now.task->partial) * room;
+        step.ops.attend(o, step.batch, now, next, place, scratch);
     }
     if (tasks.unmerged.empty()) return;
     pool.barrier();

@@ -124,13 +124,19 @@ struct AttentionTask {
     int64_t span, token, count, position, split, split_end, partial, parts;
 };
 
+// A task of one KV head; task null: there is none.
+struct HeadTask {
+    const AttentionTask* task;
+    int64_t head;
+};
+
 // Unmerged sums of one query group of one KV head in one split: peak, sum, then acc [rows, padded D].
 inline int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
 inline int64_t partial_floats(int64_t rows, int64_t dim) { return rows * (2 + padded(dim)); }
 
 // Floats that a member needs for attention with `rows` query rows at once.
 inline int64_t attention_scratch(int64_t rows, int64_t dim) {
-    return rows * (dim + 2 * padded(dim) + 4) + kTile * (kTogether + 2 * (dim + padded(dim)));
+    return rows * (dim + 2 * padded(dim) + 4) + kTile * (2 * kTogether + 2 * (dim + padded(dim)));
 }
 
 // Tokens [begin, end).
@@ -150,9 +156,9 @@ struct Ops {
     const char* name;
     // a row-by-row instruction for tokens [begin, end)
     void (*rows)(const OctInstruction& instruction, const OctBatch& batch, int64_t begin, int64_t end);
-    // one task and KV head; `sums`: where it puts unmerged sums
-    void (*attend)(const OctInstruction& instruction, const OctBatch& batch, const AttentionTask& task, int64_t head,
-                   float* sums, float* scratch);
+    // one task and KV head, and what the member will take next; `sums`: where it puts unmerged sums
+    void (*attend)(const OctInstruction& instruction, const OctBatch& batch, HeadTask now, HeadTask next, float* sums,
+                   float* scratch);
     // out of one query group from its `parts` unmerged sums, partial_floats apart
     void (*merge)(const OctInstruction& instruction, const float* sums, int64_t stride, int64_t parts, int64_t token,
                   int64_t head, float* scratch);

@@ -70,6 +70,58 @@ inline vf load(const int8_t* p) {
 }
 #endif
 
+// Rounded to bfloat16, to nearest even: W halves at p. Numbers too small for a normal float may become 0.
+#if OCT_WIDTH == 16
+inline void store(uint16_t* p, vf v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+}
+#else
+inline void store(uint16_t* p, vf v) {
+    typedef uint16_t halves __attribute__((vector_size(OCT_WIDTH * 2)));
+    const vi bits = bits_of(v), near = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    const halves made = __builtin_convertvector(v == v ? near : vi{} + 0x7FC0, halves);
+    __builtin_memcpy(p, &made, sizeof made);
+}
+#endif
+
+// Lanes of two bfloat16, the first in the lower half: sum + both products.
+#if OCT_WIDTH == 16
+inline vf dot_pairs(vf sum, vi a, vi b) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+#else
+inline vf dot_pairs(vf sum, vi a, vi b) {
+    const vi upper = vi{} + static_cast<int32_t>(0xFFFF0000);
+    return sum + from_bits(a & upper) * from_bits(b & upper) + from_bits(a << 16) * from_bits(b << 16);
+}
+#endif
+
+inline vi load_pairs(const uint16_t* p) {
+    vi v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// The pair at p in every lane.
+inline vi all_pairs(const uint16_t* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, 4);
+    return vi{} + pair;
+}
+
+// W pairs at p: a's halves first, b's second.
+inline void interleave(const uint16_t* a, const uint16_t* b, uint16_t* p) {
+#if OCT_WIDTH == 16
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                           20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)));
+#else
+    for (int64_t i = 0; i < W; i++) p[2 * i] = a[i], p[2 * i + 1] = b[i];
+#endif
+}
+
 // the first n lanes, 0 in the others
 inline vf load_part(const float* p, int64_t n) {
     vf v{};
