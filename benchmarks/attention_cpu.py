@@ -93,7 +93,9 @@ def measure(pool: Pool, shape: Shape, dtype: str, case: tuple[int, int, int]) ->
         Instruction("paged_attention", ("out", "qkv", f"keys.{i}", f"values.{i}", "plan"), options)
         for i in range(layers)
     )
-    lowered = Lowering(arrays, Packed({}, {}), lambda _scheme, _k: np.empty(0), lambda _mix: np.empty(0), caches).lower(steps)
+    lowered = Lowering(arrays, Packed({}, {}), lambda _scheme, _k: np.empty(0), lambda _mix: np.empty(0), caches).lower(
+        steps
+    )
     table = np.random.default_rng(1).permutation(blocks)
     spans = np.array([(row * count, history, count, row * (blocks // rows), 0) for row in range(rows)], np.int64)
     batch = BatchArrays(tokens=rows * count, num_spans=rows, block_size=SIZE, num_blocks=blocks)

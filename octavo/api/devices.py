@@ -21,7 +21,7 @@ from octavo.models.spec import ModelSpec
 
 def kv_bytes_per_token(config: EngineConfig, spec: ModelSpec, *, device: str) -> int:
     """Bytes of K and V that one token takes in a device's cache."""
-    dtype = config.cache.kv_cache_dtype
+    dtype: str = config.cache.kv_cache_dtype
     if device == "cpu":
         from octavo.backends.cpu.cache import cache_dtype
         from octavo.backends.cpu.native import rounds

@@ -85,7 +85,13 @@ def arrays(model: ModelSpec, *, seed: int = 0) -> dict[str, np.ndarray]:
 
 def backend(model: ModelSpec, weights: dict[str, np.ndarray], *, num_blocks: int = 32, **sizes: Any) -> CpuBackend:
     """Loaded and allocated; the cache is full of NaN, so that a slot read before it was written shows."""
-    given: dict[str, Any] = {"max_num_seqs": 4, "max_model_len": 64, "max_num_batched_tokens": 96, "block_size": 4, "threads": 1}
+    given: dict[str, Any] = {
+        "max_num_seqs": 4,
+        "max_model_len": 64,
+        "max_num_batched_tokens": 96,
+        "block_size": 4,
+        "threads": 1,
+    }
     given["kv_cache_dtype"] = "float32"  # to be compared with floats
     made = CpuBackend(**{**given, **sizes})
     made.load(model, {name: stored(name, array) for name, array in weights.items()})
