@@ -91,8 +91,8 @@ def backend(model: ModelSpec, weights: dict[str, np.ndarray], *, num_blocks: int
         "max_num_batched_tokens": 96,
         "block_size": 4,
         "threads": 1,
+        "kv_cache_dtype": "float32",  # to be compared with floats
     }
-    given["kv_cache_dtype"] = "float32"  # to be compared with floats
     made = CpuBackend(**{**given, **sizes})
     made.load(model, {name: stored(name, array) for name, array in weights.items()})
     made.allocate(num_blocks)
