@@ -404,9 +404,13 @@ def test_a_closed_llm_says_so(llama: str) -> None:
         run(model)
 
 
-def test_torch_backend_gives_the_same_tokens(llm: LLM, llama: str) -> None:
-    with LLM(llama, device="torch:cpu", max_num_seqs=8, kv_cache_memory_bytes=4 << 20) as other:
-        theirs, ours = run(other, logprobs=1), run(llm, logprobs=1)
+def test_torch_backend_gives_the_same_tokens(llama: str) -> None:
+    sizes = {"max_num_seqs": 8, "kv_cache_memory_bytes": 4 << 20}
+    with (
+        LLM(llama, device="torch:cpu", **sizes) as other,
+        LLM(llama, device="cpu", activation_dtype="float32", **sizes) as exact,
+    ):
+        theirs, ours = run(other, logprobs=1), run(exact, logprobs=1)
     assert theirs.outputs[0].token_ids == ours.outputs[0].token_ids
     assert theirs.outputs[0].cumulative_logprob is not None
     assert math.isclose(theirs.outputs[0].cumulative_logprob, ours.outputs[0].cumulative_logprob or 0, abs_tol=1e-3)
