@@ -26,7 +26,8 @@ def kv_bytes_per_token(config: EngineConfig, spec: ModelSpec, *, device: str) ->
         from octavo.backends.cpu.cache import cache_dtype
         from octavo.backends.cpu.native import rounds
 
-        dtype = cache_dtype(dtype, exact=not rounds(config.device.activation_dtype))
+        exact = not rounds(config.device.activation_dtype) or spec.dtype == "float32"
+        dtype = cache_dtype(dtype, exact=exact)
     if dtype == "int8_per_token_head":
         return spec.kv_bytes_per_token(1, scale_bytes=4)
     return spec.kv_bytes_per_token(

@@ -32,7 +32,7 @@ class CpuBackend:
     threads: those that share a step; the cores that this process may use where None. NumPy's BLAS is held to one.
     native: run native kernels, where they were built; else, and where False, NumPy computes every op.
     activation_dtype: as DeviceConfig's; auto is int8 with native kernels, else float32.
-    kv_cache_dtype: of cache.CELLS; auto is bfloat16 where activations are rounded, else float32.
+    kv_cache_dtype: of cache.CELLS; auto is bfloat16 where activations are rounded, else float32, as for float32 models.
     Raises UnsupportedError for another kv_cache_dtype, ConfigError for int8 without native kernels.
     """
 
@@ -50,8 +50,8 @@ class CpuBackend:
     ) -> None:
         self._library = library() if native else None
         self._exact = self._library is None or not rounds(activation_dtype)
-        self._kv_cache_dtype = cache_dtype(kv_cache_dtype, exact=self._exact)
-        if self._kv_cache_dtype not in CELLS:
+        self._kv_cache_dtype = kv_cache_dtype
+        if kv_cache_dtype not in ("auto", *CELLS):
             raise UnsupportedError(
                 f"kv_cache_dtype={kv_cache_dtype} is not supported on the cpu backend; use auto or {', '.join(CELLS)}",
                 param="kv_cache_dtype",
@@ -77,6 +77,7 @@ class CpuBackend:
         """Pack the weights; NumPy needs them as float32. Raises ModelFormatError for missing or misshapen ones."""
         check_weights(spec, weights)
         program = build_program(spec)
+        kv_cache_dtype = cache_dtype(self._kv_cache_dtype, exact=self._exact or spec.dtype == "float32")
         self._vocab_size = spec.vocab_size
         if self._library is not None:
             pool = Pool(self._library, self._threads)
@@ -89,7 +90,7 @@ class CpuBackend:
                 pool=pool,
                 max_tokens=self._max_tokens,
                 block_size=self._block_size,
-                kv_cache_dtype=self._kv_cache_dtype,
+                kv_cache_dtype=kv_cache_dtype,
             )
             return
         self._machine = Machine(
@@ -99,7 +100,7 @@ class CpuBackend:
             max_tokens=self._max_tokens,
             max_model_len=self._max_model_len,
             block_size=self._block_size,
-            kv_cache_dtype=self._kv_cache_dtype,
+            kv_cache_dtype=kv_cache_dtype,
         )
 
     def memory(self) -> DeviceMemory:
