@@ -26,8 +26,7 @@ def kv_bytes_per_token(config: EngineConfig, spec: ModelSpec, *, device: str) ->
         from octavo.backends.cpu.cache import cache_dtype
         from octavo.backends.cpu.native import rounds
 
-        exact = not rounds(config.device.activation_dtype) or spec.dtype == "float32"
-        dtype = cache_dtype(dtype, exact=exact)
+        dtype = cache_dtype(dtype, rounds=rounds(config.device.activation_dtype), stored=spec.dtype)
     if dtype == "int8_per_token_head":
         return spec.kv_bytes_per_token(1, scale_bytes=4)
     return spec.kv_bytes_per_token(

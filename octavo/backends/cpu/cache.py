@@ -17,10 +17,10 @@ CELLS: dict[str, np.dtype] = {
 """kv_cache_dtype -> what the cache is an array of."""
 
 
-def cache_dtype(name: str, *, exact: bool) -> str:
-    """A kv_cache_dtype; of auto, float32 where nothing is to be rounded, else bfloat16."""
+def cache_dtype(name: str, *, rounds: bool, stored: str) -> str:
+    """A kv_cache_dtype; of auto, bfloat16 where products round activations and the checkpoint is not float32 itself."""
     if name == "auto":
-        return "float32" if exact else "bfloat16"
+        return "bfloat16" if rounds and stored != "float32" else "float32"
     return name
 
 

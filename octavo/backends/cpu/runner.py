@@ -77,7 +77,7 @@ class CpuBackend:
         """Pack the weights; NumPy needs them as float32. Raises ModelFormatError for missing or misshapen ones."""
         check_weights(spec, weights)
         program = build_program(spec)
-        kv_cache_dtype = cache_dtype(self._kv_cache_dtype, exact=self._exact or spec.dtype == "float32")
+        kv_cache_dtype = cache_dtype(self._kv_cache_dtype, rounds=not self._exact, stored=spec.dtype)
         self._vocab_size = spec.vocab_size
         if self._library is not None:
             pool = Pool(self._library, self._threads)

@@ -77,7 +77,8 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kv_cache_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "int8_per_token_head"],
         _d(
-            "Type of K and V in the cache; auto is the arithmetic's, and bfloat16 where a CPU rounds activations. "
+            "Type of K and V in the cache; auto is the arithmetic's; bfloat16 where a CPU rounds activations, unless "
+            "the checkpoint is float32. "
             "int8_per_token_head is for device cpu."
         ),
     ] = "auto"

@@ -197,9 +197,8 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
 
     // acc[m] += a group's part, for lanes lane..lane + 4 of the panel; its block at `block`, itself at p.
     static OCT_INLINE inline void group(const uint8_t *block, const uint8_t *p, int lane, const Part &x, F (&acc)[M]) {
-        const F dmin = f.minimum ? Quad::halves(block + kPanel * 2 + lane * 2) : Quad::zero();
         Weights w;
-        w.unpack_from(p + lane, p + lane * 4, Quad::halves(block + lane * 2), dmin);
+        w.unpack_from(p + lane, p + lane * 4, Quad::halves(block + lane * 2), Weights::minima(block, lane));
         int8x16_t quads[8];
         each<8>([&](auto q) OCT_INLINE { quads[q] = Quad::as_signed<Weights::kWide>(w.quads[q]); });
         I dot[f.subs];

@@ -152,13 +152,8 @@ template <class V, int scheme> struct Group {
     C quads[8];
     F scale[2], minimum[2], total;
 
-    // The integer dot product of sub-group s with 16 or 32 codes: `apart` bytes from a quad to the next.
-    template <int s, int apart> OCT_INLINE inline I dot(I sum, const uint8_t *codes) const {
-        each<8 / f.subs>([&](auto i) OCT_INLINE {
-            constexpr int q = s * 8 / f.subs + i;
-            sum = V::template dot<kWide>(sum, quads[q], codes + q * apart);
-        });
-        return sum;
+    static OCT_INLINE inline F minima(const uint8_t *block, int lane) {
+        return f.minimum ? V::halves(block + kPanel * 2 + lane * 2) : V::zero();
     }
 
     // From a packed group at p, whose pass of codes lies at `pass`.
@@ -167,8 +162,11 @@ template <class V, int scheme> struct Group {
         total = V::zero();
         each<f.subs>([&](auto s) OCT_INLINE {
             scales<V, scheme>(p, s, d, dmin, scale[s], minimum[s]);
-            const I offset = V::splat(kOffset ? -f.offset * kGroup / f.subs : 0);
-            total = V::fma(V::to_float(dot<s, 0>(offset, kOnes)), scale[s], total);
+            I sum = V::splat(kOffset ? -f.offset * kGroup / f.subs : 0);
+            each<8 / f.subs>([&](auto i) OCT_INLINE {
+                sum = V::template dot<kWide>(sum, quads[s * 8 / f.subs + i], kOnes);
+            });
+            total = V::fma(V::to_float(sum), scale[s], total);
         });
     }
 
@@ -183,9 +181,8 @@ template <class V, int scheme> struct Group {
         const int64_t g = index / kGroup;
         const int e = (int)(index % kGroup);
         const uint8_t *block = panel + g / f.span * block_bytes(f), *p = block + head_bytes(f) + g % f.span * group_bytes(f);
-        const F dmin = f.minimum ? V::halves(block + kPanel * 2 + lane * 2) : V::zero();
         F scale, minimum;
-        scales<V, scheme>(p + lane, e * f.subs / kGroup, V::halves(block + lane * 2), dmin, scale, minimum);
+        scales<V, scheme>(p + lane, e * f.subs / kGroup, V::halves(block + lane * 2), minima(block, lane), scale, minimum);
         return weight(unpack_quad<V, f.codes>(p + scale_bytes(f) + lane * 4, e / 4), e % 4, scale, minimum);
     }
     // The same, of a panel that lies there unpacked.
@@ -261,10 +258,6 @@ template <class V, int scheme, int M> struct QuantTile {
         });
     }
 
-    static OCT_INLINE inline F minima(const uint8_t *block, int lane) {
-        return f.minimum ? V::halves(block + kPanel * 2 + lane * 2) : V::zero();
-    }
-
     // Writes acc, and the outliers times what weight(index) gives.
     template <class Weight>
     static OCT_INLINE inline void finish(const F (&acc)[M], const Rows &r, const Target &to, Weight &&weight) {
@@ -285,7 +278,7 @@ template <class V, int scheme, int M> struct QuantTile {
         const uint8_t *at = panel, *act = r.act;
         const int64_t step = (int64_t)r.rows * act_group_bytes(f);
         for (int64_t block = k / kGroup / f.span; block > 0; block--) {
-            const F d = V::halves(at + lane * 2), dmin = minima(at, lane);
+            const F d = V::halves(at + lane * 2), dmin = Weights::minima(at, lane);
             at += head_bytes(f);
             for (int g = 0; g < f.span; g++, at += group_bytes(f), act += step) {
                 for (int line = 0; line < group_bytes(f); line += 64) __builtin_prefetch(at + line + V::kAhead);
@@ -312,7 +305,7 @@ template <class V, int scheme, int M> struct QuantTile {
     static void unpack_panel(const uint8_t *panel, int64_t k, uint8_t *out) {
         Weights w;
         for (int64_t block = k / kGroup / f.span; block > 0; block--) {
-            const F d = V::halves(panel), dmin = minima(panel, 0);
+            const F d = V::halves(panel), dmin = Weights::minima(panel, 0);
             panel += head_bytes(f);
             for (int g = 0; g < f.span; g++, panel += group_bytes(f), out += Weights::kUnpacked) {
                 w.unpack_from(panel, panel, d, dmin);

@@ -119,10 +119,7 @@ inline void write_cells(const float* x, int64_t dim, float* cells, int64_t step,
 
 inline void write_cells(const float* x, int64_t dim, uint16_t* cells, int64_t step, float*) {
     over(dim, [&](int64_t d, int64_t n) {
-        const vf v = get(x + d, n);
-        const vi bits = bits_of(v);
-        const vi near = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-        const vi made = v == v ? near : vi{} + 0x7FC0;
+        const vi made = bfloat16_of(get(x + d, n));
         for (int64_t i = 0; i < n; i++) cells[(d + i) * step] = static_cast<uint16_t>(made[i]);
     });
 }

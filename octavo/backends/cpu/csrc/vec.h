@@ -70,7 +70,13 @@ inline vf load(const int8_t* p) {
 }
 #endif
 
-// Rounded to bfloat16, to nearest even: W halves at p. Numbers too small for a normal float may become 0.
+// Rounded to bfloat16, to nearest even, in the lower half of each lane; a NaN stays one.
+inline vi bfloat16_of(vf v) {
+    const vi bits = bits_of(v);
+    return v == v ? (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 : vi{} + 0x7FC0;
+}
+
+// The same, W halves at p. Numbers too small for a normal float may become 0.
 #if OCT_WIDTH == 16
 inline void store(uint16_t* p, vf v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
@@ -78,8 +84,7 @@ inline void store(uint16_t* p, vf v) {
 #else
 inline void store(uint16_t* p, vf v) {
     typedef uint16_t halves __attribute__((vector_size(OCT_WIDTH * 2)));
-    const vi bits = bits_of(v), near = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    const halves made = __builtin_convertvector(v == v ? near : vi{} + 0x7FC0, halves);
+    const halves made = __builtin_convertvector(bfloat16_of(v), halves);
     __builtin_memcpy(p, &made, sizeof made);
 }
 #endif
