@@ -286,10 +286,10 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
 
 def _weights(model: Model) -> Weights:
     from octavo.models.registry import find_family
-    from octavo.weights.dummy import dummy_weights
+    from octavo.weights.dummy import DummyWeights
     from octavo.weights.names import map_names
 
     shapes = {name: parameter.shape for name, parameter in model.spec.parameters().items()}
     if model.config.load_format == "dummy":
-        return dummy_weights(shapes, seed=model.config.seed)
+        return DummyWeights(shapes, seed=model.config.seed)
     return map_names(model.checkpoint, find_family(model.checkpoint.config).names(model.spec), shapes)

@@ -8,31 +8,29 @@ from typing import Literal
 
 import numpy as np
 
-from octavo.base.types.tensor import SCHEMES, StoredTensor, Weights
+from octavo.base.types.tensor import SCHEMES, StoredTensor
 
 STANDARD_DEVIATION = 0.02
 
 
-def dummy_weights(
-    parameters: Mapping[str, tuple[int, ...]], *, seed: int, scheme: Literal["BF16", "F32"] = "BF16"
-) -> Weights:
-    """Normal weights (deviation 0.02), ones for norms (vectors that are no biases). Equal seeds give equal bytes."""
-    return _DummyWeights(dict(parameters), seed, scheme)
+class DummyWeights(Mapping[str, StoredTensor]):
+    """Normal weights (deviation 0.02), ones for norms (vectors that are no biases). Equal seeds give equal bytes.
 
+    Keeps no tensor: what is asked for twice is made twice, equal. A backend may draw the same kind of numbers on its
+    device instead, from `shape`, `is_norm` and `key`.
+    """
 
-class _DummyWeights(Mapping[str, StoredTensor]):
-    """Keeps no tensor: what is asked for twice is made twice, equal."""
-
-    def __init__(self, parameters: dict[str, tuple[int, ...]], seed: int, scheme: str) -> None:
-        self._parameters, self._seed, self._scheme = parameters, seed, SCHEMES[scheme]
+    def __init__(
+        self, parameters: Mapping[str, tuple[int, ...]], *, seed: int, scheme: Literal["BF16", "F32"] = "BF16"
+    ) -> None:
+        self._parameters, self._seed, self._scheme = dict(parameters), seed, SCHEMES[scheme]
 
     def __getitem__(self, name: str) -> StoredTensor:
-        shape = self._parameters[name]
-        if len(shape) == 1 and not name.endswith("_bias"):
+        shape = self.shape(name)
+        if self.is_norm(name):
             values = np.ones(shape, np.float32)
         else:
-            key = int.from_bytes(blake2b(f"{self._seed}/{name}".encode(), digest_size=16).digest(), "little")
-            values = np.random.Generator(np.random.PCG64(key)).standard_normal(shape, np.float32)
+            values = np.random.Generator(np.random.PCG64(self.key(name))).standard_normal(shape, np.float32)
             values *= STANDARD_DEVIATION
         if self._scheme.name == "BF16":
             values = (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -43,3 +41,18 @@ class _DummyWeights(Mapping[str, StoredTensor]):
 
     def __len__(self) -> int:
         return len(self._parameters)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parameters
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As the tensor has it."""
+        return self._parameters[name]
+
+    def is_norm(self, name: str) -> bool:
+        """True if the tensor is all ones."""
+        return len(self.shape(name)) == 1 and not name.endswith("_bias")
+
+    def key(self, name: str) -> int:
+        """128 bits of the tensor's own, to seed a generator with."""
+        return int.from_bytes(blake2b(f"{self._seed}/{name}".encode(), digest_size=16).digest(), "little")

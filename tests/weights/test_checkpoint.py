@@ -14,7 +14,7 @@ import weight_files as make
 from octavo.base.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from octavo.quant import dequantize
 from octavo.weights.checkpoint import GgufTokenizer, TokenizerFiles, open_checkpoint, open_tokenizer
-from octavo.weights.dummy import dummy_weights
+from octavo.weights.dummy import DummyWeights
 from octavo.weights.files import map_file, release
 from octavo.weights.names import map_names
 
@@ -283,8 +283,8 @@ def test_a_tokenizer_without_a_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["F32", "BF16"])
 def test_dummy_weights(scheme: str) -> None:
     shapes = {"embed": (100, 64), "layers.0.pre_mixer": (64,), "layers.0.q_bias": (64,)}
-    weights, same = dummy_weights(shapes, seed=1, scheme=scheme), dummy_weights(shapes, seed=1, scheme=scheme)
-    other = dummy_weights(shapes, seed=2, scheme=scheme)
+    weights, same = DummyWeights(shapes, seed=1, scheme=scheme), DummyWeights(shapes, seed=1, scheme=scheme)
+    other = DummyWeights(shapes, seed=2, scheme=scheme)
     assert {name: tensor.shape for name, tensor in weights.items()} == shapes
     assert weights["embed"].scheme.name == scheme
     values = dequantize(weights["embed"])

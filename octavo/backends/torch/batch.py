@@ -2,62 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from octavo.backends.torch.device.transfer import upload
+from octavo.backends.torch.layers.rope import Turns
 from octavo.backends.torch.rows import Rows
 from octavo.base.types.plan import RowStep
+from octavo.models.spec import Rope
 
 
 @dataclass(frozen=True)
 class Batch:
-    """n rows with all their tokens one after the other, int64.
+    """n rows with all their tokens one after the other; those that run one token come first, num_single of them.
 
-    steps: the plan's, in the same order.   rows, starts, last: [n]; last is the index of a row's last token.
-    row_index, positions, token_ids, slots: [tokens]; row_index counts 0..n-1, slots are places in the KV cache.
-    block_tables: [n, max_blocks].
+    steps: the rows', in this order.   rows, seq_lens: int32 [n]; seq_lens counts the step's tokens in.
+    last: int64 [n], the index of a row's last token.   row_index: int64 [tokens], 0..n-1.
+    token_ids, positions: int32 [tokens].   slots: int64 [tokens], places in the KV cache; -1: none (padding).
+    block_tables: int32 [all rows, max_blocks], of which `rows` are these.
+    turns: what layers with the same rope share.
     """
 
     steps: list[RowStep]
+    num_single: int
     rows: Tensor
-    starts: Tensor
+    seq_lens: Tensor
     last: Tensor
     row_index: Tensor
-    positions: Tensor
     token_ids: Tensor
+    positions: Tensor
     slots: Tensor
     block_tables: Tensor
     block_size: int
+    turns: dict[Rope, Turns] = field(default_factory=dict)
 
     def row_slots(self, index: int, length: int) -> Tensor:
         """Slots of positions 0..length-1 of the index-th row."""
         num_blocks = -(-length // self.block_size)
         offsets = torch.arange(self.block_size, device=self.rows.device)
-        return (self.block_tables[index, :num_blocks, None] * self.block_size + offsets).flatten()[:length]
+        table = self.block_tables[self.steps[index].row, :num_blocks, None].long()
+        return (table * self.block_size + offsets).flatten()[:length]
 
 
 def make_batch(steps: list[RowStep], rows: Rows) -> Batch:
     """`steps` have passed rows.refusal."""
+    steps = sorted(steps, key=lambda step: step.count > 1)
     total = sum(step.count for step in steps)
     row_ids, starts, counts = upload([(s.row, s.start, s.count) for s in steps], torch.int64, rows.device).unbind(1)
     ends = counts.cumsum(0)
     index = torch.arange(len(steps), device=rows.device)
     row_index = torch.repeat_interleave(index, counts, output_size=total)
     positions = torch.arange(total, device=rows.device) - (ends - counts - starts)[row_index]
-    tables = rows.block_tables[row_ids].long()
+    at = row_ids[row_index]
     size = rows.block_size
     return Batch(
         steps=steps,
-        rows=row_ids,
-        starts=starts,
+        num_single=sum(step.count == 1 for step in steps),
+        rows=row_ids.int(),
+        seq_lens=(starts + counts).int(),
         last=ends - 1,
         row_index=row_index,
-        positions=positions,
-        token_ids=rows.tokens[row_ids[row_index], positions].long(),
-        slots=tables[row_index, positions // size] * size + positions % size,
-        block_tables=tables,
+        token_ids=rows.tokens[at, positions],
+        positions=positions.int(),
+        slots=rows.block_tables[at, positions // size].long() * size + positions % size,
+        block_tables=rows.block_tables,
         block_size=size,
     )

@@ -4,16 +4,21 @@ Layout:
     tokens        int32 [rows, max_model_len + 1]   known tokens from position 0; a sampled one is written behind them
     block_tables  int32 [rows, max_blocks]
     floats        float32 [rows, len(FLOATS)], integers int64 [rows, 2] (seed, top_k): sampling parameters
+    room          int64 [rows], on the host: tokens that a row may come to hold; 0 where it cannot run
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from octavo.backends.torch.device.transfer import upload
+from octavo.backends.torch.device.transfer import upload, upload_array
 from octavo.backends.torch.sampling.group import FLOATS
+from octavo.backends.torch.sampling.sampler import is_filtered, is_plain
 from octavo.backends.torch.sampling.tables import NO_TABLES, TokenTables, make_tables
 from octavo.base.errors import OctavoError
 from octavo.base.types.plan import BlockUpdate, RowBegin, RowSampling, RowStep, StepPlan
@@ -30,6 +35,26 @@ class RowState:
     num_blocks: int = 0
     tables: TokenTables = NO_TABLES
     error: str | None = None
+
+
+@dataclass
+class _Edits:
+    """Changes of one table, collected over a plan: places in the flattened table, and what is to stand there."""
+
+    places: list[np.ndarray] = field(default_factory=list)
+    values: list[Sequence[int]] = field(default_factory=list)
+
+    def add(self, place: int, values: Sequence[int]) -> None:
+        self.places.append(np.arange(place, place + len(values)))
+        self.values.append(values)
+
+    def write(self, table: Tensor) -> None:
+        """One transfer, one copy. A place that is named twice must be given the same value."""
+        if not self.places:
+            return
+        values = np.concatenate([np.asarray(part, np.int64) for part in self.values])
+        both = upload_array(np.stack((np.concatenate(self.places), values)), table.device)
+        table.view(-1).index_copy_(0, both[0], both[1].to(table.dtype))
 
 
 class Rows:
@@ -54,16 +79,22 @@ class Rows:
         self.block_tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
         self.floats = torch.zeros((max_num_seqs, len(FLOATS)), dtype=torch.float32, device=device)
         self.integers = torch.zeros((max_num_seqs, 2), dtype=torch.int64, device=device)
+        self.room = np.zeros(max_num_seqs, np.int64)
+        self.special: set[int] = set()  # rows in use whose sampling takes more than temperature and filters
+        self.filtered: set[int] = set()  # rows in use with top_k, top_p or min_p
 
     def apply(self, plan: StepPlan) -> None:
         """Ended, begun and updated rows, in this order. IndexError for a row that does not exist."""
         for row in plan.ended:
-            self.states[row] = None
+            self._end(row)
+        tokens, tables = _Edits(), _Edits()
+        begun: dict[int, RowSampling] = {}
         for begin in plan.begins:
-            state = RowState(begin.sampling, begin.num_prompt)
-            self.states[begin.row] = state
+            self._end(begin.row)
+            state = self.states[begin.row] = RowState(begin.sampling, begin.num_prompt)
             try:
-                self._begin(begin, state)
+                self._begin(begin, state, tokens, tables)
+                begun[begin.row] = begin.sampling
             except OctavoError as error:
                 state.error = error.message
             except Exception as error:
@@ -71,7 +102,16 @@ class Rows:
         for update in plan.updates:
             updated = self.states[update.row]
             if updated is not None and updated.error is None:
-                self._set_blocks(update, updated)
+                self._set_blocks(update, updated, tables)
+        tokens.write(self.tokens)
+        for edits in _without_repeats(tables):
+            edits.write(self.block_tables)
+        self._set_sampling(begun)
+        for row in {*begun, *(update.row for update in plan.updates)}:
+            state_now = self.states[row]
+            usable = state_now is not None and state_now.error is None
+            held = state_now.num_blocks * self.block_size if usable and state_now is not None else 0
+            self.room[row] = min(held, self.max_model_len)
 
     def refusal(self, step: RowStep) -> str | None:
         """Why this row cannot run, or None."""
@@ -94,25 +134,30 @@ class Rows:
             raise RuntimeError(f"row {row} is not in use")
         return state
 
-    def _begin(self, begin: RowBegin, state: RowState) -> None:
-        tokens = begin.token_ids
-        if not 0 < len(tokens) <= self.max_model_len:
-            state.error = f"{len(tokens)} tokens do not fit the context of {self.max_model_len}"
+    def _end(self, row: int) -> None:
+        self.states[row] = None
+        self.room[row] = 0
+        self.special.discard(row)
+        self.filtered.discard(row)
+
+    def _begin(self, begin: RowBegin, state: RowState, tokens: _Edits, tables: _Edits) -> None:
+        ids = begin.token_ids
+        if not 0 < len(ids) <= self.max_model_len:
+            state.error = f"{len(ids)} tokens do not fit the context of {self.max_model_len}"
             return
-        for token in (min(tokens), max(tokens)):
+        for token in (min(ids), max(ids)):
             if not 0 <= token < self.vocab_size:
                 state.error = f"token id {token} is outside the vocabulary of {self.vocab_size}"
                 return
-        s = begin.sampling
-        state.tables = make_tables(s, vocab_size=self.vocab_size, device=self.device)
-        self.tokens[begin.row, : len(tokens)] = upload(tokens, torch.int32, self.device)
-        floats = [getattr(s, name) for name in FLOATS]
-        self.floats[begin.row] = upload(floats, torch.float32, self.device)
-        top_k = min(s.top_k, self.vocab_size) if s.top_k > 0 else self.vocab_size
-        self.integers[begin.row] = upload([_signed(s.seed), top_k], torch.int64, self.device)
-        self._set_blocks(BlockUpdate(begin.row, 0, begin.blocks), state)
+        state.tables = make_tables(begin.sampling, vocab_size=self.vocab_size, device=self.device)
+        tokens.add(begin.row * self.tokens.shape[1], ids)
+        self._set_blocks(BlockUpdate(begin.row, 0, begin.blocks), state, tables)
+        if not is_plain(begin.sampling, state.tables):
+            self.special.add(begin.row)
+        if is_filtered(begin.sampling):
+            self.filtered.add(begin.row)
 
-    def _set_blocks(self, update: BlockUpdate, state: RowState) -> None:
+    def _set_blocks(self, update: BlockUpdate, state: RowState, tables: _Edits) -> None:
         end = update.index + len(update.blocks)
         if not 0 <= update.index <= state.num_blocks or end > self.block_tables.shape[1]:
             state.error = f"blocks {update.index} to {end} do not fit behind the {state.num_blocks} of the row"
@@ -121,8 +166,34 @@ class Rows:
             state.error = f"blocks {update.blocks} are not all among the cache's {self.num_blocks}"
             return
         if update.blocks:
-            self.block_tables[update.row, update.index : end] = upload(update.blocks, torch.int32, self.device)
+            tables.add(update.row * self.block_tables.shape[1] + update.index, update.blocks)
         state.num_blocks = max(state.num_blocks, end)
+
+    def _set_sampling(self, begun: dict[int, RowSampling]) -> None:
+        """Parameters of rows that began."""
+        if not begun:
+            return
+        rows = upload(list(begun), torch.int64, self.device)
+        floats = [[getattr(s, name) for name in FLOATS] for s in begun.values()]
+        self.floats.index_copy_(0, rows, upload(floats, torch.float32, self.device))
+        integers = [[_signed(s.seed), self._top_k(s)] for s in begun.values()]
+        self.integers.index_copy_(0, rows, upload(integers, torch.int64, self.device))
+
+    def _top_k(self, sampling: RowSampling) -> int:
+        return min(sampling.top_k, self.vocab_size) if sampling.top_k > 0 else self.vocab_size
+
+
+def _without_repeats(edits: _Edits) -> list[_Edits]:
+    """In order, such that no place stands twice in one of them: later values then win on any device."""
+    parts, seen = [_Edits()], set[int]()
+    for places, values in zip(edits.places, edits.values, strict=True):
+        if not seen.isdisjoint(places.tolist()):
+            parts.append(_Edits())
+            seen = set()
+        seen.update(places.tolist())
+        parts[-1].places.append(places)
+        parts[-1].values.append(values)
+    return parts
 
 
 def _signed(value: int) -> int:

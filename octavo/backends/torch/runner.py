@@ -1,11 +1,12 @@
-"""TorchBackend: base.types.ports.Backend in eager PyTorch. StepPlans in, StepResults out, in the order begun."""
+"""TorchBackend: base.types.ports.Backend over PyTorch. StepPlans in, StepResults out, in the order begun."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,7 +14,9 @@ from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.select import AttentionStack
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
 from octavo.backends.torch.device.memory import activation_bytes, device_bytes
+from octavo.backends.torch.graphs import make_graphs
 from octavo.backends.torch.layers.decoder import Decoder, check_words
+from octavo.backends.torch.ops.select import choose_ops
 from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.step import Launched, StepRunner, collect
 from octavo.backends.torch.weights import load_weights
@@ -58,7 +61,9 @@ class TorchBackend:
         self._attention: AttentionStack | None = None
         self._runner: StepRunner | None = None
         self._unfinished: deque[Future[Launched]] = deque()
-        self._worker = ThreadPoolExecutor(1, "octavo-torch", initializer=_set_threads, initargs=(threads,))
+        # on a GPU launching is all that a step does here, and a second thread would only pass it on
+        on_host = self._device.type == "cpu"
+        self._worker: Worker = ThreadPoolExecutor(1, "octavo-torch", _set_threads, (threads,)) if on_host else InPlace()
 
     def load(self, spec: ModelSpec, weights: Weights, progress: Progress | None = None) -> None:
         """Weights onto the device. ModelFormatError: a tensor is missing or misshapen; UnsupportedError: a word."""
@@ -66,7 +71,8 @@ class TorchBackend:
         dtype = resolve_dtype(self._dtype_name, device=self._device, stored=spec.dtype)
         with torch.inference_mode():
             loaded = load_weights(spec, weights, dtype=dtype, device=self._device, progress=progress)
-        self._decoder = Decoder(spec, loaded)
+            ops = choose_ops(spec, device=self._device, max_model_len=self._max_model_len)
+        self._decoder = Decoder(spec, loaded, ops)
 
     def memory(self) -> DeviceMemory:
         """`free` leaves room for the largest step's intermediate values."""
@@ -104,8 +110,9 @@ class TorchBackend:
                 vocab_size=decoder.spec.vocab_size,
                 device=self._device,
             )
-        self._attention = AttentionStack(decoder.spec, cache)
-        self._runner = StepRunner(decoder, rows, cache, self._attention)
+            self._attention = AttentionStack(decoder.spec, cache, max_num_seqs=self._max_num_seqs)
+            graphs = make_graphs(decoder, rows, cache, self._attention)
+        self._runner = StepRunner(decoder, rows, cache, self._attention, graphs)
 
     def begin(self, plan: StepPlan) -> None:
         """Hand the step to the worker; returns at once."""
@@ -146,6 +153,29 @@ class TorchBackend:
         if self._decoder is None:
             raise RuntimeError("the model is not loaded, or was closed")
         return self._decoder
+
+
+class Worker(Protocol):
+    """What is used of concurrent.futures.Executor."""
+
+    def submit(self, function: Callable[..., Launched], /, *arguments: Any) -> Future[Launched]: ...
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
+
+
+class InPlace:
+    """A Worker without a thread: what is submitted has run when `submit` returns."""
+
+    def submit(self, function: Callable[..., Launched], /, *arguments: Any) -> Future[Launched]:
+        """What the function returns or raises, in a Future."""
+        future: Future[Launched] = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Nothing is left to end."""
 
 
 def _set_threads(threads: int | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch, make_batch
 from octavo.backends.torch.device.transfer import Download, upload
-from octavo.backends.torch.layers.decoder import Decoder
+from octavo.backends.torch.graphs import FLAG_NOT_FINITE, DecodeGraphs
+from octavo.backends.torch.layers.decoder import Decoder, Stream
 from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.sampling.group import Group
 from octavo.backends.torch.sampling.logprobs import Logprobs, is_finite, token_logprobs
@@ -44,7 +46,10 @@ class Sampled:
 
 @dataclass
 class Launched:
-    """A step under way. finite: bool, parallel to `ran`.  prompt: row -> (first position, log probabilities)."""
+    """A step under way. finite: bool, parallel to `ran`.  prompt: row -> (first position, log probabilities).
+
+    decoded: what came of a step that ran as a graph (graphs.Decoded), parallel to the plan's rows.
+    """
 
     plan: StepPlan
     download: Download
@@ -53,19 +58,36 @@ class Launched:
     sampled: list[Sampled] = field(default_factory=list)
     prompt: dict[int, tuple[int, list[Logprobs]]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    decoded: np.ndarray | None = None
 
 
 class StepRunner:
-    """Runs steps over the model, its rows and its cache."""
+    """Runs steps over the model, its rows and its cache; by graphs where there are any and the step allows it."""
 
-    def __init__(self, decoder: Decoder, rows: Rows, cache: KVCache, attention: PagedAttention) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        rows: Rows,
+        cache: KVCache,
+        attention: PagedAttention,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
         self._decoder, self._rows, self._cache, self._attention = decoder, rows, cache, attention
+        self._graphs = graphs
 
     def launch(self, plan: StepPlan) -> Launched:
         """Carry the plan out. Raises only what concerns the whole step."""
         launched = Launched(plan, Download(self._rows.device))
         self._rows.apply(plan)
         self._cache.copy_blocks(plan.copies)
+        if self._graphs is not None:
+            launched.decoded = self._graphs.run(plan.rows, launched.download)
+        if launched.decoded is None:
+            self._run_eager(plan, launched)
+        launched.download.seal()
+        return launched
+
+    def _run_eager(self, plan: StepPlan, launched: Launched) -> None:
         steps: list[RowStep] = []
         for step in plan.rows:
             refusal = self._rows.refusal(step)
@@ -75,44 +97,43 @@ class StepRunner:
                 launched.failed[step.row] = refusal
         if steps:
             self._run(make_batch(steps, self._rows), launched)
-        launched.download.seal()
-        return launched
 
     def _run(self, batch: Batch, launched: Launched) -> None:
-        hidden = self._decoder.forward(batch, self._attention)
+        stream = self._decoder.forward(batch, self._cache, self._attention)
         launched.ran = [step.row for step in batch.steps]
-        launched.finite = launched.download.add(_finite_rows(hidden, batch))
+        launched.finite = launched.download.add(_finite_rows(stream, batch))
         sampling = [i for i, step in enumerate(batch.steps) if step.sample]
         if sampling:
-            self._sample_isolated(sampling, batch, hidden, launched)
+            self._sample_isolated(sampling, batch, stream, launched)
         for i, step in enumerate(batch.steps):
             count = self._rows.state(step.row).sampling.prompt_logprobs
             if count is None:
                 continue
             try:
-                self._prompt_logprobs(i, count, batch, hidden, launched)
+                self._prompt_logprobs(i, count, batch, stream, launched)
             except Exception as error:
                 _fail(launched, step.row, "prompt log probabilities", error)
 
-    def _sample_isolated(self, indices: list[int], batch: Batch, hidden: Tensor, launched: Launched) -> None:
+    def _sample_isolated(self, indices: list[int], batch: Batch, stream: Stream, launched: Launched) -> None:
         """All rows at once; where that fails one by one, so that the one at fault fails alone."""
         try:
-            launched.sampled.append(self._sample(indices, batch, hidden, launched.download))
+            launched.sampled.append(self._sample(indices, batch, stream, launched.download))
         except Exception as error:
             if len(indices) == 1:
                 _fail(launched, batch.steps[indices[0]].row, "sampling", error)
                 return
             for i in indices:
-                self._sample_isolated([i], batch, hidden, launched)
+                self._sample_isolated([i], batch, stream, launched)
 
-    def _sample(self, indices: list[int], batch: Batch, hidden: Tensor, download: Download) -> Sampled:
+    def _sample(self, indices: list[int], batch: Batch, stream: Stream, download: Download) -> Sampled:
         """Sample for the batch's rows at `indices` and write the tokens behind the rows' own."""
         at = upload(indices, torch.int64, self._rows.device)
         rows = [batch.steps[i].row for i in indices]
+        row_ids = upload(rows, torch.int64, self._rows.device)
         positions = [batch.steps[i].start + batch.steps[i].count for i in indices]
-        logits = self._decoder.logits(hidden[batch.last[at]])
+        logits = self._logits(stream, batch.last[at])
         finite = logits.isfinite().all(-1)
-        group = self._group(rows, batch.rows[at], positions)
+        group = self._group(rows, row_ids, positions)
         raw = _raw_logits(logits, group)
         tokens, empty = choose_tokens(logits, group)
         tokens = torch.where(finite & ~empty, tokens, 0)
@@ -120,8 +141,12 @@ class StepRunner:
             (which, token_logprobs(kept, tokens[upload(which, torch.int64, tokens.device)], count).download(download))
             for count, which, kept in raw
         ]
-        self._rows.tokens[batch.rows[at], batch.positions[batch.last[at]] + 1] = tokens.int()
+        self._rows.tokens[row_ids, batch.positions[batch.last[at]].long() + 1] = tokens.int()
         return Sampled(rows, download.add(tokens), download.add(finite), download.add(empty), logprobs)
+
+    def _logits(self, stream: Stream, tokens: Tensor) -> Tensor:
+        h, _ = self._decoder.finish(stream, tokens)
+        return self._decoder.logits(h)
 
     def _group(self, rows: list[int], row_ids: Tensor, positions: list[int]) -> Group:
         states = [self._rows.state(row) for row in rows]
@@ -139,7 +164,7 @@ class StepRunner:
             top_k=integers[:, 1],
         )
 
-    def _prompt_logprobs(self, index: int, count: int, batch: Batch, hidden: Tensor, launched: Launched) -> None:
+    def _prompt_logprobs(self, index: int, count: int, batch: Batch, stream: Stream, launched: Launched) -> None:
         """Entries for the prompt's positions after each of the row's tokens: p's comes from the state at p - 1."""
         step = batch.steps[index]
         end = min(step.start + step.count, self._rows.state(step.row).num_prompt - 1)
@@ -150,7 +175,8 @@ class StepRunner:
         parts: list[Logprobs] = []
         for low in range(step.start, end, tile):
             high = min(low + tile, end)
-            logits = self._decoder.logits(hidden[first + low - step.start : first + high - step.start])
+            places = torch.arange(first + low - step.start, first + high - step.start, device=self._rows.device)
+            logits = self._logits(stream, places)
             tokens = self._rows.tokens[step.row, low + 1 : high + 1].long()
             parts.append(token_logprobs(logits, tokens, count).download(launched.download))
         launched.prompt[step.row] = (step.start + 1, parts)
@@ -159,6 +185,8 @@ class StepRunner:
 def collect(launched: Launched) -> StepResult:
     """Wait for the results of a step."""
     launched.download.wait()
+    if launched.decoded is not None:
+        return _collect_decoded(launched.plan, launched.decoded)
     failed = dict(launched.failed)
     if launched.finite is not None:
         for row, finite in zip(launched.ran, launched.finite.tolist(), strict=True):
@@ -191,9 +219,21 @@ def collect(launched: Launched) -> StepResult:
     )
 
 
-def _finite_rows(hidden: Tensor, batch: Batch) -> Tensor:
+def _collect_decoded(plan: StepPlan, decoded: np.ndarray) -> StepResult:
+    tokens, flags, finite = decoded
+    failed = {}
+    if flags.any() or not finite.all():
+        for i, step in enumerate(plan.rows):
+            if flags[i] == FLAG_NOT_FINITE or not finite[i]:
+                failed[step.row] = NOT_FINITE
+            elif flags[i]:
+                failed[step.row] = NOTHING_TO_SAMPLE
+    return StepResult(step=plan.step, tokens=tokens.tolist(), failed=failed)
+
+
+def _finite_rows(stream: Stream, batch: Batch) -> Tensor:
     """bool [n]: no token of the row has a value that is not finite."""
-    bad = (~hidden.isfinite().all(-1)).long()
+    bad = (~stream.total().isfinite().all(-1)).int()
     return torch.zeros_like(batch.rows).index_add_(0, batch.row_index, bad) == 0
 
 

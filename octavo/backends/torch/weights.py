@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from math import prod
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from octavo.base.types.ports import Progress
 from octavo.base.types.tensor import StoredTensor, Weights
 from octavo.models.spec import Layer, ModelSpec, MoE, RMSNorm
 from octavo.quant.scheme import dequantize
+from octavo.weights.dummy import STANDARD_DEVIATION, DummyWeights
 
 _PLAIN: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -77,8 +80,11 @@ def load_weights(
     spec: ModelSpec, weights: Weights, *, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
 ) -> ModelWeights:
     """All of spec.parameters() on the device. Raises ModelFormatError for one that is missing or of another shape."""
-    _check(spec, weights)
-    loader = _Loader(weights, dtype=dtype, device=device, report=_reporter(spec, weights, progress))
+    source: _Source = (
+        _Drawn(weights) if isinstance(weights, DummyWeights) and device.type != "cpu" else _Stored(weights)
+    )
+    _check(spec, source)
+    loader = _Loader(source, dtype=dtype, device=device, report=_reporter(spec, source, progress))
     embed = loader.matrix("embed")
     layers = tuple(_load_layer(loader, f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
     final_norm = loader.norm("final_norm", spec.final_norm)
@@ -97,43 +103,96 @@ def to_torch(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
     return raw.view(plain).reshape(stored.shape).to(dtype)
 
 
+class _Source(Protocol):
+    """Where tensors come from; KeyError for a name that is not there."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As stored."""
+
+    def nbytes(self, name: str) -> int:
+        """For the progress."""
+
+    def title(self, name: str) -> str:
+        """The file's own name for it."""
+
+    def fill(self, name: str, out: Tensor) -> None:
+        """Write it to `out`, of its shape, on any device and of any float type."""
+
+
+class _Stored:
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._weights[name].shape
+
+    def nbytes(self, name: str) -> int:
+        return self._weights[name].data.nbytes
+
+    def title(self, name: str) -> str:
+        return self._weights[name].name
+
+    def fill(self, name: str, out: Tensor) -> None:
+        out.copy_(to_torch(self._weights[name], out.dtype))
+
+
+class _Drawn:
+    """Random weights drawn where they are to lie: other numbers than the host's, of the same distribution."""
+
+    def __init__(self, weights: DummyWeights) -> None:
+        self._weights = weights
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._weights.shape(name)
+
+    def nbytes(self, name: str) -> int:
+        return 2 * prod(self._weights.shape(name))
+
+    def title(self, name: str) -> str:
+        return name
+
+    def fill(self, name: str, out: Tensor) -> None:
+        if self._weights.is_norm(name):
+            out.fill_(1.0)
+            return
+        generator = torch.Generator(out.device).manual_seed(self._weights.key(name) >> 65)
+        out.normal_(0.0, STANDARD_DEVIATION, generator=generator)
+
+
 class _Loader:
+    """Tensors are made on the device at once, so that the host never holds more than one stored tensor."""
+
     def __init__(
-        self, weights: Weights, *, dtype: torch.dtype, device: torch.device, report: Callable[[StoredTensor], None]
+        self, source: _Source, *, dtype: torch.dtype, device: torch.device, report: Callable[[str], None]
     ) -> None:
-        self._weights, self._dtype, self._device, self._report = weights, dtype, device, report
+        self._source, self._dtype, self._device, self._report = source, dtype, device, report
 
     def matrix(self, *names: str) -> Tensor:
         """The named tensors one below the other, in the arithmetic type."""
-        parts = [self._weights[name] for name in names]
-        if len(parts) == 1:
-            whole = to_torch(parts[0], self._dtype)
-        else:
-            rows = sum(part.shape[0] for part in parts)
-            whole = torch.empty((rows, *parts[0].shape[1:]), dtype=self._dtype)
-            at = 0
-            for part in parts:
-                whole[at : at + part.shape[0]] = to_torch(part, self._dtype)
-                at += part.shape[0]
-        for part in parts:
-            self._report(part)
-        return whole.to(self._device)
+        shapes = [self._source.shape(name) for name in names]
+        rows = sum(shape[0] for shape in shapes)
+        return self._fill(torch.empty((rows, *shapes[0][1:]), dtype=self._dtype, device=self._device), names)
 
     def stack(self, count: int, *names: str) -> Tensor:
         """[count, ...]: for each number the named tensors, which have a place for it, one below the other."""
-        parts = [self._weights[name.format(i)] for i in range(count) for name in names]
-        rows, width = parts[0].shape[0], parts[0].shape[1]
-        whole = torch.empty((len(parts), rows, width), dtype=self._dtype)
-        for i, part in enumerate(parts):
-            whole[i] = to_torch(part, self._dtype)
-            self._report(part)
-        return whole.view(count, -1, width).to(self._device)
+        every = [name.format(i) for i in range(count) for name in names]
+        rows, width = self._source.shape(every[0])
+        whole = torch.empty((len(every) * rows, width), dtype=self._dtype, device=self._device)
+        return self._fill(whole, every).view(count, -1, width)
 
     def norm(self, name: str, norm: RMSNorm) -> Tensor:
         """offset + w in float32."""
-        stored = self._weights[name]
-        self._report(stored)
-        return (to_torch(stored, torch.float32) + norm.offset).to(self._device)
+        weight = torch.empty(self._source.shape(name), dtype=torch.float32, device=self._device)
+        return self._fill(weight, (name,)) + norm.offset
+
+    def _fill(self, whole: Tensor, names: Sequence[str]) -> Tensor:
+        at = 0
+        for name in names:
+            end = at + self._source.shape(name)[0]
+            self._source.fill(name, whole[at:end])
+            self._report(name)
+            at = end
+        return whole
 
 
 def _load_layer(loader: _Loader, prefix: str, layer: Layer) -> LayerWeights:
@@ -180,25 +239,29 @@ def _load_moe(loader: _Loader, prefix: str, moe: MoE) -> MoEWeights:
     )
 
 
-def _check(spec: ModelSpec, weights: Weights) -> None:
+def _check(spec: ModelSpec, source: _Source) -> None:
     for name, parameter in spec.parameters().items():
-        if name not in weights:
-            raise ModelFormatError(f"the checkpoint has no tensor for {name} ({spec.family}); is it complete?")
-        if weights[name].shape != parameter.shape:
+        try:
+            shape = source.shape(name)
+        except KeyError:
             raise ModelFormatError(
-                f"tensor {weights[name].name} ({name}) has shape {list(weights[name].shape)}, the config asks for "
+                f"the checkpoint has no tensor for {name} ({spec.family}); is it complete?"
+            ) from None
+        if shape != parameter.shape:
+            raise ModelFormatError(
+                f"tensor {source.title(name)} ({name}) has shape {list(shape)}, the config asks for "
                 f"{list(parameter.shape)}"
             )
 
 
-def _reporter(spec: ModelSpec, weights: Weights, progress: Progress | None) -> Callable[[StoredTensor], None]:
-    """A function to be called with each tensor done; tells progress in stored bytes."""
-    total = sum(weights[name].data.nbytes for name in spec.parameters())
+def _reporter(spec: ModelSpec, source: _Source, progress: Progress | None) -> Callable[[str], None]:
+    """A function to be called with the name of each tensor done; tells progress in stored bytes."""
+    total = sum(source.nbytes(name) for name in spec.parameters())
     done = 0
 
-    def report(tensor: StoredTensor) -> None:
+    def report(name: str) -> None:
         nonlocal done
-        done += tensor.data.nbytes
+        done += source.nbytes(name)
         if progress is not None:
             progress("weights", done, total)
 

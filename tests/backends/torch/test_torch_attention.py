@@ -87,7 +87,7 @@ def test_against_plain_sums(implementation: Implementation, name: str) -> None:
     model = spec(layer(), replace(layer(), mixer=mixer))
     cache = KVCache(model, num_blocks=num_blocks, block_size=BLOCK, dtype=torch.float32, device=torch.device("cpu"))
     cache.slots(1).fill_(float("nan"))  # what was never written must never be read
-    attention = implementation.make({1: mixer}, cache)
+    attention = implementation.make({1: mixer}, cache, 4)
     rows = make_rows(num_blocks)
     rng = np.random.default_rng(2)
     past = {row: [np.empty((0, mixer.kv_heads, mixer.head_dim), np.float32)] * 2 for row in range(4)}
@@ -97,9 +97,11 @@ def test_against_plain_sums(implementation: Implementation, name: str) -> None:
         q = rng.standard_normal((tokens, mixer.heads, mixer.head_dim), np.float32) * 2
         k, v = rng.standard_normal((2, tokens, mixer.kv_heads, mixer.head_dim), np.float32)
         attention.plan(batch)
-        out = attention.run(*map(torch.from_numpy, (q, k, v)), 1).numpy()
+        order = [part for part in step if part[2] == 1] + [part for part in step if part[2] > 1]
+        cache.write(1, batch.slots, torch.from_numpy(k), torch.from_numpy(v))
+        out = attention.run(torch.from_numpy(q), 1).numpy()
         first = 0
-        for row, start, count in step:
+        for row, start, count in order:
             part = slice(first, first + count)
             past[row] = [np.concatenate((old, new[part])) for old, new in zip(past[row], (k, v), strict=True)]
             assert len(past[row][0]) == start + count
@@ -111,14 +113,16 @@ def test_batch_arrays() -> None:
     rows = make_rows(40)
     batch = make_batch([RowStep(2, 5, 3, True), RowStep(0, 0, 1, False), RowStep(3, 9, 2, True)], rows)
     tables = rows.block_tables
-    assert batch.rows.tolist() == [2, 0, 3]
-    assert batch.row_index.tolist() == [0, 0, 0, 1, 2, 2]
-    assert batch.positions.tolist() == [5, 6, 7, 0, 9, 10]
-    assert batch.last.tolist() == [2, 3, 5]
-    pairs = [(2, 5), (2, 6), (2, 7), (0, 0), (3, 9), (3, 10)]
+    assert batch.num_single == 1
+    assert [step.row for step in batch.steps] == batch.rows.tolist() == [0, 2, 3]  # single tokens first
+    assert batch.row_index.tolist() == [0, 1, 1, 1, 2, 2]
+    assert batch.positions.tolist() == [0, 5, 6, 7, 9, 10]
+    assert batch.seq_lens.tolist() == [1, 8, 11]
+    assert batch.last.tolist() == [0, 3, 5]
+    pairs = [(0, 0), (2, 5), (2, 6), (2, 7), (3, 9), (3, 10)]
     expected = [int(tables[row, p // BLOCK]) * BLOCK + p % BLOCK for row, p in pairs]
     assert batch.slots.tolist() == expected
-    assert batch.row_slots(0, 8).tolist()[5:] == expected[:3]
+    assert batch.row_slots(1, 8).tolist()[5:] == expected[1:4]
 
 
 @pytest.mark.parametrize("copies", [[(0, 1), (1, 0)], [(3, 0), (0, 2)], []])
@@ -140,7 +144,7 @@ def test_choice_is_the_first_that_takes_the_case_and_is_logged(caplog: pytest.Lo
     model = spec(layer(), layer({"softcap": 2.0}), layer({"window": 4}))
     cache = KVCache(model, num_blocks=1, block_size=BLOCK, dtype=torch.float32, device=torch.device("cpu"))
     with caplog.at_level(logging.INFO, logger="octavo"):
-        stack = AttentionStack(model, cache)
+        stack = AttentionStack(model, cache, max_num_seqs=4)
     assert stack.names == ["sdpa", "reference", "sdpa"]
     assert [record.getMessage() for record in caplog.records] == [
         "attention: sdpa, from layer 0",

@@ -68,14 +68,13 @@ class GatherAttention:
         windows = {layer.window for layer in self._layers.values()}
         self._tiles = {w: [list(_tiles(span, w)) for span in self._spans] for w in windows}
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+    def run(self, q: Tensor, layer: int) -> Tensor:
         """As port.PagedAttention.run."""
         if self._batch is None:
             raise RuntimeError("attention: run before plan")
         mixer = self._layers[layer]
-        self._cache.write(layer, self._batch.slots, k, v)
         keys, values = self._cache.slots(layer)
-        out = torch.empty_like(q)
+        out = q.new_empty(q.shape)
         for span, tiles in zip(self._spans, self._tiles[mixer.window], strict=True):
             base = tiles[0].low
             row_slots = span.slots[base:]

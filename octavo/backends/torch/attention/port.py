@@ -30,17 +30,22 @@ class PagedAttention(Protocol):
     def plan(self, batch: Batch) -> None:
         """Prepare what all layers share."""
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """Write k, v [tokens, kv_heads, head_dim] to the cache, attend with q [tokens, heads, head_dim]; like q."""
+    def run(self, q: Tensor, layer: int) -> Tensor:
+        """Attend with q [tokens, heads, head_dim], of any strides between tokens, over what is in the cache.
+
+        The step's own keys and values are there already. Returns a new contiguous tensor of q's shape.
+        """
 
 
 @dataclass(frozen=True)
 class Implementation:
     """One row of the list in select.py. supports: reasons to refuse a case, none if it can run it.
 
-    make: layers by their index in the model, and the cache.
+    make: layers by their index in the model, the cache, and the most rows of a step.  capturable: `plan` and `run` of
+    a batch of single tokens ask the host for nothing that depends on the step, so that a graph can hold them.
     """
 
     name: str
     supports: Callable[[Case], list[str]]
-    make: Callable[[Mapping[int, Attention], KVCache], PagedAttention]
+    make: Callable[[Mapping[int, Attention], KVCache, int], PagedAttention]
+    capturable: bool = False

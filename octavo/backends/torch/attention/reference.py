@@ -28,7 +28,7 @@ def supports(case: Case) -> list[str]:
     return []
 
 
-def make(layers: Mapping[int, Attention], cache: KVCache) -> PagedAttention:
+def make(layers: Mapping[int, Attention], cache: KVCache, max_num_seqs: int) -> PagedAttention:
     """For Implementation.make."""
     return GatherAttention(layers, cache, attend)
 

@@ -26,7 +26,7 @@ def supports(case: Case) -> list[str]:
     return [] if case.layer.softcap is None else [f"softcap {case.layer.softcap:g}"]
 
 
-def make(layers: Mapping[int, Attention], cache: KVCache) -> PagedAttention:
+def make(layers: Mapping[int, Attention], cache: KVCache, max_num_seqs: int) -> PagedAttention:
     """For Implementation.make."""
     return GatherAttention(layers, cache, attend)
 

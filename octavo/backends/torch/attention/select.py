@@ -32,9 +32,12 @@ def choose(case: Case, implementations: Sequence[Implementation] = IMPLEMENTATIO
 
 
 class AttentionStack:
-    """Each layer by the first implementation that takes it. names: the one chosen, by layer."""
+    """Each layer by the first implementation that takes it. names: the one chosen, by layer.
 
-    def __init__(self, spec: ModelSpec, cache: KVCache) -> None:
+    capturable: single-token rows may run within a graph.
+    """
+
+    def __init__(self, spec: ModelSpec, cache: KVCache, *, max_num_seqs: int) -> None:
         self.names: list[str] = []
         chosen: dict[str, tuple[Implementation, dict[int, Attention]]] = {}
         told: set[str] = set()
@@ -47,8 +50,11 @@ class AttentionStack:
             if line not in told:
                 told.add(line)
                 logger.info("%s, from layer %d", line, i)
-        made = {name: implementation.make(layers, cache) for name, (implementation, layers) in chosen.items()}
+        made = {
+            name: implementation.make(layers, cache, max_num_seqs) for name, (implementation, layers) in chosen.items()
+        }
         self._used = list(made.values())
+        self.capturable = all(implementation.capturable for implementation, _ in chosen.values())
         self._by_layer: list[PagedAttention] = [made[name] for name in self.names]
 
     def plan(self, batch: Batch) -> None:
@@ -56,6 +62,6 @@ class AttentionStack:
         for attention in self._used:
             attention.plan(batch)
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+    def run(self, q: Tensor, layer: int) -> Tensor:
         """As port.PagedAttention.run."""
-        return self._by_layer[layer].run(q, k, v, layer)
+        return self._by_layer[layer].run(q, layer)

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A new device tensor of (nested) host numbers."""
-    host = torch.tensor(values, dtype=dtype)
-    if device.type == "cpu":
-        return host
-    return host.pin_memory().to(device, non_blocking=True)
+    return _up(torch.tensor(values, dtype=dtype), device)
+
+
+def upload_array(values: np.ndarray, device: torch.device) -> Tensor:
+    """As upload; on a CPU it shares the array's memory."""
+    return _up(torch.from_numpy(values), device)
+
+
+def _up(host: Tensor, device: torch.device) -> Tensor:
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
 class Download:

@@ -1,71 +1,85 @@
-"""Walks a ModelSpec: a Batch in, the residual stream out; rows of that in, logits out."""
+"""Walks a ModelSpec: a Batch in, the residual stream out; some of its tokens in, their logits out."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch
-from octavo.backends.torch.layers.linear import linear, split_heads
-from octavo.backends.torch.layers.mlp import ACTIVATIONS, gated_mlp
-from octavo.backends.torch.layers.moe import mixture
-from octavo.backends.torch.layers.norm import rms_norm
-from octavo.backends.torch.layers.rope import Turns, apply_rope, rope_turns
+from octavo.backends.torch.layers.mlp import ACTIVATIONS
+from octavo.backends.torch.ops.port import Ops
 from octavo.backends.torch.weights import LayerWeights, ModelWeights, MoEWeights
 from octavo.base.errors import UnsupportedError
-from octavo.models.spec import Attention, GatedMLP, Layer, ModelSpec, MoE, RMSNorm, Rope
+from octavo.models.spec import Attention, GatedMLP, Layer, ModelSpec, MoE, RMSNorm
 
 WORDS = (Attention, GatedMLP, MoE, RMSNorm)
+
+
+class Stream(NamedTuple):
+    """[tokens, hidden], each. The residual stream is x + delta; delta None: x alone."""
+
+    x: Tensor
+    delta: Tensor | None
+
+    def total(self) -> Tensor:
+        """x + delta."""
+        return self.x if self.delta is None else self.x + self.delta
 
 
 class Decoder:
     """The model on its device; `check_words(spec)` has passed."""
 
-    def __init__(self, spec: ModelSpec, weights: ModelWeights) -> None:
+    def __init__(self, spec: ModelSpec, weights: ModelWeights, ops: Ops) -> None:
         self.spec = spec
         self.weights = weights
+        self.ops = ops
 
-    def forward(self, batch: Batch, attention: PagedAttention) -> Tensor:
-        """The residual stream before the final norm, [tokens, hidden]; keys and values go to the cache."""
+    def forward(self, batch: Batch, cache: KVCache, attention: PagedAttention) -> Stream:
+        """The residual stream before the final norm; keys and values go to the cache."""
         attention.plan(batch)
-        turns: dict[Rope, Turns] = {}
-        x = F.embedding(batch.token_ids, self.weights.embed)
-        if self.spec.embedding_scale != 1.0:
-            # the scale is rounded to the arithmetic type, as the reference implementation does
-            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
+        stream = Stream(self.ops.embed(batch.token_ids, self.weights.embed, self.spec.embedding_scale), None)
         for i, (layer, weights) in enumerate(zip(self.spec.layers, self.weights.layers, strict=True)):
-            rope = layer.mixer.rope
-            if rope is not None and rope not in turns:
-                turns[rope] = rope_turns(rope, batch.positions)
-            x = x + self._mix(x, i, turns.get(rope) if rope else None, attention)
-            x = x + _feed(x, layer, weights)
-        return x
+            x, h = self._norm_in(stream, weights.pre_mixer, layer.pre_mixer)
+            qkv = self.ops.linear(h, weights.qkv, weights.qkv_bias)
+            q = self.ops.attention_inputs(qkv, weights, layer.mixer, batch, cache=cache, layer=i)
+            out = self.ops.linear(attention.run(q, i).flatten(1), weights.o, weights.o_bias)
+            stream = Stream(x, self._norm_out(out, weights.post_mixer, layer.post_mixer))
+            x, h = self._norm_in(stream, weights.pre_ffn, layer.pre_ffn)
+            stream = Stream(x, self._norm_out(self._feed(h, layer, weights), weights.post_ffn, layer.post_ffn))
+        return stream
 
-    def logits(self, x: Tensor) -> Tensor:
-        """x: [rows, hidden], rows of what `forward` gave -> float32 [rows, vocab]."""
+    def finish(self, stream: Stream, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """For tokens int64 [n]: what the head reads, [n, hidden], and int32 [n]: 1 where the stream is finite."""
+        return self.ops.finish(*stream, tokens, self.weights.final_norm, self.spec.final_norm)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """h: of `finish` -> float32 [n, vocab]."""
         head = self.spec.head
-        logits = linear(rms_norm(x, self.weights.final_norm, self.spec.final_norm), self.weights.head, None).float()
+        logits = self.ops.logits(h, self.weights.head)
         if head.scale != 1.0:
             logits = logits * head.scale
         if head.softcap is not None:
             logits = head.softcap * torch.tanh(logits / head.softcap)
         return logits
 
-    def _mix(self, x: Tensor, index: int, turns: Turns | None, attention: PagedAttention) -> Tensor:
-        layer, weights = self.spec.layers[index], self.weights.layers[index]
-        mixer = layer.mixer
-        x = _norm(x, weights.pre_mixer, layer.pre_mixer)
-        q, k, v = split_heads(linear(x, weights.qkv, weights.qkv_bias), mixer)
-        q = _norm(q, weights.q_norm, mixer.qk_norm)
-        k = _norm(k, weights.k_norm, mixer.qk_norm)
-        if mixer.rope is not None and turns is not None:
-            q, k = apply_rope(q, turns, mixer.rope), apply_rope(k, turns, mixer.rope)
-        out = linear(attention.run(q, k, v, index).flatten(1), weights.o, weights.o_bias)
-        return _norm(out, weights.post_mixer, layer.post_mixer)
+    def _norm_in(self, stream: Stream, weight: Tensor | None, norm: RMSNorm | None) -> tuple[Tensor, Tensor]:
+        """The stream with nothing waiting, and what the next branch reads."""
+        if weight is None or norm is None:
+            x = stream.total()
+            return x, x
+        return stream.x, self.ops.add_norm(*stream, weight, norm)
+
+    def _norm_out(self, y: Tensor, weight: Tensor | None, norm: RMSNorm | None) -> Tensor:
+        return y if weight is None or norm is None else self.ops.norm(y, weight, norm)
+
+    def _feed(self, h: Tensor, layer: Layer, weights: LayerWeights) -> Tensor:
+        if isinstance(weights.ffn, MoEWeights):
+            return self.ops.mixture(h, weights.ffn, cast(MoE, layer.ffn))
+        return self.ops.mlp(h, weights.ffn, layer.ffn.act)
 
 
 def check_words(spec: ModelSpec) -> None:
@@ -79,16 +93,3 @@ def check_words(spec: ModelSpec) -> None:
             raise UnsupportedError(
                 f"layers.{i}: activation {layer.ffn.act!r} is not one of {', '.join(ACTIVATIONS)} (torch backend)"
             )
-
-
-def _feed(x: Tensor, layer: Layer, weights: LayerWeights) -> Tensor:
-    x, ffn = _norm(x, weights.pre_ffn, layer.pre_ffn), weights.ffn
-    if isinstance(ffn, MoEWeights):
-        out = mixture(x, ffn, cast(MoE, layer.ffn))
-    else:
-        out = gated_mlp(x, ffn, layer.ffn.act)
-    return _norm(out, weights.post_ffn, layer.post_ffn)
-
-
-def _norm(x: Tensor, weight: Tensor | None, norm: RMSNorm | None) -> Tensor:
-    return x if weight is None or norm is None else rms_norm(x, weight, norm)

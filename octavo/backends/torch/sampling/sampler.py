@@ -11,11 +11,24 @@ from torch import Tensor
 
 from octavo.backends.torch.sampling.group import Group
 from octavo.backends.torch.sampling.masks import REFUSED, apply_masks
-from octavo.backends.torch.sampling.penalties import apply_penalties
+from octavo.backends.torch.sampling.penalties import apply_penalties, has_penalties
 from octavo.backends.torch.sampling.random import gumbel_noise
+from octavo.backends.torch.sampling.tables import TokenTables
+from octavo.base.types.plan import RowSampling
 
 GREEDY_BELOW = 1e-5
 """Temperatures below it are greedy."""
+
+
+def is_plain(sampling: RowSampling, tables: TokenTables) -> bool:
+    """True if temperature and filters are all that is done to the logits, and the token all that is asked for."""
+    asks = sampling.logprobs is not None or sampling.prompt_logprobs is not None
+    return tables.empty and not asks and not has_penalties(sampling)
+
+
+def is_filtered(sampling: RowSampling) -> bool:
+    """True if the row cuts its distribution: top_k, top_p or min_p."""
+    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
 
 
 def choose_tokens(logits: Tensor, group: Group) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,47 @@
+"""What a decoder asks of a device: one method an operation, tensors in, tensors out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from octavo.backends.torch.attention.cache import KVCache
+from octavo.backends.torch.batch import Batch
+from octavo.backends.torch.weights import LayerWeights, MlpWeights, MoEWeights
+from octavo.models.spec import Attention, MoE, RMSNorm
+
+
+class Ops(Protocol):
+    """x: the residual stream, [tokens, hidden]; h: what a branch reads; delta: a branch's result, not yet added."""
+
+    def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
+        """Rows of the table times scale, which is rounded to the arithmetic's type first."""
+
+    def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, norm: RMSNorm) -> Tensor:
+        """x += delta, in place, then h = norm(x)."""
+
+    def norm(self, x: Tensor, weight: Tensor, norm: RMSNorm) -> Tensor:
+        """RMS norm over the last axis."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[tokens, in] @ [out, in].T + bias."""
+
+    def attention_inputs(
+        self, qkv: Tensor, weights: LayerWeights, mixer: Attention, batch: Batch, *, cache: KVCache, layer: int
+    ) -> Tensor:
+        """Norms of q and k and rope; k and v go to the layer's cache. Returns q [tokens, heads, head_dim]."""
+
+    def mlp(self, h: Tensor, weights: MlpWeights, act: str) -> Tensor:
+        """GatedMLP of the vocabulary."""
+
+    def mixture(self, h: Tensor, weights: MoEWeights, moe: MoE) -> Tensor:
+        """MoE of the vocabulary."""
+
+    def finish(
+        self, x: Tensor, delta: Tensor | None, last: Tensor, weight: Tensor, norm: RMSNorm
+    ) -> tuple[Tensor, Tensor]:
+        """For tokens `last` [n]: norm(x + delta), and int32 [n], 1 where x + delta is finite throughout."""
+
+    def logits(self, h: Tensor, head: Tensor) -> Tensor:
+        """float32 [n, vocab]."""
