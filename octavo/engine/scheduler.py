@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from octavo.base.types.plan import RowBegin, RowStep, StepPlan
 from octavo.engine.cache.manager import CacheManager
@@ -12,8 +13,7 @@ from octavo.engine.policy import POLICIES, SequenceQueue
 from octavo.engine.sequence import Sequence, Status
 
 
-@dataclass(frozen=True)
-class Planned:
+class Planned(NamedTuple):
     """What a plan meant for one sequence, kept until its result is read. `life`: the sequence's at that time."""
 
     seq: Sequence

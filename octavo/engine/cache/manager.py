@@ -67,7 +67,12 @@ class CacheManager:
 
     def grow(self, seq: Sequence, count: int) -> bool:
         """Make the next `count` positions writable: new blocks at the end, copies of shared ones. False: no room."""
-        first = seq.num_computed // self.block_size
+        first, last = seq.num_computed // self.block_size, len(seq.blocks) - 1
+        if first == last and seq.num_computed + count <= len(seq.blocks) * self.block_size:
+            block = seq.blocks[last]
+            if self.pool.refs[block] == 1:  # nearly every step of nearly every sequence
+                self.prefix.forget(block)
+                return True
         shared = [i for i in range(first, len(seq.blocks)) if self.pool.refs[seq.blocks[i]] > 1]
         fresh = self.blocks_for(seq.num_computed + count) - len(seq.blocks)
         if len(shared) + max(fresh, 0) > self.pool.num_free:
