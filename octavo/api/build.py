@@ -252,11 +252,11 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
 
     if model is None:
         model = open_model(config.model, with_text=False, progress=progress)
-    config = resolve(config, max_position=model.spec.max_position)
-    max_model_len = config.model.max_model_len or model.spec.max_position
     device, reasons = choose_device(config.device)
     for reason in reasons:
         logger.info("device: %s", reason)
+    config = resolve(config, max_position=model.spec.max_position, on_gpu=device == "cuda")
+    max_model_len = config.model.max_model_len or model.spec.max_position
     backend = make_backend(device, config, max_model_len=max_model_len)
     try:
         backend.load(model.spec, _weights(model), progress)

@@ -136,4 +136,6 @@ def make_backend(device: str, config: EngineConfig, *, max_model_len: int) -> Ba
         raise UnsupportedError(message, param="activation_dtype")
     from octavo.backends.torch.runner import TorchBackend
 
-    return TorchBackend(device=device.removeprefix("torch:"), dtype=dtype, **sizes)
+    backend = TorchBackend(device=device.removeprefix("torch:"), dtype=dtype, **sizes)
+    backend.graphs = backend.graphs and not config.device.enforce_eager
+    return backend

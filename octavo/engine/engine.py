@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from octavo.base.config.config import CacheConfig, SchedulerConfig
+from octavo.base.config.resolve import DEFAULT_BLOCK_SIZE
 from octavo.base.errors import ConfigError, InputError, OverloadedError, UnsupportedError
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import Output
@@ -31,12 +32,13 @@ class Engine:
         self, executor: Executor, *, scheduler: SchedulerConfig, cache: CacheConfig, num_blocks: int, max_model_len: int
     ) -> None:
         max_num_tokens = scheduler.max_num_batched_tokens or max(2048, max_model_len)
-        _check_sizes(cache, num_blocks, max_model_len, max_num_tokens, scheduler.enable_chunked_prefill)
+        block_size = cache.block_size or DEFAULT_BLOCK_SIZE
+        _check_sizes(block_size, num_blocks, max_model_len, max_num_tokens, scheduler.enable_chunked_prefill)
         self.executor = executor
         self.max_model_len = max_model_len
         self.cache = CacheManager(
             num_blocks=num_blocks,
-            block_size=cache.block_size,
+            block_size=block_size,
             enable_prefix_caching=cache.enable_prefix_caching,
         )
         limits = Limits(
@@ -202,10 +204,10 @@ def _check_request(request: Request, max_model_len: int) -> None:
         )
 
 
-def _check_sizes(cache: CacheConfig, num_blocks: int, max_model_len: int, max_num_tokens: int, chunked: bool) -> None:
-    if num_blocks * cache.block_size < max_model_len:
+def _check_sizes(block_size: int, num_blocks: int, max_model_len: int, max_num_tokens: int, chunked: bool) -> None:
+    if num_blocks * block_size < max_model_len:
         raise ConfigError(
-            f"the cache holds {num_blocks * cache.block_size} tokens, less than one context of {max_model_len}; "
+            f"the cache holds {num_blocks * block_size} tokens, less than one context of {max_model_len}; "
             "lower --max-model-len or raise --kv-cache-memory-bytes",
             param="max_model_len",
         )

@@ -57,9 +57,15 @@ def test_function_lengths_and_arguments() -> None:
             length = (node.end_lineno or 0) - node.lineno + 1
             a = node.args
             arguments = [x.arg for x in a.posonlyargs + a.args + a.kwonlyargs if x.arg not in ("self", "cls")]
-            if length > MAX_FUNCTION or (len(arguments) > MAX_ARGUMENTS and not is_public_door(path, node)):
+            many = len(arguments) > MAX_ARGUMENTS and not is_public_door(path, node) and not is_kernel(path, node)
+            if length > MAX_FUNCTION or many:
                 bad.append((str(path), node.name, length, len(arguments)))
     assert not bad
+
+
+def is_kernel(path: Path, node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """What runs on the device takes pointers, strides and sizes one by one."""
+    return "kernels" in path.parts and any("triton.jit" in ast.unparse(each) for each in node.decorator_list)
 
 
 def is_public_door(path: Path, node: ast.AST) -> bool:

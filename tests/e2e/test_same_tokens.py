@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parity.drive import GPUS
 
 from octavo import LLM, AsyncLLM, RequestOutputKind, SamplingParams
 
@@ -58,7 +59,7 @@ def run(llm: LLM, ids: list[list[int]], **kind: Any) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in outputs]
 
 
-@pytest.fixture(scope="module", params=["cpu", "torch:cpu"])
+@pytest.fixture(scope="module", params=["cpu", "torch:cpu", *GPUS])
 def setup(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> tuple[dict[str, Any], list[list[int]]]:
     """Arguments of an LLM, and the tokens of each prompt run alone."""
     arguments = {"model": str(checkpoint(MODEL)), "device": request.param, **BASE}

@@ -5,6 +5,8 @@ It stands in for the engine: hands out rows and blocks, counts tokens, and keeps
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,8 @@ from octavo.models.registry import build_spec, find_family
 from octavo.weights.checkpoint import open_checkpoint
 from octavo.weights.names import map_names
 
-BACKENDS = ["cpu", "torch"]
+GPUS = ["cuda"] if importlib.util.find_spec("torch") and importlib.import_module("torch").cuda.is_available() else []
+BACKENDS = ["cpu", "torch", *GPUS]
 PROGRAMS = [*BACKENDS, "numpy"]
 """The backends as they run by default, and the cpu backend as it runs where nothing was compiled."""
 EVERYTHING = RowSampling(logprobs=-1, prompt_logprobs=-1)
@@ -32,7 +35,7 @@ def make_backend(name: str, **sizes: Any) -> Any:
 
         return CpuBackend(**sizes, native=name == "cpu", activation_dtype="float32")
     runner = pytest.importorskip("octavo.backends.torch.runner")
-    return runner.TorchBackend(device="cpu", **sizes)
+    return runner.TorchBackend(device="cuda" if name == "cuda" else "cpu", **sizes)
 
 
 def load_checkpoint(backend: Any, folder: Path) -> None:

@@ -70,3 +70,13 @@ def make_batch(steps: list[RowStep], rows: Rows) -> Batch:
         block_tables=rows.block_tables,
         block_size=size,
     )
+
+
+def padded_sizes(most: int) -> list[int]:
+    """Numbers of rows that decode steps are padded to: a third is wasted at most, an eighth above 64; ends at `most`.
+
+    Kernels are compiled, and graphs captured, for these alone.
+    """
+    sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256]
+    sizes += [256 + 64 * i for i in range(1, 61)]
+    return [size for size in sizes if size < most] + [most]

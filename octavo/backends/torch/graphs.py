@@ -6,10 +6,9 @@ behind the rows' own. What changes from step to step is read from device memory:
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,102 +16,38 @@ from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
-from octavo.backends.torch.batch import Batch
-from octavo.backends.torch.device.transfer import Download
+from octavo.backends.torch.batch import Batch, padded_sizes
+from octavo.backends.torch.device.transfer import Download, upload, upload_array
+from octavo.backends.torch.kernels import sampling
+from octavo.backends.torch.kernels.inputs import decode_inputs
 from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.rows import Rows
-from octavo.base.types.plan import RowStep
-
-logger = logging.getLogger(__name__)
-
-FLAG_NOT_FINITE = 1
-"""Of kernels/sampling.py: a logit is NaN or infinite. 2: no token is left."""
+from octavo.backends.torch.step import NOT_FINITE, NOTHING_TO_SAMPLE
+from octavo.base.types.plan import RowStep, StepPlan, StepResult
 
 PADDING = -1
 """In place of a row."""
 
 
-def graph_sizes(most: int) -> list[int]:
-    """Numbers of rows that graphs are made for: padding wastes at most a quarter above 16, and ends at `most`."""
-    sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256]
-    sizes += [256 + 64 * i for i in range(1, 61)]
-    return [size for size in sizes if size < most] + [most]
-
-
-@dataclass(frozen=True)
-class _Graph:
-    graph: torch.cuda.CUDAGraph
-    results: Tensor  # int32 [3, size]: tokens, flags, whether the stream is finite
-
-
-class DecodeGraphs:
-    """Graphs by number of rows and by whether any row filters; each is captured when it is first needed."""
+class DecodeStep:
+    """The work of one decode step on the device. inputs: int32 [2, most] there: rows (PADDING: none), and positions."""
 
     def __init__(self, decoder: Decoder, rows: Rows, cache: KVCache, attention: PagedAttention) -> None:
-        self._decoder, self._rows, self._cache, self._attention = decoder, rows, cache, attention
         most = len(rows.states)
-        self._sizes = graph_sizes(most)
-        self._inputs = torch.full((2, most), PADDING, dtype=torch.int32, device=rows.device)
-        self._graphs: dict[tuple[int, bool], _Graph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
-        # one more than steps may be unfinished: the oldest is read while two others are under way
-        self._host_inputs = [torch.empty((2, most), dtype=torch.int32, pin_memory=True) for _ in range(3)]
-        self._host_results = [torch.empty(3 * most, dtype=torch.int32, pin_memory=True) for _ in range(3)]
-        self._turn = 0
+        self._decoder, self._rows, self._cache, self._attention = decoder, rows, cache, attention
+        self._workspace = sampling.make_workspace(most, rows.vocab_size, rows.device)
+        self.inputs = torch.zeros((2, most), dtype=torch.int32, device=rows.device)
 
-    def run(self, steps: Sequence[RowStep], download: Download) -> np.ndarray | None:
-        """int32 [3, n] on the host, filled once `download` is done; None: the step is not one for a graph."""
-        count = len(steps)
-        if not count or (self._rows.special and any(step.row in self._rows.special for step in steps)):
-            return None
-        plan = np.array([(step.row, step.start, step.count, step.sample) for step in steps], np.int32).T
-        if not plan[2:].min() == plan[2:].max() == 1 or (plan[1] >= self._rows.room[plan[0]]).any():
-            return None
-        size = next(size for size in self._sizes if size >= count)
-        filtered = bool(self._rows.filtered) and any(step.row in self._rows.filtered for step in steps)
-        graph = self._graphs.get((size, filtered)) or self._capture(size, filtered)
-        self._turn = (self._turn + 1) % 3
-        inputs, results = self._host_inputs[self._turn], self._host_results[self._turn][: 3 * size]
-        given = inputs.numpy()
-        given[:, :count] = plan[:2]
-        given[0, count:size] = PADDING
-        self._inputs.copy_(inputs, non_blocking=True)
-        graph.graph.replay()
-        results.copy_(graph.results.view(-1), non_blocking=True)
-        return results.numpy().reshape(3, size)[:, :count]
+    def run(self, size: int, *, filtered: bool, blank: bool = False) -> Tensor:
+        """The first `size` of the inputs -> int32 [3, size]: tokens, the sampler's flags, whether all was finite.
 
-    def capture_all(self) -> None:
-        """All sizes without filters, the largest first, so that the smaller ones fit in its memory."""
-        begin = time.perf_counter()
-        for size in reversed(self._sizes):
-            if (size, False) not in self._graphs:
-                self._capture(size, False)
-        logger.info("%d graphs captured in %.1f s", len(self._sizes), time.perf_counter() - begin)
-
-    def _capture(self, size: int, filtered: bool) -> _Graph:
-        results = torch.zeros((3, size), dtype=torch.int32, device=self._rows.device)
-        self._inputs[0].fill_(PADDING)  # whatever runs while warming up is written nowhere
-        self._step(size, filtered, results)  # kernels that were not used yet are compiled and loaded now
-        graph, current, aside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), self._stream
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                self._step(size, filtered, results)
-            finally:
-                graph.capture_end()
-        current.wait_stream(aside)
-        made = self._graphs[size, filtered] = _Graph(graph, results)
-        return made
-
-    def _step(self, size: int, filtered: bool, results: Tensor) -> None:
-        from octavo.backends.torch.kernels.inputs import decode_inputs
-        from octavo.backends.torch.kernels.sampling import sample
-
-        rows, starts = self._inputs[0, :size], self._inputs[1, :size]
+        blank: no kernel will run that makes token ids, so zeros stand in for them.
+        """
+        rows, starts = self.inputs[0, :size], self.inputs[1, :size]
         held, device = self._rows, self._rows.device
-        token_ids, seq_lens = (torch.empty(size, dtype=torch.int32, device=device) for _ in range(2))
+        results = torch.empty((3, size), dtype=torch.int32, device=device)
+        token_ids = (torch.zeros if blank else torch.empty)(size, dtype=torch.int32, device=device)
+        seq_lens = torch.empty(size, dtype=torch.int32, device=device)
         slots = torch.empty(size, dtype=torch.int64, device=device)
         decode_inputs(rows, starts, held.tokens, held.block_tables, held.block_size, token_ids, slots, seq_lens)
         every = torch.arange(size, device=device)
@@ -130,15 +65,117 @@ class DecodeGraphs:
             block_size=held.block_size,
         )
         h, finite = self._decoder.finish(self._decoder.forward(batch, self._cache, self._attention), every)
-        logits = self._decoder.logits(h)
-        sample(
-            logits, rows, starts + 1, held.floats, held.integers, held.tokens, results[0], results[1], filtered=filtered
-        )
         results[2].copy_(finite)
+        logits = self._decoder.logits(h)
+        self.sample(logits, rows, starts + 1, results, filtered=filtered)
+        return results
+
+    def sample(self, logits: Tensor, rows: Tensor, positions: Tensor, results: Tensor, *, filtered: bool) -> None:
+        """A token for each of `rows` at `positions`, int32 [n], to where it belongs; results [0], [1] as of `run`."""
+        out, work = (results[0], results[1]), self._workspace
+        sampling.sample(logits, rows, positions, self._rows, *out, workspace=work, filtered=filtered)
 
 
-def make_graphs(decoder: Decoder, rows: Rows, cache: KVCache, attention: PagedAttention) -> DecodeGraphs | None:
-    """None where there are no graphs: on a CPU, or where an attention implementation cannot be captured."""
-    if rows.device.type != "cuda" or not attention.capturable:
-        return None
-    return DecodeGraphs(decoder, rows, cache, attention)
+@dataclass(frozen=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    results: Tensor  # as DecodeStep.run's, of the last replay
+
+
+class DecodeSteps:
+    """Decode steps of plans; on a GPU as graphs, by number of rows and by whether any row filters."""
+
+    def __init__(self, step: DecodeStep, rows: Rows, *, graphs: bool) -> None:
+        self._step, self._rows = step, rows
+        most = len(rows.states)
+        self._sizes = padded_sizes(most)
+        self._graphs: dict[tuple[int, bool], _Graph] | None = {} if graphs else None
+        self._pool = torch.cuda.graph_pool_handle() if graphs else None
+
+    def run(self, plan: StepPlan, download: Download) -> Callable[[], StepResult] | None:
+        """Launch the step; what it returns gives the result after `download`. None: not a decode step."""
+        columns = self._columns(plan.rows)
+        if columns is None:
+            return None
+        count = len(plan.rows)
+        size = next(size for size in self._sizes if size >= count)
+        filtered = bool(self._rows.filtered) and any(step.row in self._rows.filtered for step in plan.rows)
+        made = self._launch(upload_array(_padded(columns, size), self._rows.device), size, filtered)
+        return partial(_result, plan, download.add(made).numpy()[:, :count])
+
+    def draw(self, logits: Tensor, rows: list[int], positions: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """As part of an eager step: tokens [n], whether the logits were finite, whether no token was left."""
+        both = upload([rows, positions], torch.int32, self._rows.device)
+        results = torch.empty((2, len(rows)), dtype=torch.int32, device=both.device)
+        filtered = not self._rows.filtered.isdisjoint(rows)
+        self._step.sample(logits, both[0], both[1], results, filtered=filtered)
+        return results[0], results[1] != sampling.NOT_FINITE, results[1] == sampling.NONE_LEFT
+
+    def warm(self) -> None:
+        """Go through what the sizes differ in, for the sake of the kernels that are met (device/compile.py)."""
+        for size in {size for size in self._sizes if size <= 64} | set(self._sizes[-2:]):
+            self._step.run(size, filtered=size == 1, blank=True)
+
+    def _columns(self, steps: list[RowStep]) -> np.ndarray | None:
+        """int32 [2, n], rows and positions; None where a row runs more, does not sample, asks more or cannot run."""
+        special = self._rows.special
+        if not steps or (special and any(step.row in special for step in steps)):
+            return None
+        if not all(step.count == 1 and step.sample for step in steps):
+            return None
+        columns = np.array([[step.row for step in steps], [step.start for step in steps]], np.int32)
+        room = self._rows.room[columns[0]]
+        return columns if ((columns[1] >= 0) & (columns[1] < room)).all() else None
+
+    def _launch(self, inputs: Tensor, size: int, filtered: bool) -> Tensor:
+        graph = self._graph(size, filtered=filtered)
+        self._step.inputs[:, :size] = inputs
+        if graph is None:
+            return self._step.run(size, filtered=filtered)
+        graph.graph.replay()
+        return graph.results
+
+    def _graph(self, size: int, *, filtered: bool) -> _Graph | None:
+        if self._graphs is None:
+            return None
+        if (size, filtered) not in self._graphs:
+            self._graphs[size, filtered] = self._capture(size, filtered)
+        return self._graphs[size, filtered]
+
+    def _capture(self, size: int, filtered: bool) -> _Graph:
+        # what runs while warming up is written nowhere, and reads what is there
+        self._step.inputs[0].fill_(PADDING)
+        self._step.inputs[1].zero_()
+        self._step.run(size, filtered=filtered)  # kernels not used yet are compiled and loaded now
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # not torch.cuda.graph(), which waits for the device and collects garbage each time
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                results = self._step.run(size, filtered=filtered)
+            finally:
+                graph.capture_end()
+        current.wait_stream(aside)
+        return _Graph(graph, results)
+
+
+def _padded(columns: np.ndarray, size: int) -> np.ndarray:
+    padded = np.zeros((2, size), np.int32)
+    padded[0] = PADDING
+    padded[:, : columns.shape[1]] = columns
+    return padded
+
+
+def _result(plan: StepPlan, decoded: np.ndarray) -> StepResult:
+    """decoded: as DecodeStep.run's, on the host, of the plan's rows."""
+    tokens, flags, finite = decoded
+    failed = {}
+    if flags.any() or not finite.all():
+        for i, step in enumerate(plan.rows):
+            if flags[i] == sampling.NOT_FINITE or not finite[i]:
+                failed[step.row] = NOT_FINITE
+            elif flags[i] == sampling.NONE_LEFT:
+                failed[step.row] = NOTHING_TO_SAMPLE
+    return StepResult(step=plan.step, tokens=tokens.tolist(), failed=failed)

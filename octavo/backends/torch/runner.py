@@ -6,25 +6,29 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.select import AttentionStack
+from octavo.backends.torch.batch import make_batch
+from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
 from octavo.backends.torch.device.memory import activation_bytes, device_bytes
-from octavo.backends.torch.graphs import make_graphs
 from octavo.backends.torch.layers.decoder import Decoder, check_words
 from octavo.backends.torch.ops.select import choose_ops
 from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.step import Launched, StepRunner, collect
 from octavo.backends.torch.weights import load_weights
 from octavo.base.errors import ConfigError, UnsupportedError
-from octavo.base.types.plan import StepPlan, StepResult
+from octavo.base.types.plan import RowStep, StepPlan, StepResult
 from octavo.base.types.ports import DeviceMemory, Progress
 from octavo.base.types.tensor import Weights
 from octavo.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from octavo.backends.torch.graphs import DecodeSteps
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,8 @@ class TorchBackend:
         self._dtype_name, self._cache_dtype_name = dtype, kv_cache_dtype
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
         self._max_num_tokens, self._block_size = max_num_batched_tokens, block_size
+        self.graphs = self._device.type == "cuda"
+        """Decode steps as graphs; to be turned off before `allocate`."""
         self._decoder: Decoder | None = None
         self._attention: AttentionStack | None = None
         self._runner: StepRunner | None = None
@@ -111,8 +117,8 @@ class TorchBackend:
                 device=self._device,
             )
             self._attention = AttentionStack(decoder.spec, cache, max_num_seqs=self._max_num_seqs)
-            graphs = make_graphs(decoder, rows, cache, self._attention)
-        self._runner = StepRunner(decoder, rows, cache, self._attention, graphs)
+            decodes = self._decode_steps(decoder, rows, cache, self._attention)
+        self._runner = StepRunner(decoder, rows, cache, self._attention, decodes)
 
     def begin(self, plan: StepPlan) -> None:
         """Hand the step to the worker; returns at once."""
@@ -148,6 +154,22 @@ class TorchBackend:
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._unfinished.clear()
         self._decoder = self._attention = self._runner = None
+
+    def _decode_steps(
+        self, decoder: Decoder, rows: Rows, cache: KVCache, attention: AttentionStack
+    ) -> DecodeSteps | None:
+        """None where there are no kernels."""
+        if not attention.capturable:
+            return None
+        from octavo.backends.torch.graphs import DecodeStep, DecodeSteps
+
+        decodes = DecodeSteps(DecodeStep(decoder, rows, cache, attention), rows, graphs=self.graphs)
+        if self._device.type == "cuda":
+            with compile_only():
+                decodes.warm()
+                for count in {min(self._max_num_tokens, self._max_model_len, n) for n in (100, 2048)}:
+                    decoder.forward(make_batch([RowStep(0, 0, count, True)], rows), cache, attention)
+        return decodes
 
     def _loaded(self) -> Decoder:
         if self._decoder is None:

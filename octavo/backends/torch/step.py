@@ -6,23 +6,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch, make_batch
-from octavo.backends.torch.device.transfer import Download, upload
-from octavo.backends.torch.graphs import FLAG_NOT_FINITE, DecodeGraphs
-from octavo.backends.torch.layers.decoder import Decoder, Stream
+from octavo.backends.torch.device.transfer import Download, staging, upload
+from octavo.backends.torch.layers.decoder import Decoder
+from octavo.backends.torch.ops.port import Stream
 from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.sampling.group import Group
 from octavo.backends.torch.sampling.logprobs import Logprobs, is_finite, token_logprobs
 from octavo.backends.torch.sampling.sampler import choose_tokens
 from octavo.base.types.plan import RowStep, StepPlan, StepResult, TokenLogprobs
+
+if TYPE_CHECKING:
+    from octavo.backends.torch.graphs import DecodeSteps
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ class Sampled:
 class Launched:
     """A step under way. finite: bool, parallel to `ran`.  prompt: row -> (first position, log probabilities).
 
-    decoded: what came of a step that ran as a graph (graphs.Decoded), parallel to the plan's rows.
+    decoded: of a step of single tokens alone, gives the result after `download`.
     """
 
     plan: StepPlan
@@ -58,11 +62,11 @@ class Launched:
     sampled: list[Sampled] = field(default_factory=list)
     prompt: dict[int, tuple[int, list[Logprobs]]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
-    decoded: np.ndarray | None = None
+    decoded: Callable[[], StepResult] | None = None
 
 
 class StepRunner:
-    """Runs steps over the model, its rows and its cache; by graphs where there are any and the step allows it."""
+    """Runs steps over the model, its rows and its cache; decode steps by `decodes` where that takes them."""
 
     def __init__(
         self,
@@ -70,18 +74,20 @@ class StepRunner:
         rows: Rows,
         cache: KVCache,
         attention: PagedAttention,
-        graphs: DecodeGraphs | None = None,
+        decodes: DecodeSteps | None = None,
     ) -> None:
         self._decoder, self._rows, self._cache, self._attention = decoder, rows, cache, attention
-        self._graphs = graphs
+        self._decodes = decodes
 
     def launch(self, plan: StepPlan) -> Launched:
         """Carry the plan out. Raises only what concerns the whole step."""
+        if self._rows.device.type != "cpu":
+            staging().next_step()
         launched = Launched(plan, Download(self._rows.device))
         self._rows.apply(plan)
         self._cache.copy_blocks(plan.copies)
-        if self._graphs is not None:
-            launched.decoded = self._graphs.run(plan.rows, launched.download)
+        if self._decodes is not None:
+            launched.decoded = self._decodes.run(plan, launched.download)
         if launched.decoded is None:
             self._run_eager(plan, launched)
         launched.download.seal()
@@ -132,6 +138,9 @@ class StepRunner:
         row_ids = upload(rows, torch.int64, self._rows.device)
         positions = [batch.steps[i].start + batch.steps[i].count for i in indices]
         logits = self._logits(stream, batch.last[at])
+        if self._decodes is not None and self._rows.special.isdisjoint(rows):
+            tokens, finite, empty = map(download.add, self._decodes.draw(logits, rows, positions))
+            return Sampled(rows, tokens, finite, empty, [])
         finite = logits.isfinite().all(-1)
         group = self._group(rows, row_ids, positions)
         raw = _raw_logits(logits, group)
@@ -186,7 +195,7 @@ def collect(launched: Launched) -> StepResult:
     """Wait for the results of a step."""
     launched.download.wait()
     if launched.decoded is not None:
-        return _collect_decoded(launched.plan, launched.decoded)
+        return launched.decoded()
     failed = dict(launched.failed)
     if launched.finite is not None:
         for row, finite in zip(launched.ran, launched.finite.tolist(), strict=True):
@@ -217,18 +226,6 @@ def collect(launched: Launched) -> StepResult:
         prompt_logprobs={row: entries for row, entries in prompt.items() if row not in failed},
         failed=failed,
     )
-
-
-def _collect_decoded(plan: StepPlan, decoded: np.ndarray) -> StepResult:
-    tokens, flags, finite = decoded
-    failed = {}
-    if flags.any() or not finite.all():
-        for i, step in enumerate(plan.rows):
-            if flags[i] == FLAG_NOT_FINITE or not finite[i]:
-                failed[step.row] = NOT_FINITE
-            elif flags[i]:
-                failed[step.row] = NOTHING_TO_SAMPLE
-    return StepResult(step=plan.step, tokens=tokens.tolist(), failed=failed)
 
 
 def _finite_rows(stream: Stream, batch: Batch) -> Tensor:

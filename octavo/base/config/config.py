@@ -70,7 +70,9 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The paged KV cache."""
 
-    block_size: Annotated[Literal[8, 16, 32, 64, 128], _d("Tokens a block.")] = 16
+    block_size: Annotated[
+        Literal[8, 16, 32, 64, 128] | None, _d("Tokens a block; where not given 16 on a CPU and 64 on a GPU.")
+    ] = None
     kv_cache_memory_bytes: Annotated[Positive | None, _d("Bytes for the cache; without it at most 4 GiB on a CPU.")] = (
         None
     )
@@ -90,7 +92,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """What runs when."""
 
     max_num_seqs: Annotated[int, _d("Most sequences in one step.", ge=1, le=4096)] = 64
-    max_num_batched_tokens: Annotated[Positive | None, _d("Most tokens in one step; 2048 where not given.")] = None
+    max_num_batched_tokens: Annotated[
+        Positive | None, _d("Most tokens in one step; where not given 2048 on a CPU and 8192 on a GPU.")
+    ] = None
     enable_chunked_prefill: Annotated[bool, _d("A prompt may be split over steps.")] = True
     scheduling_policy: Annotated[Literal["fcfs", "priority"], _d("priority: lower values first, then arrival.")] = (
         "fcfs"

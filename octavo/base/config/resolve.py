@@ -10,7 +10,8 @@ from octavo.base.config.config import PARTS, EngineConfig, ModelConfig, Schedule
 from octavo.base.config.options import build_struct
 from octavo.base.errors import ConfigError
 
-DEFAULT_BATCHED_TOKENS = 2048
+DEFAULT_BATCHED_TOKENS, DEFAULT_BATCHED_TOKENS_GPU = 2048, 8192
+DEFAULT_BLOCK_SIZE, DEFAULT_BLOCK_SIZE_GPU = 16, 64
 MIN_QUEUED_REQUESTS = 256
 
 
@@ -26,16 +27,18 @@ def from_options(options: dict[str, Any]) -> EngineConfig:
     return EngineConfig(**parts)
 
 
-def resolve(config: EngineConfig, *, max_position: int) -> EngineConfig:
-    """Fill in max_model_len, max_num_batched_tokens and max_num_queued_reqs.
+def resolve(config: EngineConfig, *, max_position: int, on_gpu: bool = False) -> EngineConfig:
+    """Fill in max_model_len, block_size, max_num_batched_tokens and max_num_queued_reqs.
 
     max_position: tokens the model was made for. ConfigError where options contradict each other or the model.
     """
     max_model_len = _max_model_len(config.model, max_position)
+    default = DEFAULT_BLOCK_SIZE_GPU if on_gpu else DEFAULT_BLOCK_SIZE
     return msgspec.structs.replace(
         config,
         model=msgspec.structs.replace(config.model, max_model_len=max_model_len),
-        scheduler=_scheduler(config.scheduler, max_model_len),
+        cache=msgspec.structs.replace(config.cache, block_size=config.cache.block_size or default),
+        scheduler=_scheduler(config.scheduler, max_model_len, on_gpu=on_gpu),
     )
 
 
@@ -52,10 +55,10 @@ def _max_model_len(model: ModelConfig, max_position: int) -> int:
     return asked
 
 
-def _scheduler(scheduler: SchedulerConfig, max_model_len: int) -> SchedulerConfig:
+def _scheduler(scheduler: SchedulerConfig, max_model_len: int, *, on_gpu: bool) -> SchedulerConfig:
     batched = scheduler.max_num_batched_tokens
     if batched is None:
-        batched = DEFAULT_BATCHED_TOKENS
+        batched = DEFAULT_BATCHED_TOKENS_GPU if on_gpu else DEFAULT_BATCHED_TOKENS
         if not scheduler.enable_chunked_prefill:
             batched = max(batched, max_model_len)
         batched = max(batched, scheduler.max_num_seqs)

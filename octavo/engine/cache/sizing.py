@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from octavo.base.config.config import CacheConfig
+from octavo.base.config.resolve import DEFAULT_BLOCK_SIZE
 from octavo.base.errors import ConfigError
 from octavo.base.types.ports import DeviceMemory
 
@@ -26,8 +27,9 @@ def num_blocks(
     context, if that is more) is taken unasked.  utilization: share of all memory for weights and cache together.
     Raises ConfigError with the numbers where not even one context fits.
     """
-    block_bytes = kv_bytes_per_token * cache.block_size
-    one_context = -(-max_model_len // cache.block_size)
+    block_size = cache.block_size or DEFAULT_BLOCK_SIZE
+    block_bytes = kv_bytes_per_token * block_size
+    one_context = -(-max_model_len // block_size)
     if cache.num_gpu_blocks_override is not None:
         blocks, flag = cache.num_gpu_blocks_override, "--num-gpu-blocks-override"
     elif cache.kv_cache_memory_bytes is not None:
@@ -40,7 +42,7 @@ def num_blocks(
         flag = "--gpu-memory-utilization"
     if blocks < one_context:
         need, have = one_context * block_bytes / 2**20, blocks * block_bytes / 2**20
-        shorter = f"lower --max-model-len to {blocks * cache.block_size} or less, or " if blocks else ""
+        shorter = f"lower --max-model-len to {blocks * block_size} or less, or " if blocks else ""
         raise ConfigError(
             f"a context of {max_model_len} tokens takes {need:.0f} MiB of KV cache, there is room for {have:.0f} MiB; "
             f"{shorter}raise {flag}",

@@ -147,8 +147,8 @@ def test_choice_is_the_first_that_takes_the_case_and_is_logged(caplog: pytest.Lo
         stack = AttentionStack(model, cache, max_num_seqs=4)
     assert stack.names == ["sdpa", "reference", "sdpa"]
     assert [record.getMessage() for record in caplog.records] == [
-        "attention: sdpa, from layer 0",
-        "attention: reference (not sdpa: softcap 2), from layer 1",
+        "attention: sdpa (not kernels: device cpu), from layer 0",
+        "attention: reference (not kernels: device cpu; sdpa: softcap 2), from layer 1",
     ]
 
 

@@ -29,6 +29,10 @@ class KVCache:
             for layer in spec.layers
         ]
 
+    def layer(self, layer: int) -> Tensor:
+        """[2, num_blocks, block_size, kv_heads, head_dim]."""
+        return self._layers[layer]
+
     def slots(self, layer: int) -> Tensor:
         """[2, num_blocks * block_size, kv_heads, head_dim], a view."""
         return self._layers[layer].flatten(1, 2)

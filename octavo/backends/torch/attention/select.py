@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
+from octavo.backends.torch.attention.paged import KERNELS
 from octavo.backends.torch.attention.port import Case, Implementation, PagedAttention
 from octavo.backends.torch.attention.reference import REFERENCE
 from octavo.backends.torch.attention.sdpa import SDPA
@@ -17,7 +18,7 @@ from octavo.models.spec import Attention, ModelSpec
 
 logger = logging.getLogger(__name__)
 
-IMPLEMENTATIONS: tuple[Implementation, ...] = (SDPA, REFERENCE)
+IMPLEMENTATIONS: tuple[Implementation, ...] = (KERNELS, SDPA, REFERENCE)
 
 
 def choose(case: Case, implementations: Sequence[Implementation] = IMPLEMENTATIONS) -> tuple[Implementation, list[str]]:

@@ -9,6 +9,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
+TURNS = 3
+"""Steps whose transfers may be pending: two that are under way, and the one that is being launched."""
+
+ARENA_BYTES, ALIGNMENT = 4 << 20, 64
+
+
+class Staging:
+    """Page-locked memory for a step's transfers, handed out piece by piece: to get some from the system may wait for
+    the device. What a step took is handed out again TURNS steps later, when that step was read."""
+
+    def __init__(self, *, pinned: bool = True) -> None:
+        self._pinned = pinned
+        self._arenas = [torch.empty(ARENA_BYTES, dtype=torch.uint8, pin_memory=pinned) for _ in range(TURNS)]
+        self._turn = self._used = 0
+
+    def next_step(self) -> None:
+        """A step begins."""
+        self._turn, self._used = (self._turn + 1) % TURNS, 0
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialized host tensor; one of its own where the step's share is used up."""
+        begin = -(-self._used // ALIGNMENT) * ALIGNMENT
+        end = begin + torch.Size(shape).numel() * dtype.itemsize
+        if end > ARENA_BYTES:
+            return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._pinned)
+        self._used = end
+        return self._arenas[self._turn][begin:end].view(dtype).view(tuple(shape))
+
+
+_staging: Staging | None = None
+
+
+def staging() -> Staging:
+    """The process's."""
+    global _staging
+    if _staging is None:
+        _staging = Staging()
+    return _staging
+
 
 def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A new device tensor of (nested) host numbers."""
@@ -21,7 +60,9 @@ def upload_array(values: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _up(host: Tensor, device: torch.device) -> Tensor:
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+    if device.type == "cpu":
+        return host
+    return staging().take(host.shape, host.dtype).copy_(host).to(device, non_blocking=True)
 
 
 class Download:
@@ -34,8 +75,7 @@ class Download:
         """The host tensor that will hold `tensor`'s numbers; on a CPU `tensor` itself, which nobody may write to."""
         if self._event is None:
             return tensor
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return host.copy_(tensor, non_blocking=True)
+        return staging().take(tensor.shape, tensor.dtype).copy_(tensor, non_blocking=True)
 
     def seal(self) -> None:
         """No more copies follow."""

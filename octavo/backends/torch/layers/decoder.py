@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,23 +11,12 @@ from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch
 from octavo.backends.torch.layers.mlp import ACTIVATIONS
-from octavo.backends.torch.ops.port import Ops
-from octavo.backends.torch.weights import LayerWeights, ModelWeights, MoEWeights
+from octavo.backends.torch.ops.port import Ops, Stream
+from octavo.backends.torch.weights import LayerWeights, MlpWeights, ModelWeights, MoEWeights
 from octavo.base.errors import UnsupportedError
 from octavo.models.spec import Attention, GatedMLP, Layer, ModelSpec, MoE, RMSNorm
 
 WORDS = (Attention, GatedMLP, MoE, RMSNorm)
-
-
-class Stream(NamedTuple):
-    """[tokens, hidden], each. The residual stream is x + delta; delta None: x alone."""
-
-    x: Tensor
-    delta: Tensor | None
-
-    def total(self) -> Tensor:
-        """x + delta."""
-        return self.x if self.delta is None else self.x + self.delta
 
 
 class Decoder:
@@ -43,18 +32,17 @@ class Decoder:
         attention.plan(batch)
         stream = Stream(self.ops.embed(batch.token_ids, self.weights.embed, self.spec.embedding_scale), None)
         for i, (layer, weights) in enumerate(zip(self.spec.layers, self.weights.layers, strict=True)):
-            x, h = self._norm_in(stream, weights.pre_mixer, layer.pre_mixer)
-            qkv = self.ops.linear(h, weights.qkv, weights.qkv_bias)
+            x, qkv = self._project(stream, layer, weights)
             q = self.ops.attention_inputs(qkv, weights, layer.mixer, batch, cache=cache, layer=i)
             out = self.ops.linear(attention.run(q, i).flatten(1), weights.o, weights.o_bias)
             stream = Stream(x, self._norm_out(out, weights.post_mixer, layer.post_mixer))
-            x, h = self._norm_in(stream, weights.pre_ffn, layer.pre_ffn)
-            stream = Stream(x, self._norm_out(self._feed(h, layer, weights), weights.post_ffn, layer.post_ffn))
+            x, out = self._feed(stream, layer, weights)
+            stream = Stream(x, self._norm_out(out, weights.post_ffn, layer.post_ffn))
         return stream
 
     def finish(self, stream: Stream, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """For tokens int64 [n]: what the head reads, [n, hidden], and int32 [n]: 1 where the stream is finite."""
-        return self.ops.finish(*stream, tokens, self.weights.final_norm, self.spec.final_norm)
+        return self.ops.finish(stream, tokens, self.weights.final_norm, self.spec.final_norm)
 
     def logits(self, h: Tensor) -> Tensor:
         """h: of `finish` -> float32 [n, vocab]."""
@@ -66,20 +54,28 @@ class Decoder:
             logits = head.softcap * torch.tanh(logits / head.softcap)
         return logits
 
-    def _norm_in(self, stream: Stream, weight: Tensor | None, norm: RMSNorm | None) -> tuple[Tensor, Tensor]:
-        """The stream with nothing waiting, and what the next branch reads."""
-        if weight is None or norm is None:
+    def _project(self, stream: Stream, layer: Layer, weights: LayerWeights) -> tuple[Tensor, Tensor]:
+        """x, and q, k and v of what the mixer reads."""
+        if layer.pre_mixer is None or weights.pre_mixer is None:
             x = stream.total()
-            return x, x
-        return stream.x, self.ops.add_norm(*stream, weight, norm)
+            return x, self.ops.linear(x, weights.qkv, weights.qkv_bias)
+        return self.ops.norm_linear(stream, weights.pre_mixer, layer.pre_mixer, weights.qkv, weights.qkv_bias)
 
     def _norm_out(self, y: Tensor, weight: Tensor | None, norm: RMSNorm | None) -> Tensor:
         return y if weight is None or norm is None else self.ops.norm(y, weight, norm)
 
-    def _feed(self, h: Tensor, layer: Layer, weights: LayerWeights) -> Tensor:
-        if isinstance(weights.ffn, MoEWeights):
-            return self.ops.mixture(h, weights.ffn, cast(MoE, layer.ffn))
-        return self.ops.mlp(h, weights.ffn, layer.ffn.act)
+    def _feed(self, stream: Stream, layer: Layer, weights: LayerWeights) -> tuple[Tensor, Tensor]:
+        """x, and what the feed-forward branch makes of it."""
+        ffn, norm, weight = weights.ffn, layer.pre_ffn, weights.pre_ffn
+        if isinstance(ffn, MlpWeights) and norm is not None and weight is not None:
+            return self.ops.norm_mlp(stream, weight, norm, ffn, layer.ffn.act)
+        if norm is None or weight is None:
+            x = h = stream.total()
+        else:
+            x, h = self.ops.add_norm(stream, weight, norm)
+        if isinstance(ffn, MoEWeights):
+            return x, self.ops.mixture(h, ffn, cast(MoE, layer.ffn))
+        return x, self.ops.mlp(h, ffn, layer.ffn.act)
 
 
 def check_words(spec: ModelSpec) -> None:

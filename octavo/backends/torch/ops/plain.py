@@ -13,6 +13,7 @@ from octavo.backends.torch.layers.mlp import gated_mlp
 from octavo.backends.torch.layers.moe import mixture
 from octavo.backends.torch.layers.norm import rms_norm
 from octavo.backends.torch.layers.rope import apply_rope, rope_turns
+from octavo.backends.torch.ops.port import Stream
 from octavo.backends.torch.weights import LayerWeights, MlpWeights, MoEWeights
 from octavo.models.spec import Attention, MoE, RMSNorm
 
@@ -26,17 +27,25 @@ class PlainOps:
         # the scale is rounded to the arithmetic's type, as the reference implementation does
         return x if scale == 1.0 else x * torch.tensor(scale, dtype=x.dtype, device=x.device)
 
-    def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, norm: RMSNorm) -> Tensor:
+    def add_norm(self, stream: Stream, weight: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
         """As port.Ops.add_norm."""
-        return rms_norm(x if delta is None else x.add_(delta), weight, norm)
+        x = stream.x if stream.delta is None else stream.x.add_(stream.delta)
+        return x, rms_norm(x, weight, norm)
 
     def norm(self, x: Tensor, weight: Tensor, norm: RMSNorm) -> Tensor:
         """As port.Ops.norm."""
         return rms_norm(x, weight, norm)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def linear(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """As port.Ops.linear."""
-        return linear(x, weight, bias)
+        return linear(h, weight, bias)
+
+    def norm_linear(
+        self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As port.Ops.norm_linear."""
+        x, h = self.add_norm(stream, norm_weight, norm)
+        return x, linear(h, weight, bias)
 
     def attention_inputs(
         self, qkv: Tensor, weights: LayerWeights, mixer: Attention, batch: Batch, *, cache: KVCache, layer: int
@@ -57,14 +66,20 @@ class PlainOps:
         """As port.Ops.mlp."""
         return gated_mlp(h, weights, act)
 
+    def norm_mlp(
+        self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weights: MlpWeights, act: str
+    ) -> tuple[Tensor, Tensor]:
+        """As port.Ops.norm_mlp."""
+        x, h = self.add_norm(stream, norm_weight, norm)
+        return x, gated_mlp(h, weights, act)
+
     def mixture(self, h: Tensor, weights: MoEWeights, moe: MoE) -> Tensor:
         """As port.Ops.mixture."""
         return mixture(h, weights, moe)
 
-    def finish(
-        self, x: Tensor, delta: Tensor | None, last: Tensor, weight: Tensor, norm: RMSNorm
-    ) -> tuple[Tensor, Tensor]:
+    def finish(self, stream: Stream, last: Tensor, weight: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
         """As port.Ops.finish."""
+        x, delta = stream
         final = x[last] if delta is None else x[last] + delta[last]
         return rms_norm(final, weight, norm), final.isfinite().all(-1).int()
 

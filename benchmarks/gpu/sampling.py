@@ -1,0 +1,215 @@
+"""Checks kernels/sampling.py on the GPU against PyTorch in float64, then times it: one JSON line a case.
+
+Run from the repository root: PYTHONPATH=. python benchmarks/gpu/sampling.py. "us" is of one call in a captured graph;
+"error" is the largest score that a drawn token lacks on the best allowed one, "outside" counts rows whose token is not
+allowed (those within float32 rounding of the boundary of top_p or min_p may be), "flags" rows with a flag.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+import triton
+from torch import Tensor
+
+from octavo.backends.torch.kernels import sampling as kernel
+from octavo.backends.torch.sampling.random import gumbel_noise
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+VOCAB = 151936
+WIDTH = 1024
+# name: (temperature, top_p, top_k (0: none), min_p)
+MODES = {
+    "greedy": (0.0, 1.0, 0, 0.0),
+    "plain": (0.8, 1.0, 0, 0.0),
+    "top_p": (1.0, 0.9, 0, 0.0),
+    "top_k": (1.0, 1.0, 50, 0.0),
+    "top_k_top_p": (0.7, 0.95, 20, 0.0),
+    "min_p": (1.0, 1.0, 0, 0.05),
+}
+
+
+def steep(batch: int, vocab: int, dtype: torch.dtype) -> Tensor:
+    """Probabilities that fall with rank^-1.5, roughly a language model's: 60 tokens reach 0.9, 240 reach 0.95."""
+    ranks = torch.rand(batch, vocab, device=DEVICE).argsort(-1).float() + 1
+    return (20 - 1.5 * ranks.log() + 0.1 * torch.randn(batch, vocab, device=DEVICE)).to(dtype)
+
+
+def flat(batch: int, vocab: int, dtype: torch.dtype) -> Tensor:
+    """Tens of thousands of tokens reach 0.9: every row has to read its logits again."""
+    return torch.randn(batch, vocab, device=DEVICE).to(dtype)
+
+
+def make_case(logits: Tensor, mode: str) -> SimpleNamespace:
+    """Arguments of sample for these logits; mode "mixed" takes all MODES in turn."""
+    batch, vocab = logits.shape
+    names = list(MODES) if mode == "mixed" else [mode]
+    chosen = [MODES[names[b % len(names)]] for b in range(batch)]
+    floats, integers = torch.ones(batch, 6), torch.randint(-(2**63), 2**63 - 1, (batch, 2))
+    for b, (temperature, top_p, top_k, min_p) in enumerate(chosen):
+        floats[b, :3] = torch.tensor([temperature, top_p, min_p])
+        integers[b, 1] = top_k or vocab
+    tokens = torch.zeros(batch, WIDTH + 1, dtype=torch.int32, device=DEVICE)
+    return SimpleNamespace(
+        logits=logits,
+        rows=torch.arange(batch, dtype=torch.int32, device=DEVICE).flip(0).contiguous(),
+        positions=torch.randint(0, WIDTH, (batch,), dtype=torch.int32, device=DEVICE),
+        arrays=SimpleNamespace(floats=floats.to(DEVICE), integers=integers.to(DEVICE), tokens=tokens),
+        out=torch.full((batch,), -7, dtype=torch.int32, device=DEVICE),
+        flags=torch.full((batch,), -7, dtype=torch.int32, device=DEVICE),
+        workspace=kernel.make_workspace(batch, vocab, DEVICE),
+        filtered=mode not in ("greedy", "plain"),
+    )
+
+
+def call(case: SimpleNamespace, logits: Tensor) -> None:
+    """The kernel on a case, of these logits."""
+    kernel.sample(
+        logits, case.rows, case.positions, case.arrays, case.out, case.flags,
+        workspace=case.workspace, filtered=case.filtered,
+    )  # fmt: skip
+
+
+def reference(case: SimpleNamespace, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Rows first to last -> float64 scores [rows, vocab], and bool: what the filters leave."""
+    rows = case.rows[first:last].long()
+    floats, (seeds, top_k) = case.arrays.floats[rows], case.arrays.integers[rows].unbind(1)
+    temperature, top_p, min_p = floats[:, 0:1], floats[:, 1:2].double(), floats[:, 2:3].double()
+    greedy = temperature < 1e-5
+    x = (case.logits[first:last].float() / torch.where(greedy, 1.0, temperature)).double()
+    noise = gumbel_noise(seeds, case.positions[first:last].long(), x.shape[1]).double()
+    kept_x = x.masked_fill(x < x.amax(-1, keepdim=True) + min_p.log(), -torch.inf)
+    values, order = kept_x.sort(dim=-1, descending=True, stable=True)
+    values = values.masked_fill(values < values.gather(1, top_k[:, None] - 1), -torch.inf)
+    probabilities = values.softmax(-1)
+    above = probabilities.cumsum(-1) - probabilities
+    kept = (values > -torch.inf) & ((above < top_p) | (top_p >= 1))
+    allowed = torch.empty_like(kept).scatter_(1, order, kept)
+    return torch.where(greedy, x, x + noise), allowed | greedy
+
+
+def check(case: SimpleNamespace, step: int = 32) -> dict[str, float]:
+    """Runs the case once: worst lack of score, rows whose token is not allowed, flags set."""
+    case.out.fill_(-7)
+    call(case, case.logits)
+    worst, outside = 0.0, 0
+    for first in range(0, len(case.out), step):
+        token = case.out[first : first + step].long()[:, None]
+        score, allowed = reference(case, first, first + step)
+        inside = allowed.gather(1, token)
+        lack = score.masked_fill(~allowed, -torch.inf).amax(-1, keepdim=True) - score.gather(1, token)
+        worst = max(worst, float(torch.where(inside, lack, 0.0).max()))
+        outside += int((~inside).sum())
+    written = case.arrays.tokens[case.rows.long(), case.positions.long()]
+    if not torch.equal(written, case.out):
+        raise RuntimeError("the rows' tokens are not those given out")
+    return {"error": worst, "outside": outside, "flags": int(case.flags.count_nonzero())}
+
+
+def time_us(run: Callable[[int], None], calls: int, rounds: int = 7) -> float:
+    """Median time of run(0) .. run(calls - 1) in one graph, a call."""
+    run(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(calls):
+            run(i)
+    times = []
+    for _ in range(rounds):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / calls)
+    return statistics.median(times[1:])
+
+
+def bench(name: str, make: Callable[..., Tensor], batch: int, mode: str, dtype: torch.dtype = torch.float32) -> None:
+    """Checks and times one case, and prints it."""
+    line: dict[str, object] = {"kernel": "sample", "case": f"{name} {mode} B={batch} {str(dtype)[6:]}"}
+    try:
+        case = make_case(make(batch, VOCAB, dtype), mode)
+        line |= check(case)
+        # a small batch's logits are in cache when the step comes to sample, a large one's are not
+        copies = [case.logits] + [case.logits.roll(1, 0) for _ in range(2 if batch >= 64 else 0)]
+        us = time_us(lambda i: call(case, copies[i % len(copies)]), calls=6 if batch >= 64 else 20)
+        line |= {"us": round(us, 2), "tb_s": round(case.logits.nbytes / us / 1e6, 3)}
+    except Exception as error:
+        line["failed"] = f"{type(error).__name__}: {error}"[:600]
+    print(json.dumps(line), flush=True)
+
+
+def unfiltered_variant(case: SimpleNamespace, copies: list[Tensor], block: int, warps: int) -> Callable[[int], None]:
+    """The unfiltered launch with other tile sizes."""
+    vocab = case.logits.shape[1]
+    splits = triton.cdiv(vocab, block)
+    w, a = case.workspace, case.arrays
+    best = torch.zeros(case.logits.shape[0] * splits, device=DEVICE)
+    best_token = torch.zeros_like(best, dtype=torch.int32)
+
+    def run(i: int) -> None:
+        logits = copies[i % len(copies)]
+        kernel._scan_kernel[(splits, logits.shape[0])](
+            logits, case.rows, case.positions, a.floats, a.integers, a.tokens, case.out, case.flags,
+            w.arrived, best, best_token, w.weight, w.cut, w.kept, w.values, w.ids,
+            logits.stride(0), a.floats.stride(0), a.integers.stride(0), *a.tokens.shape,
+            vocab=vocab, splits=splits, filtered=False, block=block, lanes=triton.next_power_of_2(splits),
+            keep=kernel.KEEP, num_warps=warps,
+        )  # fmt: skip
+
+    return run
+
+
+def filtered_variant(case: SimpleNamespace, copies: list[Tensor], scan: int, finish: int) -> Callable[[int], None]:
+    """Both filtered launches with other numbers of warps."""
+
+    def run(i: int) -> None:
+        before = kernel.SCAN_WARPS, kernel.FINISH_WARPS
+        kernel.SCAN_WARPS, kernel.FINISH_WARPS = scan, finish
+        call(case, copies[i % len(copies)])
+        kernel.SCAN_WARPS, kernel.FINISH_WARPS = before
+
+    return run
+
+
+def tune() -> None:
+    """Tile sizes of the unfiltered launch, warps of the filtered ones."""
+    variants = [("plain", unfiltered_variant, each) for each in ((4096, 8), (2048, 4), (4096, 16), (2048, 8))]
+    variants += [("top_k_top_p", filtered_variant, each) for each in ((8, 16), (16, 16), (8, 8))]
+    for batch in (1, 256):
+        logits = steep(batch, VOCAB, torch.float32)
+        copies = [logits, logits.roll(1, 0)] if batch > 1 else [logits]
+        results: dict[str, object] = {}
+        for mode, variant, (first, second) in variants:
+            name = f"{mode} {first} {second}"
+            try:
+                run = variant(make_case(logits, mode), copies, first, second)
+                results[name] = round(time_us(run, calls=6 if batch > 1 else 20), 2)
+            except Exception as error:
+                results[name] = f"{type(error).__name__}: {error}"[:200]
+        names = "plain: tile, warps; top_k_top_p: warps of scan, finish"
+        print(json.dumps({"kernel": "sample", "case": f"tune B={batch} ({names})", "us": results}), flush=True)
+
+
+def main() -> None:
+    """All cases, the most telling first."""
+    torch.manual_seed(0)
+    for batch in (1, 256):
+        for mode in ("plain", "greedy", "top_p", "top_k_top_p", "top_k", "min_p", "mixed")[: 6 if batch == 1 else 7]:
+            bench("steep", steep, batch, mode)
+    for batch, mode in ((1, "top_p"), (1, "top_k_top_p"), (256, "top_p"), (256, "top_k_top_p")):
+        bench("flat", flat, batch, mode)
+    for batch in (8, 64):
+        for mode in ("plain", "mixed"):
+            bench("steep", steep, batch, mode)
+    bench("steep", steep, 256, "plain", torch.bfloat16)
+    tune()
+
+
+if __name__ == "__main__":
+    main()

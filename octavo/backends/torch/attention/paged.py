@@ -1,0 +1,118 @@
+"""Attention by our own kernels, straight from the cache's blocks: one for single tokens, one for spans of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from octavo.backends.torch.attention.cache import KVCache
+from octavo.backends.torch.attention.port import Case, Implementation, PagedAttention
+from octavo.backends.torch.batch import Batch
+from octavo.backends.torch.device.device import DTYPES
+from octavo.backends.torch.device.transfer import upload
+from octavo.models.spec import Attention
+
+LARGEST_HEAD, LARGEST_GROUP = 256, 16
+
+
+class KernelAttention:
+    """port.PagedAttention. A plan's tensors are made anew each step, so that steps may overlap on a stream."""
+
+    def __init__(self, layers: Mapping[int, Attention], cache: KVCache, max_num_seqs: int) -> None:
+        from octavo.backends.torch.kernels import decode_attention, prefill_attention
+
+        self._decode, self._prefill = decode_attention, prefill_attention
+        self._layers, self._cache = layers, cache
+        shapes = {_shape(layer) for layer in layers.values()}
+        self._workspaces = {
+            shape: decode_attention.make_workspace(
+                max_rows=max_num_seqs,
+                kv_heads=shape[0],
+                group=shape[1],
+                head_dim=shape[2],
+                programs=_programs(cache.device, decode_attention.PROGRAMS),
+                device=cache.device,
+            )
+            for shape in shapes
+        }
+        self._num_single = 0
+        self._plans: dict[int | None, decode_attention.Plan] = {}
+        self._tables: Tensor | None = None
+        self._tiles: dict[int, Tensor] = {}
+
+    def plan(self, batch: Batch) -> None:
+        """As port.PagedAttention.plan."""
+        self._num_single, self._plans, self._tiles = batch.num_single, {}, {}
+        self._tables = batch.block_tables
+        if batch.num_single:
+            rows, seq_lens = batch.rows[: batch.num_single], batch.seq_lens[: batch.num_single]
+            for window in {layer.window for layer in self._layers.values()}:
+                tiles = torch.empty(batch.num_single + 1, dtype=torch.int32, device=rows.device)
+                self._decode.plan_tiles(seq_lens, tiles, window=window)
+                self._plans[window] = self._decode.Plan(batch.block_tables, rows, seq_lens, tiles)
+        first, spans = batch.num_single, []
+        for step in batch.steps[batch.num_single :]:
+            spans.append((step.row, first, step.start, step.count))
+            first += step.count
+        if spans:
+            dtype = self._cache.dtype
+            for queries in {self._prefill.tile_queries(layer, dtype) for layer in self._layers.values()}:
+                self._tiles[queries] = upload(self._prefill.make_tiles(spans, queries), torch.int32, batch.rows.device)
+
+    def run(self, q: Tensor, layer: int) -> Tensor:
+        """As port.PagedAttention.run."""
+        if self._tables is None:
+            raise RuntimeError("attention: run before plan")
+        mixer, cache, single = self._layers[layer], self._cache.layer(layer), self._num_single
+        out = q.new_empty(q.shape)
+        if single:
+            self._decode.decode_attention(
+                q[:single],
+                cache,
+                self._plans[mixer.window],
+                out[:single],
+                layer=mixer,
+                workspace=self._workspaces[_shape(mixer)],
+            )
+        if self._tiles:
+            tiles = self._tiles[self._prefill.tile_queries(mixer, self._cache.dtype)]
+            self._prefill.prefill_attention(q, cache, self._tables, tiles, out, layer=mixer)
+        return out
+
+
+def _shape(layer: Attention) -> tuple[int, int, int]:
+    """(kv heads, query heads of each, head_dim)."""
+    return layer.kv_heads, layer.heads // layer.kv_heads, layer.head_dim
+
+
+def _programs(device: torch.device, each: int) -> int:
+    """Of the decode kernel, `each` a multiprocessor: its grid is the same whatever the batch."""
+    return 4 if device.type == "cpu" else each * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def supports(case: Case) -> list[str]:
+    """All but wide heads, large groups, and devices without the kernels."""
+    reasons = []
+    if case.device == "cpu":
+        reasons.append("device cpu")
+    if case.layer.head_dim > LARGEST_HEAD:
+        reasons.append(f"head_dim {case.layer.head_dim} above {LARGEST_HEAD}")
+    if case.layer.heads // case.layer.kv_heads > LARGEST_GROUP:
+        reasons.append(f"{case.layer.heads // case.layer.kv_heads} query heads a kv head, above {LARGEST_GROUP}")
+    if case.dtype not in DTYPES.values():
+        reasons.append(f"a cache of {case.dtype}")
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        reasons.append("triton is not installed")
+    return reasons
+
+
+def make(layers: Mapping[int, Attention], cache: KVCache, max_num_seqs: int) -> PagedAttention:
+    """For Implementation.make."""
+    return KernelAttention(layers, cache, max_num_seqs)
+
+
+KERNELS = Implementation("kernels", supports, make, capturable=True)

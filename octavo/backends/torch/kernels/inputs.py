@@ -1,0 +1,178 @@
+"""What a step is told of its rows in; the token ids, positions and cache slots that its layers read, out.
+
+A row is a sequence's persistent place: tokens[row] are its token ids, block_tables[row] its blocks in the cache.
+"""
+
+# ruff: noqa: N803 (in capitals: what a kernel is compiled for)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.backends.torch.kernels import pdl
+
+BLOCK = 128
+"""Tokens a program: one a lane of four warps, since each is a chain of dependent loads that only threads can hide."""
+
+
+def decode_inputs(
+    rows: Tensor,
+    starts: Tensor,
+    tokens: Tensor,
+    block_tables: Tensor,
+    block_size: int,
+    token_ids: Tensor,
+    slots: Tensor,
+    seq_lens: Tensor,
+) -> None:
+    """One token a row: token_ids = tokens[row, start], slots: that position's place in the cache, seq_lens = start + 1.
+
+    rows, starts: int32 [batch]; tokens: int32 [rows, any]; block_tables: int32 [rows, max_blocks]; starts within both.
+    Written: token_ids, seq_lens int32 [batch], slots int64 [batch].  A row < 0 is padding: token 0, slot -1, length 0.
+    """
+    batch = rows.shape[0]
+    if batch:
+        _decode_inputs[(triton.cdiv(batch, BLOCK),)](
+            rows,
+            starts,
+            tokens,
+            block_tables,
+            token_ids,
+            slots,
+            seq_lens,
+            batch,
+            tokens.stride(0),
+            block_tables.stride(0),
+            BLOCK_SIZE=block_size,
+            BLOCK=BLOCK,
+            **pdl.options(),
+        )
+
+
+def batch_inputs(
+    spans: Tensor,
+    tokens: Tensor,
+    block_tables: Tensor,
+    block_size: int,
+    token_ids: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    rows: Tensor,
+) -> None:
+    """Any number of tokens a row: a span (row, first, start, count) is the batch's tokens first .. first + count - 1.
+
+    They are the row's positions start .. start + count - 1.  spans: int32 [n, 4] sorted by first, not overlapping; one
+    of count 0 or row < 0 covers nothing.  tokens: int32 [rows, any]; block_tables: int32 [rows, max_blocks].
+    Written, all [batch]: token_ids, positions, rows int32, slots int64.  A token that no span covers is padding:
+    token 0, position 0, slot -1, row -1.
+    """
+    batch, num_spans = token_ids.shape[0], spans.shape[0]
+    if batch:
+        _batch_inputs[(triton.cdiv(batch, BLOCK),)](
+            spans,
+            tokens,
+            block_tables,
+            token_ids,
+            positions,
+            slots,
+            rows,
+            batch,
+            num_spans,
+            1 << num_spans.bit_length() >> 1,
+            tokens.stride(0),
+            block_tables.stride(0),
+            BLOCK_SIZE=block_size,
+            BLOCK=BLOCK,
+            **pdl.options(),
+        )
+
+
+INDICES = ["rows", "starts", "spans", "token_ids", "slots", "seq_lens", "positions"]
+"""Read and written one element a lane: alignment gains nothing, and a slice of them would compile one more variant."""
+
+
+@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=INDICES)
+def _decode_inputs(
+    rows,
+    starts,
+    tokens,
+    block_tables,
+    token_ids,
+    slots,
+    seq_lens,
+    batch,
+    tokens_stride,
+    tables_stride,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < batch
+    pdl.wait(PDL)
+    row = tl.load(rows + index, mask=inside, other=-1)
+    used = inside & (row >= 0)
+    position = tl.load(starts + index, mask=used, other=0)
+    token, slot = _look_up(tokens, block_tables, row, position, used, tokens_stride, tables_stride, BLOCK_SIZE)
+    tl.store(token_ids + index, token, mask=inside)
+    tl.store(slots + index, slot, mask=inside)
+    tl.store(seq_lens + index, tl.where(used, position + 1, 0), mask=inside)
+
+
+@triton.jit(do_not_specialize=["batch", "num_spans", "top"], do_not_specialize_on_alignment=INDICES)
+def _batch_inputs(
+    spans,
+    tokens,
+    block_tables,
+    token_ids,
+    positions,
+    slots,
+    rows,
+    batch,
+    num_spans,
+    top,  # the largest power of two that is <= num_spans; 0 where there are none
+    tokens_stride,
+    tables_stride,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < batch
+    pdl.wait(PDL)
+    started = _spans_started(spans, index, num_spans, top)
+    span = spans + (started - 1) * 4
+    any_started = inside & (started > 0)
+    row = tl.load(span, mask=any_started, other=-1)
+    offset = index - tl.load(span + 1, mask=any_started, other=0)
+    used = any_started & (row >= 0) & (offset < tl.load(span + 3, mask=any_started, other=0))
+    position = tl.where(used, tl.load(span + 2, mask=used, other=0) + offset, 0)
+    token, slot = _look_up(tokens, block_tables, row, position, used, tokens_stride, tables_stride, BLOCK_SIZE)
+    tl.store(token_ids + index, token, mask=inside)
+    tl.store(positions + index, position, mask=inside)
+    tl.store(slots + index, slot, mask=inside)
+    tl.store(rows + index, tl.where(used, row, -1), mask=inside)
+
+
+@triton.jit
+def _spans_started(spans, index, num_spans, top):
+    """How many spans begin at or before each token: a binary search that adds falling powers of two."""
+    count = index * 0
+    step = top
+    while step > 0:
+        wider = count + step
+        valid = wider <= num_spans
+        first = tl.load(spans + (wider - 1) * 4 + 1, mask=valid, other=0)
+        count = tl.where(valid & (first <= index), wider, count)
+        step = step // 2
+    return count
+
+
+@triton.jit
+def _look_up(tokens, block_tables, row, position, used, tokens_stride, tables_stride, BLOCK_SIZE: tl.constexpr):
+    """The token at a row's position and its slot (int64); 0 and -1 where unused."""
+    row = row.to(tl.int64)
+    token = tl.load(tokens + row * tokens_stride + position, mask=used, other=0)
+    block = tl.load(block_tables + row * tables_stride + position // BLOCK_SIZE, mask=used, other=0).to(tl.int64)
+    return token, tl.where(used, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)

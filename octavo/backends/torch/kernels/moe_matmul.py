@@ -1,0 +1,363 @@
+"""A mixture's products: rows grouped by expert times their expert's matrix, and the sum of a token's rows.
+
+Weights are read once for each block of rows; with few rows (decoding) that is all the time they take.
+"""
+
+# ruff: noqa: N803, N806 (in capitals: what a kernel is compiled for)
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from octavo.backends.torch.kernels.moe_routing import Runs, route, route_apart, sort_by_expert
+from octavo.backends.torch.layers.linear import linear
+from octavo.backends.torch.layers.mlp import gated_mlp
+from octavo.backends.torch.weights import MoEWeights
+from octavo.models.spec import MoE
+
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+"""The interpreter's tl.dot takes bfloat16 for integers."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How expert_matmul cuts a product. m must be that of the rows' Runs.
+
+    n: outputs of a program (the gated product has n gates and n ups).  k: inputs a step.  group: blocks of rows that
+    are neighbours in the grid for the same outputs, so that the weights they share are in L2.  swap: the weights'
+    rows are the left side of the tensor cores' product, whose 64 rows would be mostly empty with few tokens.
+    descriptors: weights are loaded by the tensor memory accelerator, where their layout allows it.
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int = 4
+    stages: int = 3
+    group: int = 1
+    swap: bool = False
+    descriptors: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a program of down_apart reads at a time, n outputs by k inputs, and how many of them are under way."""
+
+    n: int
+    k: int
+    warps: int = 4
+    stages: int = 6
+
+
+def choose_blocks(tokens: int, *, top_k: int, experts: int, gated: bool, element_size: int = 2) -> Blocks:
+    """By the rows that an expert has on average; m is the same for both products, as they share the order.
+
+    Few rows: small blocks, so that there are programs enough for all multiprocessors and several loads in flight on
+    each. Many: as large as the accumulators' registers allow (gated ones have two), for the most work per byte read.
+    float32 has no use for that: its products are not the tensor cores', and large ones take minutes to compile.
+    """
+    rows = tokens * top_k / experts
+    if element_size > 2:
+        return Blocks(m=16 if rows <= 12 else 32, n=32, k=64, group=4)
+    if tokens * top_k <= 64:
+        return Blocks(m=16, n=32 if gated else 64, k=128, stages=4)
+    if rows <= 12:
+        return Blocks(m=16, n=64, k=128, stages=3, group=2)
+    if rows <= 48:
+        return Blocks(m=32, n=64, k=128, stages=3, group=4)
+    if rows <= 128:
+        return Blocks(m=64, n=64 if gated else 128, k=64, stages=4, group=8)
+    return Blocks(m=128, n=128, k=64, warps=8, stages=4 if gated else 3, group=8, descriptors=True)
+
+
+def choose_tile(inputs: int, *, element_size: int) -> Tile:
+    """Narrow, as a program goes through all of a token's experts and there should be one for each multiprocessor."""
+    k = 512 // max(element_size, 2)  # 512 bytes of a row
+    while k > 32 and inputs % k:  # 768 = 3 * 256
+        k //= 2
+    return Tile(n=16, k=k)
+
+
+def apart(tokens: int, *, top_k: int, experts: int) -> bool:
+    """Are tokens so few that each of their experts is read for itself, unsorted: common ones are rare, launches not."""
+    return tokens == 1 or tokens * top_k * 8 <= experts
+
+
+def mixture(x: Tensor, weights: MoEWeights, moe: MoE) -> Tensor:
+    """x: [tokens, hidden] -> the same. As layers.moe.mixture, but rounded less often on the way."""
+    y = torch.empty_like(x)
+    if apart(x.shape[0], top_k=moe.top_k, experts=moe.experts):
+        _mix_apart(x, weights, moe, out=y)
+    else:
+        _mix_sorted(x, weights, moe, out=y)
+    if weights.shared is not None and weights.shared_router is not None:
+        y = y + linear(x, weights.shared_router, None).sigmoid() * gated_mlp(x, weights.shared, moe.act)
+    return y
+
+
+def _mix_apart(x: Tensor, weights: MoEWeights, moe: MoE, *, out: Tensor) -> None:
+    tokens = x.shape[0]
+    blocks = choose_blocks(
+        tokens, top_k=moe.top_k, experts=moe.experts, gated=True, element_size=x.element_size()
+    )  # fmt: skip
+    shares = torch.empty(tokens, moe.top_k, dtype=torch.float32, device=x.device)
+    logits = linear(x, weights.router, None)
+    runs = route_apart(logits, top_k=moe.top_k, renormalize=moe.renormalize, shares=shares, block_m=blocks.m)
+    inner = x.new_empty(tokens * moe.top_k, moe.width)
+    expert_matmul(x, weights.gate_up, runs=runs, out=inner, gather_top_k=moe.top_k, act=moe.act, blocks=blocks)
+    down_apart(inner, weights.down, experts=runs.block_experts, shares=shares, out=out)
+
+
+def _mix_sorted(x: Tensor, weights: MoEWeights, moe: MoE, *, out: Tensor) -> None:
+    tokens, hidden = x.shape
+    sizes = {"top_k": moe.top_k, "experts": moe.experts, "element_size": x.element_size()}
+    blocks, down = (choose_blocks(tokens, gated=gated, **sizes) for gated in (True, False))
+    experts = torch.empty(tokens, moe.top_k, dtype=torch.int32, device=x.device)
+    shares = torch.empty(tokens, moe.top_k, dtype=torch.float32, device=x.device)
+    logits = linear(x, weights.router, None)
+    route(logits, top_k=moe.top_k, renormalize=moe.renormalize, experts=experts, shares=shares)
+    runs = sort_by_expert(experts, num_experts=moe.experts, block_m=blocks.m)
+    inner = x.new_empty(tokens * moe.top_k, moe.width)
+    expert_matmul(x, weights.gate_up, runs=runs, out=inner, gather_top_k=moe.top_k, act=moe.act, blocks=blocks)
+    rows = x.new_empty(tokens * moe.top_k, hidden)
+    expert_matmul(inner, weights.down, runs=runs, out=rows, shares=shares, blocks=down)
+    combine(rows, out=out)
+
+
+def expert_matmul(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    runs: Runs,
+    out: Tensor,
+    blocks: Blocks,
+    gather_top_k: int = 1,
+    shares: Tensor | None = None,
+    act: str | None = None,
+) -> None:
+    """out[row] = weight[row's expert] @ x[row // gather_top_k] for all rows of runs, in float32, rounded once.
+
+    x: [any, K], weight: [experts, N, K], one type, last axes contiguous. shares: float32, one a row, multiplies it.
+    act: weight's first half are gates, out = act(gate) * up is [rows, N / 2]; otherwise [rows, N].
+    """
+    blocks_of_rows = runs.block_experts.shape[0]
+    if blocks_of_rows == 0:
+        return
+    columns, inputs = out.shape[1], x.shape[1]
+    blocks = fit_blocks(blocks, inputs=inputs, element_size=x.element_size())
+    descriptor = _describe(weight, blocks) if blocks.descriptors else None
+    _expert_matmul[(blocks_of_rows * triton.cdiv(columns, blocks.n),)](
+        x, weight, descriptor, runs.order, runs.block_experts, runs.order if shares is None else shares, out,
+        blocks_of_rows, blocks.group, x.stride(0), weight.stride(0), weight.stride(1), out.stride(0),
+        N=columns, K=inputs, TOP_K=gather_top_k, SHARES=shares is not None, ACT=act or "",
+        BLOCK_M=runs.block_m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, SWAP=blocks.swap,
+        DESCRIPTORS=descriptor is not None, num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
+
+
+def _describe(weight: Tensor, blocks: Blocks) -> TensorDescriptor | None:
+    """All experts' rows one below the other; None if they do not lie so, or not at multiples of 16 bytes."""
+    experts, rows, inputs = weight.shape
+    stride = weight.stride(1)
+    if weight.stride(0) != rows * stride or stride * weight.element_size() % 16 or weight.data_ptr() % 16:
+        return None
+    return TensorDescriptor(weight, [experts * rows, inputs], [stride, 1], [blocks.n, blocks.k])
+
+
+def fit_blocks(blocks: Blocks, *, inputs: int, element_size: int) -> Blocks:
+    """blocks with k for so many inputs of so many bytes: shared memory is sized for two bytes each."""
+    k = min(blocks.k * 2 // max(element_size, 2), max(16, triton.next_power_of_2(inputs)))
+    return blocks if k == blocks.k else replace(blocks, k=k)
+
+
+def combine(rows: Tensor, *, out: Tensor) -> None:
+    """rows: [tokens * top_k, width] -> out [tokens, width]: a token's rows added in float32, in order, rounded once."""
+    tokens, width = out.shape
+    if tokens == 0:
+        return
+    block = min(1024 if tokens > 64 else 256, triton.next_power_of_2(width))  # few tokens: more programs
+    _combine[(tokens, triton.cdiv(width, block))](
+        rows, out, rows.stride(0), out.stride(0), WIDTH=width, TOP_K=rows.shape[0] // tokens, BLOCK=block,
+        num_warps=4 if block > 256 else 1,
+    )  # fmt: skip
+
+
+def down_apart(
+    inner: Tensor, weight: Tensor, *, experts: Tensor, shares: Tensor, out: Tensor, tile: Tile | None = None
+) -> None:
+    """out[token] = sum over its places of share * weight[expert] @ inner[row], in float32, rounded once; one launch.
+
+    inner: [tokens * top_k, K], weight: [experts, N, K], experts: int32 and shares: float32, tokens * top_k contiguous,
+    out: [tokens, N]. A token reads its experts' weights for itself: for few tokens.
+    """
+    tokens, columns = out.shape
+    if tokens == 0:
+        return
+    tile = tile or choose_tile(inner.shape[1], element_size=inner.element_size())
+    _down_apart[(triton.cdiv(columns, tile.n), tokens)](
+        inner, weight, experts, shares, out, inner.stride(0), weight.stride(0), weight.stride(1), out.stride(0),
+        N=columns, K=inner.shape[1], TOP_K=inner.shape[0] // tokens, BLOCK_N=tile.n, BLOCK_K=tile.k,
+        STAGES=tile.stages, num_warps=tile.warps,
+    )  # fmt: skip
+
+
+@triton.jit
+def _activate(x, ACT: tl.constexpr):
+    """x: float32."""
+    if ACT == "silu":
+        x = x * tl.sigmoid(x)
+    elif ACT == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        tl.static_assert(ACT == "gelu_tanh")
+        # (1 + tanh(z)) / 2 = sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3)
+        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return x
+
+
+@triton.jit
+def _dot(x, w, acc, SWAP: tl.constexpr):
+    """acc + x w^T, x [M, K], w [N, K], acc [M, N]; SWAP: acc is [N, M]."""
+    if _INTERPRETED:
+        x = x.to(tl.float32)
+        w = w.to(tl.float32)
+    if SWAP:
+        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+    else:
+        acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def _locate(blocks, group, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The program's block of rows and its block of outputs: blocks of rows vary fastest within group of them."""
+    TILES: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    program = tl.program_id(0)
+    first = program // (group * TILES) * group
+    size = tl.minimum(blocks - first, group)
+    rest = program % (group * TILES)
+    return first + rest % size, rest // size
+
+
+@triton.jit
+def _load_weights(
+    weight, descriptor, row, begin,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """[N, K] from input begin on: of the pointers weight [N, 1], or of the descriptor from its row on."""
+    if DESCRIPTORS:
+        tile = descriptor.load([row, begin])
+    else:
+        k = begin + tl.arange(0, BLOCK_K)[None, :]
+        if K % BLOCK_K == 0:
+            tile = tl.load(weight + k)
+        else:
+            tile = tl.load(weight + k, mask=k < K, other=0.0)
+    return tile
+
+
+@triton.jit
+def _products(
+    x, present, weight, descriptor, row, up, stride_w,
+    K: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SWAP: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """x: pointers to rows [M, 1], those present; weights as in _load_weights, ups `up` rows on from their gates.
+
+    Returns two float32 [M, N], with SWAP [N, M]: products with the gates (or all there is) and with the ups.
+    """
+    if SWAP:
+        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    else:
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc_up = acc
+    ups = weight + up * stride_w
+    for begin in range(0, K, BLOCK_K):
+        k = begin + tl.arange(0, BLOCK_K)[None, :]
+        a = tl.load(x + k, mask=present if K % BLOCK_K == 0 else present & (k < K), other=0.0)
+        acc = _dot(a, _load_weights(weight, descriptor, row, begin, K, BLOCK_K, DESCRIPTORS), acc, SWAP)
+        if GATED:
+            w = _load_weights(ups, descriptor, row + up, begin, K, BLOCK_K, DESCRIPTORS)
+            acc_up = _dot(a, w, acc_up, SWAP)
+    return acc, acc_up
+
+
+@triton.jit(do_not_specialize=["blocks", "group"])
+def _expert_matmul(
+    x, weight, descriptor, order, block_experts, shares, out, blocks, group,
+    stride_x, stride_expert, stride_w, stride_out,
+    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, SHARES: tl.constexpr, ACT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """Program: BLOCK_N outputs of one block of rows. N: columns of out. ACT: "" or that of the gates."""
+    GATED: tl.constexpr = ACT != ""
+    block, tile = _locate(blocks, group, N, BLOCK_N)
+    expert = tl.load(block_experts + block)
+    if expert < 0:
+        return
+    row = tl.load(order + block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    present = row >= 0
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Outputs past the last are computed from the last one's weights (by a descriptor: from others') and not stored:
+    # no mask in the loop.
+    w = weight + expert.to(tl.int64) * stride_expert + tl.minimum(column, N - 1)[:, None].to(tl.int64) * stride_w
+    acc, up = _products(
+        x + (row // TOP_K)[:, None] * stride_x, present[:, None],
+        w, descriptor, expert * (2 * N if GATED else N) + tile * BLOCK_N, N, stride_w,
+        K, GATED, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, DESCRIPTORS,
+    )  # fmt: skip
+    if GATED:
+        acc = _activate(acc, ACT) * up
+    if SWAP:
+        acc = tl.trans(acc)
+    if SHARES:
+        acc *= tl.load(shares + row, mask=present, other=0.0)[:, None]
+    at = out + row[:, None] * stride_out + column[None, :]
+    tl.store(at, acc.to(out.dtype.element_ty), mask=present[:, None] & (column < N)[None, :])
+
+
+@triton.jit
+def _down_apart(
+    inner, weight, experts, shares, out, stride_inner, stride_expert, stride_w, stride_out,
+    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Program: BLOCK_N outputs of one token. One loop over all its places' inputs, so that loads never pause."""
+    STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K  # of one place
+    token = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    at = tl.minimum(column, N - 1)[:, None].to(tl.int64) * stride_w
+    total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for step in tl.range(0, TOP_K * STEPS, num_stages=STAGES):
+        row = token * TOP_K + step // STEPS
+        k = step % STEPS * BLOCK_K + tl.arange(0, BLOCK_K)
+        w = weight + tl.load(experts + row).to(tl.int64) * stride_expert + at + k[None, :]
+        if K % BLOCK_K == 0:
+            w = tl.load(w)
+            a = tl.load(inner + row * stride_inner + k)
+        else:
+            w = tl.load(w, mask=(k < K)[None, :], other=0.0)
+            a = tl.load(inner + row * stride_inner + k, mask=k < K, other=0.0)
+        total += w.to(tl.float32) * (a.to(tl.float32) * tl.load(shares + row))[None, :]
+    y = tl.sum(total, axis=1)
+    tl.store(out + token * stride_out + column, y.to(out.dtype.element_ty), mask=column < N)
+
+
+@triton.jit
+def _combine(
+    rows, out, stride_rows, stride_out, WIDTH: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Program: BLOCK columns of one token."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    total = tl.zeros([BLOCK], tl.float32)
+    for place in tl.static_range(TOP_K):
+        total += tl.load(rows + (token * TOP_K + place) * stride_rows + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * stride_out + column, total.to(out.dtype.element_ty), mask=inside)

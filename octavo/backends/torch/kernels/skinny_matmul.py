@@ -1,0 +1,546 @@
+"""Few tokens times a big weight matrix: x [M, K], weight [N, K] -> out [M, N] or [M, N / 2], M <= 64, in one launch.
+
+Around it, if asked: RMSNorm of x + delta before the product; bias, gated activation, residual, float32 logits after it.
+"""
+
+# ruff: noqa: N803, N806, RUF005 (in capitals: what a kernel is compiled for; Triton knows no starred tuples)
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.backends.torch.kernels import pdl
+
+MAX_ROWS = 64
+NORM_ROWS = 1  # above this every program's own pass over x costs more than the launch it saves
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter's tl.dot takes bfloat16 for integers
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How one product is computed.
+
+    form "vector": weights go from memory through registers to float32 multiply-adds (for M <= 4; compiled for each M).
+    form "dot": weights go through `stages` shared-memory buffers to the matrix unit, the tokens padded to 16, 32 or 64.
+    block_n: outputs a program makes (gated: of twice as many weight rows). split: programs that share an output's K.
+    swap: weights are the tall side of the matrix unit's product (64 or more of them) rather than the tokens.
+    """
+
+    form: str
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int = 1
+    split: int = 1
+    swap: bool = False
+
+
+class Scratch(NamedTuple):
+    """Where the parts of a split product meet. One per stream: launches that may overlap must not share it.
+
+    partial: float32 [any]; arrivals: int32 [any], zero before and after every launch.
+    """
+
+    partial: Tensor
+    arrivals: Tensor
+
+
+class Plan(NamedTuple):
+    """variant: the inner form and its sizes; scratch: needed where variant.split > 1 (scratch_sizes says how large)."""
+
+    variant: Variant
+    scratch: Scratch | None = None
+
+
+class Norm(NamedTuple):
+    """RMSNorm before the product. weight: float32 [K]; delta: [M, K] is added to x first; x_out: [M, K] takes the sum.
+
+    x_out must not overlap x or delta: programs still read them when it is written.
+    """
+
+    weight: Tensor
+    eps: float
+    delta: Tensor | None = None
+    x_out: Tensor | None = None
+
+
+def make_scratch(elements: int, tiles: int, device: torch.device | str) -> Scratch:
+    """Scratch for split products of up to `elements` float32 partial sums and `tiles` output tiles (scratch_sizes)."""
+    partial = torch.empty(elements, dtype=torch.float32, device=device)
+    return Scratch(partial, torch.zeros(tiles, dtype=torch.int32, device=device))
+
+
+def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> tuple[int, int]:
+    """(float32 elements, int32 counters) that `variant` needs for a weight of n rows; zeros where it does not split."""
+    if variant.split == 1:
+        return 0, 0
+    tiles = triton.cdiv(n // 2 if gated else n, variant.block_n)
+    return tiles * variant.split * (2 if gated else 1) * padded_rows(m) * variant.block_n, tiles
+
+
+def padded_rows(m: int) -> int:
+    """M of the "dot" form's product: the next of 16, 32, 64."""
+    return max(16, triton.next_power_of_2(m))
+
+
+def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
+    """The variant for x [m, k] and weight [n, k] in a 16-bit type; None: the library's product is at least as fast.
+
+    gated: None also where the product without the activation (choose(..., gated=False)) and then the activation's own
+    kernel are faster than the two in one.
+    """
+    if not 1 <= m <= MAX_ROWS or k % 8:
+        return None
+    if m <= 2:
+        return _choose_vector(m, n, k)
+    return _choose_gated(m, n) if gated else _choose_plain(m, n, k)
+
+
+# What follows was measured on an H100 (132 multiprocessors, 50 MB L2, bfloat16, weights from memory, within a graph)
+# for the four products of Qwen3-0.6B, Llama-3.2-1B and Llama-3.1-8B and their heads, at M = 1, 2, 4, 8, 16, 32, 48, 64
+# (gated: to 32): each rule's variant is within 3 % of the best of about ten and of cuBLAS with the activation's own
+# kernel; None stands where that is the best, or no variant gains 3 % over it. Above 64 rows no product alone does.
+_WIDE = Variant("dot", 64, 128, 4, 4, swap=True)
+_NARROW = Variant("dot", 32, 256, 4, 4)
+_SHALLOW = Variant("dot", 32, 128, 4, 4)
+_MULTIPROCESSORS = 132
+
+
+def _choose_vector(m: int, n: int, k: int) -> Variant:
+    """All of K in one block gains up to 8 % where it is 2048 to 4096 wide; elsewhere blocks of 1024 are as good."""
+    whole = triton.next_power_of_2(k)
+    if not 1024 < whole <= 4096:
+        return Variant("vector", 2, 1024, 4)
+    one_row = n <= 4096 if m == 1 else n <= 1024 and k > 2048
+    return Variant("vector", 1, whole, whole // 1024) if one_row else Variant("vector", 2, whole, 4)
+
+
+def _choose_plain(m: int, n: int, k: int) -> Variant | None:
+    if m <= 4 and n <= 2048 and k <= 4096:
+        return Variant("vector", 2, 1024, 4)
+    if m <= 16:
+        if k <= 1024 and n < 6144:
+            return _NARROW
+        # 1b.qkv: 48 tiles of _WIDE fill the device neither once nor, split, twice
+        return None if 2048 < n < 4096 and k <= 2048 else _split(_WIDE, n)
+    if n <= 1024:
+        return _split(_SHALLOW, n)
+    if m <= 32:
+        if k <= 1024 and n < 6144:
+            return _SHALLOW
+        return _split(_WIDE, n) if n >= 6144 or k >= 8192 else None
+    if n >= 16384:
+        return replace(_WIDE, stages=3)
+    return _SHALLOW if m <= 48 and n >= 6144 and k > 1024 else None
+
+
+def _choose_gated(m: int, n: int) -> Variant | None:
+    """Beside the plain product the activation's own kernel takes 1.2 to 1.5 us."""
+    if m <= 16:
+        return _SHALLOW if n <= 16384 else None
+    return Variant("dot", 64, 64, 4, 4, swap=True) if m <= 32 and 8192 <= n <= 16384 else None
+
+
+def _split(variant: Variant, n: int) -> Variant:
+    """The variant with K split as often as all programs still run at once, one on a multiprocessor."""
+    tiles, split = triton.cdiv(n, variant.block_n), 1
+    while split < 8 and tiles * split * 2 <= _MULTIPROCESSORS:
+        split *= 2
+    return replace(variant, split=split)
+
+
+def skinny_matmul(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    plan: Plan,
+    *,
+    norm: Norm | None = None,
+    bias: Tensor | None = None,
+    act: str = "",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """out = f(x) @ weight.T, then what is asked for; returns out.
+
+    x: [M, K], 0 <= M <= 64 ("vector": 4), rows contiguous; weight: [N, K] of x's type, rows contiguous.
+    out: [M, N], or [M, N / 2] with `act` ("silu", "gelu", "gelu_tanh": act(first half) * second half); x's type or
+    float32, rows contiguous. bias: [N]; residual: contiguous, out's shape, added to the product rounded to x's type.
+    Every rounding is where separate kernels in x's type would round; a float32 out gets the sums unrounded.
+    """
+    m, k = x.shape
+    if m == 0:
+        return out
+    variant = plan.variant
+    n = out.shape[1]
+    norm_weight, eps, delta, x_out = (None, 0.0, None, None) if norm is None else norm
+    pointers = (x, weight, out, norm_weight, delta, x_out, bias, residual)
+    strides = (x.stride(0), weight.stride(0), out.stride(0))
+    tiles = triton.cdiv(n, variant.block_n)
+    if variant.form == "vector":
+        _vector_kernel[(tiles,)](
+            *pointers, n, eps, *strides,
+            K=k, ROWS=m, ACT=act, BLOCK_N=variant.block_n, BLOCK_K=variant.block_k, num_warps=variant.warps,
+            **pdl.options(),
+        )  # fmt: skip
+        return out
+    partial, arrivals = _scratch_of(plan, m, weight.shape[0], gated=act != "")
+    _dot_kernel[(tiles, variant.split)](
+        *pointers, partial, arrivals, m, n, eps, *strides,
+        K=k, ACT=act, BLOCK_M=padded_rows(m), BLOCK_N=variant.block_n, BLOCK_K=variant.block_k, SPLIT=variant.split,
+        SWAP=variant.swap, num_warps=variant.warps, num_stages=variant.stages, **pdl.options(),
+    )  # fmt: skip
+    return out
+
+
+def _scratch_of(plan: Plan, m: int, n: int, *, gated: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The plan's scratch, large enough; (None, None) where the product is not split."""
+    elements, tiles = scratch_sizes(plan.variant, m, n, gated=gated)
+    if tiles == 0:
+        return None, None
+    if plan.scratch is None or plan.scratch.partial.numel() < elements or plan.scratch.arrivals.numel() < tiles:
+        raise ValueError(
+            f"plan.scratch is missing or too small: this product needs make_scratch({elements}, {tiles}, ..)"
+        )
+    return plan.scratch
+
+
+@triton.jit
+def _activate(gate, ACT: tl.constexpr):
+    """silu: g / (1 + e^-g); gelu: g * Phi(g); gelu_tanh: (g / 2)(1 + tanh z) = g * sigmoid(2 z). All in float32."""
+    if ACT == "silu":
+        share = tl.sigmoid(gate)
+    elif ACT == "gelu":
+        share = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+    else:
+        tl.static_assert(ACT == "gelu_tanh")
+        share = tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+    return gate * share
+
+
+@triton.jit
+def _finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE: tl.constexpr,
+            ACT: tl.constexpr):  # fmt: skip
+    """acc (gated: and up), float32, -> out[rows, cols] under mask; rows, cols and mask broadcast to acc's shape."""
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + cols, mask=cols < N, other=0).to(tl.float32)
+    if ACT != "":
+        if bias_ptr is not None:
+            up += tl.load(bias_ptr + N + cols, mask=cols < N, other=0).to(tl.float32)
+        gate = _activate(acc.to(DTYPE).to(tl.float32), ACT).to(DTYPE).to(tl.float32)
+        acc = gate * up.to(DTYPE).to(tl.float32)
+    if residual_ptr is not None:
+        acc = acc.to(DTYPE).to(tl.float32)
+        acc += tl.load(residual_ptr + rows * N + cols, mask=mask, other=0).to(tl.float32)
+    tl.store(out_ptr + rows * out_stride + cols, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _load_once(at, mask):
+    """Weights: read once, so the first to leave the L2 cache; 0 where masked off, mask None: all are inside."""
+    if mask is None:
+        values = tl.load(at, eviction_policy="evict_first")
+    else:
+        values = tl.load(at, mask=mask, other=0, eviction_policy="evict_first")
+    return values
+
+
+@triton.jit
+def _load_x(x_ptr, delta_ptr, rows, ks, mask, x_stride, K: tl.constexpr):
+    """x[rows, ks], delta added and the sum rounded to x's type; 0 where masked off."""
+    x = tl.load(x_ptr + rows * x_stride + ks, mask=mask, other=0)
+    if delta_ptr is not None:
+        delta = tl.load(delta_ptr + rows * K + ks, mask=mask, other=0)
+        x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
+    return x
+
+
+@triton.jit
+def _load_normed(x_ptr, norm_ptr, delta_ptr, rstd, rows, ks, mask, x_stride, K: tl.constexpr):
+    """What the product multiplies: x[rows, ks] itself, or normalised (rstd broadcasts to it) and rounded."""
+    x = _load_x(x_ptr, delta_ptr, rows, ks, mask, x_stride, K)
+    if norm_ptr is not None:
+        scale = tl.load(norm_ptr + ks, mask=ks < K, other=0)
+        x = (x.to(tl.float32) * rstd * scale).to(x_ptr.dtype.element_ty)
+    return x
+
+
+@triton.jit
+def _rstd(x_ptr, delta_ptr, x_out_ptr, M, eps, x_stride, first, K: tl.constexpr, ROWS: tl.constexpr):
+    """[ROWS] float32: 1 / sqrt(mean((x + delta)^2) + eps). Where `first`, also stores x + delta."""
+    STEP: tl.constexpr = 4096 // ROWS  # 32 values a thread of 4 warps
+    rows = tl.arange(0, ROWS)[:, None]
+    ks = tl.arange(0, STEP)[None, :]
+    squares = tl.zeros((ROWS, STEP), tl.float32)
+    for start in range(0, K, STEP):
+        mask = (rows < M) & (start + ks < K)
+        x = _load_x(x_ptr, delta_ptr, rows, start + ks, mask, x_stride, K)
+        if x_out_ptr is not None:
+            tl.store(x_out_ptr + rows * K + start + ks, x, mask=mask & first)
+        squares += x.to(tl.float32) * x.to(tl.float32)
+    return tl.rsqrt(tl.sum(squares, 1) / K + eps)
+
+
+@triton.jit
+def _vector_kernel(
+    x_ptr, weight_ptr, out_ptr, norm_ptr, delta_ptr, x_out_ptr, bias_ptr, residual_ptr,
+    N, eps, x_stride, weight_stride, out_stride,
+    K: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Program: BLOCK_N outputs of every row (M = ROWS <= 4)."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Rows beyond the weight's end read its last row again; what comes of it is not stored.
+    at = weight_ptr + tl.minimum(cols, N - 1).to(tl.int64)[:, None] * weight_stride + tl.arange(0, BLOCK_K)[None, :]
+    up_at = at + tl.cast(N, tl.int64) * weight_stride
+    if K <= BLOCK_K:
+        sums, up_sums = _whole_rows(
+            x_ptr, at, up_at, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride, K, ROWS, ACT, BLOCK_K, PDL
+        )
+    else:
+        sums, up_sums = _long_rows(
+            x_ptr, at, up_at, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride, K, ROWS, ACT, BLOCK_N, BLOCK_K, PDL
+        )
+    for m in tl.static_range(ROWS):
+        up = sums[m] if ACT == "" else up_sums[m]
+        _finish(sums[m], up, out_ptr, bias_ptr, residual_ptr, m, cols, cols < N, N, out_stride, DTYPE, ACT)
+
+
+@triton.jit
+def _whole_rows(
+    x_ptr, at, up_at, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride,
+    K: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Two tuples of ROWS sums [BLOCK_N]: all that a program reads is asked for before the first use of any of it."""
+    ks = tl.arange(0, BLOCK_K)
+    mask = None if K == BLOCK_K else ks[None, :] < K
+    weights = _load_once(at, mask)
+    ups = weights
+    if ACT != "":
+        ups = _load_once(up_at, mask)
+    if norm_ptr is not None:
+        scale = tl.load(norm_ptr + ks, mask=ks < K, other=0)
+    pdl.wait(PDL)
+    inputs = ()
+    for m in tl.static_range(ROWS):
+        inputs = inputs + (_load_x(x_ptr, delta_ptr, m, ks, ks < K, x_stride, K),)
+    sums = ()
+    up_sums = ()
+    for m in tl.static_range(ROWS):
+        x = inputs[m].to(tl.float32)
+        if norm_ptr is not None:
+            if x_out_ptr is not None:
+                tl.store(x_out_ptr + m * K + ks, inputs[m], mask=(ks < K) & (tl.program_id(0) == 0))
+            x = (x * tl.rsqrt(tl.sum(x * x, 0) / K + eps) * scale).to(x_ptr.dtype.element_ty).to(tl.float32)
+        sums = sums + (tl.sum(weights.to(tl.float32) * x[None, :], 1),)
+        if ACT != "":
+            up_sums = up_sums + (tl.sum(ups.to(tl.float32) * x[None, :], 1),)
+    return sums, up_sums
+
+
+@triton.jit
+def _long_rows(
+    x_ptr, at, up_at, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride,
+    K: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """As _whole_rows, K a block at a time: weights are loaded one block ahead of their use."""
+    PADDED: tl.constexpr = triton.next_power_of_2(ROWS)
+    ks = tl.arange(0, BLOCK_K)
+    weights = _load_once(at, None)
+    ups = weights
+    if ACT != "":
+        ups = _load_once(up_at, None)
+    pdl.wait(PDL)
+    rstd = tl.zeros((PADDED,), tl.float32)
+    if norm_ptr is not None:
+        rstd = _rstd(x_ptr, delta_ptr, x_out_ptr, ROWS, eps, x_stride, tl.program_id(0) == 0, K, PADDED)
+    acc = _zeros(ROWS, BLOCK_N, BLOCK_K)
+    up = _zeros(ROWS if ACT != "" else 0, BLOCK_N, BLOCK_K)
+    for start in range(0, K, BLOCK_K):
+        wide = weights.to(tl.float32)
+        up_wide = ups.to(tl.float32)
+        ahead = start + BLOCK_K + ks[None, :]
+        weights = _load_once(at + start + BLOCK_K, ahead < K)
+        if ACT != "":
+            ups = _load_once(up_at + start + BLOCK_K, ahead < K)
+        acc, up = _multiply(
+            acc, up, wide, up_wide, x_ptr, norm_ptr, delta_ptr, rstd, start + ks, x_stride, K, ROWS, ACT
+        )
+    sums = ()
+    up_sums = ()
+    for m in tl.static_range(ROWS):
+        sums = sums + (tl.sum(acc[m], 1),)
+        if ACT != "":
+            up_sums = up_sums + (tl.sum(up[m], 1),)
+    return sums, up_sums
+
+
+@triton.jit
+def _zeros(COUNT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """A tuple of COUNT accumulators: sums stay with the thread that loads the weights until the very end."""
+    acc = ()
+    for _ in tl.static_range(COUNT):
+        acc = acc + (tl.zeros((BLOCK_N, BLOCK_K), tl.float32),)
+    return acc
+
+
+@triton.jit
+def _multiply(acc, up, weights, ups, x_ptr, norm_ptr, delta_ptr, rstd, ks, x_stride, K: tl.constexpr,
+              ROWS: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
+    """The accumulators with weights * x[m, ks] added for each m; -> (acc, up)."""
+    more = ()
+    more_up = ()
+    index = tl.arange(0, rstd.shape[0])
+    for m in tl.static_range(ROWS):
+        scale = tl.sum(tl.where(index == m, rstd, 0.0))
+        x = _load_normed(x_ptr, norm_ptr, delta_ptr, scale, m, ks, ks < K, x_stride, K).to(tl.float32)[None, :]
+        more = more + (acc[m] + weights * x,)
+        if ACT != "":
+            more_up = more_up + (up[m] + ups * x,)
+    return more, more_up
+
+
+@triton.jit(do_not_specialize=["M"])
+def _dot_kernel(
+    x_ptr, weight_ptr, out_ptr, norm_ptr, delta_ptr, x_out_ptr, bias_ptr, residual_ptr, partial_ptr, arrivals_ptr,
+    M, N, eps, x_stride, weight_stride, out_stride,
+    K: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program (tile, part): BLOCK_N outputs of every row, over the part-th of SPLIT runs of K."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    tile = tl.program_id(0)
+    part = tl.program_id(1)
+    if PDL & 4:
+        _prefetch_run(weight_ptr, tile, part, N, weight_stride, K, ACT, BLOCK_N, BLOCK_K, SPLIT)
+    pdl.wait(PDL)
+    rstd = tl.zeros((BLOCK_M,), tl.float32)
+    if norm_ptr is not None:
+        rstd = _rstd(x_ptr, delta_ptr, x_out_ptr, M, eps, x_stride, (tile == 0) & (part == 0), K, BLOCK_M)
+    acc, up = _dot_run(
+        x_ptr, weight_ptr, norm_ptr, delta_ptr, rstd, tile, part, M, N, x_stride, weight_stride,
+        K, ACT, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, SWAP,
+    )  # fmt: skip
+    _join_parts(
+        acc, up, out_ptr, bias_ptr, residual_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
+        DTYPE, ACT, BLOCK_M, BLOCK_N, SPLIT,
+    )  # fmt: skip
+
+
+@triton.jit
+def _join_parts(
+    acc, up, out_ptr, bias_ptr, residual_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
+    DTYPE: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Finishes the tile; where it has several parts, the last to arrive does.
+
+    partial: [tile, part, gate and up, BLOCK_M, BLOCK_N]; the parts are added in their order, whoever is last.
+    """
+    rows = tl.arange(0, BLOCK_M)[:, None]
+    cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+    mask = (rows < M) & (cols < N)
+    if SPLIT == 1:
+        _finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
+    else:
+        PLANES: tl.constexpr = 1 if ACT == "" else 2
+        inside = rows * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        parts_ptr = partial_ptr + tile.to(tl.int64) * (SPLIT * PLANES * BLOCK_M * BLOCK_N) + inside
+        here = parts_ptr + part * (PLANES * BLOCK_M * BLOCK_N)
+        tl.store(here, acc, mask=rows < M)
+        if ACT != "":
+            tl.store(here + BLOCK_M * BLOCK_N, up, mask=rows < M)
+        tl.debug_barrier()  # every thread's part is stored before one of them reports it
+        arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu")
+        if arrived == SPLIT - 1:
+            acc, up = _add_parts(parts_ptr, rows < M, ACT, BLOCK_M, BLOCK_N, SPLIT)
+            _finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
+            tl.store(arrivals_ptr + tile, 0)
+
+
+@triton.jit
+def _dot_run(
+    x_ptr, weight_ptr, norm_ptr, delta_ptr, rstd, tile, part, M, N, x_stride, weight_stride,
+    K: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, SWAP: tl.constexpr,
+):  # fmt: skip
+    """(acc, up): float32 [BLOCK_M, BLOCK_N], the sums over this part's run of K; up is acc where not gated."""
+    STEPS: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)
+    EVEN_K: tl.constexpr = K % (BLOCK_K * SPLIT) == 0
+    rows = tl.arange(0, BLOCK_M)[:, None]
+    ks = part * (STEPS * BLOCK_K) + tl.arange(0, BLOCK_K)[None, :]
+    # Weight rows beyond the end read the last one again (no mask in the loop); what comes of them is not stored. Padded
+    # tokens are masked: reading one again would cost L2 traffic, 16 x rows of it for one token.
+    last = tl.minimum(tile * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
+    at = weight_ptr + last[:, None] * weight_stride + ks
+    up_at = at + tl.cast(N, tl.int64) * weight_stride
+    acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+    up = acc
+    for step in range(STEPS):
+        here = ks + step * BLOCK_K
+        mask = None if EVEN_K else here < K
+        x_mask = rows < M if EVEN_K else (rows < M) & (here < K)
+        x = _load_normed(x_ptr, norm_ptr, delta_ptr, rstd[:, None], rows, here, x_mask, x_stride, K)
+        acc = _dot(x, _load_once(at + step * BLOCK_K, mask), acc, SWAP)
+        if ACT != "":
+            up = _dot(x, _load_once(up_at + step * BLOCK_K, mask), up, SWAP)
+    return _turned(acc, SWAP), _turned(up, SWAP)
+
+
+@triton.jit
+def _prefetch_run(
+    weight_ptr, tile, part, N, weight_stride,
+    K: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Asks for what _dot_run reads first, AHEAD bytes of each of its weight rows, to be brought to the L2 cache."""
+    AHEAD: tl.constexpr = 1024
+    SIZE: tl.constexpr = weight_ptr.dtype.element_ty.primitive_bitwidth // 8
+    STEPS: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)
+    lines = part * (STEPS * BLOCK_K) + tl.arange(0, AHEAD // 128)[None, :] * (128 // SIZE)
+    rows = tl.minimum(tile * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)[:, None]
+    at = weight_ptr + rows * weight_stride + tl.minimum(lines, K - 1)
+    pdl.prefetch(at)
+    if ACT != "":
+        pdl.prefetch(at + tl.cast(N, tl.int64) * weight_stride)
+
+
+@triton.jit
+def _turned(acc, SWAP: tl.constexpr):
+    """The accumulator as [BLOCK_M, BLOCK_N]."""
+    if SWAP:
+        turned = tl.trans(acc)
+    else:
+        turned = acc
+    return turned
+
+
+@triton.jit
+def _dot(x, weights, acc, SWAP: tl.constexpr):
+    """acc + x @ weights.T, or its transpose."""
+    if _INTERPRETED:
+        x = x.to(tl.float32)
+        weights = weights.to(tl.float32)
+    if SWAP:
+        acc = tl.dot(weights, tl.trans(x), acc, input_precision="ieee")
+    else:
+        acc = tl.dot(x, tl.trans(weights), acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def _add_parts(parts_ptr, mask, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):
+    """(acc, up) from all parts; past L1 (.cg), which may hold an earlier launch's values."""
+    PLANES: tl.constexpr = 1 if ACT == "" else 2
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    up = acc
+    for part in tl.static_range(SPLIT):
+        here = parts_ptr + part * (PLANES * BLOCK_M * BLOCK_N)
+        acc += tl.load(here, mask=mask, other=0, cache_modifier=".cg")
+        if ACT != "":
+            up += tl.load(here + BLOCK_M * BLOCK_N, mask=mask, other=0, cache_modifier=".cg")
+    return acc, up

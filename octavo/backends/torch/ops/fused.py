@@ -1,0 +1,165 @@
+"""The decoder's operations as fused kernels; large matrix products are PyTorch's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.backends.torch.attention.cache import KVCache
+from octavo.backends.torch.batch import Batch, padded_sizes
+from octavo.backends.torch.kernels.gated import gated
+from octavo.backends.torch.kernels.moe_matmul import mixture
+from octavo.backends.torch.kernels.norm import add_rms_norm, finish_norm, rms_norm
+from octavo.backends.torch.kernels.rope_cache import rope_cache, rope_table
+from octavo.backends.torch.kernels.skinny_matmul import (
+    MAX_ROWS,
+    NORM_ROWS,
+    Norm,
+    Plan,
+    choose,
+    make_scratch,
+    scratch_sizes,
+    skinny_matmul,
+)
+from octavo.backends.torch.ops.port import Stream
+from octavo.backends.torch.weights import LayerWeights, MlpWeights, MoEWeights
+from octavo.models.spec import Attention, GatedMLP, ModelSpec, MoE, RMSNorm, Rope
+
+
+class FusedOps:
+    """port.Ops. Tables of cosines and sines are made once, for positions below max_model_len."""
+
+    def __init__(self, spec: ModelSpec, *, device: torch.device, max_model_len: int) -> None:
+        ropes = {layer.mixer.rope for layer in spec.layers if layer.mixer.rope is not None}
+        self._tables: dict[Rope, Tensor] = {rope: rope_table(rope, max_model_len, device) for rope in ropes}
+        self._plans = _make_plans(spec, device)
+
+    def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
+        """As port.Ops.embed."""
+        x = F.embedding(token_ids, table)
+        # a number that lies on the host, unlike a tensor, can be part of a graph
+        return x if scale == 1.0 else x * torch.tensor(scale, dtype=x.dtype).item()
+
+    def norm(self, x: Tensor, weight: Tensor, norm: RMSNorm) -> Tensor:
+        """As port.Ops.norm."""
+        h = torch.empty_like(x)
+        rms_norm(x, weight, norm.eps, h)
+        return h
+
+    def add_norm(self, stream: Stream, weight: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+        """As port.Ops.add_norm."""
+        h = torch.empty_like(stream.x)
+        if stream.delta is None:
+            rms_norm(stream.x, weight, norm.eps, h)
+        else:
+            add_rms_norm(stream.x, stream.delta, weight, norm.eps, h)
+        return stream.x, h
+
+    def linear(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As port.Ops.linear."""
+        plan = self._plan(h, weight)
+        if plan is None:
+            return F.linear(h, weight, bias)
+        return skinny_matmul(h, weight, h.new_empty(len(h), len(weight)), plan, bias=bias)
+
+    def norm_linear(
+        self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As port.Ops.norm_linear."""
+        plan = self._plan(stream.x, weight)
+        if plan is None or len(stream.x) > NORM_ROWS:
+            x, h = self.add_norm(stream, norm_weight, norm)
+            return x, self.linear(h, weight, bias)
+        x, before = _norm_before(stream, norm_weight, norm)
+        y = x.new_empty(len(x), len(weight))
+        return x, skinny_matmul(stream.x, weight, y, plan, norm=before, bias=bias)
+
+    def attention_inputs(
+        self, qkv: Tensor, weights: LayerWeights, mixer: Attention, batch: Batch, *, cache: KVCache, layer: int
+    ) -> Tensor:
+        """As port.Ops.attention_inputs."""
+        table = None if mixer.rope is None else self._tables[mixer.rope]
+        norms = (weights.q_norm, weights.k_norm)
+        rope_cache(qkv, batch.positions, batch.slots, table, cache.layer(layer), mixer, *norms)
+        return qkv.view(len(qkv), -1, mixer.head_dim)[:, : mixer.heads]
+
+    def mlp(self, h: Tensor, weights: MlpWeights, act: str) -> Tensor:
+        """As port.Ops.mlp."""
+        y = h.new_empty(len(h), len(weights.gate_up) // 2)
+        plan = self._plan(h, weights.gate_up, gated=True)
+        if plan is None:
+            gated(self.linear(h, weights.gate_up, weights.gate_up_bias), y, act)
+        else:
+            skinny_matmul(h, weights.gate_up, y, plan, bias=weights.gate_up_bias, act=act)
+        return self.linear(y, weights.down, weights.down_bias)
+
+    def norm_mlp(
+        self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weights: MlpWeights, act: str
+    ) -> tuple[Tensor, Tensor]:
+        """As port.Ops.norm_mlp."""
+        plan = self._plan(stream.x, weights.gate_up, gated=True)
+        if plan is None or len(stream.x) > NORM_ROWS:
+            x, h = self.add_norm(stream, norm_weight, norm)
+            return x, self.mlp(h, weights, act)
+        x, before = _norm_before(stream, norm_weight, norm)
+        y = x.new_empty(len(x), len(weights.gate_up) // 2)
+        skinny_matmul(stream.x, weights.gate_up, y, plan, norm=before, bias=weights.gate_up_bias, act=act)
+        return x, self.linear(y, weights.down, weights.down_bias)
+
+    def mixture(self, h: Tensor, weights: MoEWeights, moe: MoE) -> Tensor:
+        """As port.Ops.mixture."""
+        return mixture(h, weights, moe)
+
+    def finish(self, stream: Stream, last: Tensor, weight: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+        """As port.Ops.finish."""
+        x, delta = stream
+        h = x.new_empty(len(last), x.shape[1])
+        finite = torch.empty(len(last), dtype=torch.int32, device=x.device)
+        finish_norm(x, torch.zeros_like(x) if delta is None else delta, last, weight, norm.eps, h, finite)
+        return h, finite
+
+    def logits(self, h: Tensor, head: Tensor) -> Tensor:
+        """As port.Ops.logits."""
+        plan = self._plan(h, head)
+        if plan is not None:
+            out = torch.empty(len(h), len(head), dtype=torch.float32, device=h.device)
+            return skinny_matmul(h, head, out, plan)
+        if h.device.type == "cuda" and h.dtype != torch.float32:
+            return torch.mm(h, head.t(), out_dtype=torch.float32)
+        return F.linear(h, head).float()
+
+    def _plan(self, x: Tensor, weight: Tensor, *, gated: bool = False) -> Plan | None:
+        if len(x) > MAX_ROWS or x.element_size() != 2:
+            return None
+        return self._plans.get((len(x), *weight.shape, gated))
+
+
+def _norm_before(stream: Stream, weight: Tensor, norm: RMSNorm) -> tuple[Tensor, Norm]:
+    """x, where the product writes it (unchanged if nothing is added to it), and the norm that it begins with."""
+    x = stream.x if stream.delta is None else torch.empty_like(stream.x)
+    return x, Norm(weight, norm.eps, stream.delta, None if stream.delta is None else x)
+
+
+def _make_plans(spec: ModelSpec, device: torch.device) -> dict[tuple[int, int, int, bool], Plan]:
+    """(tokens, out, in, gated) -> how; what is not there is PyTorch's. All share one scratch: they run in turn.
+
+    For the sizes of decode steps alone: other numbers of tokens would have kernels compiled while requests wait.
+    """
+    shapes = {(spec.vocab_size, spec.hidden_size, False)}
+    for layer in spec.layers:
+        a = layer.mixer
+        shapes.add(((a.heads + 2 * a.kv_heads) * a.head_dim, spec.hidden_size, False))
+        shapes.add((spec.hidden_size, a.heads * a.head_dim, False))
+        if isinstance(layer.ffn, GatedMLP):
+            shapes |= {(2 * layer.ffn.width, spec.hidden_size, act) for act in (True, False)}
+            shapes.add((spec.hidden_size, layer.ffn.width, False))
+    chosen = {
+        (m, n, k, act): variant
+        for m in padded_sizes(MAX_ROWS)
+        for n, k, act in shapes
+        if (variant := choose(m, n, k, gated=act)) is not None
+    }
+    sizes = [scratch_sizes(variant, m, n, gated=act) for (m, n, _, act), variant in chosen.items()]
+    scratch = make_scratch(max((s[0] for s in sizes), default=0), max((s[1] for s in sizes), default=0), device)
+    return {key: Plan(variant, scratch) for key, variant in chosen.items()}

@@ -1,0 +1,254 @@
+"""The decode attention kernel against plain float64 sums: lengths, groups, windows, caps, sinks, splits, poison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from octavo.backends.torch.kernels import decode_attention as kernel
+from octavo.models.spec import Attention
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+
+WILD = 2**30
+"""A block number that would be far out of the cache."""
+
+
+@dataclass(frozen=True)
+class Case:
+    layer: Attention
+    lengths: tuple[int, ...]
+    programs: int = 3
+    block_size: int = 8
+    tile: int = 16
+    min_share: int = 1
+    splits: int = 0
+    slack: int = 0
+    dtype: torch.dtype = torch.float32
+    cache_dtype: torch.dtype | None = None
+    sinks: bool = False
+    strided: bool = False
+
+
+def attention(heads: int, kv_heads: int, head_dim: int, **more: float) -> Attention:
+    return Attention(heads, kv_heads, head_dim, head_dim**-0.5, None, **more)
+
+
+SMALL = attention(4, 2, 16)
+CASES = {
+    "one_token": Case(SMALL, (1,)),
+    "one_sequence_split": Case(SMALL, (150,), programs=5),
+    "more_programs_than_tiles": Case(SMALL, (40, 3), programs=11),
+    "one_program": Case(SMALL, (17, 0, 33, 16), programs=1),
+    "empty_sequences": Case(SMALL, (0, 0, 19, 0, 5, 0), programs=2),
+    "only_empty": Case(SMALL, (0, 0)),
+    "no_sequences": Case(SMALL, ()),
+    "edges_of_tiles_and_blocks": Case(SMALL, (15, 16, 17, 8, 9, 31, 32), programs=4),
+    "skewed": Case(SMALL, (3, 2, 190, 1), programs=6),
+    "least_share": Case(SMALL, (100, 30), programs=9, min_share=3),
+    "cuts_moved": Case(SMALL, (70, 30, 0, 64, 17), programs=5, slack=30),
+    "cuts_moved_away": Case(SMALL, (33, 48, 40, 0), programs=4, slack=40),
+    "one_cut_often": Case(attention(2, 1, 16), (9, 200, 20), programs=6, slack=12),
+    "few": Case(SMALL, (50, 1, 0, 17), programs=12, splits=3),
+    "few_alone": Case(attention(2, 1, 16), (275,), programs=20, splits=20),
+    "few_alone_whole": Case(SMALL, (50,), programs=2, splits=1),
+    "few_alone_empty": Case(SMALL, (0,), programs=2, splits=2),
+    "few_skewed": Case(SMALL, (3, 120, 40), programs=12, splits=4, min_share=2),
+    "few_window": Case(attention(4, 2, 16, window=40), (70, 20, 41, 5, 0, 116), programs=30, splits=3, sinks=True),
+    "few_many_parts": Case(attention(16, 1, 256), (100,), programs=9, splits=9, block_size=32),
+    "few_all_at_once": Case(
+        attention(6, 2, 80, softcap=0.7, window=45), (70, 9, 0), programs=20, splits=3, sinks=True, strided=True
+    ),
+    "few_bfloat16": Case(SMALL, (70, 9), dtype=torch.bfloat16, strided=True, programs=12, splits=3),
+    "block_of_a_tile": Case(SMALL, (37, 16, 1), block_size=16),
+    "block_over_a_tile": Case(SMALL, (70, 33, 1), block_size=32),
+    "as_chosen": Case(attention(4, 2, 64), (200, 64, 1), tile=kernel.TILE, block_size=16, programs=4),
+    "as_chosen_large_blocks": Case(attention(2, 1, 128), (200, 300), tile=kernel.TILE, block_size=128, programs=4),
+    "group_of_one": Case(attention(3, 3, 8), (20, 41)),
+    "group_of_three": Case(attention(6, 2, 80), (20, 41), programs=4),
+    "group_of_sixteen": Case(attention(16, 1, 32), (20, 41)),
+    "group_of_twenty": Case(attention(20, 1, 16), (20, 41)),
+    "wide": Case(attention(2, 1, 256), (35,), programs=2),
+    "width_96": Case(attention(2, 1, 96), (35,), programs=2),
+    "window": Case(attention(4, 2, 16, window=20), (70, 20, 21, 5, 0, 36), programs=5),
+    "window_of_one": Case(attention(4, 2, 16, window=1), (33, 1, 16)),
+    "window_large_blocks": Case(attention(4, 2, 16, window=20), (70, 100, 5), block_size=32),
+    "softcap": Case(attention(4, 2, 16, softcap=0.7), (30, 50)),
+    "sinks": Case(SMALL, (30, 50, 1), sinks=True, programs=4),
+    "all_at_once": Case(attention(6, 2, 16, softcap=0.7, window=25), (70, 9, 0), sinks=True, strided=True),
+    "bfloat16": Case(SMALL, (70, 9), dtype=torch.bfloat16, strided=True, programs=4),
+    "float16": Case(SMALL, (70, 9), dtype=torch.float16, strided=True, programs=4),
+    "float16_float32_cache": Case(SMALL, (70, 9), dtype=torch.float16, cache_dtype=torch.float32),
+    "float32_float16_cache": Case(SMALL, (70, 9), cache_dtype=torch.float16),
+    "float32_bfloat16_cache": Case(SMALL, (70, 9), cache_dtype=torch.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    q: torch.Tensor
+    cache: torch.Tensor
+    plan: kernel.Plan
+    sinks: torch.Tensor | None
+    workspace: kernel.Workspace
+
+
+def make(case: Case) -> Inputs:
+    """Blocks in a random order; whatever is not seen is NaN in the cache and a wild number in the block table."""
+    generator = torch.Generator().manual_seed(sum(case.lengths) + len(case.lengths))
+    layer, size, batch = case.layer, case.block_size, len(case.lengths)
+    counts = [-(-n // size) for n in case.lengths]
+    order = torch.randperm(sum(counts) + 2, generator=generator).tolist()
+    tables = torch.full((batch + 2, max(counts, default=0) + 2), WILD, dtype=torch.int32)
+    rows = torch.randperm(batch + 2, generator=generator)[:batch].int()
+    cache = torch.full((2, len(order), size, layer.kv_heads, layer.head_dim), float("nan"))
+    for row, length in zip(rows.tolist(), case.lengths, strict=True):
+        low = max(0, length - layer.window) if layer.window else 0
+        for i in range(low // size, -(-length // size)):
+            block = order.pop()
+            tables[row, i] = block
+            begin, end = max(low - i * size, 0), min(length - i * size, size)
+            cache[:, block, begin:end] = torch.randn(
+                2, end - begin, layer.kv_heads, layer.head_dim, generator=generator
+            )
+    width = 3 if case.strided else 1
+    q = torch.randn(batch, width * layer.heads, layer.head_dim, generator=generator)[:, : layer.heads]
+    sinks = torch.randn(layer.heads, generator=generator).to(DEVICE) if case.sinks else None
+    tensors = [rows, torch.tensor(case.lengths, dtype=torch.int32), torch.full((batch + 1,), -7, dtype=torch.int32)]
+    plan = kernel.Plan(tables.to(DEVICE), *(x.to(DEVICE) for x in tensors))
+    kernel.plan_tiles(plan.seq_lens, plan.tiles, window=layer.window, tile=case.tile)
+    workspace = kernel.make_workspace(
+        max_rows=batch + 1,
+        kv_heads=layer.kv_heads,
+        group=layer.heads // layer.kv_heads,
+        head_dim=layer.head_dim,
+        programs=case.programs,
+        device=torch.device(DEVICE),
+    )
+    workspace.partial.fill_(float("nan"))
+    workspace.lse.fill_(float("nan"))
+    cache = cache.to(case.cache_dtype or case.dtype).to(DEVICE)
+    q = q.to(case.dtype).to(DEVICE) if not case.strided else q._base.to(case.dtype).to(DEVICE)[:, : layer.heads]
+    return Inputs(q, cache, plan, sinks, workspace)
+
+
+def expected(case: Case, inputs: Inputs) -> torch.Tensor:
+    layer = case.layer
+    out = torch.zeros(inputs.q.shape, dtype=torch.float64)
+    cache, q, plan = inputs.cache.double().cpu(), inputs.q.double().cpu(), inputs.plan
+    for b, length in enumerate(case.lengths):
+        if not length:
+            continue
+        low = max(0, length - layer.window) if layer.window else 0
+        table = plan.block_tables[plan.rows[b]].cpu()
+        at = torch.arange(low, length)
+        k, v = cache[:, table[at // case.block_size].long(), at % case.block_size]  # [keys, kv_heads, head_dim]
+        group = layer.heads // layer.kv_heads
+        scores = torch.einsum("hd,nhd->hn", q[b], k.repeat_interleave(group, 1)) * layer.scale
+        if layer.softcap is not None:
+            scores = layer.softcap * torch.tanh(scores / layer.softcap)
+        if inputs.sinks is not None:
+            scores = torch.cat([scores, inputs.sinks.double().cpu()[:, None]], 1)
+        p = scores.softmax(1)[:, : length - low]
+        out[b] = torch.einsum("hn,nhd->hd", p, v.repeat_interleave(group, 1))
+    return out
+
+
+def run(case: Case, inputs: Inputs) -> torch.Tensor:
+    """The kernel's output [B, heads, head_dim], after a check that nothing around it was written."""
+    batch, heads, head_dim = inputs.q.shape
+    storage = torch.full((batch + 2, heads, head_dim), float("nan"), dtype=case.dtype, device=DEVICE)
+    choice = kernel.Choice(case.tile, 4, 2, case.min_share, case.splits, case.slack)
+    kernel.launch(
+        inputs.q,
+        inputs.cache,
+        inputs.plan,
+        storage[1:-1],
+        layer=case.layer,
+        workspace=inputs.workspace,
+        sinks=inputs.sinks,
+        choice=choice,
+    )
+    assert storage[0].isnan().all()
+    assert storage[-1].isnan().all()
+    assert not inputs.workspace.arrived.any()
+    return storage[1:-1].cpu()
+
+
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_plain_sums(name: str) -> None:
+    case = CASES[name]
+    if not CUDA and torch.bfloat16 in (case.dtype, case.cache_dtype):
+        pytest.skip("the interpreter's dot takes bfloat16's bits for integers")
+    inputs = make(case)
+    out = run(case, inputs)
+    torch.testing.assert_close(out.double(), expected(case, inputs), rtol=0, atol=TOLERANCE[case.dtype])
+
+
+@pytest.mark.parametrize("name", ["skewed", "few_skewed"])
+def test_the_same_bits_again(name: str) -> None:
+    case = CASES[name]
+    inputs = make(case)
+    assert torch.equal(run(case, inputs), run(case, inputs))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")
+def test_large_scores_and_sinks() -> None:
+    """Scores far beyond what exp takes: the largest wins, and a sink above all of them leaves nothing."""
+    case = replace(CASES["sinks"], layer=replace(SMALL, scale=300.0))
+    inputs = make(case)
+    sinks = inputs.sinks
+    assert sinks is not None
+    sinks[0], sinks[1] = 1e5, -1e5
+    out = run(case, inputs)
+    assert not out[:, 0].any()
+    torch.testing.assert_close(out.double(), expected(case, inputs), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("programs", [2, 24])
+def test_the_door(programs: int) -> None:
+    """decode_attention and plan_tiles with what they choose themselves."""
+    case = replace(CASES["float16"], lengths=(130, 0, 64), tile=kernel.TILE, programs=programs)
+    inputs = make(case)
+    out = torch.full(inputs.q.shape, float("nan"), dtype=case.dtype, device=DEVICE)
+    kernel.decode_attention(
+        inputs.q, inputs.cache, inputs.plan, out, layer=case.layer, workspace=inputs.workspace, sinks=None
+    )
+    torch.testing.assert_close(out.cpu().double(), expected(case, inputs), rtol=0, atol=TOLERANCE[case.dtype])
+
+
+@pytest.mark.parametrize("window", [None, 1, 20, 1000])
+def test_plan(window: int | None) -> None:
+    """More sequences than the plan sums at once."""
+    batch = kernel.PLAN_CHUNK + 77
+    lengths = torch.randint(0, 200, (batch,), dtype=torch.int32)
+    lengths[::5] = 0
+    storage = torch.full((batch + 3,), -7, dtype=torch.int32, device=DEVICE)
+    kernel.plan_tiles(lengths.to(DEVICE), storage[1:-1], window=window)
+    low = (lengths - (window or WILD)).clamp(min=0)
+    counts = -(-lengths // kernel.TILE) - low // kernel.TILE
+    assert storage[1] == 0
+    assert torch.equal(storage[2:-1].cpu(), counts.cumsum(0).int())
+    assert storage[0] == -7
+    assert storage[-1] == -7
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 96, 128, 256])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_choices_fit_shared_memory(head_dim: int, itemsize: int) -> None:
+    choice = kernel.choose(head_dim, itemsize, batch=64, pairs=512, programs=264)
+    padded = max(16, 1 << (head_dim - 1).bit_length())
+    assert 2 * choice.tile * padded * itemsize * (choice.stages - 1) <= 200 * 1024
+
+
+@pytest.mark.parametrize("pairs", [1, 8, 33, 64, 66, 67, 2048])
+def test_choices_fit_the_workspace(pairs: int) -> None:
+    choice = kernel.choose(128, 2, batch=1, pairs=pairs, programs=264)
+    assert choice.splits * pairs <= 2 * 264
+    assert bool(choice.splits) == (4 * pairs <= 264)

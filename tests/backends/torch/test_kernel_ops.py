@@ -1,0 +1,81 @@
+"""FusedOps against PlainOps, operation by operation, in float16: few tokens (one product a launch) and more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch_driver import arrays, layer, spec, stored
+
+from octavo.backends.torch.ops.fused import FusedOps
+from octavo.backends.torch.ops.plain import PlainOps
+from octavo.backends.torch.ops.port import Stream
+from octavo.backends.torch.weights import load_weights
+from octavo.models.spec import RMSNorm
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MODEL = spec(layer({"qkv_bias": True}, {"bias": True}))
+NORM = RMSNorm(1e-5)
+TOKENS = (1, 4, 11)
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[FusedOps, PlainOps, Any]:
+    weights = {name: stored(name, array) for name, array in arrays(MODEL).items()}
+    with torch.inference_mode():
+        loaded = load_weights(MODEL, weights, dtype=torch.float16, device=DEVICE)
+        return FusedOps(MODEL, device=DEVICE, max_model_len=32), PlainOps(), loaded
+
+
+def half(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).half().to(DEVICE)
+
+
+def streams(tokens: int) -> list[Stream]:
+    return [Stream(half(tokens, 32), None), Stream(half(tokens, 32), half(tokens, 32, seed=1))]
+
+
+def close(one: Any, other: Any) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a.float(), b.float(), rtol=4e-3, atol=4e-3)
+
+
+def copy(stream: Stream) -> Stream:
+    return Stream(*(None if part is None else part.clone() for part in stream))
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_norms_and_products(tokens: int, made: tuple[FusedOps, PlainOps, Any]) -> None:
+    fused, plain, weights = made
+    first = weights.layers[0]
+    for stream in streams(tokens):
+        for name, arguments in {
+            "add_norm": (first.pre_ffn, NORM),
+            "norm_linear": (first.pre_mixer, NORM, first.qkv, first.qkv_bias),
+            "norm_mlp": (first.pre_ffn, NORM, first.ffn, "silu"),
+        }.items():
+            got, expected = (getattr(ops, name)(copy(stream), *arguments) for ops in (fused, plain))
+            close(got, expected)
+    h = half(tokens, 32, seed=2)
+    close([fused.norm(h, first.pre_ffn, NORM)], [plain.norm(h, first.pre_ffn, NORM)])
+    close([fused.linear(h, first.o, None)], [plain.linear(h, first.o, None)])
+    close([fused.mlp(h, first.ffn, "gelu_tanh")], [plain.mlp(h, first.ffn, "gelu_tanh")])
+    close([fused.logits(h, weights.head)], [plain.logits(h, weights.head)])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("scale", [1.0, 5.5])
+def test_ends(scale: float, made: tuple[FusedOps, PlainOps, Any]) -> None:
+    fused, plain, weights = made
+    ids = torch.tensor([3, 0, 60], dtype=torch.int32, device=DEVICE)
+    assert torch.equal(fused.embed(ids, weights.embed, scale), plain.embed(ids, weights.embed, scale))
+    last = torch.tensor([4, 1], device=DEVICE)
+    for stream in streams(5):
+        stream.x[1, 7] = torch.inf
+        got, expected = (ops.finish(copy(stream), last, weights.final_norm, NORM) for ops in (fused, plain))
+        assert got[1].tolist() == expected[1].tolist() == [1, 0]
+        close([got[0][:1]], [expected[0][:1]])

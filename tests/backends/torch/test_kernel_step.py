@@ -1,0 +1,115 @@
+"""Whole steps on the kernels (in the interpreter where there is no GPU), against the float64 forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch_driver import BLOCK, MAX_LEN, VOCAB, Driver, arrays, layer, rope, spec
+from torch_forward import forward
+
+from octavo.backends.torch import runner as runner_module
+from octavo.backends.torch.attention import paged, select
+from octavo.backends.torch.ops.fused import FusedOps
+from octavo.models.spec import Head, ModelSpec, RMSNorm
+
+NORM = RMSNorm(1e-6, offset=1.0)
+MODELS: dict[str, Any] = {
+    "plain": lambda: spec(),
+    "qk_norm_tied": lambda: spec(layer({"qk_norm": RMSNorm(1e-6)}), head=Head(tied=True)),
+    "gemma": lambda: spec(
+        layer({"window": 9, "qk_norm": NORM}, {"act": "gelu_tanh"}, pre_mixer=NORM, post_mixer=NORM, post_ffn=NORM),
+        layer({"rope": rope(8, interleaved=True)}, pre_mixer=NORM, post_mixer=NORM, post_ffn=NORM),
+        embedding_scale=5.5,
+        head=Head(tied=True, softcap=3.0),
+    ),
+    "biases": lambda: spec(layer({"qkv_bias": True, "output_bias": True}, {"bias": True}), layer({"softcap": 0.8})),
+    "experts": lambda: spec(layer(ffn={"experts": 6, "top_k": 2, "renormalize": True, "shared_width": 24})),
+}
+# masked keys are read from memory that holds anything
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels run on whatever device there is."""
+    everywhere = replace(paged.KERNELS, supports=lambda case: [])
+    monkeypatch.setattr(select, "choose", lambda case: (everywhere, []))
+    monkeypatch.setattr(runner_module, "choose_ops", FusedOps)
+
+
+def make_driver(name: str) -> tuple[Driver, ModelSpec, dict[str, np.ndarray]]:
+    model: ModelSpec = MODELS[name]()
+    weights = arrays(model)
+    driver = Driver(model, weights, device=DEVICE)
+    assert driver.backend.call("describe")["attention"] == ["kernels"] * len(model.layers)
+    return driver, model, weights
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_chunks_beside_decodes_then_decodes_ahead(name: str) -> None:
+    """Greedy tokens of three rows through mixed steps and through decode steps launched before the last was read."""
+    driver, model, weights = make_driver(name)
+    rng = np.random.default_rng(1)
+    prompts = {row: rng.integers(0, VOCAB, n).tolist() for row, n in ((3, 21), (0, 13), (5, 1))}
+    known = {row: list(ids) for row, ids in prompts.items()}
+
+    def read(*rows: int) -> None:
+        result = driver.backend.finish()
+        assert not result.failed
+        for row, token in zip(rows, result.tokens, strict=True):
+            known[row].append(token)
+
+    begins = [driver.begin(row, ids, logprobs=None) for row, ids in prompts.items()]
+    driver.launch([(3, 0, 13, False), (0, 0, 13, True), (5, 0, 1, True)], begins)
+    read(0, 5)
+    driver.launch([(5, 1, 1, True), (3, 13, 8, True), (0, 13, 1, True)])
+    read(5, 3, 0)
+    lengths = {row: len(ids) - 1 for row, ids in known.items()}
+    for ahead in range(4):
+        driver.launch([(row, length + ahead, 1, True) for row, length in lengths.items()])
+        if ahead:
+            read(*lengths)
+    read(*lengths)
+    for row, ids in known.items():
+        expected = forward(model, weights, ids[:-1]).argmax(-1)[len(prompts[row]) - 1 :]
+        assert ids[len(prompts[row]) :] == expected.tolist()
+
+
+def test_draws_and_eager_rows_equal_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeded tokens with filters, beside a row that asks for log probabilities (which no decode step takes)."""
+    driver, model, weights = make_driver("plain")
+    monkeypatch.undo()
+    plain = Driver(model, weights)
+    rows = {0: {"top_k": 7}, 1: {"top_p": 0.8, "min_p": 0.01}, 2: {}, 4: {"logprobs": 0}}
+    prompt = list(range(1, 12))
+
+    def tokens(of: Driver) -> list[list[int]]:
+        options = [{"temperature": 0.9, "seed": 40 + row, "logprobs": None, **more} for row, more in rows.items()]
+        begins = [of.begin(row, prompt, **more) for row, more in zip(rows, options, strict=True)]
+        made = [of.step([(row, 0, 11, True) for row in rows], begins).tokens]
+        made += [of.step([(row, 11 + i, 1, True) for row in rows]).tokens for i in range(2)]
+        return made + [of.step([(row, 13 + i, 1, True) for row in (0, 1, 2)]).tokens for i in range(5)]
+
+    assert tokens(driver) == tokens(plain)
+
+
+def test_failures_stay_with_their_row() -> None:
+    driver, _, _ = make_driver("plain")
+    driver.step(
+        [(row, 0, 9, True) for row in range(3)], [driver.begin(r, [r + 1] * 9, logprobs=None) for r in range(3)]
+    )
+    runner = driver.backend._runner
+    assert runner is not None
+    slot = driver.blocks[1][0] * BLOCK
+    with torch.inference_mode():
+        runner._cache.slots(0)[:, slot] = float("nan")
+    result = driver.step([(row, 9, 1, True) for row in range(3)])
+    assert list(result.failed) == [1]
+    assert "finite" in result.failed[1]
+    beyond = driver.step([(0, 10, 1, True), (2, MAX_LEN, 1, True)])  # not a decode step for a graph: one row cannot run
+    assert list(beyond.failed) == [2]
