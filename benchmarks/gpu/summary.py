@@ -59,13 +59,18 @@ def rows(samples: Samples, against: str) -> list[dict[str, Any]]:
     return made
 
 
+def shown(value: float) -> str:
+    """Four digits, as people write them."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def table(made: list[dict[str, Any]], against: str) -> str:
     """Markdown."""
     lines = [f"| model | work | octavo | {against} | ratio |", "|---|---|---|---|---|"]
     for row in made:
         ours, theirs = row["medians"][OURS], row["medians"].get(against)
-        cells = [row["model"], f"{row['work']} {row['size']}".strip(), f"{ours:,.4g}"]
-        cells += [f"{theirs:,.4g}" if theirs else "", f"{row['ratio']:.2f}" if "ratio" in row else ""]
+        cells = [row["model"], f"{row['work']} {row['size']}".strip(), shown(ours)]
+        cells += [shown(theirs) if theirs else "", f"{row['ratio']:.2f}" if "ratio" in row else ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -88,7 +93,7 @@ def draw(made: list[dict[str, Any]], against: str, heading: str, path: Path) -> 
         own = [row for row in compared if row["model"] == model][::-1]
         axis.barh(range(len(own)), [row["ratio"] for row in own], color="#0f766e", height=0.62)
         for y, row in enumerate(own):
-            pair = f"{row['ratio']:.2f}×   {row['medians'][OURS]:,.4g} | {row['medians'][against]:,.4g}"
+            pair = f"{row['ratio']:.2f}×   {shown(row['medians'][OURS])} | {shown(row['medians'][against])}"
             axis.annotate(pair, (row["ratio"], y), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
         axis.set_yticks(range(len(own)), [f"{row['work']} {row['size']}".strip() for row in own], fontsize=9)
         axis.axvline(1.0, color="#22303c", lw=1)

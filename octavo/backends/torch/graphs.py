@@ -114,7 +114,9 @@ class DecodeSteps:
     def warm(self) -> None:
         """Go through what the sizes differ in, for the sake of the kernels that are met (device/compile.py)."""
         for size in {size for size in self._sizes if size <= 64} | set(self._sizes[-2:]):
-            self._step.run(size, filtered=size == 1, blank=True)
+            self._step.run(size, filtered=False, blank=True)
+        for size in {self._sizes[0], self._sizes[-1]}:
+            self._step.run(size, filtered=True, blank=True)
 
     def _columns(self, steps: list[RowStep]) -> np.ndarray | None:
         """int32 [2, n], rows and positions; None where a row runs more, does not sample, asks more or cannot run."""

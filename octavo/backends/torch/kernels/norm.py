@@ -56,7 +56,9 @@ def launch_add(
     tokens, hidden = x.shape
     if tokens:
         block, warps = row_shape(hidden, elements)
-        _add_rms_norm[(tokens,)](x, delta, *post, *norm, out, HIDDEN=hidden, BLOCK=block, num_warps=warps, **pdl.options())
+        _add_rms_norm[(tokens,)](
+            x, delta, *post, *norm, out, HIDDEN=hidden, BLOCK=block, num_warps=warps, **pdl.options()
+        )
 
 
 def embed_rms_norm(

@@ -23,7 +23,7 @@ ON: wait, and let the next kernel start after that. EARLY: let it start before t
 kernels may stand in line. PREFETCH: kernels that read weights in a loop ask for the first of them before the wait.
 """
 
-MODE = ON | PREFETCH
+MODE = ON
 """What kernels are launched with where the GPU can; 0 turns it off."""
 
 
