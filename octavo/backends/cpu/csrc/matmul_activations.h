@@ -148,6 +148,8 @@ void quantize_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_
         put_group<V, scheme>(from, centre, scale, group, rows, r);
     }
     memcpy(rest + r * 4, &outliers.count, 4);
+    const Outlier none = {(int32_t)k, 0.0f};
+    for (int64_t i = outliers.count; i < most; i++) memcpy(outliers.at + i * (int64_t)sizeof none, &none, sizeof none);
 }
 
 // The upper half of a float32, rounded to nearest even; a NaN stays one.
