@@ -99,6 +99,10 @@ struct Arm {
         low = vminvq_f32(least);
         high = vmaxvq_f32(greatest);
     }
+    static uint32_t beyond(const float *x, float bound) { return beyond_portable(x, bound); }
+    static void range_without(const float *x, uint32_t out, float &low, float &high) {
+        range_without_portable(x, out, low, high);
+    }
     static OCT_INLINE inline void round(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
         const float32x4_t from = vdupq_n_f32(centre);
         for (int half = 0; half < 2; half++) {
