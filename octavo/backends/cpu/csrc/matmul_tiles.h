@@ -332,7 +332,7 @@ template <class V, int scheme, int M> struct DenseTile {
     using F = typename V::F;
 
     static OCT_INLINE inline void step(const uint8_t *weights, const uint8_t *act, F (&acc)[M]) {
-        __builtin_prefetch(weights + V::kAhead);
+        __builtin_prefetch(weights + 4 * V::kAhead, 0, 2);
         if constexpr (scheme == OCT_BF16) {
             const typename V::C pairs = V::codes(weights);
             each<M>([&](auto m) OCT_INLINE { acc[m] = V::dot_bf16(acc[m], pairs, act + m * kUnits * 4); });
