@@ -1,8 +1,8 @@
 // Matrix products over quantized weights: stored rows in, packed panels and float32 products out. The kernels' C ABI.
 //
 // y[m, n] = x[m, k] * weights[n, k]^T (+ bias[n]). Weights are packed once; activations are converted once a product
-// (for quantized weights int8 with a float32 scale and centre for every 32 elements, and a second int8 term where one
-// is not enough, see matmul_activations.h; bfloat16 for BF16, float32 for F32 and F16).
+// (for quantized weights int8 with a float32 scale and centre for every 32 elements, and outliers in float32 beside them,
+// see matmul_activations.h; bfloat16 for BF16, float32 for F32 and F16).
 // The result of a row depends on nothing but that row: not on m, its neighbours or the split into n ranges.
 //
 // Compile every file with -ffp-contract=off: the order and rounding of operations are part of the result.

@@ -55,6 +55,23 @@ inline void range_portable(const float *x, float &low, float &high) {
     }
 }
 
+// Which of x [32] are farther from zero than `bound`.
+inline uint32_t beyond_portable(const float *x, float bound) {
+    uint32_t found = 0;
+    for (int i = 0; i < kGroup; i++) found |= (uint32_t)(__builtin_fabsf(x[i]) > bound) << i;
+    return found;
+}
+
+// The range of x [32] but for those that `out` names; low above high where it names all.
+inline void range_without_portable(const float *x, uint32_t out, float &low, float &high) {
+    low = __builtin_inff(), high = -low;
+    for (int i = 0; i < kGroup; i++) {
+        if (out >> i & 1) continue;
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+}
+
 // codes = (x - centre) * inverse, rounded to -127..127; their sums in both halves.
 inline void round_portable(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
     for (int half = 0; half < 2; half++) {
@@ -103,20 +120,13 @@ struct Outliers {
 
     // Takes those of x [32], which begins with the row's element `first`: inside [32] gets the others, and their centre
     // in the outliers' places; low and high their range.
-    void take(const float *x, int32_t first, float *inside, float &low, float &high) {
-        uint32_t taken = 0;
-        low = __builtin_inff(), high = -low;
-        for (int i = 0; i < kGroup; i++) {
-            inside[i] = x[i];
-            if (__builtin_fabsf(x[i]) > bound && count + __builtin_popcount(taken) < most) {
-                taken |= 1u << i;
-                continue;
-            }
-            low = x[i] < low ? x[i] : low;
-            high = x[i] > high ? x[i] : high;
-        }
+    template <class V> OCT_INLINE inline void take(const float *x, int32_t first, float *inside, float &low, float &high) {
+        uint32_t taken = V::beyond(x, bound);
+        while (count + __builtin_popcount(taken) > most) taken &= ~(0x80000000u >> __builtin_clz(taken));
+        V::range_without(x, taken, low, high);
         if (low > high) low = high = 0.0f;
         const float centre = high * 0.5f + low * 0.5f;
+        memcpy(inside, x, kGroup * sizeof *x);
         for (; taken; taken &= taken - 1) {
             const int i = __builtin_ctz(taken);
             const Outlier outlier = {first + i, x[i] - centre};
@@ -140,7 +150,7 @@ void quantize_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_
         float low, high, inside[kGroup];
         V::range(x, low, high);
         if (high * 0.5f - low * 0.5f > outliers.bound) {
-            outliers.take(x, (int32_t)(g * kGroup), inside, low, high);
+            outliers.take<V>(x, (int32_t)(g * kGroup), inside, low, high);
             from = inside;
         }
         const float centre = high * 0.5f + low * 0.5f + poison, step = (high * 0.5f - low * 0.5f) * (2.0f / 254.0f);
@@ -148,6 +158,8 @@ void quantize_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_
         put_group<V, scheme>(from, centre, scale, group, rows, r);
     }
     memcpy(rest + r * 4, &outliers.count, 4);
+    const Outlier none = {(int32_t)k, 0.0f};
+    for (int64_t i = outliers.count; i < most; i++) memcpy(outliers.at + i * (int64_t)sizeof none, &none, sizeof none);
 }
 
 // The upper half of a float32, rounded to nearest even; a NaN stays one.

@@ -99,6 +99,10 @@ struct Arm {
         low = vminvq_f32(least);
         high = vmaxvq_f32(greatest);
     }
+    static uint32_t beyond(const float *x, float bound) { return beyond_portable(x, bound); }
+    static void range_without(const float *x, uint32_t out, float &low, float &high) {
+        range_without_portable(x, out, low, high);
+    }
     static OCT_INLINE inline void round(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
         const float32x4_t from = vdupq_n_f32(centre);
         for (int half = 0; half < 2; half++) {
@@ -229,6 +233,20 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
         });
     }
 
+    // The outliers times their columns, row by row in turn.
+    static OCT_INLINE inline void add_outliers(const Rows &r, int lane, int64_t k, F (&acc)[P][M]) {
+        const int64_t row_bytes = most_outliers(k) * (int64_t)sizeof(Outlier);
+        const uint8_t *at = r.outliers + r.first * row_bytes;
+        for (int turn = 0; turn < r.most; turn++, at += sizeof(Outlier))
+            each<M>([&](auto m) OCT_INLINE {
+                const uint8_t *outlier = at + m * row_bytes;
+                const float *column = r.columns.weights + (size_t)(uint32_t)int_at(outlier) * kPanel + lane;
+                each<P>([&](auto i) OCT_INLINE {
+                    acc[i][m] = Quad::fma(vld1q_f32(column + 4 * i), float_at(outlier + 4), acc[i][m]);
+                });
+            });
+    }
+
     static void run(const uint8_t *panel, int, const Rows &r, int64_t k, const Target &to) {
         const int64_t step = (int64_t)r.rows * act_group_bytes(f);
         for (int lane = 0; lane < kPanel; lane += 4 * P) {
@@ -244,18 +262,11 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
                     passes(block, p, lane, Part(x, r), acc);
                 }
             }
-            F sums[P][M];
-            each<P * M>([&](auto i) OCT_INLINE { sums[i / M][i % M] = acc[i / M][i % M]; });
-            for (int32_t i = r.starts[r.first]; i < r.starts[r.first + M]; i++) {
-                const auto [row, outlier] = r.outliers[i];
-                each<P>([&, row = row - r.first, found = outlier](auto pass) OCT_INLINE {
-                    F &sum = sums[pass][row];
-                    sum = Quad::fma(Weights::weight_packed(panel, lane + 4 * pass, found.index), found.value, sum);
-                });
-            }
+            if (r.unread) each<P>([&](auto i) OCT_INLINE { Weights::read_columns(panel, lane + 4 * i, r.columns); });
+            add_outliers(r, lane, k, acc);
             each<P * M>([&](auto i) OCT_INLINE {
                 const int at = lane + i / M * 4;
-                Quad::store(to.y + i % M * to.ldy + at, sums[i / M][i % M], to.bias ? to.bias + at : nullptr, to.lo - at,
+                Quad::store(to.y + i % M * to.ldy + at, acc[i / M][i % M], to.bias ? to.bias + at : nullptr, to.lo - at,
                             to.hi - at);
             });
         }

@@ -77,6 +77,10 @@ struct Avx2 {
 
     static void pairs(const float *x, uint32_t *out) { pairs_portable(x, kUnits, out); }
     static void range(const float *x, float &low, float &high) { range_portable(x, low, high); }
+    static uint32_t beyond(const float *x, float bound) { return beyond_portable(x, bound); }
+    static void range_without(const float *x, uint32_t out, float &low, float &high) {
+        range_without_portable(x, out, low, high);
+    }
     static void round(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
         round_portable(x, centre, inverse, codes, sums);
     }

@@ -80,6 +80,18 @@ struct Avx512 {
         low = _mm512_reduce_min_ps(_mm512_min_ps(a, b));
         high = _mm512_reduce_max_ps(_mm512_max_ps(a, b));
     }
+    static OCT_INLINE inline uint32_t beyond(const float *x, float bound) {
+        const auto half = [&](int i) OCT_INLINE {
+            return _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_loadu_ps(x + i)), _mm512_set1_ps(bound), _CMP_GT_OQ);
+        };
+        return half(0) | (uint32_t)half(16) << 16;
+    }
+    static OCT_INLINE inline void range_without(const float *x, uint32_t out, float &low, float &high) {
+        const __m512 most = _mm512_set1_ps(__builtin_inff()), least = _mm512_set1_ps(-__builtin_inff());
+        const __mmask16 a = (__mmask16)~out, b = (__mmask16)(~out >> 16);
+        low = _mm512_reduce_min_ps(_mm512_min_ps(_mm512_mask_loadu_ps(most, a, x), _mm512_mask_loadu_ps(most, b, x + 16)));
+        high = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_mask_loadu_ps(least, a, x), _mm512_mask_loadu_ps(least, b, x + 16)));
+    }
     static OCT_INLINE inline void round(const float *x, float centre, float inverse, int8_t *codes, int32_t (&sums)[2]) {
         for (int half = 0; half < 2; half++) {
             const __m512 shifted = _mm512_sub_ps(_mm512_loadu_ps(x + half * 16), _mm512_set1_ps(centre));

@@ -14,7 +14,8 @@
 // Activations: tiles of 16 rows (the last one has the rows that are left, R):
 //   quantized: for each group  codes int8 [R][32] | scale f32 [R] | centre f32 [R] | aux [R][subs]
 //              then            counts int32 [R] | outliers [R][k / 12] of (index int32, value f32)
-//              x = scale * code + centre, to half a step, + the value of its outlier, if it is one
+//              x = scale * code + centre, to half a step, + the value of its outlier, if it is one; (k, 0) in the places
+//              of the outliers that a row does not have
 //              aux is -offset * sum of codes (int32) or, for schemes with a minimum, the sum of scale * code + centre
 //              (f32), of each sub-group
 //   dense:     for each 16 units: [R][16] units of 4 bytes: one f32, or two bf16 of neighbouring k; zero-padded

@@ -108,18 +108,21 @@ template <class T> struct Local : std::allocator<T> {
 
 template <class T> using Vector = std::vector<T, Local<T>>;
 
-// An outlier and the row of its tile.
-struct RowOutlier {
-    int32_t row;
-    Outlier outlier;
+// The weights of a panel for the elements of k that are outliers in any row of a chunk: `list` names `count` of them;
+// weights [k + 1][16], those of k are zero, others not written.
+struct Columns {
+    const int32_t *list;
+    int32_t count;
+    float *weights;
 };
 
-// Rows first..first + M of a tile of `rows` rows. Row r has outliers[starts[r]] to outliers[starts[r + 1]].
+// Rows first..first + M of a tile of `rows` rows. outliers: the tile's, of which no row has more than `most`.
+// unread: whether this panel's weights are still to be written into columns, by who reads the panel first.
 struct Rows {
-    const uint8_t *act;
-    int rows, first;
-    const RowOutlier *outliers;
-    const int32_t *starts;
+    const uint8_t *act, *outliers;
+    int rows, first, most;
+    bool unread;
+    Columns columns;
 };
 
 // Quad q of the group whose code planes lie at p, alone.
@@ -177,20 +180,19 @@ template <class V, int scheme> struct Group {
         return V::mul(V::fma(code, V::splat(1.0f), V::splat((float)-f.offset)), scale);
     }
     // The weights of element `index` of k, from a packed panel's pass at `lane`.
-    static OCT_INLINE inline F weight_packed(const uint8_t *panel, int lane, int64_t index) {
-        const int64_t g = index / kGroup;
-        const int e = (int)(index % kGroup);
+    static OCT_INLINE inline F weight_packed(const uint8_t *panel, int lane, uint32_t index) {
+        const uint32_t g = index / kGroup, e = index % kGroup;
         const uint8_t *block = panel + g / f.span * block_bytes(f), *p = block + head_bytes(f) + g % f.span * group_bytes(f);
         F scale, minimum;
-        scales<V, scheme>(p + lane, e * f.subs / kGroup, V::halves(block + lane * 2), minima(block, lane), scale, minimum);
-        return weight(unpack_quad<V, f.codes>(p + scale_bytes(f) + lane * 4, e / 4), e % 4, scale, minimum);
+        scales<V, scheme>(p + lane, (int)e * f.subs / kGroup, V::halves(block + lane * 2), minima(block, lane), scale, minimum);
+        return weight(unpack_quad<V, f.codes>(p + scale_bytes(f) + lane * 4, (int)e / 4), (int)e % 4, scale, minimum);
     }
-    // The same, of a panel that lies there unpacked.
-    static OCT_INLINE inline F weight_unpacked(const uint8_t *panel, int64_t index) {
-        const uint8_t *at = panel + index / kGroup * kUnpacked;
-        const int e = (int)(index % kGroup), s = e * f.subs / kGroup;
-        const F minimum = f.minimum ? V::floats(at + 576 + 64 * (f.subs + s)) : V::zero();
-        return weight(V::codes(at + e / 4 * 64), e % 4, V::floats(at + 576 + 64 * s), minimum);
+    // Those of all columns, into `columns`.
+    static __attribute__((noinline)) void read_columns(const uint8_t *panel, int lane, const Columns &columns) {
+        for (int32_t i = 0; i < columns.count; i++) {
+            const F weights = weight_packed(panel, lane, (uint32_t)columns.list[i]);
+            memcpy(columns.weights + columns.list[i] * kPanel + lane, &weights, sizeof weights);
+        }
     }
 
     // To and from kUnpacked bytes; whole panels only.
@@ -258,17 +260,18 @@ template <class V, int scheme, int M> struct QuantTile {
         });
     }
 
-    // Writes acc, and the outliers times what weight(index) gives.
-    template <class Weight>
-    static OCT_INLINE inline void finish(const F (&acc)[M], const Rows &r, const Target &to, Weight &&weight) {
-        F sums[M];
-        each<M>([&](auto m) OCT_INLINE { sums[m] = acc[m]; });
-        for (int32_t i = r.starts[r.first]; i < r.starts[r.first + M]; i++) {
-            const auto [row, outlier] = r.outliers[i];
-            F &sum = sums[row - r.first];
-            sum = V::fma(weight(outlier.index), V::splat(outlier.value), sum);
-        }
-        each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, sums[m], to.bias, to.lo, to.hi); });
+    // Adds the outliers times their columns, row by row in turn, and writes acc.
+    static OCT_INLINE inline void finish(F (&acc)[M], int lane, const Rows &r, int64_t k, const Target &to) {
+        const int64_t row_bytes = most_outliers(k) * (int64_t)sizeof(Outlier);
+        const uint8_t *at = r.outliers + r.first * row_bytes;
+        const uint8_t *weights = (const uint8_t *)(r.columns.weights + lane);
+        for (int turn = 0; turn < r.most; turn++, at += sizeof(Outlier))
+            each<M>([&](auto m) OCT_INLINE {
+                const uint8_t *outlier = at + m * row_bytes;
+                const F column = V::floats(weights + (size_t)(uint32_t)int_at(outlier) * (kPanel * 4));
+                acc[m] = V::fma(column, V::splat(float_at(outlier + 4)), acc[m]);
+            });
+        each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, acc[m], to.bias, to.lo, to.hi); });
     }
 
     static void run(const uint8_t *panel, int lane, const Rows &r, int64_t k, const Target &to) {
@@ -286,7 +289,8 @@ template <class V, int scheme, int M> struct QuantTile {
                 multiply(w, act, r, acc);
             }
         }
-        finish(acc, r, to, [&](int32_t index) OCT_INLINE { return Weights::weight_packed(panel, lane, index); });
+        if (r.unread) Weights::read_columns(panel, lane, r.columns);
+        finish(acc, lane, r, k, to);
     }
 
     // As run, on a panel that unpack_panel made ready.
@@ -299,7 +303,7 @@ template <class V, int scheme, int M> struct QuantTile {
             w.take(panel + g * Weights::kUnpacked);
             multiply(w, act, r, acc);
         }
-        finish(acc, r, to, [&](int32_t index) OCT_INLINE { return Weights::weight_unpacked(panel, index); });
+        finish(acc, 0, r, k, to);
     }
 
     static void unpack_panel(const uint8_t *panel, int64_t k, uint8_t *out) {
@@ -308,6 +312,7 @@ template <class V, int scheme, int M> struct QuantTile {
             const F d = V::halves(panel), dmin = Weights::minima(panel, 0);
             panel += head_bytes(f);
             for (int g = 0; g < f.span; g++, panel += group_bytes(f), out += Weights::kUnpacked) {
+                for (int line = 0; line < group_bytes(f); line += 64) __builtin_prefetch(panel + line + V::kAhead);
                 w.unpack_from(panel, panel, d, dmin);
                 w.keep(out);
             }
@@ -320,7 +325,7 @@ template <class V, int scheme, int M> struct DenseTile {
     using F = typename V::F;
 
     static OCT_INLINE inline void step(const uint8_t *weights, const uint8_t *act, F (&acc)[M]) {
-        __builtin_prefetch(weights + V::kAhead);
+        __builtin_prefetch(weights + 4 * V::kAhead, 0, 2);
         if constexpr (scheme == OCT_BF16) {
             const typename V::C pairs = V::codes(weights);
             each<M>([&](auto m) OCT_INLINE { acc[m] = V::dot_bf16(acc[m], pairs, act + m * kUnits * 4); });
@@ -393,46 +398,55 @@ template <class V, int scheme> void panel_tile(const Product &p, int64_t n, Rows
     for (int step = row_steps<V>() - 1; rows.first < rows.rows; rows.first += kRowSteps[step]) {
         while (kRowSteps[step] > rows.rows - rows.first) step--;
         panel_rows<V, scheme>(p, tiles.run[step], n, rows, row + rows.first);
+        rows.unread = false;
     }
 }
 
-// The tiles of a chunk of rows, the outliers in them, and room for an unpacked panel.
+// The tiles of a chunk of rows, the elements of k that are outliers in them (once each), their weights, and room for an
+// unpacked panel. seen [k]: all false, but while `columns` is made.
 struct Chunk {
     Vector<Rows> tiles;
-    Vector<RowOutlier> outliers;
-    Vector<int32_t> starts;
-    Vector<uint8_t> room;
+    Vector<int32_t> columns;
+    Vector<uint8_t> seen, room;
+    Vector<float> weights;
 };
 
-// The outliers of a tile's rows, row after row, behind those of the chunk so far; `starts` for each row, and the last end.
-inline void add_outliers(const uint8_t *at, int rows, int64_t k, Chunk &chunk) {
-    const int64_t most = most_outliers(k);
-    for (int r = 0; r < rows; r++) {
-        chunk.starts.push_back((int32_t)chunk.outliers.size());
-        const uint8_t *list = at + rows * 4 + r * most * (int64_t)sizeof(Outlier);
-        for (int i = 0; i < int_at(at + r * 4); i++) {
-            RowOutlier found = {r, {}};
-            memcpy(&found.outlier, list + i * sizeof(Outlier), sizeof(Outlier));
-            chunk.outliers.push_back(found);
+// Notes the columns of a tile's outliers, which lie behind its counts at `at`. Returns the most that a row has.
+inline int add_columns(const uint8_t *at, int rows, int64_t k, Chunk &chunk) {
+    const uint8_t *list = at + rows * 4;
+    int most = 0;
+    for (int r = 0; r < rows; r++, list += most_outliers(k) * (int64_t)sizeof(Outlier)) {
+        const int count = int_at(at + r * 4);
+        most = count > most ? count : most;
+        for (int i = 0; i < count; i++) {
+            const int32_t index = int_at(list + i * sizeof(Outlier));
+            if (!chunk.seen[(size_t)index]) chunk.columns.push_back(index);
+            chunk.seen[(size_t)index] = 1;
         }
     }
-    chunk.starts.push_back((int32_t)chunk.outliers.size());
+    return most;
 }
 
 // The `count` tiles that begin with `row`, or those that are left.
 template <int scheme> void find_tiles(const Product &p, int64_t row, int64_t count, Chunk &chunk) {
     constexpr Format f = kFormats[scheme];
-    chunk.tiles.clear(), chunk.outliers.clear(), chunk.starts.clear();
+    chunk.tiles.clear(), chunk.columns.clear();
+    if (!is_dense(f) && chunk.seen.size() < (size_t)p.k) chunk.seen.resize((size_t)p.k);
     for (; row < p.m && count > 0; row += kTile, count--) {
         const int rows = (int)(p.m - row < kTile ? p.m - row : kTile);
-        chunk.tiles.push_back({p.act + row * act_row_bytes(scheme, p.k), rows, 0, nullptr, nullptr});
-        if constexpr (!is_dense(f))
-            add_outliers(chunk.tiles.back().act + p.k / kGroup * rows * act_group_bytes(f), rows, p.k, chunk);
+        Rows tile = {p.act + row * act_row_bytes(scheme, p.k), nullptr, rows, 0, 0, false, {}};
+        if constexpr (!is_dense(f)) {
+            const uint8_t *rest = tile.act + p.k / kGroup * rows * act_group_bytes(f);
+            tile.outliers = rest + rows * 4;
+            tile.most = add_columns(rest, rows, p.k, chunk);
+        }
+        chunk.tiles.push_back(tile);
     }
-    for (size_t i = 0; i < chunk.tiles.size() && !is_dense(f); i++) {
-        chunk.tiles[i].outliers = chunk.outliers.data();
-        chunk.tiles[i].starts = chunk.starts.data() + i * (kTile + 1);
-    }
+    if constexpr (is_dense(f)) return;
+    for (const int32_t index : chunk.columns) chunk.seen[(size_t)index] = 0;
+    if (chunk.weights.size() < (size_t)(p.k + 1) * kPanel) chunk.weights.resize((size_t)(p.k + 1) * kPanel);
+    memset(chunk.weights.data() + p.k * kPanel, 0, kPanel * 4);
+    for (Rows &tile : chunk.tiles) tile.columns = {chunk.columns.data(), (int32_t)chunk.columns.size(), chunk.weights.data()};
 }
 
 // Tiles of all 16 rows from which on it pays to unpack a panel once for them all.
@@ -442,7 +456,9 @@ constexpr int kUnpackTiles = 3;
 template <class V, int scheme>
 void panel_unpacked(const Product &p, int64_t n, const Rows *tiles, int64_t count, int64_t row, uint8_t *room) {
     using Tile = QuantTile<V, scheme, kTile>;
-    Tile::unpack_panel(p.packed + n / kPanel * panel_bytes(scheme, p.k), p.k, room);
+    const uint8_t *panel = p.packed + n / kPanel * panel_bytes(scheme, p.k);
+    Tile::unpack_panel(panel, p.k, room);
+    Group<V, scheme>::read_columns(panel, 0, tiles->columns);
     const int lo = (int)(p.n_begin > n ? p.n_begin - n : 0), hi = (int)(p.n_end - n < kPanel ? p.n_end - n : kPanel);
     for (int64_t i = 0; i < count; i++) {
         const Target to = {p.y + (row + i * kTile) * p.ldy + n, p.ldy, p.bias ? p.bias + n : nullptr, lo, hi};
@@ -464,7 +480,11 @@ template <class V, int scheme> void chunk_of_tiles(const Product &p, Chunk &chun
     for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end; n += kPanel) {
         if constexpr (unpacks)
             if (whole) panel_unpacked<V, scheme>(p, n, tiles, whole, row, chunk.room.data());
-        for (int64_t i = whole; i < count; i++) panel_tile<V, scheme>(p, n, tiles[i], row + i * kTile);
+        for (int64_t i = whole; i < count; i++) {
+            Rows rows = tiles[i];
+            rows.unread = i == 0;
+            panel_tile<V, scheme>(p, n, rows, row + i * kTile);
+        }
     }
 }
 

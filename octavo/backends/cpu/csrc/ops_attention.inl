@@ -34,7 +34,7 @@ struct Place {
 // Where a tile's bfloat16 lie, and room for its pairs: keys [(D + 1) / 2, kTile, 2], values [kTile / 2, Dp, 2].
 template <>
 struct Place<uint16_t> {
-    const uint16_t* keys[kTile / kGroup];  // only of those that lie in one block
+    const uint16_t* keys[kTile / kGroup];  // only of those that lie in one block; null: no row sees any
     const uint16_t* values[kTile];         // null: no row sees the key
     uint16_t *key_room, *value_room;
 };
@@ -149,10 +149,15 @@ void find(const Walk& w, int64_t tile, Place<Cell>& place) {
     });
 }
 
+void forget(Place<uint16_t>& place) {
+    for (auto& value : place.values) value = nullptr;
+    for (auto& keys : place.keys) keys = nullptr;
+}
+
 void find(const Walk& w, int64_t tile, Place<uint16_t>& place) {
     const auto [low, high] = seen(w, tile);
     const int64_t size = w.batch.block_size, dim = w.o.dim;
-    for (auto& value : place.values) value = nullptr;
+    forget(place);
     over_slots(w, tile, low, high, [&](int64_t i, int64_t count, int64_t slot) {
         const uint16_t* value = static_cast<const uint16_t*>(w.o.values) + slot * dim;
         for (int64_t j = 0; j < count; j++) place.values[i + j] = value + j * dim;
@@ -167,7 +172,7 @@ void find(const Walk& w, int64_t tile, Place<uint16_t>& place) {
 inline void pair_keys(const uint16_t* key, const uint16_t* next, int64_t size, int64_t dim, uint16_t* room) {
     int64_t d = 0;
     for (; d + 1 < dim; d += 2, room += 2 * kTile) {
-        __builtin_prefetch(next + d * size, 0, 2);
+        if (next) __builtin_prefetch(next + d * size, 0, 2);
         for (int64_t j = 0; j < kGroup; j += W) interleave(key + d * size + j, key + (d + 1) * size + j, room + 2 * j);
     }
     for (int64_t j = 0; d < dim && j < kGroup; j++) room[2 * j] = key[d * size + j], room[2 * j + 1] = 0;
@@ -198,19 +203,29 @@ inline void pair_values(const uint16_t* const* pair, const uint16_t* const* next
     }
 }
 
-// Lays a tile out as pairs, and asks for the next one.
+// Lays a tile out as pairs, and asks for one that comes later: for what lies beside the keys of this one meanwhile, then
+// for the rest.
 void lay_out(const Walk& w, int64_t tile, const Place<uint16_t>& place, const Place<uint16_t>& next) {
     const auto [low, high] = seen(w, tile);
     const int64_t size = w.batch.block_size, dim = w.o.dim;
-    if (size % kGroup == 0)
-        for (int64_t g = low / kGroup; g * kGroup < high; g++)
-            pair_keys(place.keys[g], next.keys[g], size, dim, place.key_room + g * 2 * kGroup);
-    else
+    if (size % kGroup) {
         over_slots(w, tile, low, high, [&](int64_t i, int64_t count, int64_t slot) {
             pair_some_keys(w, i, count, slot, place.key_room);
         });
-    for (int64_t i = low / 2 * 2; i < high; i += 2)
-        pair_values(place.values + i, next.values + i, dim, place.value_room + i * padded(dim));
+    }
+    for (int64_t g = 0; g < kTile / kGroup; g++) {
+        if (place.keys[g])
+            pair_keys(place.keys[g], next.keys[g], size, dim, place.key_room + g * 2 * kGroup);
+        else
+            for (int64_t d = 0; next.keys[g] && d < dim; d += 2) __builtin_prefetch(next.keys[g] + d * size, 0, 2);
+    }
+    for (int64_t i = 0; i < kTile; i += 2) {
+        if (place.values[i] || place.values[i + 1])
+            pair_values(place.values + i, next.values + i, dim, place.value_room + i * padded(dim));
+        else
+            for (int64_t j = i; j < i + 2; j++)
+                for (int64_t d = 0; next.values[j] && d < dim; d += 32) __builtin_prefetch(next.values[j] + d, 0, 2);
+    }
 }
 
 constexpr int64_t kVectors = kGroup / W;            // of 16 keys
@@ -454,42 +469,51 @@ inline int64_t first_tile(const Walk& w, const AttentionTask& task) {
     return (first > task.split * kSplit ? first : task.split * kSplit) / kTile * kTile;
 }
 
-// The first tile of what comes after this walk.
-inline void find_after(const Walk& w, HeadTask after, Place<uint16_t>& place) {
+// Where its keys end
+inline int64_t end_of(const Walk& w, const AttentionTask& task) {
+    const int64_t last = w.position + (w.rows - 1) / w.group + 1;
+    return task.split_end * kSplit < last ? task.split_end * kSplit : last;
+}
+
+// The tile `index` of what comes after this walk, if there is one.
+inline void find_after(const Walk& w, HeadTask after, int64_t index, Place<uint16_t>& place) {
+    forget(place);
+    if (!after.task) return;
     const AttentionTask& task = *after.task;
     const Walk then{w.o, w.batch, w.batch.spans[task.span], after.head, task.count * w.group, w.group, task.position,
                     {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
-    find(then, first_tile(then, task), place);
+    const int64_t tile = first_tile(then, task) + index * kTile;
+    if (tile < end_of(then, task)) find(then, tile, place);
 }
 
-// All tiles of the task; done(split) after each split, for which peak, sum and acc of each row began anew
+// All tiles of the task; done(split) after each split, for which peak, sum and acc of each row began anew. So many tiles
+// ahead are asked for: a tile of pairs is soon done with.
 template <class Cell, class F>
 void walk(Walk& w, const AttentionTask& task, HeadTask after, F&& done) {
+    constexpr int64_t ahead = kPaired<Cell> ? 2 : 1;
     const int64_t wide = padded(w.o.dim), room = kTile * (w.o.dim + wide);
-    Place<Cell> places[2] = {};
-    for (int i = 0; i < 2; i++) {
-        places[i].key_room = reinterpret_cast<Cell*>(w.rooms + i * room);
-        places[i].value_room = reinterpret_cast<Cell*>(w.rooms + i * room + kTile * w.o.dim);
+    Place<Cell> places[ahead + 1] = {};
+    for (int64_t i = 0; i <= ahead; i++) {
+        float* const own = w.rooms + (kPaired<Cell> ? 0 : i * room);  // only a tile in work needs its room for pairs
+        places[i].key_room = reinterpret_cast<Cell*>(own);
+        places[i].value_room = reinterpret_cast<Cell*>(own + kTile * w.o.dim);
     }
-    Place<Cell>*place = &places[0], *next = &places[1];
-    const int64_t last = w.position + (w.rows - 1) / w.group + 1;
-    const int64_t end = task.split_end * kSplit < last ? task.split_end * kSplit : last;
-    int64_t tile = first_tile(w, task);
-    find(w, tile, *place);
+    const int64_t first = first_tile(w, task), end = end_of(w, task);
+    int64_t tile = first;
+    for (int64_t i = 0; i < ahead && tile + i * kTile < end; i++) find(w, tile + i * kTile, places[i]);
     for (int64_t split = task.split; split < task.split_end; split++) {
         for (int64_t r = 0; r < w.rows; r++) w.peak[r] = kNone, w.sum[r] = 0.0f;
         for (int64_t i = 0; i < w.rows * wide; i++) w.acc[i] = 0.0f;
         for (; tile < (split + 1) * kSplit && tile < end; tile += kTile) {
-            const bool more = tile + kTile < end;
-            if (more) find(w, tile + kTile, *next);
+            const int64_t at = (tile - first) / kTile, left = (end - tile - 1) / kTile;
+            Place<Cell>&place = places[at % (ahead + 1)], &next = places[(at + ahead) % (ahead + 1)];
+            const bool more = left >= ahead;
+            if (more) find(w, tile + ahead * kTile, next);
             if constexpr (kPaired<Cell>) {
-                if (!more && after.task) find_after(w, after, *next);
-                lay_out(w, tile, *place, more || after.task ? *next : *place);
+                if (!more) find_after(w, after, at + left ? ahead - 1 - left : 0, next);
+                lay_out(w, tile, place, next);
             }
-            take_in_rows(w, tile, *place, more ? *next : *place);
-            Place<Cell>* const before = place;
-            place = next;
-            next = before;
+            take_in_rows(w, tile, place, more ? next : place);
         }
         done(split);
     }
