@@ -4,7 +4,7 @@
 
 Qwen3-0.6B's 28 layers, random weights, as FusedOps and the attention kernels run them, in one captured graph a mode.
 One JSON line a case: microseconds of a pass by mode, and whether results, a burst of replays with fresh inputs each,
-are the same bit by bit as those of mode 0. `best`: the fastest mode that has none that differ, for pdl.MODE.
+are the same bit by bit as those without. `best`: the faster one that has none that differ, for pdl.ENABLED.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CONFIG = {
     "attention_bias": False,
 }
 BLOCK_SIZE = 16
-NAMES = {0: "off", pdl.ON: "on", pdl.ON | pdl.PREFETCH: "on+prefetch", pdl.ON | pdl.PREFETCH | pdl.EARLY: "all"}
+NAMES = {False: "off", True: "on"}
 BURST, BURSTS = 24, 3
 DEADLINE = 21.0
 """Seconds after the start at which no further mode is begun."""
@@ -128,9 +128,9 @@ class Model:
         return torch.stack([self.cache.slots(i)[:, self.slots[:size]] for i in range(len(self.spec.layers))])
 
 
-def capture(model: Model, batch: Any, mode: int) -> Callable[[], Tensor]:
+def capture(model: Model, batch: Any, mode: bool) -> Callable[[], Tensor]:
     """A graph of one pass in this mode; what it returns replays it and gives its output (the next replay's too)."""
-    pdl.MODE = mode
+    pdl.ENABLED = mode
     layers = len(model.spec.layers)
     model.run(batch, 2)
     torch.cuda.synchronize()
@@ -190,20 +190,20 @@ def measure(model: Model, size: int, start: float) -> dict[str, Any]:
             continue
         try:
             replays[mode] = capture(model, batch, mode)
-            wrong[name] = differences(model, size, replays[0], replays[mode])
+            wrong[name] = differences(model, size, replays[False], replays[mode])
         except Exception as error:
             errors[name] = repr(error)[:300]
-    us: dict[int, list[float]] = {mode: [] for mode in replays}
+    us: dict[bool, list[float]] = {mode: [] for mode in replays}
     for _ in range(2):
         for mode, replay in replays.items():
             us[mode].append(microseconds(replay))
-    best = min((m for m in us if wrong.get(NAMES[m]) == 0), key=lambda mode: min(us[mode]), default=0)
+    best = min((m for m in us if wrong.get(NAMES[m]) == 0), key=lambda mode: min(us[mode]), default=False)
     return {
         "us": {NAMES[mode]: round(min(times), 1) for mode, times in us.items()},
         "replays": BURST * BURSTS,
         "differing": wrong,
         "best": best,
-        "gain_us": round(min(us[0]) - min(us[best]), 1),
+        "gain_us": round(min(us[False]) - min(us[best]), 1),
         "error": errors or None,
     }
 
@@ -221,12 +221,12 @@ def main() -> None:
         model = Model(build_spec(CONFIG), max(args.rows), args.context, device)
         with compile_only():
             for mode in NAMES:
-                pdl.MODE = mode
+                pdl.ENABLED = mode
                 for size in args.rows:
                     model.run(model.batch(size), 2)
         torch.cuda.synchronize()
         ready = {"kernel": "pdl", "case": "ready", "s": round(time.perf_counter() - start, 1)}
-        print(json.dumps({**ready, "supported": dict(pdl.options()).get("PDL", 0) != 0}), flush=True)
+        print(json.dumps({**ready, "supported": pdl.options()["PDL"]}), flush=True)
         for size in args.rows:
             try:
                 figures = measure(model, size, start)

@@ -16,27 +16,18 @@ import torch
 import triton
 import triton.language as tl
 
-ON, EARLY, PREFETCH = 1, 2, 4
-"""What PDL, a kernel's compile-time number, is the sum of; 0: nothing of this.
-
-ON: wait, and let the next kernel start after that. EARLY: let it start before the wait already, so that several
-kernels may stand in line. PREFETCH: kernels that read weights in a loop ask for the first of them before the wait.
-"""
-
-MODE = ON
-"""What kernels are launched with where the GPU can; 0 turns it off."""
+ENABLED = True
+"""Whether kernels are launched so where the GPU can."""
 
 
-def options() -> Mapping[str, int | bool]:
+def options() -> Mapping[str, bool]:
     """Keyword arguments of a launch: the kernel's PDL, and the launch's own option, which it must go with."""
-    return _options(MODE)
+    return _options(ENABLED)
 
 
 @cache
-def _options(mode: int) -> Mapping[str, int | bool]:
-    if not mode or not _supported():
-        return MappingProxyType({"PDL": 0})
-    return MappingProxyType({"PDL": mode, "launch_pdl": True})
+def _options(enabled: bool) -> Mapping[str, bool]:
+    return MappingProxyType({"PDL": True, "launch_pdl": True} if enabled and _supported() else {"PDL": False})
 
 
 @cache
@@ -50,17 +41,6 @@ def _supported() -> bool:
 @triton.jit
 def wait(PDL: tl.constexpr):
     """Until the kernel before this one has ended and what it wrote is seen; the next one may start."""
-    if PDL & 2:
-        tl.extra.cuda.gdc_launch_dependents()
     if PDL:
         tl.extra.cuda.gdc_wait()
-        if not PDL & 2:
-            tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def prefetch(at):
-    """Asks for the 128 bytes at each of these addresses to be brought to the L2 cache; all must be inside a tensor."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-    )
+        tl.extra.cuda.gdc_launch_dependents()

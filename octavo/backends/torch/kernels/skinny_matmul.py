@@ -417,8 +417,6 @@ def _dot_kernel(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     tile = tl.program_id(0)
     part = tl.program_id(1)
-    if PDL & 4:
-        _prefetch_run(weight_ptr, tile, part, N, weight_stride, K, ACT, BLOCK_N, BLOCK_K, SPLIT)
     pdl.wait(PDL)
     rstd = tl.zeros((BLOCK_M,), tl.float32)
     if norm_ptr is not None:
@@ -490,23 +488,6 @@ def _dot_run(
         if ACT != "":
             up = _dot(x, _load_once(up_at + step * BLOCK_K, mask), up, SWAP)
     return _turned(acc, SWAP), _turned(up, SWAP)
-
-
-@triton.jit
-def _prefetch_run(
-    weight_ptr, tile, part, N, weight_stride,
-    K: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
-    """Asks for what _dot_run reads first, AHEAD bytes of each of its weight rows, to be brought to the L2 cache."""
-    AHEAD: tl.constexpr = 1024
-    SIZE: tl.constexpr = weight_ptr.dtype.element_ty.primitive_bitwidth // 8
-    STEPS: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)
-    lines = part * (STEPS * BLOCK_K) + tl.arange(0, AHEAD // 128)[None, :] * (128 // SIZE)
-    rows = tl.minimum(tile * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)[:, None]
-    at = weight_ptr + rows * weight_stride + tl.minimum(lines, K - 1)
-    pdl.prefetch(at)
-    if ACT != "":
-        pdl.prefetch(at + tl.cast(N, tl.int64) * weight_stride)
 
 
 @triton.jit
