@@ -166,7 +166,7 @@ def test_a_full_queue_is_told(clean: LiveServer) -> None:
 
     def ask(number: int) -> None:
         with httpx.Client(base_url=clean.url, trust_env=False, timeout=60) as client:
-            answers.append(client.post("/v1/completions", json={**CONTROL, "prompt": f"{number}", "max_tokens": 60}))
+            answers.append(client.post("/v1/completions", json={**CONTROL, "prompt": f"{number}", "max_tokens": 200}))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(60)]
     for thread in threads:
@@ -182,14 +182,15 @@ def test_a_full_queue_is_told(clean: LiveServer) -> None:
 
 
 def test_a_killed_engine_ends_streams_cleanly_and_comes_back(checkpoint: Callable[[str], Path]) -> None:
-    with start(checkpoint("llama")) as server:
+    # a context so long that no stream ends before the last of them has begun, however busy the machine
+    with start(checkpoint("llama"), hf_overrides={"max_position_embeddings": 2048}) as server:
         expected = control(server)
         pid = server.llm.engine_pid
         events: list[list[Any]] = []
         begun = threading.Barrier(4)
 
         def read() -> None:
-            request = {**CONTROL, "max_tokens": 240, "stream": True}
+            request = {**CONTROL, "max_tokens": 1900, "stream": True}
             with (
                 httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
                 client.stream("POST", "/v1/completions", json=request) as response,
