@@ -80,18 +80,6 @@ def test_add_rms_norm(tokens: int, hidden: int, dtype: torch.dtype, post: bool) 
     close(out, normed(x, weight))  # of the rounded sum that was kept
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", [1.0, 50.5968])
-def test_embed_rms_norm(scale: float, dtype: torch.dtype) -> None:
-    table, weight, token_ids = rand(11, 72, dtype=dtype), rand(72), ints([10, 0, 3, 3])
-    x, out = wild(4, 72, dtype=dtype), wild(4, 72, dtype=dtype)
-    norm.embed_rms_norm(token_ids, table, scale, x, weight, EPS, out)
-    close(x, F.embedding(token_ids, table) * torch.tensor(scale, dtype=dtype))
-    close(out, normed(x, weight))
-    empty = x[:0]
-    norm.embed_rms_norm(token_ids[:0], table, scale, empty, weight, EPS, empty)
-
-
 @OVERFLOWS
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_finish_norm(dtype: torch.dtype) -> None:
@@ -247,39 +235,7 @@ def test_decode_inputs(batch: int) -> None:
     assert outs[2].tolist() == [p + 1 if r >= 0 else 0 for r, p in pairs] + [-77, -77]
 
 
-SPANS = {
-    "none": [],
-    "one": [(2, 0, 30, 1)],
-    "decode_and_prompts": [(4, 0, 40, 1), (0, 1, 3, 1), (3, 2, 0, 37), (1, 39, 10, 25)],
-    "empty_and_padding_between": [
-        (1, 0, 5, 3),
-        (0, 3, 9, 0),
-        (-1, 3, 9, 4),
-        (2, 7, 0, 41),
-        (2, 48, 0, 0),
-        (-1, 48, 9, 9),
-    ],
-    "gap": [(1, 4, 0, 2), (2, 8, 39, 2), (3, 125, 1, 12)],
-    "many": [(i % ROWS, 3 * i, i % 38, 3) for i in range(43)],
-}
-
-
-@pytest.mark.parametrize("name", SPANS)
-def test_batch_inputs(name: str) -> None:
-    spans, batch, size = SPANS[name], 140 if name in ("gap", "many") else 70, 16
-    tokens, tables = persistent(size)
-    want = [[0, 0, -1, -1] for _ in range(batch)]
-    for row, first, start, count in spans:
-        for i in range(count if row >= 0 else 0):
-            p = start + i
-            want[first + i] = [int(tokens[row, p]), p, place(tables, row, p, size), row]
-    outs = [wild(batch + 2, dtype=torch.int64 if i == 2 else torch.int32) for i in range(4)]
-    inputs.batch_inputs(ints(spans).view(-1, 4), tokens, tables, size, *(out[:batch] for out in outs))
-    assert torch.stack([out.long() for out in outs], 1).tolist() == [*want, *[[-77] * 4] * 2]
-
-
 def test_inputs_of_no_tokens() -> None:
     tokens, tables = persistent(8)
     empty, none = ints([]), ints([], torch.int64)
     inputs.decode_inputs(empty, empty, tokens, tables, 8, empty, none, empty)
-    inputs.batch_inputs(ints([(0, 0, 0, 1)]), tokens, tables, 8, empty, empty, none, empty)

@@ -1,4 +1,4 @@
-"""What a step is told of its rows in; the token ids, positions and cache slots that its layers read, out.
+"""What a decode step is told of its rows in; the token ids, cache slots and lengths that its layers read, out.
 
 A row is a sequence's persistent place: tokens[row] are its token ids, block_tables[row] its blocks in the cache.
 """
@@ -50,45 +50,7 @@ def decode_inputs(
         )
 
 
-def batch_inputs(
-    spans: Tensor,
-    tokens: Tensor,
-    block_tables: Tensor,
-    block_size: int,
-    token_ids: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    rows: Tensor,
-) -> None:
-    """Any number of tokens a row: a span (row, first, start, count) is the batch's tokens first .. first + count - 1.
-
-    They are the row's positions start .. start + count - 1.  spans: int32 [n, 4] sorted by first, not overlapping; one
-    of count 0 or row < 0 covers nothing.  tokens: int32 [rows, any]; block_tables: int32 [rows, max_blocks].
-    Written, all [batch]: token_ids, positions, rows int32, slots int64.  A token that no span covers is padding:
-    token 0, position 0, slot -1, row -1.
-    """
-    batch, num_spans = token_ids.shape[0], spans.shape[0]
-    if batch:
-        _batch_inputs[(triton.cdiv(batch, BLOCK),)](
-            spans,
-            tokens,
-            block_tables,
-            token_ids,
-            positions,
-            slots,
-            rows,
-            batch,
-            num_spans,
-            1 << num_spans.bit_length() >> 1,
-            tokens.stride(0),
-            block_tables.stride(0),
-            BLOCK_SIZE=block_size,
-            BLOCK=BLOCK,
-            **pdl.options(),
-        )
-
-
-INDICES = ["rows", "starts", "spans", "token_ids", "slots", "seq_lens", "positions"]
+INDICES = ["rows", "starts", "token_ids", "slots", "seq_lens"]
 """Read and written one element a lane: alignment gains nothing, and a slice of them would compile one more variant."""
 
 
@@ -118,55 +80,6 @@ def _decode_inputs(
     tl.store(token_ids + index, token, mask=inside)
     tl.store(slots + index, slot, mask=inside)
     tl.store(seq_lens + index, tl.where(used, position + 1, 0), mask=inside)
-
-
-@triton.jit(do_not_specialize=["batch", "num_spans", "top"], do_not_specialize_on_alignment=INDICES)
-def _batch_inputs(
-    spans,
-    tokens,
-    block_tables,
-    token_ids,
-    positions,
-    slots,
-    rows,
-    batch,
-    num_spans,
-    top,  # the largest power of two that is <= num_spans; 0 where there are none
-    tokens_stride,
-    tables_stride,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < batch
-    pdl.wait(PDL)
-    started = _spans_started(spans, index, num_spans, top)
-    span = spans + (started - 1) * 4
-    any_started = inside & (started > 0)
-    row = tl.load(span, mask=any_started, other=-1)
-    offset = index - tl.load(span + 1, mask=any_started, other=0)
-    used = any_started & (row >= 0) & (offset < tl.load(span + 3, mask=any_started, other=0))
-    position = tl.where(used, tl.load(span + 2, mask=used, other=0) + offset, 0)
-    token, slot = _look_up(tokens, block_tables, row, position, used, tokens_stride, tables_stride, BLOCK_SIZE)
-    tl.store(token_ids + index, token, mask=inside)
-    tl.store(positions + index, position, mask=inside)
-    tl.store(slots + index, slot, mask=inside)
-    tl.store(rows + index, tl.where(used, row, -1), mask=inside)
-
-
-@triton.jit
-def _spans_started(spans, index, num_spans, top):
-    """How many spans begin at or before each token: a binary search that adds falling powers of two."""
-    count = index * 0
-    step = top
-    while step > 0:
-        wider = count + step
-        valid = wider <= num_spans
-        first = tl.load(spans + (wider - 1) * 4 + 1, mask=valid, other=0)
-        count = tl.where(valid & (first <= index), wider, count)
-        step = step // 2
-    return count
 
 
 @triton.jit

@@ -61,32 +61,6 @@ def launch_add(
         )
 
 
-def embed_rms_norm(
-    token_ids: Tensor, table: Tensor, scale: float, x: Tensor, weight: Tensor, eps: float, out: Tensor
-) -> None:
-    """x = table[token_ids] * scale, scale rounded to the type first (layers/decoder.py); out = norm(x).
-
-    token_ids: int32 [tokens], each within the table; table: [vocab, hidden]; x, out: [tokens, hidden], both written.
-    """
-    tokens, hidden = x.shape
-    if tokens:
-        block, warps = row_shape(hidden)
-        _embed_rms_norm[(tokens,)](
-            token_ids,
-            table,
-            scale,
-            x,
-            weight,
-            eps,
-            out,
-            SCALED=scale != 1.0,
-            HIDDEN=hidden,
-            BLOCK=block,
-            num_warps=warps,
-            **pdl.options(),
-        )
-
-
 def finish_norm(
     x: Tensor, delta: Tensor, last: Tensor, weight: Tensor, eps: float, out: Tensor, finite: Tensor
 ) -> None:
@@ -129,31 +103,6 @@ def _add_rms_norm(
     after = _rounded(before + added, x)
     _store(x + row, column, after, HIDDEN)
     _store(out + row, column, _normalize(after, w, eps, HIDDEN), HIDDEN)
-
-
-@triton.jit(do_not_specialize_on_alignment=["token_ids"])
-def _embed_rms_norm(
-    token_ids,
-    table,
-    scale,
-    x,
-    weight,
-    eps,
-    out,
-    SCALED: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    w = _load(weight, column, HIDDEN)
-    pdl.wait(PDL)
-    y = _load(table + tl.load(token_ids + token).to(tl.int64) * HIDDEN, column, HIDDEN)
-    if SCALED:
-        y = _rounded(y * _rounded(tl.full((BLOCK,), scale, tl.float32), x), x)
-    _store(x + token * HIDDEN, column, y, HIDDEN)
-    _store(out + token * HIDDEN, column, _normalize(y, w, eps, HIDDEN), HIDDEN)
 
 
 @triton.jit(do_not_specialize_on_alignment=["last", "finite"])
