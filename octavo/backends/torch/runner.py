@@ -15,7 +15,7 @@ from octavo.backends.torch.attention.select import AttentionStack
 from octavo.backends.torch.batch import make_batch
 from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
-from octavo.backends.torch.device.memory import activation_bytes, device_bytes
+from octavo.backends.torch.device.memory import activation_bytes, device_bytes, row_bytes
 from octavo.backends.torch.layers.decoder import Decoder, check_words
 from octavo.backends.torch.ops.select import choose_ops
 from octavo.backends.torch.rows import Rows
@@ -81,7 +81,7 @@ class TorchBackend:
         self._decoder = Decoder(spec, loaded, ops)
 
     def memory(self) -> DeviceMemory:
-        """`free` leaves room for the largest step's intermediate values."""
+        """`free` leaves room for the rows and the largest step's intermediate values."""
         decoder = self._loaded()
         total, free = device_bytes(self._device)
         step = activation_bytes(
@@ -90,7 +90,10 @@ class TorchBackend:
             rows=self._max_num_seqs,
             element=decoder.weights.embed.element_size(),
         )
-        return DeviceMemory(total=total, free=max(free - step, 0), weights=decoder.weights.num_bytes)
+        rows = self._max_num_seqs * row_bytes(
+            max_model_len=self._max_model_len, block_size=self._block_size, vocab_size=decoder.spec.vocab_size
+        )
+        return DeviceMemory(total=total, free=max(free - step - rows, 0), weights=decoder.weights.num_bytes)
 
     def allocate(self, num_blocks: int) -> None:
         """Make rows and cache. ConfigError where num_blocks is below 1."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from octavo.backends.torch.sampling.edits import FIELDS, MOST_EDITS
 from octavo.models.spec import GatedMLP, ModelSpec, MoE
 
 _GROUP = Path("/sys/fs/cgroup")
@@ -34,6 +35,14 @@ def activation_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -
     stream = spec.hidden_size * (2 * element + 8)
     # logits in float32 with log probabilities, noise, and a sort's values and int64 indices
     return tokens * (widest + stream) + rows * spec.vocab_size * 28
+
+
+def row_bytes(*, max_model_len: int, block_size: int, vocab_size: int) -> int:
+    """What one row keeps on the device, whether it is in use or not: rows.py, sampling/edits.py, and graphs.py's."""
+    known = 4 * (max_model_len + 1) + 4 * -(-max_model_len // block_size)
+    lists = 4 * MOST_EDITS * (len(FIELDS) + 1) + vocab_size // 8
+    # of each split of 4096 tokens KEEP candidates (kernels/sampling.py), and a logit behind each known token
+    return known + lists + vocab_size // 4 + 4 * (max_model_len + 1)
 
 
 def _feed_bytes(ffn: GatedMLP | MoE, hidden: int, element: int) -> int:
