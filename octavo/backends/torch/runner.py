@@ -15,7 +15,7 @@ from octavo.backends.torch.attention.select import AttentionStack
 from octavo.backends.torch.batch import make_batch
 from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
-from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes
+from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes, row_bytes
 from octavo.backends.torch.forward_graphs import ForwardGraphs, graphed_tokens
 from octavo.backends.torch.layers.decoder import Decoder, check_words
 from octavo.backends.torch.ops.select import choose_ops
@@ -82,14 +82,17 @@ class TorchBackend:
         self._decoder = Decoder(spec, loaded, ops)
 
     def memory(self) -> DeviceMemory:
-        """`free` leaves room for the largest step's intermediate values, and those of graphs."""
+        """`free` leaves room for the rows, the largest step's intermediate values, and those of graphs."""
         decoder = self._loaded()
         total, free = device_bytes(self._device)
         sizes = {"rows": self._max_num_seqs, "element": decoder.weights.embed.element_size()}
-        step = activation_bytes(decoder.spec, tokens=self._max_num_tokens, **sizes)
+        taken = activation_bytes(decoder.spec, tokens=self._max_num_tokens, **sizes)
         if self.graphs:
-            step += graph_bytes(decoder.spec, tokens=graphed_tokens(decoder.spec, self._max_num_tokens), **sizes)
-        return DeviceMemory(total=total, free=max(free - step, 0), weights=decoder.weights.num_bytes)
+            taken += graph_bytes(decoder.spec, tokens=graphed_tokens(decoder.spec, self._max_num_tokens), **sizes)
+        taken += self._max_num_seqs * row_bytes(
+            max_model_len=self._max_model_len, block_size=self._block_size, vocab_size=decoder.spec.vocab_size
+        )
+        return DeviceMemory(total=total, free=max(free - taken, 0), weights=decoder.weights.num_bytes)
 
     def allocate(self, num_blocks: int) -> None:
         """Make rows and cache. ConfigError where num_blocks is below 1."""
