@@ -97,7 +97,12 @@ def test_prefix_hits_and_n(setup: tuple[dict[str, Any], list[list[int]]]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype"), [("cpu", "bfloat16"), ("cpu", "int8_per_token_head"), ("torch:cpu", "bfloat16")]
+    ("device", "dtype"),
+    [
+        ("cpu", "bfloat16"),
+        ("cpu", "int8_per_token_head"),
+        *((device, dtype) for device in ("torch:cpu", *GPUS) for dtype in ("bfloat16", "fp8")),
+    ],
 )
 def test_rounded_caches(device: str, dtype: str, checkpoint: Callable[[str], Path]) -> None:
     """K and V are rounded once, when they are written: chunks, hits and preemption bring the same tokens."""
