@@ -68,25 +68,19 @@ def halves(pairs, KIND: tl.constexpr):
         low = _decode((pairs & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True))
         high = _decode(((pairs >> 8) & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True))
     else:
-        low = _unpack(pairs, "0x4420")
-        high = _unpack(pairs, "0x4431")
+        low, high = tl.inline_asm_elementwise(
+            "{.reg .b32 both; .reg .b16 low, high;"
+            " prmt.b32 both, $2, 0, 0x3120;"
+            " mov.b32 {low, high}, both;"
+            " cvt.rn.f16x2.e4m3x2 $0, low;"
+            " cvt.rn.f16x2.e4m3x2 $1, high;}",
+            "=r,=r,r",
+            [pairs],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
     return low.to(KIND), high.to(KIND)
-
-
-@triton.jit
-def _unpack(pairs, BYTES: tl.constexpr):
-    """float16 of one byte of each int16, of two at a time."""
-    return tl.inline_asm_elementwise(
-        "{.reg .b32 both; .reg .b16 low, high;"
-        " prmt.b32 both, $1, 0, " + BYTES + ";"
-        " mov.b32 {low, high}, both;"
-        " cvt.rn.f16x2.e4m3x2 $0, low;}",
-        "=r,r",
-        [pairs],
-        dtype=tl.float16,
-        is_pure=True,
-        pack=2,
-    )
 
 
 @triton.jit
