@@ -86,7 +86,7 @@ WANTED: list[Case] = {
     "skewed": [
         ("llama-8b", load, 64, kept)
         for kept in (BFLOAT16, FLOAT8)
-        for load in ("skewed", "as many bytes", "skewed first", "mixed", "256x576")
+        for load in ("skewed", "as many bytes", "32x600", "mixed", "skewed first", "256x576")
     ],
 }[PART]
 ONE_CUT = PART != "bfloat16"
@@ -115,10 +115,11 @@ def cuts_of(shape: str, load: str, kept: torch.dtype, multiprocessors: int) -> l
         stages = chosen[0].stages
         own = [(64, 4, stages), (32, 4, stages)] if kept == BFLOAT16 else [(64, 4, stages), (128, 8, 3)]
         cuts = [
-            (kernel.Choice(*v, 4, 0, slack, start), n)
+            (kernel.Choice(*v, 4, 0, slack, start, even), n)
             for v in own
             for slack in (0, 12)
-            for start in (0, 1, 2)
+            for start in (0, 1)
+            for even in (False, True)
             for n in (2, 3)
         ]
         return list(dict.fromkeys([chosen, *cuts]))
@@ -279,7 +280,9 @@ def guarded(case: str, work: Callable[[], float | None]) -> float:
 
 
 def named(choice: kernel.Choice, programs: int) -> str:
-    how = f"few, splits {choice.splits}" if choice.splits else f"many, slack {choice.slack} start {choice.start}"
+    how = f"few, splits {choice.splits}"
+    if not choice.splits:
+        how = f"many, slack {choice.slack} start {choice.start}" + " even" * choice.even
     return f"{how} tile {choice.tile} warps {choice.warps} stages {choice.stages} least {choice.min_share} x{programs}"
 
 

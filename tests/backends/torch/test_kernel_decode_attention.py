@@ -29,6 +29,7 @@ class Case:
     splits: int = 0
     slack: int = 0
     start: int = 0
+    even: bool = False
     dtype: torch.dtype = torch.float32
     cache_dtype: torch.dtype | None = None
     sinks: bool = False
@@ -59,6 +60,11 @@ CASES = {
     "starts_shorter_than_slack": Case(
         attention(2, 1, 16, window=70), (9, 200, 20, 64, 300), programs=4, start=1, slack=40
     ),
+    "even": Case(SMALL, (33, 0, 1, 190, 16), programs=5, even=True),
+    "even_more_programs_than_tiles": Case(SMALL, (40, 3, 0), programs=23, even=True),
+    "even_least_share": Case(SMALL, (100, 30, 1), programs=9, min_share=3, even=True),
+    "even_of_nothing": Case(SMALL, (0, 0), even=True),
+    "even_moved": Case(attention(2, 1, 16, window=70), (9, 200, 20, 64, 300), programs=7, start=1, slack=30, even=True),
     "few": Case(SMALL, (50, 1, 0, 17), programs=12, splits=3),
     "few_alone": Case(attention(2, 1, 16), (275,), programs=20, splits=20),
     "few_alone_whole": Case(SMALL, (50,), programs=2, splits=1),
@@ -192,7 +198,7 @@ def run(case: Case, inputs: Inputs) -> torch.Tensor:
     """The kernel's output [B, heads, head_dim], after a check that nothing around it was written."""
     batch, heads, head_dim = inputs.q.shape
     storage = torch.full((batch + 2, heads, head_dim), float("nan"), dtype=case.dtype, device=DEVICE)
-    choice = kernel.Choice(case.tile, 4, 2, case.min_share, case.splits, case.slack, case.start)
+    choice = kernel.Choice(case.tile, 4, 2, case.min_share, case.splits, case.slack, case.start, case.even)
     kernel.launch(
         inputs.q,
         inputs.cache,

@@ -53,6 +53,7 @@ class Choice(NamedTuple):
     splits: parts that a (sequence, kv head) has at most, each a program of _decode_few; 0: _decode.
     slack: percent of its share that a program of _decode may go without or take in addition, to cut nothing.
     start: tiles that the start of a (sequence, kv head) counts as in _decode, as in the plan.
+    even: programs of _decode differ by one tile before cuts are moved; else all have the same but the last ones.
     """
 
     tile: int
@@ -62,6 +63,7 @@ class Choice(NamedTuple):
     splits: int = 0
     slack: int = 0
     start: int = 0
+    even: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def launch(
     if splits and batch <= FEW:
         _decode_few[(kv_heads, batch, splits)](*shared, workspace.programs, ALONE=batch == 1, FEW=FEW, **constants)
     else:
-        _decode[(workspace.programs,)](*shared, choice.slack, START=choice.start, **constants)
+        _decode[(workspace.programs,)](*shared, choice.slack, START=choice.start, EVEN=choice.even, **constants)
 
 
 def _padded(head_dim: int) -> int:
@@ -211,6 +213,30 @@ def _plan_tiles(seq_lens, out, batch, window, start, TILE: tl.constexpr, CHUNK: 
         count = (length + TILE - 1) // TILE - low // TILE + tl.where(length > 0, start, 0)
         tl.store(out + 1 + index, before + tl.cumsum(count, 0), mask=index < batch)
         before += tl.sum(count, 0)
+
+
+@triton.jit
+def _shares(total, least, EVEN: tl.constexpr):
+    """(share, more): programs have `share` places of the row, at least `least`; the first `more` one more."""
+    share = tl.maximum(tl.cdiv(total, tl.num_programs(0)), least)
+    more = total * 0
+    if EVEN:
+        used = tl.minimum(tl.num_programs(0), tl.maximum(total // least, 1))
+        share = tl.maximum(total // used, 1)
+        more = total - share * used
+    return share, more
+
+
+@triton.jit
+def _cut(program, share, more, total):
+    """The place where a program begins."""
+    return tl.minimum(program * share + tl.minimum(program, more), total)
+
+
+@triton.jit
+def _owner(place, share, more):
+    """The program whose place this is: of its _cut and what follows."""
+    return tl.maximum((place - more) // share, place // (share + 1))
 
 
 @triton.jit
@@ -451,7 +477,7 @@ def _decode(
     batch, q_stride, out_stride, table_stride, value_offset, scale, softcap, min_share, slack,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr, START: tl.constexpr,
+    TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr, START: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """A program's share [at, last) of the row of (sequence, kv head, tile), segment by segment of one kv head.
 
@@ -463,13 +489,13 @@ def _decode(
     pdl.wait(PDL)
     factor = scale / softcap * LOG2E if SOFTCAP else scale * LOG2E
     total = tl.load(tiles + batch) * KV_HEADS
-    share = tl.maximum(tl.cdiv(total, tl.num_programs(0)), min_share)
+    share, more = _shares(total, min_share, EVEN)
     slack = share * slack // 100
     after_begin = tl.maximum(slack, START)
     program = tl.program_id(0)
     _clear(seq_lens, out, batch, out_stride, KV_HEADS * GROUP * DIM, 1024)
-    b, at = _border(tiles, batch, tl.minimum(program * share, total), after_begin, slack, KV_HEADS, 512)
-    _, last = _border(tiles, batch, tl.minimum(program * share + share, total), after_begin, slack, KV_HEADS, 512)
+    b, at = _border(tiles, batch, _cut(program, share, more, total), after_begin, slack, KV_HEADS, 512)
+    _, last = _border(tiles, batch, _cut(program + 1, share, more, total), after_begin, slack, KV_HEADS, 512)
     row = tl.arange(0, 16 if GROUP_PAD < 16 else GROUP_PAD)
     while at < last:
         while tl.load(tiles + b + 1) * KV_HEADS <= at:
@@ -494,8 +520,8 @@ def _decode(
             _write(target, sinks, head * GROUP, highest, sums, acc, GROUP, DIM)
         else:
             _store_part(partial, lse, 2 * program + (at == begin).to(tl.int32), highest, sums, acc, GROUP_PAD)
-            first = (begin + after_begin) // share  # the first cut is where this program ends
-            parts = (begin + count - slack - 1) // share - first + 1
+            first = _owner(begin + after_begin, share, more)  # the first cut is where this program ends
+            parts = _owner(begin + count - slack - 1, share, more) - first + 1
             if _arrive(arrived + b * KV_HEADS + head, parts):
                 most, weight, merged = _merge(partial, lse, 2 * first, 2, parts, GROUP_PAD, DIM_PAD, 4096)
                 _write(target, sinks, head * GROUP, most, weight, merged, GROUP, DIM)
