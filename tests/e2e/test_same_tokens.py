@@ -125,7 +125,12 @@ def test_kinds_of_sampling_in_a_crowd(setup: tuple[dict[str, Any], list[list[int
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype"), [("cpu", "bfloat16"), ("cpu", "int8_per_token_head"), ("torch:cpu", "bfloat16")]
+    ("device", "dtype"),
+    [
+        ("cpu", "bfloat16"),
+        ("cpu", "int8_per_token_head"),
+        *((device, dtype) for device in ("torch:cpu", *GPUS) for dtype in ("bfloat16", "fp8")),
+    ],
 )
 def test_rounded_caches(device: str, dtype: str, checkpoint: Callable[[str], Path]) -> None:
     """K and V are rounded once, when they are written: chunks, hits and preemption bring the same tokens."""

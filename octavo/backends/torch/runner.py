@@ -58,7 +58,7 @@ class TorchBackend:
         self._device = resolve_device(device)
         # wrong names are told now, not after loading
         arithmetic = resolve_dtype(dtype, device=self._device, stored="float32")
-        resolve_cache_dtype(kv_cache_dtype, arithmetic=arithmetic)
+        resolve_cache_dtype(kv_cache_dtype, arithmetic=arithmetic, device=self._device)
         self._dtype_name, self._cache_dtype_name = dtype, kv_cache_dtype
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
         self._max_num_tokens, self._block_size = max_num_batched_tokens, block_size
@@ -102,12 +102,13 @@ class TorchBackend:
                 f"the KV cache would have {num_blocks} blocks; give it memory with --kv-cache-memory-bytes",
                 param="kv_cache_memory_bytes",
             )
+        arithmetic = decoder.weights.embed.dtype
         with torch.inference_mode():
             cache = KVCache(
                 decoder.spec,
                 num_blocks=num_blocks,
                 block_size=self._block_size,
-                dtype=resolve_cache_dtype(self._cache_dtype_name, arithmetic=decoder.weights.embed.dtype),
+                dtype=resolve_cache_dtype(self._cache_dtype_name, arithmetic=arithmetic, device=self._device),
                 device=self._device,
             )
             rows = Rows(

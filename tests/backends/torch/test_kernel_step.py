@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_driver import BLOCK, MAX_LEN, VOCAB, Driver, arrays, layer, rope, spec
+from torch_driver import BLOCK, MAX_LEN, VOCAB, Driver, arrays, layer, rope, spec, vector
 from torch_forward import forward
 
 from octavo.backends.torch import runner as runner_module
@@ -214,8 +214,25 @@ def test_nothing_left_to_sample_fails_its_row_alone() -> None:
         assert [entry is None for entry in result.logprobs] == [True, False]
 
 
-def test_failures_stay_with_their_row() -> None:
-    driver, _, _ = make_driver("plain")
+def test_float8_cache_equals_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log probabilities of a prompt in chunks and of tokens after it: the same is kept, and read as the same."""
+    driver, model, weights = make_driver("gemma", kv_cache_dtype="fp8")
+    monkeypatch.undo()
+    plain = Driver(model, weights, kv_cache_dtype="fp8")
+    prompt, found = list(range(1, 22)), []
+    for of in (driver, plain):
+        of.step([(0, 0, 13, False)], [of.begin(0, prompt), of.begin(2, prompt[5:])])
+        entries = of.step([(0, 13, 8, True), (2, 0, 16, True)]).logprobs
+        tokens = [int(entry.token_ids[0]) for entry in entries if entry]
+        entries += of.step([(0, 21, 1, True), (2, 16, 1, True)]).logprobs
+        found.append((tokens, np.stack([vector(entry) for entry in entries])))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=2e-2)  # a key between two may fall to either side
+
+
+@pytest.mark.parametrize("kept", ["auto", "fp8"])
+def test_failures_stay_with_their_row(kept: str) -> None:
+    driver, _, _ = make_driver("plain", kv_cache_dtype=kept)
     driver.step(
         [(row, 0, 9, True) for row in range(3)], [driver.begin(r, [r + 1] * 9, logprobs=None) for r in range(3)]
     )
