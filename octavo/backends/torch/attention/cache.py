@@ -2,6 +2,10 @@
 
 One tensor a layer, so that layers may differ in heads and width:
     [2 (k, v), num_blocks, block_size, kv_heads, head_dim]      slot = block * block_size + offset
+
+Where kernels multiply all of a block's values, the unseen by zero, values must be finite: 0 * NaN would reach another
+sequence. Then the cache is zeros at first, and a value that is not finite is kept as 0 with NaN for its key: every
+token sees its own key, so the row at fault fails, and it alone, as unseen keys are never used.
 """
 
 from __future__ import annotations
@@ -19,13 +23,21 @@ class KVCache:
     """All layers' keys and values."""
 
     def __init__(
-        self, spec: ModelSpec, *, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        spec: ModelSpec,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        finite: bool = False,
     ) -> None:
         self.num_blocks, self.block_size, self.dtype, self.device = num_blocks, block_size, dtype, device
+        self.finite = finite
+        # otherwise slots that no token was written to are never read, and cost no memory on a CPU
+        make = torch.zeros if finite else torch.empty
         self._layers = [
-            torch.empty(  # slots that no token was written to are never read, and cost no memory on a CPU
-                (2, num_blocks, block_size, layer.mixer.kv_heads, layer.mixer.head_dim), dtype=dtype, device=device
-            )
+            make((2, num_blocks, block_size, layer.mixer.kv_heads, layer.mixer.head_dim), dtype=dtype, device=device)
             for layer in spec.layers
         ]
 
@@ -40,6 +52,9 @@ class KVCache:
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """k, v: [tokens, kv_heads, head_dim] into slots [tokens], rounded to the cache's type."""
         keys, values = self.slots(layer)
+        if self.finite:
+            good = v.isfinite().all(-1, keepdim=True)
+            k, v = torch.where(good, k, float("nan")), torch.where(v.isfinite(), v, 0.0)
         keys.index_copy_(0, slots, k.to(self.dtype))
         values.index_copy_(0, slots, v.to(self.dtype))
 

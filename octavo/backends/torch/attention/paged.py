@@ -1,4 +1,4 @@
-"""Attention by our own kernels, straight from the cache's blocks: one for single tokens, one for spans of them."""
+"""Attention by kernels, from the cache's blocks: ours for single tokens, ours or flash-attn-4 for spans of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from octavo.backends.torch.attention import flash4
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import Case, Implementation, PagedAttention
 from octavo.backends.torch.batch import Batch
@@ -41,10 +42,16 @@ class KernelAttention:
         self._plans: dict[int | None, decode_attention.Plan] = {}
         self._tables: Tensor | None = None
         self._tiles: dict[int, Tensor] = {}
+        self._flash: Mapping[int, flash4.Function] = {}
+        self._spans: flash4.Spans | None = None
+
+    def use_flash(self, kernels: Mapping[int, flash4.Function]) -> None:
+        """Spans run by these kernels, by layer, from the next plan on; those of other layers by our own."""
+        self._flash = {layer: kernel for layer, kernel in kernels.items() if layer in self._layers}
 
     def plan(self, batch: Batch) -> None:
         """As port.PagedAttention.plan."""
-        self._num_single, self._plans, self._tiles = batch.num_single, {}, {}
+        self._num_single, self._plans, self._tiles, self._spans = batch.num_single, {}, {}, None
         self._tables = batch.block_tables
         if batch.num_single:
             rows, seq_lens = batch.rows[: batch.num_single], batch.seq_lens[: batch.num_single]
@@ -52,14 +59,19 @@ class KernelAttention:
                 tiles = torch.empty(batch.num_single + 1, dtype=torch.int32, device=rows.device)
                 self._decode.plan_tiles(seq_lens, tiles, window=window)
                 self._plans[window] = self._decode.Plan(batch.block_tables, rows, seq_lens, tiles)
-        first, spans = batch.num_single, []
+        if batch.num_single < len(batch.steps):
+            self._plan_spans(batch)
+
+    def _plan_spans(self, batch: Batch) -> None:
+        if self._flash:
+            self._spans = flash4.make_spans(batch)
+        first, spans, dtype = batch.num_single, [], self._cache.dtype
         for step in batch.steps[batch.num_single :]:
             spans.append((step.row, first, step.start, step.count))
             first += step.count
-        if spans:
-            dtype = self._cache.dtype
-            for queries in {self._prefill.tile_queries(layer, dtype) for layer in self._layers.values()}:
-                self._tiles[queries] = upload(self._prefill.make_tiles(spans, queries), torch.int32, batch.rows.device)
+        ours = [layer for i, layer in self._layers.items() if i not in self._flash]
+        for queries in {self._prefill.tile_queries(layer, dtype) for layer in ours}:
+            self._tiles[queries] = upload(self._prefill.make_tiles(spans, queries), torch.int32, batch.rows.device)
 
     def run(self, q: Tensor, layer: int) -> Tensor:
         """As port.PagedAttention.run."""
@@ -76,7 +88,9 @@ class KernelAttention:
                 layer=mixer,
                 workspace=self._workspaces[_shape(mixer)],
             )
-        if self._tiles:
+        if self._spans is not None and layer in self._flash:
+            flash4.attend(self._flash[layer], q, cache, self._spans, out, mixer)
+        elif self._tiles:
             tiles = self._tiles[self._prefill.tile_queries(mixer, self._cache.dtype)]
             self._prefill.prefill_attention(q, cache, self._tables, tiles, out, layer=mixer)
         return out

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from octavo.backends.torch.attention import flash4
 from octavo.backends.torch.attention.cache import KVCache
-from octavo.backends.torch.attention.paged import KERNELS
+from octavo.backends.torch.attention.paged import KERNELS, KernelAttention
 from octavo.backends.torch.attention.port import Case, Implementation, PagedAttention
 from octavo.backends.torch.attention.reference import REFERENCE
 from octavo.backends.torch.attention.sdpa import SDPA
@@ -33,7 +34,7 @@ def choose(case: Case, implementations: Sequence[Implementation] = IMPLEMENTATIO
 
 
 class AttentionStack:
-    """Each layer by the first implementation that takes it. names: the one chosen, by layer.
+    """Each layer by the first implementation that takes it. names: the one chosen, by layer; spans: who runs spans.
 
     capturable: single-token rows may run within a graph.
     """
@@ -55,8 +56,16 @@ class AttentionStack:
             name: implementation.make(layers, cache, max_num_seqs) for name, (implementation, layers) in chosen.items()
         }
         self._used = list(made.values())
+        self.spans = list(self.names)
         self.capturable = all(implementation.capturable for implementation, _ in chosen.values())
         self._by_layer: list[PagedAttention] = [made[name] for name in self.names]
+
+    def use_flash(self, kernels: Mapping[int, flash4.Function]) -> None:
+        """Spans of these layers run by these kernels from the next plan on, where `kernels` runs the layer."""
+        for attention in self._used:
+            if isinstance(attention, KernelAttention):
+                attention.use_flash(kernels)
+        self.spans = [flash4.NAME if i in kernels else name for i, name in enumerate(self.names)]
 
     def plan(self, batch: Batch) -> None:
         """As port.PagedAttention.plan."""
