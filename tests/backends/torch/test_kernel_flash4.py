@@ -80,7 +80,7 @@ def test_a_mixed_batch_gives_it_the_spans(group: int, window: int | None) -> Non
     attention.use_flash({0: stand_in, 7: stand_in})
     attention.plan(batch)
     assert not attention._tiles
-    torch.testing.assert_close(attention.run(q, 0).double(), expected(mixer, cache, batch, q), rtol=0, atol=3e-6)
+    torch.testing.assert_close(attention.run(q, 0).double(), expected(mixer, cache, batch, q), rtol=0, atol=1e-5)
     attention.plan(make_batch([batch.steps[0]], Rows(**ROWS)))  # no spans: the old ones are forgotten
     assert attention._spans is None
 
@@ -97,7 +97,7 @@ def test_layers_that_it_does_not_run_are_ours() -> None:
     attention = KernelAttention(mixers, cache, len(MIXED))
     attention.use_flash({0: stand_in})
     attention.plan(batch)
-    torch.testing.assert_close(attention.run(q, 0).double(), expected(mixers[0], cache, batch, q), rtol=0, atol=3e-6)
+    torch.testing.assert_close(attention.run(q, 0).double(), expected(mixers[0], cache, batch, q), rtol=0, atol=1e-5)
     capped = attention.run(q, 1)
     plain = KernelAttention({1: mixers[1]}, cache, len(MIXED))
     plain.plan(batch)
@@ -207,24 +207,24 @@ def test_a_value_that_overflows_fails_its_row_though_it_is_kept_as_zero(driver_o
     assert runner._cache.layer(0)[1].isfinite().all()
 
 
-@pytest.mark.parametrize("window", [0, 1])
-def test_the_check_of_a_new_kernel(window: int) -> None:
+@pytest.mark.parametrize(("window", "kv_heads"), [(0, 1), (1, 2)])
+def test_the_check_of_a_new_kernel(window: int, kv_heads: int) -> None:
     variant = Variant("sm_90a", "bfloat16", 64, 3, window)
-    flash4.check(stand_in, variant, DEVICE)
+    flash4.check(stand_in, variant, kv_heads, DEVICE)
 
     def late(*arguments: Any) -> None:
         lengths = arguments[9] - 1
         stand_in(*arguments[:9], lengths, *arguments[10:])
 
     with pytest.raises(ValueError, match="off by"):
-        flash4.check(late, variant, DEVICE)
+        flash4.check(late, variant, kv_heads, DEVICE)
 
     def wide(*arguments: Any) -> None:
         stand_in(*arguments)
         arguments[3][0] = 0
 
     with pytest.raises(ValueError, match="not its own"):
-        flash4.check(wide, variant, DEVICE)
+        flash4.check(wide, variant, kv_heads, DEVICE)
 
 
 def test_refusals() -> None:
@@ -274,7 +274,7 @@ def test_it_is_compiled_once_and_found_on_disk(hopper: pytest.MonkeyPatch, caplo
     assert sorted(compiled) == [Variant("sm_90a", "bfloat16", 64, 2, 0), Variant("sm_90a", "bfloat16", 64, 2, 1)]
     assert [record.getMessage() for record in caplog.records] == [
         "attention: spans by flash-attn-4 4.0.0b36, from layer 0",
-        "attention: spans by our own kernel (flash-attn-4: softcap 3), from layer 2",
+        "attention: spans without flash-attn-4 (softcap 3), from layer 2",
     ]
     assert make(*mixers).kernels() == kernels
     assert len(compiled) == 2

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -149,7 +150,8 @@ class Flash4:
             ready[variant] = function = build.result()
             try:
                 if not isinstance(function, str):
-                    check(function, variant, self._device)
+                    for kv_heads in (1, 2):
+                        check(function, variant, kv_heads, self._device)
             except Exception as error:
                 ready[variant] = _told(error)
         found: dict[int, Function] = {}
@@ -167,8 +169,8 @@ class Flash4:
 def _tell(reasons: Sequence[str]) -> None:
     """One line for each that is not like another, "" where there is none."""
     for reason in dict.fromkeys(reasons):
-        what = f"{NAME} {VERSION}" if not reason else f"our own kernel ({NAME}: {reason})"
-        logger.info("attention: spans by %s, from layer %d", what, reasons.index(reason))
+        what = f"by {NAME} {VERSION}" if not reason else f"without {NAME} ({reason})"
+        logger.info("attention: spans %s, from layer %d", what, reasons.index(reason))
 
 
 def _variant(layer: Attention, dtype: torch.dtype, device: torch.device) -> Variant:
@@ -226,7 +228,9 @@ def _compile(variant: Variant, path: Path) -> None:
     module = f"{__package__}.flash4_compile"
     command = [sys.executable, "-m", module, str(path), *map(str, variant)]
     root = Path(__file__).parents[len(__name__.split(".")) - 1]
-    subprocess.run(command, check=True, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S)
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # no memory of the device is taken while it is measured
+    no_input = subprocess.DEVNULL
+    subprocess.run(command, check=True, cwd=root, env=hidden, stdin=no_input, capture_output=True, timeout=PATIENCE_S)
 
 
 def _load(path: Path) -> Function:
@@ -234,20 +238,21 @@ def _load(path: Path) -> Function:
     return function
 
 
-def check(function: Function, variant: Variant, device: torch.device) -> None:
+def check(function: Function, variant: Variant, kv_heads: int, device: torch.device) -> None:
     """One small step whose answer is known; it also brings the kernel onto the device. ValueError where it differs."""
     random = torch.Generator(device).manual_seed(0)
     dtype = getattr(torch, variant.dtype)
-    layer = Attention(2 * variant.group, 2, variant.head_dim, 0.1, None, window=150 if variant.window else None)
+    window = 150 if variant.window else None
+    layer = Attention(kv_heads * variant.group, kv_heads, variant.head_dim, 0.1, None, window=window)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype, device=device, generator=random)
 
     counts, lengths = (70, 133), (70, 333)
     first = 3  # tokens of others before
-    q = noise(first + sum(counts), layer.heads + 4, layer.head_dim)[:, : layer.heads]
+    q = noise(first + sum(counts), layer.heads + 2 * kv_heads, layer.head_dim)[:, : layer.heads]
     out = torch.full(q.shape, float("nan"), dtype=dtype, device=device)
-    cache = noise(2, 5, BLOCK_SIZE, 2, layer.head_dim)
+    cache = noise(2, 5, BLOCK_SIZE, kv_heads, layer.head_dim)
     tables = torch.tensor([[3, 4, 4], [2, 0, 1]], dtype=torch.int32, device=device)
     cache[0, 3, 70:] = cache[0, 1, 333 - 2 * BLOCK_SIZE :] = float("nan")  # keys past the ends, which are masked
     firsts = torch.tensor([first, first + counts[0], len(q)], dtype=torch.int32, device=device)

@@ -65,7 +65,8 @@ class AttentionStack:
         for attention in self._used:
             if isinstance(attention, KernelAttention):
                 attention.use_flash(kernels)
-        self.spans = [flash4.NAME if i in kernels else name for i, name in enumerate(self.names)]
+        flash = {i for i in kernels if self.names[i] == KERNELS.name}
+        self.spans = [flash4.NAME if i in flash else name for i, name in enumerate(self.names)]
 
     def plan(self, batch: Batch) -> None:
         """As port.PagedAttention.plan."""
