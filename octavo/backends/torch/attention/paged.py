@@ -1,4 +1,4 @@
-"""Attention by our own kernels, straight from the cache's blocks: one for single tokens, one for spans of them."""
+"""Attention by kernels, from the cache's blocks: ours for single tokens, ours or flash-attn-4 for spans of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from octavo.backends.torch.attention import flash4
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import CapturableAttention, Case, Implementation, Tile
 from octavo.backends.torch.batch import Batch
@@ -41,10 +42,16 @@ class KernelAttention:
         self._plans: dict[int | None, decode_attention.Plan] = {}
         self._tables: Tensor | None = None
         self._tiles: Mapping[int, Tensor] = {}
+        self._flash: Mapping[int, flash4.Function] = {}
+        self._spans: flash4.Spans | None = None
+
+    def use_flash(self, kernels: Mapping[int, flash4.Function]) -> None:
+        """Spans run by these kernels, by layer, where batch.tiles does not say otherwise; others by our own."""
+        self._flash = {layer: kernel for layer, kernel in kernels.items() if layer in self._layers}
 
     def plan(self, batch: Batch) -> None:
         """As port.PagedAttention.plan."""
-        self._num_single, self._plans, self._tiles = batch.num_single, {}, {}
+        self._num_single, self._plans, self._tiles, self._spans = batch.num_single, {}, {}, None
         self._whole = batch.tiles is None
         self._tables = batch.block_tables
         if batch.num_single:
@@ -56,6 +63,12 @@ class KernelAttention:
         if batch.tiles is not None:
             self._tiles = batch.tiles
         elif len(batch.steps) > batch.num_single:
+            self._plan_spans(batch)
+
+    def _plan_spans(self, batch: Batch) -> None:
+        if self._flash:
+            self._spans = flash4.make_spans(batch)
+        if len(self._flash) < len(self._layers):
             lists = self.span_tiles(batch)
             self._tiles = {n: upload(tiles, torch.int32, batch.rows.device) for n, tiles in lists.items()}
 
@@ -83,7 +96,9 @@ class KernelAttention:
                 layer=mixer,
                 workspace=self._workspaces[_shape(mixer)],
             )
-        if self._tiles:
+        if self._spans is not None and layer in self._flash:
+            flash4.attend(self._flash[layer], q, cache, self._spans, out, mixer)
+        elif self._tiles:
             tiles = self._tiles[self._prefill.tile_queries(mixer, self._cache.dtype)]
             self._prefill.prefill_attention(q, cache, self._tables, tiles, out, layer=mixer)
         return out
