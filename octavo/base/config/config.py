@@ -71,7 +71,8 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The paged KV cache."""
 
     block_size: Annotated[
-        Literal[8, 16, 32, 64, 128] | None, _d("Tokens a block; where not given 16 on a CPU and 64 on a GPU.")
+        Literal[8, 16, 32, 64, 128] | None,
+        _d("Tokens a block; where not given 16 on a CPU, 64 on a GPU, 128 for flash-attn-4."),
     ] = None
     kv_cache_memory_bytes: Annotated[Positive | None, _d("Bytes for the cache; without it at most 4 GiB on a CPU.")] = (
         None
