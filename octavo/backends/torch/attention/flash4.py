@@ -46,7 +46,7 @@ Function = Callable[..., object]
 
 
 class Spans(NamedTuple):
-    """n rows of several tokens, or of none. Tokens firsts[i] .. firsts[i + 1] - 1 of the batch are the i-th's last ones.
+    """n rows of several tokens or none: tokens firsts[i] .. firsts[i + 1] - 1 of the batch are the i-th's last ones.
 
     firsts: int32 [n + 1].  lengths: int32 [n], tokens with those of the step.  tables: int32 [n, max_blocks].
     """
