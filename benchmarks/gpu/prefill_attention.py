@@ -249,7 +249,7 @@ def host_time() -> None:
 
 def flash_of(jobs: list) -> tuple[list[Attention], flash4.Flash4]:
     """The jobs' layers, and flash-attn-4's kernels for them, which are compiled from now on."""
-    layers = list(dict.fromkeys(layer_of(heads, **fields) for heads, _, _, fields in jobs))
+    layers = list(dict.fromkeys(layer_of(heads, **fields) for heads, _, _, fields, _ in jobs))
     rest = {"ffn": GatedMLP(1, "silu"), "pre_mixer": RMSNorm(0), "pre_ffn": RMSNorm(0)}
     spec = ModelSpec("", 1, 1, tuple(Layer(layer, **rest) for layer in layers), RMSNorm(0), Head(tied=True), 1)
     types = {"dtype": torch.bfloat16, "cache_dtype": torch.bfloat16}
@@ -259,14 +259,14 @@ def flash_of(jobs: list) -> tuple[list[Attention], flash4.Flash4]:
 def flash(jobs: list, layers: list[Attention], compiled: flash4.Flash4, table: list) -> None:
     """Each of the jobs' cases by flash-attn-4, where it takes the layer."""
     kernels = compiled.kernels()
-    for layer, name in dict.fromkeys((layer_of(heads, **fields), name) for heads, name, _, fields in jobs):
+    for layer, name in dict.fromkeys((layer_of(heads, **fields), name) for heads, name, _, fields, _ in jobs):
         if layers.index(layer) in kernels:
             measure_flash(layer, name, kernels[layers.index(layer)], table)
 
 
 def measure_flash(layer: Attention, name: str, function: flash4.Function, table: list) -> None:
     """One case: one JSON line."""
-    spans, data = SPANS[name], cached_inputs(layer, name, flash4.BLOCK_SIZE)
+    spans, data = SPANS[name], cached_inputs(layer, name, flash4.BLOCK_SIZE, HALF)
     rows, firsts, starts, counts = (torch.tensor(part, dtype=torch.int32).cuda() for part in zip(*spans, strict=True))
     ends = torch.cat((firsts, firsts[-1:] + counts[-1:]))
     plans = [flash4.Spans(ends, starts + counts, copy[2][rows]) for copy in data]

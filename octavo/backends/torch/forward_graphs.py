@@ -1,7 +1,7 @@
 """The layers of steps with prompts as graphs: a Batch in, its residual stream out; one launch in place of hundreds.
 
 Launching a pass over the layers costs the CPU about 20 ms, more than the GPU needs for a small model or a short prompt.
-So such batches are padded to a few sizes, for each of which a graph is kept; larger ones are launched as they are.
+So such batches are padded to a few sizes, for each of which a graph is kept; what is larger is launched as it is.
 """
 
 from __future__ import annotations
@@ -40,26 +40,19 @@ class ForwardGraphs:
         self._slots = torch.full((most,), -1, dtype=torch.int64, device=device)
         self._row_ids, self._seq_lens = torch.zeros((2, len(rows.states)), dtype=torch.int32, device=device)
         self._tiles: dict[int, Tensor] = {}
-        self._per_token = 2 * decoder.spec.num_active_parameters()
-        self._per_pair = sum(4 * layer.mixer.heads * layer.mixer.head_dim for layer in decoder.spec.layers)
         self._graphs: dict[int, Graph[Stream]] | None = {} if graphs else None
         self._met: set[int] = set()
         self._pool = torch.cuda.graph_pool_handle() if graphs else None
 
     def run(self, batch: Batch) -> Stream | None:
-        """As Decoder.forward, until the next call; None where the batch is too large, or its attention is."""
+        """As Decoder.forward, until the next call; None where the batch is too large."""
         count = len(batch.token_ids)
-        if count > self._most or self._operations(batch) > MOST_OPERATIONS:
+        if count > self._most:
             return None
         size = padded_tokens(count, self._most)
         padded = self._padded(batch, size)
         x, delta = self._launch(padded, size)
         return Stream(x[:count], None if delta is None else delta[:count])
-
-    def _operations(self, batch: Batch) -> int:
-        """Windows left aside."""
-        pairs = sum(step.count * (step.start + step.count // 2) for step in batch.steps)
-        return len(batch.token_ids) * self._per_token + pairs * self._per_pair
 
     def _launch(self, padded: Batch, size: int) -> Stream:
         """A size is recorded when met for the second time: the first run loads its kernels."""

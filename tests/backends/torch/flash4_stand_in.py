@@ -31,6 +31,8 @@ def stand_in(
     size, group = k.shape[1], q.shape[1] // k.shape[2]
     for i, length in enumerate(lengths.tolist()):
         begin, end = int(firsts[i]), int(firsts[i + 1])
+        if begin == end:
+            continue
         blocks = tables[i, : -(-length // size)].long()
         keys, values = (part[blocks].flatten(0, 1).repeat_interleave(group, 1).double() for part in (k, v))
         at = torch.arange(len(keys), device=q.device)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from octavo.backends.torch.attention.flash4_compile import FUNCTION, TILE_KEYS, Variant
-from octavo.backends.torch.batch import Batch
 from octavo.base.config.env import cache_folder
 from octavo.models.spec import Attention, ModelSpec
 
@@ -38,6 +37,8 @@ BLOCK_SIZE = TILE_KEYS
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 LARGEST_HEAD, LARGEST_GROUP = 128, 16
 PATIENCE_S = 120.0
+WHOLE = 1 << 30
+"""In place of the most queries of a tile: spans are not cut."""
 _UNKNOWN = "it is still being compiled"
 
 Function = Callable[..., object]
@@ -45,7 +46,7 @@ Function = Callable[..., object]
 
 
 class Spans(NamedTuple):
-    """Rows of several tokens, n of them. Tokens firsts[i] .. firsts[i + 1] - 1 of the batch are the i-th's last ones.
+    """n rows of several tokens or none: tokens firsts[i] .. firsts[i + 1] - 1 of the batch are the i-th's last ones.
 
     firsts: int32 [n + 1].  lengths: int32 [n], tokens with those of the step.  tables: int32 [n, max_blocks].
     """
@@ -55,13 +56,15 @@ class Spans(NamedTuple):
     tables: Tensor
 
 
-def make_spans(batch: Batch) -> Spans:
-    """Of the batch's rows behind the single tokens; from its device arrays alone."""
-    single = batch.num_single
-    firsts = torch.full((len(batch.rows) - single + 1,), single, dtype=torch.int32, device=batch.rows.device)
-    firsts[1:] = batch.last[single:] + 1
-    tables = batch.block_tables.index_select(0, batch.rows[single:])
-    return Spans(firsts, batch.seq_lens[single:].contiguous(), tables)
+def make_spans(tiles: Tensor, block_tables: Tensor) -> Spans:
+    """tiles: int32 [n, 4] of port.Tile, one after the other in the batch, each a whole span; zeros behind: none.
+
+    From device arrays alone, so that a graph can hold it.
+    """
+    rows, firsts, starts, counts = tiles.unbind(1)
+    begin = firsts[:1]
+    ends = begin + counts.cumsum(0, dtype=torch.int32)
+    return Spans(torch.cat((begin, ends)), starts + counts, block_tables.index_select(0, rows))
 
 
 def attend(function: Function, q: Tensor, cache: Tensor, spans: Spans, out: Tensor, layer: Attention) -> None:

@@ -46,7 +46,7 @@ class KernelAttention:
         self._spans: flash4.Spans | None = None
 
     def use_flash(self, kernels: Mapping[int, flash4.Function]) -> None:
-        """Spans run by these kernels, by layer, where batch.tiles does not say otherwise; others by our own."""
+        """Spans run by these kernels, by layer, from the next plan on; those of other layers by our own."""
         self._flash = {layer: kernel for layer, kernel in kernels.items() if layer in self._layers}
 
     def plan(self, batch: Batch) -> None:
@@ -63,14 +63,10 @@ class KernelAttention:
         if batch.tiles is not None:
             self._tiles = batch.tiles
         elif len(batch.steps) > batch.num_single:
-            self._plan_spans(batch)
-
-    def _plan_spans(self, batch: Batch) -> None:
-        if self._flash:
-            self._spans = flash4.make_spans(batch)
-        if len(self._flash) < len(self._layers):
             lists = self.span_tiles(batch)
             self._tiles = {n: upload(tiles, torch.int32, batch.rows.device) for n, tiles in lists.items()}
+        if flash4.WHOLE in self._tiles:
+            self._spans = flash4.make_spans(self._tiles[flash4.WHOLE], batch.block_tables)
 
     def span_tiles(self, batch: Batch) -> dict[int, list[Tile]]:
         """As port.CapturableAttention.span_tiles."""
@@ -78,8 +74,10 @@ class KernelAttention:
         for step in batch.steps[batch.num_single :]:
             spans.append((step.row, first, step.start, step.count))
             first += step.count
-        most = {self._prefill.tile_queries(layer, self._cache.dtype) for layer in self._layers.values()}
-        return {queries: self._prefill.make_tiles(spans, queries) for queries in most}
+        ours = [layer for i, layer in self._layers.items() if i not in self._flash]
+        most = {self._prefill.tile_queries(layer, self._cache.dtype) for layer in ours}
+        tiles = {queries: self._prefill.make_tiles(spans, queries) for queries in most}
+        return {**tiles, flash4.WHOLE: spans} if self._flash else tiles
 
     def run(self, q: Tensor, layer: int) -> Tensor:
         """As port.PagedAttention.run."""
