@@ -51,18 +51,22 @@ def dot(block_n: int, block_k: int, warps: int, stages: int, early: str = "") ->
     return Variant("dot", block_n, warps, stages, block_k=block_k, early=bool(early))
 
 
-VECTORS = (
-    vector(8, 2, 4, 1),
+VECTORS = (  # the first few have all 4096 of K in flight at once
+    vector(8, 2, 4, 8),
+    vector(8, 2, 8, 4),
+    vector(8, 1, 4, 8),
+    vector(8, 1, 8, 4),
+    vector(8, 4, 8, 4),
+    vector(16, 2, 8, 8),
+    vector(4, 2, 4, 4),
+    vector(8, 2, 16, 7),
+    vector(8, 2, 8, 7),
     vector(8, 2, 4, 2),
     vector(8, 2, 4, 4),
-    vector(8, 2, 2, 2),
     vector(8, 2, 8, 2),
-    vector(16, 2, 4, 2),
     vector(8, 4, 4, 1),
     vector(8, 4, 4, 2),
-    vector(8, 4, 2, 1),
-    vector(8, 1, 4, 4),
-    vector(8, 1, 8, 2),
+    vector(16, 2, 4, 2),
 )
 DOTS = {  # padded M: variants before splitting
     16: (dot(64, 128, 4, 4), dot(64, 128, 4, 4, "early"), dot(64, 128, 4, 6), dot(128, 128, 8, 4), dot(64, 64, 4, 6)),

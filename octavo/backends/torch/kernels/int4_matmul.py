@@ -90,7 +90,7 @@ def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
     if not 1 <= m <= MAX_ROWS:
         return None
     if m == 1:
-        return Variant("vector", 8, 4, 2, repeat=2)
+        return Variant("vector", 8, 8, 4, repeat=2)
     wide = m > 64
     variant = Variant("dot", 128 if wide else 64, 8 if wide else 4, 3 if wide else 4)
     tiles, split = triton.cdiv(n // 2 if gated else n, variant.block_n), 1
@@ -176,11 +176,12 @@ def _vector_kernel(
         coming = ()
         for d in tl.static_range(AHEAD):
             here = chunks + (start + d * STEP)
+            following = loaded[d]
+            if CHUNKS > STEP * AHEAD:
+                ahead = here + STEP * AHEAD
+                following = _load_weights(words_ptr, scales_ptr, zeros_ptr, ahead, rows, width, CHUNKS, GROUP, REPEAT)
             sums = _multiply(sums, loaded[d], x_at + here * 16, here < CHUNKS, zeros_ptr, DTYPE, REPEAT)
-            ahead = here + AHEAD * STEP
-            coming = coming + (
-                _load_weights(words_ptr, scales_ptr, zeros_ptr, ahead, rows, width, CHUNKS, GROUP, REPEAT),
-            )
+            coming = coming + (following,)
         loaded = coming
     for r in tl.static_range(OWN):
         cols = first + r * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -18,7 +18,7 @@ ASSEMBLED = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hi
 def load_chunk(at, inside, ONCE: tl.constexpr):
     """Four int32 from where `at` points (16 bytes, aligned) in one access; 0 where not inside. ONCE: not kept in L1."""
     if ASSEMBLED:
-        LOAD: tl.constexpr = "ld.global.nc.L1::no_allocate.v4.b32" if ONCE else "ld.global.v4.b32"
+        LOAD: tl.constexpr = "ld.global.L1::no_allocate.v4.b32" if ONCE else "ld.global.v4.b32"
         a, b, c, d = tl.inline_asm_elementwise(
             "{ .reg .pred p; setp.ne.s32 p, $5, 0; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0; @p "
             + LOAD
@@ -48,17 +48,17 @@ def load_once(at, inside):
         value = tl.load(at, mask=inside, other=0)
     elif BITS == 32:
         value = tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.b32 $0, [$1]; }",
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b32 $0, 0; @p ld.global.b32 $0, [$1]; }",
             "=&r,l,r", [at, inside.to(tl.int32)], dtype=at.dtype.element_ty, is_pure=False, pack=1,
         )  # fmt: skip
     elif BITS == 16:
         value = tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b16 $0, 0; @p ld.global.nc.b16 $0, [$1]; }",
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b16 $0, 0; @p ld.global.b16 $0, [$1]; }",
             "=&h,l,r", [at, inside.to(tl.int32)], dtype=at.dtype.element_ty, is_pure=False, pack=1,
         )  # fmt: skip
     else:
         value = tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.u8 $0, [$1]; }",
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b32 $0, 0; @p ld.global.u8 $0, [$1]; }",
             "=&r,l,r", [at, inside.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
     return value
