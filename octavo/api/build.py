@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.api.devices import choose_device, kv_bytes_per_token, make_backend
+from octavo.api.quantization import online_quantization
 from octavo.api.requests import Limits
 from octavo.base import heap
 from octavo.base.config.config import EngineConfig, ModelConfig
@@ -257,7 +258,8 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
         logger.info("device: %s", reason)
     config = resolve(config, max_position=model.spec.max_position, on_gpu=device == "cuda")
     max_model_len = config.model.max_model_len or model.spec.max_position
-    backend = make_backend(device, config, max_model_len=max_model_len)
+    quantization = online_quantization(model, device=device)
+    backend = make_backend(device, config, max_model_len=max_model_len, quantization=quantization)
     try:
         backend.load(model.spec, _weights(model), progress)
         memory = backend.memory()

@@ -63,6 +63,8 @@ class TorchBackend:
         self._max_num_tokens, self._block_size = max_num_batched_tokens, block_size
         self.graphs = self._device.type == "cuda"
         """Decode steps as graphs; to be turned off before `allocate`."""
+        self.quantization: str | None = None
+        """Of quant.ONLINE, what matrices that are stored plainly become; to be set before `load`."""
         self._decoder: Decoder | None = None
         self._attention: AttentionStack | None = None
         self._runner: StepRunner | None = None
@@ -76,8 +78,15 @@ class TorchBackend:
         check_words(spec)
         dtype = resolve_dtype(self._dtype_name, device=self._device, stored=spec.dtype)
         with torch.inference_mode():
-            loaded = load_weights(spec, weights, dtype=dtype, device=self._device, progress=progress)
-            ops = choose_ops(spec, device=self._device, max_model_len=self._max_model_len)
+            loaded = load_weights(
+                spec,
+                weights,
+                dtype=dtype,
+                device=self._device,
+                quantization=self.quantization,
+                progress=progress,
+            )
+            ops = choose_ops(spec, device=self._device, max_model_len=self._max_model_len, quantized=loaded.quantized())
         self._decoder = Decoder(spec, loaded, ops)
 
     def memory(self) -> DeviceMemory:
