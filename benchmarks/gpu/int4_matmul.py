@@ -22,8 +22,6 @@ from torch import Tensor
 
 from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.int4_matmul import (
-    Int4,
-    Plan,
     Variant,
     choose,
     dequantize,
@@ -31,6 +29,7 @@ from octavo.backends.torch.kernels.int4_matmul import (
     scratch_sizes,
 )
 from octavo.backends.torch.kernels.skinny_matmul import make_scratch, padded_rows
+from octavo.backends.torch.quant.int4 import Int4Matrix
 
 SHAPES = {  # name: (N, K)
     "8b.qkv": (6144, 4096),
@@ -152,17 +151,17 @@ class Bench:
     def copies(self) -> int:
         return len(self.words)
 
-    def weight(self, i: int, zeros: bool) -> Int4:
-        return Int4(self.words[i], self.scales[i], self.zeros[i] if zeros else None)
+    def weight(self, i: int, zeros: bool) -> Int4Matrix:
+        return Int4Matrix(self.words[i], self.scales[i], self.zeros[i] if zeros else None)
 
     def launches(self, case: Case) -> tuple[Tensor, Callable[[int], Tensor]]:
         """(out, launch(copy))."""
         x, v = self.x[: case.m], case.variant
         out = torch.full((case.m, self.n // 2 if case.act else self.n), float("nan"), device="cuda", dtype=x.dtype)
         elements, tiles = scratch_sizes(v, case.m, self.n, gated=bool(case.act))
-        plan = Plan(v, make_scratch(elements, tiles, "cuda") if tiles else None)
+        scratch = make_scratch(elements, tiles, "cuda") if tiles else None
         weights = [self.weight(i, case.zeros) for i in range(self.copies)]
-        return out, lambda i: int4_matmul(x, weights[i], out, plan, act=case.act)
+        return out, lambda i: int4_matmul(x, weights[i], out, v, scratch=scratch, act=case.act)
 
     def wanted(self, act: str, zeros: bool) -> Tensor:
         """float64 reference for all rows and the first copy of the weight, in pieces so that it stays small."""
@@ -176,7 +175,7 @@ class Bench:
         return self.known[act, zeros]
 
     def pieces(self, zeros: bool, rows: int = 4096) -> Iterator[Tensor]:
-        """The first copy by Int4's definition, float64 [rows, k] at a time."""
+        """The first copy by Int4Matrix's definition, float64 [rows, k] at a time."""
         w = self.weight(0, zeros)
         for at in range(0, self.n, rows):
             words, here = w.words[:, at : at + rows], slice(at, at + rows)

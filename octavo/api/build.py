@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.api.devices import choose_device, kv_bytes_per_token, make_backend
-from octavo.api.quantization import online_quantization
+from octavo.api.quantization import online_quantization, quantized_matrices
 from octavo.api.requests import Limits
 from octavo.base import heap
 from octavo.base.config.config import EngineConfig, ModelConfig
@@ -292,6 +292,7 @@ def _weights(model: Model) -> Weights:
     from octavo.weights.names import map_names
 
     shapes = {name: parameter.shape for name, parameter in model.spec.parameters().items()}
+    names = find_family(model.checkpoint.config).names(model.spec)
     if model.config.load_format == "dummy":
-        return DummyWeights(shapes, seed=model.config.seed)
-    return map_names(model.checkpoint, find_family(model.checkpoint.config).names(model.spec), shapes)
+        return DummyWeights(shapes, seed=model.config.seed, quantized=quantized_matrices(model, names))
+    return map_names(model.checkpoint, names, shapes)

@@ -1,4 +1,4 @@
-"""4-bit matrices for tests: numbers drawn, packed as Int4 says, one element after the other, and in float64."""
+"""4-bit matrices for tests: numbers drawn, packed as Int4Matrix says, one element after the other, and in float64."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo.backends.torch.kernels.int4_matmul import Int4
+from octavo.backends.torch.quant.int4 import Int4Matrix
 
 
 @dataclass(frozen=True)
 class Case:
     """q: uint8 [n, k]; values: float64 [n, k], what the matrix means."""
 
-    matrix: Int4
+    matrix: Int4Matrix
     q: torch.Tensor
     values: torch.Tensor
 
@@ -29,12 +29,12 @@ def draw(
     by_weight = [t.T.double().repeat_interleave(group, 1) for t in (scale, 8 * torch.ones_like(scale))]
     less = by_weight[1] if zero is None else zero.T.double().repeat_interleave(group, 1)
     values = (q.double() - less) * by_weight[0]
-    matrix = Int4(pack(q).to(device), scale.to(device), None if zero is None else zero.to(device))
+    matrix = Int4Matrix(pack(q).to(device), scale.to(device), None if zero is None else zero.to(device))
     return Case(matrix, q, values.to(device))
 
 
 def pack(q: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, k] of 0..15 -> Int4.words, by its definition."""
+    """uint8 [n, k] of 0..15 -> Int4Matrix.words, by its definition."""
     n, k = q.shape
     chunks = q.long().view(n, k // 32, 32)
     words = torch.zeros(k // 32, n, 4, dtype=torch.int64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,6 @@ from int4_matrices import draw
 
 from octavo.backends.torch.kernels.int4_matmul import (
     MAX_ROWS,
-    Plan,
     Variant,
     choose,
     dequantize,
@@ -17,6 +18,7 @@ from octavo.backends.torch.kernels.int4_matmul import (
     scratch_sizes,
 )
 from octavo.backends.torch.kernels.skinny_matmul import make_scratch
+from octavo.backends.torch.quant.int4 import Int4Matrix
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VECTOR = Variant("vector", 8, 1, 2, repeat=2)
@@ -39,12 +41,14 @@ def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
 
 
-def plan_of(variant: Variant, m: int, n: int, gated: bool = False) -> Plan:
-    elements, tiles = scratch_sizes(variant, m, n, gated=gated)
-    scratch = make_scratch(elements, tiles, DEVICE) if tiles else None
-    if scratch is not None:
-        scratch.partial.fill_(float("nan"))
-    return Plan(variant, scratch)
+def multiply(variant: Variant, x: torch.Tensor, weight: Int4Matrix, out: torch.Tensor, **more: Any) -> torch.Tensor:
+    """With poisoned scratch, which is left as a next product needs it."""
+    sizes = scratch_sizes(variant, len(x), weight.shape[0], gated="act" in more)
+    scratch = make_scratch(*sizes, DEVICE)
+    scratch.partial.fill_(float("nan"))
+    assert int4_matmul(x, weight, out, variant, scratch=scratch, **more) is out
+    assert not scratch.arrivals.any()
+    return out
 
 
 def check(out: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
@@ -59,7 +63,7 @@ def test_groups_of_each_size(form: str, group: int, zeros: bool) -> None:
     m, n, k, dtype = rows_of(FORMS[form], 3), 77, 384, torch.bfloat16 if zeros else torch.float16
     case = draw(n, k, group=group, zeros=zeros, device=DEVICE)
     x, out = random(m, k, dtype=dtype), poisoned(m, n, dtype=torch.float32)
-    assert int4_matmul(x, case.matrix, out, plan_of(FORMS[form], m, n)) is out
+    multiply(FORMS[form], x, case.matrix, out)
     check(out, x.double() @ case.values.T, torch.float32)
 
 
@@ -69,7 +73,7 @@ def test_rows_of_odd_lengths(form: str, k: int) -> None:
     m, n, dtype = rows_of(FORMS[form], 2), 9, torch.bfloat16
     case = draw(n, k, group=-1 if k != 96 else 32, device=DEVICE)
     x, out = random(m, k, dtype=dtype), poisoned(m, n, dtype=dtype)
-    check(int4_matmul(x, case.matrix, out, plan_of(FORMS[form], m, n)), x.double() @ case.values.T, dtype)
+    check(multiply(FORMS[form], x, case.matrix, out), x.double() @ case.values.T, dtype)
 
 
 @pytest.mark.parametrize("m", [1, 16, 33, 65, MAX_ROWS])
@@ -77,7 +81,7 @@ def test_dot_form_of_each_padding(m: int) -> None:
     case = draw(20, 128, group=64, device=DEVICE)
     x, out = random(m, 128, dtype=torch.float16), poisoned(m, 20, dtype=torch.float32)
     for variant in (DOT, SPLIT):
-        check(int4_matmul(x, case.matrix, out, plan_of(variant, m, 20)), x.double() @ case.values.T, torch.float32)
+        check(multiply(variant, x, case.matrix, out), x.double() @ case.values.T, torch.float32)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -87,7 +91,7 @@ def test_gated_activation_and_bias(form: str, act: str) -> None:
     case = draw(2 * width, k, group=32, zeros=act == "silu", device=DEVICE)
     x, bias = random(m, k, dtype=dtype), random(2 * width, dtype=dtype)
     out = poisoned(m, width, dtype=dtype)
-    int4_matmul(x, case.matrix, out, plan_of(FORMS[form], m, 2 * width, gated=True), bias=bias, act=act)
+    multiply(FORMS[form], x, case.matrix, out, bias=bias, act=act)
     gate, up = F.linear(x.double(), case.values, bias.double()).chunk(2, dim=-1)
     acted = F.silu(gate) if act == "silu" else F.gelu(gate, approximate="tanh")
     check(out, acted * up, dtype)
@@ -101,27 +105,27 @@ def test_strides_neighbours_and_scales_of_each_type(form: str, scales: torch.dty
     wide_x, wide_out = random(m, k + 6, dtype=torch.bfloat16), poisoned(m + 1, n + 4, dtype=torch.float32)
     x, out = wide_x[:, 2 : k + 2], wide_out[:m, 1 : n + 1]
     wide_x[:, :2] = wide_x[:, k + 2 :] = float("nan")
-    int4_matmul(x, case.matrix, out, plan_of(FORMS[form], m, n))
+    multiply(FORMS[form], x, case.matrix, out)
     check(out, x.double() @ case.values.T, torch.float32)
     assert wide_out.isnan().sum() == wide_out.numel() - m * n
 
 
 def test_split_serves_again_and_gives_the_same_bits() -> None:
     case, x = draw(50, 256, group=64, device=DEVICE), random(5, 256, dtype=torch.float16)
-    plan = plan_of(SPLIT, 5, 50)
-    outs = [int4_matmul(x, case.matrix, poisoned(5, 50, dtype=torch.float32), plan) for _ in range(2)]
-    assert torch.equal(outs[0], outs[1])
-    assert plan.scratch is not None
-    assert not plan.scratch.arrivals.any()
-    for scratch in (None, make_scratch(8, 1, DEVICE)):
+    scratch = make_scratch(*scratch_sizes(SPLIT, 5, 50), DEVICE)
+    outs = [poisoned(5, 50, dtype=torch.float32) for _ in range(2)]
+    for out in outs:
+        int4_matmul(x, case.matrix, out, SPLIT, scratch=scratch)
+    assert torch.equal(*outs)
+    for small in (None, make_scratch(8, 1, DEVICE)):
         with pytest.raises(ValueError, match="too small"):
-            int4_matmul(x, case.matrix, outs[0], Plan(SPLIT, scratch))
+            int4_matmul(x, case.matrix, outs[0], SPLIT, scratch=small)
 
 
 def test_no_rows() -> None:
     out = torch.empty(0, 8, device=DEVICE)
     weight = draw(8, 32, group=32, device=DEVICE).matrix
-    assert int4_matmul(random(0, 32, dtype=torch.float16), weight, out, Plan(VECTOR)) is out
+    assert int4_matmul(random(0, 32, dtype=torch.float16), weight, out, VECTOR) is out
 
 
 @pytest.mark.parametrize("group", [32, 128, -1])

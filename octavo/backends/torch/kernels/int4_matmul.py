@@ -1,13 +1,12 @@
-"""Few tokens times a 4-bit matrix: x [M, K], Int4 of [N, K] -> out [M, N] or [M, N / 2], M <= 128, in one launch.
+"""Few tokens times a 4-bit matrix: x [M, K], Int4Matrix [N, K] -> out [M, N] or [M, N / 2], M <= 128, in one launch.
 
-After the product, if asked: bias, gated activation. Int4 draws how the weights lie; `dequantize` writes them out whole.
+After the product, if asked: bias, gated activation. `dequantize` writes a matrix out whole.
 """
 
 # ruff: noqa: N803, N806, RUF005 (in capitals: what a kernel is compiled for; Triton knows no starred tuples)
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -16,37 +15,11 @@ from torch import Tensor
 from octavo.backends.torch.kernels import pdl
 from octavo.backends.torch.kernels.int4_unpack import ASSEMBLED, load_chunk, load_once, nibble, unpack, wide
 from octavo.backends.torch.kernels.skinny_matmul import Scratch, finish, join_parts, padded_rows
+from octavo.backends.torch.quant.int4 import Int4Matrix
 
 MAX_ROWS = 128
 _MULTIPROCESSORS = 132  # of an H100
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter's tl.dot takes bfloat16 for integers
-
-
-class Int4(NamedTuple):
-    """A matrix [N, K] of weights (q - zero) * scale, q and zero 0 to 15, in groups of K / groups along K.
-
-    words: int32 [K / 32, N, 4]; 32 consecutive weights of a row are a chunk of 16 bytes, which a thread reads at once,
-    and chunks of neighbouring rows are neighbours. Bits 4 b to 4 b + 3 of a chunk's word j, b = p + 4 h (p < 4, h < 2),
-    are its weight 8 p + 2 j + h: one shift and one mask give words whose halves are neighbours in K.
-    scales: float16, bfloat16 or float32 [groups, N].  zeros: uint8 [groups, N]; None: all are 8.
-    """
-
-    words: Tensor
-    scales: Tensor
-    zeros: Tensor | None = None
-
-    @property
-    def n(self) -> int:
-        return self.words.shape[1]
-
-    @property
-    def k(self) -> int:
-        return 32 * self.words.shape[0]
-
-    @property
-    def group(self) -> int:
-        """Weights of a row that share a scale: 32, 64, a multiple of 128, or all."""
-        return self.k // self.scales.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +43,6 @@ class Variant:
     early: bool = False
 
 
-class Plan(NamedTuple):
-    """variant: the inner form and its sizes; scratch: needed where variant.split > 1 (scratch_sizes says how large)."""
-
-    variant: Variant
-    scratch: Scratch | None = None
-
-
 def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> tuple[int, int]:
     """(float32 elements, int32 counters) that `variant` needs for a weight of n rows; zeros where it does not split."""
     if variant.split == 1:
@@ -86,7 +52,7 @@ def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> t
 
 
 def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
-    """The variant for x [m, k] and an Int4 [n, k]; None: the library's product of the dequantized matrix is faster."""
+    """The variant for x [m, k] and a matrix [n, k]; None: the library's product of it dequantized is as fast."""
     if not 1 <= m <= MAX_ROWS:
         return None
     if m == 1:
@@ -100,49 +66,56 @@ def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
 
 
 def int4_matmul(
-    x: Tensor, weight: Int4, out: Tensor, plan: Plan, *, bias: Tensor | None = None, act: str = ""
+    x: Tensor,
+    weight: Int4Matrix,
+    out: Tensor,
+    variant: Variant,
+    *,
+    scratch: Scratch | None = None,
+    bias: Tensor | None = None,
+    act: str = "",
 ) -> Tensor:
-    """out = x @ W.T, then what is asked for; returns out.
+    """out = x @ W.T, W as if its columns were in order, then what is asked for; returns out.
 
     x: float16 or bfloat16 [M, K], M <= 128 ("vector": 1), rows contiguous. out: [M, N], or [M, N / 2] with `act`
     ("silu", "gelu", "gelu_tanh": act(first half) * second half); x's type or float32, rows contiguous. bias: [N].
     Weights are not rounded; all else is rounded where separate kernels in x's type would round.
+    scratch: needed where variant.split > 1 (scratch_sizes says how large).
     """
     m, k = x.shape
     if m == 0:
         return out
-    v, n, group = plan.variant, out.shape[1], weight.group
-    pointers = (*weight, out, bias)
-    if v.form == "vector":
+    n, group = out.shape[1], weight.group
+    pointers = (weight.words, weight.scales, weight.zeros, out, bias)
+    if variant.form == "vector":
         if x.data_ptr() % 16:
             x = x.clone()
-        tiles = triton.cdiv(n, v.block_n * v.repeat // (2 if act else 1))
+        tiles = triton.cdiv(n, variant.block_n * variant.repeat // (2 if act else 1))
         _vector_kernel[(tiles,)](
             x, *pointers, n, out.stride(0),
-            K=k, GROUP=group, ACT=act, BLOCK_N=v.block_n, REPEAT=v.repeat, STEP=v.warps * 32 // v.block_n,
-            AHEAD=v.stages, num_warps=v.warps, **pdl.options(),
+            K=k, GROUP=group, ACT=act, BLOCK_N=variant.block_n, REPEAT=variant.repeat,
+            STEP=variant.warps * 32 // variant.block_n, AHEAD=variant.stages, num_warps=variant.warps, **pdl.options(),
         )  # fmt: skip
         return out
-    partial, arrivals = _scratch_of(plan, m, weight.n, gated=act != "")
-    _dot_kernel[(triton.cdiv(n, v.block_n), v.split)](
+    partial, arrivals = _checked(scratch, scratch_sizes(variant, m, weight.shape[0], gated=act != ""))
+    _dot_kernel[(triton.cdiv(n, variant.block_n), variant.split)](
         x, *pointers, partial, arrivals, m, n, x.stride(0), out.stride(0),
-        K=k, GROUP=group, ACT=act, BLOCK_M=padded_rows(m), BLOCK_N=v.block_n,
-        BLOCK_K=v.block_k if group == k else min(v.block_k, group), SPLIT=v.split, EARLY=v.stages if v.early else 0,
-        num_warps=v.warps, num_stages=v.stages, **pdl.options(),
+        K=k, GROUP=group, ACT=act, BLOCK_M=padded_rows(m), BLOCK_N=variant.block_n,
+        BLOCK_K=variant.block_k if group == k else min(variant.block_k, group), SPLIT=variant.split,
+        EARLY=variant.stages if variant.early else 0, num_warps=variant.warps, num_stages=variant.stages,
+        **pdl.options(),
     )  # fmt: skip
     return out
 
 
-def _scratch_of(plan: Plan, m: int, n: int, *, gated: bool) -> tuple[Tensor | None, Tensor | None]:
-    """The plan's scratch, large enough; (None, None) where the product is not split."""
-    elements, tiles = scratch_sizes(plan.variant, m, n, gated=gated)
+def _checked(scratch: Scratch | None, sizes: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
+    """The scratch, large enough; (None, None) where the product is not split."""
+    elements, tiles = sizes
     if tiles == 0:
         return None, None
-    if plan.scratch is None or plan.scratch.partial.numel() < elements or plan.scratch.arrivals.numel() < tiles:
-        raise ValueError(
-            f"plan.scratch is missing or too small: this product needs make_scratch({elements}, {tiles}, ..)"
-        )
-    return plan.scratch
+    if scratch is None or scratch.partial.numel() < elements or scratch.arrivals.numel() < tiles:
+        raise ValueError(f"scratch is missing or too small: this product needs make_scratch({elements}, {tiles}, ..)")
+    return scratch
 
 
 @triton.jit
@@ -346,14 +319,15 @@ def _dot_step(x, words_ptr, group, acc, start, rows, width, K: tl.constexpr, BLO
     return acc + tl.dot(weights, tl.trans(x), input_precision="ieee") * group[0][:, None]
 
 
-def dequantize(weight: Int4, out: Tensor) -> Tensor:
-    """out [N, K], float16 or bfloat16, contiguous: every weight, rounded once. Returns out."""
+def dequantize(weight: Int4Matrix, out: Tensor) -> Tensor:
+    """out [N, K], float16 or bfloat16, contiguous: every weight, columns as they lie, rounded once. Returns out."""
     n, k = out.shape
     block_k = 128 if weight.group == k else min(128, weight.group)
     grid = (triton.cdiv(k, block_k), triton.cdiv(n, 64))
     _dequantize_kernel[grid](
-        *weight, out, n, K=k, GROUP=weight.group, BLOCK_N=64, BLOCK_K=block_k, num_warps=4, **pdl.options()
-    )
+        weight.words, weight.scales, weight.zeros, out, n,
+        K=k, GROUP=weight.group, BLOCK_N=64, BLOCK_K=block_k, num_warps=4, **pdl.options(),
+    )  # fmt: skip
     return out
 
 

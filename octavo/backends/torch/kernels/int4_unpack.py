@@ -96,7 +96,7 @@ def nibble(word, B: tl.constexpr):
 
 @triton.jit
 def unpack(words, zeros, DTYPE: tl.constexpr, N: tl.constexpr, CHUNKS: tl.constexpr):
-    """int32 words [N, 4 * CHUNKS] as Int4 has them, zeros int32 [N, 1] -> q - zero, DTYPE [N, 32 * CHUNKS], in order.
+    """Int4Matrix.words as int32 [N, 4 * CHUNKS], zeros int32 [N, 1] -> q - zero, DTYPE [N, 32 * CHUNKS], in order.
 
     The nibbles p and p + 4, at once: 128 + q (float16: 1024 + q) in each half, less 128 + zero, which is exact.
     """

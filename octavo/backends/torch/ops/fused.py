@@ -66,7 +66,7 @@ class FusedOps:
     ) -> tuple[Tensor, Tensor]:
         """As port.Ops.norm_linear."""
         plan = self._plan(stream.x, weight)
-        if plan is None or len(stream.x) > NORM_ROWS:
+        if plan is None or len(stream.x) > NORM_ROWS or not product_of(weight).norms:
             x, h = self.add_norm(stream, norm_weight, norm)
             return x, self.linear(h, weight, bias)
         x, before = _norm_before(stream, norm_weight, norm)
@@ -99,7 +99,7 @@ class FusedOps:
         """As port.Ops.norm_mlp."""
         gate_up = weights.gate_up
         plan = self._plan(stream.x, gate_up, gated=True)
-        if plan is None or len(stream.x) > NORM_ROWS:
+        if plan is None or len(stream.x) > NORM_ROWS or not product_of(gate_up).norms:
             x, h = self.add_norm(stream, norm_weight, norm)
             return x, self.mlp(h, weights, act)
         x, before = _norm_before(stream, norm_weight, norm)

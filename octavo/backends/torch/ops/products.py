@@ -9,11 +9,18 @@ from torch import Tensor
 
 from octavo.backends.torch.kernels import skinny_matmul as skinny
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan
+from octavo.backends.torch.ops.int4 import Int4
+from octavo.backends.torch.quant.int4 import Int4Matrix
 from octavo.backends.torch.quant.matrix import Matrix, QuantizedMatrix
 
 
 class Product(Protocol):
-    """x: [tokens, in] in a 16-bit type; tokens at most skinny_matmul.MAX_ROWS for `choose` and `few`."""
+    """x: [tokens, in] in a 16-bit type; tokens at most skinny_matmul.MAX_ROWS for `choose` and `few`.
+
+    norms: whether `few` takes a norm.
+    """
+
+    norms: bool
 
     def choose(self, m: int, weight: Any, *, gated: bool) -> Any | None:
         """The kernel's variant for m tokens, for Plan.variant; None: what `many` does is at least as fast."""
@@ -40,6 +47,8 @@ class Product(Protocol):
 
 class Dense:
     """Plain matrices."""
+
+    norms = True
 
     def choose(self, m: int, weight: Tensor, *, gated: bool) -> skinny.Variant | None:
         """As Product."""
@@ -79,7 +88,7 @@ class Dequantized(Dense):
         return F.linear(x, weight.dequantize(x.dtype), bias)
 
 
-PRODUCTS: dict[type, Product] = {Tensor: Dense()}
+PRODUCTS: dict[type, Product] = {Tensor: Dense(), Int4Matrix: Int4()}
 """By class; for others, Dequantized."""
 
 
