@@ -92,7 +92,7 @@ def _quantize_rows(x, out, scale, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.
     # the comparison is false of a NaN as well, which a maximum may pass over
     wild = tl.max(tl.where(tl.abs(values) < float("inf"), 0, 1), axis=0) > 0
     by = tl.where((largest == 0.0) | wild, 1.0, largest / 448.0)
-    values /= by
+    values = tl.where(wild, 0.0, values / by)
     if _INTERPRETED:
         values = _nearest(values)
     tl.store(out + row * K + column, values.to(tl.float8e4nv), mask=inside)
