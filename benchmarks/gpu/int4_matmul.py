@@ -28,7 +28,8 @@ from octavo.backends.torch.kernels.int4_matmul import (
     int4_matmul,
     scratch_sizes,
 )
-from octavo.backends.torch.kernels.skinny_matmul import make_scratch, padded_rows
+from octavo.backends.torch.kernels.skinny_choice import padded_rows
+from octavo.backends.torch.kernels.skinny_matmul import make_scratch
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
 SHAPES = {  # name: (N, K)

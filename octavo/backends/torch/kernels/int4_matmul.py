@@ -14,7 +14,8 @@ from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
 from octavo.backends.torch.kernels.int4_unpack import ASSEMBLED, load_chunk, load_once, nibble, unpack, wide
-from octavo.backends.torch.kernels.skinny_matmul import Scratch, finish, join_parts, padded_rows
+from octavo.backends.torch.kernels.skinny_choice import padded_rows
+from octavo.backends.torch.kernels.skinny_matmul import Scratch, finish, join_parts
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
 MAX_ROWS = 128

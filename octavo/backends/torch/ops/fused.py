@@ -15,7 +15,8 @@ from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.moe_matmul import mixture
 from octavo.backends.torch.kernels.norm import add_rms_norm, finish_norm, rms_norm
 from octavo.backends.torch.kernels.rope_cache import rope_cache, rope_table
-from octavo.backends.torch.kernels.skinny_matmul import MAX_ROWS, NORM_ROWS, Norm, Plan, make_scratch
+from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, NORM_ROWS
+from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, make_scratch
 from octavo.backends.torch.ops.port import Stream
 from octavo.backends.torch.ops.products import product_of
 from octavo.backends.torch.quant import Matrix, QuantizedMatrix

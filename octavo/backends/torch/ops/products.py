@@ -7,15 +7,18 @@ from typing import Any, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.backends.torch.kernels import skinny_matmul as skinny
-from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan
+from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, scaled_matmul
+from octavo.backends.torch.kernels.skinny_choice import Variant, choose
+from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, scratch_sizes, skinny_matmul
 from octavo.backends.torch.ops.int4 import Int4
+from octavo.backends.torch.quant.fp8 import Fp8Matrix
 from octavo.backends.torch.quant.int4 import Int4Matrix
-from octavo.backends.torch.quant.matrix import Matrix, QuantizedMatrix
+from octavo.backends.torch.quant.matrix import Matrix
+from octavo.base.errors import UnsupportedError
 
 
 class Product(Protocol):
-    """x: [tokens, in] in a 16-bit type; tokens at most skinny_matmul.MAX_ROWS for `choose` and `few`.
+    """x: [tokens, in] in a 16-bit type; tokens at most skinny_choice.MAX_ROWS for `choose` and `few`.
 
     norms: whether `few` takes a norm.
     """
@@ -50,13 +53,13 @@ class Dense:
 
     norms = True
 
-    def choose(self, m: int, weight: Tensor, *, gated: bool) -> skinny.Variant | None:
+    def choose(self, m: int, weight: Tensor, *, gated: bool) -> Variant | None:
         """As Product."""
-        return skinny.choose(m, *weight.shape, gated=gated)
+        return choose(m, *weight.shape, gated=gated)
 
-    def scratch_sizes(self, variant: skinny.Variant, m: int, weight: Tensor, *, gated: bool) -> tuple[int, int]:
+    def scratch_sizes(self, variant: Variant, m: int, weight: Tensor, *, gated: bool) -> tuple[int, int]:
         """As Product."""
-        return skinny.scratch_sizes(variant, m, len(weight), gated=gated)
+        return scratch_sizes(variant, m, weight.shape[0], gated=gated)
 
     def few(
         self,
@@ -70,31 +73,54 @@ class Dense:
         act: str = "",
     ) -> Tensor:
         """As Product."""
-        return skinny.skinny_matmul(x, weight, out, plan, norm=norm, bias=bias, act=act)
+        return skinny_matmul(x, weight, out, plan, norm=norm, bias=bias, act=act)
 
     def many(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """As Product."""
         return F.linear(x, weight, bias)
 
 
-class Dequantized(Dense):
-    """What there is no kernel for: a plain matrix is made of it each time."""
+class Fp8:
+    """Few tokens keep their 16 bits; of many each is rounded to E4M3 where scales are by row and the device can."""
 
-    def choose(self, m: int, weight: QuantizedMatrix, *, gated: bool) -> None:  # type: ignore[override]
+    norms = True
+
+    def choose(self, m: int, weight: Fp8Matrix, *, gated: bool) -> Variant | None:
         """As Product."""
+        return choose_fp8(m, *weight.shape, columns=weight.group[1], gated=gated)
 
-    def many(self, x: Tensor, weight: QuantizedMatrix, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def scratch_sizes(self, variant: Variant, m: int, weight: Fp8Matrix, *, gated: bool) -> tuple[int, int]:
         """As Product."""
-        return F.linear(x, weight.dequantize(x.dtype), bias)
+        return scratch_sizes(variant, m, weight.shape[0], gated=gated)
+
+    def few(
+        self,
+        x: Tensor,
+        weight: Fp8Matrix,
+        out: Tensor,
+        plan: Plan,
+        *,
+        norm: Norm | None = None,
+        bias: Tensor | None = None,
+        act: str = "",
+    ) -> Tensor:
+        """As Product."""
+        scaled = Scaled(weight.weight, weight.scale, weight.group)
+        return skinny_matmul(x, scaled, out, plan, norm=norm, bias=bias, act=act)
+
+    def many(self, x: Tensor, weight: Fp8Matrix, bias: Tensor | None) -> Tensor:
+        """As Product."""
+        out = scaled_matmul(x, weight.weight, weight.scale, bias) if weight.group[1] == 0 else None
+        return F.linear(x, weight.dequantize(x.dtype), bias) if out is None else out
 
 
-PRODUCTS: dict[type, Product] = {Tensor: Dense(), Int4Matrix: Int4()}
-"""By class; for others, Dequantized."""
+PRODUCTS: dict[type, Product] = {Tensor: Dense(), Fp8Matrix: Fp8(), Int4Matrix: Int4()}
+"""By class of matrix."""
 
 
 def product_of(weight: Matrix) -> Product:
-    """How to multiply with it."""
-    return PRODUCTS.get(type(weight), _DEQUANTIZED)
-
-
-_DEQUANTIZED: Product = Dequantized()
+    """How to multiply with it. UnsupportedError for a class without a product."""
+    product = PRODUCTS.get(type(weight))
+    if product is None:
+        raise UnsupportedError(f"there is no kernel for matrices of {type(weight).__name__}")
+    return product

@@ -1,0 +1,107 @@
+"""Products with E4M3 weights: of many tokens in FP8 on both sides; of few, the variant of kernels/skinny_matmul.py.
+
+Rows of x get a scale each, x = row scale * E4M3; scales by row of both sides multiply the product's sums.
+"""
+
+# ruff: noqa: N803 (in capitals: what a kernel is compiled for)
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.norm import row_shape
+from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, split_k
+
+LARGEST = 448.0
+"""Of E4M3."""
+
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+GRANULE = 16
+"""Elements that rows of both sides must be a multiple of for torch._scaled_mm, and so must be the outputs."""
+
+
+def choose_fp8(m: int, n: int, k: int, *, columns: int, gated: bool = False) -> Variant | None:
+    """As skinny_choice.choose, for a weight in E4M3. columns: of a block with a scale, 0 where rows have one each.
+
+    None only where the kernel cannot take the sizes: up to MAX_ROWS activations keep their 16 bits.
+    """
+    if not 1 <= m <= MAX_ROWS or k % GRANULE:
+        return None
+    if m <= 2:
+        whole = max(triton.next_power_of_2(k), 1024)
+        if whole <= 4096:
+            return Variant("vector", 2 if m == 2 or gated or n <= 4096 else 4, whole, 4)
+        return Variant("vector", 2 if m == 2 or gated else 4, 1024, 4)
+    stages = 4 if columns == 0 else 6
+    wide = Variant("dot", 64, 256 if columns == 0 else 128, 4, stages, swap=True)
+    if m > 32:
+        wide = replace(wide, block_k=128, stages=4)
+    return wide if gated else split_k(wide, n)
+
+
+def scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
+    """x [M, K] @ weight.T * scale.T + bias in x's type, x rounded to E4M3 by row; None where the device cannot.
+
+    weight: float8_e4m3fn [N, K], contiguous; scale: float32 [N, 1].
+    """
+    if x.dtype != torch.bfloat16 or x.shape[1] % GRANULE or len(weight) % GRANULE or not _has_scaled_mm(x.device):
+        return None
+    rows, row_scale = quantize_rows(x)
+    out = torch._scaled_mm(
+        rows, weight.t(), scale_a=row_scale, scale_b=scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+    return out if bias is None else out.add_(bias)
+
+
+@cache
+def _has_scaled_mm(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x: [M, K], contiguous -> E4M3 [M, K] and float32 [M, 1], whose product is x. A row of zeros gets the scale 1.
+
+    One that is not finite throughout gets NaN.
+    """
+    m, k = x.shape
+    out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty((m, 1), dtype=torch.float32, device=x.device)
+    if m:
+        block, warps = row_shape(k)
+        _quantize_rows[(m,)](x, out, scale, K=k, BLOCK=block, num_warps=warps, **pdl.options())
+    return out, scale
+
+
+@triton.jit
+def _quantize_rows(x, out, scale, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < K
+    pdl.wait(PDL)
+    values = tl.load(x + row * K + column, mask=inside, other=0.0).to(tl.float32)
+    largest = tl.max(tl.abs(values), axis=0)
+    # the comparison is false of a NaN as well, which a maximum may pass over
+    wild = tl.max(tl.where(tl.abs(values) < float("inf"), 0, 1), axis=0) > 0
+    by = tl.where((largest == 0.0) | wild, 1.0, largest / 448.0)
+    values = tl.where(wild, 0.0, values / by)
+    if _INTERPRETED:
+        values = _nearest(values)
+    tl.store(out + row * K + column, values.to(tl.float8e4nv), mask=inside)
+    tl.store(scale + row, tl.where(wild, float("nan"), by))
+
+
+@triton.jit
+def _nearest(values):
+    """To what E4M3 has, ties to even: the interpreter's own conversion loses the carry from 127 to 128."""
+    power = (values.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    middle = tl.maximum(power * 0.125, 0.001953125) * 12582912.0  # 1.5 * 2^23 steps: a sum keeps whole ones
+    return tl.where(power > 448.0, values, (values + middle) - middle)
