@@ -56,8 +56,6 @@ VECTORS = (  # the first few have all 4096 of K in flight at once
     vector(8, 2, 8, 4),
     vector(8, 1, 4, 8),
     vector(8, 1, 8, 4),
-    vector(8, 4, 8, 4),
-    vector(16, 2, 8, 8),
     vector(4, 2, 4, 4),
     vector(8, 2, 16, 7),
     vector(8, 2, 8, 7),
@@ -72,7 +70,7 @@ DOTS = {  # padded M: variants before splitting
     16: (dot(64, 128, 4, 4), dot(64, 128, 4, 4, "early"), dot(64, 128, 4, 6), dot(128, 128, 8, 4), dot(64, 64, 4, 6)),
     32: (dot(64, 128, 4, 4), dot(64, 128, 4, 4, "early"), dot(64, 128, 4, 3)),
     64: (dot(64, 128, 4, 4), dot(64, 128, 4, 3), dot(128, 128, 8, 3), dot(64, 64, 4, 4)),
-    128: (dot(64, 128, 4, 3), dot(128, 128, 8, 3), dot(64, 64, 4, 3), dot(128, 64, 8, 3)),
+    128: (dot(128, 128, 8, 3), dot(64, 64, 4, 3), dot(128, 64, 8, 3)),
 }
 DOT_ROWS = {1: 2, 2: 3}  # at these M only the first few: the same kernels as at 16
 CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
