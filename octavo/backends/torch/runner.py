@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -99,6 +100,8 @@ class TorchBackend:
             rows=self._max_num_seqs,
             element=decoder.weights.embed.element_size(),
         )
+        whole = max((prod(matrix.shape) for matrix in decoder.weights.quantized()), default=0)
+        step += whole * decoder.weights.embed.element_size()  # one, dequantized
         return DeviceMemory(total=total, free=max(free - step, 0), weights=decoder.weights.num_bytes)
 
     def allocate(self, num_blocks: int) -> None:
