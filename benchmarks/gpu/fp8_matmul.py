@@ -81,7 +81,7 @@ def vectors(m: int, k: int, *, gated: bool, columns: int) -> list[Variant]:
     if whole <= 4096:
         sizes = [(2, whole, 4), (2, whole, 8), (4, whole, 8)]
         sizes += [] if m > 1 else [(1, whole, 4), (4, 1024, 4)]
-        sizes += [] if m > 1 or gated else [(4, whole, 4)]
+        sizes += [] if m > 1 or gated else [(4, whole, 4), (8, whole, 8)]
     if columns:
         sizes = sizes[:3]
     return [Variant("vector", *size) for size in sizes]

@@ -91,7 +91,7 @@ class TorchBackend:
         self._decoder = Decoder(spec, loaded, ops)
 
     def memory(self) -> DeviceMemory:
-        """`free` leaves room for the largest step's intermediate values."""
+        """`free` leaves room for the largest step's intermediate values, a matrix in plain form among them."""
         decoder = self._loaded()
         total, free = device_bytes(self._device)
         step = activation_bytes(
@@ -100,8 +100,8 @@ class TorchBackend:
             rows=self._max_num_seqs,
             element=decoder.weights.embed.element_size(),
         )
-        whole = max((prod(matrix.shape) for matrix in decoder.weights.quantized()), default=0)
-        step += whole * decoder.weights.embed.element_size()  # one, dequantized
+        widened = max((prod(matrix.shape) for matrix in decoder.weights.quantized()), default=0)
+        step += widened * decoder.weights.embed.element_size()
         return DeviceMemory(total=total, free=max(free - step, 0), weights=decoder.weights.num_bytes)
 
     def allocate(self, num_blocks: int) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from octavo.backends.torch.kernels import fp8_matmul
-from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul
+from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul, widen
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, make_scratch, scratch_sizes, skinny_matmul
 from octavo.backends.torch.quant.fp8 import Fp8Matrix, quantize_fp8
@@ -127,6 +127,14 @@ def test_bfloat16() -> None:
     for variant in (WHOLE, LONG, FORMS["swap"]):
         out = poisoned(2, 40, dtype=torch.bfloat16)
         check(skinny_matmul(x, scaled(weight), out, plan_of(variant, 2, 40)), product(x, weight), 2e-2)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_widening(group: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = matrix(135, 272, group)
+    out = widen(weight.weight, weight.scale, group, dtype)
+    assert torch.equal(out, weight.dequantize(dtype))
 
 
 @pytest.mark.parametrize("k", [16, 100, 513])

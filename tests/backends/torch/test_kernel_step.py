@@ -14,6 +14,7 @@ from torch_forward import forward
 from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch.attention import paged, select
 from octavo.backends.torch.ops.fused import FusedOps
+from octavo.backends.torch.quant.fp8 import quantize_fp8
 from octavo.models.spec import Head, ModelSpec, RMSNorm
 
 NORM = RMSNorm(1e-6, offset=1.0)
@@ -78,6 +79,32 @@ def test_chunks_beside_decodes_then_decodes_ahead(name: str) -> None:
     for row, ids in known.items():
         expected = forward(model, weights, ids[:-1]).argmax(-1)[len(prompts[row]) - 1 :]
         assert ids[len(prompts[row]) :] == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_steps_in_fp8(dtype: str) -> None:
+    """A prompt, then decode steps of one row and of three (16 bits: the kernel for few tokens), on rounded weights."""
+    model = spec()
+    weights = arrays(model)
+    driver = Driver(model, weights, device=DEVICE, dtype=dtype, quantization="fp8")
+    rounded = {
+        name: quantize_fp8(torch.from_numpy(array)).dequantize(torch.float32).numpy()
+        if array.ndim > 1 and name not in ("embed", "head")
+        else array
+        for name, array in weights.items()
+    }
+    known = {row: list(range(2 + row, 13 + row)) for row in (0, 1, 2)}
+    begins = [driver.begin(row, ids, logprobs=None) for row, ids in known.items()]
+    made = driver.step([(row, 0, 11, True) for row in known], begins).tokens
+    for count in (1, 3, 3):
+        for row, token in zip(list(known)[: len(made)], made, strict=True):
+            known[row].append(token)
+        made = driver.step([(row, len(known[row]) - 1, 1, True) for row in list(known)[:count]]).tokens
+        assert len(made) == count
+    driver.backend.close()
+    for ids in known.values():
+        for logits, token in zip(forward(model, rounded, ids[:-1])[10:], ids[11:], strict=True):
+            assert logits.max() - logits[token] < (1e-3 if dtype == "float32" else 0.05)
 
 
 def test_draws_and_eager_rows_equal_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:

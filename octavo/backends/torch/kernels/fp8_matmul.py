@@ -21,6 +21,9 @@ from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, split
 LARGEST = 448.0
 """Of E4M3."""
 
+WIDEN_ROWS, WIDEN_COLUMNS = 32, 128
+"""Of a program; columns do not cross a block's border."""
+
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 GRANULE = 16
@@ -67,6 +70,18 @@ def _has_scaled_mm(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
+def widen(weight: Tensor, scale: Tensor, group: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """weight * scale in dtype, newly made. weight: float8_e4m3fn [N, K], contiguous; scale, group: as of Scaled."""
+    n, k = weight.shape
+    out = torch.empty((n, k), dtype=dtype, device=weight.device)
+    grid = (triton.cdiv(n, WIDEN_ROWS), triton.cdiv(k, WIDEN_COLUMNS))
+    _widen[grid](
+        weight.view(torch.uint8), scale, out, n, k, scale.stride(0), GROUP_N=group[0], GROUP_K=group[1] or k,
+        BLOCK_N=WIDEN_ROWS, BLOCK_K=WIDEN_COLUMNS, num_warps=4, **pdl.options(),
+    )  # fmt: skip
+    return out
+
+
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x: [M, K], contiguous -> E4M3 [M, K] and float32 [M, 1], whose product is x. A row of zeros gets the scale 1.
 
@@ -79,6 +94,23 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         block, warps = row_shape(k)
         _quantize_rows[(m,)](x, out, scale, K=k, BLOCK=block, num_warps=warps, **pdl.options())
     return out, scale
+
+
+@triton.jit
+def _widen(
+    weight, scale, out, N, K, scale_stride, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    columns = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    inside = (rows < N) & (columns < K)
+    at = rows.to(tl.int64) * K + columns
+    elements = tl.load(weight + at, mask=inside, other=0).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    # of a program's columns all are of one group
+    first = tl.program_id(1) * BLOCK_K // GROUP_K
+    values = elements * tl.load(scale + rows // GROUP_N * scale_stride + first, mask=rows < N, other=0)
+    pdl.wait(PDL)
+    tl.store(out + at, values.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

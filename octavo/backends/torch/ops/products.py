@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, scaled_matmul
+from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, scaled_matmul, widen
 from octavo.backends.torch.kernels.skinny_choice import Variant, choose
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, scratch_sizes, skinny_matmul
 from octavo.backends.torch.ops.int4 import Int4
@@ -111,7 +111,9 @@ class Fp8:
     def many(self, x: Tensor, weight: Fp8Matrix, bias: Tensor | None) -> Tensor:
         """As Product."""
         out = scaled_matmul(x, weight.weight, weight.scale, bias) if weight.group[1] == 0 else None
-        return F.linear(x, weight.dequantize(x.dtype), bias) if out is None else out
+        if out is None:
+            out = F.linear(x, widen(weight.weight, weight.scale, weight.group, x.dtype), bias)
+        return out
 
 
 PRODUCTS: dict[type, Product] = {Tensor: Dense(), Fp8Matrix: Fp8(), Int4Matrix: Int4()}
