@@ -30,8 +30,8 @@ class Variant:
     form "vector": M = 1, float32 multiply-adds; a thread has `repeat` rows of weights (gated: half of them gates) and
     loads `stages` chunks of each ahead of their use. A program makes block_n * repeat products.
     form "dot": the matrix unit, tokens padded to 16, 32, 64 or 128; `stages` shared-memory buffers of `block_k`
-    columns. A program makes block_n outputs (64 or 128) of a split-th of K.  early: the first weights are asked for
-    before the kernel before this one has ended.
+    columns, `unroll` of them between two branches. A program makes block_n outputs (64 or 128) of a split-th of K.
+    early: the first weights are asked for before the kernel before this one has ended.
     """
 
     form: str
@@ -41,6 +41,7 @@ class Variant:
     repeat: int = 1
     block_k: int = 128
     split: int = 1
+    unroll: int = 1
     early: bool = False
 
 
@@ -103,8 +104,8 @@ def int4_matmul(
         x, *pointers, partial, arrivals, m, n, x.stride(0), out.stride(0),
         K=k, GROUP=group, ACT=act, BLOCK_M=padded_rows(m), BLOCK_N=variant.block_n,
         BLOCK_K=variant.block_k if group == k else min(variant.block_k, group), SPLIT=variant.split,
-        EARLY=variant.stages if variant.early else 0, num_warps=variant.warps, num_stages=variant.stages,
-        **pdl.options(),
+        EARLY=variant.stages if variant.early else 0, UNROLL=variant.unroll, num_warps=variant.warps,
+        num_stages=variant.stages, **pdl.options(),
     )  # fmt: skip
     return out
 
@@ -232,7 +233,7 @@ def _dot_kernel(
     x_ptr, words_ptr, scales_ptr, zeros_ptr, out_ptr, bias_ptr, partial_ptr, arrivals_ptr,
     M, N, x_stride, out_stride,
     K: tl.constexpr, GROUP: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, EARLY: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, part): BLOCK_N outputs of every row, over the part-th of SPLIT runs of K."""
     tile = tl.program_id(0)
@@ -255,15 +256,15 @@ def _dot_kernel(
     if ACT != "":
         up_now = _widen(_load_group(scales_ptr, zeros_ptr, begin, cols + N, width, K, GROUP))
         up_then = _load_group(scales_ptr, zeros_ptr, begin + BLOCK_K, cols + N, width, K, GROUP)
-    for step in range(STEPS):
+    for step in tl.range(0, STEPS, loop_unroll_factor=UNROLL):
         start = begin + step * BLOCK_K
         ks = start + tl.arange(0, BLOCK_K)[None, :]
         x = tl.load(x_ptr + rows * x_stride + ks, mask=(rows < M) & (ks < K), other=0)
-        acc = _dot_step(x, words_ptr, now, acc, start, cols, width, K, BLOCK_N, BLOCK_K)
+        acc = _dot_step(x, words_ptr, zeros_ptr, now, acc, start, cols, width, K, BLOCK_N, BLOCK_K)
         now = _widen(then)
         then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols, width, K, GROUP)
         if ACT != "":
-            up = _dot_step(x, words_ptr, up_now, up, start, cols + N, width, K, BLOCK_N, BLOCK_K)
+            up = _dot_step(x, words_ptr, zeros_ptr, up_now, up, start, cols + N, width, K, BLOCK_N, BLOCK_K)
             up_now = _widen(up_then)
             up_then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols + N, width, K, GROUP)
     join_parts(
@@ -304,20 +305,27 @@ def _widen(group):
 
 
 @triton.jit
-def _dot_step(x, words_ptr, group, acc, start, rows, width, K: tl.constexpr, BLOCK_N: tl.constexpr,
+def _dot_step(x, words_ptr, zeros_ptr, group, acc, start, rows, width, K: tl.constexpr, BLOCK_N: tl.constexpr,
               BLOCK_K: tl.constexpr):  # fmt: skip
-    """acc + scale * (weights[rows, start :] @ x.T), of the weights without their scale."""
+    """acc + scale * (weights[rows, start :] @ x.T), of the weights without their scale.
+
+    A zero other than 8 is multiplied by the sum of x, in the matrix unit too, where it is in the right place at once.
+    """
     word = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
     at = words_ptr + ((word // 4).to(tl.int64) * width + rows[:, None]) * 4 + word % 4
     if K % BLOCK_K == 0:
         words = tl.load(at, eviction_policy="evict_first")
     else:
         words = tl.load(at, mask=word < K // 8, other=0, eviction_policy="evict_first")
-    weights = unpack(words, group[1][:, None], x.dtype, BLOCK_N, BLOCK_K // 32)
+    weights = unpack(words, tl.full((BLOCK_N, 1), 8, tl.int32), x.dtype, BLOCK_N, BLOCK_K // 32)
     if _INTERPRETED:
         weights = weights.to(tl.float32)
         x = x.to(tl.float32)
-    return acc + tl.dot(weights, tl.trans(x), input_precision="ieee") * group[0][:, None]
+    product = tl.dot(weights, tl.trans(x), input_precision="ieee")
+    if zeros_ptr is not None:
+        ones = tl.full((BLOCK_N, BLOCK_K), 1.0, x.dtype)
+        product += tl.dot(ones, tl.trans(x), input_precision="ieee") * (8.0 - group[1].to(tl.float32))[:, None]
+    return acc + product * group[0][:, None]
 
 
 def dequantize(weight: Int4Matrix, out: Tensor) -> Tensor:
