@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +24,8 @@ class Batch:
     token_ids, positions: int32 [tokens].   slots: int64 [tokens], places in the KV cache; -1: none (padding).
     block_tables: int32 [all rows, max_blocks], of which `rows` are these.
     turns: what layers with the same rope share.
+    tiles: what port.CapturableAttention.span_tiles says, int32 [any, 4] each (all zero: nothing), where the steps do
+    not tell; rows and tokens may then be padding (row -1 of length 0; token 0 at position 0).
     """
 
     steps: list[RowStep]
@@ -37,6 +40,7 @@ class Batch:
     block_tables: Tensor
     block_size: int
     turns: dict[Rope, Turns] = field(default_factory=dict)
+    tiles: Mapping[int, Tensor] | None = None
 
     def row_slots(self, index: int, length: int) -> Tensor:
         """Slots of positions 0..length-1 of the index-th row."""
@@ -80,3 +84,9 @@ def padded_sizes(most: int) -> list[int]:
     sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256]
     sizes += [256 + 64 * i for i in range(1, 61)]
     return [size for size in sizes if size < most] + [most]
+
+
+def padded_tokens(count: int, most: int) -> int:
+    """What a step of `count` tokens (2 to `most`) is padded to: by an eighth at most above 256."""
+    grain = 32 if count <= 256 else 1 << (count - 1).bit_length() - 4
+    return min(-(-count // grain) * grain, most)

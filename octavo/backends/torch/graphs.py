@@ -7,7 +7,6 @@ behind the rows' own. What changes from step to step is read from device memory:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch, padded_sizes
+from octavo.backends.torch.device.graph import Graph, capture
 from octavo.backends.torch.device.transfer import Download, upload, upload_array
 from octavo.backends.torch.kernels import sampling
 from octavo.backends.torch.kernels.inputs import decode_inputs
@@ -76,12 +76,6 @@ class DecodeStep:
         sampling.sample(logits, rows, positions, self._rows, *out, workspace=work, filtered=filtered)
 
 
-@dataclass(frozen=True)
-class _Graph:
-    graph: torch.cuda.CUDAGraph
-    results: Tensor  # as DecodeStep.run's, of the last replay
-
-
 class DecodeSteps:
     """Decode steps of plans; on a GPU as graphs, by number of rows and by whether any row filters."""
 
@@ -89,7 +83,7 @@ class DecodeSteps:
         self._step, self._rows = step, rows
         most = len(rows.states)
         self._sizes = padded_sizes(most)
-        self._graphs: dict[tuple[int, bool], _Graph] | None = {} if graphs else None
+        self._graphs: dict[tuple[int, bool], Graph[Tensor]] | None = {} if graphs else None
         self._pool = torch.cuda.graph_pool_handle() if graphs else None
 
     def run(self, plan: StepPlan, download: Download) -> Callable[[], StepResult] | None:
@@ -134,33 +128,21 @@ class DecodeSteps:
         self._step.inputs[:, :size] = inputs
         if graph is None:
             return self._step.run(size, filtered=filtered)
-        graph.graph.replay()
-        return graph.results
+        return graph.replay()
 
-    def _graph(self, size: int, *, filtered: bool) -> _Graph | None:
+    def _graph(self, size: int, *, filtered: bool) -> Graph[Tensor] | None:
         if self._graphs is None:
             return None
         if (size, filtered) not in self._graphs:
             self._graphs[size, filtered] = self._capture(size, filtered)
         return self._graphs[size, filtered]
 
-    def _capture(self, size: int, filtered: bool) -> _Graph:
+    def _capture(self, size: int, filtered: bool) -> Graph[Tensor]:
         # what runs while warming up is written nowhere, and reads what is there
         self._step.inputs[0].fill_(PADDING)
         self._step.inputs[1].zero_()
         self._step.run(size, filtered=filtered)  # kernels not used yet are compiled and loaded now
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        # not torch.cuda.graph(), which waits for the device and collects garbage each time
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                results = self._step.run(size, filtered=filtered)
-            finally:
-                graph.capture_end()
-        current.wait_stream(aside)
-        return _Graph(graph, results)
+        return capture(lambda: self._step.run(size, filtered=filtered), self._pool)
 
 
 def _padded(columns: np.ndarray, size: int) -> np.ndarray:

@@ -16,7 +16,8 @@ from octavo.backends.torch.attention.select import AttentionStack
 from octavo.backends.torch.batch import make_batch
 from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
-from octavo.backends.torch.device.memory import activation_bytes, device_bytes
+from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes
+from octavo.backends.torch.forward_graphs import ForwardGraphs, graphed_tokens
 from octavo.backends.torch.layers.decoder import Decoder, check_words
 from octavo.backends.torch.ops.select import choose_ops
 from octavo.backends.torch.rows import Rows
@@ -91,17 +92,15 @@ class TorchBackend:
         self._decoder = Decoder(spec, loaded, ops)
 
     def memory(self) -> DeviceMemory:
-        """`free` leaves room for the largest step's intermediate values, a matrix in plain form among them."""
+        """`free` leaves room for the largest step's intermediate values, those of graphs, and a widened matrix."""
         decoder = self._loaded()
         total, free = device_bytes(self._device)
-        step = activation_bytes(
-            decoder.spec,
-            tokens=self._max_num_tokens,
-            rows=self._max_num_seqs,
-            element=decoder.weights.embed.element_size(),
-        )
+        sizes = {"rows": self._max_num_seqs, "element": decoder.weights.embed.element_size()}
+        step = activation_bytes(decoder.spec, tokens=self._max_num_tokens, **sizes)
+        if self.graphs:
+            step += graph_bytes(decoder.spec, tokens=graphed_tokens(decoder.spec, self._max_num_tokens), **sizes)
         widened = max((prod(matrix.shape) for matrix in decoder.weights.quantized()), default=0)
-        step += widened * decoder.weights.embed.element_size()
+        step += widened * sizes["element"] * (2 if self.graphs else 1)
         return DeviceMemory(total=total, free=max(free - step, 0), weights=decoder.weights.num_bytes)
 
     def allocate(self, num_blocks: int) -> None:
@@ -129,8 +128,8 @@ class TorchBackend:
                 device=self._device,
             )
             self._attention = AttentionStack(decoder.spec, cache, max_num_seqs=self._max_num_seqs)
-            decodes = self._decode_steps(decoder, rows, cache, self._attention)
-        self._runner = StepRunner(decoder, rows, cache, self._attention, decodes)
+            captured = self._captured_steps(decoder, rows, cache, self._attention)
+        self._runner = StepRunner(decoder, rows, cache, self._attention, *captured)
 
     def begin(self, plan: StepPlan) -> None:
         """Hand the step to the worker; returns at once."""
@@ -167,21 +166,23 @@ class TorchBackend:
         self._unfinished.clear()
         self._decoder = self._attention = self._runner = None
 
-    def _decode_steps(
+    def _captured_steps(
         self, decoder: Decoder, rows: Rows, cache: KVCache, attention: AttentionStack
-    ) -> DecodeSteps | None:
-        """None where there are no kernels."""
+    ) -> tuple[DecodeSteps, ForwardGraphs] | tuple[()]:
+        """Nothing where there are no kernels."""
         if not attention.capturable:
-            return None
+            return ()
         from octavo.backends.torch.graphs import DecodeStep, DecodeSteps
 
         decodes = DecodeSteps(DecodeStep(decoder, rows, cache, attention), rows, graphs=self.graphs)
+        most = graphed_tokens(decoder.spec, self._max_num_tokens)
+        forwards = ForwardGraphs(decoder, rows, cache, attention, most=most, graphs=self.graphs)
         if self._device.type == "cuda":
-            with compile_only():
+            with compile_only(), decoder.kinds_only():
                 decodes.warm()
                 for count in {min(self._max_num_tokens, self._max_model_len, n) for n in (100, 2048)}:
                     decoder.forward(make_batch([RowStep(0, 0, count, True)], rows), cache, attention)
-        return decodes
+        return decodes, forwards
 
     def _loaded(self) -> Decoder:
         if self._decoder is None:

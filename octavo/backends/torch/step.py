@@ -26,6 +26,7 @@ from octavo.backends.torch.sampling.sampler import choose_tokens
 from octavo.base.types.plan import RowStep, StepPlan, StepResult, TokenLogprobs
 
 if TYPE_CHECKING:
+    from octavo.backends.torch.forward_graphs import ForwardGraphs
     from octavo.backends.torch.graphs import DecodeSteps
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class Launched:
 
 
 class StepRunner:
-    """Runs steps over the model, its rows and its cache; decode steps by `decodes` where that takes them."""
+    """Runs steps over the model, its rows and its cache; decode steps by `decodes` where that takes them, the layers of
+    others by `forwards` where that does."""
 
     def __init__(
         self,
@@ -75,9 +77,10 @@ class StepRunner:
         cache: KVCache,
         attention: PagedAttention,
         decodes: DecodeSteps | None = None,
+        forwards: ForwardGraphs | None = None,
     ) -> None:
         self._decoder, self._rows, self._cache, self._attention = decoder, rows, cache, attention
-        self._decodes = decodes
+        self._decodes, self._forwards = decodes, forwards
 
     def launch(self, plan: StepPlan) -> Launched:
         """Carry the plan out. Raises only what concerns the whole step."""
@@ -105,7 +108,7 @@ class StepRunner:
             self._run(make_batch(steps, self._rows), launched)
 
     def _run(self, batch: Batch, launched: Launched) -> None:
-        stream = self._decoder.forward(batch, self._cache, self._attention)
+        stream = self._forward(batch)
         launched.ran = [step.row for step in batch.steps]
         launched.finite = launched.download.add(_finite_rows(stream, batch))
         sampling = [i for i, step in enumerate(batch.steps) if step.sample]
@@ -119,6 +122,10 @@ class StepRunner:
                 self._prompt_logprobs(i, count, batch, stream, launched)
             except Exception as error:
                 _fail(launched, step.row, "prompt log probabilities", error)
+
+    def _forward(self, batch: Batch) -> Stream:
+        stream = None if self._forwards is None else self._forwards.run(batch)
+        return self._decoder.forward(batch, self._cache, self._attention) if stream is None else stream
 
     def _sample_isolated(self, indices: list[int], batch: Batch, stream: Stream, launched: Launched) -> None:
         """All rows at once; where that fails one by one, so that the one at fault fails alone."""

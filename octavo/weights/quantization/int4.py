@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor
@@ -106,14 +105,14 @@ def _checked(part: StoredTensor, shape: tuple[int, ...], *schemes: str) -> Store
 
 def _in_disorder(index: StoredTensor, groups: int) -> bool:
     """Whether columns are not grouped as they come; all groups must have as many."""
-    values = np.frombuffer(index.data, "<i4")
-    ordered = np.repeat(np.arange(groups), len(values) // groups)
-    if not np.array_equal(np.sort(values), ordered):
+    values = [value for (value,) in struct.iter_unpack("<i", index.data)]
+    ordered = [column // (len(values) // groups) for column in range(len(values))]
+    if sorted(values) != ordered:
         raise ModelFormatError(
             f"tensor {index.name} does not put {len(values) // groups} columns into each of {groups} groups; the "
             "config and the weights do not belong together"
         )
-    return not np.array_equal(values, ordered)
+    return values != ordered
 
 
 def _bits(key: str, value: Any) -> int:

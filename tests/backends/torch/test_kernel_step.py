@@ -14,9 +14,11 @@ from torch_forward import forward
 
 from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch.attention import paged, select
+from octavo.backends.torch.batch import make_batch, padded_tokens
 from octavo.backends.torch.ops.fused import FusedOps
 from octavo.backends.torch.quant import ONLINE
 from octavo.backends.torch.quant.int4 import quantize_int4
+from octavo.base.types.plan import RowStep
 from octavo.base.types.tensor import MatrixScheme
 from octavo.models.spec import Head, ModelSpec, RMSNorm
 
@@ -145,3 +147,51 @@ def test_failures_stay_with_their_row() -> None:
     assert "finite" in result.failed[1]
     beyond = driver.step([(0, 10, 1, True), (2, MAX_LEN, 1, True)])  # not a decode step for a graph: one row cannot run
     assert list(beyond.failed) == [2]
+
+
+@pytest.mark.parametrize("counts", [(2, 1, 7), (1, 40), (33, 1, 1)])
+def test_padded_batches_equal_those_as_they_are(counts: tuple[int, ...]) -> None:
+    """Singles first, then spans; what is behind them is neither read nor kept, whatever the cache held before."""
+    driver, _, _ = make_driver("gemma")
+    begins = [driver.begin(row, list(range(1, n + 9)), logprobs=None) for row, n in enumerate(counts)]
+    driver.step([(row, 0, 8, False) for row in range(len(counts))], begins)
+    runner = driver.backend._runner
+    assert runner is not None
+    assert runner._forwards is not None
+    with torch.inference_mode():
+        batch = make_batch([RowStep(row, 8, n, True) for row, n in enumerate(counts)], runner._rows)
+        padded = runner._forwards.run(batch)
+        assert padded is not None
+        kept = [runner._cache.layer(i).clone() for i in range(2)]
+        plain = runner._decoder.forward(batch, runner._cache, runner._attention)
+        torch.testing.assert_close(padded.total(), plain.total(), rtol=1e-5, atol=1e-5)
+        for i, cache in enumerate(kept):
+            torch.testing.assert_close(cache, runner._cache.layer(i), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_steps_above_the_most_are_not_padded() -> None:
+    driver, _, _ = make_driver("plain")
+    driver.step([(0, 0, 9, True)], [driver.begin(0, [1] * 9, logprobs=None)])
+    runner = driver.backend._runner
+    assert runner is not None
+    assert runner._forwards is not None
+    runner._forwards._most = 8
+    with torch.inference_mode():
+        assert runner._forwards.run(make_batch([RowStep(0, 0, 9, True)], runner._rows)) is None
+
+
+def test_one_of_each_kind_of_layer_is_gone_through_to_compile() -> None:
+    a, b = layer(), layer({"window": 9})
+    driver = Driver(spec(a, b, a, a, b), arrays(spec(a, b, a, a, b)), device=DEVICE)
+    runner = driver.backend._runner
+    assert runner is not None
+    with runner._decoder.kinds_only():
+        assert list(runner._decoder._walk) == [0, 1, 2, 4]
+    assert list(runner._decoder._walk) == [0, 1, 2, 3, 4]
+
+
+def test_padded_sizes_of_prompts() -> None:
+    assert [padded_tokens(n, 8192) for n in (2, 33, 256, 257, 512, 513, 8191)] == [32, 64, 256, 288, 512, 576, 8192]
+    assert [padded_tokens(n, 100) for n in (2, 99, 100)] == [32, 100, 100]
+    for n in range(2, 5000):
+        assert n <= padded_tokens(n, 5000) <= max(32, n + n // 8 + 32)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
-from octavo.backends.torch.attention.port import Case, Implementation, PagedAttention
+from octavo.backends.torch.attention.port import CapturableAttention, Case, Implementation, Tile
 from octavo.backends.torch.batch import Batch
 from octavo.backends.torch.device.device import DTYPES
 from octavo.backends.torch.device.transfer import upload
@@ -37,14 +37,15 @@ class KernelAttention:
             )
             for shape in shapes
         }
-        self._num_single = 0
+        self._num_single, self._whole = 0, True
         self._plans: dict[int | None, decode_attention.Plan] = {}
         self._tables: Tensor | None = None
-        self._tiles: dict[int, Tensor] = {}
+        self._tiles: Mapping[int, Tensor] = {}
 
     def plan(self, batch: Batch) -> None:
         """As port.PagedAttention.plan."""
         self._num_single, self._plans, self._tiles = batch.num_single, {}, {}
+        self._whole = batch.tiles is None
         self._tables = batch.block_tables
         if batch.num_single:
             rows, seq_lens = batch.rows[: batch.num_single], batch.seq_lens[: batch.num_single]
@@ -52,21 +53,27 @@ class KernelAttention:
                 tiles = torch.empty(batch.num_single + 1, dtype=torch.int32, device=rows.device)
                 self._decode.plan_tiles(seq_lens, tiles, window=window)
                 self._plans[window] = self._decode.Plan(batch.block_tables, rows, seq_lens, tiles)
+        if batch.tiles is not None:
+            self._tiles = batch.tiles
+        elif len(batch.steps) > batch.num_single:
+            lists = self.span_tiles(batch)
+            self._tiles = {n: upload(tiles, torch.int32, batch.rows.device) for n, tiles in lists.items()}
+
+    def span_tiles(self, batch: Batch) -> dict[int, list[Tile]]:
+        """As port.CapturableAttention.span_tiles."""
         first, spans = batch.num_single, []
         for step in batch.steps[batch.num_single :]:
             spans.append((step.row, first, step.start, step.count))
             first += step.count
-        if spans:
-            dtype = self._cache.dtype
-            for queries in {self._prefill.tile_queries(layer, dtype) for layer in self._layers.values()}:
-                self._tiles[queries] = upload(self._prefill.make_tiles(spans, queries), torch.int32, batch.rows.device)
+        most = {self._prefill.tile_queries(layer, self._cache.dtype) for layer in self._layers.values()}
+        return {queries: self._prefill.make_tiles(spans, queries) for queries in most}
 
     def run(self, q: Tensor, layer: int) -> Tensor:
         """As port.PagedAttention.run."""
         if self._tables is None:
             raise RuntimeError("attention: run before plan")
         mixer, cache, single = self._layers[layer], self._cache.layer(layer), self._num_single
-        out = q.new_empty(q.shape)
+        out = q.new_empty(q.shape) if self._whole else q.new_zeros(q.shape)
         if single:
             self._decode.decode_attention(
                 q[:single],
@@ -110,7 +117,7 @@ def supports(case: Case) -> list[str]:
     return reasons
 
 
-def make(layers: Mapping[int, Attention], cache: KVCache, max_num_seqs: int) -> PagedAttention:
+def make(layers: Mapping[int, Attention], cache: KVCache, max_num_seqs: int) -> CapturableAttention:
     """For Implementation.make."""
     return KernelAttention(layers, cache, max_num_seqs)
 

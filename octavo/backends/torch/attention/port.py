@@ -24,6 +24,10 @@ class Case:
     block_size: int
 
 
+Tile = tuple[int, int, int, int]
+"""Row, first token in the batch, its position, number of tokens."""
+
+
 class PagedAttention(Protocol):
     """`plan` once a step, then `run` once a layer."""
 
@@ -37,12 +41,22 @@ class PagedAttention(Protocol):
         """
 
 
+class CapturableAttention(PagedAttention, Protocol):
+    """One whose `plan` and `run` ask the host for nothing that depends on the step, once batch.tiles are given.
+
+    So a graph can hold them.
+    """
+
+    def span_tiles(self, batch: Batch) -> dict[int, list[Tile]]:
+        """Rows that run several tokens, cut into tiles of at most so many queries as the key says."""
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One row of the list in select.py. supports: reasons to refuse a case, none if it can run it.
 
-    make: layers by their index in the model, the cache, and the most rows of a step.  capturable: `plan` and `run` of
-    a batch of single tokens ask the host for nothing that depends on the step, so that a graph can hold them.
+    make: layers by their index in the model, the cache, and the most rows of a step.  capturable: it makes
+    CapturableAttention.
     """
 
     name: str

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.paged import KERNELS
-from octavo.backends.torch.attention.port import Case, Implementation, PagedAttention
+from octavo.backends.torch.attention.port import CapturableAttention, Case, Implementation, PagedAttention, Tile
 from octavo.backends.torch.attention.reference import REFERENCE
 from octavo.backends.torch.attention.sdpa import SDPA
 from octavo.backends.torch.batch import Batch
@@ -35,7 +36,7 @@ def choose(case: Case, implementations: Sequence[Implementation] = IMPLEMENTATIO
 class AttentionStack:
     """Each layer by the first implementation that takes it. names: the one chosen, by layer.
 
-    capturable: single-token rows may run within a graph.
+    capturable: it is a port.CapturableAttention.
     """
 
     def __init__(self, spec: ModelSpec, cache: KVCache, *, max_num_seqs: int) -> None:
@@ -62,6 +63,11 @@ class AttentionStack:
         """As port.PagedAttention.plan."""
         for attention in self._used:
             attention.plan(batch)
+
+    def span_tiles(self, batch: Batch) -> dict[int, list[Tile]]:
+        """As port.CapturableAttention.span_tiles."""
+        used = cast(list[CapturableAttention], self._used)
+        return {queries: tiles for attention in used for queries, tiles in attention.span_tiles(batch).items()}
 
     def run(self, q: Tensor, layer: int) -> Tensor:
         """As port.PagedAttention.run."""

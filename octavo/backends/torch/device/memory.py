@@ -36,6 +36,11 @@ def activation_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -
     return tokens * (widest + stream) + rows * spec.vocab_size * 28
 
 
+def graph_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -> int:
+    """As activation_bytes, of the memory that graphs keep: passes of up to `tokens` tokens, logits of `rows` rows."""
+    return activation_bytes(spec, tokens=tokens, rows=0, element=element) + rows * spec.vocab_size * 8
+
+
 def _feed_bytes(ffn: GatedMLP | MoE, hidden: int, element: int) -> int:
     """Of one token: gate_up, its halves and their product; with experts also their inputs and outputs, and p."""
     if isinstance(ffn, GatedMLP):

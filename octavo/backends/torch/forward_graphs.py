@@ -1,0 +1,105 @@
+"""The layers of steps with prompts as graphs: a Batch in, its residual stream out; one launch in place of hundreds.
+
+Launching a pass over the layers costs the CPU about 20 ms, more than the GPU needs for a small model or a short prompt.
+So such batches are padded to a few sizes, for each of which a graph is kept; what is larger is launched as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo.backends.torch.attention.cache import KVCache
+from octavo.backends.torch.attention.select import AttentionStack
+from octavo.backends.torch.batch import Batch, padded_tokens
+from octavo.backends.torch.device.graph import Graph, capture
+from octavo.backends.torch.device.transfer import upload
+from octavo.backends.torch.layers.decoder import Decoder
+from octavo.backends.torch.ops.port import Stream
+from octavo.backends.torch.rows import Rows
+from octavo.models.spec import ModelSpec
+
+MOST_OPERATIONS = 20e12
+"""Of a graphed pass: what an H100 does in the time that launching it takes the CPU."""
+
+
+def graphed_tokens(spec: ModelSpec, max_tokens: int) -> int:
+    """The most tokens of a pass that is worth a graph; max_tokens: of a step."""
+    return min(max_tokens, int(MOST_OPERATIONS / (2 * spec.num_active_parameters())))
+
+
+class ForwardGraphs:
+    """Passes over the layers of a decoder with batches of up to `most` tokens."""
+
+    def __init__(
+        self, decoder: Decoder, rows: Rows, cache: KVCache, attention: AttentionStack, *, most: int, graphs: bool
+    ) -> None:
+        self._decoder, self._rows, self._cache, self._attention, self._most = decoder, rows, cache, attention, most
+        device = rows.device
+        self._token_ids, self._positions = torch.zeros((2, most), dtype=torch.int32, device=device)
+        self._slots = torch.full((most,), -1, dtype=torch.int64, device=device)
+        self._row_ids, self._seq_lens = torch.zeros((2, len(rows.states)), dtype=torch.int32, device=device)
+        self._tiles: dict[int, Tensor] = {}
+        self._graphs: dict[int, Graph[Stream]] | None = {} if graphs else None
+        self._met: set[int] = set()
+        self._pool = torch.cuda.graph_pool_handle() if graphs else None
+
+    def run(self, batch: Batch) -> Stream | None:
+        """As Decoder.forward, until the next call; None where the batch is too large."""
+        count = len(batch.token_ids)
+        if count > self._most:
+            return None
+        size = padded_tokens(count, self._most)
+        padded = self._padded(batch, size)
+        x, delta = self._launch(padded, size)
+        return Stream(x[:count], None if delta is None else delta[:count])
+
+    def _launch(self, padded: Batch, size: int) -> Stream:
+        """A size is recorded when met for the second time: the first run loads its kernels."""
+        if self._graphs is None or size not in self._met:
+            self._met.add(size)
+            return self._forward(padded)
+        if size not in self._graphs:
+            self._graphs[size] = capture(lambda: self._forward(padded), self._pool)
+        return self._graphs[size].replay()
+
+    def _forward(self, padded: Batch) -> Stream:
+        return self._decoder.forward(padded, self._cache, self._attention)
+
+    def _padded(self, batch: Batch, size: int) -> Batch:
+        """The batch in the tensors that the size's graph reads, padding behind its tokens and its single rows."""
+        single, singles = batch.num_single, min(size, len(self._row_ids))
+        row_ids = _filled(self._row_ids[:singles], batch.rows[:single], -1)
+        return Batch(
+            steps=[],
+            num_single=singles,
+            rows=row_ids,
+            seq_lens=_filled(self._seq_lens[:singles], batch.seq_lens[:single], 0),
+            last=batch.last,
+            row_index=batch.row_index,
+            token_ids=_filled(self._token_ids[:size], batch.token_ids, 0),
+            positions=_filled(self._positions[:size], batch.positions, 0),
+            slots=_filled(self._slots[:size], batch.slots, -1),
+            block_tables=batch.block_tables,
+            block_size=batch.block_size,
+            tiles=self._padded_tiles(batch, size),
+        )
+
+    def _padded_tiles(self, batch: Batch, size: int) -> dict[int, Tensor]:
+        """By the most queries of a tile. A span has two tokens at least, and one tile that is not full at most."""
+        padded = {}
+        for queries, tiles in self._attention.span_tiles(batch).items():
+            capacity = size // queries + min(size // 2, len(self._row_ids))
+            if queries not in self._tiles:
+                most = self._most // queries + min(self._most // 2, len(self._row_ids))
+                self._tiles[queries] = torch.zeros((most, 4), dtype=torch.int32, device=self._rows.device)
+            values = upload(tiles, torch.int32, self._rows.device) if tiles else self._tiles[queries][:0]
+            padded[queries] = _filled(self._tiles[queries][:capacity], values, 0)
+        return padded
+
+
+def _filled(held: Tensor, values: Tensor, padding: int) -> Tensor:
+    """`held` with the values, and behind them padding."""
+    held[: len(values)] = values
+    held[len(values) :] = padding
+    return held
