@@ -304,9 +304,11 @@ class Report:
             sample = slice(0, min(m, 256))
             wanted = (rows[sample].double() * scale[sample]) @ bench.matrix().dequantize(torch.float32).double().T
             error = float((out[sample].double() - wanted).abs().max() / wanted.abs().max())
+            inner = torch.randn(m, 2 * bench.k, device="cuda", dtype=torch.bfloat16)
             times = {
                 "fp8": bench.microseconds(lambda i: scaled_matmul(bench.x, bench.weights[i], bench.scale, None)),
                 "quantize": bench.microseconds(lambda i: quantize_rows(bench.x)),
+                "gated quantize": bench.microseconds(lambda i: quantize_rows(inner, act="silu")),
                 "bf16": bench.microseconds(lambda i: F.linear(bench.x, plain)),
                 "widen": bench.microseconds(lambda i: bench.matrix(i).dequantize(torch.bfloat16)),
             }

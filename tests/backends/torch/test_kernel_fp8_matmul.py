@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from octavo.backends.torch.kernels import fp8_matmul
 from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul, widen
+from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, make_scratch, scratch_sizes, skinny_matmul
 from octavo.backends.torch.quant.fp8 import Fp8Matrix, quantize_fp8
@@ -129,6 +130,15 @@ def test_bfloat16() -> None:
         check(skinny_matmul(x, scaled(weight), out, plan_of(variant, 2, 40)), product(x, weight), 2e-2)
 
 
+@pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
+def test_rows_behind_a_gate(act: str) -> None:
+    inner = random(3, 2 * 90, dtype=torch.float16)
+    y = poisoned(3, 90, dtype=torch.float16)
+    gated(inner, y, act)
+    for got, wanted in zip(quantize_rows(inner, act=act), quantize_rows(y), strict=True):
+        assert torch.equal(got.float(), wanted.float())
+
+
 @pytest.mark.parametrize("group", GROUPS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_widening(group: tuple[int, int], dtype: torch.dtype) -> None:
@@ -203,9 +213,9 @@ def test_choice_fits_its_limits() -> None:
     assert choose_fp8(1, 4096, 4097, columns=0) is None
     for n, k in ((4096, 1024), (1024, 3072), (6144, 4096), (28672, 4096), (4096, 14336)):
         for m in (1, 2, 4, 8, 16, 17, 32, 48, 64):
-            for gated in (False, True):
+            for paired in (False, True):
                 for columns in (0, 128):
-                    variant = choose_fp8(m, n, k, columns=columns, gated=gated)
+                    variant = choose_fp8(m, n, k, columns=columns, gated=paired)
                     assert variant is not None
                     assert variant.form == "dot" or m <= 4
                     if columns:
@@ -215,4 +225,4 @@ def test_choice_fits_its_limits() -> None:
                             else columns % variant.block_k == 0
                         )
                         assert whole
-                    assert scratch_sizes(variant, m, n, gated=gated)[0] * 4 <= 64 << 20
+                    assert scratch_sizes(variant, m, n, gated=paired)[0] * 4 <= 64 << 20

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.gated import activate
 from octavo.backends.torch.kernels.norm import row_shape
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, split_k
 
@@ -49,14 +50,15 @@ def choose_fp8(m: int, n: int, k: int, *, columns: int, gated: bool = False) -> 
     return wide if gated else split_k(wide, n)
 
 
-def scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
+def scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *, act: str = "") -> Tensor | None:
     """x [M, K] @ weight.T * scale.T + bias in x's type, x rounded to E4M3 by row; None where the device cannot.
 
-    weight: float8_e4m3fn [N, K], contiguous; scale: float32 [N, 1].
+    weight: float8_e4m3fn [N, K], contiguous; scale: float32 [N, 1].  act: x is what quantize_rows takes with it.
     """
-    if x.dtype != torch.bfloat16 or x.shape[1] % GRANULE or len(weight) % GRANULE or not _has_scaled_mm(x.device):
+    n, k = weight.shape
+    if x.dtype != torch.bfloat16 or k % GRANULE or n % GRANULE or not _has_scaled_mm(x.device):
         return None
-    rows, row_scale = quantize_rows(x)
+    rows, row_scale = quantize_rows(x, act=act)
     out = torch._scaled_mm(
         rows, weight.t(), scale_a=row_scale, scale_b=scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
     )
@@ -82,17 +84,18 @@ def widen(weight: Tensor, scale: Tensor, group: tuple[int, int], dtype: torch.dt
     return out
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, *, act: str = "") -> tuple[Tensor, Tensor]:
     """x: [M, K], contiguous -> E4M3 [M, K] and float32 [M, 1], whose product is x. A row of zeros gets the scale 1.
 
-    One that is not finite throughout gets NaN.
+    One that is not finite throughout gets NaN.  act: x is [M, 2 * K] and what kernels/gated.py makes of it is meant.
     """
     m, k = x.shape
-    out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    k = k // 2 if act else k
+    out = torch.empty((m, k), dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((m, 1), dtype=torch.float32, device=x.device)
     if m:
         block, warps = row_shape(k)
-        _quantize_rows[(m,)](x, out, scale, K=k, BLOCK=block, num_warps=warps, **pdl.options())
+        _quantize_rows[(m,)](x, out, scale, K=k, ACT=act, BLOCK=block, num_warps=warps, **pdl.options())
     return out, scale
 
 
@@ -114,12 +117,20 @@ def _widen(
 
 
 @triton.jit
-def _quantize_rows(x, out, scale, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _quantize_rows(
+    x, out, scale, K: tl.constexpr, ACT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < K
     pdl.wait(PDL)
-    values = tl.load(x + row * K + column, mask=inside, other=0.0).to(tl.float32)
+    if ACT == "":
+        values = tl.load(x + row * K + column, mask=inside, other=0.0).to(tl.float32)
+    else:
+        gate = tl.load(x + row * (2 * K) + column, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(x + row * (2 * K) + K + column, mask=inside, other=0.0).to(tl.float32)
+        kind: tl.constexpr = x.dtype.element_ty
+        values = (activate(gate, ACT).to(kind).to(tl.float32) * up).to(kind).to(tl.float32)
     largest = tl.max(tl.abs(values), axis=0)
     # the comparison is false of a NaN as well, which a maximum may pass over
     wild = tl.max(tl.where(tl.abs(values) < float("inf"), 0, 1), axis=0) > 0

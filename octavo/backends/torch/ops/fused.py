@@ -18,7 +18,7 @@ from octavo.backends.torch.kernels.rope_cache import rope_cache, rope_table
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, NORM_ROWS
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, make_scratch
 from octavo.backends.torch.ops.port import Stream
-from octavo.backends.torch.ops.products import product_of
+from octavo.backends.torch.ops.products import gated_product, product_of
 from octavo.backends.torch.quant import Matrix, QuantizedMatrix
 from octavo.backends.torch.weights import LayerWeights, MlpWeights, MoEWeights
 from octavo.models.spec import Attention, GatedMLP, ModelSpec, MoE, RMSNorm, Rope
@@ -86,8 +86,11 @@ class FusedOps:
     def mlp(self, h: Tensor, weights: MlpWeights, act: str) -> Tensor:
         """As port.Ops.mlp."""
         gate_up = weights.gate_up
-        y = h.new_empty(len(h), gate_up.shape[0] // 2)
         plan = self._plan(h, gate_up, gated=True)
+        if plan is None and self._plan(h, weights.down) is None:
+            inner = self.linear(h, gate_up, weights.gate_up_bias)
+            return gated_product(inner, weights.down, weights.down_bias, act)
+        y = h.new_empty(len(h), gate_up.shape[0] // 2)
         if plan is None:
             gated(self.linear(h, gate_up, weights.gate_up_bias), y, act)
         else:

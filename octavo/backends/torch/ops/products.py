@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, scaled_matmul, widen
+from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.skinny_choice import Variant, choose
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, scratch_sizes, skinny_matmul
 from octavo.backends.torch.ops.int4 import Int4
@@ -114,6 +115,17 @@ class Fp8:
         if out is None:
             out = F.linear(x, widen(weight.weight, weight.scale, weight.group, x.dtype), bias)
         return out
+
+
+def gated_product(inner: Tensor, weight: Matrix, bias: Tensor | None, act: str) -> Tensor:
+    """act(first half of inner's columns) * second half, times weight.T: for any number of tokens."""
+    if isinstance(weight, Fp8Matrix) and weight.group[1] == 0:
+        out = scaled_matmul(inner, weight.weight, weight.scale, bias, act=act)
+        if out is not None:
+            return out
+    y = inner.new_empty(len(inner), inner.shape[1] // 2)
+    gated(inner, y, act)
+    return product_of(weight).many(y, weight, bias)
 
 
 PRODUCTS: dict[type, Product] = {Tensor: Dense(), Fp8Matrix: Fp8(), Int4Matrix: Int4()}
