@@ -22,16 +22,8 @@ from torch import Tensor
 
 from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.norm import add_rms_norm
-from octavo.backends.torch.kernels.skinny_matmul import (
-    Norm,
-    Plan,
-    Variant,
-    choose,
-    make_scratch,
-    padded_rows,
-    scratch_sizes,
-    skinny_matmul,
-)
+from octavo.backends.torch.kernels.skinny_choice import Variant, choose, padded_rows
+from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, make_scratch, scratch_sizes, skinny_matmul
 
 SHAPES = {  # name: (N, K)
     "8b.qkv": (6144, 4096),

@@ -20,6 +20,7 @@ from octavo.base.config.options import Option, options  # noqa: E402
 from octavo.models.registry import families  # noqa: E402
 from octavo.quant import dequantize  # noqa: E402, F401  (registers the formats)
 from octavo.quant.scheme import DEQUANTIZERS  # noqa: E402
+from octavo.weights.quantization import METHODS  # noqa: E402
 
 TITLES = {"model": "Model", "device": "Device", "cache": "Cache", "scheduler": "Scheduler", "server": "Server"}
 HEAD = "<!-- made by docs/tools/generate.py: change the source named there, then run `make docs` -->"
@@ -37,7 +38,12 @@ def models_table() -> str:
 
 def formats_line() -> str:
     """The stored number formats that both backends read."""
-    return "Number formats, on every backend: " + ", ".join(f"`{name}`" for name in DEQUANTIZERS) + "."
+    formats = ", ".join(f"`{name}`" for name in DEQUANTIZERS)
+    methods = ", ".join(f"`{name}`" for name in METHODS)
+    return (
+        f"Number formats, on every backend: {formats}. Quantized safetensors, by `quant_method`: {methods} "
+        "([which of them](docs/quantization.md))."
+    )
 
 
 def blocks() -> dict[str, str]:

@@ -42,9 +42,6 @@ FOREIGN: dict[str, Foreign] = {
     "enable_expert_parallel": Foreign(_OFF, _ONE_DEVICE),
     "distributed_executor_backend": Foreign((None, "uni", "mp"), _ONE_DEVICE),
     "trust_remote_code": Foreign(_OFF, "code from a model's repository is never run; use a model that needs none"),
-    "quantization": Foreign(
-        (None, "gguf"), "the checkpoint's own format is found and used; name one that is quantized already"
-    ),
     "tokenizer_mode": Foreign(("auto", "hf", "fast"), "every tokenizer is read in one way; leave it at auto"),
     "tokenizer_revision": Foreign((None,), "revision holds for every file"),
     "code_revision": Foreign((None,), "code from a model's repository is never run"),

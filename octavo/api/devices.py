@@ -127,8 +127,11 @@ def device_memory(device: str) -> DeviceMemory:
     return DeviceMemory(total=total, free=free, weights=0)
 
 
-def make_backend(device: str, config: EngineConfig, *, max_model_len: int) -> Backend:
-    """The backend of a device as choose_device tells it. UnsupportedError for what it does not know."""
+def make_backend(device: str, config: EngineConfig, *, max_model_len: int, quantization: str | None = None) -> Backend:
+    """The backend of a device as choose_device tells it. UnsupportedError for what it does not know.
+
+    quantization: as quantization.online_quantization tells it.
+    """
     sizes: dict[str, Any] = {
         "max_num_seqs": config.scheduler.max_num_seqs,
         "max_model_len": max_model_len,
@@ -150,5 +153,6 @@ def make_backend(device: str, config: EngineConfig, *, max_model_len: int) -> Ba
     from octavo.backends.torch.runner import TorchBackend
 
     backend = TorchBackend(device=device.removeprefix("torch:"), dtype=dtype, **sizes)
+    backend.quantization = quantization
     backend.graphs = backend.graphs and not config.device.enforce_eager
     return backend

@@ -9,6 +9,7 @@ import sys
 from octavo.api.build import open_model
 from octavo.api.devices import choose_device, device_memory, element_bytes, kv_bytes_per_token
 from octavo.api.log import set_up_logging
+from octavo.api.quantization import weight_bytes
 from octavo.base.config.resolve import resolve
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine
 
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     reserve = int(memory.total * (1.0 - config.device.gpu_memory_utilization))
     report = plan_report(
         model.spec,
-        weight_bytes=model.spec.num_parameters() * element,
+        weight_bytes=weight_bytes(model, device=device, element=element),
         kv_bytes_per_token=kv_bytes_per_token(config, model.spec, device=device),
         max_model_len=config.model.max_model_len or model.spec.max_position,
         free_bytes=max(0, memory.free - reserve),

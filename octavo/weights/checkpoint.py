@@ -15,6 +15,7 @@ from octavo.base.types.tensor import StoredTensor
 from octavo.weights.files import map_file, read_json, release
 from octavo.weights.gguf import GgufFile, GgufHeader, TensorInfo, gguf_models, read_gguf, read_header, split_parts
 from octavo.weights.gguf_config import gguf_config, gguf_generation_config, hugging_face_name
+from octavo.weights.quantization import Quantization, read_quantization
 from octavo.weights.safetensors import read_index, read_safetensors
 from octavo.weights.tokenizer_source import (
     GgufTokenizer,
@@ -38,6 +39,7 @@ class Checkpoint:
 
     path: the file or folder.  generation_config: {} if there is none.  total_bytes: of all tensors as stored, 0 if
     nothing here tells.  format "dummy": config and tokenizer only, tensors is empty (weights.dummy makes them).
+    quantization: config.json's; None for GGUF, where every tensor says itself how it is stored.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Checkpoint:
     tokenizer: TokenizerFiles | GgufTokenizer | None = field(repr=False)
     total_bytes: int
     format: Literal["safetensors", "gguf", "dummy"]
+    quantization: Quantization | None = None
 
 
 def open_checkpoint(
@@ -177,14 +180,7 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
         raise ModelFormatError(f"{folder} has no config.json; give a Hugging Face model folder or a .gguf file")
     config = {**config, **overrides}
     dummy = load_format == "dummy"
-    if not dummy and config.get("quantization_config"):
-        quantization = config["quantization_config"]
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise ModelFormatError(
-            f"config.json: quantization_config.quant_method {str(method)[:40]!r} is not supported; take the "
-            "unquantized model or a GGUF file of it",
-            param="quantization_config",
-        )
+    quantization = read_quantization(config)
     tensors = {} if dummy or (not with_weights and _lacks_weights(folder)) else _folder_tensors(folder)
     return Checkpoint(
         path=folder,
@@ -195,6 +191,7 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
         tokenizer=folder_tokenizer(folder),
         total_bytes=sum(tensor.data.nbytes for tensor in tensors.values()),
         format="dummy" if dummy else "safetensors",
+        quantization=quantization,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from octavo.base.errors import ModelFormatError
-from octavo.base.types.tensor import Weights
+from octavo.base.types.tensor import PART_SCHEMES, QuantizedTensor, StoredTensor, Weights, stored_parts
 from octavo.weights.checkpoint import Checkpoint
 from octavo.weights.experts import find_expert
 
@@ -20,25 +20,40 @@ def map_names(checkpoint: Checkpoint, names: Mapping[str, str], shapes: Mapping[
     names: internal name -> checkpoint's name.  shapes: internal name -> shape (models.spec.ModelSpec.parameters).
     Tensors that nobody asked for are passed over. Raises ModelFormatError for a missing tensor or another shape.
     """
-    weights = {}
+    weights: dict[str, StoredTensor | QuantizedTensor] = {}
     for internal, shape in shapes.items():
         name = names[internal]
-        tensor = checkpoint.tensors.get(name) or find_expert(checkpoint.tensors, name)
+        tensor = _find(checkpoint, name, shape)
         if tensor is None:
             raise ModelFormatError(
                 f"{checkpoint.path.name} has no tensor {name} (expected shape {list(shape)}, found none among "
                 f"{len(checkpoint.tensors)} tensors); the config and the weights do not belong together"
             )
-        if shape[0] == 1 and tensor.shape == shape[1:]:  # GGUF keeps a matrix of one row as a vector
-            tensor = replace(tensor, shape=shape)
+        if isinstance(tensor, StoredTensor):
+            if tensor.scheme.name in PART_SCHEMES:
+                raise ModelFormatError(
+                    f"{checkpoint.path.name}: tensor {name} is stored as {tensor.scheme.name}, but config.json's "
+                    "quantization_config does not say how it is quantized"
+                )
+            if shape[0] == 1 and tensor.shape == shape[1:]:  # GGUF keeps a matrix of one row as a vector
+                tensor = replace(tensor, shape=shape)
         if tensor.shape != shape:
             raise ModelFormatError(
                 f"{checkpoint.path.name}: tensor {name} has the shape {list(tensor.shape)}, expected {list(shape)}; "
                 "the config and the weights do not belong together"
             )
         weights[internal] = tensor
-    used = {tensor.name for tensor in weights.values()}
+    used = {tensor.name for tensor in stored_parts(weights)}
     extra = sum(tensor.name not in used for tensor in checkpoint.tensors.values())
     if extra:
         _log.debug("%s: %d tensors are not part of the model and were passed over", checkpoint.path.name, extra)
     return weights
+
+
+def _find(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> StoredTensor | QuantizedTensor | None:
+    tensors, quantization = checkpoint.tensors, checkpoint.quantization
+    if quantization is not None and name.endswith(".weight") and len(shape) == 2:
+        quantized = quantization.find(tensors, name.removesuffix(".weight"), shape)
+        if quantized is not None:
+            return quantized
+    return tensors.get(name) or find_expert(tensors, name)

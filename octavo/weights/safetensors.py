@@ -15,13 +15,15 @@ import msgspec
 from msgspec import Meta
 
 from octavo.base.errors import ModelFormatError
-from octavo.base.types.tensor import SCHEMES, StoredTensor
+from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, StoredTensor
 
 MAX_HEADER = 100 << 20  # the reference implementation's limit
 MAX_DIMS = 8
 
 # Buffers that old checkpoints carry beside their weights (position ids, masks): passed over.
 BUFFER_DTYPES = {"I64": 8, "BOOL": 1}
+
+_SCHEMES = {**SCHEMES, **PART_SCHEMES}
 
 Size = Annotated[int, Meta(ge=0, le=1 << 62)]
 
@@ -49,7 +51,7 @@ def read_safetensors(data: memoryview, *, where: str) -> dict[str, StoredTensor]
     entries = _read_header(bytes(data[8 : 8 + length]), where)
     _check_tiling(entries, body.nbytes, where)
     return {
-        name: StoredTensor(name, SCHEMES[entry.dtype], tuple(entry.shape), body[slice(*entry.data_offsets)])
+        name: StoredTensor(name, _SCHEMES[entry.dtype], tuple(entry.shape), body[slice(*entry.data_offsets)])
         for name, entry in entries.items()
         if entry.dtype not in BUFFER_DTYPES
     }
@@ -84,15 +86,15 @@ def _read_header(raw: bytes, where: str) -> dict[str, _Entry]:
 
 
 def _check_entry(name: str, entry: _Entry, where: str) -> None:
-    scheme = SCHEMES.get(entry.dtype)
+    scheme = _SCHEMES.get(entry.dtype)
     if scheme is not None and scheme.group == 1:
         element = scheme.group_bytes
     elif entry.dtype in BUFFER_DTYPES:
         element = BUFFER_DTYPES[entry.dtype]
     else:
         raise ModelFormatError(
-            f"{where}: tensor {name!r} is stored as {entry.dtype[:40]}, which is not supported; supported are F32, F16 "
-            "and BF16. Take the unquantized model, or a GGUF file of it"
+            f"{where}: tensor {name!r} is stored as {entry.dtype[:40]}, which is not supported; supported are F32, "
+            "F16, BF16 and F8_E4M3. Take the unquantized model, or a GGUF file of it"
         )
     begin, end = entry.data_offsets
     if end - begin != prod(entry.shape) * element:

@@ -53,7 +53,6 @@ def test_vllms_neutral_values_pass_in_silence(given: dict[str, Any], caplog: pyt
         ("tensor_parallel_size", True),
         ("pipeline_parallel_size", 2),
         ("trust_remote_code", True),
-        ("quantization", "awq"),
         ("cpu_offload_gb", 4),
         ("speculative_config", {"method": "ngram"}),
         ("enable_lora", True),

@@ -31,6 +31,13 @@ def test_every_option_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
             assert name == "model" or "--" + name.replace("_", "-") in shown
 
 
+@pytest.mark.parametrize("arguments", [["-q", "fp8"], ["-q=fp8"], ["--quantization", "fp8"]])
+def test_quantization_by_both_its_names(arguments: list[str]) -> None:
+    assert engine("m", *arguments).model.quantization == "fp8"
+    with pytest.raises(ConfigError, match="awq, compressed-tensors, fp8, gguf, gptq"):
+        engine("m", "-q", "fp9")
+
+
 def test_values_land_in_the_config() -> None:
     config = engine(
         "m", "--dtype", "float32", "--max-model-len=4K", "--max_num_seqs", "3", "--no-enable-prefix-caching",
@@ -68,8 +75,6 @@ def test_harmless_foreign_flags_warn(caplog: pytest.LogCaptureFixture) -> None:
         (["m", "-tp", "2"], "--tensor-parallel-size"),
         (["m", "-tp=2"], "--tensor-parallel-size"),
         (["m", "--trust-remote-code"], "--trust-remote-code"),
-        (["m", "--quantization", "awq"], "--quantization"),
-        (["m", "-q", "fp8"], "--quantization"),
         (["--cpu_offload_gb", "4", "m"], "--cpu-offload-gb"),
         (["m", "--enable-lora"], "--enable-lora"),
         (["m", "--ssl-keyfile", "key.pem"], "--ssl-keyfile"),

@@ -15,8 +15,8 @@ from octavo.backends.cpu import packed_file
 from octavo.backends.cpu.native import Pool
 from octavo.backends.cpu.program import Pack
 from octavo.base.types.ports import Progress
-from octavo.base.types.tensor import SCHEMES, StoredTensor, Weights
-from octavo.quant.scheme import dequantize
+from octavo.base.types.tensor import SCHEMES, QuantizedTensor, StoredTensor, Weights, stored_parts
+from octavo.quant import as_plain, dequantize
 from octavo.weights.files import release
 
 EXACT = ("F32", "F16")
@@ -71,17 +71,18 @@ def load_packed(
 
     exact: matrices whose products would round activations are made float32 first.
     folder: where an earlier load has left the packed matrices, or this one leaves them; not where exact.
+    A QuantizedTensor becomes bfloat16, or float32 where exact, and is kept in no file.
     """
     sources = {name: [weights[source] for source in pack.sources] for name, pack in packs.items()}
     chosen = [
-        (tensor, "F32" if (exact or packs[name].exact) and tensor.scheme.name not in EXACT else tensor.scheme.name)
+        (tensor, _chosen(tensor, exact=exact or packs[name].exact))
         for name, pack in sources.items()
         for tensor in pack
         if len(tensor.shape) > 1
     ]
     file = None
-    if folder is not None and not exact:
-        tensors = [tensor for tensor, _ in chosen]
+    tensors = [tensor for tensor, _ in chosen if isinstance(tensor, StoredTensor)]
+    if folder is not None and not exact and len(tensors) == len(chosen):
         sizes = [pool.packed_bytes(scheme, **_shape(tensor)) for tensor, scheme in chosen]
         file = packed_file.locate(folder, tensors, sizes, layout=_layout(tensors, pool))
     data = None if file is None else file.read()
@@ -95,10 +96,16 @@ def load_packed(
         if len(pack[0].shape) > 1:
             packed.matrices[name] = tuple(islice(matrices, len(pack)))
         else:
-            joined = np.concatenate([dequantize(tensor) for tensor in pack])
+            joined = np.concatenate([dequantize(tensor) for tensor in pack if isinstance(tensor, StoredTensor)])
             packed.vectors[name] = np.ascontiguousarray(joined.reshape(packs[name].shape), np.float32)
-    release(*(tensor.data for tensor in weights.values()))
+    release(*(part.data for part in stored_parts(weights)))
     return packed
+
+
+def _chosen(tensor: StoredTensor | QuantizedTensor, *, exact: bool) -> str:
+    """The scheme to pack it in."""
+    stored = tensor.scheme.name if isinstance(tensor, StoredTensor) else "BF16"
+    return "F32" if exact and stored not in EXACT else stored
 
 
 def _layout(tensors: Sequence[StoredTensor], pool: Pool) -> str:
@@ -114,14 +121,18 @@ def _layout(tensors: Sequence[StoredTensor], pool: Pool) -> str:
     return digest.hexdigest()
 
 
-def _pack(chosen: Sequence[tuple[StoredTensor, str]], pool: Pool, *, progress: Progress | None) -> list[np.ndarray]:
+def _pack(
+    chosen: Sequence[tuple[StoredTensor | QuantizedTensor, str]], pool: Pool, *, progress: Progress | None
+) -> list[np.ndarray]:
     """Each tensor in the form of the scheme beside it: its own, or F32."""
     packed, done, released = [], 0, 0
     total = sum(tensor.nbytes for tensor, _ in chosen)
-    owners = list({id(tensor.data.obj): tensor.data for tensor, _ in chosen}.values())
+    parts = stored_parts({str(i): tensor for i, (tensor, _) in enumerate(chosen)})
+    owners = list({id(part.data.obj): part.data for part in parts}.values())
     for tensor, scheme in chosen:
-        to_float = scheme != tensor.scheme.name
-        packed.append(pool.pack(tensor.scheme.name, tensor.data, **_shape(tensor), to_float=to_float))
+        plain = tensor if isinstance(tensor, StoredTensor) else as_plain(tensor, scheme)
+        to_float = scheme != plain.scheme.name
+        packed.append(pool.pack(plain.scheme.name, plain.data, **_shape(plain), to_float=to_float))
         done += tensor.nbytes
         if done - released >= _RELEASE:
             release(*owners)
@@ -131,5 +142,5 @@ def _pack(chosen: Sequence[tuple[StoredTensor, str]], pool: Pool, *, progress: P
     return packed
 
 
-def _shape(tensor: StoredTensor) -> dict[str, int]:
+def _shape(tensor: StoredTensor | QuantizedTensor) -> dict[str, int]:
     return {"n": tensor.shape[0], "k": prod(tensor.shape[1:])}

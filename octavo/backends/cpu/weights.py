@@ -11,15 +11,15 @@ import numpy as np
 from octavo.backends.cpu.program import Pack
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.ports import Progress
-from octavo.base.types.tensor import StoredTensor, Weights
+from octavo.base.types.tensor import QuantizedTensor, StoredTensor, Weights, stored_parts
 from octavo.models.spec import ModelSpec
-from octavo.quant.scheme import dequantize
+from octavo.quant import dequantize, dequantize_matrix
 from octavo.weights.files import release
 
 _PIECE = 1 << 19
 """Elements dequantized at once: temporaries stay in a core's cache, and one large tensor keeps all threads busy."""
 
-Piece = tuple[StoredTensor, np.ndarray]
+Piece = tuple[StoredTensor | QuantizedTensor, np.ndarray]
 """Some rows of a stored tensor, and where their numbers go."""
 
 
@@ -50,24 +50,25 @@ def load_packs(
         for source in pack.sources:
             tensor = weights[source]
             end = at + tensor.shape[0]
-            pieces += _pieces(tensor, array.T[at:end] if len(tensor.shape) > 1 else array.reshape(-1)[at:end])
+            target = array.T[at:end] if len(tensor.shape) > 1 else array.reshape(-1)[at:end]
+            pieces += _pieces(tensor, target) if isinstance(tensor, StoredTensor) else [(tensor, target)]
             at = end
-    total = sum(stored.data.nbytes for stored, _ in pieces)
+    total = sum(stored.nbytes for stored, _ in pieces)
     lock, done = threading.Lock(), 0
 
     def run(piece: Piece) -> None:
         nonlocal done
         stored, target = piece
-        target[...] = dequantize(stored)
+        target[...] = dequantize(stored) if isinstance(stored, StoredTensor) else dequantize_matrix(stored)
         if progress is not None:
             with lock:
-                done += stored.data.nbytes
+                done += stored.nbytes
                 progress("weights", done, total)
 
     with ThreadPoolExecutor(threads, "octavo-load") as pool:
         for _ in pool.map(run, pieces):
             pass
-    release(*(tensor.data for tensor in weights.values()))
+    release(*(part.data for part in stored_parts(weights)))
     return arrays
 
 
@@ -79,7 +80,7 @@ def _pieces(tensor: StoredTensor, target: np.ndarray) -> list[Piece]:
     row_bytes = tensor.data.nbytes // rows
     step = max(1, _PIECE // width)
     data = tensor.data.cast("B")
-    pieces = []
+    pieces: list[Piece] = []
     for at in range(0, rows, step):
         end = min(rows, at + step)
         part = StoredTensor(tensor.name, tensor.scheme, (end - at, width), data[at * row_bytes : end * row_bytes])

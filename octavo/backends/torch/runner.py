@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -65,6 +66,8 @@ class TorchBackend:
         self._max_num_tokens, self._block_size = max_num_batched_tokens, block_size
         self.graphs = self._device.type == "cuda"
         """Decode steps as graphs; to be turned off before `allocate`."""
+        self.quantization: str | None = None
+        """Of quant.ONLINE, what matrices that are stored plainly become; to be set before `load`."""
         self._decoder: Decoder | None = None
         self._attention: AttentionStack | None = None
         self._flash: Flash4 | None = None
@@ -83,18 +86,27 @@ class TorchBackend:
             spec, device=self._device, dtype=dtype, cache_dtype=cache_dtype, block_size=self._block_size
         )
         with torch.inference_mode():
-            loaded = load_weights(spec, weights, dtype=dtype, device=self._device, progress=progress)
-            ops = choose_ops(spec, device=self._device, max_model_len=self._max_model_len)
+            loaded = load_weights(
+                spec,
+                weights,
+                dtype=dtype,
+                device=self._device,
+                quantization=self.quantization,
+                progress=progress,
+            )
+            ops = choose_ops(spec, device=self._device, max_model_len=self._max_model_len, quantized=loaded.quantized())
         self._decoder = Decoder(spec, loaded, ops)
 
     def memory(self) -> DeviceMemory:
-        """`free` leaves room for the rows, the largest step's intermediate values, and those of graphs."""
+        """`free` leaves room for the rows, a step's intermediate values, those of graphs, and a widened matrix."""
         decoder = self._loaded()
         total, free = device_bytes(self._device)
         sizes = {"rows": self._max_num_seqs, "element": decoder.weights.embed.element_size()}
         taken = activation_bytes(decoder.spec, tokens=self._max_num_tokens, **sizes)
         if self.graphs:
             taken += graph_bytes(decoder.spec, tokens=graphed_tokens(decoder.spec, self._max_num_tokens), **sizes)
+        widened = max((prod(matrix.shape) for matrix in decoder.weights.quantized()), default=0)
+        taken += widened * sizes["element"] * (2 if self.graphs else 1)
         taken += self._max_num_seqs * row_bytes(
             max_model_len=self._max_model_len, block_size=self._block_size, vocab_size=decoder.spec.vocab_size
         )

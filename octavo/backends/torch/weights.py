@@ -1,8 +1,11 @@
-"""Stored tensors in, the decoder's weights on a device out: q, k, v fused into one matrix, gate and up into another."""
+"""Stored tensors in, the decoder's weights on a device out: q, k, v fused into one matrix, gate and up into another.
+
+What is stored quantized stays so where a layer's own matrices are; experts are dequantized.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Protocol
@@ -11,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.base.errors import ModelFormatError
+from octavo.backends.torch.quant import JOINS, ONLINE, REQUANTIZE, Matrix, Quantize, QuantizedMatrix
+from octavo.base.errors import ModelFormatError, UnsupportedError
 from octavo.base.types.ports import Progress
-from octavo.base.types.tensor import StoredTensor, Weights
+from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor, Weights
 from octavo.models.spec import Layer, ModelSpec, MoE, RMSNorm
 from octavo.quant.scheme import dequantize
 from octavo.weights.dummy import STANDARD_DEVIATION, DummyWeights
@@ -25,8 +29,8 @@ _PLAIN: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "B
 class MlpWeights:
     """Matrices are [out, in], here and below.  gate_up: [2 * width, hidden], gate's rows first."""
 
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Matrix
+    down: Matrix
     gate_up_bias: Tensor | None = None
     down_bias: Tensor | None = None
 
@@ -52,8 +56,8 @@ class LayerWeights:
     qkv: [(heads + 2 * kv_heads) * head_dim, hidden], q's rows first.
     """
 
-    qkv: Tensor
-    o: Tensor
+    qkv: Matrix
+    o: Matrix
     ffn: MlpWeights | MoEWeights
     qkv_bias: Tensor | None = None
     o_bias: Tensor | None = None
@@ -75,20 +79,43 @@ class ModelWeights:
     layers: tuple[LayerWeights, ...]
     num_bytes: int
 
+    def quantized(self) -> list[QuantizedMatrix]:
+        """Those that are."""
+        matrices = [matrix for layer in self.layers for matrix in _matrices(layer)]
+        return [matrix for matrix in matrices if not isinstance(matrix, Tensor)]
+
 
 def load_weights(
-    spec: ModelSpec, weights: Weights, *, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
+    spec: ModelSpec,
+    weights: Weights,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str | None = None,
+    progress: Progress | None = None,
 ) -> ModelWeights:
-    """All of spec.parameters() on the device. Raises ModelFormatError for one that is missing or of another shape."""
+    """All of spec.parameters() on the device. Raises ModelFormatError for one that is missing or of another shape.
+
+    quantization: of quant.ONLINE, what to make of the layers' matrices that are stored plainly. UnsupportedError where
+    there are experts.
+    """
+    if quantization is not None and any(isinstance(layer.ffn, MoE) for layer in spec.layers):
+        raise UnsupportedError(
+            f"quantization={quantization} does not support mixtures of experts ({spec.family}); leave it out",
+            param="quantization",
+        )
     source: _Source = (
         _Drawn(weights) if isinstance(weights, DummyWeights) and device.type != "cpu" else _Stored(weights)
     )
     _check(spec, source)
-    loader = _Loader(source, dtype=dtype, device=device, report=_reporter(spec, source, progress))
-    embed = loader.matrix("embed")
+    quantize = None if quantization is None else ONLINE[quantization]
+    loader = _Loader(source, dtype=dtype, device=device, quantize=quantize, report=_reporter(spec, source, progress))
+    if isinstance(weights, DummyWeights):
+        loader.schemes = weights.quantized
+    embed = loader.dense("embed")
     layers = tuple(_load_layer(loader, f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
     final_norm = loader.norm("final_norm", spec.final_norm)
-    head = embed if spec.head.tied else loader.matrix("head")
+    head = embed if spec.head.tied else loader.dense("head")
     model = ModelWeights(embed, head, final_norm, layers, 0)
     return ModelWeights(embed, head, final_norm, layers, _count_bytes(model))
 
@@ -115,6 +142,9 @@ class _Source(Protocol):
     def title(self, name: str) -> str:
         """The file's own name for it."""
 
+    def quantized(self, name: str) -> QuantizedTensor | None:
+        """The matrix in parts, if it is stored so."""
+
     def fill(self, name: str, out: Tensor) -> None:
         """Write it to `out`, of its shape, on any device and of any float type."""
 
@@ -127,13 +157,21 @@ class _Stored:
         return self._weights[name].shape
 
     def nbytes(self, name: str) -> int:
-        return self._weights[name].data.nbytes
+        return self._weights[name].nbytes
 
     def title(self, name: str) -> str:
         return self._weights[name].name
 
+    def quantized(self, name: str) -> QuantizedTensor | None:
+        stored = self._weights[name]
+        return stored if isinstance(stored, QuantizedTensor) else None
+
     def fill(self, name: str, out: Tensor) -> None:
-        out.copy_(to_torch(self._weights[name], out.dtype))
+        stored = self._weights[name]
+        if isinstance(stored, QuantizedTensor):
+            out.copy_(_dequantized(stored, out))
+        else:
+            out.copy_(to_torch(stored, out.dtype))
 
 
 class _Drawn:
@@ -151,6 +189,9 @@ class _Drawn:
     def title(self, name: str) -> str:
         return name
 
+    def quantized(self, name: str) -> QuantizedTensor | None:
+        return None
+
     def fill(self, name: str, out: Tensor) -> None:
         if self._weights.is_norm(name):
             out.fill_(1.0)
@@ -163,11 +204,35 @@ class _Loader:
     """Tensors are made on the device at once, so that the host never holds more than one stored tensor."""
 
     def __init__(
-        self, source: _Source, *, dtype: torch.dtype, device: torch.device, report: Callable[[str], None]
+        self,
+        source: _Source,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantize: Quantize | None,
+        report: Callable[[str], None],
     ) -> None:
         self._source, self._dtype, self._device, self._report = source, dtype, device, report
+        self._quantize = quantize
+        self.schemes: Mapping[str, MatrixScheme] = {}
+        """Matrices that are to be made so, where REQUANTIZE has their layout."""
 
-    def matrix(self, *names: str) -> Tensor:
+    def matrix(self, *names: str) -> Matrix:
+        """The named matrices one below the other; quantized if all of them are, or to be made so."""
+        parts = [part for name in names if (part := self._source.quantized(name)) is not None]
+        if len(parts) == len(names) and len({part.scheme.layout for part in parts}) == 1:
+            joined = JOINS[parts[0].scheme.layout](parts, self._device)
+            if joined is not None:
+                for name in names:
+                    self._report(name)
+                return joined
+        whole, schemes = self.dense(*names), {self.schemes.get(name) for name in names}
+        scheme = schemes.pop()
+        if scheme is not None and not schemes and scheme.layout in REQUANTIZE:
+            return REQUANTIZE[scheme.layout](whole, scheme)
+        return whole if self._quantize is None or parts else self._quantize(whole)
+
+    def dense(self, *names: str) -> Tensor:
         """The named tensors one below the other, in the arithmetic type."""
         shapes = [self._source.shape(name) for name in names]
         rows = sum(shape[0] for shape in shapes)
@@ -196,8 +261,11 @@ class _Loader:
 
 
 def _load_layer(loader: _Loader, prefix: str, layer: Layer) -> LayerWeights:
-    def matrix(*names: str) -> Tensor:
+    def matrix(*names: str) -> Matrix:
         return loader.matrix(*(prefix + name for name in names))
+
+    def bias(*names: str) -> Tensor:
+        return loader.dense(*(f"{prefix}{name}_bias" for name in names))
 
     def norm(name: str, word: RMSNorm | None) -> Tensor | None:
         return loader.norm(prefix + name, word) if word else None
@@ -207,8 +275,8 @@ def _load_layer(loader: _Loader, prefix: str, layer: Layer) -> LayerWeights:
         qkv=matrix("q", "k", "v"),
         o=matrix("o"),
         ffn=_load_moe(loader, prefix, ffn) if isinstance(ffn, MoE) else _load_mlp(loader, prefix, bias=ffn.bias),
-        qkv_bias=matrix("q_bias", "k_bias", "v_bias") if mixer.qkv_bias else None,
-        o_bias=matrix("o_bias") if mixer.output_bias else None,
+        qkv_bias=bias("q", "k", "v") if mixer.qkv_bias else None,
+        o_bias=bias("o") if mixer.output_bias else None,
         q_norm=norm("q_norm", mixer.qk_norm),
         k_norm=norm("k_norm", mixer.qk_norm),
         pre_mixer=norm("pre_mixer", layer.pre_mixer),
@@ -222,20 +290,24 @@ def _load_mlp(loader: _Loader, prefix: str, *, bias: bool) -> MlpWeights:
     return MlpWeights(
         gate_up=loader.matrix(prefix + "gate", prefix + "up"),
         down=loader.matrix(prefix + "down"),
-        gate_up_bias=loader.matrix(prefix + "gate_bias", prefix + "up_bias") if bias else None,
-        down_bias=loader.matrix(prefix + "down_bias") if bias else None,
+        gate_up_bias=loader.dense(prefix + "gate_bias", prefix + "up_bias") if bias else None,
+        down_bias=loader.dense(prefix + "down_bias") if bias else None,
     )
 
 
 def _load_moe(loader: _Loader, prefix: str, moe: MoE) -> MoEWeights:
+    """Plain matrices: quantized ones are dequantized."""
     expert = prefix + "experts.{}."
-    shared = moe.shared_width is not None
+    shared = None
+    if moe.shared_width is not None:
+        gate_up = loader.dense(prefix + "shared.gate", prefix + "shared.up")
+        shared = MlpWeights(gate_up, loader.dense(prefix + "shared.down"))
     return MoEWeights(
-        router=loader.matrix(prefix + "router"),
+        router=loader.dense(prefix + "router"),
         gate_up=loader.stack(moe.experts, expert + "gate", expert + "up"),
         down=loader.stack(moe.experts, expert + "down"),
-        shared=_load_mlp(loader, prefix + "shared.", bias=False) if shared else None,
-        shared_router=loader.matrix(prefix + "shared_router") if shared else None,
+        shared=shared,
+        shared_router=loader.dense(prefix + "shared_router") if shared else None,
     )
 
 
@@ -270,13 +342,27 @@ def _reporter(spec: ModelSpec, source: _Source, progress: Progress | None) -> Ca
 
 def _count_bytes(model: ModelWeights) -> int:
     outer = [model.embed, model.final_norm] + ([] if model.head is model.embed else [model.head])
-    return sum(t.nbytes for t in (*outer, *(t for layer in model.layers for t in _tensors(layer))))
+    inner = [matrix for layer in model.layers for matrix in _matrices(layer)]
+    return sum(tensor.nbytes for matrix in (*outer, *inner) for tensor in _tensors(matrix))
 
 
-def _tensors(weights: LayerWeights | MlpWeights | MoEWeights) -> Iterator[Tensor]:
+def _tensors(matrix: Matrix) -> tuple[Tensor, ...]:
+    return (matrix,) if isinstance(matrix, Tensor) else matrix.tensors()
+
+
+def _matrices(weights: LayerWeights | MlpWeights | MoEWeights) -> Iterator[Matrix]:
+    """Vectors too."""
     for field in fields(weights):
         value = getattr(weights, field.name)
-        if isinstance(value, Tensor):
-            yield value
+        if isinstance(value, MlpWeights | MoEWeights):
+            yield from _matrices(value)
         elif value is not None:
-            yield from _tensors(value)
+            yield value
+
+
+def _dequantized(stored: QuantizedTensor, like: Tensor) -> Tensor:
+    """On like's device, of its type."""
+    matrix = JOINS[stored.scheme.layout]([stored], like.device)
+    if matrix is None:
+        raise UnsupportedError(f"tensor {stored.name}: the torch backend cannot read {stored.scheme}")
+    return matrix.dequantize(like.dtype)

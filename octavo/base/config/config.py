@@ -35,6 +35,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Literal["auto", "float32", "bfloat16", "float16"],
         _d("Type of the arithmetic; auto is float32 on a CPU, the checkpoint's own elsewhere."),
     ] = "auto"
+    quantization: Annotated[
+        Literal["fp8", "compressed-tensors", "gptq", "awq", "gguf"] | None,
+        _d(
+            "How the checkpoint is quantized, which is found without it. fp8 for one that is not: its layers' matrices "
+            "are made E4M3 while they are loaded, a scale a row (torch, cuda)."
+        ),
+    ] = None
     max_model_len: Annotated[
         Positive | None, _d("Longest prompt + output in tokens; the model's own where not given.")
     ] = None

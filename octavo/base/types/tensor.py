@@ -1,6 +1,7 @@
 """A stored tensor as data: which number format (Scheme), which shape, which bytes. No arrays here.
 
 weights/ makes StoredTensors from files, quant/ knows how to turn them into numbers, backends keep or convert them.
+A QuantizedTensor is a matrix that a checkpoint keeps in several of them: elements, scales, and what else there is.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ SCHEMES: dict[str, Scheme] = {
     )
 }
 
+PART_SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (Scheme("F8_E4M3", 1, 1), Scheme("I32", 1, 4))}
+"""Of parts of a QuantizedTensor, which are no numbers of the model's without the other parts."""
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -72,5 +76,55 @@ class StoredTensor:
         return self.data.nbytes
 
 
-Weights = Mapping[str, StoredTensor]
+@dataclass(frozen=True)
+class MatrixScheme:
+    """How the elements of a matrix [out, in] are stored in several tensors.
+
+    layout: the tensors and how elements lie in them, a key of quant.matrix.MATRICES.  bits: of an element.
+    group: rows and columns that share a scale, 0 for all of them: (0, 0) a scale a matrix, (1, 0) one a row,
+    (128, 128) one a block.  zeros: a group has a zero point beside its scale.
+    """
+
+    layout: str
+    bits: int
+    group: tuple[int, int]
+    zeros: bool = False
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Scales down and across for a matrix of this shape."""
+        rows, columns = (-(-size // group) if group else 1 for size, group in zip(shape, self.group, strict=True))
+        return rows, columns
+
+    def num_bytes(self, shape: tuple[int, ...], *, scale_bytes: int = 4) -> int:
+        """Of a matrix of this shape in memory; zero points are as wide as elements."""
+        scales = prod(self.scale_shape(shape))
+        return (
+            (prod(shape) * self.bits + 7) // 8 + scales * scale_bytes + (scales * self.bits // 8 if self.zeros else 0)
+        )
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A matrix in parts. name: of its first part in the file.  shape: [out, in], whatever the parts' own are.
+
+    parts: by the names that the scheme's layout gives them; what is optional there and absent here is left out.
+    """
+
+    name: str
+    scheme: MatrixScheme
+    shape: tuple[int, ...]
+    parts: Mapping[str, StoredTensor] = field(repr=False, compare=False)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts.values())
+
+
+Weights = Mapping[str, StoredTensor | QuantizedTensor]
 """Internal name (models.spec.ModelSpec.parameters) -> tensor."""
+
+
+def stored_parts(weights: Weights) -> list[StoredTensor]:
+    """Everything that has bytes of its own."""
+    tensors = weights.values()
+    return [part for t in tensors for part in (t.parts.values() if isinstance(t, QuantizedTensor) else (t,))]

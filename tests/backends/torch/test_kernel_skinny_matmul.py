@@ -6,16 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octavo.backends.torch.kernels.skinny_matmul import (
-    MAX_ROWS,
-    Norm,
-    Plan,
-    Variant,
-    choose,
-    make_scratch,
-    scratch_sizes,
-    skinny_matmul,
-)
+from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, choose
+from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, make_scratch, scratch_sizes, skinny_matmul
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch.attention import paged, select
 from octavo.backends.torch.batch import make_batch, padded_tokens
 from octavo.backends.torch.ops.fused import FusedOps
+from octavo.backends.torch.quant import ONLINE
+from octavo.backends.torch.quant.int4 import quantize_int4
 from octavo.backends.torch.sampling.logprobs import MOST
 from octavo.base.types.plan import RowStep, StepPlan
+from octavo.base.types.tensor import MatrixScheme
 from octavo.models.spec import Head, ModelSpec, RMSNorm
 
 NORM = RMSNorm(1e-6, offset=1.0)
@@ -81,6 +85,34 @@ def test_chunks_beside_decodes_then_decodes_ahead(name: str) -> None:
     for row, ids in known.items():
         expected = forward(model, weights, ids[:-1]).argmax(-1)[len(prompts[row]) - 1 :]
         assert ids[len(prompts[row]) :] == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("method", ["fp8", "int4"])
+def test_steps_with_quantized_weights(dtype: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt, then decode steps of one row and of three (16 bits: the kernel for few tokens), on rounded weights."""
+    monkeypatch.setitem(ONLINE, "int4", partial(quantize_int4, scheme=MatrixScheme("gptq", 4, (1, 32))))
+    model = spec(layer(ffn={"width": 64}))
+    weights = arrays(model)
+    driver = Driver(model, weights, device=DEVICE, dtype=dtype, quantization=method)
+    rounded = {
+        name: ONLINE[method](torch.from_numpy(array)).dequantize(torch.float32).numpy()
+        if array.ndim > 1 and name not in ("embed", "head")
+        else array
+        for name, array in weights.items()
+    }
+    known = {row: list(range(2 + row, 13 + row)) for row in (0, 1, 2)}
+    begins = [driver.begin(row, ids, logprobs=None) for row, ids in known.items()]
+    made = driver.step([(row, 0, 11, True) for row in known], begins).tokens
+    for count in (1, 3, 3):
+        for row, token in zip(list(known)[: len(made)], made, strict=True):
+            known[row].append(token)
+        made = driver.step([(row, len(known[row]) - 1, 1, True) for row in list(known)[:count]]).tokens
+        assert len(made) == count
+    driver.backend.close()
+    for ids in known.values():
+        for logits, token in zip(forward(model, rounded, ids[:-1])[10:], ids[11:], strict=True):
+            assert logits.max() - logits[token] < (1e-3 if dtype == "float32" else 0.05)
 
 
 KINDS: dict[str, dict[str, Any]] = {

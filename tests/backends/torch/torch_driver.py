@@ -56,9 +56,19 @@ def stored(name: str, array: np.ndarray) -> StoredTensor:
 class Driver:
     """Rows get shuffled blocks enough for MAX_LEN tokens; a row's blocks stay with it until it begins again."""
 
-    def __init__(self, model: ModelSpec, weights: Arrays, *, rows: int = 8, spare: int = 4, **options: Any) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        weights: Arrays,
+        *,
+        rows: int = 8,
+        spare: int = 4,
+        quantization: str | None = None,
+        **options: Any,
+    ) -> None:
         defaults = {"max_num_seqs": rows, "max_model_len": MAX_LEN, "max_num_batched_tokens": 512, "block_size": BLOCK}
         self.backend = TorchBackend(**{**defaults, "threads": 1, **options})
+        self.backend.quantization = quantization
         self.backend.load(model, {name: stored(name, array) for name, array in weights.items()})
         per_row = MAX_LEN // BLOCK
         blocks = np.random.default_rng(7).permutation(rows * per_row + spare).tolist()

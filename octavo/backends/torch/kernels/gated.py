@@ -40,12 +40,12 @@ def _gated(gate_up, out, WIDTH: tl.constexpr, ACT: tl.constexpr, BLOCK: tl.const
     gate = tl.load(gates, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gates + WIDTH, mask=inside, other=0.0).to(tl.float32)
     kind: tl.constexpr = out.dtype.element_ty
-    y = _activate(gate, ACT).to(kind).to(tl.float32) * up
+    y = activate(gate, ACT).to(kind).to(tl.float32) * up
     tl.store(out + token * WIDTH + column, y.to(kind), mask=inside)
 
 
 @triton.jit
-def _activate(x, ACT: tl.constexpr):
+def activate(x, ACT: tl.constexpr):
     """float32 in and out."""
     if ACT == "silu":
         y = x / (1.0 + tl.exp(-x))

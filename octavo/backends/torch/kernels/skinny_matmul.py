@@ -1,12 +1,12 @@
 """Few tokens times a big weight matrix: x [M, K], weight [N, K] -> out [M, N] or [M, N / 2], M <= 64, in one launch.
 
 Around it, if asked: RMSNorm of x + delta before the product; bias, gated activation, residual, float32 logits after it.
+Weights are of x's type, or E4M3 with scales (Scaled): widened in registers, the sums multiplied by the scales.
 """
 
 # ruff: noqa: N803, N806, RUF005 (in capitals: what a kernel is compiled for; Triton knows no starred tuples)
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,29 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.skinny_choice import Variant, padded_rows
 
-MAX_ROWS = 64
-NORM_ROWS = 1  # above this every program's own pass over x costs more than the launch it saves
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter's tl.dot takes bfloat16 for integers
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """How one product is computed.
-
-    form "vector": weights go from memory through registers to float32 multiply-adds (for M <= 4; compiled for each M).
-    form "dot": weights go through `stages` shared-memory buffers to the matrix unit, the tokens padded to 16, 32 or 64.
-    block_n: outputs a program makes (gated: of twice as many weight rows). split: programs that share an output's K.
-    swap: weights are the tall side of the matrix unit's product (64 or more of them) rather than the tokens.
-    """
-
-    form: str
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int = 1
-    split: int = 1
-    swap: bool = False
 
 
 class Scratch(NamedTuple):
@@ -69,6 +49,18 @@ class Norm(NamedTuple):
     x_out: Tensor | None = None
 
 
+class Scaled(NamedTuple):
+    """A weight in E4M3. weight: float8_e4m3fn [N, K].  scale: float32 [N, 1], group (1, 0); or by blocks of `group`
+    rows and columns, [ceil(N / rows), ceil(K / columns)]. Rows of both are contiguous.
+
+    With blocks a variant's block_k is a multiple of their columns ("vector") or divides them ("dot").
+    """
+
+    weight: Tensor
+    scale: Tensor
+    group: tuple[int, int]
+
+
 def make_scratch(elements: int, tiles: int, device: torch.device | str) -> Scratch:
     """Scratch for split products of up to `elements` float32 partial sums and `tiles` output tiles (scratch_sizes)."""
     partial = torch.empty(elements, dtype=torch.float32, device=device)
@@ -83,80 +75,9 @@ def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> t
     return tiles * variant.split * (2 if gated else 1) * padded_rows(m) * variant.block_n, tiles
 
 
-def padded_rows(m: int) -> int:
-    """M of the "dot" form's product: the next of 16, 32, 64."""
-    return max(16, triton.next_power_of_2(m))
-
-
-def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
-    """The variant for x [m, k] and weight [n, k] in a 16-bit type; None: the library's product is at least as fast.
-
-    gated: None also where the product without the activation (choose(..., gated=False)) and then the activation's own
-    kernel are faster than the two in one.
-    """
-    if not 1 <= m <= MAX_ROWS or k % 8:
-        return None
-    if m <= 2:
-        return _choose_vector(m, n, k)
-    return _choose_gated(m, n) if gated else _choose_plain(m, n, k)
-
-
-# What follows was measured on an H100 (132 multiprocessors, 50 MB L2, bfloat16, weights from memory, within a graph)
-# for the four products of Qwen3-0.6B, Llama-3.2-1B and Llama-3.1-8B and their heads, at M = 1, 2, 4, 8, 16, 32, 48, 64
-# (gated: to 32): each rule's variant is within 3 % of the best of about ten and of cuBLAS with the activation's own
-# kernel; None stands where that is the best, or no variant gains 3 % over it. Above 64 rows no product alone does.
-_WIDE = Variant("dot", 64, 128, 4, 4, swap=True)
-_NARROW = Variant("dot", 32, 256, 4, 4)
-_SHALLOW = Variant("dot", 32, 128, 4, 4)
-_MULTIPROCESSORS = 132
-
-
-def _choose_vector(m: int, n: int, k: int) -> Variant:
-    """All of K in one block gains up to 8 % where it is 2048 to 4096 wide; elsewhere blocks of 1024 are as good."""
-    whole = triton.next_power_of_2(k)
-    if not 1024 < whole <= 4096:
-        return Variant("vector", 2, 1024, 4)
-    one_row = n <= 4096 if m == 1 else n <= 1024 and k > 2048
-    return Variant("vector", 1, whole, whole // 1024) if one_row else Variant("vector", 2, whole, 4)
-
-
-def _choose_plain(m: int, n: int, k: int) -> Variant | None:
-    if m <= 4 and n <= 2048 and k <= 4096:
-        return Variant("vector", 2, 1024, 4)
-    if m <= 16:
-        if k <= 1024 and n < 6144:
-            return _NARROW
-        # 1b.qkv: 48 tiles of _WIDE fill the device neither once nor, split, twice
-        return None if 2048 < n < 4096 and k <= 2048 else _split(_WIDE, n)
-    if n <= 1024:
-        return _split(_SHALLOW, n)
-    if m <= 32:
-        if k <= 1024 and n < 6144:
-            return _SHALLOW
-        return _split(_WIDE, n) if n >= 6144 or k >= 8192 else None
-    if n >= 16384:
-        return replace(_WIDE, stages=3)
-    return _SHALLOW if m <= 48 and n >= 6144 and k > 1024 else None
-
-
-def _choose_gated(m: int, n: int) -> Variant | None:
-    """Beside the plain product the activation's own kernel takes 1.2 to 1.5 us."""
-    if m <= 16:
-        return _SHALLOW if n <= 16384 else None
-    return Variant("dot", 64, 64, 4, 4, swap=True) if m <= 32 and 8192 <= n <= 16384 else None
-
-
-def _split(variant: Variant, n: int) -> Variant:
-    """The variant with K split as often as all programs still run at once, one on a multiprocessor."""
-    tiles, split = triton.cdiv(n, variant.block_n), 1
-    while split < 8 and tiles * split * 2 <= _MULTIPROCESSORS:
-        split *= 2
-    return replace(variant, split=split)
-
-
 def skinny_matmul(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Scaled,
     out: Tensor,
     plan: Plan,
     *,
@@ -167,7 +88,7 @@ def skinny_matmul(
 ) -> Tensor:
     """out = f(x) @ weight.T, then what is asked for; returns out.
 
-    x: [M, K], 0 <= M <= 64 ("vector": 4), rows contiguous; weight: [N, K] of x's type, rows contiguous.
+    x: [M, K], 0 <= M <= 64 ("vector": 4), rows contiguous; weight: [N, K], rows contiguous.
     out: [M, N], or [M, N / 2] with `act` ("silu", "gelu", "gelu_tanh": act(first half) * second half); x's type or
     float32, rows contiguous. bias: [N]; residual: contiguous, out's shape, added to the product rounded to x's type.
     Every rounding is where separate kernels in x's type would round; a float32 out gets the sums unrounded.
@@ -178,21 +99,25 @@ def skinny_matmul(
     variant = plan.variant
     n = out.shape[1]
     norm_weight, eps, delta, x_out = (None, 0.0, None, None) if norm is None else norm
-    pointers = (x, weight, out, norm_weight, delta, x_out, bias, residual)
-    strides = (x.stride(0), weight.stride(0), out.stride(0))
+    matrix, scale, group = weight if isinstance(weight, Scaled) else (weight, None, (1, 0))
+    if scale is not None:
+        matrix = matrix.view(torch.uint8)  # of which the zeros beyond its end are zeros
+    pointers = (x, matrix, scale, out, norm_weight, delta, x_out, bias, residual)
+    strides = (x.stride(0), matrix.stride(0), 0 if scale is None else scale.stride(0), out.stride(0))
+    groups = {"GROUP_N": group[0], "GROUP_K": group[1]}
     tiles = triton.cdiv(n, variant.block_n)
     if variant.form == "vector":
         _vector_kernel[(tiles,)](
             *pointers, n, eps, *strides,
-            K=k, ROWS=m, ACT=act, BLOCK_N=variant.block_n, BLOCK_K=variant.block_k, num_warps=variant.warps,
-            **pdl.options(),
+            K=k, ROWS=m, ACT=act, BLOCK_N=variant.block_n, BLOCK_K=variant.block_k, **groups,
+            num_warps=variant.warps, **pdl.options(),
         )  # fmt: skip
         return out
-    partial, arrivals = _scratch_of(plan, m, weight.shape[0], gated=act != "")
+    partial, arrivals = _scratch_of(plan, m, len(matrix), gated=act != "")
     _dot_kernel[(tiles, variant.split)](
         *pointers, partial, arrivals, m, n, eps, *strides,
         K=k, ACT=act, BLOCK_M=padded_rows(m), BLOCK_N=variant.block_n, BLOCK_K=variant.block_k, SPLIT=variant.split,
-        SWAP=variant.swap, num_warps=variant.warps, num_stages=variant.stages, **pdl.options(),
+        SWAP=variant.swap, **groups, num_warps=variant.warps, num_stages=variant.stages, **pdl.options(),
     )  # fmt: skip
     return out
 
@@ -223,7 +148,7 @@ def _activate(gate, ACT: tl.constexpr):
 
 
 @triton.jit
-def _finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE: tl.constexpr,
+def finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE: tl.constexpr,
             ACT: tl.constexpr):  # fmt: skip
     """acc (gated: and up), float32, -> out[rows, cols] under mask; rows, cols and mask broadcast to acc's shape."""
     if bias_ptr is not None:
@@ -247,6 +172,42 @@ def _load_once(at, mask):
     else:
         values = tl.load(at, mask=mask, other=0, eviction_policy="evict_first")
     return values
+
+
+@triton.jit
+def _widened(weights, DTYPE: tl.constexpr):
+    """Weights as they were loaded, in DTYPE; bytes are E4M3."""
+    if weights.dtype == tl.uint8:
+        # by way of float32: straight to bfloat16 takes an instruction of a quarter of the rate, one element at a time
+        wide = weights.to(tl.float8e4nv, bitcast=True).to(tl.float32).to(DTYPE)
+    else:
+        wide = weights.to(DTYPE)
+    return wide
+
+
+@triton.jit
+def _load_scales(scale_ptr, rows, column, scale_stride, K: tl.constexpr, COUNT: tl.constexpr, GROUP_N: tl.constexpr,
+                 GROUP_K: tl.constexpr):  # fmt: skip
+    """Of weight rows [BLOCK_N]: [BLOCK_N], or where scales are by block [BLOCK_N, COUNT] from `column` on."""
+    if GROUP_K == 0:
+        scales = tl.load(scale_ptr + rows)
+    else:
+        blocks = column // GROUP_K + tl.arange(0, COUNT)[None, :]
+        inside = blocks < (K + GROUP_K - 1) // GROUP_K
+        scales = tl.load(scale_ptr + (rows // GROUP_N)[:, None] * scale_stride + blocks, mask=inside, other=0)
+    return scales
+
+
+@triton.jit
+def _scaled(weights, scales, GROUP_K: tl.constexpr):
+    """Weights [BLOCK_N, BLOCK_K] in float32, times the scales of their blocks if they have such."""
+    wide = _widened(weights, tl.float32)
+    if GROUP_K > 0:
+        BLOCK_N: tl.constexpr = weights.shape[0]
+        BLOCK_K: tl.constexpr = weights.shape[1]
+        blocks = tl.reshape(wide, (BLOCK_N, BLOCK_K // GROUP_K, GROUP_K)) * scales[:, :, None]
+        wide = tl.reshape(blocks, (BLOCK_N, BLOCK_K))
+    return wide
 
 
 @triton.jit
@@ -287,42 +248,56 @@ def _rstd(x_ptr, delta_ptr, x_out_ptr, M, eps, x_stride, first, K: tl.constexpr,
 
 @triton.jit
 def _vector_kernel(
-    x_ptr, weight_ptr, out_ptr, norm_ptr, delta_ptr, x_out_ptr, bias_ptr, residual_ptr,
-    N, eps, x_stride, weight_stride, out_stride,
+    x_ptr, weight_ptr, scale_ptr, out_ptr, norm_ptr, delta_ptr, x_out_ptr, bias_ptr, residual_ptr,
+    N, eps, x_stride, weight_stride, scale_stride, out_stride,
     K: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
+    GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK_N outputs of every row (M = ROWS <= 4)."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # Rows beyond the weight's end read its last row again; what comes of it is not stored.
-    at = weight_ptr + tl.minimum(cols, N - 1).to(tl.int64)[:, None] * weight_stride + tl.arange(0, BLOCK_K)[None, :]
+    rows = tl.minimum(cols, N - 1)
+    at = weight_ptr + rows.to(tl.int64)[:, None] * weight_stride + tl.arange(0, BLOCK_K)[None, :]
+    if scale_ptr is not None:
+        # said to be less aligned than they are, bytes lie with the thread that has the same elements of x
+        at = tl.multiple_of(at, (1, 8))
     up_at = at + tl.cast(N, tl.int64) * weight_stride
     if K <= BLOCK_K:
         sums, up_sums = _whole_rows(
-            x_ptr, at, up_at, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride, K, ROWS, ACT, BLOCK_K, PDL
-        )
+            x_ptr, at, up_at, scale_ptr, rows, N, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride, scale_stride,
+            K, ROWS, ACT, BLOCK_K, GROUP_N, GROUP_K, PDL,
+        )  # fmt: skip
     else:
         sums, up_sums = _long_rows(
-            x_ptr, at, up_at, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride, K, ROWS, ACT, BLOCK_N, BLOCK_K, PDL
-        )
+            x_ptr, at, up_at, scale_ptr, rows, N, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride, scale_stride,
+            K, ROWS, ACT, BLOCK_N, BLOCK_K, GROUP_N, GROUP_K, PDL,
+        )  # fmt: skip
     for m in tl.static_range(ROWS):
         up = sums[m] if ACT == "" else up_sums[m]
-        _finish(sums[m], up, out_ptr, bias_ptr, residual_ptr, m, cols, cols < N, N, out_stride, DTYPE, ACT)
+        finish(sums[m], up, out_ptr, bias_ptr, residual_ptr, m, cols, cols < N, N, out_stride, DTYPE, ACT)
 
 
 @triton.jit
 def _whole_rows(
-    x_ptr, at, up_at, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride,
-    K: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, at, up_at, scale_ptr, rows, N, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride, scale_stride,
+    K: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_N: tl.constexpr,
+    GROUP_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Two tuples of ROWS sums [BLOCK_N]: all that a program reads is asked for before the first use of any of it."""
     ks = tl.arange(0, BLOCK_K)
     mask = None if K == BLOCK_K else ks[None, :] < K
+    COUNT: tl.constexpr = BLOCK_K // GROUP_K if GROUP_K > 0 else 1
     weights = _load_once(at, mask)
     ups = weights
     if ACT != "":
         ups = _load_once(up_at, mask)
+    scales = rows
+    up_scales = rows
+    if scale_ptr is not None:
+        scales = _load_scales(scale_ptr, rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
+        if ACT != "":
+            up_scales = _load_scales(scale_ptr, N + rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
     if norm_ptr is not None:
         scale = tl.load(norm_ptr + ks, mask=ks < K, other=0)
     pdl.wait(PDL)
@@ -337,47 +312,74 @@ def _whole_rows(
             if x_out_ptr is not None:
                 tl.store(x_out_ptr + m * K + ks, inputs[m], mask=(ks < K) & (tl.program_id(0) == 0))
             x = (x * tl.rsqrt(tl.sum(x * x, 0) / K + eps) * scale).to(x_ptr.dtype.element_ty).to(tl.float32)
-        sums = sums + (tl.sum(weights.to(tl.float32) * x[None, :], 1),)
+        sums = sums + (_of_rows(tl.sum(_scaled(weights, scales, GROUP_K) * x[None, :], 1), scale_ptr, scales, GROUP_K),)
         if ACT != "":
-            up_sums = up_sums + (tl.sum(ups.to(tl.float32) * x[None, :], 1),)
+            up = tl.sum(_scaled(ups, up_scales, GROUP_K) * x[None, :], 1)
+            up_sums = up_sums + (_of_rows(up, scale_ptr, up_scales, GROUP_K),)
     return sums, up_sums
 
 
 @triton.jit
+def _of_rows(sums, scale_ptr, scales, GROUP_K: tl.constexpr):
+    """Sums [BLOCK_N] times the scales of their rows, if they have such."""
+    if scale_ptr is not None and GROUP_K == 0:
+        sums *= scales
+    return sums
+
+
+@triton.jit
 def _long_rows(
-    x_ptr, at, up_at, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride,
+    x_ptr, at, up_at, scale_ptr, rows, N, norm_ptr, delta_ptr, x_out_ptr, eps, x_stride, scale_stride,
     K: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
+    GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As _whole_rows, K a block at a time: weights are loaded one block ahead of their use."""
     PADDED: tl.constexpr = triton.next_power_of_2(ROWS)
+    COUNT: tl.constexpr = BLOCK_K // GROUP_K if GROUP_K > 0 else 1
     ks = tl.arange(0, BLOCK_K)
     weights = _load_once(at, None)
     ups = weights
     if ACT != "":
         ups = _load_once(up_at, None)
+    scales = rows
+    up_scales = rows
+    if scale_ptr is not None:
+        scales = _load_scales(scale_ptr, rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
+        if ACT != "":
+            up_scales = _load_scales(scale_ptr, N + rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
     pdl.wait(PDL)
     rstd = tl.zeros((PADDED,), tl.float32)
     if norm_ptr is not None:
         rstd = _rstd(x_ptr, delta_ptr, x_out_ptr, ROWS, eps, x_stride, tl.program_id(0) == 0, K, PADDED)
     acc = _zeros(ROWS, BLOCK_N, BLOCK_K)
     up = _zeros(ROWS if ACT != "" else 0, BLOCK_N, BLOCK_K)
-    for start in range(0, K, BLOCK_K):
-        wide = weights.to(tl.float32)
-        up_wide = ups.to(tl.float32)
-        ahead = start + BLOCK_K + ks[None, :]
-        weights = _load_once(at + start + BLOCK_K, ahead < K)
-        if ACT != "":
-            ups = _load_once(up_at + start + BLOCK_K, ahead < K)
-        acc, up = _multiply(
-            acc, up, wide, up_wide, x_ptr, norm_ptr, delta_ptr, rstd, start + ks, x_stride, K, ROWS, ACT
-        )
+    # Bytes that are carried from one turn to the next take a register each; unrolled, none are.
+    STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    UNROLL: tl.constexpr = 1 if scale_ptr is None else (STEPS if STEPS <= 16 else 8)
+    for turn in range(0, STEPS, UNROLL):
+        for inner in tl.static_range(UNROLL):
+            start = (turn + inner) * BLOCK_K
+            wide = _scaled(weights, scales, GROUP_K)
+            up_wide = wide
+            if ACT != "":
+                up_wide = _scaled(ups, up_scales, GROUP_K)
+            ahead = start + BLOCK_K
+            weights = _load_once(at + ahead, ahead + ks[None, :] < K)
+            if ACT != "":
+                ups = _load_once(up_at + ahead, ahead + ks[None, :] < K)
+            if GROUP_K > 0:
+                scales = _load_scales(scale_ptr, rows, ahead, scale_stride, K, COUNT, GROUP_N, GROUP_K)
+                if ACT != "":
+                    up_scales = _load_scales(scale_ptr, N + rows, ahead, scale_stride, K, COUNT, GROUP_N, GROUP_K)
+            acc, up = _multiply(
+                acc, up, wide, up_wide, x_ptr, norm_ptr, delta_ptr, rstd, start + ks, x_stride, K, ROWS, ACT
+            )
     sums = ()
     up_sums = ()
     for m in tl.static_range(ROWS):
-        sums = sums + (tl.sum(acc[m], 1),)
+        sums = sums + (_of_rows(tl.sum(acc[m], 1), scale_ptr, scales, GROUP_K),)
         if ACT != "":
-            up_sums = up_sums + (tl.sum(up[m], 1),)
+            up_sums = up_sums + (_of_rows(tl.sum(up[m], 1), scale_ptr, up_scales, GROUP_K),)
     return sums, up_sums
 
 
@@ -408,10 +410,11 @@ def _multiply(acc, up, weights, ups, x_ptr, norm_ptr, delta_ptr, rstd, ks, x_str
 
 @triton.jit(do_not_specialize=["M"])
 def _dot_kernel(
-    x_ptr, weight_ptr, out_ptr, norm_ptr, delta_ptr, x_out_ptr, bias_ptr, residual_ptr, partial_ptr, arrivals_ptr,
-    M, N, eps, x_stride, weight_stride, out_stride,
+    x_ptr, weight_ptr, scale_ptr, out_ptr, norm_ptr, delta_ptr, x_out_ptr, bias_ptr, residual_ptr,
+    partial_ptr, arrivals_ptr,
+    M, N, eps, x_stride, weight_stride, scale_stride, out_stride,
     K: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
+    SPLIT: tl.constexpr, SWAP: tl.constexpr, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, part): BLOCK_N outputs of every row, over the part-th of SPLIT runs of K."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -422,17 +425,17 @@ def _dot_kernel(
     if norm_ptr is not None:
         rstd = _rstd(x_ptr, delta_ptr, x_out_ptr, M, eps, x_stride, (tile == 0) & (part == 0), K, BLOCK_M)
     acc, up = _dot_run(
-        x_ptr, weight_ptr, norm_ptr, delta_ptr, rstd, tile, part, M, N, x_stride, weight_stride,
-        K, ACT, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, SWAP,
+        x_ptr, weight_ptr, scale_ptr, norm_ptr, delta_ptr, rstd, tile, part, M, N, x_stride, weight_stride,
+        scale_stride, K, ACT, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, SWAP, GROUP_N, GROUP_K,
     )  # fmt: skip
-    _join_parts(
+    join_parts(
         acc, up, out_ptr, bias_ptr, residual_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
         DTYPE, ACT, BLOCK_M, BLOCK_N, SPLIT,
     )  # fmt: skip
 
 
 @triton.jit
-def _join_parts(
+def join_parts(
     acc, up, out_ptr, bias_ptr, residual_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
     DTYPE: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -444,7 +447,7 @@ def _join_parts(
     cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
     mask = (rows < M) & (cols < N)
     if SPLIT == 1:
-        _finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
+        finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
     else:
         PLANES: tl.constexpr = 1 if ACT == "" else 2
         inside = rows * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -457,15 +460,15 @@ def _join_parts(
         arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu")
         if arrived == SPLIT - 1:
             acc, up = _add_parts(parts_ptr, rows < M, ACT, BLOCK_M, BLOCK_N, SPLIT)
-            _finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
+            finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
             tl.store(arrivals_ptr + tile, 0)
 
 
 @triton.jit
 def _dot_run(
-    x_ptr, weight_ptr, norm_ptr, delta_ptr, rstd, tile, part, M, N, x_stride, weight_stride,
+    x_ptr, weight_ptr, scale_ptr, norm_ptr, delta_ptr, rstd, tile, part, M, N, x_stride, weight_stride, scale_stride,
     K: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr, SWAP: tl.constexpr,
+    SPLIT: tl.constexpr, SWAP: tl.constexpr, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr,
 ):  # fmt: skip
     """(acc, up): float32 [BLOCK_M, BLOCK_N], the sums over this part's run of K; up is acc where not gated."""
     STEPS: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)
@@ -474,8 +477,8 @@ def _dot_run(
     ks = part * (STEPS * BLOCK_K) + tl.arange(0, BLOCK_K)[None, :]
     # Weight rows beyond the end read the last one again (no mask in the loop); what comes of them is not stored. Padded
     # tokens are masked: reading one again would cost L2 traffic, 16 x rows of it for one token.
-    last = tl.minimum(tile * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
-    at = weight_ptr + last[:, None] * weight_stride + ks
+    last = tl.minimum(tile * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
+    at = weight_ptr + last.to(tl.int64)[:, None] * weight_stride + ks
     up_at = at + tl.cast(N, tl.int64) * weight_stride
     acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
     up = acc
@@ -484,10 +487,44 @@ def _dot_run(
         mask = None if EVEN_K else here < K
         x_mask = rows < M if EVEN_K else (rows < M) & (here < K)
         x = _load_normed(x_ptr, norm_ptr, delta_ptr, rstd[:, None], rows, here, x_mask, x_stride, K)
-        acc = _dot(x, _load_once(at + step * BLOCK_K, mask), acc, SWAP)
+        column = (part * STEPS + step) * BLOCK_K
+        acc = _add_block(
+            acc, x, _load_once(at + step * BLOCK_K, mask), scale_ptr, last, column, scale_stride,
+            K, SWAP, GROUP_N, GROUP_K,
+        )  # fmt: skip
         if ACT != "":
-            up = _dot(x, _load_once(up_at + step * BLOCK_K, mask), up, SWAP)
+            up = _add_block(
+                up, x, _load_once(up_at + step * BLOCK_K, mask), scale_ptr, N + last, column, scale_stride,
+                K, SWAP, GROUP_N, GROUP_K,
+            )  # fmt: skip
+    if scale_ptr is not None and GROUP_K == 0:
+        acc *= _beside(tl.load(scale_ptr + last), SWAP)
+        if ACT != "":
+            up *= _beside(tl.load(scale_ptr + N + last), SWAP)
     return _turned(acc, SWAP), _turned(up, SWAP)
+
+
+@triton.jit
+def _add_block(acc, x, weights, scale_ptr, rows, column, scale_stride, K: tl.constexpr, SWAP: tl.constexpr,
+               GROUP_N: tl.constexpr, GROUP_K: tl.constexpr):  # fmt: skip
+    """acc + x @ weights.T, times the scales of the block that begins at or before `column`, if there are such."""
+    if GROUP_K == 0:
+        acc = _dot(x, weights, acc, SWAP)
+    else:
+        inside = column < K
+        scales = tl.load(scale_ptr + rows // GROUP_N * scale_stride + column // GROUP_K, mask=inside, other=0)
+        acc += _dot(x, weights, tl.zeros_like(acc), SWAP) * _beside(scales, SWAP)
+    return acc
+
+
+@triton.jit
+def _beside(scales, SWAP: tl.constexpr):
+    """Of outputs, [BLOCK_N], in a form that broadcasts to the accumulator's."""
+    if SWAP:
+        wide = scales[:, None]
+    else:
+        wide = scales[None, :]
+    return wide
 
 
 @triton.jit
@@ -503,6 +540,7 @@ def _turned(acc, SWAP: tl.constexpr):
 @triton.jit
 def _dot(x, weights, acc, SWAP: tl.constexpr):
     """acc + x @ weights.T, or its transpose."""
+    weights = _widened(weights, x.dtype)
     if _INTERPRETED:
         x = x.to(tl.float32)
         weights = weights.to(tl.float32)

@@ -6,12 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.backends.torch.quant.matrix import Matrix
 from octavo.models.spec import Attention
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x: [tokens, in], weight: [out, in] -> [tokens, out]."""
-    return F.linear(x, weight, bias)
+def linear(x: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
+    """x: [tokens, in], weight: [out, in] -> [tokens, out]. A quantized weight is multiplied in float32."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight, bias)
+    wide = F.linear(x.float(), weight.dequantize(torch.float32), None if bias is None else bias.float())
+    return wide.to(x.dtype)
 
 
 def split_heads(qkv: Tensor, mixer: Attention) -> tuple[Tensor, Tensor, Tensor]:

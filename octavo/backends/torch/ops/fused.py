@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,17 +15,11 @@ from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.moe_matmul import mixture
 from octavo.backends.torch.kernels.norm import add_rms_norm, finish_norm, rms_norm
 from octavo.backends.torch.kernels.rope_cache import rope_cache, rope_table
-from octavo.backends.torch.kernels.skinny_matmul import (
-    MAX_ROWS,
-    NORM_ROWS,
-    Norm,
-    Plan,
-    choose,
-    make_scratch,
-    scratch_sizes,
-    skinny_matmul,
-)
+from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, NORM_ROWS
+from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, make_scratch
 from octavo.backends.torch.ops.port import Stream
+from octavo.backends.torch.ops.products import gated_product, product_of
+from octavo.backends.torch.quant import Matrix, QuantizedMatrix
 from octavo.backends.torch.weights import LayerWeights, MlpWeights, MoEWeights
 from octavo.models.spec import Attention, GatedMLP, ModelSpec, MoE, RMSNorm, Rope
 
@@ -30,10 +27,12 @@ from octavo.models.spec import Attention, GatedMLP, ModelSpec, MoE, RMSNorm, Rop
 class FusedOps:
     """port.Ops. Tables of cosines and sines are made once, for positions below max_model_len."""
 
-    def __init__(self, spec: ModelSpec, *, device: torch.device, max_model_len: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, *, device: torch.device, max_model_len: int, quantized: Sequence[QuantizedMatrix] = ()
+    ) -> None:
         ropes = {layer.mixer.rope for layer in spec.layers if layer.mixer.rope is not None}
         self._tables: dict[Rope, Tensor] = {rope: rope_table(rope, max_model_len, device) for rope in ropes}
-        self._plans = _make_plans(spec, device)
+        self._plans = _make_plans([*_dense(spec), *quantized], device)
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """As port.Ops.embed."""
@@ -56,24 +55,24 @@ class FusedOps:
             add_rms_norm(stream.x, stream.delta, weight, norm.eps, h)
         return stream.x, h
 
-    def linear(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def linear(self, h: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
         """As port.Ops.linear."""
-        plan = self._plan(h, weight)
+        product, plan = product_of(weight), self._plan(h, weight)
         if plan is None:
-            return F.linear(h, weight, bias)
-        return skinny_matmul(h, weight, h.new_empty(len(h), len(weight)), plan, bias=bias)
+            return product.many(h, weight, bias)
+        return product.few(h, weight, h.new_empty(len(h), weight.shape[0]), plan, bias=bias)
 
     def norm_linear(
-        self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weight: Tensor, bias: Tensor | None
+        self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weight: Matrix, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """As port.Ops.norm_linear."""
         plan = self._plan(stream.x, weight)
-        if plan is None or len(stream.x) > NORM_ROWS:
+        if plan is None or len(stream.x) > NORM_ROWS or not product_of(weight).norms:
             x, h = self.add_norm(stream, norm_weight, norm)
             return x, self.linear(h, weight, bias)
         x, before = _norm_before(stream, norm_weight, norm)
-        y = x.new_empty(len(x), len(weight))
-        return x, skinny_matmul(stream.x, weight, y, plan, norm=before, bias=bias)
+        y = x.new_empty(len(x), weight.shape[0])
+        return x, product_of(weight).few(stream.x, weight, y, plan, norm=before, bias=bias)
 
     def attention_inputs(
         self, qkv: Tensor, weights: LayerWeights, mixer: Attention, batch: Batch, *, cache: KVCache, layer: int
@@ -86,25 +85,30 @@ class FusedOps:
 
     def mlp(self, h: Tensor, weights: MlpWeights, act: str) -> Tensor:
         """As port.Ops.mlp."""
-        y = h.new_empty(len(h), len(weights.gate_up) // 2)
-        plan = self._plan(h, weights.gate_up, gated=True)
+        gate_up = weights.gate_up
+        plan = self._plan(h, gate_up, gated=True)
+        if plan is None and self._plan(h, weights.down) is None:
+            inner = self.linear(h, gate_up, weights.gate_up_bias)
+            return gated_product(inner, weights.down, weights.down_bias, act)
+        y = h.new_empty(len(h), gate_up.shape[0] // 2)
         if plan is None:
-            gated(self.linear(h, weights.gate_up, weights.gate_up_bias), y, act)
+            gated(self.linear(h, gate_up, weights.gate_up_bias), y, act)
         else:
-            skinny_matmul(h, weights.gate_up, y, plan, bias=weights.gate_up_bias, act=act)
+            product_of(gate_up).few(h, gate_up, y, plan, bias=weights.gate_up_bias, act=act)
         return self.linear(y, weights.down, weights.down_bias)
 
     def norm_mlp(
         self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weights: MlpWeights, act: str
     ) -> tuple[Tensor, Tensor]:
         """As port.Ops.norm_mlp."""
-        plan = self._plan(stream.x, weights.gate_up, gated=True)
-        if plan is None or len(stream.x) > NORM_ROWS:
+        gate_up = weights.gate_up
+        plan = self._plan(stream.x, gate_up, gated=True)
+        if plan is None or len(stream.x) > NORM_ROWS or not product_of(gate_up).norms:
             x, h = self.add_norm(stream, norm_weight, norm)
             return x, self.mlp(h, weights, act)
         x, before = _norm_before(stream, norm_weight, norm)
-        y = x.new_empty(len(x), len(weights.gate_up) // 2)
-        skinny_matmul(stream.x, weights.gate_up, y, plan, norm=before, bias=weights.gate_up_bias, act=act)
+        y = x.new_empty(len(x), gate_up.shape[0] // 2)
+        product_of(gate_up).few(stream.x, gate_up, y, plan, norm=before, bias=weights.gate_up_bias, act=act)
         return x, self.linear(y, weights.down, weights.down_bias)
 
     def mixture(self, h: Tensor, weights: MoEWeights, moe: MoE) -> Tensor:
@@ -124,15 +128,15 @@ class FusedOps:
         plan = self._plan(h, head)
         if plan is not None:
             out = torch.empty(len(h), len(head), dtype=torch.float32, device=h.device)
-            return skinny_matmul(h, head, out, plan)
+            return product_of(head).few(h, head, out, plan)
         if h.device.type == "cuda" and h.dtype != torch.float32:
             return torch.mm(h, head.t(), out_dtype=torch.float32)
         return F.linear(h, head).float()
 
-    def _plan(self, x: Tensor, weight: Tensor, *, gated: bool = False) -> Plan | None:
+    def _plan(self, x: Tensor, weight: Matrix, *, gated: bool = False) -> Plan | None:
         if len(x) > MAX_ROWS or x.element_size() != 2:
             return None
-        return self._plans.get((len(x), *weight.shape, gated))
+        return self._plans.get((len(x), _kind(weight), gated))
 
 
 def _norm_before(stream: Stream, weight: Tensor, norm: RMSNorm) -> tuple[Tensor, Norm]:
@@ -141,25 +145,37 @@ def _norm_before(stream: Stream, weight: Tensor, norm: RMSNorm) -> tuple[Tensor,
     return x, Norm(weight, norm.eps, stream.delta, None if stream.delta is None else x)
 
 
-def _make_plans(spec: ModelSpec, device: torch.device) -> dict[tuple[int, int, int, bool], Plan]:
-    """(tokens, out, in, gated) -> how; what is not there is PyTorch's. All share one scratch: they run in turn.
+def _kind(weight: Matrix) -> Hashable:
+    """Equal for matrices that one plan is for."""
+    return (None if isinstance(weight, Tensor) else weight.kind, tuple(weight.shape))
+
+
+def _dense(spec: ModelSpec) -> list[Tensor]:
+    """A matrix without numbers for every shape of the spec's."""
+    shapes = {(spec.vocab_size, spec.hidden_size)}
+    for layer in spec.layers:
+        a = layer.mixer
+        shapes.add(((a.heads + 2 * a.kv_heads) * a.head_dim, spec.hidden_size))
+        shapes.add((spec.hidden_size, a.heads * a.head_dim))
+        if isinstance(layer.ffn, GatedMLP):
+            shapes |= {(2 * layer.ffn.width, spec.hidden_size), (spec.hidden_size, layer.ffn.width)}
+    return [torch.empty(shape, device="meta") for shape in sorted(shapes)]
+
+
+def _make_plans(weights: Sequence[Matrix], device: torch.device) -> dict[tuple[int, Hashable, bool], Plan]:
+    """(tokens, kind and shape, gated) -> how; what is not there is Product.many's. They share one scratch, in turn.
 
     For the sizes of decode steps alone: other numbers of tokens would have kernels compiled while requests wait.
     """
-    shapes = {(spec.vocab_size, spec.hidden_size, False)}
-    for layer in spec.layers:
-        a = layer.mixer
-        shapes.add(((a.heads + 2 * a.kv_heads) * a.head_dim, spec.hidden_size, False))
-        shapes.add((spec.hidden_size, a.heads * a.head_dim, False))
-        if isinstance(layer.ffn, GatedMLP):
-            shapes |= {(2 * layer.ffn.width, spec.hidden_size, act) for act in (True, False)}
-            shapes.add((spec.hidden_size, layer.ffn.width, False))
-    chosen = {
-        (m, n, k, act): variant
-        for m in padded_sizes(MAX_ROWS)
-        for n, k, act in shapes
-        if (variant := choose(m, n, k, gated=act)) is not None
-    }
-    sizes = [scratch_sizes(variant, m, n, gated=act) for (m, n, _, act), variant in chosen.items()]
-    scratch = make_scratch(max((s[0] for s in sizes), default=0), max((s[1] for s in sizes), default=0), device)
+    chosen: dict[tuple[int, Hashable, bool], Any] = {}
+    sizes = [(0, 0)]
+    for weight in {_kind(weight): weight for weight in weights}.values():
+        product = product_of(weight)
+        for m in padded_sizes(MAX_ROWS):
+            for act in (False, True):
+                variant = product.choose(m, weight, gated=act)
+                if variant is not None:
+                    chosen[m, _kind(weight), act] = variant
+                    sizes.append(product.scratch_sizes(variant, m, weight, gated=act))
+    scratch = make_scratch(max(size[0] for size in sizes), max(size[1] for size in sizes), device)
     return {key: Plan(variant, scratch) for key, variant in chosen.items()}

@@ -14,6 +14,7 @@ from octavo.backends.torch.layers.moe import mixture
 from octavo.backends.torch.layers.norm import rms_norm
 from octavo.backends.torch.layers.rope import apply_rope, rope_turns
 from octavo.backends.torch.ops.port import Stream
+from octavo.backends.torch.quant import Matrix
 from octavo.backends.torch.weights import LayerWeights, MlpWeights, MoEWeights
 from octavo.models.spec import Attention, MoE, RMSNorm
 
@@ -36,12 +37,12 @@ class PlainOps:
         """As port.Ops.norm."""
         return rms_norm(x, weight, norm)
 
-    def linear(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def linear(self, h: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
         """As port.Ops.linear."""
         return linear(h, weight, bias)
 
     def norm_linear(
-        self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weight: Tensor, bias: Tensor | None
+        self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weight: Matrix, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """As port.Ops.norm_linear."""
         x, h = self.add_norm(stream, norm_weight, norm)

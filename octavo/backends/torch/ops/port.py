@@ -8,6 +8,7 @@ from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.batch import Batch
+from octavo.backends.torch.quant import Matrix
 from octavo.backends.torch.weights import LayerWeights, MlpWeights, MoEWeights
 from octavo.models.spec import Attention, MoE, RMSNorm
 
@@ -38,11 +39,11 @@ class Ops(Protocol):
     def add_norm(self, stream: Stream, weight: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
         """x and h = norm(x)."""
 
-    def linear(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def linear(self, h: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
         """[tokens, in] @ [out, in].T + bias."""
 
     def norm_linear(
-        self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weight: Tensor, bias: Tensor | None
+        self, stream: Stream, norm_weight: Tensor, norm: RMSNorm, weight: Matrix, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """x and norm(x) @ weight.T + bias."""
 

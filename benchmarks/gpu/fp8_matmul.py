@@ -1,0 +1,374 @@
+"""Checks and times products with E4M3 weights; a compact table last, every timing as JSON.
+
+python benchmarks/gpu/fp8_matmul.py [all | few | fused | many] [seconds]; JSON lines: $OUT/fp8_matmul.jsonl.
+
+few: kernels/skinny_matmul.py beside bfloat16 (the library's product) at 1 to 64 rows.  fused: with norm and activation.
+many: 8192 and 512 rows in FP8 on both sides, beside bfloat16.  tb_s: bytes of E4M3 elements a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul
+from octavo.backends.torch.kernels.skinny_choice import Variant, padded_rows
+from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, make_scratch, scratch_sizes, skinny_matmul
+from octavo.backends.torch.quant.fp8 import Fp8Matrix
+
+SHAPES = {  # name: (N, K)
+    "8b.qkv": (6144, 4096),
+    "8b.o": (4096, 4096),
+    "8b.gate_up": (28672, 4096),
+    "8b.down": (4096, 14336),
+    "q06.qkv": (4096, 1024),
+    "q06.o": (1024, 2048),
+    "q06.gate_up": (6144, 1024),
+    "q06.down": (1024, 3072),
+}
+FUSED = {"8b.qkv": "", "8b.gate_up": "silu", "q06.gate_up": "silu"}
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+SMALL_ROWS = (1, 8, 64)  # of Qwen3-0.6B
+FUSED_ROWS = (1, 4, 16)
+BLOCK_ROWS = (1, 16)
+MANY = (512, 8192)
+CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
+WORKERS = 14
+EPS = 1e-5
+
+
+class Case(NamedTuple):
+    """One launch: shape name, M, gated activation or "", with a norm?, columns of a scale's block or 0, variant."""
+
+    name: str
+    m: int
+    act: str
+    norm: bool
+    columns: int
+    variant: Variant
+
+
+def label(variant: Variant) -> str:
+    """v: vector, d: dot, s: dot with the weights as the tall side."""
+    if variant.form == "vector":
+        return f"v{variant.block_n}x{variant.block_k}w{variant.warps}"
+    end = f"k{variant.split}" if variant.split > 1 else ""
+    return f"{'ds'[variant.swap]}{variant.block_n}x{variant.block_k}w{variant.warps}s{variant.stages}{end}"
+
+
+def vectors(m: int, k: int, *, gated: bool, columns: int) -> list[Variant]:
+    """Programs of 1 to 8 rows of weights."""
+    whole = max(triton.next_power_of_2(k), 1024)
+    if m > 4:
+        return []
+    if m > 2:
+        return [Variant("vector", 2, 1024, 4)]
+    sizes = [(4, 1024, 4), (2, 1024, 4), (4, 2048, 8)]
+    if k > 4096 and m == 1:
+        sizes += [(8, 1024, 4), (4, 2048, 4), (2, 4096, 8)]
+    if whole <= 4096:
+        sizes = [(2, whole, 4), (2, whole, 8), (4, whole, 8)]
+        sizes += [] if m > 1 else [(1, whole, 4), (4, 1024, 4)]
+        sizes += [] if m > 1 or gated else [(4, whole, 4), (8, whole, 8)]
+    if columns:
+        sizes = sizes[:3]
+    return [Variant("vector", *size) for size in sizes]
+
+
+def dots(m: int, n: int, k: int, *, gated: bool, columns: int) -> list[Variant]:
+    """With and without the weights as the tall side, split until there is a program a multiprocessor, and two."""
+    if m < 2 or (m == 2 and not gated):
+        return []
+    bases = [
+        Variant("dot", 64, 128, 4, 4, swap=True),
+        Variant("dot", 64, 128, 4, 6, swap=True),
+        Variant("dot", 128, 128, 8, 4, swap=True),
+        Variant("dot", 32, 128, 4, 6),
+    ]
+    if not columns and m <= 32:
+        bases += [Variant("dot", 64, 256, 4, 4, swap=True), Variant("dot", 32, 256, 4, 5)]
+    if m > 32:
+        bases = [replace(base, stages=min(base.stages, 4)) for base in bases]
+    found = []
+    for base in bases:
+        tiles = triton.cdiv(n // 2 if gated else n, base.block_n)
+        for wanted in (132, 264):
+            split = 1
+            while split < 8 and tiles * split * 2 <= wanted and k >= split * 4 * base.block_k:
+                split *= 2
+            found.append(replace(base, split=split))
+    return found
+
+
+def group(name: str, m: int, act: str, norm: bool, columns: int = 0) -> list[Case]:
+    n, k = SHAPES[name]
+    options = {"gated": bool(act), "columns": columns}
+    variants = vectors(m, k, **options) + ([] if norm else dots(m, n, k, **options))
+    chosen = choose_fp8(m, n, k, columns=columns, gated=bool(act))
+    variants += [] if chosen is None else [chosen]
+    return [Case(name, m, act, norm, columns, variant) for variant in dict.fromkeys(variants)]
+
+
+def all_cases(part: str) -> Iterator[Case]:
+    for name in SHAPES if part in ("all", "few") else ():
+        for m in ROWS if name.startswith("8b") else SMALL_ROWS:
+            yield from group(name, m, "", False)
+    for name in FUSED if part in ("all", "fused") else ():
+        for m in FUSED_ROWS:
+            if FUSED[name]:
+                yield from group(name, m, FUSED[name], False)
+            if m == 1:
+                yield from group(name, m, FUSED[name], True)
+    for name in ("8b.qkv", "8b.gate_up", "8b.down") if part in ("all", "few") else ():
+        for m in BLOCK_ROWS:
+            yield from group(name, m, "", False, 128)
+
+
+class Bench:
+    """Inputs of one shape: enough copies of the weight to find none of it in cache."""
+
+    def __init__(self, name: str, columns: int = 0, *, least: int = CACHE_BYTES, rows: int = max(ROWS)) -> None:
+        self.n, self.k = SHAPES[name]
+        copies = max(2, triton.cdiv(least, self.n * self.k)) if least else 1
+        self.weights = torch.empty(copies, self.n, self.k, device="cuda", dtype=torch.float8_e4m3fn)
+        for copy in self.weights if least else ():
+            copy.copy_(torch.randn(self.n, self.k, device="cuda").clamp_(-4, 4) * 100)
+        self.group = (128, columns) if columns else (1, 0)
+        shape = (triton.cdiv(self.n, 128), triton.cdiv(self.k, columns)) if columns else (self.n, 1)
+        self.scale = (torch.rand(shape, device="cuda") + 0.5) / 100 * self.k**-0.5
+        self.x = torch.randn(rows, self.k, device="cuda", dtype=torch.bfloat16)
+        self.delta = torch.randn_like(self.x)
+        self.norm = torch.rand(self.k, device="cuda") + 0.5
+
+    def matrix(self, copy: int = 0) -> Fp8Matrix:
+        return Fp8Matrix(self.weights[copy], self.scale, self.group)
+
+    def launches(self, case: Case) -> tuple[Tensor, Callable[[int], Tensor]]:
+        """(out, launch(copy))."""
+        x = self.x[: case.m]
+        out = torch.full((case.m, self.n // 2 if case.act else self.n), float("nan"), device="cuda", dtype=x.dtype)
+        self.x_out = torch.full_like(x, float("nan"))
+        norm = Norm(self.norm, EPS, self.delta[: case.m], self.x_out) if case.norm else None
+        elements, tiles = scratch_sizes(case.variant, case.m, self.n, gated=bool(case.act))
+        plan = Plan(case.variant, make_scratch(elements, tiles, "cuda") if tiles else None)
+
+        def launch(copy: int) -> Tensor:
+            weight = Scaled(self.weights[copy], self.scale, self.group)
+            return skinny_matmul(x, weight, out, plan, norm=norm, act=case.act)
+
+        return out, launch
+
+    def wanted(self, act: str, norm: bool) -> Tensor:
+        """float64 reference for all rows and the first copy of the weight, in pieces so that it stays small."""
+        x = self.x
+        if norm:
+            x = F.rms_norm((x + self.delta).float(), self.norm.shape, self.norm, EPS).bfloat16()
+        weight = self.matrix().dequantize(torch.float32)
+        y = torch.cat([x.double() @ piece.double().T for piece in weight.split(4096)], dim=1)
+        if not act:
+            return y
+        gate, up = y.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def microseconds(self, launch: Callable[[int], object], least: int = 4) -> float:
+        """Median over replays of one captured graph with a launch for each copy of the weight."""
+        count = max(len(self.weights), least)
+        launch(0)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for i in range(count):
+                launch(i % len(self.weights))
+        times = []
+        for _ in range(6):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1000 / count)
+        return statistics.median(times[1:])
+
+    def check_and_time(self, case: Case, wanted: Tensor) -> tuple[float, float]:
+        """(microseconds, error relative to the greatest value; infinite if x_out or a repetition is wrong)."""
+        out, launch = self.launches(case)
+        launch(0)
+        wanted = wanted[: case.m]
+        error = float((out.double() - wanted).abs().max() / wanted.abs().max())
+        if case.norm and not torch.equal(self.x_out, self.x[: case.m] + self.delta[: case.m]):
+            error = float("inf")
+        before = out.clone()
+        us = self.microseconds(launch)
+        out.fill_(float("nan"))
+        if not torch.equal(launch(0), before):
+            error = float("inf")
+        return us, error
+
+
+def compile_share(part: str, index: int) -> None:
+    """Of all launches that differ in what Triton compiles, every WORKERS-th once, so that its disk cache has them."""
+    distinct: dict[object, Case] = {}
+    for case in all_cases(part):
+        n, k = SHAPES[case.name]
+        rows = case.m if case.variant.form == "vector" else padded_rows(case.m)
+        key = (k, rows, case.act, case.norm, case.columns, case.variant)
+        if key not in distinct or n < SHAPES[distinct[key].name][0]:
+            distinct[key] = case
+    for case in list(distinct.values())[index::WORKERS]:
+        try:
+            Bench(case.name, case.columns, least=0).launches(case)[1](0)
+            torch.cuda.synchronize()
+        except Exception as error:
+            print("compiling", case, repr(error)[:300], flush=True)
+            if "CUDA error" in repr(error):
+                return
+
+
+def compile_all(part: str, seconds: float) -> None:
+    start = time.time()
+    command = [sys.executable, __file__, part, "--compile"]
+    workers = [subprocess.Popen([*command, str(i)]) for i in range(WORKERS)]
+    for worker in workers:
+        try:
+            worker.wait(max(1.0, seconds - (time.time() - start)))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+    print(f"compiled in {time.time() - start:.1f} s", flush=True)
+
+
+class Report:
+    """JSON lines out, table rows kept for the end."""
+
+    def __init__(self) -> None:
+        folder = os.environ.get("OUT")
+        self.file = open(os.path.join(folder, "fp8_matmul.jsonl"), "w") if folder else sys.stdout  # noqa: SIM115
+        self.rows: list[str] = []
+
+    def line(self, **values: object) -> None:
+        self.file.write(json.dumps({"kernel": "fp8_matmul", **values}) + "\n")
+        self.file.flush()
+
+    def few(self, bench: Bench, cases: list[Case], wanted: Tensor, library: float) -> None:
+        """Times all variants of one (shape, M, act, norm, columns), keeps the row of the table."""
+        first = cases[0]
+        extra = f"{'+norm' if first.norm else ''}{'+' + first.act if first.act else ''}"
+        title = f"{first.name}{extra}{'+blocks' if first.columns else ''}"
+        traffic = bench.n * bench.k / 1e6  # bytes / microsecond = MB / s; / 1e6 gives TB/s
+        timed: list[tuple[float, str]] = []
+        chosen = choose_fp8(first.m, bench.n, bench.k, columns=first.columns, gated=bool(first.act))
+        at_choice = ""
+        for case in cases:
+            what = f"{title} m{case.m} {label(case.variant)}"
+            try:
+                us, error = bench.check_and_time(case, wanted)
+            except Exception as failure:
+                self.line(case=what, error=repr(failure)[:300])
+                self.rows.append(f"FAILED {what} {repr(failure)[:100]}")
+                continue
+            self.line(case=what, us=round(us, 2), tb_s=round(traffic / us, 3), error=error)
+            if not error < 0.02:
+                self.rows.append(f"WRONG {what} error {error}")
+                continue
+            timed.append((us, label(case.variant)))
+            if case.variant == chosen:
+                at_choice = f" choose {us:.1f} {label(case.variant)}"
+        timed.sort()
+        best = ", ".join(f"{name} {us:.1f}" for us, name in timed[:3])
+        rate = f" {traffic / timed[0][0]:.2f} TB/s" if timed else ""
+        self.rows.append(f"{title} {first.m} bf16 {library:.1f} best {best}{rate}{at_choice}")
+
+    def many(self, name: str, m: int) -> None:
+        """FP8 on both sides, its parts, and what blocks take: widened weights in the library's bfloat16 product."""
+        bench = Bench(name, least=0, rows=m)
+        bench.weights = bench.weights.expand(2, -1, -1).contiguous()
+        for copy in bench.weights:
+            copy.copy_(torch.randn(bench.n, bench.k, device="cuda").clamp_(-4, 4) * 100)
+        plain = bench.matrix().dequantize(torch.bfloat16)
+        try:
+            out = scaled_matmul(bench.x, bench.weights[0], bench.scale, None)
+            rows, scale = quantize_rows(bench.x)
+            if out is None:
+                raise RuntimeError("no scaled_mm here")
+            sample = slice(0, min(m, 256))
+            wanted = (rows[sample].double() * scale[sample]) @ bench.matrix().dequantize(torch.float32).double().T
+            error = float((out[sample].double() - wanted).abs().max() / wanted.abs().max())
+            inner = torch.randn(m, 2 * bench.k, device="cuda", dtype=torch.bfloat16)
+            times = {
+                "fp8": bench.microseconds(lambda i: scaled_matmul(bench.x, bench.weights[i], bench.scale, None)),
+                "quantize": bench.microseconds(lambda i: quantize_rows(bench.x)),
+                "gated quantize": bench.microseconds(lambda i: quantize_rows(inner, act="silu")),
+                "bf16": bench.microseconds(lambda i: F.linear(bench.x, plain)),
+                "widen": bench.microseconds(lambda i: bench.matrix(i).dequantize(torch.bfloat16)),
+            }
+        except Exception as failure:
+            self.rows.append(f"FAILED {name} m{m} {repr(failure)[:200]}")
+            self.line(case=f"{name} m{m} many", error=repr(failure)[:300])
+            return
+        flops = 2 * m * bench.n * bench.k / 1e6
+        for what, us in times.items():
+            self.line(case=f"{name} m{m} {what}", us=round(us, 1), tflops=round(flops / us), error=error)
+        wrong = "" if error < 0.02 else f" WRONG error {error}"
+        shown = ", ".join(f"{what} {us:.1f}" for what, us in times.items())
+        self.rows.append(f"{name} {m} many: {shown} us; fp8 {flops / times['fp8']:.0f} TFLOPS{wrong}")
+
+
+def measure(part: str, report: Report, deadline: float) -> None:
+    cases = list(all_cases(part))
+    libraries: dict[tuple[str, int, str, bool], float] = {}
+    for name, columns in dict.fromkeys((case.name, case.columns) for case in cases):
+        bench = Bench(name, columns)
+        plain = bench.matrix().dequantize(torch.bfloat16).expand(1, -1, -1)
+        spare = max(1, CACHE_BYTES // (2 * plain.numel()))
+        plains = plain.repeat(spare + 1, 1, 1)
+        groups: dict[tuple[int, str, bool], list[Case]] = {}
+        for case in cases:
+            if (case.name, case.columns) == (name, columns):
+                groups.setdefault((case.m, case.act, case.norm), []).append(case)
+        wanted: dict[tuple[str, bool], Tensor] = {}
+        for (m, act, norm), members in groups.items():
+            if time.time() > deadline:
+                report.rows.append(f"out of time before {name} {m}")
+                return
+            if (act, norm) not in wanted:
+                wanted[act, norm] = bench.wanted(act, norm)
+            if (name, m, act, norm) not in libraries:
+                x = bench.x[:m]
+                us = bench.microseconds(lambda i, x=x, w=plains: F.linear(x, w[i % len(w)]))
+                libraries[name, m, act, norm] = us
+            report.few(bench, list(dict.fromkeys(members)), wanted[act, norm], libraries[name, m, act, norm])
+    for name in ("8b.qkv", "8b.gate_up", "8b.down") if part in ("all", "many") else ():
+        for m in MANY:
+            report.many(name, m)
+
+
+def main() -> None:
+    part = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if "--compile" in sys.argv:
+        compile_share(part, int(sys.argv[-1]))
+        return
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 85.0
+    start = time.time()
+    if part != "many":
+        compile_all(part, seconds * 0.6)
+    report = Report()
+    try:
+        measure(part, report, start + seconds * 0.85)
+    finally:
+        print("\n".join(report.rows))
+        print(f"{time.time() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

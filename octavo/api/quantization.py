@@ -1,0 +1,89 @@
+"""What a model's files hold and what was asked for in; what becomes of plain matrices, and bytes on the device, out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+from octavo.base.errors import ConfigError, UnsupportedError
+from octavo.base.types.tensor import MatrixScheme
+
+if TYPE_CHECKING:
+    from octavo.api.build import Model
+
+ONLINE: dict[str, MatrixScheme] = {"fp8": MatrixScheme("fp8", 8, (1, 0))}
+"""ModelConfig.quantization -> how the torch backend then keeps the layers' matrices of a plain checkpoint."""
+
+_MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def online_quantization(model: Model, *, device: str) -> str | None:
+    """Of ONLINE, what to make of the layers' matrices while they are loaded; None: they stay as they are stored.
+
+    ConfigError where what was asked for is not how the checkpoint is quantized; UnsupportedError where the device
+    cannot do it.
+    """
+    asked, stored = model.config.quantization, _stored_method(model)
+    if asked is None or asked == stored:
+        return None
+    if stored is not None:
+        raise ConfigError(
+            f"quantization={asked}, but {model.path.name} is quantized by {stored}; leave it out", param="quantization"
+        )
+    if asked not in ONLINE:
+        raise ConfigError(
+            f"quantization={asked}, but {model.path.name} is not quantized; leave it out, use "
+            f"{' or '.join(ONLINE)}, or name a model that is",
+            param="quantization",
+        )
+    if device == "cpu":
+        raise UnsupportedError(
+            f"quantization={asked} is not supported on device cpu; use device=cuda, or a GGUF file of the model",
+            param="quantization",
+        )
+    return asked
+
+
+def weight_bytes(model: Model, *, device: str, element: int) -> int:
+    """Of all weights on the device. element: bytes of one number of its arithmetic."""
+    from octavo.models.registry import find_family
+
+    online = online_quantization(model, device=device)
+    names = {} if device == "cpu" else find_family(model.checkpoint.config).names(model.spec)
+    total = 0
+    for name, parameter in model.spec.parameters().items():
+        scheme = None
+        if device != "cpu" and name.rsplit(".", 1)[-1] in _MATRICES and ".experts." not in name:
+            scheme = ONLINE[online] if online else _stored_scheme(model, names[name], parameter.shape)
+        size = prod(parameter.shape) * element
+        total += size if scheme is None else scheme.num_bytes(parameter.shape)
+    return total
+
+
+def quantized_matrices(model: Model, names: Mapping[str, str]) -> dict[str, MatrixScheme]:
+    """How config.json says that matrices are stored, by internal name. names: internal name -> checkpoint's name."""
+    quantization = model.checkpoint.quantization
+    if quantization is None:
+        return {}
+    modules = {name: stored.removesuffix(".weight") for name, stored in names.items() if stored.endswith(".weight")}
+    return {name: scheme for name, module in modules.items() if (scheme := quantization.scheme(module)) is not None}
+
+
+def _stored_method(model: Model) -> str | None:
+    if model.path.suffix == ".gguf" or model.checkpoint.format == "gguf":
+        return "gguf"
+    quantization = model.checkpoint.quantization
+    return None if quantization is None else quantization.method
+
+
+def _stored_scheme(model: Model, name: str, shape: tuple[int, ...]) -> MatrixScheme | None:
+    """Of the tensor `name`; by the config alone where no tensor is here."""
+    quantization, tensors = model.checkpoint.quantization, model.checkpoint.tensors
+    if quantization is None:
+        return None
+    module = name.removesuffix(".weight")
+    if not tensors:
+        return quantization.scheme(module)
+    found = quantization.find(tensors, module, shape)
+    return None if found is None else found.scheme

@@ -1,0 +1,150 @@
+"""Products with E4M3 weights: of many tokens in FP8 on both sides; of few, the variant of kernels/skinny_matmul.py.
+
+Rows of x get a scale each, x = row scale * E4M3; scales by row of both sides multiply the product's sums.
+"""
+
+# ruff: noqa: N803 (in capitals: what a kernel is compiled for)
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.gated import activate
+from octavo.backends.torch.kernels.norm import row_shape
+from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, split_k
+
+LARGEST = 448.0
+"""Of E4M3."""
+
+WIDEN_ROWS, WIDEN_COLUMNS = 32, 128
+"""Of a program; columns do not cross a block's border."""
+
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+GRANULE = 16
+"""Elements that rows of both sides must be a multiple of for torch._scaled_mm, and so must be the outputs."""
+
+
+def choose_fp8(m: int, n: int, k: int, *, columns: int, gated: bool = False) -> Variant | None:
+    """As skinny_choice.choose, for a weight in E4M3. columns: of a block with a scale, 0 where rows have one each.
+
+    None only where the kernel cannot take the sizes: up to MAX_ROWS activations keep their 16 bits.
+    """
+    if not 1 <= m <= MAX_ROWS or k % GRANULE:
+        return None
+    if m <= 2:
+        whole = max(triton.next_power_of_2(k), 1024)
+        if whole <= 4096:
+            return Variant("vector", 2 if m == 2 or gated or n <= 4096 else 4, whole, 4)
+        return Variant("vector", 2 if m == 2 or gated else 4, 1024, 4)
+    stages = 4 if columns == 0 else 6
+    wide = Variant("dot", 64, 256 if columns == 0 else 128, 4, stages, swap=True)
+    if m > 32:
+        wide = replace(wide, block_k=128, stages=4)
+    return wide if gated else split_k(wide, n)
+
+
+def scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *, act: str = "") -> Tensor | None:
+    """x [M, K] @ weight.T * scale.T + bias in x's type, x rounded to E4M3 by row; None where the device cannot.
+
+    weight: float8_e4m3fn [N, K], contiguous; scale: float32 [N, 1].  act: x is what quantize_rows takes with it.
+    """
+    n, k = weight.shape
+    if x.dtype != torch.bfloat16 or k % GRANULE or n % GRANULE or not _has_scaled_mm(x.device):
+        return None
+    rows, row_scale = quantize_rows(x, act=act)
+    out = torch._scaled_mm(
+        rows, weight.t(), scale_a=row_scale, scale_b=scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+    return out if bias is None else out.add_(bias)
+
+
+@cache
+def _has_scaled_mm(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def widen(weight: Tensor, scale: Tensor, group: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """weight * scale in dtype, newly made. weight: float8_e4m3fn [N, K], contiguous; scale, group: as of Scaled."""
+    n, k = weight.shape
+    out = torch.empty((n, k), dtype=dtype, device=weight.device)
+    grid = (triton.cdiv(n, WIDEN_ROWS), triton.cdiv(k, WIDEN_COLUMNS))
+    _widen[grid](
+        weight.view(torch.uint8), scale, out, n, k, scale.stride(0), GROUP_N=group[0], GROUP_K=group[1] or k,
+        BLOCK_N=WIDEN_ROWS, BLOCK_K=WIDEN_COLUMNS, num_warps=4, **pdl.options(),
+    )  # fmt: skip
+    return out
+
+
+def quantize_rows(x: Tensor, *, act: str = "") -> tuple[Tensor, Tensor]:
+    """x: [M, K], contiguous -> E4M3 [M, K] and float32 [M, 1], whose product is x. A row of zeros gets the scale 1.
+
+    One that is not finite throughout gets NaN.  act: x is [M, 2 * K] and what kernels/gated.py makes of it is meant.
+    """
+    m, k = x.shape
+    k = k // 2 if act else k
+    out = torch.empty((m, k), dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty((m, 1), dtype=torch.float32, device=x.device)
+    if m:
+        block, warps = row_shape(k)
+        _quantize_rows[(m,)](x, out, scale, K=k, ACT=act, BLOCK=block, num_warps=warps, **pdl.options())
+    return out, scale
+
+
+@triton.jit
+def _widen(
+    weight, scale, out, N, K, scale_stride, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    columns = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    inside = (rows < N) & (columns < K)
+    at = rows.to(tl.int64) * K + columns
+    elements = tl.load(weight + at, mask=inside, other=0).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    # of a program's columns all are of one group
+    first = tl.program_id(1) * BLOCK_K // GROUP_K
+    values = elements * tl.load(scale + rows // GROUP_N * scale_stride + first, mask=rows < N, other=0)
+    pdl.wait(PDL)
+    tl.store(out + at, values.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _quantize_rows(
+    x, out, scale, K: tl.constexpr, ACT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < K
+    pdl.wait(PDL)
+    if ACT == "":
+        values = tl.load(x + row * K + column, mask=inside, other=0.0).to(tl.float32)
+    else:
+        gate = tl.load(x + row * (2 * K) + column, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(x + row * (2 * K) + K + column, mask=inside, other=0.0).to(tl.float32)
+        kind: tl.constexpr = x.dtype.element_ty
+        values = (activate(gate, ACT).to(kind).to(tl.float32) * up).to(kind).to(tl.float32)
+    largest = tl.max(tl.abs(values), axis=0)
+    # the comparison is false of a NaN as well, which a maximum may pass over
+    wild = tl.max(tl.where(tl.abs(values) < float("inf"), 0, 1), axis=0) > 0
+    by = tl.where((largest == 0.0) | wild, 1.0, largest / 448.0)
+    values = tl.where(wild, 0.0, values / by)
+    if _INTERPRETED:
+        values = _nearest(values)
+    tl.store(out + row * K + column, values.to(tl.float8e4nv), mask=inside)
+    tl.store(scale + row, tl.where(wild, float("nan"), by))
+
+
+@triton.jit
+def _nearest(values):
+    """To what E4M3 has, ties to even: the interpreter's own conversion loses the carry from 127 to 128."""
+    power = (values.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    middle = tl.maximum(power * 0.125, 0.001953125) * 12582912.0  # 1.5 * 2^23 steps: a sum keeps whole ones
+    return tl.where(power > 448.0, values, (values + middle) - middle)

@@ -1,0 +1,140 @@
+"""How a kind of matrix is multiplied: one row a class of matrix. Few tokens by our kernels, many by a library's."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, scaled_matmul, widen
+from octavo.backends.torch.kernels.gated import gated
+from octavo.backends.torch.kernels.skinny_choice import Variant, choose
+from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, scratch_sizes, skinny_matmul
+from octavo.backends.torch.ops.int4 import Int4
+from octavo.backends.torch.quant.fp8 import Fp8Matrix
+from octavo.backends.torch.quant.int4 import Int4Matrix
+from octavo.backends.torch.quant.matrix import Matrix
+from octavo.base.errors import UnsupportedError
+
+
+class Product(Protocol):
+    """x: [tokens, in] in a 16-bit type; tokens at most skinny_choice.MAX_ROWS for `choose` and `few`.
+
+    norms: whether `few` takes a norm.
+    """
+
+    norms: bool
+
+    def choose(self, m: int, weight: Any, *, gated: bool) -> Any | None:
+        """The kernel's variant for m tokens, for Plan.variant; None: what `many` does is at least as fast."""
+
+    def scratch_sizes(self, variant: Any, m: int, weight: Any, *, gated: bool) -> tuple[int, int]:
+        """As skinny_matmul.scratch_sizes: float32 elements and counters."""
+
+    def few(
+        self,
+        x: Tensor,
+        weight: Any,
+        out: Tensor,
+        plan: Plan,
+        *,
+        norm: Norm | None = None,
+        bias: Tensor | None = None,
+        act: str = "",
+    ) -> Tensor:
+        """out = f(x) @ weight.T and what is asked for, as skinny_matmul.skinny_matmul; returns out."""
+
+    def many(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+        """x @ weight.T + bias in x's type, for any number of tokens."""
+
+
+class Dense:
+    """Plain matrices."""
+
+    norms = True
+
+    def choose(self, m: int, weight: Tensor, *, gated: bool) -> Variant | None:
+        """As Product."""
+        return choose(m, *weight.shape, gated=gated)
+
+    def scratch_sizes(self, variant: Variant, m: int, weight: Tensor, *, gated: bool) -> tuple[int, int]:
+        """As Product."""
+        return scratch_sizes(variant, m, weight.shape[0], gated=gated)
+
+    def few(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        out: Tensor,
+        plan: Plan,
+        *,
+        norm: Norm | None = None,
+        bias: Tensor | None = None,
+        act: str = "",
+    ) -> Tensor:
+        """As Product."""
+        return skinny_matmul(x, weight, out, plan, norm=norm, bias=bias, act=act)
+
+    def many(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As Product."""
+        return F.linear(x, weight, bias)
+
+
+class Fp8:
+    """Few tokens keep their 16 bits; of many each is rounded to E4M3 where scales are by row and the device can."""
+
+    norms = True
+
+    def choose(self, m: int, weight: Fp8Matrix, *, gated: bool) -> Variant | None:
+        """As Product."""
+        return choose_fp8(m, *weight.shape, columns=weight.group[1], gated=gated)
+
+    def scratch_sizes(self, variant: Variant, m: int, weight: Fp8Matrix, *, gated: bool) -> tuple[int, int]:
+        """As Product."""
+        return scratch_sizes(variant, m, weight.shape[0], gated=gated)
+
+    def few(
+        self,
+        x: Tensor,
+        weight: Fp8Matrix,
+        out: Tensor,
+        plan: Plan,
+        *,
+        norm: Norm | None = None,
+        bias: Tensor | None = None,
+        act: str = "",
+    ) -> Tensor:
+        """As Product."""
+        scaled = Scaled(weight.weight, weight.scale, weight.group)
+        return skinny_matmul(x, scaled, out, plan, norm=norm, bias=bias, act=act)
+
+    def many(self, x: Tensor, weight: Fp8Matrix, bias: Tensor | None) -> Tensor:
+        """As Product."""
+        out = scaled_matmul(x, weight.weight, weight.scale, bias) if weight.group[1] == 0 else None
+        if out is None:
+            out = F.linear(x, widen(weight.weight, weight.scale, weight.group, x.dtype), bias)
+        return out
+
+
+def gated_product(inner: Tensor, weight: Matrix, bias: Tensor | None, act: str) -> Tensor:
+    """act(first half of inner's columns) * second half, times weight.T: for any number of tokens."""
+    if isinstance(weight, Fp8Matrix) and weight.group[1] == 0:
+        out = scaled_matmul(inner, weight.weight, weight.scale, bias, act=act)
+        if out is not None:
+            return out
+    y = inner.new_empty(len(inner), inner.shape[1] // 2)
+    gated(inner, y, act)
+    return product_of(weight).many(y, weight, bias)
+
+
+PRODUCTS: dict[type, Product] = {Tensor: Dense(), Fp8Matrix: Fp8(), Int4Matrix: Int4()}
+"""By class of matrix."""
+
+
+def product_of(weight: Matrix) -> Product:
+    """How to multiply with it. UnsupportedError for a class without a product."""
+    product = PRODUCTS.get(type(weight))
+    if product is None:
+        raise UnsupportedError(f"there is no kernel for matrices of {type(weight).__name__}")
+    return product

@@ -1,0 +1,55 @@
+"""The tables: a quant_method's rules, a layout's parts. A new format is a line in each, and a dequantizer in quant/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.base.errors import ModelFormatError
+from octavo.base.types.tensor import MatrixScheme, QuantizedTensor
+from octavo.weights.quantization import compressed, fp8, int4
+from octavo.weights.quantization.rules import Find, Rule, Tensors
+
+METHODS: dict[str, Callable[[Mapping[str, Any]], list[Rule]]] = {
+    "fp8": fp8.fp8_rules,
+    "compressed-tensors": compressed.compressed_rules,
+    "gptq": int4.gptq_rules,
+    "awq": int4.awq_rules,
+}
+"""quant_method -> from quantization_config to the rules, of which the first that matches a module holds."""
+
+LAYOUTS: dict[str, Find] = {fp8.LAYOUT: fp8.find_fp8, **dict.fromkeys(int4.PARTS, int4.find_int4)}
+"""MatrixScheme.layout -> how its parts are found."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A checkpoint's quantization_config. method: its quant_method."""
+
+    method: str
+    rules: tuple[Rule, ...]
+
+    def scheme(self, module: str) -> MatrixScheme | None:
+        """How the module's matrix is stored, if it is not stored plainly; None: it is not quantized."""
+        return next((rule.scheme for rule in self.rules if rule.matches(module)), None)
+
+    def find(self, tensors: Tensors, module: str, shape: tuple[int, ...]) -> QuantizedTensor | None:
+        """The module's matrix [out, in]; None where it is stored plainly. ModelFormatError as rules.Find."""
+        scheme = self.scheme(module)
+        return None if scheme is None else LAYOUTS[scheme.layout](tensors, module, scheme, shape)
+
+
+def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
+    """Of a config.json; None where it has none. ModelFormatError names what cannot be run."""
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return None
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if not isinstance(quantization, dict) or method not in METHODS:
+        raise ModelFormatError(
+            f"config.json: quantization_config.quant_method {str(method)[:40]!r} is not supported, only "
+            f"{', '.join(METHODS)}; take the unquantized model or a GGUF file of it",
+            param="quantization_config",
+        )
+    return Quantization(method, tuple(METHODS[method](quantization)))

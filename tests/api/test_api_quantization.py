@@ -1,0 +1,148 @@
+"""quantization=...: what it means for a checkpoint, what contradicts it, and the tokens that come of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import weight_files as make
+from quantized_checkpoints import INT4_FORMATS, compressed, quantize_folder
+
+from octavo import LLM, SamplingParams
+from octavo.api.build import _weights as model_weights
+from octavo.api.build import open_model
+from octavo.api.quantization import online_quantization, weight_bytes
+from octavo.backends.torch.quant.int4 import Int4Matrix
+from octavo.backends.torch.weights import load_weights
+from octavo.base.config.config import ModelConfig
+from octavo.base.errors import ConfigError, OctavoError, UnsupportedError
+
+PROMPTS = [[5, 6, 7], [9, 30, 41, 8, 100, 12, 77], [60]]
+SIZES: dict[str, Any] = {"max_model_len": 64, "kv_cache_memory_bytes": 1 << 20, "skip_tokenizer_init": True}
+
+
+def tokens(llm: LLM, prompts: list[list[int]]) -> list[list[int]]:
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True, detokenize=False)
+    made = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    return [output.outputs[0].token_ids for output in made]
+
+
+@pytest.fixture
+def plain(checkpoint: Callable[[str], Path]) -> Path:
+    return checkpoint("llama")
+
+
+@pytest.fixture(params=["fp8_block", "compressed_channel"])
+def quantized(request: pytest.FixtureRequest, plain: Path, tmp_path: Path) -> Path:
+    return quantize_folder(plain, request.param, tmp_path)[0]
+
+
+@pytest.mark.parametrize("device", ["torch:cpu", "cpu"])
+def test_a_quantized_checkpoint_gives_the_same_tokens_alone_and_in_a_batch(quantized: Path, device: str) -> None:
+    with LLM(str(quantized), device=device, **SIZES) as llm:
+        together = tokens(llm, PROMPTS)
+        assert [tokens(llm, [prompt])[0] for prompt in PROMPTS] == together
+    with LLM(str(quantized.parent / "plain"), device=device, **SIZES) as llm:
+        assert tokens(llm, PROMPTS) == together
+
+
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+def test_quantized_while_loaded(plain: Path, load_format: str) -> None:
+    options = {"device": "torch:cpu", "load_format": load_format, **SIZES}
+    with LLM(str(plain), quantization="fp8", **options) as llm:
+        together = tokens(llm, PROMPTS)
+        assert [tokens(llm, [prompt])[0] for prompt in PROMPTS] == together
+    with LLM(str(plain), **options) as exact:
+        assert [len(ids) for ids in tokens(exact, PROMPTS)] == [len(ids) for ids in together]
+
+
+def opened(path: Path, quantization: str | None, **more: Any) -> Any:
+    return open_model(ModelConfig(model=str(path), quantization=quantization, **more), with_text=False)
+
+
+def test_what_is_asked_for_and_what_is_there(plain: Path, tmp_path: Path) -> None:
+    make.write_gguf(tmp_path / "m.gguf")
+    block, channel = (quantize_folder(plain, name, tmp_path / name)[0] for name in ("fp8_block", "compressed_channel"))
+    for path, asked, wanted in (
+        (plain, None, None),
+        (plain, "fp8", "fp8"),
+        (block, None, None),
+        (block, "fp8", None),
+        (channel, "compressed-tensors", None),
+        (tmp_path / "m.gguf", "gguf", None),
+    ):
+        assert online_quantization(opened(path, asked), device="cuda") == wanted
+    for path, asked, words in (
+        (channel, "fp8", "is quantized by compressed-tensors"),
+        (block, "compressed-tensors", "is quantized by fp8"),
+        (tmp_path / "m.gguf", "fp8", "is quantized by gguf"),
+        (plain, "gguf", "is not quantized"),
+        (plain, "compressed-tensors", "is not quantized"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            online_quantization(opened(path, asked), device="cuda")
+        assert caught.value.param == "quantization"
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "kind", "words"),
+    [
+        ("llama", {"quantization": "fp8", "device": "cpu"}, UnsupportedError, "device=cuda, or a GGUF file"),
+        ("qwen3_moe", {"quantization": "fp8", "device": "torch:cpu"}, UnsupportedError, "mixtures of experts"),
+        ("llama", {"quantization": "fp9"}, ConfigError, "awq, compressed-tensors, fp8, gguf, gptq"),
+    ],
+)
+def test_mistakes_are_named(
+    checkpoint: Callable[[str], Path], case: str, options: dict[str, Any], kind: type[OctavoError], words: str
+) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        LLM(str(checkpoint(case)), **options, **SIZES)
+    assert caught.value.param == "quantization"
+
+
+def test_bytes_on_the_device(plain: Path, tmp_path: Path) -> None:
+    """Known from headers, and from a config alone."""
+    channel = quantize_folder(plain, "compressed_channel", tmp_path / "a")[0]
+    whole = weight_bytes(opened(plain, None), device="cuda", element=2)
+    hidden, width, q, kv = 64, 112, 64, 32
+    attention = q * hidden * 2 + kv * hidden * 2 + 4 * (2 * q + 2 * kv)
+    mlp = 3 * width * hidden + 4 * (2 * width + hidden)
+    layer = 2 * (q * hidden * 2 + kv * hidden * 2 + 3 * width * hidden)
+    online = weight_bytes(opened(plain, "fp8"), device="cuda", element=2)
+    assert online == whole - 2 * (layer - attention - mlp)
+    down = width * hidden + 4 * hidden
+    assert weight_bytes(opened(channel, None), device="cuda", element=2) == online - down + 2 * width * hidden
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(channel / "config.json", bare)
+    model = open_model(ModelConfig(model=str(bare)), with_text=False, with_weights=False)
+    assert weight_bytes(model, device="cuda", element=2) == online - down + 2 * width * hidden
+    assert weight_bytes(opened(channel, None), device="cpu", element=4) == 2 * whole
+
+
+def test_a_wrong_config_is_told_before_weights_are_read(plain: Path, tmp_path: Path) -> None:
+    settings = json.loads((plain / "config.json").read_text())
+    config = {**compressed("channel"), "format": "nvfp4-pack-quantized"}
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "quantization_config": config}))
+    with pytest.raises(OctavoError, match="nvfp4-pack-quantized"):
+        open_model(ModelConfig(model=str(tmp_path)), with_text=False, with_weights=False)
+
+
+@pytest.mark.parametrize("name", ["gptq", "packed_zeros"])
+def test_dummy_weights_are_made_4_bit_as_the_config_says(plain: Path, tmp_path: Path, name: str) -> None:
+    settings, config = json.loads((plain / "config.json").read_text()), INT4_FORMATS[name][0]
+    settings |= {"quantization_config": config, "intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for device in ("torch:cpu", "cpu"):
+        with LLM(str(tmp_path), device=device, load_format="dummy", **SIZES) as llm:
+            assert [len(ids) for ids in tokens(llm, PROMPTS)] == [9] * len(PROMPTS)
+    model = opened(tmp_path, None, load_format="dummy")
+    weights = load_weights(model.spec, model_weights(model), dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert {type(matrix) for matrix in weights.quantized()} == {Int4Matrix}
+    planned = weight_bytes(model, device="cuda", element=2)
+    assert weights.num_bytes <= planned < 1.2 * weights.num_bytes

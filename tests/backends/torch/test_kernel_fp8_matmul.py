@@ -1,0 +1,228 @@
+"""Products with E4M3 weights against float64 of the numbers that they hold: every form of kernel and of scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from octavo.backends.torch.kernels import fp8_matmul
+from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul, widen
+from octavo.backends.torch.kernels.gated import gated
+from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant
+from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, make_scratch, scratch_sizes, skinny_matmul
+from octavo.backends.torch.quant.fp8 import Fp8Matrix, quantize_fp8
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EPS = 1e-5
+WHOLE = Variant("vector", 32, 512, 4)
+LONG = Variant("vector", 32, 128, 4)
+FORMS = {
+    "whole": WHOLE,
+    "long": LONG,
+    "dot": Variant("dot", 32, 64, 4, 2),
+    "swap": Variant("dot", 32, 64, 4, 2, swap=True),
+    "split": Variant("dot", 64, 64, 4, 2, split=3),
+    "split_swap": Variant("dot", 32, 128, 4, 2, split=2, swap=True),
+}
+GROUPS = [(1, 0), (128, 128), (1, 128)]
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape).to(DEVICE, dtype)
+
+
+def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
+
+
+def matrix(n: int, k: int, group: tuple[int, int]) -> Fp8Matrix:
+    """Any finite elements; scales that tell groups apart, inside a wider tensor of NaN."""
+    codes = torch.randint(0, 256, (n, k), dtype=torch.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 8
+    rows, columns = (-(-size // step) if step else 1 for size, step in zip((n, k), group, strict=True))
+    wide = poisoned(rows, columns + 1, dtype=torch.float32)
+    wide[:, :columns] = (torch.rand(rows, columns) * 10 + 0.1).to(DEVICE) / 448
+    return Fp8Matrix(codes.view(torch.float8_e4m3fn).to(DEVICE), wide[:, :columns], group)
+
+
+def scaled(weight: Fp8Matrix) -> Scaled:
+    scale = weight.scale.contiguous() if weight.group[1] == 0 else weight.scale
+    return Scaled(weight.weight, scale, weight.group)
+
+
+def plan_of(variant: Variant, m: int, n: int, gated: bool = False) -> Plan:
+    elements, tiles = scratch_sizes(variant, m, n, gated=gated)
+    scratch = make_scratch(elements, tiles, DEVICE) if tiles else None
+    if scratch is not None:
+        scratch.partial.fill_(float("nan"))
+    return Plan(variant, scratch)
+
+
+def product(x: torch.Tensor, weight: Fp8Matrix, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """float64."""
+    return F.linear(x.double(), weight.dequantize(torch.float64), None if bias is None else bias.double())
+
+
+def check(out: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
+    error = (out.double() - wanted).abs().max().item() / (wanted.abs().max().item() + 1e-9)
+    assert error <= tolerance, error
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+def test_the_product_alone_of_odd_shapes(form: str, group: tuple[int, int]) -> None:
+    dtype = torch.float32
+    m, n, k = (3, 135, 400) if FORMS[form].form == "vector" else (17, 135, 400)
+    x, weight = random(m, k, dtype=dtype), matrix(n, k, group)
+    out = poisoned(m + 1, n, dtype=dtype)
+    skinny_matmul(x, scaled(weight), out[:m], plan_of(FORMS[form], m, n))
+    check(out[:m], product(x, weight), TOLERANCE[dtype])
+    assert out[m].isnan().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+def test_gated_activation_and_bias(form: str, group: tuple[int, int]) -> None:
+    m, width, k, dtype = 2, 69, 272, torch.float16
+    x, weight, bias = random(m, k, dtype=dtype) / 8, matrix(2 * width, k, group), random(2 * width, dtype=dtype)
+    out = poisoned(m, width, dtype=dtype)
+    plan = plan_of(FORMS[form], m, 2 * width, gated=True)
+    skinny_matmul(x, scaled(weight), out, plan, bias=bias, act="silu")
+    gate, up = product(x, weight, bias).chunk(2, dim=-1)
+    check(out, F.silu(gate) * up, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("group", [(1, 0), (128, 128)], ids=str)
+def test_norm_before_the_product(form: str, group: tuple[int, int]) -> None:
+    m, n, k, dtype = 2, 40, 272, torch.float16
+    x, delta, weight = random(m, k, dtype=dtype), random(m, k, dtype=dtype), matrix(n, k, group)
+    norm = Norm(random(k) + 1, EPS, delta, poisoned(m, k, dtype=dtype))
+    out = poisoned(m, n, dtype=dtype)
+    skinny_matmul(x, scaled(weight), out, plan_of(FORMS[form], m, n), norm=norm)
+    normed = F.rms_norm((x + delta).float(), (k,), norm.weight, EPS).to(dtype)
+    check(out, product(normed, weight), TOLERANCE[dtype])
+    assert norm.x_out is not None
+    assert torch.equal(norm.x_out, x + delta)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_element_has_its_value(form: str) -> None:
+    """All 254 numbers of E4M3 exactly, subnormals and zeros of both signs among them."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 0
+    weight = Fp8Matrix(
+        codes.view(16, 16).to(DEVICE).view(torch.float8_e4m3fn), torch.ones(16, 1, device=DEVICE), (1, 0)
+    )
+    out = poisoned(4, 16, dtype=torch.float32)
+    eye = torch.eye(16, device=DEVICE)
+    for first in range(0, 16, 4):
+        skinny_matmul(eye[first : first + 4], scaled(weight), out, plan_of(FORMS[form], 4, 16))
+        assert torch.equal(out, weight.weight.float().t()[first : first + 4])
+
+
+def test_bfloat16() -> None:
+    x, weight = random(2, 256, dtype=torch.bfloat16), matrix(40, 256, (1, 0))
+    for variant in (WHOLE, LONG, FORMS["swap"]):
+        out = poisoned(2, 40, dtype=torch.bfloat16)
+        check(skinny_matmul(x, scaled(weight), out, plan_of(variant, 2, 40)), product(x, weight), 2e-2)
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
+def test_rows_behind_a_gate(act: str) -> None:
+    inner = random(3, 2 * 90, dtype=torch.float16)
+    y = poisoned(3, 90, dtype=torch.float16)
+    gated(inner, y, act)
+    for got, wanted in zip(quantize_rows(inner, act=act), quantize_rows(y), strict=True):
+        assert torch.equal(got.float(), wanted.float())
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_widening(group: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = matrix(135, 272, group)
+    out = widen(weight.weight, weight.scale, group, dtype)
+    assert torch.equal(out, weight.dequantize(dtype))
+
+
+@pytest.mark.parametrize("k", [16, 100, 513])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rows_are_quantized_to_the_nearest(k: int, dtype: torch.dtype) -> None:
+    x = random(5, k, dtype=dtype) * torch.tensor([[1.0], [1e-4], [300.0], [0.0], [1.0]], device=DEVICE).to(dtype)
+    rows, scale = quantize_rows(x)
+    assert (rows.dtype, scale.shape) == (torch.float8_e4m3fn, (5, 1))
+    largest = x.float().abs().amax(1, keepdim=True)
+    torch.testing.assert_close(scale, torch.where(largest > 0, largest / 448, 1.0))
+    step = torch.maximum(rows.float().abs() / 16, torch.tensor(2.0**-10))  # half of a step between neighbours
+    assert ((rows.float() - x.float() / scale).abs() <= step * 1.01).all()
+    assert (rows[3].float() == 0).all()
+
+
+def test_a_row_that_is_not_finite_stays_alone() -> None:
+    x = random(3, 64, dtype=torch.float16)
+    x[1, 5] = float("nan")
+    x[2, 7] = float("inf")
+    rows, scale = quantize_rows(x)
+    values = rows.float() * scale
+    assert values[0].isfinite().all()
+    assert values[1:].isnan().all()
+    assert quantize_rows(x[:0])[0].shape == (0, 64)
+
+
+def test_scaled_matmul_says_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = matrix(32, 64, (1, 0))
+    x = random(3, 64, dtype=torch.bfloat16)
+    monkeypatch.setattr(fp8_matmul, "_has_scaled_mm", lambda device: False)
+    assert scaled_matmul(x, weight.weight, weight.scale, None) is None
+    monkeypatch.setattr(fp8_matmul, "_has_scaled_mm", lambda device: True)
+    assert scaled_matmul(x.half(), weight.weight, weight.scale, None) is None
+    assert scaled_matmul(x[:, :40], weight.weight[:, :40], weight.scale, None) is None
+    assert scaled_matmul(x, weight.weight[:20], weight.scale[:20], None) is None
+
+
+@pytest.mark.parametrize("tokens", [1, 70])
+def test_scaled_matmul(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """On both sides in FP8; PyTorch has the product on a CPU too."""
+    weight, bias = matrix(48, 160, (1, 0)), random(48, dtype=torch.bfloat16)
+    x = random(tokens, 160, dtype=torch.bfloat16)
+    monkeypatch.setattr(fp8_matmul, "_has_scaled_mm", lambda device: True)
+    out = scaled_matmul(x, weight.weight, weight.scale.contiguous(), bias)
+    assert out is not None
+    rows, scale = quantize_rows(x)
+    check(out, product(rows.double() * scale, weight, bias), 2e-2)
+    check(out, product(x, weight, bias), 8e-2)
+
+
+def test_quantizing_a_plain_matrix() -> None:
+    plain = random(37, 50, dtype=torch.bfloat16)
+    plain[4] = 0
+    made = quantize_fp8(plain)
+    assert (made.shape, made.group, made.scale.shape) == ((37, 50), (1, 0), (37, 1))
+    back = made.dequantize(torch.float32)
+    assert (back[4] == 0).all()
+    largest = plain.float().abs().amax(1, keepdim=True)
+    assert ((back - plain.float()).abs() <= (plain.float().abs() / 16 + largest / 448 * 2**-10) * 1.001).all()
+    assert made.tensors()[0] is made.weight
+
+
+def test_choice_fits_its_limits() -> None:
+    assert choose_fp8(0, 4096, 4096, columns=0) is None
+    assert choose_fp8(MAX_ROWS + 1, 4096, 4096, columns=0) is None
+    assert choose_fp8(1, 4096, 4097, columns=0) is None
+    for n, k in ((4096, 1024), (1024, 3072), (6144, 4096), (28672, 4096), (4096, 14336)):
+        for m in (1, 2, 4, 8, 16, 17, 32, 48, 64):
+            for paired in (False, True):
+                for columns in (0, 128):
+                    variant = choose_fp8(m, n, k, columns=columns, gated=paired)
+                    assert variant is not None
+                    assert variant.form == "dot" or m <= 4
+                    if columns:
+                        whole = (
+                            variant.block_k % columns == 0
+                            if variant.form == "vector"
+                            else columns % variant.block_k == 0
+                        )
+                        assert whole
+                    assert scratch_sizes(variant, m, n, gated=paired)[0] * 4 <= 64 << 20

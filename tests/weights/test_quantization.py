@@ -1,0 +1,151 @@
+"""quantization_config: which modules are stored how, what is refused by name, parts that are missing or misshapen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from quantized_checkpoints import compressed
+
+from octavo.base.errors import ModelFormatError
+from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, QuantizedTensor, StoredTensor
+from octavo.weights.quantization import METHODS, read_quantization
+from octavo.weights.quantization.read import Quantization
+
+SHAPE = (256, 130)
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+BLOCKS = {**FP8, "weight_block_size": [128, 128]}
+
+
+def read(config: dict[str, Any]) -> Quantization:
+    found = read_quantization({"quantization_config": config})
+    assert found is not None
+    return found
+
+
+def tensor(name: str, scheme: str, *shape: int) -> StoredTensor:
+    kind = {**SCHEMES, **PART_SCHEMES}[scheme]
+    count = 1
+    for size in shape:
+        count *= size
+    return StoredTensor(name, kind, shape, memoryview(bytes(count * kind.group_bytes)))
+
+
+def parts(*given: tuple[str, str, tuple[int, ...]], weight: str = "F8_E4M3") -> dict[str, StoredTensor]:
+    made = [
+        tensor("m.q.weight", weight, *SHAPE),
+        *(tensor(f"m.q.{name}", scheme, *size) for name, scheme, size in given),
+    ]
+    return {each.name: each for each in made}
+
+
+def find(config: dict[str, Any], tensors: dict[str, StoredTensor]) -> QuantizedTensor | None:
+    return read(config).find(tensors, "m.q", SHAPE)
+
+
+def test_none_is_none() -> None:
+    assert read_quantization({}) is None
+    assert read_quantization({"quantization_config": None}) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "scale", "group", "shape"),
+    [
+        (FP8, ("weight_scale", "F32", ()), (0, 0), (1, 1)),
+        (FP8, ("weight_scale_inv", "F32", (1,)), (0, 0), (1, 1)),
+        (FP8, ("weight_scale", "BF16", (256, 1)), (1, 0), (256, 1)),
+        (BLOCKS, ("weight_scale_inv", "F32", (2, 2)), (128, 128), (2, 2)),
+        (compressed("tensor"), ("weight_scale", "F32", (1,)), (0, 0), (1, 1)),
+        (compressed("channel"), ("weight_scale", "F16", (256, 1)), (1, 0), (256, 1)),
+        (compressed("channel"), ("weight_scale", "F32", (256,)), (1, 0), (256, 1)),
+        (compressed("block", block_structure=[128, 128]), ("weight_scale", "F32", (2, 2)), (128, 128), (2, 2)),
+    ],
+)
+def test_parts_of_fp8(
+    config: dict[str, Any],
+    scale: tuple[str, str, tuple[int, ...]],
+    group: tuple[int, int],
+    shape: tuple[int, int],
+) -> None:
+    found = find(config, parts(scale))
+    assert found is not None
+    assert (found.name, found.shape, found.scheme.group) == ("m.q.weight", SHAPE, group)
+    assert found.parts["scale"].shape == shape == found.scheme.scale_shape(SHAPE)
+    assert found.nbytes == sum(part.nbytes for part in found.parts.values())
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "words"),
+    [
+        (FP8, parts(), "no tensor m.q.weight_scale or .weight_scale_inv"),
+        (FP8, parts(("weight_scale", "F32", (2,))), "m.q.weight_scale"),
+        (FP8, parts(("weight_scale", "F8_E4M3", (1,))), "F8_E4M3"),
+        (BLOCKS, parts(("weight_scale_inv", "F32", (2, 1))), r"\[2, 2\]"),
+        (compressed("tensor"), parts(("weight_scale", "F32", (2, 2))), r"\[256, 1\]"),
+        (compressed("channel"), parts(("weight_scale", "F32", (1,))), r"\[256, 1\]"),
+        (FP8, {"m.q.weight": tensor("m.q.weight", "F8_E4M3", 130, 256)}, r"\[256, 130\]"),
+    ],
+)
+def test_damaged_parts_are_named(config: dict[str, Any], tensors: dict[str, StoredTensor], words: str) -> None:
+    with pytest.raises(ModelFormatError, match=words):
+        find(config, tensors)
+
+
+def test_what_is_stored_plainly_is_plain() -> None:
+    assert find(FP8, parts(weight="BF16")) is None
+    assert find(FP8, {}) is None
+
+
+def test_modules_that_are_left_out() -> None:
+    listed = read({**FP8, "modules_to_not_convert": ["lm_head", "mlp.gate"]})
+    assert listed.scheme("lm_head") is None
+    assert listed.scheme("model.layers.3.mlp.gate") is None
+    assert listed.scheme("model.layers.3.mlp.gate_proj") is not None
+    config = compressed("channel")
+    config["ignore"] = ["lm_head", r"re:.*self_attn\.[qk]_proj$"]
+    ignoring = read(config)
+    assert ignoring.scheme("lm_head") is None
+    assert ignoring.scheme("model.lm_head") is not None
+    assert ignoring.scheme("model.layers.0.self_attn.k_proj") is None
+    assert ignoring.scheme("model.layers.0.self_attn.v_proj") is not None
+
+
+def test_groups_are_told_apart_by_their_targets() -> None:
+    config = compressed("channel")
+    other = compressed("tensor")["config_groups"]["group_0"]
+    config["config_groups"] = {
+        "a": {**other, "targets": ["re:.*down_proj", "model.layers.0.mlp.up_proj"]},
+        "b": {**config["config_groups"]["group_0"], "targets": ["re:.*q_proj"]},
+    }
+    found = read(config)
+    groups = {name: found.scheme(f"model.layers.0.mlp.{name}") for name in ("down_proj", "up_proj", "q_proj", "o_proj")}
+    assert [scheme and scheme.group for scheme in groups.values()] == [(0, 0), (0, 0), (1, 0), None]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quant_method": "bitsandbytes"}, "'bitsandbytes'"),
+        ({"quant_method": None}, "None"),
+        ("awq", "'awq'"),
+        ({**FP8, "activation_scheme": "sometimes"}, "activation_scheme 'sometimes'"),
+        ({**FP8, "fmt": "e5m2"}, "fmt 'e5m2'"),
+        ({**FP8, "weight_block_size": [64, 64]}, r"weight_block_size '\[64, 64\]'"),
+        ({**FP8, "ignored_layers": "lm_head"}, "ignored_layers"),
+        ({**compressed("tensor"), "format": "nvfp4-pack-quantized"}, "nvfp4-pack-quantized"),
+        ({**compressed("tensor"), "ignore": ["re:("]}, "pattern"),
+        ({**compressed("tensor"), "config_groups": None}, "config_groups"),
+        ({**compressed("tensor"), "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
+        (compressed("group"), "strategy 'group'"),
+        (compressed("tensor", num_bits=4), "4 bits of float"),
+        (compressed("block", block_structure=[1, 128]), "block"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(config: Any, words: str) -> None:
+    with pytest.raises(ModelFormatError, match=words) as caught:
+        read_quantization({"quantization_config": config})
+    assert caught.value.param == "quantization_config"
+
+
+def test_every_method_is_read_here() -> None:
+    assert set(METHODS) == {"fp8", "compressed-tensors", "gptq", "awq"}
