@@ -129,13 +129,12 @@ class DecodeSteps:
 
     def run(self, plan: StepPlan, download: Download) -> Callable[[], StepResult] | None:
         """Launch the step; what it returns gives the result after `download`. None: not a decode step."""
-        columns = self._columns(plan.rows)
-        if columns is None:
+        rows = [step.row for step in plan.rows]
+        inputs = self._inputs(plan.rows, rows)
+        if inputs is None:
             return None
-        size = next(size for size in self._sizes if size >= len(plan.rows))
-        rows = columns[0].tolist()
-        kind = self._rows.kinds.of(rows)
-        made = self._launch(upload_array(_padded(columns, size), self._rows.device), size, kind)
+        kind, size = self._rows.kinds.of(rows), inputs.shape[1]
+        made = self._launch(upload_array(inputs, self._rows.device), size, kind)
         return partial(_result, plan, unpack(download.add(made), size), self._counts(rows, kind))
 
     def draw(self, logits: Tensor, rows: list[int], positions: list[int], download: Download) -> Sampled:
@@ -157,14 +156,19 @@ class DecodeSteps:
             self._step.run(size, Kind(), blank=True)
         self._step.run(self._sizes[0], ALL_ON, blank=True)
 
-    def _columns(self, steps: list[RowStep]) -> np.ndarray | None:
-        """int32 [2, n], rows and positions; None where a row runs more, does not sample, asks more or cannot run."""
-        if not steps or not all(step.count == 1 and step.sample for step in steps):
+    def _inputs(self, steps: list[RowStep], rows: list[int]) -> np.ndarray | None:
+        """int32 [2, size], rows and positions, then padding; None where a row runs more than a token, does not sample,
+        is beyond the kernels or cannot run."""
+        single = all(step.count == 1 and step.sample for step in steps)
+        if not steps or not single or meets(rows, self._rows.kinds.beyond):
             return None
-        columns = np.array([[step.row for step in steps], [step.start for step in steps]], np.int32)
-        room = self._rows.room[columns[0]]
-        able = ((columns[1] >= 0) & (columns[1] < room)).all()
-        return columns if able and not meets(columns[0].tolist(), self._rows.kinds.beyond) else None
+        count = len(rows)
+        inputs = np.zeros((2, next(size for size in self._sizes if size >= count)), np.int32)
+        inputs[0] = PADDING
+        inputs[0, :count], inputs[1, :count] = rows, [step.start for step in steps]
+        used, starts = inputs[:, :count]
+        able = ((starts >= 0) & (starts < self._rows.room[used])).all()
+        return inputs if able else None
 
     def _counts(self, rows: list[int], kind: Kind) -> list[int | None] | None:
         """By row, the alternatives whose log probabilities it asks for; None if no row asks for any."""
@@ -202,13 +206,6 @@ class DecodeSteps:
                 graph.capture_end()
         current.wait_stream(aside)
         return _Graph(graph, results)
-
-
-def _padded(columns: np.ndarray, size: int) -> np.ndarray:
-    padded = np.zeros((2, size), np.int32)
-    padded[0] = PADDING
-    padded[:, : columns.shape[1]] = columns
-    return padded
 
 
 def _packed(results: Results, counts: list[int | None]) -> PackedLogprobs:
