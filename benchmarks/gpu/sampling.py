@@ -160,7 +160,7 @@ def make_all_on(batch: int, *, listed: bool) -> SimpleNamespace:
 
     Its sampling and prompts: by place in the batch.
     """
-    case = make_case(steep(batch, VOCAB, torch.float32), "mixed")
+    case = make_case(steep(batch, VOCAB, torch.float32), "mixed" if batch > 1 else "top_k_top_p")
     case.positions = torch.randint(WIDTH // 2, WIDTH, (batch,), dtype=torch.int32, device=DEVICE)
     # few tokens make most of a text
     case.arrays.tokens = (VOCAB * torch.rand(batch, WIDTH + 1, device=DEVICE) ** 6).int()
