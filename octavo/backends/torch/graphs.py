@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch, padded_sizes
-from octavo.backends.torch.device.graph import Graph, capture
+from octavo.backends.torch.device.graph import Graphs
 from octavo.backends.torch.device.transfer import Download, upload, upload_into
 from octavo.backends.torch.kernels import sampling
 from octavo.backends.torch.kernels.edits import edit
@@ -123,12 +123,12 @@ def unpack(results: Tensor, count: int) -> Results:
 class DecodeSteps:
     """Decode steps of plans; on a GPU as graphs, by number of rows and by what any of them asks of the sampler."""
 
-    def __init__(self, step: DecodeStep, rows: Rows, *, graphs: bool) -> None:
+    def __init__(self, step: DecodeStep, rows: Rows, *, pool: Any | None) -> None:
+        """pool: as Graphs has it."""
         self._step, self._rows = step, rows
         most = len(rows.states)
         self._sizes = padded_sizes(most)
-        self._graphs: dict[tuple[int, Kind], Graph[Tensor]] | None = {} if graphs else None
-        self._pool = torch.cuda.graph_pool_handle() if graphs else None
+        self._graphs = Graphs[Tensor](pool)
 
     def run(self, plan: StepPlan, download: Download) -> Callable[[], StepResult] | None:
         """Launch the step; what it returns gives the result after `download`. None: not a decode step."""
@@ -137,7 +137,8 @@ class DecodeSteps:
         if inputs is None:
             return None
         kind, size = self._rows.kinds.of(rows), self._size(len(rows))
-        made = self._launch(inputs, size, kind)
+        upload_into(self._step.inputs(size), inputs)
+        made = self._graphs.run((size, kind), lambda: self._step.run(size, kind))
         return partial(_result, plan, unpack(download.add(made), size), self._counts(rows, kind))
 
     def draw(self, logits: Tensor, rows: list[int], positions: list[int], download: Download) -> Sampled:
@@ -180,28 +181,6 @@ class DecodeSteps:
     def _counts(self, rows: list[int], kind: Kind) -> list[int | None] | None:
         """By row, the alternatives whose log probabilities it asks for; None if no row asks for any."""
         return [self._rows.kinds.logprobs.get(row) for row in rows] if kind.logprobs else None
-
-    def _launch(self, inputs: np.ndarray, size: int, kind: Kind) -> Tensor:
-        graph = self._graph(size, kind)
-        upload_into(self._step.inputs(size), inputs)
-        if graph is None:
-            return self._step.run(size, kind)
-        return graph.replay()
-
-    def _graph(self, size: int, kind: Kind) -> Graph[Tensor] | None:
-        if self._graphs is None:
-            return None
-        if (size, kind) not in self._graphs:
-            self._graphs[size, kind] = self._capture(size, kind)
-        return self._graphs[size, kind]
-
-    def _capture(self, size: int, kind: Kind) -> Graph[Tensor]:
-        # what runs while warming up is written nowhere, and reads what is there
-        rows, positions = self._step.inputs(size).unbind(0)
-        rows.fill_(PADDING)
-        positions.zero_()
-        self._step.run(size, kind)  # kernels not used yet are compiled and loaded now
-        return capture(lambda: self._step.run(size, kind), self._pool)
 
 
 def _packed(results: Results, counts: list[int | None]) -> PackedLogprobs:

@@ -189,9 +189,10 @@ class TorchBackend:
             return ()
         from octavo.backends.torch.graphs import DecodeStep, DecodeSteps
 
-        decodes = DecodeSteps(DecodeStep(decoder, rows, cache, attention), rows, graphs=self.graphs)
+        pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        decodes = DecodeSteps(DecodeStep(decoder, rows, cache, attention), rows, pool=pool)
         most = graphed_tokens(decoder.spec, self._max_num_tokens)
-        forwards = ForwardGraphs(decoder, rows, cache, attention, most=most, graphs=self.graphs)
+        forwards = ForwardGraphs(decoder, rows, cache, attention, most=most, pool=pool)
         if self._device.type == "cuda":
             with compile_only(), decoder.kinds_only():
                 decodes.warm()
