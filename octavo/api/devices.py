@@ -38,7 +38,7 @@ def element_bytes(dtype: str, *, device: str, stored: str) -> int:
     """Bytes of one number of this type; of auto, as the device's arithmetic has it."""
     if dtype == "auto":
         dtype = "float32" if device.endswith("cpu") else stored
-    return 4 if dtype == "float32" else 2
+    return {"float32": 4, "fp8": 1, "fp8_e4m3": 1}.get(dtype, 2)
 
 
 def choose_device(config: DeviceConfig) -> tuple[str, list[str]]:

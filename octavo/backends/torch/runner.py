@@ -16,7 +16,7 @@ from octavo.backends.torch.attention.select import AttentionStack
 from octavo.backends.torch.batch import make_batch
 from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
-from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes
+from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes, row_bytes
 from octavo.backends.torch.forward_graphs import ForwardGraphs, graphed_tokens
 from octavo.backends.torch.layers.decoder import Decoder, check_words
 from octavo.backends.torch.ops.select import choose_ops
@@ -59,7 +59,7 @@ class TorchBackend:
         self._device = resolve_device(device)
         # wrong names are told now, not after loading
         arithmetic = resolve_dtype(dtype, device=self._device, stored="float32")
-        resolve_cache_dtype(kv_cache_dtype, arithmetic=arithmetic)
+        resolve_cache_dtype(kv_cache_dtype, arithmetic=arithmetic, device=self._device)
         self._dtype_name, self._cache_dtype_name = dtype, kv_cache_dtype
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
         self._max_num_tokens, self._block_size = max_num_batched_tokens, block_size
@@ -92,16 +92,19 @@ class TorchBackend:
         self._decoder = Decoder(spec, loaded, ops)
 
     def memory(self) -> DeviceMemory:
-        """`free` leaves room for the largest step's intermediate values, those of graphs, and a widened matrix."""
+        """`free` leaves room for rows, the largest step's intermediate values, those of graphs, a widened matrix."""
         decoder = self._loaded()
         total, free = device_bytes(self._device)
         sizes = {"rows": self._max_num_seqs, "element": decoder.weights.embed.element_size()}
-        step = activation_bytes(decoder.spec, tokens=self._max_num_tokens, **sizes)
+        taken = activation_bytes(decoder.spec, tokens=self._max_num_tokens, **sizes)
         if self.graphs:
-            step += graph_bytes(decoder.spec, tokens=graphed_tokens(decoder.spec, self._max_num_tokens), **sizes)
+            taken += graph_bytes(decoder.spec, tokens=graphed_tokens(decoder.spec, self._max_num_tokens), **sizes)
         widened = max((prod(matrix.shape) for matrix in decoder.weights.quantized()), default=0)
-        step += widened * sizes["element"] * (2 if self.graphs else 1)
-        return DeviceMemory(total=total, free=max(free - step, 0), weights=decoder.weights.num_bytes)
+        taken += widened * sizes["element"] * (2 if self.graphs else 1)
+        taken += self._max_num_seqs * row_bytes(
+            max_model_len=self._max_model_len, block_size=self._block_size, vocab_size=decoder.spec.vocab_size
+        )
+        return DeviceMemory(total=total, free=max(free - taken, 0), weights=decoder.weights.num_bytes)
 
     def allocate(self, num_blocks: int) -> None:
         """Make rows and cache. ConfigError where num_blocks is below 1."""
@@ -111,12 +114,13 @@ class TorchBackend:
                 f"the KV cache would have {num_blocks} blocks; give it memory with --kv-cache-memory-bytes",
                 param="kv_cache_memory_bytes",
             )
+        arithmetic = decoder.weights.embed.dtype
         with torch.inference_mode():
             cache = KVCache(
                 decoder.spec,
                 num_blocks=num_blocks,
                 block_size=self._block_size,
-                dtype=resolve_cache_dtype(self._cache_dtype_name, arithmetic=decoder.weights.embed.dtype),
+                dtype=resolve_cache_dtype(self._cache_dtype_name, arithmetic=arithmetic, device=self._device),
                 device=self._device,
             )
             rows = Rows(

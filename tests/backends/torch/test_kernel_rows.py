@@ -186,6 +186,37 @@ def test_rope_cache_of_types(dtype: torch.dtype, norms: tuple[bool, bool]) -> No
     check_rope_cache(MIXERS["no_rope"], norms, dtype, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rope_cache_of_float8(dtype: torch.dtype) -> None:
+    """As torch rounds what the arithmetic's type holds, at every place of every exponent."""
+    a, kept = mixer(2, 1, 64, None), torch.float8_e4m3fn
+    codes = torch.arange(127, dtype=torch.uint8, device=DEVICE).view(kept).float()
+    below, middle = codes[:-1], (codes[:-1] + codes[1:]) / 2
+    values = torch.cat([codes, middle, middle * 0.999 + below * 0.001, middle * 1.002, codes / 64, rand(64) * 9])
+    values = torch.cat([values, -values, torch.zeros(-2 * len(values) % 128, device=DEVICE)]).to(dtype)
+    qkv = F.pad(values.view(-1, 2, 64), (0, 0, 2, 0)).flatten(1).contiguous()
+    cache = wild(2, 3, 8, 1, 64, dtype=kept)
+    slots = torch.randperm(24, device=DEVICE)[: len(qkv)]
+    assert len(slots) == len(qkv)
+    rope_cache.rope_cache(qkv, slots.int(), slots, None, cache, a, None, None)
+    found = cache.flatten(1, 2).float()
+    assert torch.equal(found[:, slots].transpose(0, 1).flatten(), values.to(kept).float())
+    rest = [i for i in range(24) if i not in slots.tolist()]
+    assert found[:, rest].isnan().all()
+
+
+@OVERFLOWS
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_float8_saturates_and_shows_what_is_not_finite(dtype: torch.dtype) -> None:
+    a, nan, inf = mixer(2, 1, 8, None), float("nan"), float("inf")
+    given = torch.tensor([nan, inf, -inf, 449.0, 479.0, 6e4, -6e4, -464.0], device=DEVICE).to(dtype)
+    cache = wild(2, 1, 8, 1, 8, dtype=torch.float8_e4m3fn)
+    rope_cache.rope_cache(given.repeat(4)[None], ints([0]), ints([3]), None, cache, a, None, None)
+    want = torch.tensor([nan, nan, nan, 448.0, 448.0, 448.0, -448.0, -448.0], device=DEVICE)
+    for i in range(2):
+        torch.testing.assert_close(cache[i, 0, 3, 0].float(), want, rtol=0, atol=0, equal_nan=True)
+
+
 def test_rope_cache_of_narrow_slots_and_of_nothing() -> None:
     a = MIXERS["plain"]
     qkv, cache = rand(1, 128), wild(2, 1, 8, 2, 16, dtype=torch.float32)

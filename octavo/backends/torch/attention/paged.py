@@ -10,7 +10,7 @@ from torch import Tensor
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import CapturableAttention, Case, Implementation, Tile
 from octavo.backends.torch.batch import Batch
-from octavo.backends.torch.device.device import DTYPES
+from octavo.backends.torch.device.device import CACHE_DTYPES
 from octavo.backends.torch.device.transfer import upload
 from octavo.models.spec import Attention
 
@@ -108,8 +108,10 @@ def supports(case: Case) -> list[str]:
         reasons.append(f"head_dim {case.layer.head_dim} above {LARGEST_HEAD}")
     if case.layer.heads // case.layer.kv_heads > LARGEST_GROUP:
         reasons.append(f"{case.layer.heads // case.layer.kv_heads} query heads a kv head, above {LARGEST_GROUP}")
-    if case.dtype not in DTYPES.values():
+    if case.dtype not in CACHE_DTYPES.values():
         reasons.append(f"a cache of {case.dtype}")
+    if case.dtype.itemsize == 1 and case.layer.head_dim % 2:
+        reasons.append(f"an odd head_dim, {case.layer.head_dim}, over a cache of {case.dtype}")
     try:
         import triton  # noqa: F401
     except ImportError:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels import float8, pdl
 from octavo.backends.torch.layers.rope import rope_turns
 from octavo.models.spec import Attention, Rope
 
@@ -192,4 +192,5 @@ def _write(source, kept, x, column, real, is_q, keep, CHANGED: tl.constexpr):
     x = x.to(source.dtype.element_ty)
     if CHANGED:
         tl.store(source + column[None, :], x, mask=is_q[:, None] & real[None, :])
-    tl.store(kept + column[None, :], x.to(kept.dtype.element_ty), mask=keep[:, None] & real[None, :])
+    x = float8.narrow(x.to(tl.float32), kept.dtype.element_ty)
+    tl.store(kept + column[None, :], x, mask=keep[:, None] & real[None, :])
