@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -66,6 +66,106 @@ def compressed(strategy: str, **more: Any) -> dict[str, Any]:
     }
 
 
+class Int4(NamedTuple):
+    """q: 0..15 [out, in], scale: float16 and zero [out, groups], index: the group of each column; and what it means."""
+
+    q: Tensor
+    scale: Tensor
+    zero: Tensor
+    index: Tensor
+    means: Tensor
+
+
+def to_int4(matrix: Tensor, group: int, *, symmetric: bool = True, shuffled: bool = False) -> Int4:
+    """group: -1 for a row. shuffled: columns are dealt to the groups at random, as in order of activations."""
+    width = matrix.shape[1]
+    groups = 1 if group == -1 else width // group
+    index = torch.arange(width) // (width // groups)
+    if shuffled:
+        index = index[torch.randperm(width, generator=torch.Generator().manual_seed(width))]
+    largest, smallest = (
+        torch.stack([pick(matrix[:, index == g], 1).values for g in range(groups)], 1)
+        for pick in (torch.max, torch.min)
+    )
+    if symmetric:
+        scale = (torch.maximum(largest, -smallest) / 7).half()
+        zero = torch.full_like(scale, 8, dtype=torch.int64)
+    else:
+        scale = ((largest - smallest) / 15).half()
+        zero = (-smallest / scale.float()).round().clamp(1, 15).long()
+    spread = scale.float()[:, index]
+    q = ((matrix / spread).round().long() + zero[:, index]).clamp(0, 15)
+    return Int4(q, scale, zero, index.int(), (q - zero[:, index]) * spread)
+
+
+def words(values: Tensor, order: tuple[int, ...] = tuple(range(8))) -> Tensor:
+    """[rows, n] -> int32 [rows, n / 8], rounded up: the i-th nibble of a word is its element order[i]."""
+    eight = torch.nn.functional.pad(values, (0, -values.shape[1] % 8)).unflatten(1, (-1, 8))
+    word = sum(eight[:, :, at] << 4 * i for i, at in enumerate(order))
+    return torch.where(word >= 1 << 31, word - (1 << 32), word).int()
+
+
+def gptq(group: int, *, minus: int = 1, **more: Any) -> Quantizer:
+    def quantize(matrix: Tensor) -> tuple[Parts, Tensor]:
+        made = to_int4(matrix, group, **more)
+        parts = {"qweight": words(made.q).T, "qzeros": words(made.zero.T - minus), "scales": made.scale.T}
+        return {**parts, "g_idx": made.index}, made.means
+
+    return quantize
+
+
+def awq(group: int) -> Quantizer:
+    def quantize(matrix: Tensor) -> tuple[Parts, Tensor]:
+        made = to_int4(matrix, group, symmetric=False)
+        order = (0, 2, 4, 6, 1, 3, 5, 7)
+        parts = {"qweight": words(made.q.T, order), "qzeros": words(made.zero.T, order), "scales": made.scale.T}
+        return parts, made.means
+
+    return quantize
+
+
+def packed(group: int, **more: Any) -> Quantizer:
+    def quantize(matrix: Tensor) -> tuple[Parts, Tensor]:
+        made = to_int4(matrix, group, **more)
+        parts = {"weight_packed": words(made.q), "weight_scale": made.scale, "weight_shape": torch.tensor(matrix.shape)}
+        if more.get("symmetric") is False:
+            parts["weight_zero_point"] = words(made.zero.T).T
+        if more.get("shuffled"):
+            parts["weight_g_idx"] = made.index
+        return parts, made.means
+
+    return quantize
+
+
+def integers(strategy: str, **more: Any) -> dict[str, Any]:
+    """quantization_config of compressed-tensors for 4-bit integers."""
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": strategy, "group_size": None, **more}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
+
+
+GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
+AWQ: dict[str, Any] = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+INT4_FORMATS: dict[str, tuple[dict[str, Any], Quantizer]] = {
+    "gptq": (GPTQ, gptq(32)),
+    "gptq_row": ({**GPTQ, "group_size": -1, "sym": False}, gptq(-1, symmetric=False)),
+    "gptq_shuffled": ({**GPTQ, "desc_act": True}, gptq(32, shuffled=True)),
+    "gptq_v2": ({**GPTQ, "sym": False, "checkpoint_format": "gptq_v2"}, gptq(32, minus=0, symmetric=False)),
+    "awq": (AWQ, awq(32)),
+    "awq_64": ({**AWQ, "group_size": 64, "modules_to_not_convert": ["lm_head"]}, awq(64)),
+    "packed_group": (integers("group", group_size=32), packed(32)),
+    "packed_channel": (integers("channel"), packed(-1)),
+    "packed_zeros": (
+        integers("group", group_size=64, symmetric=False, actorder="group"), packed(64, symmetric=False, shuffled=True)
+    ),
+}  # fmt: skip
+"""As FORMATS. Modules whose rows are no multiple of 32 long stay plain."""
+
 FORMATS: dict[str, tuple[dict[str, Any], Quantizer]] = {
     "fp8_tensor": ({"quant_method": "fp8", "activation_scheme": "static"}, per_tensor),
     "fp8_block": (
@@ -84,11 +184,11 @@ def quantize_folder(plain: Path, name: str, folder: Path) -> tuple[Path, Path]:
 
     The last layer's down projection stays plain, as a module that is to be ignored.
     """
-    config, quantizer = FORMATS[name]
+    config, quantizer = {**FORMATS, **INT4_FORMATS}[name]
     stored, means = Parts(), Parts()
     for key, tensor in load_file(plain / "model.safetensors").items():
         match = LINEAR.match(key)
-        if match is None or "layers.1.mlp.down_proj" in key:
+        if match is None or "layers.1.mlp.down_proj" in key or (name in INT4_FORMATS and tensor.shape[1] % 32):
             stored[key] = means[key] = tensor
             continue
         parts, means[key] = quantizer(tensor.float())

@@ -155,7 +155,7 @@ def rope_calls(tokens: int, a: Attention, with_norm: bool, variant: tuple[int, i
     weight = rand(a.head_dim, dtype=torch.float32) if with_norm else None
     rows = [rope_tensors(tokens, a) for _ in range(sets)]
     calls = [
-        lambda q=q, p=p, s=s, c=c: rope_cache.launch_rope_cache((q, p, s, table, c), a, (weight, weight), *variant)
+        lambda q=q, p=p, s=s, c=c: rope_cache.launch_rope_cache((q, p, s, table, c), a, (weight, weight), variant)
         for q, p, s, c in rows
     ]
     return calls, tokens * (a.heads + 2 * a.kv_heads) * a.head_dim * 4
@@ -223,7 +223,7 @@ def check_rope(
     kept = slots >= 0
     want[:, slots[kept]] = torch.stack((parts[1], parts[2]))[:, kept]
     want = want.to(cache.dtype).float()
-    rope_cache.rope_cache(qkv, positions, slots, table, cache, a, *weights)
+    rope_cache.rope_cache(qkv, positions, slots, table, cache, a, tuple(weights))
     got, q = cache.flatten(1, 2).float(), qkv.view(tokens, -1, a.head_dim)
     others = (got.isnan(), want.isnan())
     return difference((q[:, : a.heads], parts[0]), (got.nan_to_num(9), want.nan_to_num(9)), others)

@@ -2,6 +2,7 @@
 
 PYTHONPATH=. python benchmarks/gpu/prefill_attention.py [--all] [--float8]
 --all: all cuts for all heads.  --float8: over a cache of E4M3 (q stays bfloat16), and bfloat16's chosen cut beside it.
+Where flash-attn-4 is installed (octavo[flash]) it stands beside them, over blocks of 128 tokens.
 tflops counts the products that the causal mask and the window leave; an H100 SXM has 990 dense.
 """
 
@@ -17,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import triton
 
+from octavo.backends.torch.attention import flash4
 from octavo.backends.torch.kernels import prefill_attention as kernel
 from octavo.backends.torch.kernels.prefill_attention import Shape
-from octavo.models.spec import Attention
+from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec, RMSNorm
 
 LLAMA8B, LLAMA1B, QWEN06B, QWEN30B = (32, 8, 128), (32, 8, 64), (16, 8, 128), (32, 4, 128)
 GEMMA = (8, 4, 256)
@@ -245,6 +247,39 @@ def host_time() -> None:
     torch.cuda.synchronize()
 
 
+def flash_of(jobs: list) -> tuple[list[Attention], flash4.Flash4]:
+    """The jobs' layers, and flash-attn-4's kernels for them, which are compiled from now on."""
+    layers = list(dict.fromkeys(layer_of(heads, **fields) for heads, _, _, fields, _ in jobs))
+    rest = {"ffn": GatedMLP(1, "silu"), "pre_mixer": RMSNorm(0), "pre_ffn": RMSNorm(0)}
+    spec = ModelSpec("", 1, 1, tuple(Layer(layer, **rest) for layer in layers), RMSNorm(0), Head(tied=True), 1)
+    types = {"dtype": torch.bfloat16, "cache_dtype": torch.bfloat16}
+    return layers, flash4.Flash4(spec, device=torch.device("cuda", 0), block_size=flash4.BLOCK_SIZE, **types)
+
+
+def flash(jobs: list, layers: list[Attention], compiled: flash4.Flash4, table: list) -> None:
+    """Each of the jobs' cases by flash-attn-4, where it takes the layer."""
+    kernels = compiled.kernels()
+    for layer, name in dict.fromkeys((layer_of(heads, **fields), name) for heads, name, _, fields, _ in jobs):
+        if layers.index(layer) in kernels:
+            measure_flash(layer, name, kernels[layers.index(layer)], table)
+
+
+def measure_flash(layer: Attention, name: str, function: flash4.Function, table: list) -> None:
+    """One case: one JSON line."""
+    spans, data = SPANS[name], cached_inputs(layer, name, flash4.BLOCK_SIZE, HALF)
+    rows, firsts, starts, counts = (torch.tensor(part, dtype=torch.int32).cuda() for part in zip(*spans, strict=True))
+    ends = torch.cat((firsts, firsts[-1:] + counts[-1:]))
+    plans = [flash4.Spans(ends, starts + counts, copy[2][rows]) for copy in data]
+    us = timed(lambda i: flash4.attend(function, *data[i][:2], plans[i], data[i][3], layer))
+    wrong = max(error(layer, spans, copy) for copy in data)
+    window = f" window {layer.window}" if layer.window else ""
+    case = f"{layer.heads}/{layer.kv_heads}/{layer.head_dim} {name}{window}"
+    rate = flops(layer, spans) / us / 1e6
+    say(kernel=flash4.NAME, case=case, us=us, tflops=rate, error=wrong)
+    label = f"{flash4.NAME} block_size {flash4.BLOCK_SIZE}"
+    table.append((case, label, us, rate, "" if wrong < 0.03 else f"WRONG {wrong:.3f}"))
+
+
 def sdpa() -> None:
     """PyTorch's own on contiguous keys, for scale."""
     heads, kv_heads, dim = LLAMA8B
@@ -317,6 +352,7 @@ def main() -> None:
     everything = "--all" in sys.argv
     float8 = "--float8" in sys.argv
     jobs = plan_float8() if float8 else plan(everything)
+    layers, compiled = flash_of(jobs)
     compile_all(jobs, float8)
     for job in checks(float8):
         check(*job)
@@ -325,11 +361,11 @@ def main() -> None:
             say(kernel="prefill_attention", left_out=len(jobs) - i)
             break
         measure(heads, name, variant, fields, kept, table)
-    for call in (sdpa, host_time):
+    for call in (functools.partial(flash, jobs, layers, compiled, table), sdpa, host_time):
         try:
             call()
         except Exception as e:
-            say(kernel=call.__name__, error=repr(e)[:200])
+            say(kernel=getattr(call, "__name__", flash4.NAME), error=repr(e)[:200])
     say(kernel="prefill_attention", seconds=time.perf_counter() - begin)
     for case, label, us, rate, note in sorted(table, key=lambda line: (line[0], -line[3])):
         print(f"{case:34} {label:62} {us:8.1f} us {rate:6.1f} TFLOP/s {note}")

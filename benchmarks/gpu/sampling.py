@@ -160,7 +160,7 @@ def make_all_on(batch: int, *, listed: bool) -> SimpleNamespace:
 
     Its sampling and prompts: by place in the batch.
     """
-    case = make_case(steep(batch, VOCAB, torch.float32), "mixed")
+    case = make_case(steep(batch, VOCAB, torch.float32), "mixed" if batch > 1 else "top_k_top_p")
     case.positions = torch.randint(WIDTH // 2, WIDTH, (batch,), dtype=torch.int32, device=DEVICE)
     # few tokens make most of a text
     case.arrays.tokens = (VOCAB * torch.rand(batch, WIDTH + 1, device=DEVICE) ** 6).int()
@@ -168,6 +168,7 @@ def make_all_on(batch: int, *, listed: bool) -> SimpleNamespace:
     case.saved = torch.empty((batch, WIDTH + 1), device=DEVICE)
     case.packed = torch.zeros((batch, PACKED), dtype=torch.int32, device=DEVICE)
     case.edited = torch.empty_like(case.logits)
+    allowed = list(range(0, VOCAB, 2)) if listed else None
     case.filtered, case.sampling, case.prompts, begun = True, [], [], {}
     for row, position in zip(case.rows.tolist(), case.positions.tolist(), strict=True):
         known = case.arrays.tokens[row, :position].tolist()
@@ -181,7 +182,7 @@ def make_all_on(batch: int, *, listed: bool) -> SimpleNamespace:
             min_tokens=position,
             stop_token_ids=[1, 2, 3],
             bad_words_ids=words,
-            allowed_token_ids=list(range(0, VOCAB, 2)) if listed else None,
+            allowed_token_ids=allowed,
         )
         begun[row] = edits = row_edits(sampling, num_prompt=position // 2, vocab_size=VOCAB)
         case.sampling.append(sampling)
@@ -198,8 +199,7 @@ def edited_reference(case: SimpleNamespace, b: int) -> Tensor:
     s, prompt, x = case.sampling[b], case.prompts[b], case.logits[b].double().clone()
     known = case.arrays.tokens[int(case.rows[b]), : int(case.positions[b])].long()
     last = known[-2:].tolist()
-    for token, bias in s.logit_bias.items():
-        x[token] += bias
+    x[list(s.logit_bias)] += torch.tensor(list(s.logit_bias.values()), dtype=torch.float64, device=DEVICE)
     refused = [word[-1] for word in s.bad_words_ids if word[:-1] == last[2 - (len(word) - 1) :]]
     x[refused + s.stop_token_ids] = -torch.inf
     if s.allowed_token_ids is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,15 @@ def weight_bytes(model: Model, *, device: str, element: int) -> int:
         size = prod(parameter.shape) * element
         total += size if scheme is None else scheme.num_bytes(parameter.shape)
     return total
+
+
+def quantized_matrices(model: Model, names: Mapping[str, str]) -> dict[str, MatrixScheme]:
+    """How config.json says that matrices are stored, by internal name. names: internal name -> checkpoint's name."""
+    quantization = model.checkpoint.quantization
+    if quantization is None:
+        return {}
+    modules = {name: stored.removesuffix(".weight") for name, stored in names.items() if stored.endswith(".weight")}
+    return {name: scheme for name, module in modules.items() if (scheme := quantization.scheme(module)) is not None}
 
 
 def _stored_method(model: Model) -> str | None:

@@ -29,11 +29,11 @@ def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult)
     outputs: list[Output] = []
     tokens = iter(result.tokens)
     logprobs = iter(result.logprobs)
-    now = time.monotonic()
+    now, finished = time.monotonic(), Status.FINISHED  # an enum's member is slow to look up
     for step, (seq, _, life) in zip(plan.rows, scheduled.chosen, strict=True):
         token = next(tokens) if step.sample else None
         entry = next(logprobs, None) if step.sample else None
-        if seq.status is Status.FINISHED:
+        if seq.status is finished:
             continue
         try:
             if step.row in failed:

@@ -39,7 +39,7 @@ class Checkpoint:
 
     path: the file or folder.  generation_config: {} if there is none.  total_bytes: of all tensors as stored, 0 if
     nothing here tells.  format "dummy": config and tokenizer only, tensors is empty (weights.dummy makes them).
-    quantization: config.json's; None for GGUF, where every tensor says itself how it is stored, and for dummy.
+    quantization: config.json's; None for GGUF, where every tensor says itself how it is stored.
     """
 
     path: Path
@@ -180,7 +180,7 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
         raise ModelFormatError(f"{folder} has no config.json; give a Hugging Face model folder or a .gguf file")
     config = {**config, **overrides}
     dummy = load_format == "dummy"
-    quantization = None if dummy else read_quantization(config)
+    quantization = read_quantization(config)
     tensors = {} if dummy or (not with_weights and _lacks_weights(folder)) else _folder_tensors(folder)
     return Checkpoint(
         path=folder,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from octavo.base.types.tensor import SCHEMES, StoredTensor
+from octavo.base.types.tensor import SCHEMES, MatrixScheme, StoredTensor
 
 STANDARD_DEVIATION = 0.02
 
@@ -18,12 +18,20 @@ class DummyWeights(Mapping[str, StoredTensor]):
 
     Keeps no tensor: what is asked for twice is made twice, equal. A backend may draw the same kind of numbers on its
     device instead, from `shape`, `is_norm` and `key`.
+
+    quantized: matrices by the form that the model's files have them in, for backends that keep it.
     """
 
     def __init__(
-        self, parameters: Mapping[str, tuple[int, ...]], *, seed: int, scheme: Literal["BF16", "F32"] = "BF16"
+        self,
+        parameters: Mapping[str, tuple[int, ...]],
+        *,
+        seed: int,
+        scheme: Literal["BF16", "F32"] = "BF16",
+        quantized: Mapping[str, MatrixScheme] | None = None,
     ) -> None:
         self._parameters, self._seed, self._scheme = dict(parameters), seed, SCHEMES[scheme]
+        self.quantized = dict(quantized or {})
 
     def __getitem__(self, name: str) -> StoredTensor:
         shape = self.shape(name)

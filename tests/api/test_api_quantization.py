@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import weight_files as make
-from quantized_checkpoints import compressed, quantize_folder
+from quantized_checkpoints import INT4_FORMATS, compressed, quantize_folder
 
 from octavo import LLM, SamplingParams
+from octavo.api.build import _weights as model_weights
 from octavo.api.build import open_model
 from octavo.api.quantization import online_quantization, weight_bytes
+from octavo.backends.torch.quant.int4 import Int4Matrix
+from octavo.backends.torch.weights import load_weights
 from octavo.base.config.config import ModelConfig
 from octavo.base.errors import ConfigError, OctavoError, UnsupportedError
 
@@ -90,7 +94,7 @@ def test_what_is_asked_for_and_what_is_there(plain: Path, tmp_path: Path) -> Non
     [
         ("llama", {"quantization": "fp8", "device": "cpu"}, UnsupportedError, "device=cuda, or a GGUF file"),
         ("qwen3_moe", {"quantization": "fp8", "device": "torch:cpu"}, UnsupportedError, "mixtures of experts"),
-        ("llama", {"quantization": "fp9"}, ConfigError, "compressed-tensors, fp8, gguf"),
+        ("llama", {"quantization": "fp9"}, ConfigError, "awq, compressed-tensors, fp8, gguf, gptq"),
     ],
 )
 def test_mistakes_are_named(
@@ -127,3 +131,18 @@ def test_a_wrong_config_is_told_before_weights_are_read(plain: Path, tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps({**settings, "quantization_config": config}))
     with pytest.raises(OctavoError, match="nvfp4-pack-quantized"):
         open_model(ModelConfig(model=str(tmp_path)), with_text=False, with_weights=False)
+
+
+@pytest.mark.parametrize("name", ["gptq", "packed_zeros"])
+def test_dummy_weights_are_made_4_bit_as_the_config_says(plain: Path, tmp_path: Path, name: str) -> None:
+    settings, config = json.loads((plain / "config.json").read_text()), INT4_FORMATS[name][0]
+    settings |= {"quantization_config": config, "intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for device in ("torch:cpu", "cpu"):
+        with LLM(str(tmp_path), device=device, load_format="dummy", **SIZES) as llm:
+            assert [len(ids) for ids in tokens(llm, PROMPTS)] == [9] * len(PROMPTS)
+    model = opened(tmp_path, None, load_format="dummy")
+    weights = load_weights(model.spec, model_weights(model), dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert {type(matrix) for matrix in weights.quantized()} == {Int4Matrix}
+    planned = weight_bytes(model, device="cuda", element=2)
+    assert weights.num_bytes <= planned < 1.2 * weights.num_bytes

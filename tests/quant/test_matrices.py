@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from quantized_checkpoints import INT4_FORMATS
 
 from octavo.base.errors import UnsupportedError
 from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, MatrixScheme, QuantizedTensor, Scheme, StoredTensor
 from octavo.quant import MATRICES, as_plain, dequantize_matrix
 from octavo.quant.fp8 import E4M3
+from octavo.weights.quantization import read_quantization
 
 
 def part(name: str, array: np.ndarray) -> StoredTensor:
@@ -23,7 +25,7 @@ def fp8(codes: np.ndarray, scale: np.ndarray, group: tuple[int, int]) -> Quantiz
 
 
 def test_every_layout_has_a_test() -> None:
-    assert set(MATRICES) == {"fp8"}
+    assert set(MATRICES) == {"fp8", "gptq", "gptq_v2", "awq", "packed"}
 
 
 def test_e4m3_is_what_torch_says_it_is() -> None:
@@ -48,6 +50,29 @@ def test_fp8(group: tuple[int, int], shape: tuple[int, int]) -> None:
     got = dequantize_matrix(fp8(codes, scale, group))
     assert (got.dtype, got.shape) == (np.float32, shape)
     np.testing.assert_allclose(got, want, rtol=2**-23)
+
+
+@pytest.mark.parametrize("name", INT4_FORMATS)
+@pytest.mark.parametrize("shape", [(8, 64), (24, 192), (11, 128)])
+def test_int4(name: str, shape: tuple[int, int]) -> None:
+    if shape[0] % 8 and name.startswith("awq"):
+        pytest.skip("a word has eight rows")
+    torch.manual_seed(shape[1])
+    config, quantizer = INT4_FORMATS[name]
+    stored, means = quantizer(torch.randn(shape) / 8)
+    tensors = {f"m.{key}": named(f"m.{key}", value) for key, value in stored.items() if value.dtype != torch.int64}
+    quantization = read_quantization({"quantization_config": config})
+    assert quantization is not None
+    found = quantization.find(tensors, "m", shape)
+    assert found is not None
+    got = dequantize_matrix(found)
+    assert (got.dtype, got.shape) == (np.float32, shape)
+    np.testing.assert_allclose(got, means.double().numpy(), rtol=2**-23)
+
+
+def named(name: str, values: torch.Tensor) -> StoredTensor:
+    scheme = {torch.int32: PART_SCHEMES["I32"], torch.float16: SCHEMES["F16"]}[values.dtype]
+    return StoredTensor(name, scheme, tuple(values.shape), memoryview(values.contiguous().numpy().tobytes()))
 
 
 def test_as_plain_rounds_to_bfloat16() -> None:

@@ -150,7 +150,7 @@ BUGS = (
     Bug("same seed for all n", sequence, "_row_sampling", "index * _SEED_STRIDE", "0"),
     # results
     Bug("num_pending not decremented", update, "_take_token", "seq.num_pending -= 1", "pass"),
-    Bug("a finished sequence takes tokens", update, "apply_result", "seq.status is Status.FINISHED", "False"),
+    Bug("a finished sequence takes tokens", update, "apply_result", "seq.status is finished", "False"),
     Bug("a failed row takes its token", update, "apply_result", "step.row in failed", "False"),
     Bug("min_tokens ignored", update, "_finished", "count >= request.params.min_tokens", "True"),
     Bug("ignore_eos ignored", update, "_finished", "not request.params.ignore_eos and", ""),

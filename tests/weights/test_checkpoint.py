@@ -223,8 +223,8 @@ def test_damaged_json_names_the_file(tmp_path: Path, file: str, text: str) -> No
 
 
 def test_quantization_config_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelFormatError, match="'awq'"):
-        open_checkpoint(folder_with(tmp_path, quantization_config={"quant_method": "awq"}))
+    with pytest.raises(ModelFormatError, match="'bitsandbytes'"):
+        open_checkpoint(folder_with(tmp_path, quantization_config={"quant_method": "bitsandbytes"}))
 
 
 def test_dummy_needs_no_weights(tmp_path: Path) -> None:
@@ -250,8 +250,8 @@ def test_without_weights(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path, with_weights=False).total_bytes == 148
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     assert open_checkpoint(tmp_path, with_weights=False).total_bytes == 0
-    make.write_config(tmp_path, quantization_config={"quant_method": "awq"})
-    with pytest.raises(ModelFormatError, match="'awq'"):
+    make.write_config(tmp_path, quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(ModelFormatError, match="'bitsandbytes'"):
         open_checkpoint(tmp_path, with_weights=False)
 
 

@@ -148,4 +148,4 @@ def test_what_cannot_be_run_is_refused_by_name(config: Any, words: str) -> None:
 
 
 def test_every_method_is_read_here() -> None:
-    assert set(METHODS) == {"fp8", "compressed-tensors"}
+    assert set(METHODS) == {"fp8", "compressed-tensors", "gptq", "awq"}

@@ -18,7 +18,7 @@ from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch, padded_sizes
 from octavo.backends.torch.device.graph import Graph, capture
-from octavo.backends.torch.device.transfer import Download, upload, upload_array
+from octavo.backends.torch.device.transfer import Download, upload, upload_into
 from octavo.backends.torch.kernels import sampling
 from octavo.backends.torch.kernels.edits import edit
 from octavo.backends.torch.kernels.inputs import decode_inputs
@@ -35,21 +35,25 @@ PADDING = -1
 
 
 class DecodeStep:
-    """The work of one decode step on the device. inputs: int32 [2, most] there: rows (PADDING: none), and positions."""
+    """The work of one decode step on the device, of what its inputs hold."""
 
     def __init__(self, decoder: Decoder, rows: Rows, cache: KVCache, attention: PagedAttention) -> None:
         most = len(rows.states)
         self._decoder, self._rows, self._cache, self._attention = decoder, rows, cache, attention
         self._workspace = sampling.make_workspace(most, rows.vocab_size, rows.device)
         self._saved = torch.empty((most, rows.tokens.shape[1]), dtype=torch.float32, device=rows.device)
-        self.inputs = torch.zeros((2, most), dtype=torch.int32, device=rows.device)
+        self._inputs = torch.zeros(2 * _width(most), dtype=torch.int32, device=rows.device)
+
+    def inputs(self, size: int) -> Tensor:
+        """int32 [2, _width(size)], contiguous: of a step of `size` rows, the rows (PADDING: none) and the positions."""
+        return self._inputs[: 2 * _width(size)].view(2, -1)
 
     def run(self, size: int, kind: Kind, *, blank: bool = False) -> Tensor:
-        """The first `size` of the inputs, whose rows are of the kind -> what `unpack` takes apart.
+        """Of the inputs of this size, whose rows are of the kind -> what `unpack` takes apart.
 
         blank: no kernel will run that makes token ids, so zeros stand in for them.
         """
-        rows, starts = self.inputs[0, :size], self.inputs[1, :size]
+        rows, starts = self.inputs(size)[:, :size].unbind(0)
         held, device = self._rows, self._rows.device
         results = make_results(size, kind, device)
         token_ids = (torch.zeros if blank else torch.empty)(size, dtype=torch.int32, device=device)
@@ -90,6 +94,11 @@ class DecodeStep:
             log_probabilities(raw, rows, held, tokens, flags, packed, workspace=work)
 
 
+def _width(size: int) -> int:
+    """`size` up to whole 16 bytes of int32: kernels are compiled for what begins at such."""
+    return -(-size // 4) * 4
+
+
 class Results(NamedTuple):
     """int32 [n] each: tokens, the sampler's flags, whether the row's state was finite; packed int32 [n, WIDTH] as of
     sampling/logprobs.py, or [n, 0] where none of the rows asks."""
@@ -123,13 +132,12 @@ class DecodeSteps:
 
     def run(self, plan: StepPlan, download: Download) -> Callable[[], StepResult] | None:
         """Launch the step; what it returns gives the result after `download`. None: not a decode step."""
-        columns = self._columns(plan.rows)
-        if columns is None:
+        rows = [step.row for step in plan.rows]
+        inputs = self._inputs(plan.rows, rows)
+        if inputs is None:
             return None
-        size = next(size for size in self._sizes if size >= len(plan.rows))
-        rows = columns[0].tolist()
-        kind = self._rows.kinds.of(rows)
-        made = self._launch(upload_array(_padded(columns, size), self._rows.device), size, kind)
+        kind, size = self._rows.kinds.of(rows), self._size(len(rows))
+        made = self._launch(inputs, size, kind)
         return partial(_result, plan, unpack(download.add(made), size), self._counts(rows, kind))
 
     def draw(self, logits: Tensor, rows: list[int], positions: list[int], download: Download) -> Sampled:
@@ -151,22 +159,31 @@ class DecodeSteps:
             self._step.run(size, Kind(), blank=True)
         self._step.run(self._sizes[0], ALL_ON, blank=True)
 
-    def _columns(self, steps: list[RowStep]) -> np.ndarray | None:
-        """int32 [2, n], rows and positions; None where a row runs more, does not sample, asks more or cannot run."""
-        if not steps or not all(step.count == 1 and step.sample for step in steps):
+    def _inputs(self, steps: list[RowStep], rows: list[int]) -> np.ndarray | None:
+        """As DecodeStep has them; None where a row runs more than a token, does not sample, is beyond the kernels or
+        cannot run."""
+        single = all(step.count == 1 and step.sample for step in steps)
+        if not steps or not single or meets(rows, self._rows.kinds.beyond):
             return None
-        columns = np.array([[step.row for step in steps], [step.start for step in steps]], np.int32)
-        room = self._rows.room[columns[0]]
-        able = ((columns[1] >= 0) & (columns[1] < room)).all()
-        return columns if able and not meets(columns[0].tolist(), self._rows.kinds.beyond) else None
+        count = len(rows)
+        inputs = np.zeros((2, _width(self._size(count))), np.int32)
+        inputs[0] = PADDING
+        inputs[0, :count], inputs[1, :count] = rows, [step.start for step in steps]
+        used, starts = inputs[:, :count]
+        able = ((starts >= 0) & (starts < self._rows.room[used])).all()
+        return inputs if able else None
+
+    def _size(self, count: int) -> int:
+        """What a step of `count` rows is padded to."""
+        return next(size for size in self._sizes if size >= count)
 
     def _counts(self, rows: list[int], kind: Kind) -> list[int | None] | None:
         """By row, the alternatives whose log probabilities it asks for; None if no row asks for any."""
         return [self._rows.kinds.logprobs.get(row) for row in rows] if kind.logprobs else None
 
-    def _launch(self, inputs: Tensor, size: int, kind: Kind) -> Tensor:
+    def _launch(self, inputs: np.ndarray, size: int, kind: Kind) -> Tensor:
         graph = self._graph(size, kind)
-        self._step.inputs[:, :size] = inputs
+        upload_into(self._step.inputs(size), inputs)
         if graph is None:
             return self._step.run(size, kind)
         return graph.replay()
@@ -180,17 +197,11 @@ class DecodeSteps:
 
     def _capture(self, size: int, kind: Kind) -> Graph[Tensor]:
         # what runs while warming up is written nowhere, and reads what is there
-        self._step.inputs[0].fill_(PADDING)
-        self._step.inputs[1].zero_()
+        rows, positions = self._step.inputs(size).unbind(0)
+        rows.fill_(PADDING)
+        positions.zero_()
         self._step.run(size, kind)  # kernels not used yet are compiled and loaded now
         return capture(lambda: self._step.run(size, kind), self._pool)
-
-
-def _padded(columns: np.ndarray, size: int) -> np.ndarray:
-    padded = np.zeros((2, size), np.int32)
-    padded[0] = PADDING
-    padded[:, : columns.shape[1]] = columns
-    return padded
 
 
 def _packed(results: Results, counts: list[int | None]) -> PackedLogprobs:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from octavo.backends.torch.attention.cache import KVCache
+from octavo.backends.torch.attention.flash4 import Flash4
 from octavo.backends.torch.attention.select import AttentionStack
 from octavo.backends.torch.batch import make_batch
 from octavo.backends.torch.device.compile import compile_only
@@ -69,6 +70,7 @@ class TorchBackend:
         """Of quant.ONLINE, what matrices that are stored plainly become; to be set before `load`."""
         self._decoder: Decoder | None = None
         self._attention: AttentionStack | None = None
+        self._flash: Flash4 | None = None
         self._runner: StepRunner | None = None
         self._unfinished: deque[Future[Launched]] = deque()
         # on a GPU launching is all that a step does here, and a second thread would only pass it on
@@ -79,6 +81,10 @@ class TorchBackend:
         """Weights onto the device. ModelFormatError: a tensor is missing or misshapen; UnsupportedError: a word."""
         check_words(spec)
         dtype = resolve_dtype(self._dtype_name, device=self._device, stored=spec.dtype)
+        cache_dtype = resolve_cache_dtype(self._cache_dtype_name, arithmetic=dtype, device=self._device)
+        self._flash = Flash4(
+            spec, device=self._device, dtype=dtype, cache_dtype=cache_dtype, block_size=self._block_size
+        )
         with torch.inference_mode():
             loaded = load_weights(
                 spec,
@@ -92,7 +98,7 @@ class TorchBackend:
         self._decoder = Decoder(spec, loaded, ops)
 
     def memory(self) -> DeviceMemory:
-        """`free` leaves room for rows, the largest step's intermediate values, those of graphs, a widened matrix."""
+        """`free` leaves room for the rows, a step's intermediate values, those of graphs, and a widened matrix."""
         decoder = self._loaded()
         total, free = device_bytes(self._device)
         sizes = {"rows": self._max_num_seqs, "element": decoder.weights.embed.element_size()}
@@ -108,7 +114,9 @@ class TorchBackend:
 
     def allocate(self, num_blocks: int) -> None:
         """Make rows and cache. ConfigError where num_blocks is below 1."""
-        decoder = self._loaded()
+        decoder, flash = self._loaded(), self._flash
+        if flash is None:
+            raise RuntimeError("the model is not loaded, or was closed")
         if num_blocks < 1:
             raise ConfigError(
                 f"the KV cache would have {num_blocks} blocks; give it memory with --kv-cache-memory-bytes",
@@ -122,6 +130,7 @@ class TorchBackend:
                 block_size=self._block_size,
                 dtype=resolve_cache_dtype(self._cache_dtype_name, arithmetic=arithmetic, device=self._device),
                 device=self._device,
+                finite=flash.wanted,
             )
             rows = Rows(
                 max_num_seqs=self._max_num_seqs,
@@ -133,6 +142,7 @@ class TorchBackend:
             )
             self._attention = AttentionStack(decoder.spec, cache, max_num_seqs=self._max_num_seqs)
             captured = self._captured_steps(decoder, rows, cache, self._attention)
+            self._attention.use_flash(flash.kernels())  # last, as they may still be on their way
         self._runner = StepRunner(decoder, rows, cache, self._attention, *captured)
 
     def begin(self, plan: StepPlan) -> None:
@@ -153,7 +163,7 @@ class TorchBackend:
         return collect(self._unfinished.popleft().result())
 
     def call(self, name: str, **arguments: Any) -> Any:
-        """The one name known is "describe": device, dtype and attention implementation of each layer."""
+        """The one name known is "describe": device, dtype; by layer, the attention of tokens and of spans of them."""
         if name != "describe" or arguments:
             known = "describe, which takes no arguments"
             raise UnsupportedError(f"the torch backend has no call {name}({', '.join(arguments)}); it has {known}")
@@ -162,13 +172,14 @@ class TorchBackend:
             "device": str(self._device),
             "dtype": str(decoder.weights.embed.dtype).removeprefix("torch."),
             "attention": list(self._attention.names) if self._attention else [],
+            "attention_of_spans": list(self._attention.spans) if self._attention else [],
         }
 
     def close(self) -> None:
         """Ends the worker after the step it is at, drops weights and cache."""
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._unfinished.clear()
-        self._decoder = self._attention = self._runner = None
+        self._decoder = self._attention = self._flash = self._runner = None
 
     def _captured_steps(
         self, decoder: Decoder, rows: Rows, cache: KVCache, attention: AttentionStack

@@ -5,7 +5,7 @@ What is stored quantized stays so where a layer's own matrices are; experts are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Protocol
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.backends.torch.quant import JOINS, ONLINE, Matrix, Quantize, QuantizedMatrix
+from octavo.backends.torch.quant import JOINS, ONLINE, REQUANTIZE, Matrix, Quantize, QuantizedMatrix
 from octavo.base.errors import ModelFormatError, UnsupportedError
 from octavo.base.types.ports import Progress
-from octavo.base.types.tensor import QuantizedTensor, StoredTensor, Weights
+from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor, Weights
 from octavo.models.spec import Layer, ModelSpec, MoE, RMSNorm
 from octavo.quant.scheme import dequantize
 from octavo.weights.dummy import STANDARD_DEVIATION, DummyWeights
@@ -110,6 +110,8 @@ def load_weights(
     _check(spec, source)
     quantize = None if quantization is None else ONLINE[quantization]
     loader = _Loader(source, dtype=dtype, device=device, quantize=quantize, report=_reporter(spec, source, progress))
+    if isinstance(weights, DummyWeights):
+        loader.schemes = weights.quantized
     embed = loader.dense("embed")
     layers = tuple(_load_layer(loader, f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
     final_norm = loader.norm("final_norm", spec.final_norm)
@@ -212,6 +214,8 @@ class _Loader:
     ) -> None:
         self._source, self._dtype, self._device, self._report = source, dtype, device, report
         self._quantize = quantize
+        self.schemes: Mapping[str, MatrixScheme] = {}
+        """Matrices that are to be made so, where REQUANTIZE has their layout."""
 
     def matrix(self, *names: str) -> Matrix:
         """The named matrices one below the other; quantized if all of them are, or to be made so."""
@@ -222,7 +226,10 @@ class _Loader:
                 for name in names:
                     self._report(name)
                 return joined
-        whole = self.dense(*names)
+        whole, schemes = self.dense(*names), {self.schemes.get(name) for name in names}
+        scheme = schemes.pop()
+        if scheme is not None and not schemes and scheme.layout in REQUANTIZE:
+            return REQUANTIZE[scheme.layout](whole, scheme)
         return whole if self._quantize is None or parts else self._quantize(whole)
 
     def dense(self, *names: str) -> Tensor:

@@ -36,7 +36,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _d("Type of the arithmetic; auto is float32 on a CPU, the checkpoint's own elsewhere."),
     ] = "auto"
     quantization: Annotated[
-        Literal["fp8", "compressed-tensors", "gguf"] | None,
+        Literal["fp8", "compressed-tensors", "gptq", "awq", "gguf"] | None,
         _d(
             "How the checkpoint is quantized, which is found without it. fp8 for one that is not: its layers' matrices "
             "are made E4M3 while they are loaded, a scale a row (torch, cuda)."
@@ -78,7 +78,8 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The paged KV cache."""
 
     block_size: Annotated[
-        Literal[8, 16, 32, 64, 128] | None, _d("Tokens a block; where not given 16 on a CPU and 64 on a GPU.")
+        Literal[8, 16, 32, 64, 128] | None,
+        _d("Tokens a block; where not given 16 on a CPU, 64 on a GPU, 128 for flash-attn-4."),
     ] = None
     kv_cache_memory_bytes: Annotated[Positive | None, _d("Bytes for the cache; without it at most 4 GiB on a CPU.")] = (
         None

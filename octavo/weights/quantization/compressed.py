@@ -7,9 +7,13 @@ from typing import Any
 
 from octavo.base.types.tensor import MatrixScheme
 from octavo.weights.quantization.fp8 import float_scheme
+from octavo.weights.quantization.int4 import packed_scheme
 from octavo.weights.quantization.rules import Rule, bad, matcher, names_of
 
-FORMATS: dict[str, Callable[[Mapping[str, Any]], MatrixScheme]] = {"float-quantized": float_scheme}
+FORMATS: dict[str, Callable[[Mapping[str, Any]], MatrixScheme]] = {
+    "float-quantized": float_scheme,
+    "pack-quantized": packed_scheme,
+}
 """A format's name -> from a group's `weights` to a scheme."""
 
 
@@ -30,6 +34,8 @@ def _rule(group: Mapping[str, Any], form: Any, ignored: Callable[[str], bool]) -
         raise bad("format", form, " or ".join(FORMATS))
     if not isinstance(weights, dict):
         raise bad("weights", weights, "an object")
+    if form == "pack-quantized" and group.get("input_activations"):
+        raise bad("input_activations", group["input_activations"], "none beside packed weights")
     targets = names_of(group, "targets")
     wanted = matcher(targets, inside=False)
     every = "Linear" in targets

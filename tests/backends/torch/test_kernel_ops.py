@@ -5,6 +5,7 @@ With plain matrices and with FP8 ones, of which PlainOps multiplies the dequanti
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,19 +16,23 @@ from torch_driver import arrays, layer, spec, stored
 from octavo.backends.torch.ops.fused import FusedOps
 from octavo.backends.torch.ops.plain import PlainOps
 from octavo.backends.torch.ops.port import Stream
+from octavo.backends.torch.quant import ONLINE
+from octavo.backends.torch.quant.int4 import quantize_int4
 from octavo.backends.torch.weights import load_weights
+from octavo.base.types.tensor import MatrixScheme
 from octavo.models.spec import RMSNorm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-MODEL = spec(layer({"qkv_bias": True}, {"bias": True}))
+MODEL = spec(layer({"qkv_bias": True}, {"bias": True, "width": 64}))
 NORM = RMSNorm(1e-5)
 TOKENS = (1, 4, 11)
 
 
-@pytest.fixture(scope="module", params=[None, "fp8"], ids=["plain", "fp8"])
+@pytest.fixture(scope="module", params=[None, "fp8", "int4"], ids=["plain", "fp8", "int4"])
 def made(request: pytest.FixtureRequest) -> tuple[FusedOps, PlainOps, Any]:
     weights = {name: stored(name, array) for name, array in arrays(MODEL).items()}
-    with torch.inference_mode():
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ONLINE, "int4", partial(quantize_int4, scheme=MatrixScheme("gptq", 4, (1, 32), zeros=True)))
         loaded = load_weights(MODEL, weights, dtype=torch.float16, device=DEVICE, quantization=request.param)
         fused = FusedOps(MODEL, device=DEVICE, max_model_len=32, quantized=loaded.quantized())
         return fused, PlainOps(), loaded

@@ -161,7 +161,7 @@ def check_rope_cache(a: Attention, norms: tuple[bool, bool], dtype: torch.dtype,
     cache, before = wild(2, 3, 8, a.kv_heads, a.head_dim, dtype=kept), qkv.clone()
     table = rope_cache.rope_table(a.rope, 50, DEVICE) if a.rope else None
     q, k, v = plain_rope_cache(before, positions, a, tuple(weights))
-    rope_cache.rope_cache(qkv, positions, slots, table, cache, a, *weights)
+    rope_cache.rope_cache(qkv, positions, slots, table, cache, a, tuple(weights))
     width = a.heads * a.head_dim
     close(qkv[:, :width], q.flatten(1))
     assert torch.equal(qkv[:, width:], before[:, width:])
@@ -221,9 +221,9 @@ def test_rope_cache_of_narrow_slots_and_of_nothing() -> None:
     a = MIXERS["plain"]
     qkv, cache = rand(1, 128), wild(2, 1, 8, 2, 16, dtype=torch.float32)
     run = partial(rope_cache.rope_cache, table=rope_cache.rope_table(a.rope, 8, DEVICE), cache=cache, mixer=a)
-    run(qkv[:0], ints([]), ints([]), q_norm=None, k_norm=None)
+    run(qkv[:0], ints([]), ints([]), norms=(None, None))
     assert cache.isnan().all()
-    run(qkv, ints([0]), ints([5]), q_norm=None, k_norm=None)
+    run(qkv, ints([0]), ints([5]), norms=(None, None))
     assert torch.equal(cache[:, 0, 5].flatten(), qkv[0, 64:])  # position 0 turns nothing
 
 

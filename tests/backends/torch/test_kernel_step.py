@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch.attention import paged, select
 from octavo.backends.torch.batch import make_batch, padded_tokens
 from octavo.backends.torch.ops.fused import FusedOps
-from octavo.backends.torch.quant.fp8 import quantize_fp8
+from octavo.backends.torch.quant import ONLINE
+from octavo.backends.torch.quant.int4 import quantize_int4
 from octavo.backends.torch.sampling.logprobs import MOST
 from octavo.base.types.plan import RowStep, StepPlan
+from octavo.base.types.tensor import MatrixScheme
 from octavo.models.spec import Head, ModelSpec, RMSNorm
 
 NORM = RMSNorm(1e-6, offset=1.0)
@@ -85,13 +88,15 @@ def test_chunks_beside_decodes_then_decodes_ahead(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_steps_in_fp8(dtype: str) -> None:
+@pytest.mark.parametrize("method", ["fp8", "int4"])
+def test_steps_with_quantized_weights(dtype: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt, then decode steps of one row and of three (16 bits: the kernel for few tokens), on rounded weights."""
-    model = spec()
+    monkeypatch.setitem(ONLINE, "int4", partial(quantize_int4, scheme=MatrixScheme("gptq", 4, (1, 32))))
+    model = spec(layer(ffn={"width": 64}))
     weights = arrays(model)
-    driver = Driver(model, weights, device=DEVICE, dtype=dtype, quantization="fp8")
+    driver = Driver(model, weights, device=DEVICE, dtype=dtype, quantization=method)
     rounded = {
-        name: quantize_fp8(torch.from_numpy(array)).dequantize(torch.float32).numpy()
+        name: ONLINE[method](torch.from_numpy(array)).dequantize(torch.float32).numpy()
         if array.ndim > 1 and name not in ("embed", "head")
         else array
         for name, array in weights.items()

@@ -348,7 +348,8 @@ def test_memory_describe_and_unknown_calls(driver: Driver) -> None:
     assert memory.weights == sum(array.nbytes for array in WEIGHTS.values())
     assert 0 < memory.free < memory.total
     described = driver.backend.call("describe")
-    assert described == {"device": "cpu", "dtype": "float32", "attention": ["sdpa", "sdpa"]}
+    sdpa = ["sdpa", "sdpa"]
+    assert described == {"device": "cpu", "dtype": "float32", "attention": sdpa, "attention_of_spans": sdpa}
     with pytest.raises(UnsupportedError, match="no call sleep"):
         driver.backend.call("sleep", level=1)
     with pytest.raises(UnsupportedError, match="describe"):

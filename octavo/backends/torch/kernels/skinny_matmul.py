@@ -148,7 +148,7 @@ def _activate(gate, ACT: tl.constexpr):
 
 
 @triton.jit
-def _finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE: tl.constexpr,
+def finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE: tl.constexpr,
             ACT: tl.constexpr):  # fmt: skip
     """acc (gated: and up), float32, -> out[rows, cols] under mask; rows, cols and mask broadcast to acc's shape."""
     if bias_ptr is not None:
@@ -275,7 +275,7 @@ def _vector_kernel(
         )  # fmt: skip
     for m in tl.static_range(ROWS):
         up = sums[m] if ACT == "" else up_sums[m]
-        _finish(sums[m], up, out_ptr, bias_ptr, residual_ptr, m, cols, cols < N, N, out_stride, DTYPE, ACT)
+        finish(sums[m], up, out_ptr, bias_ptr, residual_ptr, m, cols, cols < N, N, out_stride, DTYPE, ACT)
 
 
 @triton.jit
@@ -428,14 +428,14 @@ def _dot_kernel(
         x_ptr, weight_ptr, scale_ptr, norm_ptr, delta_ptr, rstd, tile, part, M, N, x_stride, weight_stride,
         scale_stride, K, ACT, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, SWAP, GROUP_N, GROUP_K,
     )  # fmt: skip
-    _join_parts(
+    join_parts(
         acc, up, out_ptr, bias_ptr, residual_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
         DTYPE, ACT, BLOCK_M, BLOCK_N, SPLIT,
     )  # fmt: skip
 
 
 @triton.jit
-def _join_parts(
+def join_parts(
     acc, up, out_ptr, bias_ptr, residual_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
     DTYPE: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -447,7 +447,7 @@ def _join_parts(
     cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
     mask = (rows < M) & (cols < N)
     if SPLIT == 1:
-        _finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
+        finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
     else:
         PLANES: tl.constexpr = 1 if ACT == "" else 2
         inside = rows * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -460,7 +460,7 @@ def _join_parts(
         arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu")
         if arrived == SPLIT - 1:
             acc, up = _add_parts(parts_ptr, rows < M, ACT, BLOCK_M, BLOCK_N, SPLIT)
-            _finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
+            finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
             tl.store(arrivals_ptr + tile, 0)
 
 

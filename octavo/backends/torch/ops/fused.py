@@ -67,7 +67,7 @@ class FusedOps:
     ) -> tuple[Tensor, Tensor]:
         """As port.Ops.norm_linear."""
         plan = self._plan(stream.x, weight)
-        if plan is None or len(stream.x) > NORM_ROWS:
+        if plan is None or len(stream.x) > NORM_ROWS or not product_of(weight).norms:
             x, h = self.add_norm(stream, norm_weight, norm)
             return x, self.linear(h, weight, bias)
         x, before = _norm_before(stream, norm_weight, norm)
@@ -80,7 +80,7 @@ class FusedOps:
         """As port.Ops.attention_inputs."""
         table = None if mixer.rope is None else self._tables[mixer.rope]
         norms = (weights.q_norm, weights.k_norm)
-        rope_cache(qkv, batch.positions, batch.slots, table, cache.layer(layer), mixer, *norms)
+        rope_cache(qkv, batch.positions, batch.slots, table, cache.layer(layer), mixer, norms, finite=cache.finite)
         return qkv.view(len(qkv), -1, mixer.head_dim)[:, : mixer.heads]
 
     def mlp(self, h: Tensor, weights: MlpWeights, act: str) -> Tensor:
@@ -103,7 +103,7 @@ class FusedOps:
         """As port.Ops.norm_mlp."""
         gate_up = weights.gate_up
         plan = self._plan(stream.x, gate_up, gated=True)
-        if plan is None or len(stream.x) > NORM_ROWS:
+        if plan is None or len(stream.x) > NORM_ROWS or not product_of(gate_up).norms:
             x, h = self.add_norm(stream, norm_weight, norm)
             return x, self.mlp(h, weights, act)
         x, before = _norm_before(stream, norm_weight, norm)

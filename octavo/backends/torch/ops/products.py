@@ -11,13 +11,20 @@ from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, scaled_matmul, 
 from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.skinny_choice import Variant, choose
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, scratch_sizes, skinny_matmul
+from octavo.backends.torch.ops.int4 import Int4
 from octavo.backends.torch.quant.fp8 import Fp8Matrix
+from octavo.backends.torch.quant.int4 import Int4Matrix
 from octavo.backends.torch.quant.matrix import Matrix
 from octavo.base.errors import UnsupportedError
 
 
 class Product(Protocol):
-    """x: [tokens, in] in a 16-bit type; tokens at most skinny_choice.MAX_ROWS for `choose` and `few`."""
+    """x: [tokens, in] in a 16-bit type; tokens at most skinny_choice.MAX_ROWS for `choose` and `few`.
+
+    norms: whether `few` takes a norm.
+    """
+
+    norms: bool
 
     def choose(self, m: int, weight: Any, *, gated: bool) -> Any | None:
         """The kernel's variant for m tokens, for Plan.variant; None: what `many` does is at least as fast."""
@@ -44,6 +51,8 @@ class Product(Protocol):
 
 class Dense:
     """Plain matrices."""
+
+    norms = True
 
     def choose(self, m: int, weight: Tensor, *, gated: bool) -> Variant | None:
         """As Product."""
@@ -74,6 +83,8 @@ class Dense:
 
 class Fp8:
     """Few tokens keep their 16 bits; of many each is rounded to E4M3 where scales are by row and the device can."""
+
+    norms = True
 
     def choose(self, m: int, weight: Fp8Matrix, *, gated: bool) -> Variant | None:
         """As Product."""
@@ -117,7 +128,7 @@ def gated_product(inner: Tensor, weight: Matrix, bias: Tensor | None, act: str) 
     return product_of(weight).many(y, weight, bias)
 
 
-PRODUCTS: dict[type, Product] = {Tensor: Dense(), Fp8Matrix: Fp8()}
+PRODUCTS: dict[type, Product] = {Tensor: Dense(), Fp8Matrix: Fp8(), Int4Matrix: Int4()}
 """By class of matrix."""
 
 

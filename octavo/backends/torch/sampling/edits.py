@@ -53,6 +53,8 @@ NO_EDITS = RowEdits(np.zeros((len(FIELDS), 0), np.int32), np.zeros(0, np.int32),
 def row_edits(sampling: RowSampling, *, num_prompt: int, vocab_size: int) -> RowEdits:
     """sampling: one whose ids `make_tables` (sampling/tables.py) took."""
     s = sampling
+    if s.allowed_token_ids is None and not (s.stop_token_ids or s.logit_bias or s.bad_words_ids):
+        return NO_EDITS
     until = min(num_prompt + s.min_tokens, _FOREVER)
     stops = [token for token in s.stop_token_ids if token < vocab_size] if s.min_tokens else []
     words = [word for word in s.bad_words_ids if word]
@@ -90,6 +92,7 @@ class EditTables:
 
     def write(self, begun: dict[int, RowEdits]) -> None:
         """The lists of rows that begin; a transfer for each of the tables that any of them uses."""
+        begun = {row: each for row, each in begun.items() if each is not NO_EDITS}
         _write(self.edits, {row: each.edits for row, each in begun.items()})
         _write(self.prefixes, {row: each.prefixes for row, each in begun.items()})
         _write(self.allowed, {row: each.allowed for row, each in begun.items() if each.allowed is not None})

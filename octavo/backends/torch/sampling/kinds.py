@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Set
 from typing import NamedTuple
 
 from octavo.backends.torch.sampling.edits import RowEdits
@@ -57,9 +57,9 @@ class Kinds:
     def of(self, rows: list[int]) -> Kind:
         """None of `rows` is beyond. What edits takes the filters along: fewer kinds are fewer graphs."""
         edited = meets(rows, self.edited)
-        return Kind(edited or meets(rows, self.filtered), edited, meets(rows, self.logprobs))
+        return Kind(edited or meets(rows, self.filtered), edited, meets(rows, self.logprobs.keys()))
 
 
-def meets(rows: list[int], chosen: Collection[int]) -> bool:
+def meets(rows: list[int], chosen: Set[int]) -> bool:
     """True if any of `rows` is among the chosen, which as a rule are none."""
-    return bool(chosen) and any(row in chosen for row in rows)
+    return bool(chosen) and not chosen.isdisjoint(rows)

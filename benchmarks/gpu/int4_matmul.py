@@ -1,0 +1,366 @@
+"""Checks and times kernels/int4_matmul.py beside torch's bfloat16 product; a compact table last, all timings as JSON.
+
+python benchmarks/gpu/int4_matmul.py [all | plain | gated] [seconds]; JSON lines: $OUT/int4_matmul.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from octavo.backends.torch.kernels.gated import gated
+from octavo.backends.torch.kernels.int4_matmul import (
+    Variant,
+    choose,
+    dequantize,
+    int4_matmul,
+    scratch_sizes,
+)
+from octavo.backends.torch.kernels.skinny_choice import padded_rows
+from octavo.backends.torch.kernels.skinny_matmul import make_scratch
+from octavo.backends.torch.quant.int4 import Int4Matrix
+
+SHAPES = {  # name: (N, K)
+    "8b.qkv": (6144, 4096),
+    "8b.o": (4096, 4096),
+    "8b.gate_up": (28672, 4096),
+    "8b.down": (4096, 14336),
+}
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+WHOLE_ROWS = (128, 256, 8192)  # dequantized, then the library's product
+GROUP = 128
+
+
+def vector(block_n: int, repeat: int, warps: int, stages: int) -> Variant:
+    return Variant("vector", block_n, warps, stages, repeat=repeat)
+
+
+def dot(block_n: int, block_k: int, warps: int, stages: int, unroll: int = 1, early: str = "") -> Variant:
+    return Variant("dot", block_n, warps, stages, block_k=block_k, unroll=unroll, early=bool(early))
+
+
+VECTORS = (  # the first few have all 4096 of K in flight at once
+    vector(8, 2, 4, 8),
+    vector(8, 2, 8, 4),
+    vector(8, 1, 4, 8),
+    vector(8, 1, 8, 4),
+    vector(4, 2, 4, 4),
+    vector(8, 2, 16, 7),
+    vector(8, 2, 8, 7),
+    vector(8, 2, 4, 2),
+    vector(8, 2, 4, 4),
+    vector(8, 2, 8, 2),
+    vector(8, 4, 4, 1),
+    vector(8, 4, 4, 2),
+    vector(16, 2, 4, 2),
+)
+DOTS = {  # padded M: variants before splitting
+    16: (
+        dot(64, 128, 4, 4),
+        dot(64, 128, 4, 3, unroll=2),
+        dot(64, 128, 4, 4, early="early"),
+        dot(64, 128, 4, 6),
+        dot(128, 128, 8, 4),
+        dot(64, 64, 4, 6, unroll=2),
+    ),
+    32: (dot(64, 128, 4, 4), dot(64, 128, 4, 3, unroll=2), dot(64, 128, 4, 3)),
+    64: (dot(64, 128, 4, 3), dot(128, 128, 8, 3), dot(64, 64, 4, 4), dot(64, 64, 4, 3, unroll=2)),
+    128: (dot(128, 128, 8, 3), dot(64, 64, 4, 3), dot(128, 64, 8, 3)),
+}
+DOT_ROWS = {1: 3, 2: 3, 4: 3, 8: 3}  # at these M only the first few: the same kernels as at 16
+CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
+WORKERS = 14
+
+
+class Case(NamedTuple):
+    """One launch: shape name, M, gated activation or "", with zeros?, variant."""
+
+    name: str
+    m: int
+    act: str
+    zeros: bool
+    variant: Variant
+
+
+def label(v: Variant) -> str:
+    """v: vector, d: dot; block_n x repeat or block_k, warps, stages, split, unroll, early."""
+    if v.form == "vector":
+        return f"v{v.block_n}x{v.repeat}w{v.warps}s{v.stages}"
+    end = f"k{v.split}" if v.split > 1 else ""
+    return f"d{v.block_n}x{v.block_k}w{v.warps}s{v.stages}{end}u{v.unroll}{'e' if v.early else ''}"
+
+
+def splits(variant: Variant, outputs: int, k: int) -> list[Variant]:
+    """The variant split until the device has about two programs a multiprocessor, and four."""
+    found = []
+    tiles = triton.cdiv(outputs, variant.block_n)
+    for wanted in (264, 528):
+        split = 1
+        while split < 8 and tiles * split * 2 <= wanted and k >= split * 4 * variant.block_k:
+            split *= 2
+        found.append(replace(variant, split=split))
+    return found
+
+
+def group(name: str, m: int, act: str, zeros: bool) -> list[Case]:
+    """All variants and what choose takes, without doubles."""
+    n, k = SHAPES[name]
+    variants = [v for v in VECTORS if m == 1 and (not act or v.repeat > 1)]
+    for base in DOTS[padded_rows(m)][: DOT_ROWS.get(m)]:
+        variants += splits(base, n // 2 if act else n, k)
+    chosen = choose(m, n, k, gated=bool(act))
+    if zeros:
+        variants = variants[:2]
+    if chosen is not None:
+        variants.append(chosen)
+    return [Case(name, m, act, zeros, v) for v in dict.fromkeys(variants)]
+
+
+def all_cases(part: str) -> Iterator[Case]:
+    for name in SHAPES if part in ("all", "plain") else ():
+        for m in ROWS:
+            yield from group(name, m, "", False)
+        for m in (1, 16):
+            yield from group(name, m, "", True)
+    for m in ROWS if part in ("all", "gated") else ():
+        yield from group("8b.gate_up", m, "silu", False)
+
+
+class Bench:
+    """Inputs of one shape: enough copies of the weight to find none of it in cache."""
+
+    def __init__(self, name: str, least: int = CACHE_BYTES) -> None:
+        self.n, self.k = n, k = SHAPES[name]
+        copies = max(2, triton.cdiv(least, n * k // 2)) if least else 1
+        bounds = (-(1 << 31), (1 << 31) - 1)
+        words = torch.randint(*bounds, (copies, k // 32, n, 4), device="cuda", dtype=torch.int32)
+        scales = (torch.rand(copies, k // GROUP, n, device="cuda") + 0.5) * (0.2 / k**0.5)
+        zeros = torch.randint(0, 16, (copies, k // GROUP, n), device="cuda", dtype=torch.uint8)
+        self.scales, self.zeros = scales.half(), zeros
+        self.words = words
+        self.x = torch.randn(max(ROWS), k, device="cuda", dtype=torch.bfloat16)
+        self.known: dict[tuple[str, bool], Tensor] = {}
+
+    @property
+    def copies(self) -> int:
+        return len(self.words)
+
+    def weight(self, i: int, zeros: bool) -> Int4Matrix:
+        return Int4Matrix(self.words[i], self.scales[i], self.zeros[i] if zeros else None)
+
+    def launches(self, case: Case) -> tuple[Tensor, Callable[[int], Tensor]]:
+        """(out, launch(copy))."""
+        x, v = self.x[: case.m], case.variant
+        out = torch.full((case.m, self.n // 2 if case.act else self.n), float("nan"), device="cuda", dtype=x.dtype)
+        elements, tiles = scratch_sizes(v, case.m, self.n, gated=bool(case.act))
+        scratch = make_scratch(elements, tiles, "cuda") if tiles else None
+        weights = [self.weight(i, case.zeros) for i in range(self.copies)]
+        return out, lambda i: int4_matmul(x, weights[i], out, v, scratch=scratch, act=case.act)
+
+    def wanted(self, act: str, zeros: bool) -> Tensor:
+        """float64 reference for all rows and the first copy of the weight, in pieces so that it stays small."""
+        if (act, zeros) not in self.known:
+            pieces = [self.x.double() @ piece.T for piece in self.pieces(zeros)]
+            y = torch.cat(pieces, dim=1)
+            if act:
+                gate, up = y.chunk(2, dim=-1)
+                y = F.silu(gate) * up
+            self.known[act, zeros] = y
+        return self.known[act, zeros]
+
+    def pieces(self, zeros: bool, rows: int = 4096) -> Iterator[Tensor]:
+        """The first copy by Int4Matrix's definition, float64 [rows, k] at a time."""
+        w = self.weight(0, zeros)
+        for at in range(0, self.n, rows):
+            words, here = w.words[:, at : at + rows], slice(at, at + rows)
+            q = torch.empty(
+                len(words), words.shape[1], 4, 4, 2, device="cuda", dtype=torch.float64
+            )  # chunk, n, p, j, h
+            for p in range(4):
+                for h in range(2):
+                    q[:, :, p, :, h] = (words >> 4 * (p + 4 * h)) & 15
+            q = q.flatten(2).permute(1, 0, 2).reshape(words.shape[1], -1)
+            scale = w.scales[:, here].T.double().repeat_interleave(GROUP, 1)
+            less = 8.0 if w.zeros is None else w.zeros[:, here].T.double().repeat_interleave(GROUP, 1)
+            yield (q - less) * scale
+
+    def microseconds(self, launch: Callable[[int], object], copies: int) -> float:
+        """Median over replays of one captured graph with a launch for each copy of the weight."""
+        launch(0)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for i in range(max(copies, 4)):
+                launch(i % copies)
+        times = []
+        for _ in range(6):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1000 / max(copies, 4))
+        return statistics.median(times[1:])
+
+    def check_and_time(self, case: Case) -> tuple[float, float]:
+        """(microseconds, error relative to the greatest value; infinite if a repetition gives other bits)."""
+        out, launch = self.launches(case)
+        launch(0)
+        wanted = self.wanted(case.act, case.zeros)[: case.m]
+        error = float((out.double() - wanted).abs().max() / wanted.abs().max())
+        before = out.clone()
+        us = self.microseconds(launch, self.copies)
+        out.fill_(float("nan"))
+        if not torch.equal(launch(0), before):
+            error = float("inf")
+        return us, error
+
+
+def compile_share(part: str, index: int) -> None:
+    """Of all launches that differ in what Triton compiles, every WORKERS-th once, so that its disk cache has them."""
+    distinct: dict[object, Case] = {}
+    for case in all_cases(part):
+        rows = 1 if case.variant.form == "vector" else padded_rows(case.m)
+        key = (SHAPES[case.name][1], rows, case.act, case.zeros, case.variant)
+        if key not in distinct or SHAPES[case.name][0] < SHAPES[distinct[key].name][0]:
+            distinct[key] = case
+    for case in list(distinct.values())[index::WORKERS]:
+        try:
+            Bench(case.name, 0).launches(case)[1](0)
+            torch.cuda.synchronize()
+        except Exception as error:
+            print("compiling", case, repr(error)[:300], flush=True)
+            if "CUDA error" in repr(error):
+                return
+
+
+def compile_all(part: str, seconds: float) -> None:
+    start = time.time()
+    command = [sys.executable, __file__, part, "--compile"]
+    workers = [subprocess.Popen([*command, str(i)]) for i in range(WORKERS)]
+    for worker in workers:
+        try:
+            worker.wait(max(1.0, seconds - (time.time() - start)))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+    print(f"compiled in {time.time() - start:.1f} s", flush=True)
+
+
+class Report:
+    """JSON lines out, table rows kept for the end."""
+
+    def __init__(self) -> None:
+        folder = os.environ.get("OUT")
+        self.file = open(os.path.join(folder, "int4_matmul.jsonl"), "w") if folder else sys.stdout  # noqa: SIM115
+        self.rows: list[str] = []
+
+    def line(self, **values: object) -> None:
+        self.file.write(json.dumps({"kernel": "int4_matmul", **values}) + "\n")
+        self.file.flush()
+
+    def group(self, bench: Bench, cases: list[Case]) -> None:
+        """Times all variants of one (shape, M, act, zeros), keeps the best three for the table."""
+        first = cases[0]
+        title = f"{first.name}{'+' + first.act if first.act else ''}{' zeros' if first.zeros else ''} m{first.m}"
+        traffic = bench.n * bench.k / 2 / 1e6  # packed bytes / microsecond = MB / s; / 1e6 gives TB/s
+        timed: list[tuple[float, str]] = []
+        chosen, at_choice = choose(first.m, bench.n, bench.k, gated=bool(first.act)), ""
+        for case in cases:
+            what = f"{title} {label(case.variant)}"
+            try:
+                us, error = bench.check_and_time(case)
+            except Exception as failure:
+                self.line(case=what, error=repr(failure)[:300])
+                self.rows.append(f"FAILED {what} {repr(failure)[:100]}")
+                continue
+            self.line(case=what, us=round(us, 2), tb_s=round(traffic / us, 3), error=error)
+            if not error < 0.02:
+                self.rows.append(f"WRONG {what} error {error}")
+                continue
+            timed.append((us, label(case.variant)))
+            if case.variant == chosen:
+                at_choice = f" choose {us:.1f}"
+        best = " ".join(f"{us:.1f} {name}" for us, name in sorted(timed)[:3])
+        if timed:
+            self.rows.append(f"{title} {traffic / min(timed)[0]:.2f} TB/s {best}{at_choice}")
+
+    def whole(self, name: str, bench: Bench) -> None:
+        """The matrix dequantized by itself, then with the library's product; the library's with bfloat16 weights."""
+        scratch = torch.full((bench.n, bench.k), float("nan"), device="cuda", dtype=torch.bfloat16)
+        dequantize(bench.weight(0, False), scratch)
+        wanted = torch.cat([piece.bfloat16() for piece in bench.pieces(False)])
+        if not torch.equal(scratch, wanted):
+            self.rows.append(f"WRONG {name} dequantize, {int((scratch != wanted).sum())} weights")
+        us = bench.microseconds(lambda i: dequantize(bench.weight(i, False), scratch), bench.copies)
+        self.line(
+            case=f"{name} dequantize", us=round(us, 2), tb_s=round(2.5 * bench.n * bench.k / 1e6 / us, 3), error=0
+        )
+        row = f"{name} dequantize {us:.1f}"
+        plain = torch.empty(3, bench.n, bench.k, device="cuda", dtype=torch.bfloat16).normal_(0, bench.k**-0.5)
+        for m in (1, 16, *WHOLE_ROWS):
+            x = torch.randn(m, bench.k, device="cuda", dtype=torch.bfloat16)
+            us = bench.microseconds(lambda i, x=x: F.linear(x, plain[i]), 3)
+            self.line(case=f"{name} m{m} torch", us=round(us, 2), error=0)
+            row += f"; m{m} bf16 {us:.1f}"
+            if m in WHOLE_ROWS:
+
+                def both(i: int, x: Tensor = x) -> Tensor:
+                    return F.linear(x, dequantize(bench.weight(i, False), scratch))
+
+                us = bench.microseconds(both, min(bench.copies, 4))
+                self.line(case=f"{name} m{m} dequantize and torch", us=round(us, 2), error=0)
+                row += f" both {us:.1f}"
+        y = torch.randn(1, bench.n, device="cuda", dtype=torch.bfloat16)
+        if name == "8b.gate_up":
+            acted = torch.empty(1, bench.n // 2, device="cuda", dtype=torch.bfloat16)
+            us = bench.microseconds(lambda i: gated(y, acted, "silu"), 8)
+            row += f"; gated m1 {us:.1f}"
+        self.rows.append(row)
+
+
+def measure(part: str, report: Report, deadline: float) -> None:
+    cases = list(all_cases(part))
+    for name in dict.fromkeys(case.name for case in cases):
+        bench = Bench(name)
+        groups: dict[tuple[int, str, bool], list[Case]] = {}
+        for case in cases:
+            if case.name == name:
+                groups.setdefault((case.m, case.act, case.zeros), []).append(case)
+        for (m, _, _), members in groups.items():
+            if time.time() > deadline:
+                report.rows.append(f"out of time before {name} {m}")
+                return
+            report.group(bench, members)
+        report.whole(name, bench)
+
+
+def main() -> None:
+    part = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if "--compile" in sys.argv:
+        compile_share(part, int(sys.argv[-1]))
+        return
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 90.0
+    start = time.time()
+    compile_all(part, seconds * 0.55)
+    report = Report()
+    try:
+        measure(part, report, start + seconds * 0.92)
+    finally:
+        print("\n".join(report.rows))
+        print(f"{time.time() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,361 @@
+"""Few tokens times a 4-bit matrix: x [M, K], Int4Matrix [N, K] -> out [M, N] or [M, N / 2], M <= 128, in one launch.
+
+After the product, if asked: bias, gated activation. `dequantize` writes a matrix out whole.
+"""
+
+# ruff: noqa: N803, N806, RUF005 (in capitals: what a kernel is compiled for; Triton knows no starred tuples)
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.int4_unpack import ASSEMBLED, load_chunk, load_once, nibble, unpack, wide
+from octavo.backends.torch.kernels.skinny_choice import padded_rows
+from octavo.backends.torch.kernels.skinny_matmul import Scratch, finish, join_parts
+from octavo.backends.torch.quant.int4 import Int4Matrix
+
+MAX_ROWS = 128
+_MULTIPROCESSORS = 132  # of an H100
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter's tl.dot takes bfloat16 for integers
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How one product is computed.
+
+    form "vector": M = 1, float32 multiply-adds; a thread has `repeat` rows of weights (gated: half of them gates) and
+    loads `stages` chunks of each ahead of their use. A program makes block_n * repeat products.
+    form "dot": the matrix unit, tokens padded to 16, 32, 64 or 128; `stages` shared-memory buffers of `block_k`
+    columns, `unroll` of them between two branches. A program makes block_n outputs (64 or 128) of a split-th of K.
+    early: the first weights are asked for before the kernel before this one has ended.
+    """
+
+    form: str
+    block_n: int
+    warps: int
+    stages: int
+    repeat: int = 1
+    block_k: int = 128
+    split: int = 1
+    unroll: int = 1
+    early: bool = False
+
+
+def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> tuple[int, int]:
+    """(float32 elements, int32 counters) that `variant` needs for a weight of n rows; zeros where it does not split."""
+    if variant.split == 1:
+        return 0, 0
+    tiles = triton.cdiv(n // 2 if gated else n, variant.block_n)
+    return tiles * variant.split * (2 if gated else 1) * padded_rows(m) * variant.block_n, tiles
+
+
+def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
+    """The variant for x [m, k] and a matrix [n, k]; None: the library's product of it dequantized is as fast."""
+    if not 1 <= m <= MAX_ROWS:
+        return None
+    if m == 1:
+        return Variant("vector", 8, 8, 4, repeat=2)
+    wide = m > 64
+    variant = Variant("dot", 128 if wide else 64, 8 if wide else 4, 3 if wide else 4)
+    tiles, split = triton.cdiv(n // 2 if gated else n, variant.block_n), 1
+    while split < 8 and tiles * split * 2 <= 2 * _MULTIPROCESSORS and k >= 4 * split * variant.block_k:
+        split *= 2
+    return replace(variant, split=split)
+
+
+def int4_matmul(
+    x: Tensor,
+    weight: Int4Matrix,
+    out: Tensor,
+    variant: Variant,
+    *,
+    scratch: Scratch | None = None,
+    bias: Tensor | None = None,
+    act: str = "",
+) -> Tensor:
+    """out = x @ W.T, W as if its columns were in order, then what is asked for; returns out.
+
+    x: float16 or bfloat16 [M, K], M <= 128 ("vector": 1), rows contiguous. out: [M, N], or [M, N / 2] with `act`
+    ("silu", "gelu", "gelu_tanh": act(first half) * second half); x's type or float32, rows contiguous. bias: [N].
+    Weights are not rounded; all else is rounded where separate kernels in x's type would round.
+    scratch: needed where variant.split > 1 (scratch_sizes says how large).
+    """
+    m, k = x.shape
+    if m == 0:
+        return out
+    n, group = out.shape[1], weight.group
+    pointers = (weight.words, weight.scales, weight.zeros, out, bias)
+    if variant.form == "vector":
+        if x.data_ptr() % 16:
+            x = x.clone()
+        tiles = triton.cdiv(n, variant.block_n * variant.repeat // (2 if act else 1))
+        _vector_kernel[(tiles,)](
+            x, *pointers, n, out.stride(0),
+            K=k, GROUP=group, ACT=act, BLOCK_N=variant.block_n, REPEAT=variant.repeat,
+            STEP=variant.warps * 32 // variant.block_n, AHEAD=variant.stages, num_warps=variant.warps, **pdl.options(),
+        )  # fmt: skip
+        return out
+    partial, arrivals = _checked(scratch, scratch_sizes(variant, m, weight.shape[0], gated=act != ""))
+    _dot_kernel[(triton.cdiv(n, variant.block_n), variant.split)](
+        x, *pointers, partial, arrivals, m, n, x.stride(0), out.stride(0),
+        K=k, GROUP=group, ACT=act, BLOCK_M=padded_rows(m), BLOCK_N=variant.block_n,
+        BLOCK_K=variant.block_k if group == k else min(variant.block_k, group), SPLIT=variant.split,
+        EARLY=variant.stages if variant.early else 0, UNROLL=variant.unroll, num_warps=variant.warps,
+        num_stages=variant.stages, **pdl.options(),
+    )  # fmt: skip
+    return out
+
+
+def _checked(scratch: Scratch | None, sizes: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
+    """The scratch, large enough; (None, None) where the product is not split."""
+    elements, tiles = sizes
+    if tiles == 0:
+        return None, None
+    if scratch is None or scratch.partial.numel() < elements or scratch.arrivals.numel() < tiles:
+        raise ValueError(f"scratch is missing or too small: this product needs make_scratch({elements}, {tiles}, ..)")
+    return scratch
+
+
+@triton.jit
+def _vector_kernel(
+    x_ptr, words_ptr, scales_ptr, zeros_ptr, out_ptr, bias_ptr, N, out_stride,
+    K: tl.constexpr, GROUP: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, REPEAT: tl.constexpr,
+    STEP: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program: REPEAT times BLOCK_N rows of weights; a thread takes every STEP-th chunk of K, of REPEAT rows."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    CHUNKS: tl.constexpr = K // 32
+    OWN: tl.constexpr = REPEAT if ACT == "" else REPEAT // 2
+    first = tl.program_id(0) * (BLOCK_N * OWN)
+    chunks = tl.arange(0, STEP)[:, None] + tl.zeros((STEP, BLOCK_N), tl.int32)
+    rows = ()
+    for r in tl.static_range(REPEAT):
+        row = tl.minimum(first + (r % OWN) * BLOCK_N + tl.arange(0, BLOCK_N), N - 1) + (r // OWN) * N
+        rows = rows + (row[None, :],)
+    width = N * (REPEAT // OWN)
+    loaded = ()
+    for d in tl.static_range(AHEAD):
+        loaded = loaded + (
+            _load_weights(words_ptr, scales_ptr, zeros_ptr, chunks + d * STEP, rows, width, CHUNKS, GROUP, REPEAT),
+        )
+    pdl.wait(PDL)
+    sums = ()
+    for _ in tl.static_range(REPEAT):
+        sums = sums + (tl.zeros((STEP, BLOCK_N), tl.float32),)
+    x_at = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    for start in range(0, CHUNKS, STEP * AHEAD):
+        coming = ()
+        for d in tl.static_range(AHEAD):
+            here = chunks + (start + d * STEP)
+            following = loaded[d]
+            if CHUNKS > STEP * AHEAD:
+                ahead = here + STEP * AHEAD
+                following = _load_weights(words_ptr, scales_ptr, zeros_ptr, ahead, rows, width, CHUNKS, GROUP, REPEAT)
+            sums = _multiply(sums, loaded[d], x_at + here * 16, here < CHUNKS, zeros_ptr, DTYPE, REPEAT)
+            coming = coming + (following,)
+        loaded = coming
+    for r in tl.static_range(OWN):
+        cols = first + r * BLOCK_N + tl.arange(0, BLOCK_N)
+        acc = tl.sum(sums[r], 0)
+        up = acc if ACT == "" else tl.sum(sums[REPEAT - OWN + r], 0)
+        finish(acc, up, out_ptr, bias_ptr, None, 0, cols, cols < N, N, out_stride, DTYPE, ACT)
+
+
+@triton.jit
+def _load_weights(
+    words_ptr, scales_ptr, zeros_ptr, chunks, rows, width,
+    CHUNKS: tl.constexpr, GROUP: tl.constexpr, REPEAT: tl.constexpr,
+):  # fmt: skip
+    """For each of `rows`: a chunk's four words, scale and zero (without zeros_ptr: anything), [STEP, BLOCK_N] each."""
+    inside = chunks < CHUNKS
+    loaded = ()
+    for r in tl.static_range(REPEAT):
+        words = load_chunk(words_ptr + (chunks.to(tl.int64) * width + rows[r]) * 4, inside, True)
+        group = chunks // (GROUP // 32) * width + rows[r]
+        scale = load_once(scales_ptr + group, inside)
+        zero = scale
+        if zeros_ptr is not None:
+            zero = load_once(zeros_ptr + group, inside)
+        loaded = loaded + ((words, scale, zero),)
+    return loaded
+
+
+@triton.jit
+def _multiply(sums, loaded, x_at, inside, zeros_ptr, DTYPE: tl.constexpr, REPEAT: tl.constexpr):
+    """The sums with each row's chunk added: scale * (sum of nibble * x - offset * sum of x), apart for p even and odd.
+
+    nibble is 128 + q for p even, 128 + q / 16 for p odd; 128 * 16 * x costs four of float32's bits.
+    """
+    none = tl.zeros(inside.shape, tl.float32)
+    x_even = none
+    x_odd = none
+    even = ()
+    odd = ()
+    for _ in tl.static_range(REPEAT):
+        even = even + (none,)
+        odd = odd + (none,)
+    for p in tl.static_range(0, 4, 2):
+        x_even, even = _multiply_pairs(x_even, even, loaded, load_chunk(x_at + 4 * p, inside, False), p, DTYPE, REPEAT)
+        after = load_chunk(x_at + 4 * p + 4, inside, False)
+        x_odd, odd = _multiply_pairs(x_odd, odd, loaded, after, p + 1, DTYPE, REPEAT)
+    x_sum = x_even + x_odd
+    magic = 128.0 * x_even + 2048.0 * x_odd
+    added = ()
+    for r in tl.static_range(REPEAT):
+        if zeros_ptr is None:
+            offset = magic + 8.0 * x_sum
+        else:
+            offset = magic + loaded[r][2].to(tl.float32) * x_sum
+        added = added + (sums[r] + loaded[r][1].to(tl.float32) * (even[r] + 16.0 * odd[r] - offset),)
+    return added
+
+
+@triton.jit
+def _multiply_pairs(x_sum, sums, loaded, pairs, P: tl.constexpr, DTYPE: tl.constexpr, REPEAT: tl.constexpr):
+    """pairs: x's four words of this p; -> the sums of x and of nibble * x for each row."""
+    for j in tl.static_range(4):
+        low, high = wide(pairs[j], DTYPE)
+        x_sum += low + high
+        added = ()
+        for r in tl.static_range(REPEAT):
+            word = loaded[r][0][j]
+            added = added + (sums[r] + nibble(word, P) * low + nibble(word, P + 4) * high,)
+        sums = added
+    return x_sum, sums
+
+
+@triton.jit(do_not_specialize=["M"])
+def _dot_kernel(
+    x_ptr, words_ptr, scales_ptr, zeros_ptr, out_ptr, bias_ptr, partial_ptr, arrivals_ptr,
+    M, N, x_stride, out_stride,
+    K: tl.constexpr, GROUP: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, EARLY: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program (tile, part): BLOCK_N outputs of every row, over the part-th of SPLIT runs of K."""
+    tile = tl.program_id(0)
+    part = tl.program_id(1)
+    STEPS: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)
+    begin = part * (STEPS * BLOCK_K)
+    if ASSEMBLED and EARLY > 0:
+        _fetch(words_ptr, begin // 32, tile * BLOCK_N, N, K, ACT, BLOCK_N, EARLY * BLOCK_K // 32)
+    pdl.wait(PDL)
+    rows = tl.arange(0, BLOCK_M)[:, None]
+    cols = tl.minimum(tile * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
+    width = N if ACT == "" else 2 * N
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    up = acc
+    # Scales and zeros are loaded two steps ahead: they are too narrow for the copies that fill shared memory. (A loop
+    # that hands a value on untouched has none of these copies, hence _widen at the second step.)
+    now = _widen(_load_group(scales_ptr, zeros_ptr, begin, cols, width, K, GROUP))
+    then = _load_group(scales_ptr, zeros_ptr, begin + BLOCK_K, cols, width, K, GROUP)
+    up_now, up_then = now, then
+    if ACT != "":
+        up_now = _widen(_load_group(scales_ptr, zeros_ptr, begin, cols + N, width, K, GROUP))
+        up_then = _load_group(scales_ptr, zeros_ptr, begin + BLOCK_K, cols + N, width, K, GROUP)
+    for step in tl.range(0, STEPS, loop_unroll_factor=UNROLL):
+        start = begin + step * BLOCK_K
+        ks = start + tl.arange(0, BLOCK_K)[None, :]
+        x = tl.load(x_ptr + rows * x_stride + ks, mask=(rows < M) & (ks < K), other=0)
+        acc = _dot_step(x, words_ptr, zeros_ptr, now, acc, start, cols, width, K, BLOCK_N, BLOCK_K)
+        now = _widen(then)
+        then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols, width, K, GROUP)
+        if ACT != "":
+            up = _dot_step(x, words_ptr, zeros_ptr, up_now, up, start, cols + N, width, K, BLOCK_N, BLOCK_K)
+            up_now = _widen(up_then)
+            up_then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols + N, width, K, GROUP)
+    join_parts(
+        tl.trans(acc), tl.trans(up), out_ptr, bias_ptr, None, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
+        x_ptr.dtype.element_ty, ACT, BLOCK_M, BLOCK_N, SPLIT,
+    )  # fmt: skip
+
+
+@triton.jit
+def _fetch(words_ptr, chunk, first, N, K: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr):
+    """Bring CHUNKS chunks of the tile's rows to L2, a line of 128 bytes (of 8 rows) an instruction."""
+    width = N if ACT == "" else 2 * N
+    chunks = tl.minimum(chunk + tl.arange(0, CHUNKS), K // 32 - 1).to(tl.int64)[:, None]
+    rows = tl.minimum(first + 8 * tl.arange(0, BLOCK_N // 8), N - 1)[None, :]
+    FETCH: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
+    at = words_ptr + (chunks * width + rows) * 4
+    tl.inline_asm_elementwise(FETCH, "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1)
+    if ACT != "":
+        tl.inline_asm_elementwise(FETCH, "=r,l", [at + 4 * N], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _load_group(scales_ptr, zeros_ptr, k, rows, width, K: tl.constexpr, GROUP: tl.constexpr):
+    """Scale and zero of the group that k is in (beyond K: of the last), for each of `rows`."""
+    at = tl.minimum(k // GROUP, K // GROUP - 1) * width + rows
+    scale = tl.load(scales_ptr + at)
+    if zeros_ptr is None:
+        zero = tl.full(rows.shape, 8, tl.uint8)
+    else:
+        zero = tl.load(zeros_ptr + at)
+    return scale, zero
+
+
+@triton.jit
+def _widen(group):
+    """Scale and zero as they are computed with."""
+    return group[0].to(tl.float32), group[1].to(tl.int32)
+
+
+@triton.jit
+def _dot_step(x, words_ptr, zeros_ptr, group, acc, start, rows, width, K: tl.constexpr, BLOCK_N: tl.constexpr,
+              BLOCK_K: tl.constexpr):  # fmt: skip
+    """acc + scale * (weights[rows, start :] @ x.T), of the weights without their scale.
+
+    A zero other than 8 is multiplied by the sum of x, in the matrix unit too, where it is in the right place at once.
+    """
+    word = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
+    at = words_ptr + ((word // 4).to(tl.int64) * width + rows[:, None]) * 4 + word % 4
+    if K % BLOCK_K == 0:
+        words = tl.load(at, eviction_policy="evict_first")
+    else:
+        words = tl.load(at, mask=word < K // 8, other=0, eviction_policy="evict_first")
+    weights = unpack(words, tl.full((BLOCK_N, 1), 8, tl.int32), x.dtype, BLOCK_N, BLOCK_K // 32)
+    if _INTERPRETED:
+        weights = weights.to(tl.float32)
+        x = x.to(tl.float32)
+    product = tl.dot(weights, tl.trans(x), input_precision="ieee")
+    if zeros_ptr is not None:
+        ones = tl.full((BLOCK_N, BLOCK_K), 1.0, x.dtype)
+        product += tl.dot(ones, tl.trans(x), input_precision="ieee") * (8.0 - group[1].to(tl.float32))[:, None]
+    return acc + product * group[0][:, None]
+
+
+def dequantize(weight: Int4Matrix, out: Tensor) -> Tensor:
+    """out [N, K], float16 or bfloat16, contiguous: every weight, columns as they lie, rounded once. Returns out."""
+    n, k = out.shape
+    block_k = 128 if weight.group == k else min(128, weight.group)
+    grid = (triton.cdiv(k, block_k), triton.cdiv(n, 64))
+    _dequantize_kernel[grid](
+        weight.words, weight.scales, weight.zeros, out, n,
+        K=k, GROUP=weight.group, BLOCK_N=64, BLOCK_K=block_k, num_warps=4, **pdl.options(),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _dequantize_kernel(
+    words_ptr, scales_ptr, zeros_ptr, out_ptr, N,
+    K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0) * BLOCK_K
+    first = tl.program_id(1) * BLOCK_N
+    rows = tl.minimum(first + tl.arange(0, BLOCK_N), N - 1)
+    word = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
+    at = words_ptr + ((word // 4).to(tl.int64) * N + rows[:, None]) * 4 + word % 4
+    words = tl.load(at, mask=word < K // 8, other=0, eviction_policy="evict_first")
+    scale, zero = _widen(_load_group(scales_ptr, zeros_ptr, start, rows, N, K, GROUP))
+    DTYPE: tl.constexpr = out_ptr.dtype.element_ty
+    weights = unpack(words, zero[:, None], DTYPE, BLOCK_N, BLOCK_K // 32)
+    weights = (weights.to(tl.float32) * scale[:, None]).to(DTYPE)
+    rows = (first + tl.arange(0, BLOCK_N))[:, None]
+    ks = start + tl.arange(0, BLOCK_K)[None, :]
+    pdl.wait(PDL)
+    tl.store(out_ptr + rows.to(tl.int64) * K + ks, weights, mask=(rows < N) & (ks < K))

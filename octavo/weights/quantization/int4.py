@@ -1,0 +1,129 @@
+"""4-bit checkpoints: quant_method gptq and awq, pack-quantized of compressed-tensors. quant/int4 tells the layouts."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from octavo.base.errors import ModelFormatError
+from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor
+from octavo.weights.quantization.rules import Rule, Tensors, bad, matcher, misshapen, names_of, part_of
+
+_SCALES = ("F16", "BF16", "F32")
+_WORD = 8
+"""Elements of an int32."""
+_CHUNK = 32
+"""Columns that the kernels read at once: a matrix has a multiple of them."""
+PARTS = {
+    "gptq": ("qweight", "scales", "qzeros"),
+    "gptq_v2": ("qweight", "scales", "qzeros"),
+    "awq": ("qweight", "scales", "qzeros"),
+    "packed": ("weight_packed", "weight_scale", "weight_zero_point"),
+}
+"""Layout -> the names of words, scales and zeros; the columns' groups are g_idx or weight_g_idx."""
+
+
+def gptq_rules(config: Mapping[str, Any]) -> list[Rule]:
+    """quant_method gptq: one scheme for all that has a qweight. Before version 2 zeros are stored less 1."""
+    form = config.get("checkpoint_format") or config.get("format") or "gptq"
+    if form not in ("gptq", "gptq_v2"):
+        raise bad("checkpoint_format", form, "gptq or gptq_v2")
+    group = _group(config.get("group_size", 128))
+    zeros = config.get("sym") is not True
+    return [Rule(lambda _: True, MatrixScheme(form, _bits("bits", config.get("bits")), group, zeros))]
+
+
+def awq_rules(config: Mapping[str, Any]) -> list[Rule]:
+    """quant_method awq, version gemm: one scheme for all that is not listed."""
+    version = str(config.get("version", "gemm")).lower()
+    if version != "gemm":
+        raise bad("version", version, "gemm")
+    bits = _bits("bits", config.get("bits", config.get("w_bit")))
+    group = _group(config.get("group_size", config.get("q_group_size", 128)))
+    ignored = matcher(names_of(config, "modules_to_not_convert"), inside=True)
+    scheme = MatrixScheme("awq", bits, group, config.get("zero_point") is not False)
+    return [Rule(lambda module: not ignored(module), scheme)]
+
+
+def packed_scheme(weights: Mapping[str, Any]) -> MatrixScheme:
+    """`weights` of a group of compressed-tensors whose format is pack-quantized."""
+    if weights.get("type", "int") != "int":
+        raise bad("type", weights["type"], "int")
+    strategy = weights.get("strategy")
+    if strategy not in ("group", "channel"):
+        raise bad("strategy", strategy, "group or channel")
+    group = _group(weights.get("group_size") if strategy == "group" else -1)
+    bits = _bits("num_bits", weights.get("num_bits"))
+    return MatrixScheme("packed", bits, group, weights.get("symmetric") is not True)
+
+
+def find_int4(tensors: Tensors, module: str, scheme: MatrixScheme, shape: tuple[int, ...]) -> QuantizedTensor | None:
+    """rules.Find. Parts are words, scale and, where stored, zeros; g_idx where the groups are not in order."""
+    layout = scheme.layout
+    words_name, scale_name, zeros_name = PARTS[layout]
+    words = tensors.get(f"{module}.{words_name}")
+    if words is None:
+        return None
+    if len(shape) != 2 or shape[1] % _CHUNK:
+        raise ModelFormatError(
+            f"tensor {words.name}: 4-bit matrices whose rows are not a multiple of {_CHUNK} long are not supported "
+            f"({list(shape)}); take the unquantized model or a GGUF file of it"
+        )
+    out, width = shape
+    down = -(-out // _WORD)
+    if width % (scheme.group[1] or width):
+        raise misshapen(words, f"rows that split into groups of {scheme.group[1]}, not {list(shape)}")
+    _, groups = scheme.scale_shape(shape)
+    packed = {"awq": (width, down), "packed": (out, width // _WORD)}.get(layout, (width // _WORD, out))
+    parts = {
+        "words": _checked(words, packed, "I32"),
+        "scale": _checked(part_of(tensors, module, scale_name), _turned((groups, out), layout), *_SCALES),
+    }
+    zeros = tensors.get(f"{module}.{zeros_name}")
+    if zeros is not None:
+        parts["zeros"] = _checked(zeros, _turned((groups, down), layout), "I32")
+    elif scheme.zeros:
+        part_of(tensors, module, zeros_name)
+    index = tensors.get(f"{module}.g_idx") or tensors.get(f"{module}.weight_g_idx")
+    if index is not None and _in_disorder(_checked(index, (width,), "I32"), groups):
+        parts["g_idx"] = index
+    return QuantizedTensor(words.name, replace(scheme, zeros=zeros is not None), shape, parts)
+
+
+def _turned(shape: tuple[int, int], layout: str) -> tuple[int, int]:
+    return shape[::-1] if layout == "packed" else shape
+
+
+def _checked(part: StoredTensor, shape: tuple[int, ...], *schemes: str) -> StoredTensor:
+    """The part, if it is so."""
+    if part.shape != shape or part.scheme.name not in schemes:
+        raise misshapen(part, f"{list(shape)} of {', '.join(schemes)}")
+    return part
+
+
+def _in_disorder(index: StoredTensor, groups: int) -> bool:
+    """Whether columns are not grouped as they come; all groups must have as many."""
+    values = [value for (value,) in struct.iter_unpack("<i", index.data)]
+    ordered = [column // (len(values) // groups) for column in range(len(values))]
+    if sorted(values) != ordered:
+        raise ModelFormatError(
+            f"tensor {index.name} does not put {len(values) // groups} columns into each of {groups} groups; the "
+            "config and the weights do not belong together"
+        )
+    return values != ordered
+
+
+def _bits(key: str, value: Any) -> int:
+    if value != 4:
+        raise bad(key, value, "4")
+    return 4
+
+
+def _group(size: Any) -> tuple[int, int]:
+    """32, 64 and multiples of 128; -1: a row."""
+    known = isinstance(size, int) and (size in (-1, 32, 64) or (size > 1 and not size % 128))
+    if not known:
+        raise bad("group_size", size, "-1, 32, 64 or a multiple of 128")
+    return 1, max(size, 0)

@@ -1,0 +1,175 @@
+"""quantization_config of 4-bit checkpoints: what is read, what is refused by name, parts that do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from quantized_checkpoints import AWQ, GPTQ, integers
+
+from octavo.base.errors import ModelFormatError
+from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, MatrixScheme, QuantizedTensor, StoredTensor
+from octavo.weights.quantization import read_quantization
+from octavo.weights.quantization.read import Quantization
+
+OUT, IN = 24, 128
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+IN_GPTQ: Shapes = {"qweight": ("I32", (16, 24)), "qzeros": ("I32", (4, 3)), "scales": ("F16", (4, 24))}
+IN_AWQ: Shapes = {"qweight": ("I32", (128, 3)), "qzeros": ("I32", (4, 3)), "scales": ("F16", (4, 24))}
+IN_PACKED: Shapes = {"weight_packed": ("I32", (24, 16)), "weight_scale": ("BF16", (24, 4))}
+PACKED = integers("group", group_size=32)
+
+
+def read(config: dict[str, Any]) -> Quantization:
+    found = read_quantization({"quantization_config": config})
+    assert found is not None
+    return found
+
+
+def tensors(shapes: Shapes) -> dict[str, StoredTensor]:
+    made = {}
+    for name, (scheme, shape) in shapes.items():
+        kind = {**SCHEMES, **PART_SCHEMES}[scheme]
+        data = memoryview(bytes(int(np.prod(shape)) * kind.group_bytes))
+        made[f"m.q.{name}"] = StoredTensor(f"m.q.{name}", kind, shape, data)
+    return made
+
+
+def grouped(index: np.ndarray) -> dict[str, StoredTensor]:
+    """GPTQ with this g_idx."""
+    values = index.astype("<i4")
+    part = StoredTensor("m.q.g_idx", PART_SCHEMES["I32"], values.shape, memoryview(values.tobytes()))
+    return {**tensors(IN_GPTQ), "m.q.g_idx": part}
+
+
+def find(config: dict[str, Any], stored: dict[str, StoredTensor], *, width: int = IN) -> QuantizedTensor:
+    found = read(config).find(stored, "m.q", (OUT, width))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "scheme"),
+    [
+        (GPTQ, IN_GPTQ, MatrixScheme("gptq", 4, (1, 32), zeros=True)),
+        ({**GPTQ, "checkpoint_format": "gptq_v2"}, IN_GPTQ, MatrixScheme("gptq_v2", 4, (1, 32), zeros=True)),
+        (AWQ, IN_AWQ, MatrixScheme("awq", 4, (1, 32), zeros=True)),
+        ({"quant_method": "awq", "w_bit": 4, "q_group_size": 32, "version": "GEMM"}, IN_AWQ, None),
+        (PACKED, IN_PACKED, MatrixScheme("packed", 4, (1, 32))),
+        (integers("channel"), {**IN_PACKED, "weight_scale": ("F32", (24, 1))}, MatrixScheme("packed", 4, (1, 0))),
+        (
+            integers("group", group_size=32, symmetric=False),
+            {**IN_PACKED, "weight_zero_point": ("I32", (3, 4))},
+            MatrixScheme("packed", 4, (1, 32), zeros=True),
+        ),
+    ],
+)
+def test_parts(config: dict[str, Any], shapes: Shapes, scheme: MatrixScheme | None) -> None:
+    stored = tensors(shapes)
+    found = find(config, stored)
+    assert scheme is None or found.scheme == scheme
+    assert found.shape == (OUT, IN)
+    assert {part.name for part in found.parts.values()} == set(stored)
+    assert found.nbytes == sum(part.nbytes for part in stored.values())
+    planned = read(config).scheme("m.q")
+    assert planned is not None
+    assert planned.group == found.scheme.group
+
+
+def test_groups_in_order_need_no_index() -> None:
+    ordered = np.arange(IN) // 32
+    assert "g_idx" not in find(GPTQ, grouped(ordered)).parts
+    assert "g_idx" in find(GPTQ, grouped(ordered[::-1])).parts
+
+
+@pytest.mark.parametrize("index", [np.zeros(IN), np.arange(IN) // 32 + 1, np.arange(IN) // 33, -np.ones(IN)])
+def test_groups_of_other_sizes_are_refused(index: np.ndarray) -> None:
+    with pytest.raises(ModelFormatError, match=r"m\.q\.g_idx does not put 32 columns into each of 4 groups"):
+        find(GPTQ, grouped(index))
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "words"),
+    [
+        (GPTQ, {**IN_GPTQ, "qweight": ("I32", (24, 16))}, r"m\.q\.qweight.*\[16, 24\] of I32"),
+        (GPTQ, {**IN_GPTQ, "qweight": ("F32", (16, 24))}, r"qweight.*of I32"),
+        (GPTQ, {**IN_GPTQ, "qweight": ("I32", (32, 24))}, r"qweight.*\[16, 24\]"),
+        (GPTQ, {**IN_GPTQ, "scales": ("F16", (2, 24))}, r"m\.q\.scales.*\[4, 24\] of F16, BF16, F32"),
+        (GPTQ, {**IN_GPTQ, "qzeros": ("I32", (4, 24))}, r"m\.q\.qzeros.*\[4, 3\]"),
+        (GPTQ, {**IN_GPTQ, "g_idx": ("I32", (64,))}, r"m\.q\.g_idx.*\[128\]"),
+        (AWQ, IN_GPTQ, r"qweight.*\[128, 3\]"),
+        (PACKED, {**IN_PACKED, "weight_scale": ("BF16", (24, 1))}, r"weight_scale.*\[24, 4\]"),
+    ],
+)
+def test_misshapen_parts_are_named(config: dict[str, Any], shapes: Shapes, words: str) -> None:
+    with pytest.raises(ModelFormatError, match=words):
+        find(config, tensors(shapes))
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "missing"),
+    [
+        (GPTQ, IN_GPTQ, "scales"),
+        ({**GPTQ, "sym": False}, IN_GPTQ, "qzeros"),
+        (AWQ, IN_AWQ, "qzeros"),
+        (PACKED, IN_PACKED, "weight_scale"),
+        (integers("group", group_size=32, symmetric=False), IN_PACKED, "weight_zero_point"),
+    ],
+)
+def test_missing_parts_are_named(config: dict[str, Any], shapes: Shapes, missing: str) -> None:
+    left = tensors({name: shape for name, shape in shapes.items() if name != missing})
+    with pytest.raises(ModelFormatError, match=rf"no tensor m\.q\.{missing}"):
+        find(config, left)
+
+
+def test_what_is_stored_plainly_is_plain() -> None:
+    for config in (GPTQ, AWQ, PACKED):
+        assert read(config).find({}, "m.q", (OUT, IN)) is None
+    listed = read({**AWQ, "modules_to_not_convert": ["lm_head", "self_attn"]})
+    assert listed.scheme("model.layers.0.self_attn.q_proj") is None
+    assert listed.scheme("model.layers.0.mlp.up_proj") is not None
+
+
+def test_rows_that_are_no_multiple_of_a_chunk_or_group_long() -> None:
+    with pytest.raises(ModelFormatError, match="multiple of 32"):
+        find(GPTQ, tensors(IN_GPTQ), width=112)
+    with pytest.raises(ModelFormatError, match="groups of 64"):
+        find({**GPTQ, "group_size": 64}, tensors(IN_GPTQ), width=96)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({**GPTQ, "bits": 8}, "bits '8' is not supported, only 4"),
+        ({**GPTQ, "bits": None}, "bits 'None'"),
+        ({**GPTQ, "group_size": 96}, "group_size '96'"),
+        ({**GPTQ, "group_size": 1}, "group_size '1'"),
+        ({**GPTQ, "group_size": "128"}, "group_size '128'"),
+        ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
+        ({**AWQ, "bits": 3}, "bits '3'"),
+        ({**AWQ, "version": "gemv"}, "version 'gemv'"),
+        ({**AWQ, "modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
+        (integers("group", group_size=32, num_bits=8), "num_bits '8'"),
+        (integers("group", group_size=32, type="float"), "type 'float'"),
+        (integers("tensor"), "strategy 'tensor'"),
+        (integers("group"), "group_size 'None'"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelFormatError, match=words) as caught:
+        read_quantization({"quantization_config": config})
+    assert caught.value.param == "quantization_config"
+
+
+def test_integers_with_integer_activations_are_refused() -> None:
+    config = integers("channel")
+    config["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "type": "int"}
+    with pytest.raises(ModelFormatError, match="input_activations"):
+        read_quantization({"quantization_config": config})
+
+
+def test_a_scheme_keeps_whether_zeros_are_stored() -> None:
+    stored = tensors({**IN_PACKED, "weight_zero_point": ("I32", (3, 4))})
+    assert find(PACKED, stored).scheme == replace(MatrixScheme("packed", 4, (1, 32)), zeros=True)
