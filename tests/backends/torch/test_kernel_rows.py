@@ -198,7 +198,7 @@ def test_rope_cache_of_float8(dtype: torch.dtype) -> None:
     cache = wild(2, 3, 8, 1, 64, dtype=kept)
     slots = torch.randperm(24, device=DEVICE)[: len(qkv)]
     assert len(slots) == len(qkv)
-    rope_cache.rope_cache(qkv, slots.int(), slots, None, cache, a, None, None)
+    rope_cache.rope_cache(qkv, slots.int(), slots, None, cache, a, (None, None))
     found = cache.flatten(1, 2).float()
     assert torch.equal(found[:, slots].transpose(0, 1).flatten(), values.to(kept).float())
     rest = [i for i in range(24) if i not in slots.tolist()]
@@ -211,7 +211,7 @@ def test_float8_saturates_and_shows_what_is_not_finite(dtype: torch.dtype) -> No
     a, nan, inf = mixer(2, 1, 8, None), float("nan"), float("inf")
     given = torch.tensor([nan, inf, -inf, 449.0, 479.0, 6e4, -6e4, -464.0], device=DEVICE).to(dtype)
     cache = wild(2, 1, 8, 1, 8, dtype=torch.float8_e4m3fn)
-    rope_cache.rope_cache(given.repeat(4)[None], ints([0]), ints([3]), None, cache, a, None, None)
+    rope_cache.rope_cache(given.repeat(4)[None], ints([0]), ints([3]), None, cache, a, (None, None))
     want = torch.tensor([nan, nan, nan, 448.0, 448.0, 448.0, -448.0, -448.0], device=DEVICE)
     for i in range(2):
         torch.testing.assert_close(cache[i, 0, 3, 0].float(), want, rtol=0, atol=0, equal_nan=True)
