@@ -38,7 +38,7 @@ SHAPES = {  # name: (N, K)
     "8b.gate_up": (28672, 4096),
     "8b.down": (4096, 14336),
 }
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WHOLE_ROWS = (128, 256, 8192)  # dequantized, then the library's product
 GROUP = 128
 
@@ -77,7 +77,6 @@ DOTS = {  # padded M: variants before splitting
     ),
     32: (dot(64, 128, 4, 4), dot(64, 128, 4, 3, unroll=2), dot(64, 128, 4, 3)),
     64: (dot(64, 128, 4, 3), dot(128, 128, 8, 3), dot(64, 64, 4, 4), dot(64, 64, 4, 3, unroll=2)),
-    128: (dot(128, 128, 8, 3), dot(64, 64, 4, 3), dot(128, 64, 8, 3)),
 }
 DOT_ROWS = {1: 3, 2: 3, 4: 3, 8: 3}  # at these M only the first few: the same kernels as at 16
 CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
@@ -102,10 +101,10 @@ def label(v: Variant) -> str:
     return f"d{v.block_n}x{v.block_k}w{v.warps}s{v.stages}{end}u{v.unroll}{'e' if v.early else ''}"
 
 
-def splits(variant: Variant, outputs: int, k: int) -> list[Variant]:
+def splits(variant: Variant, m: int, outputs: int, k: int) -> list[Variant]:
     """The variant split until the device has about two programs a multiprocessor, and four."""
     found = []
-    tiles = triton.cdiv(outputs, variant.block_n)
+    tiles = triton.cdiv(m, 64) * triton.cdiv(outputs, variant.block_n)
     for wanted in (264, 528):
         split = 1
         while split < 8 and tiles * split * 2 <= wanted and k >= split * 4 * variant.block_k:
@@ -118,8 +117,8 @@ def group(name: str, m: int, act: str, zeros: bool) -> list[Case]:
     """All variants and what choose takes, without doubles."""
     n, k = SHAPES[name]
     variants = [v for v in VECTORS if m == 1 and (not act or v.repeat > 1)]
-    for base in DOTS[padded_rows(m)][: DOT_ROWS.get(m)]:
-        variants += splits(base, n // 2 if act else n, k)
+    for base in DOTS[min(padded_rows(m), 64)][: DOT_ROWS.get(m)]:
+        variants += splits(base, m, n // 2 if act else n, k)
     chosen = choose(m, n, k, gated=bool(act))
     if zeros:
         variants = variants[:2]
@@ -232,7 +231,7 @@ def compile_share(part: str, index: int) -> None:
     """Of all launches that differ in what Triton compiles, every WORKERS-th once, so that its disk cache has them."""
     distinct: dict[object, Case] = {}
     for case in all_cases(part):
-        rows = 1 if case.variant.form == "vector" else padded_rows(case.m)
+        rows = 1 if case.variant.form == "vector" else min(padded_rows(case.m), 64)
         key = (SHAPES[case.name][1], rows, case.act, case.zeros, case.variant)
         if key not in distinct or SHAPES[case.name][0] < SHAPES[distinct[key].name][0]:
             distinct[key] = case

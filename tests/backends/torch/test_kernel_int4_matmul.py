@@ -76,7 +76,7 @@ def test_rows_of_odd_lengths(form: str, k: int) -> None:
     check(multiply(FORMS[form], x, case.matrix, out), x.double() @ case.values.T, dtype)
 
 
-@pytest.mark.parametrize("m", [1, 16, 33, 65, MAX_ROWS])
+@pytest.mark.parametrize("m", [1, 16, 33, 65, 129])
 def test_dot_form_of_each_padding(m: int) -> None:
     case = draw(20, 128, group=64, device=DEVICE)
     x, out = random(m, 128, dtype=torch.float16), poisoned(m, 20, dtype=torch.float32)
@@ -143,7 +143,7 @@ def test_choice_fits_its_limits() -> None:
     assert choose(0, 4096, 4096) is None
     assert choose(MAX_ROWS + 1, 4096, 4096) is None
     for n, k in ((4096, 1024), (1024, 3072), (6144, 4096), (4096, 14336), (28672, 4096)):
-        for m in (1, 2, 3, 16, 17, 32, 33, 64, 65, 128):
+        for m in (1, 2, 3, 16, 17, 32, 33, 64, 65, 128, 129, 256):
             for gated in (False, True):
                 variant = choose(m, n, k, gated=gated)
                 if variant is None:

@@ -1,4 +1,4 @@
-"""Few tokens times a 4-bit matrix: x [M, K], Int4Matrix [N, K] -> out [M, N] or [M, N / 2], M <= 128, in one launch.
+"""Few tokens times a 4-bit matrix: x [M, K], Int4Matrix [N, K] -> out [M, N] or [M, N / 2], M <= 256, in one launch.
 
 After the product, if asked: bias, gated activation. `dequantize` writes a matrix out whole.
 """
@@ -18,7 +18,10 @@ from octavo.backends.torch.kernels.skinny_choice import padded_rows
 from octavo.backends.torch.kernels.skinny_matmul import Scratch, finish, join_parts
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
-MAX_ROWS = 128
+MAX_ROWS = 256
+_BLOCK_M = (
+    64  # tokens of a program, at most: the matrix unit's sums of more do not fit into registers beside the weights
+)
 _MULTIPROCESSORS = 132  # of an H100
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter's tl.dot takes bfloat16 for integers
 
@@ -29,7 +32,7 @@ class Variant:
 
     form "vector": M = 1, float32 multiply-adds; a thread has `repeat` rows of weights (gated: half of them gates) and
     loads `stages` chunks of each ahead of their use. A program makes block_n * repeat products.
-    form "dot": the matrix unit, tokens padded to 16, 32, 64 or 128; `stages` shared-memory buffers of `block_k`
+    form "dot": the matrix unit, tokens padded to 16, 32 or blocks of 64; `stages` shared-memory buffers of `block_k`
     columns, `unroll` of them between two branches. A program makes block_n outputs (64 or 128) of a split-th of K.
     early: the first weights are asked for before the kernel before this one has ended.
     """
@@ -49,8 +52,15 @@ def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> t
     """(float32 elements, int32 counters) that `variant` needs for a weight of n rows; zeros where it does not split."""
     if variant.split == 1:
         return 0, 0
-    tiles = triton.cdiv(n // 2 if gated else n, variant.block_n)
-    return tiles * variant.split * (2 if gated else 1) * padded_rows(m) * variant.block_n, tiles
+    block, blocks = _blocks(m)
+    tiles = blocks * triton.cdiv(n // 2 if gated else n, variant.block_n)
+    return tiles * variant.split * (2 if gated else 1) * block * variant.block_n, tiles
+
+
+def _blocks(m: int) -> tuple[int, int]:
+    """Tokens of a block, and blocks, of m tokens."""
+    block = min(padded_rows(m), _BLOCK_M)
+    return block, triton.cdiv(m, block)
 
 
 def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
@@ -59,9 +69,8 @@ def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
         return None
     if m == 1:
         return Variant("vector", 8, 8, 4, repeat=2)
-    wide = m > 64
-    variant = Variant("dot", 128 if wide else 64, 8 if wide else 4, 3 if wide else 4)
-    tiles, split = triton.cdiv(n // 2 if gated else n, variant.block_n), 1
+    variant = Variant("dot", 64, 4, 4 if m <= 32 else 3)
+    tiles, split = _blocks(m)[1] * triton.cdiv(n // 2 if gated else n, variant.block_n), 1
     while split < 8 and tiles * split * 2 <= 2 * _MULTIPROCESSORS and k >= 4 * split * variant.block_k:
         split *= 2
     return replace(variant, split=split)
@@ -79,7 +88,7 @@ def int4_matmul(
 ) -> Tensor:
     """out = x @ W.T, W as if its columns were in order, then what is asked for; returns out.
 
-    x: float16 or bfloat16 [M, K], M <= 128 ("vector": 1), rows contiguous. out: [M, N], or [M, N / 2] with `act`
+    x: float16 or bfloat16 [M, K], M <= 256 ("vector": 1), rows contiguous. out: [M, N], or [M, N / 2] with `act`
     ("silu", "gelu", "gelu_tanh": act(first half) * second half); x's type or float32, rows contiguous. bias: [N].
     Weights are not rounded; all else is rounded where separate kernels in x's type would round.
     scratch: needed where variant.split > 1 (scratch_sizes says how large).
@@ -100,9 +109,10 @@ def int4_matmul(
         )  # fmt: skip
         return out
     partial, arrivals = _checked(scratch, scratch_sizes(variant, m, weight.shape[0], gated=act != ""))
-    _dot_kernel[(triton.cdiv(n, variant.block_n), variant.split)](
+    block, blocks = _blocks(m)
+    _dot_kernel[(blocks, triton.cdiv(n, variant.block_n), variant.split)](
         x, *pointers, partial, arrivals, m, n, x.stride(0), out.stride(0),
-        K=k, GROUP=group, ACT=act, BLOCK_M=padded_rows(m), BLOCK_N=variant.block_n,
+        K=k, GROUP=group, ACT=act, BLOCK_M=block, BLOCK_N=variant.block_n,
         BLOCK_K=variant.block_k if group == k else min(variant.block_k, group), SPLIT=variant.split,
         EARLY=variant.stages if variant.early else 0, UNROLL=variant.unroll, num_warps=variant.warps,
         num_stages=variant.stages, **pdl.options(),
@@ -235,9 +245,16 @@ def _dot_kernel(
     K: tl.constexpr, GROUP: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, EARLY: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile, part): BLOCK_N outputs of every row, over the part-th of SPLIT runs of K."""
-    tile = tl.program_id(0)
-    part = tl.program_id(1)
+    """Program (block, tile, part): BLOCK_N outputs of BLOCK_M rows, over the part-th of SPLIT runs of K.
+
+    Blocks of rows are next to each other, so that weights are read from memory once.
+    """
+    block = tl.program_id(0)
+    tile = tl.program_id(1)
+    part = tl.program_id(2)
+    x_ptr += block * BLOCK_M * x_stride
+    out_ptr += block * BLOCK_M * out_stride
+    M -= block * BLOCK_M
     STEPS: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)
     begin = part * (STEPS * BLOCK_K)
     if ASSEMBLED and EARLY > 0:
@@ -267,6 +284,10 @@ def _dot_kernel(
             up = _dot_step(x, words_ptr, zeros_ptr, up_now, up, start, cols + N, width, K, BLOCK_N, BLOCK_K)
             up_now = _widen(up_then)
             up_then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols + N, width, K, GROUP)
+    if SPLIT > 1:
+        tiles = tl.num_programs(1)
+        arrivals_ptr += block * tiles
+        partial_ptr += (block * tiles).to(tl.int64) * (SPLIT * (1 if ACT == "" else 2) * BLOCK_M * BLOCK_N)
     join_parts(
         tl.trans(acc), tl.trans(up), out_ptr, bias_ptr, None, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
         x_ptr.dtype.element_ty, ACT, BLOCK_M, BLOCK_N, SPLIT,

@@ -15,7 +15,7 @@ from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.moe_matmul import mixture
 from octavo.backends.torch.kernels.norm import add_rms_norm, finish_norm, rms_norm
 from octavo.backends.torch.kernels.rope_cache import rope_cache, rope_table
-from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, NORM_ROWS
+from octavo.backends.torch.kernels.skinny_choice import NORM_ROWS
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, make_scratch
 from octavo.backends.torch.ops.port import Stream
 from octavo.backends.torch.ops.products import gated_product, product_of
@@ -134,7 +134,7 @@ class FusedOps:
         return F.linear(h, head).float()
 
     def _plan(self, x: Tensor, weight: Matrix, *, gated: bool = False) -> Plan | None:
-        if len(x) > MAX_ROWS or x.element_size() != 2:
+        if x.element_size() != 2:
             return None
         return self._plans.get((len(x), _kind(weight), gated))
 
@@ -171,7 +171,7 @@ def _make_plans(weights: Sequence[Matrix], device: torch.device) -> dict[tuple[i
     sizes = [(0, 0)]
     for weight in {_kind(weight): weight for weight in weights}.values():
         product = product_of(weight)
-        for m in padded_sizes(MAX_ROWS):
+        for m in padded_sizes(product.rows):
             for act in (False, True):
                 variant = product.choose(m, weight, gated=act)
                 if variant is not None:

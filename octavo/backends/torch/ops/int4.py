@@ -15,6 +15,7 @@ from octavo.backends.torch.quant.int4 import Int4Matrix
 class Int4:
     """products.Product."""
 
+    rows = kernels.MAX_ROWS
     norms = False
 
     def choose(self, m: int, weight: Int4Matrix, *, gated: bool) -> kernels.Variant | None:

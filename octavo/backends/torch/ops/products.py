@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, scaled_matmul, widen
 from octavo.backends.torch.kernels.gated import gated
-from octavo.backends.torch.kernels.skinny_choice import Variant, choose
+from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, choose
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, scratch_sizes, skinny_matmul
 from octavo.backends.torch.ops.int4 import Int4
 from octavo.backends.torch.quant.fp8 import Fp8Matrix
@@ -19,11 +19,12 @@ from octavo.base.errors import UnsupportedError
 
 
 class Product(Protocol):
-    """x: [tokens, in] in a 16-bit type; tokens at most skinny_choice.MAX_ROWS for `choose` and `few`.
+    """x: [tokens, in] in a 16-bit type.
 
-    norms: whether `few` takes a norm.
+    rows: the most tokens that `few` takes.  norms: whether it takes a norm.
     """
 
+    rows: int
     norms: bool
 
     def choose(self, m: int, weight: Any, *, gated: bool) -> Any | None:
@@ -52,6 +53,7 @@ class Product(Protocol):
 class Dense:
     """Plain matrices."""
 
+    rows = MAX_ROWS
     norms = True
 
     def choose(self, m: int, weight: Tensor, *, gated: bool) -> Variant | None:
@@ -84,6 +86,7 @@ class Dense:
 class Fp8:
     """Few tokens keep their 16 bits; of many each is rounded to E4M3 where scales are by row and the device can."""
 
+    rows = MAX_ROWS
     norms = True
 
     def choose(self, m: int, weight: Fp8Matrix, *, gated: bool) -> Variant | None:
