@@ -24,6 +24,7 @@ PACKAGES = (
     "prometheus-client",
     "torch",
     "triton",
+    "flash-attn-4",
     "mlx",
 )
 SECRETS = ("KEY", "TOKEN")

@@ -24,6 +24,9 @@ from octavo.models.spec import ModelSpec
 MOST_OPERATIONS = 20e12
 """Of a graphed pass: what an H100 does in the time that launching it takes the CPU."""
 
+FEW_SPANS = 8
+"""Up to so many a graph of their own has no room for more: a kernel runs empty programs for what is left of it."""
+
 
 def graphed_tokens(spec: ModelSpec, max_tokens: int) -> int:
     """The most tokens of a pass that is worth a graph; max_tokens: of a step."""
@@ -50,15 +53,15 @@ class ForwardGraphs:
         count = len(batch.token_ids)
         if count > self._most:
             return None
-        size = padded_tokens(count, self._most)
-        padded = self._padded(batch, size)
-        x, delta = self._graphs.run(size, lambda: self._forward(padded))
+        size, few = padded_tokens(count, self._most), len(batch.steps) - batch.num_single <= FEW_SPANS
+        padded = self._padded(batch, size, FEW_SPANS if few else len(self._row_ids))
+        x, delta = self._graphs.run((size, few), lambda: self._forward(padded))
         return Stream(x[:count], None if delta is None else delta[:count])
 
     def _forward(self, padded: Batch) -> Stream:
         return self._decoder.forward(padded, self._cache, self._attention)
 
-    def _padded(self, batch: Batch, size: int) -> Batch:
+    def _padded(self, batch: Batch, size: int, spans: int) -> Batch:
         """The batch in the tensors that the size's graph reads, padding behind its tokens and its single rows."""
         single, singles = batch.num_single, min(size, len(self._row_ids))
         row_ids = _filled(self._row_ids[:singles], batch.rows[:single], -1)
@@ -74,16 +77,16 @@ class ForwardGraphs:
             slots=_filled(self._slots[:size], batch.slots, -1),
             block_tables=batch.block_tables,
             block_size=batch.block_size,
-            tiles=self._padded_tiles(batch, size),
+            tiles=self._padded_tiles(batch, size, spans),
         )
 
-    def _padded_tiles(self, batch: Batch, size: int) -> dict[int, Tensor]:
-        """By the most queries of a tile. A span has two tokens at least, and one tile that is not full at most."""
+    def _padded_tiles(self, batch: Batch, size: int, spans: int) -> dict[int, Tensor]:
+        """By the most queries of a tile. A span (of at most `spans`) has two tokens or more, and one tile not full."""
         padded = {}
         for queries, tiles in self._attention.span_tiles(batch).items():
-            capacity = size // queries + min(size // 2, len(self._row_ids))
+            capacity = size // queries + min(size // 2, spans)
             if queries not in self._tiles:
-                most = self._most // queries + min(self._most // 2, len(self._row_ids))
+                most = self._most // queries + min(self._most // 2, max(FEW_SPANS, len(self._row_ids)))
                 self._tiles[queries] = torch.zeros((most, 4), dtype=torch.int32, device=self._rows.device)
             values = upload(tiles, torch.int32, self._rows.device) if tiles else self._tiles[queries][:0]
             padded[queries] = _filled(self._tiles[queries][:capacity], values, 0)

@@ -12,6 +12,7 @@ import torch
 from torch_driver import BLOCK, MAX_LEN, VOCAB, Driver, arrays, layer, rope, spec, vector
 from torch_forward import forward
 
+from octavo.backends.torch import forward_graphs
 from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch.attention import paged, select
 from octavo.backends.torch.batch import make_batch, padded_tokens
@@ -280,9 +281,12 @@ def test_failures_stay_with_their_row(kept: str) -> None:
     assert list(beyond.failed) == [2]
 
 
-@pytest.mark.parametrize("counts", [(2, 1, 7), (1, 40), (33, 1, 1)])
-def test_padded_batches_equal_those_as_they_are(counts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("counts", "few"), [((2, 1, 7), 8), ((1, 40), 8), ((33, 1, 1), 1), ((3, 1, 2, 9), 2)])
+def test_padded_batches_equal_those_as_they_are(
+    counts: tuple[int, ...], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Singles first, then spans; what is behind them is neither read nor kept, whatever the cache held before."""
+    monkeypatch.setattr(forward_graphs, "FEW_SPANS", few)
     driver, _, _ = make_driver("gemma")
     begins = [driver.begin(row, list(range(1, n + 9)), logprobs=None) for row, n in enumerate(counts)]
     driver.step([(row, 0, 8, False) for row in range(len(counts))], begins)

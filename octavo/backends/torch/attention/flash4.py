@@ -37,9 +37,12 @@ BLOCK_SIZE = TILE_KEYS
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 LARGEST_HEAD, LARGEST_GROUP = 128, 16
 PATIENCE_S = 120.0
+"""For a kernel to be compiled."""
+GRACE_S = 2.0
+"""That a start waits for one: what is on disk is loaded by then, what is still being compiled serves the next start."""
 WHOLE = 1 << 30
 """In place of the most queries of a tile: spans are not cut."""
-_UNKNOWN = "it is still being compiled"
+_UNKNOWN = "it is still being compiled, for the next start"
 
 Function = Callable[..., object]
 """A compiled kernel: (q, keys, values, out, -, scale, firsts, -, -, lengths, tables, left, right, five more)."""
@@ -147,7 +150,7 @@ class Flash4:
         return bool(self._builds)
 
     def kernels(self) -> dict[int, Function]:
-        """By layer; waits for those under way. Each is tried once; what is wrong with one is told in the log."""
+        """By layer; waits a little for those under way. Each is tried once; what is wrong with one is logged."""
         ready: dict[Variant, Function | str] = {}
         for variant, build in self._builds.items():
             ready[variant] = function = build.result()
@@ -203,7 +206,7 @@ class _Build:
 
     def result(self) -> Function | str:
         """The function, or why there is none."""
-        self._thread.join(PATIENCE_S)
+        self._thread.join(GRACE_S)
         return self._result
 
     def _run(self, variant: Variant) -> None:
