@@ -38,6 +38,7 @@ def choose_fp8(m: int, n: int, k: int, *, columns: int, gated: bool = False) -> 
     """
     if not 1 <= m <= MAX_ROWS or k % GRANULE:
         return None
+    # As many bytes a program as with bfloat16, which was measured; benchmarks/gpu/fp8_matmul.py tells what is best.
     if m <= 2:
         whole = max(triton.next_power_of_2(k), 1024)
         if whole <= 4096:
