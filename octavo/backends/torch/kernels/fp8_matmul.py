@@ -6,7 +6,6 @@ Rows of x get a scale each, x = row scale * E4M3; scales by row of both sides mu
 # ruff: noqa: N803 (in capitals: what a kernel is compiled for)
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -43,11 +42,11 @@ def choose_fp8(m: int, n: int, k: int, *, columns: int, gated: bool = False) -> 
         whole = max(triton.next_power_of_2(k), 1024)
         if whole <= 4096:
             return Variant("vector", 2 if m == 2 or gated or n <= 4096 else 4, whole, 4)
-        return Variant("vector", 2 if m == 2 or gated else 4, 1024, 4)
-    stages = 4 if columns == 0 else 6
-    wide = Variant("dot", 64, 256 if columns == 0 else 128, 4, stages, swap=True)
-    if m > 32:
-        wide = replace(wide, block_k=128, stages=4)
+        return Variant("vector", 2, 1024, 4) if m == 2 else Variant("vector", 2 if gated else 4, 2048, 8)
+    if gated or n >= 16384 or m > 32:
+        wide = Variant("dot", 128, 128, 8, 4, swap=True)
+    else:
+        wide = Variant("dot", 64, 256 if columns == 0 else 128, 4, 4, swap=True)
     return wide if gated else split_k(wide, n)
 
 
