@@ -1,4 +1,4 @@
-"""How far rounded activations, and rounded K and V, of the cpu backend are from float32 on the same weights.
+"""How far rounded activations, and rounded K and V, of a backend on a CPU are from float32 on the same weights.
 
 Mean KL divergence, perplexities and equal best tokens over the first 2,000 tokens of this repository's own prose.
 """
@@ -15,6 +15,7 @@ from octavo.api.build import locate
 from octavo.backends.cpu.runner import CpuBackend
 from octavo.base.config.config import EngineConfig, ModelConfig
 from octavo.base.types.plan import RowBegin, RowSampling, RowStep, StepPlan
+from octavo.base.types.ports import Backend
 from octavo.models.registry import build_spec, find_family
 from octavo.text.tokenizer import Tokenizer
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
@@ -34,21 +35,29 @@ def text_chunks(checkpoint: Checkpoint, count: int) -> list[list[int]]:
     return [before + tokens[at : at + CHUNK] for at in range(0, len(tokens), CHUNK)]
 
 
+def make_backend(device: str, activation_dtype: str, kv_cache_dtype: str) -> Backend:
+    sizes = {
+        "max_num_seqs": 1,
+        "max_model_len": 2 * CHUNK,
+        "max_num_batched_tokens": 2 * CHUNK,
+        "block_size": BLOCK,
+        "kv_cache_dtype": kv_cache_dtype,
+    }
+    if device == "cpu":
+        return CpuBackend(**sizes, activation_dtype=activation_dtype)
+    from octavo.backends.torch.runner import TorchBackend
+
+    return TorchBackend(**sizes)
+
+
 class Logits:
     """log_softmax of every position of a chunk, through the backend's own steps."""
 
-    def __init__(self, checkpoint: Checkpoint, activation_dtype: str, kv_cache_dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: str, activation_dtype: str, kv_cache_dtype: str) -> None:
         spec = build_spec(checkpoint.config)
         names = find_family(checkpoint.config).names(spec)
         shapes = {name: parameter.shape for name, parameter in spec.parameters().items()}
-        self._backend = CpuBackend(
-            max_num_seqs=1,
-            max_model_len=2 * CHUNK,
-            max_num_batched_tokens=2 * CHUNK,
-            block_size=BLOCK,
-            activation_dtype=activation_dtype,
-            kv_cache_dtype=kv_cache_dtype,
-        )
+        self._backend = make_backend(device, activation_dtype, kv_cache_dtype)
         self._backend.load(spec, map_names(checkpoint, names, shapes))
         self._backend.allocate(2 * CHUNK // BLOCK)
         self._step = 0
@@ -70,14 +79,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--device", choices=["cpu", "torch:cpu"], default="cpu", help="torch:cpu has exact activations")
     parser.add_argument("--activation-dtype", default="auto")
     parser.add_argument("--kv-cache-dtype", default="auto")
     arguments = parser.parse_args()
     path = Path(locate(EngineConfig(model=ModelConfig(model=arguments.model))).model.model)
     checkpoint = open_checkpoint(path)
     chunks = text_chunks(checkpoint, arguments.tokens)
-    exact = Logits(checkpoint, "float32", "float32")
-    ours = Logits(checkpoint, arguments.activation_dtype, arguments.kv_cache_dtype)
+    exact = Logits(checkpoint, arguments.device, "float32", "float32")
+    ours = Logits(checkpoint, arguments.device, arguments.activation_dtype, arguments.kv_cache_dtype)
     divergence, surprise, agree = [], [], []
     for chunk in chunks:
         p, q = exact(chunk), ours(chunk)
@@ -88,6 +98,7 @@ def main() -> None:
     perplexity = [float(np.exp(np.concatenate(side).mean())) for side in zip(*surprise, strict=True)]
     figures = {
         "model": path.name,
+        "device": arguments.device,
         "activation_dtype": arguments.activation_dtype,
         "kv_cache_dtype": arguments.kv_cache_dtype,
         "tokens": len(divergence),

@@ -1,6 +1,7 @@
 """Decode attention on a GPU: checks it against torch's attention in float32 and times it, one JSON line a case.
 
-From the repository root: PYTHONPATH=. python benchmarks/gpu/decode_attention.py [seconds, 36 unless given]
+From the repository root: PYTHONPATH=. python benchmarks/gpu/decode_attention.py [seconds, 36 unless given] [part]
+part: bfloat16 (unless given), float8 (a cache of E4M3, beside what bfloat16 takes), or skewed (cuts of unlike lengths).
 Last comes a table: each case's fastest cuts, what choose takes (marked >) and the first round's cut (marked 1).
 Each time is a launch's share of a CUDA graph of several, over caches that together exceed L2.
 """
@@ -23,6 +24,7 @@ from octavo.models.spec import Attention
 
 BEGIN = time.monotonic()
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 36.0
+PART = sys.argv[2] if len(sys.argv) > 2 else "bfloat16"
 COLD = 128 * 2**20
 """Bytes of caches that launches rotate over: more than twice an H100's L2."""
 
@@ -44,6 +46,8 @@ LOADS = {
     "256x576": [576] * 256,
     "32x4096": [4096] * 32,
     "skewed": [256] * 63 + [32768],
+    "skewed first": [32768] + [256] * 63,
+    "as many bytes": [764] * 64,
     "mixed": [(i * 7919) % 1500 + 1 for i in range(200)],
     "padded": [700] * 40 + [0] * 24,
 }
@@ -51,12 +55,17 @@ MANY = [(64, 4, 3), (32, 4, 4)]
 """Tile, warps, stages for _decode."""
 SMALL = [*MANY, (64, 4, 4), (64, 8, 2), (64, 8, 3), (128, 4, 2), (128, 8, 2), (256, 8, 2)]
 """For _decode_few."""
+MANY_FLOAT8 = [(64, 4, 4), (64, 4, 3), (64, 4, 5), (128, 4, 3), (128, 8, 3), (32, 4, 4)]
+SMALL_FLOAT8 = [(64, 4, 4), (64, 4, 3), (64, 8, 3), (128, 4, 3), (128, 8, 3), (256, 8, 2)]
 FIRST = (kernel.Choice(64, 4, 3, 4), 3)
 """The first round's cut."""
 Cut = tuple[kernel.Choice, int]
 """With programs a multiprocessor."""
 FULL = ("llama-8b", "qwen3-0.6b")
-CASES = [  # shape, load, block size: the most wanted first, should time run out
+BFLOAT16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
+Case = tuple[str, str, int, torch.dtype]
+"""Shape, load, block size, the cache's type."""
+CASES = [  # the most wanted first, should time run out
     *((shape, load, 16) for load in ("1x600", "1x8192", "32x600", "8x600", "1x128") for shape in FULL),
     ("qwen3-30b", "1x8192", 16),
     ("llama-1b", "1x8192", 16),
@@ -65,20 +74,92 @@ CASES = [  # shape, load, block size: the most wanted first, should time run out
     *((shape, load, 16) for load in ("1x600", "256x576") for shape in ("qwen3-30b", "llama-1b")),
     *(("llama-8b", load, 64) for load in ("1x600", "1x8192", "32x600", "256x576")),
 ]
+WANTED: list[Case] = {
+    "bfloat16": [(*case, BFLOAT16) for case in CASES],
+    "float8": [
+        ("llama-8b", load, 64, kept)
+        for load in ("256x576", "1x8192", "32x600", "32x4096", "1x600", "skewed", "mixed")
+        for kept in (FLOAT8, BFLOAT16)
+    ]
+    + [(shape, "256x576", 64, kept) for shape in ("qwen3-0.6b", "llama-1b") for kept in (FLOAT8, BFLOAT16)]
+    + [("llama-8b", "256x576", 16, FLOAT8)],
+    "skewed": [
+        ("llama-8b", load, 64, kept)
+        for kept in (BFLOAT16, FLOAT8)
+        for load in ("skewed", "as many bytes", "32x600", "mixed", "skewed first", "256x576")
+    ],
+}[PART]
+ONE_CUT = PART != "bfloat16"
+"""Of bfloat16's cuts, as chosen and no others."""
 
 
-def variants(load: str) -> list[tuple[int, int, int]]:
+def variants(load: str, kept: torch.dtype) -> list[tuple[int, int, int]]:
     """Of _decode_few."""
+    if kept == FLOAT8:
+        return SMALL_FLOAT8
     return SMALL if load in ("1x600", "1x8192") else [*MANY, (128, 8, 2)]
 
 
-BUILDS = sorted({  # (shape, block size, tile and warps and stages, few, alone): all that is compiled
-    (shape, size, variant, few, alone)
-    for shape, load, size in CASES
-    for few, alone in ((False, False), (True, len(LOADS[load]) == 1))
-    if not few or len(LOADS[load]) <= kernel.FEW
-    for variant in (variants(load) if few else MANY)
-})  # fmt: skip
+def choice_of(shape: str, load: str, kept: torch.dtype, multiprocessors: int) -> kernel.Choice:
+    """What decode_attention takes."""
+    layer, batch = SHAPES[shape], len(LOADS[load])
+    programs = kernel.PROGRAMS * multiprocessors
+    return kernel.choose(layer.head_dim, kept.itemsize, batch=batch, pairs=batch * layer.kv_heads, programs=programs)
+
+
+def cuts_of(shape: str, load: str, kept: torch.dtype, multiprocessors: int) -> list[Cut]:
+    """Those to compare, the chosen one first."""
+    batch, kv_heads = len(LOADS[load]), SHAPES[shape].kv_heads
+    pairs, chosen = batch * kv_heads, (choice_of(shape, load, kept, multiprocessors), kernel.PROGRAMS)
+    if PART == "skewed":
+        stages = chosen[0].stages
+        own = [(64, 4, stages), (32, 4, stages)] if kept == BFLOAT16 else [(64, 4, stages), (128, 8, 3)]
+        cuts = [
+            (kernel.Choice(*v, 4, 0, slack, start, even), n)
+            for v in own
+            for slack in (0, 12)
+            for start in (0, 1)
+            for even in (False, True)
+            for n in (2, 3)
+        ]
+        return list(dict.fromkeys([chosen, *cuts]))
+    if kept == BFLOAT16 and ONE_CUT:
+        return [chosen]
+    cuts = [] if kept == FLOAT8 else [FIRST, (FIRST[0], 2)]
+    if batch > 4:
+        if kept == FLOAT8:
+            cuts += [(kernel.Choice(*v, 4, 0, 12), n) for v in MANY_FLOAT8 for n in (2, 3, 4)]
+        else:
+            cuts += [(kernel.Choice(*v, 4, 0, slack), n) for v in MANY for n in (2, 3) for slack in (0, 12, 25)]
+    if batch <= kernel.FEW:
+        few = [(splits, least, 2) for splits, least in ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (32, 2))]
+        if batch > 1:
+            few.append((32, 1, 1))  # one program a multiprocessor has all
+        if load == "1x8192":
+            few.append((64, 1, 4))
+        cuts += [
+            (kernel.Choice(*v, least, splits), n)
+            for v in variants(load, kept)
+            for splits, least, n in few
+            if splits * pairs <= (2 if batch > 1 else 1) * n * multiprocessors and (batch > 1 or splits != 2)
+        ]
+    return list(dict.fromkeys([chosen, *cuts]))
+
+
+Build = tuple[str, int, torch.dtype, kernel.Choice, bool]
+"""Shape, block size, the cache's type, what of a choice is compiled in, one sequence alone."""
+
+
+def builds() -> list[Build]:
+    """All that is compiled, the most wanted first."""
+    found: dict[Build, None] = {}
+    for shape, load, size, kept in WANTED:
+        for choice, _ in cuts_of(shape, load, kept, 132):
+            compiled = choice._replace(min_share=1, splits=int(choice.splits > 0), slack=0)
+            found[shape, size, kept, compiled, choice.splits > 0 and len(LOADS[load]) == 1] = None
+    return list(found)
+
+
 TABLE: list[str] = []
 
 
@@ -93,25 +174,26 @@ class Inputs:
 
     @property
     def bytes(self) -> int:
-        return sum(self.lengths) * self.layer.kv_heads * self.layer.head_dim * 4 + 2 * self.q.numel() * 2
+        numbers = 2 * sum(self.lengths) * self.layer.kv_heads * self.layer.head_dim
+        return numbers * self.caches[0].element_size() + 2 * self.q.numel() * 2
 
 
-def make(shape: str, lengths: list[int], block_size: int, *, cold: int = COLD) -> Inputs:
+def make(shape: str, lengths: list[int], block_size: int, kept: torch.dtype, *, cold: int = COLD) -> Inputs:
     """Random numbers in blocks of a random order; the table's unused entries are wild, the unused keys NaN."""
     layer, batch = SHAPES[shape], len(lengths)
     counts = [-(-n // block_size) for n in lengths]
     order = torch.randperm(sum(counts)).int()
     tables = torch.full((batch, max(counts)), 2**30, dtype=torch.int32)
     size = (2, sum(counts), block_size, layer.kv_heads, layer.head_dim)
-    copies = max(1, -(-cold // (2 * torch.Size(size).numel())))
-    caches = [torch.randn(size, dtype=torch.bfloat16, device="cuda") for _ in range(copies)]
+    copies = max(1, -(-cold // (kept.itemsize * torch.Size(size).numel())))
+    caches = [torch.randn(size, dtype=torch.bfloat16, device="cuda").to(kept) for _ in range(copies)]
     done = 0
     for row, count in enumerate(counts):
         tables[row, :count] = order[done : done + count]
         done += count
     for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         if length % block_size:
-            caches[0][:, tables[row, count - 1], length % block_size :] = float("nan")
+            caches[0][:, int(tables[row, count - 1]), length % block_size :].fill_(float("nan"))
     q = torch.randn(batch, layer.heads, layer.head_dim, dtype=torch.bfloat16, device="cuda")
     numbers = torch.arange(batch), torch.tensor(lengths), torch.zeros(batch + 1)
     plan = kernel.Plan(tables.cuda(), *(x.int().cuda() for x in numbers))
@@ -135,6 +217,12 @@ def run(inputs: Inputs, cache: torch.Tensor, space: kernel.Workspace, choice: ke
     kernel.launch(inputs.q, cache, plan, out, layer=inputs.layer, workspace=space, sinks=None, choice=choice)
 
 
+def wide(inputs: Inputs) -> torch.Tensor:
+    """The first cache, of a type that can be indexed."""
+    cache = inputs.caches[0]
+    return cache.half() if cache.dtype == FLOAT8 else cache
+
+
 def error(inputs: Inputs) -> float:
     """The greatest difference from float32, over 8 of the sequences, of inputs.out from the first cache."""
     worst = 0.0
@@ -144,7 +232,7 @@ def error(inputs: Inputs) -> float:
         want = torch.zeros_like(inputs.out[b], dtype=torch.float32)
         if length:
             table = inputs.plan.block_tables[b, : -(-length // inputs.caches[0].shape[2])].long()
-            k, v = inputs.caches[0][:, table].flatten(1, 2)[:, :length].float().transpose(1, 2)
+            k, v = (kept[table].flatten(0, 1)[:length].float().transpose(0, 1) for kept in wide(inputs))
             q = inputs.q[b].float()[:, None]
             want = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=inputs.layer.scale, enable_gqa=True)[
                 0, :, 0
@@ -192,14 +280,20 @@ def guarded(case: str, work: Callable[[], float | None]) -> float:
 
 
 def named(choice: kernel.Choice, programs: int) -> str:
-    how = f"few, splits {choice.splits}" if choice.splits else f"many, slack {choice.slack}"
+    how = f"few, splits {choice.splits}"
+    if not choice.splits:
+        how = f"many, slack {choice.slack} start {choice.start}" + " even" * choice.even
     return f"{how} tile {choice.tile} warps {choice.warps} stages {choice.stages} least {choice.min_share} x{programs}"
+
+
+def plan(inputs: Inputs, choice: kernel.Choice) -> None:
+    kernel.plan_tiles(inputs.plan.seq_lens, inputs.plan.tiles, window=None, tile=choice.tile, start=choice.start)
 
 
 def measure(inputs: Inputs, case: str, programs: int, choice: kernel.Choice) -> float:
     """Microseconds, reported with the error; plans for choice.tile."""
     space = workspace(inputs, programs * torch.cuda.get_device_properties(0).multi_processor_count)
-    kernel.plan_tiles(inputs.plan.seq_lens, inputs.plan.tiles, window=None, tile=choice.tile)
+    plan(inputs, choice)
     inputs.out.fill_(float("nan"))
     run(inputs, inputs.caches[0], space, choice)
     wrong = error(inputs)
@@ -216,32 +310,10 @@ def measure(inputs: Inputs, case: str, programs: int, choice: kernel.Choice) -> 
     return took * 1e6 if not left and wrong < 0.02 else float("inf")
 
 
-def cuts_of(load: str, kv_heads: int) -> list[Cut]:
-    """Those to compare."""
-    batch = len(LOADS[load])
-    pairs = batch * kv_heads
-    cuts = [FIRST, (FIRST[0], 2)]
-    if batch > 4:
-        cuts += [(kernel.Choice(*v, 4, 0, slack), n) for v in MANY for n in (2, 3) for slack in (0, 12, 25)]
-    if batch <= kernel.FEW:
-        few = [(splits, least, 2) for splits, least in ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (32, 2))]
-        if batch > 1:
-            few.append((32, 1, 1))  # one program a multiprocessor has all
-        if load == "1x8192":
-            few.append((64, 1, 4))
-        cuts += [
-            (kernel.Choice(*v, least, splits), n)
-            for v in variants(load)
-            for splits, least, n in few
-            if splits * pairs <= (2 if batch > 1 else 1) * n * 132 and (batch > 1 or splits != 2)
-        ]
-    return cuts
-
-
 def in_step(inputs: Inputs, choice: kernel.Choice, programs: int) -> float:
     """Microseconds that a launch adds between a layer's other kernels, whose code and weights push its own out."""
     space = workspace(inputs, programs * torch.cuda.get_device_properties(0).multi_processor_count)
-    kernel.plan_tiles(inputs.plan.seq_lens, inputs.plan.tiles, window=None, tile=choice.tile)
+    plan(inputs, choice)
     weights = [torch.randn(4096, 2048, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
     x = torch.randn(16, 4096, dtype=torch.bfloat16, device="cuda")
     y = torch.empty(16, 2048, dtype=torch.bfloat16, device="cuda")
@@ -259,44 +331,40 @@ def in_step(inputs: Inputs, choice: kernel.Choice, programs: int) -> float:
     return (full - seconds([lambda i=i: layer(i, None) for i in range(32)])) * 1e6
 
 
-def compare(shape: str, load: str, block_size: int) -> None:
+def compare(shape: str, load: str, block_size: int, kept: torch.dtype) -> None:
     """All cuts of a case; the table gets the best."""
-    case = f"{shape} {load} block {block_size}"
+    case = f"{shape} {load} block {block_size}" + " float8" * (kept == FLOAT8)
     made: list[Inputs] = []
-    guarded(case, lambda: made.append(make(shape, LOADS[load], block_size)))
+    guarded(case, lambda: made.append(make(shape, LOADS[load], block_size, kept)))
     if not made:
         return
-    layer, batch = SHAPES[shape], len(LOADS[load])
-    programs = kernel.PROGRAMS * torch.cuda.get_device_properties(0).multi_processor_count
-    chosen = (
-        kernel.choose(layer.head_dim, 2, batch=batch, pairs=batch * layer.kv_heads, programs=programs),
-        kernel.PROGRAMS,
-    )
-    times = {}
-    for cut in dict.fromkeys([chosen, *cuts_of(load, layer.kv_heads)]):
+    batch, times = len(LOADS[load]), {}
+    cuts = cuts_of(shape, load, kept, torch.cuda.get_device_properties(0).multi_processor_count)
+    chosen = cuts[0]
+    for cut in cuts:
         times[cut] = guarded(case, lambda cut=cut: measure(made[0], case, cut[1], cut[0]))
     order = [cut for cut in sorted(times, key=lambda cut: times[cut]) if times[cut] < float("inf")]
     if len(order) < len(times):
-        TABLE.append(f"{case:28}   {len(times) - len(order)} of {len(times)} failed or left out")
+        TABLE.append(f"{case:36}   {len(times) - len(order)} of {len(times)} failed or left out")
     for cut in dict.fromkeys([*order[:6], chosen, FIRST]):
         mark = ">" if cut == chosen else "1" if cut == FIRST else " "
         if cut not in order:
             continue
         speed = made[0].bytes / times[cut] / 1e6
         step = ""
-        if batch <= 8:
+        if batch <= 8 and PART == "bfloat16":
             took = guarded(case, lambda cut=cut: in_step(made[0], *cut))
             step = f" in a step {took:6.2f} us"
-        TABLE.append(f"{case:28} {mark} {times[cut]:7.2f} us {speed:6.3f} TB/s {step}  {named(*cut)}")
+        TABLE.append(f"{case:36} {mark} {times[cut]:7.2f} us {speed:6.3f} TB/s {step}  {named(*cut)}")
 
 
-def build(job: tuple[str, int, tuple[int, int, int], bool, bool]) -> str:
+def build(job: Build) -> str:
     """Compiles one variant into Triton's cache on disk, by running it on little; in a process of its own."""
-    shape, block_size, variant, few, alone = job
+    shape, block_size, kept, choice, alone = job
     try:
-        inputs = make(shape, [40] if alone else [40, 1], block_size, cold=1)
-        kernel.plan_tiles(inputs.plan.seq_lens, inputs.plan.tiles, window=None, tile=variant[0])
-        run(inputs, inputs.caches[0], workspace(inputs, 16), kernel.Choice(*variant, 1, int(few)))
+        inputs = make(shape, [40] if alone else [40, 1], block_size, kept, cold=1)
+        plan(inputs, choice)
+        run(inputs, inputs.caches[0], workspace(inputs, 16), choice)
         torch.cuda.synchronize()
     except Exception as problem:
         return f"{job}: {problem!r}"[:300]
@@ -307,7 +375,7 @@ def build_all() -> None:
     """Side by side, before this process has touched the GPU (a fork cannot use it after that)."""
     with multiprocessing.get_context("fork").Pool(12) as pool:
         try:
-            for problem in pool.map_async(build, BUILDS, chunksize=1).get(timeout=SECONDS * 0.75):
+            for problem in pool.map_async(build, builds(), chunksize=1).get(timeout=SECONDS * 0.75):
                 if problem:
                     report("decode_attention build", problem)
         except multiprocessing.TimeoutError:
@@ -340,8 +408,8 @@ def main() -> None:
     guarded("copy", copy_speed)
     for batch, window in ((1, None), (256, None), (4096, 512)):
         guarded("plan", lambda batch=batch, window=window: plan_time(batch, window))
-    for shape, load, size in CASES:
-        compare(shape, load, size)
+    for case in WANTED:
+        compare(*case)
     report("done", "", seconds=time.monotonic() - BEGIN)
     print("\n".join(TABLE), flush=True)
 

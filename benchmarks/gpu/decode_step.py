@@ -1,6 +1,7 @@
 """One decode step on a GPU: milliseconds by batch and context, the share of it in which the GPU idles, its kernels.
 
     python benchmarks/gpu/decode_step.py CONFIG_FOLDER [--batch 1,8,32,128,256] [--context 600] [--kernels] [--eager]
+        [--kv-cache-dtype fp8]
 
 Random weights and a random cache; the backend alone, without engine or text. One JSON line a batch: `step_ms`, wall
 clock of steps launched one ahead, as the engine does; `gpu_ms`, the sum of the kernels' times in a profile of some of
@@ -38,6 +39,7 @@ def make_backend(folder: Path, args: argparse.Namespace) -> tuple[TorchBackend, 
         max_num_batched_tokens=4096,
         block_size=args.block_size,
         dtype="auto",
+        kv_cache_dtype=args.kv_cache_dtype,
     )
     backend.graphs = not args.eager
     shapes = {name: parameter.shape for name, parameter in spec.parameters().items()}
@@ -45,7 +47,8 @@ def make_backend(folder: Path, args: argparse.Namespace) -> tuple[TorchBackend, 
     backend.allocate(most * -(-longest // args.block_size))
     with torch.inference_mode():
         for i in range(len(spec.layers)):
-            backend._runner._cache.layer(i).normal_()
+            layer = backend._runner._cache.layer(i)
+            layer.copy_(torch.randn(layer.shape, dtype=torch.bfloat16, device=layer.device))
     return backend, spec
 
 
@@ -92,6 +95,7 @@ def main() -> None:
     parser.add_argument("--batch", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 32, 128, 256])
     parser.add_argument("--context", type=int, default=600)
     parser.add_argument("--block-size", type=int, default=BLOCK_SIZE)
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s, for the floor")
     parser.add_argument("--kernels", action="store_true", help="print the kernels of a step")
     parser.add_argument("--eager", action="store_true", help="without graphs")
@@ -108,7 +112,8 @@ def main() -> None:
         run_steps(backend, batch, args.context, SETTLE)
         step_ms, launch_us = run_steps(backend, batch, args.context + SETTLE, STEPS)
         gpu_ms, kernels = profile(backend, batch, args.context + SETTLE + STEPS)
-        kv = batch * (args.context + SETTLE + STEPS / 2) * spec.kv_bytes_per_token(2)
+        number = backend._runner._cache.dtype.itemsize
+        kv = batch * (args.context + SETTLE + STEPS / 2) * spec.kv_bytes_per_token(number)
         figures = {
             "batch": batch,
             "step_ms": round(step_ms, 4),

@@ -155,7 +155,7 @@ def rope_calls(tokens: int, a: Attention, with_norm: bool, variant: tuple[int, i
     weight = rand(a.head_dim, dtype=torch.float32) if with_norm else None
     rows = [rope_tensors(tokens, a) for _ in range(sets)]
     calls = [
-        lambda q=q, p=p, s=s, c=c: rope_cache.launch_rope_cache((q, p, s, table, c), a, (weight, weight), *variant)
+        lambda q=q, p=p, s=s, c=c: rope_cache.launch_rope_cache((q, p, s, table, c), a, (weight, weight), variant)
         for q, p, s, c in rows
     ]
     return calls, tokens * (a.heads + 2 * a.kv_heads) * a.head_dim * 4
@@ -207,20 +207,24 @@ def check_gated(tokens: int, width: int) -> dict[str, Any]:
     return difference(*pairs)
 
 
-def check_rope(tokens: int, a: Attention, with_norm: bool, dtype: torch.dtype = BF16) -> dict[str, Any]:
+def check_rope(
+    tokens: int, a: Attention, with_norm: bool, dtype: torch.dtype = BF16, stored: torch.dtype | None = None
+) -> dict[str, Any]:
     weights = [rand(a.head_dim, dtype=torch.float32) if with_norm else None for _ in range(2)]
     table = rope_cache.rope_table(a.rope, 40960, "cuda") if a.rope else None
     qkv, positions, slots, cache = rope_tensors(tokens, a, dtype)
+    cache = cache.to(stored or dtype)
     slots[::3] = -1
     parts = list(qkv.clone().view(tokens, -1, a.head_dim).split([a.heads, a.kv_heads, a.kv_heads], dim=1))
     for i, weight in enumerate(weights):
         parts[i] = parts[i] if weight is None else normed(parts[i], weight)
         parts[i] = apply_rope(parts[i], rope_turns(a.rope, positions), a.rope) if a.rope else parts[i]
-    want = torch.full_like(cache, float("nan")).flatten(1, 2)
+    want = torch.full(cache.shape, float("nan"), dtype=dtype, device="cuda").flatten(1, 2)
     kept = slots >= 0
     want[:, slots[kept]] = torch.stack((parts[1], parts[2]))[:, kept]
-    rope_cache.rope_cache(qkv, positions, slots, table, cache, a, *weights)
-    got, q = cache.flatten(1, 2), qkv.view(tokens, -1, a.head_dim)
+    want = want.to(cache.dtype).float()
+    rope_cache.rope_cache(qkv, positions, slots, table, cache, a, tuple(weights))
+    got, q = cache.flatten(1, 2).float(), qkv.view(tokens, -1, a.head_dim)
     others = (got.isnan(), want.isnan())
     return difference((q[:, : a.heads], parts[0]), (got.nan_to_num(9), want.nan_to_num(9)), others)
 
@@ -249,6 +253,8 @@ def checks() -> None:
     odd = mixer_of(5, 3, 80, 24, interleaved=True)
     attempt("check.rope_cache", "interleaved, partial, float32", check_rope, 33, odd, True, torch.float32)
     attempt("check.rope_cache", "1b, float16", check_rope, 33, mixer_of(32, 8, 64), False, torch.float16)
+    # a key between two of E4M3 may fall to either side: 0.0625 at most
+    attempt("check.rope_cache", "8b, E4M3", check_rope, 67, mixer_of(32, 8, 128), False, BF16, torch.float8_e4m3fn)
     attempt("check.rope_cache", "no rope", check_rope, 33, mixer_of(4, 4, 96, 0), True)
     attempt("check.norm", "odd width", check_norms, 5, 1001)
 

@@ -2,7 +2,10 @@
 
 Run from the repository root: PYTHONPATH=. python benchmarks/gpu/sampling.py. "us" is of one call in a captured graph;
 "error" is the largest score that a drawn token lacks on the best allowed one, "outside" counts rows whose token is not
-allowed (those within float32 rounding of the boundary of top_p or min_p may be), "flags" rows with a flag.
+allowed (those within float32 rounding of the boundary of top_p or min_p may be), "flags" rows with a flag. With all on
+every row has penalties, biases, bad words, stop ids, filters and log probabilities; "edit_error", "logprob_error" are
+the largest differences to float64, "top_wrong" counts rows whose rank or alternatives are not its, and "us" tells the
+parts apart: a copy of the logits, masks and penalties, the draw, log probabilities.
 """
 
 from __future__ import annotations
@@ -17,7 +20,14 @@ import triton
 from torch import Tensor
 
 from octavo.backends.torch.kernels import sampling as kernel
+from octavo.backends.torch.kernels.edits import edit
+from octavo.backends.torch.kernels.logprobs import log_probabilities
+from octavo.backends.torch.sampling.edits import EditTables, row_edits
+from octavo.backends.torch.sampling.group import FLOATS, INTEGERS
+from octavo.backends.torch.sampling.logprobs import MOST, OWN, RANK, TOP
+from octavo.backends.torch.sampling.logprobs import WIDTH as PACKED
 from octavo.backends.torch.sampling.random import gumbel_noise
+from octavo.base.types.plan import RowSampling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VOCAB = 151936
@@ -49,7 +59,8 @@ def make_case(logits: Tensor, mode: str) -> SimpleNamespace:
     batch, vocab = logits.shape
     names = list(MODES) if mode == "mixed" else [mode]
     chosen = [MODES[names[b % len(names)]] for b in range(batch)]
-    floats, integers = torch.ones(batch, 6), torch.randint(-(2**63), 2**63 - 1, (batch, 2))
+    floats, integers = torch.ones(batch, len(FLOATS)), torch.zeros(batch, len(INTEGERS), dtype=torch.int64)
+    integers[:, 0] = torch.randint(-(2**63), 2**63 - 1, (batch,))
     for b, (temperature, top_p, top_k, min_p) in enumerate(chosen):
         floats[b, :3] = torch.tensor([temperature, top_p, min_p])
         integers[b, 1] = top_k or vocab
@@ -77,7 +88,7 @@ def call(case: SimpleNamespace, logits: Tensor) -> None:
 def reference(case: SimpleNamespace, first: int, last: int) -> tuple[Tensor, Tensor]:
     """Rows first to last -> float64 scores [rows, vocab], and bool: what the filters leave."""
     rows = case.rows[first:last].long()
-    floats, (seeds, top_k) = case.arrays.floats[rows], case.arrays.integers[rows].unbind(1)
+    floats, (seeds, top_k) = case.arrays.floats[rows], case.arrays.integers[rows, :2].unbind(1)
     temperature, top_p, min_p = floats[:, 0:1], floats[:, 1:2].double(), floats[:, 2:3].double()
     greedy = temperature < 1e-5
     x = (case.logits[first:last].float() / torch.where(greedy, 1.0, temperature)).double()
@@ -144,6 +155,118 @@ def bench(name: str, make: Callable[..., Tensor], batch: int, mode: str, dtype: 
     print(json.dumps(line), flush=True)
 
 
+def make_all_on(batch: int, *, listed: bool) -> SimpleNamespace:
+    """A case in which every row asks for everything; listed: for allowed_token_ids too, of half the vocabulary.
+
+    Its sampling and prompts: by place in the batch.
+    """
+    case = make_case(steep(batch, VOCAB, torch.float32), "mixed" if batch > 1 else "top_k_top_p")
+    case.positions = torch.randint(WIDTH // 2, WIDTH, (batch,), dtype=torch.int32, device=DEVICE)
+    # few tokens make most of a text
+    case.arrays.tokens = (VOCAB * torch.rand(batch, WIDTH + 1, device=DEVICE) ** 6).int()
+    case.tables = EditTables(batch, VOCAB, torch.device(DEVICE))
+    case.saved = torch.empty((batch, WIDTH + 1), device=DEVICE)
+    case.packed = torch.zeros((batch, PACKED), dtype=torch.int32, device=DEVICE)
+    case.edited = torch.empty_like(case.logits)
+    allowed = list(range(0, VOCAB, 2)) if listed else None
+    case.filtered, case.sampling, case.prompts, begun = True, [], [], {}
+    for row, position in zip(case.rows.tolist(), case.positions.tolist(), strict=True):
+        known = case.arrays.tokens[row, :position].tolist()
+        drawn = torch.randint(0, VOCAB, (3, 300)).tolist()
+        words = [*([a, b] for a, b in zip(*drawn[:2], strict=True)), [known[-2], known[-1], 7], [known[-1], 8], [9]]
+        sampling = RowSampling(
+            presence_penalty=0.3,
+            frequency_penalty=0.2,
+            repetition_penalty=1.1,
+            logit_bias=dict.fromkeys(drawn[2], 2.0),
+            min_tokens=position,
+            stop_token_ids=[1, 2, 3],
+            bad_words_ids=words,
+            allowed_token_ids=allowed,
+        )
+        begun[row] = edits = row_edits(sampling, num_prompt=position // 2, vocab_size=VOCAB)
+        case.sampling.append(sampling)
+        case.prompts.append(position // 2)
+        case.arrays.floats[row, 3:] = torch.tensor([0.3, 0.2, 1.1])
+        wanted = [position // 2, edits.edits.shape[1], int(listed), MOST if row % 2 else 5]
+        case.arrays.integers[row, 2:] = torch.tensor(wanted)
+    case.tables.write(begun)
+    return case
+
+
+def edited_reference(case: SimpleNamespace, b: int) -> Tensor:
+    """Place b of the batch -> float64 [vocab]: its logits after masks, biases and penalties."""
+    s, prompt, x = case.sampling[b], case.prompts[b], case.logits[b].double().clone()
+    known = case.arrays.tokens[int(case.rows[b]), : int(case.positions[b])].long()
+    last = known[-2:].tolist()
+    x[list(s.logit_bias)] += torch.tensor(list(s.logit_bias.values()), dtype=torch.float64, device=DEVICE)
+    refused = [word[-1] for word in s.bad_words_ids if word[:-1] == last[2 - (len(word) - 1) :]]
+    x[refused + s.stop_token_ids] = -torch.inf
+    if s.allowed_token_ids is not None:
+        x[1::2] = -torch.inf
+    seen, counts = known.bincount(minlength=VOCAB) > 0, known[prompt:].bincount(minlength=VOCAB)
+    x = torch.where(seen, torch.where(x > 0, x / s.repetition_penalty, x * s.repetition_penalty), x)
+    return x - s.frequency_penalty * counts - s.presence_penalty * (counts > 0)
+
+
+def parts(case: SimpleNamespace) -> dict[str, Callable[[Tensor], object]]:
+    """What a decode step does with its logits when rows ask for everything, in this order."""
+    return {
+        "copy": case.edited.copy_,
+        "edit": lambda logits: edit(case.edited, case.rows, case.positions, case.arrays, case.tables, case.saved),
+        "sample": lambda logits: call(case, case.edited),
+        "logprobs": lambda logits: log_probabilities(
+            logits, case.rows, case.arrays, case.out, case.flags, case.packed, workspace=case.workspace
+        ),
+    }
+
+
+def check_all_on(case: SimpleNamespace) -> dict[str, float]:
+    """Runs the case once; every stage against float64 of what the one before gave."""
+    raw, expected = case.logits, torch.stack([edited_reference(case, b) for b in range(len(case.rows))])
+    for part in parts(case).values():
+        part(raw)
+    difference = torch.where(expected == case.edited, 0.0, case.edited - expected).abs().max()
+    case.logits = case.edited
+    line = {"edit_error": float(difference), **check(case)}
+    case.logits = raw
+    logprobs, token, values = raw.double().log_softmax(-1), case.out.long()[:, None], case.packed.view(torch.float32)
+    own = logprobs.gather(1, token)
+    error, wrong = (values[:, OWN] - own[:, 0]).abs().max(), 0
+    for b, count in enumerate(case.arrays.integers[case.rows.long(), -1].tolist()):
+        order = raw[b].sort(descending=True, stable=True).indices[:count]
+        error = torch.maximum(error, (values[b, TOP + MOST :][:count] - logprobs[b, order]).abs().max())
+        rank = 1 + int((raw[b] > raw[b, token[b]]).sum())
+        wrong += int(case.packed[b, RANK]) != rank or not torch.equal(case.packed[b, TOP:][:count].long(), order)
+    return line | {"logprob_error": float(error), "top_wrong": wrong}
+
+
+def bench_all_on(batch: int, *, listed: bool) -> None:
+    """Checks and times all on, together and by part, and prints it."""
+    name = f"penalties, bias, words, filters, logprobs{', allowed' if listed else ''}"
+    line: dict[str, object] = {"kernel": "all on", "case": f"{name} B={batch}"}
+    try:
+        case = make_all_on(batch, listed=listed)
+        line |= check_all_on(case)
+        copies = [case.logits] + [case.logits.roll(1, 0) for _ in range(2 if batch >= 64 else 0)]
+        stages = parts(case)
+
+        def everything(i: int) -> None:
+            for stage in stages.values():
+                stage(copies[i % len(copies)])
+
+        def one(stage: Callable[[Tensor], object]) -> Callable[[int], None]:
+            return lambda i: stage(copies[i % len(copies)])
+
+        calls = 6 if batch >= 64 else 20
+        # parts that edit what is edited already take as long; the draw and log probabilities come after a whole round
+        times = {"all": time_us(everything, calls)} | {part: time_us(one(run), calls) for part, run in stages.items()}
+        line |= {"us": {part: round(us, 2) for part, us in times.items()}}
+    except Exception as error:
+        line["failed"] = f"{type(error).__name__}: {error}"[:600]
+    print(json.dumps(line), flush=True)
+
+
 def unfiltered_variant(case: SimpleNamespace, copies: list[Tensor], block: int, warps: int) -> Callable[[int], None]:
     """The unfiltered launch with other tile sizes."""
     vocab = case.logits.shape[1]
@@ -202,6 +325,9 @@ def main() -> None:
     for batch in (1, 256):
         for mode in ("plain", "greedy", "top_p", "top_k_top_p", "top_k", "min_p", "mixed")[: 6 if batch == 1 else 7]:
             bench("steep", steep, batch, mode)
+    for batch in (1, 256):
+        for listed in (False, True):
+            bench_all_on(batch, listed=listed)
     for batch, mode in ((1, "top_p"), (1, "top_k_top_p"), (256, "top_p"), (256, "top_k_top_p")):
         bench("flat", flat, batch, mode)
     for batch in (8, 64):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo.api.devices import choose_device, kv_bytes_per_token, make_backend
+from octavo.api.devices import choose_device, kv_bytes_per_token, make_backend, preferred_block_size
 from octavo.api.quantization import online_quantization, quantized_matrices
 from octavo.api.requests import Limits
 from octavo.base import heap
@@ -256,7 +256,8 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
     device, reasons = choose_device(config.device)
     for reason in reasons:
         logger.info("device: %s", reason)
-    config = resolve(config, max_position=model.spec.max_position, on_gpu=device == "cuda")
+    asked = preferred_block_size(device, config, model.spec)
+    config = resolve(config, max_position=model.spec.max_position, on_gpu=device == "cuda", block_size=asked)
     max_model_len = config.model.max_model_len or model.spec.max_position
     quantization = online_quantization(model, device=device)
     backend = make_backend(device, config, max_model_len=max_model_len, quantization=quantization)

@@ -38,7 +38,20 @@ def element_bytes(dtype: str, *, device: str, stored: str) -> int:
     """Bytes of one number of this type; of auto, as the device's arithmetic has it."""
     if dtype == "auto":
         dtype = "float32" if device.endswith("cpu") else stored
-    return 4 if dtype == "float32" else 2
+    return {"float32": 4, "fp8": 1, "fp8_e4m3": 1}.get(dtype, 2)
+
+
+def preferred_block_size(device: str, config: EngineConfig, spec: ModelSpec) -> int | None:
+    """Tokens a block that the fastest attention for this model on this device takes; None: it takes any."""
+    if device != "cuda":
+        return None
+    from octavo.backends.torch.attention import flash4
+    from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
+
+    place = resolve_device(device)
+    dtype = resolve_dtype(config.model.dtype, device=place, stored=spec.dtype)
+    cache_dtype = resolve_cache_dtype(config.cache.kv_cache_dtype, arithmetic=dtype, device=place)
+    return flash4.preferred_block_size(spec, place, dtype, cache_dtype)
 
 
 def choose_device(config: DeviceConfig) -> tuple[str, list[str]]:

@@ -70,11 +70,12 @@ class RequestProgress:
         self._completions = [
             _Completion(index, make_detokenizer(tokenizer, request)) for index in range(request.params.n)
         ]
+        self._num_going_on = len(self._completions)
 
     @property
     def finished(self) -> bool:
         """True once every sequence has ended."""
-        return all(completion.finish_reason is not None for completion in self._completions)
+        return self._num_going_on == 0
 
     @property
     def num_output_tokens(self) -> int:
@@ -92,10 +93,10 @@ class RequestProgress:
         self._take_request_fields(output)
         stop = self._append(completion, output)
         if stop is not None:
-            completion.finish_reason, completion.stop_reason = "stop", stop
+            self._end(completion, "stop", stop)
             return [] if output.finish_reason else [self._name(output.index)]
         if output.finish_reason is not None:
-            completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_reason
+            self._end(completion, output.finish_reason, output.stop_reason)
         return []
 
     def take(self) -> RequestOutput | None:
@@ -121,6 +122,10 @@ class RequestProgress:
             num_cached_tokens=self._num_cached_tokens,
             error=self.error.error if self.error else None,
         )
+
+    def _end(self, completion: _Completion, finish: str, stop: int | str | None) -> None:
+        completion.finish_reason, completion.stop_reason = finish, stop
+        self._num_going_on -= 1
 
     def _name(self, index: int) -> str:
         alone = self.request.params.n == 1

@@ -125,7 +125,7 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         """Requests of which nothing runs yet, or no longer."""
-        return len({seq.request.request_id for seq in self.scheduler.waiting})
+        return self.scheduler.waiting.num_requests
 
     def _retry_after(self) -> int:
         """Seconds: a coarse guess of one second per four full batches that wait."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from octavo.engine.sequence import Sequence
@@ -28,10 +29,12 @@ class SequenceQueue:
     def __init__(self, policy: Policy) -> None:
         self._key = policy
         self._items: list[Sequence] = []
+        self._by_request: Counter[str] = Counter()
 
     def add(self, seq: Sequence) -> None:
         """Insert in order."""
         insort(self._items, seq, key=self._key)
+        self._by_request[seq.request.request_id] += 1
 
     def remove(self, seq: Sequence) -> None:
         """Take out; KeyError if it is not here."""
@@ -39,6 +42,14 @@ class SequenceQueue:
         if at == len(self._items) or self._items[at] is not seq:
             raise KeyError(f"sequence {seq.request.request_id}:{seq.index} is not queued")
         del self._items[at]
+        self._by_request[seq.request.request_id] -= 1
+        if not self._by_request[seq.request.request_id]:
+            del self._by_request[seq.request.request_id]
+
+    @property
+    def num_requests(self) -> int:
+        """Requests of which any sequence is here."""
+        return len(self._by_request)
 
     def last(self) -> Sequence:
         """The least urgent."""

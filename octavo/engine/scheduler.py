@@ -5,28 +5,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from octavo.base.types.plan import RowBegin, RowStep, StepPlan
 from octavo.engine.cache.manager import CacheManager
 from octavo.engine.policy import POLICIES, SequenceQueue
 from octavo.engine.sequence import Sequence, Status
 
-
-class Planned(NamedTuple):
-    """What a plan meant for one sequence, kept until its result is read. `life`: the sequence's at that time."""
-
-    seq: Sequence
-    step: RowStep
-    life: int
+Chosen = list[tuple[Sequence, int, int]]
+"""Sequences, how many tokens of each to run, and in which of their lives."""
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A plan and, parallel to its rows, whom they belong to."""
+    """A plan, kept until its result is read, and parallel to its rows whom they belong to."""
 
     plan: StepPlan
-    rows: list[Planned]
+    chosen: Chosen
 
 
 @dataclass(frozen=True)
@@ -70,14 +64,11 @@ class Scheduler:
 
     def schedule(self) -> Scheduled | None:
         """The next step, or None where nothing can run before a result is read."""
-        rows: list[Planned] = []
-        budget, preempted = self._schedule_running(rows)
-        begun = [] if preempted else self._admit_waiting(rows, budget)
-        if not rows:
+        chosen: Chosen = []
+        budget, preempted = self._schedule_running(chosen)
+        begun = [] if preempted else self._admit_waiting(chosen, budget)
+        if not chosen:
             return None
-        for planned in rows:  # only now: within a plan nobody may rely on what the same plan computes
-            planned.seq.num_computed += planned.step.count
-            planned.seq.num_pending += planned.step.sample
         updates, copies = self.cache.take_changes()
         # copies: a backend may read the plan later, on a thread of its own, while these lists grow
         begins = [RowBegin(s.row, s.tokens.copy(), s.num_prompt, s.blocks.copy(), s.sampling) for s in begun]
@@ -86,40 +77,47 @@ class Scheduler:
         self.num_steps += 1
         plan = StepPlan(
             step=self.num_steps,
-            rows=[planned.step for planned in rows],
+            rows=_advance(chosen),
             begins=begins,
             updates=[update for update in updates if update.row not in fresh],
             ended=ended,
             copies=copies,
         )
-        return Scheduled(plan, rows)
+        return Scheduled(plan, chosen)
 
     def undo(self, scheduled: Scheduled) -> None:
         """The plan was not begun: rows that it was to end are ended by the next one."""
         self._ended_rows += scheduled.plan.ended
 
-    def _schedule_running(self, rows: list[Planned]) -> tuple[int, bool]:
-        """Fill `rows` from the running ones; the token budget left, and whether any was preempted."""
+    def _schedule_running(self, chosen: Chosen) -> tuple[int, bool]:
+        """Fill `chosen` from the running ones; the token budget left, and whether any was preempted."""
         budget = self.limits.max_num_tokens
-        preempted = False
+        num_preemptions = self.num_preemptions
         for seq in list(self.running):
-            if seq.status is not Status.RUNNING:
+            if seq.row == -1:
                 continue  # preempted a moment ago
-            count = self._count(seq.num_remaining, budget)
+            count = seq.num_remaining
+            if count > budget:
+                count = self._count(count, budget)
             if count == 0:
                 continue
-            while not self.cache.grow(seq, count):
-                victim = self.running.last()
-                self._preempt(victim)
-                preempted = True
-                if victim is seq:
-                    break
-            if seq.status is Status.RUNNING:
-                rows.append(_planned(seq, count))
-                budget -= count
-        return budget, preempted
+            # a decoding sequence has room in its last block, but for one step in block_size
+            if seq.num_computed + count > seq.num_writable and not self._make_room(seq, count):
+                continue
+            chosen.append((seq, count, seq.life))
+            budget -= count
+        return budget, self.num_preemptions > num_preemptions
 
-    def _admit_waiting(self, rows: list[Planned], budget: int) -> list[Sequence]:
+    def _make_room(self, seq: Sequence, count: int) -> bool:
+        """Blocks for the next `count` tokens, if need be those of the least urgent; False if that is `seq` itself."""
+        while not self.cache.grow(seq, count):
+            victim = self.running.last()
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        return True
+
+    def _admit_waiting(self, chosen: Chosen, budget: int) -> list[Sequence]:
         """Let waiting sequences begin while rows, tokens and blocks last; those that began."""
         begun: list[Sequence] = []
         for seq in list(self.waiting):
@@ -131,7 +129,7 @@ class Scheduler:
             count = self._count(seq.num_tokens - num_computed, budget)
             if count == 0 or not self._begin(seq, shared, num_computed=num_computed, count=count):
                 break
-            rows.append(_planned(seq, count))
+            chosen.append((seq, count, seq.life))
             budget -= count
             begun.append(seq)
         return begun
@@ -207,9 +205,16 @@ class Scheduler:
                 raise ValueError(f"running sequence {seq.request.request_id}:{seq.index} lacks blocks")
 
 
-def _planned(seq: Sequence, count: int) -> Planned:
-    sample = seq.num_computed + count == seq.num_tokens + seq.num_pending
-    return Planned(seq, RowStep(seq.row, seq.num_computed, count, sample), seq.life)
+def _advance(chosen: Chosen) -> list[RowStep]:
+    """The plan's rows; only now, as within a plan nobody may rely on what the same plan computes, all move on."""
+    rows: list[RowStep] = []
+    for seq, count, _ in chosen:
+        start, end = seq.num_computed, seq.num_computed + count
+        sample = end == len(seq.tokens) + seq.num_pending
+        rows.append(RowStep(seq.row, start, count, sample))
+        seq.num_computed = end
+        seq.num_pending += sample
+    return rows
 
 
 def _forked_from(seq: Sequence) -> Sequence | None:

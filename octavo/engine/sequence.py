@@ -31,6 +31,8 @@ class Sequence:
 
     `life` counts preemptions, so that a result of an earlier life is told apart.  parent: the sequence of the same
     prompt whose blocks this one shares once that has run the prompt (n > 1); None for index 0 and after admission.
+    num_writable: positions before it, from num_computed on, stand in blocks that are this sequence's alone.
+    ending: tokens that may end it.
     """
 
     request: Request
@@ -47,15 +49,21 @@ class Sequence:
     num_computed: int = 0
     num_confirmed: int = 0
     num_pending: int = 0
+    num_writable: int = 0
     num_cached: int = 0
     life: int = 0
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     times: RequestTimes = field(default_factory=RequestTimes)
+    num_prompt: int = field(init=False)
+    max_length: int = field(init=False)
+    ending: frozenset[int] = field(init=False)
 
-    @property
-    def num_prompt(self) -> int:
-        """Prompt tokens."""
-        return len(self.request.prompt_token_ids)
+    def __post_init__(self) -> None:
+        """What is fixed for its life, and asked for at each step."""
+        request = self.request
+        self.num_prompt = len(request.prompt_token_ids)
+        self.max_length = self.num_prompt + request.max_tokens
+        self.ending = frozenset(request.eos_token_ids).union(request.params.stop_token_ids or ())
 
     @property
     def num_tokens(self) -> int:
@@ -66,9 +74,7 @@ class Sequence:
     def num_remaining(self) -> int:
         """Tokens to run until the next one can be sampled; 0 where all outputs allowed are already under way."""
         known = len(self.tokens) + self.num_pending
-        if known - self.num_prompt >= self.request.max_tokens:
-            return 0
-        return known - self.num_computed
+        return known - self.num_computed if known < self.max_length else 0
 
     @property
     def wants_prompt_logprobs(self) -> bool:

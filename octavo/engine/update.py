@@ -8,7 +8,7 @@ import time
 from octavo.base.errors import OctavoError, RequestFailedError
 from octavo.base.types.output import FinishReason, Output
 from octavo.base.types.plan import StepResult, TokenLogprobs
-from octavo.engine.scheduler import Planned, Scheduled, Scheduler
+from octavo.engine.scheduler import Scheduled, Scheduler
 from octavo.engine.sequence import Sequence, Status
 
 _log = logging.getLogger(__name__)
@@ -19,46 +19,49 @@ def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult)
 
     Raises RequestFailedError, before anything is taken, where the result is not the plan's.
     """
-    sampled = sum(planned.step.sample for planned in scheduled.rows)
-    if result.step != scheduled.plan.step or len(result.tokens) != sampled:
+    plan, failed, prompts = scheduled.plan, result.failed, result.prompt_logprobs
+    sampled = [step.sample for step in plan.rows].count(True)
+    if result.step != plan.step or len(result.tokens) != sampled:
         raise RequestFailedError(
-            f"step {scheduled.plan.step} samples {sampled} tokens, but the result is step {result.step}'s "
+            f"step {plan.step} samples {sampled} tokens, but the result is step {result.step}'s "
             f"with {len(result.tokens)}"
         )
     outputs: list[Output] = []
     tokens = iter(result.tokens)
     logprobs = iter(result.logprobs)
-    for planned in scheduled.rows:
-        token = next(tokens) if planned.step.sample else None
-        entry = next(logprobs, None) if planned.step.sample else None
-        if planned.seq.status is Status.FINISHED:
+    now, finished = time.monotonic(), Status.FINISHED  # an enum's member is slow to look up
+    for step, (seq, _, life) in zip(plan.rows, scheduled.chosen, strict=True):
+        token = next(tokens) if step.sample else None
+        entry = next(logprobs, None) if step.sample else None
+        if seq.status is finished:
             continue
-        row = planned.step.row
         try:
-            if row in result.failed:
-                raise RequestFailedError(result.failed[row])
-            if row in result.prompt_logprobs:
-                _take_prompt_logprobs(planned.seq, *result.prompt_logprobs[row])
+            if step.row in failed:
+                raise RequestFailedError(failed[step.row])
+            if step.row in prompts:
+                _take_prompt_logprobs(seq, *prompts[step.row])
+            if life == seq.life:  # the step's KV is clean; of an earlier life there is none left to confirm
+                scheduler.cache.confirm(seq, step.start + step.count)
             if token is not None:
-                outputs.append(_take_token(scheduler, planned, token, entry))
-            else:
-                _confirm(scheduler, planned)
+                outputs.append(_take_token(scheduler, seq, token, entry, now))
         except Exception as error:  # one row's fault ends its own request
-            outputs.append(fail(scheduler, planned.seq, _reason(error), kind="RequestFailedError"))
+            outputs.append(fail(scheduler, seq, _reason(error), kind="RequestFailedError"))
     return outputs
 
 
 def fail_step(scheduler: Scheduler, scheduled: Scheduled, error: Exception) -> list[Output]:
     """The whole step failed: every sequence in it ends with the reason."""
     reason = _reason(error)
-    alive = [planned.seq for planned in scheduled.rows if planned.seq.status is not Status.FINISHED]
+    alive = [seq for seq, _, _ in scheduled.chosen if seq.status is not Status.FINISHED]
     return [fail(scheduler, seq, reason, kind="RequestFailedError") for seq in alive]
 
 
 def fail(scheduler: Scheduler, seq: Sequence, reason: str, *, kind: str) -> Output:
     """End a sequence with an error; none of its blocks stays cached."""
     scheduler.finish(seq, failed=True)
-    return _output(seq, finish_reason="error", error=reason, error_kind=kind)
+    out = _output(seq, [])
+    out.finish_reason, out.error, out.error_kind, out.times = "error", reason, kind, seq.times
+    return out
 
 
 def _reason(error: Exception) -> str:
@@ -68,26 +71,24 @@ def _reason(error: Exception) -> str:
     return f"the step failed ({type(error).__name__})"
 
 
-def _take_token(scheduler: Scheduler, planned: Planned, token: int, entry: TokenLogprobs | None) -> Output:
-    seq = planned.seq
+def _take_token(scheduler: Scheduler, seq: Sequence, token: int, entry: TokenLogprobs | None, now: float) -> Output:
     seq.num_pending -= 1
     seq.tokens.append(token)
-    _confirm(scheduler, planned)
-    now = time.monotonic()
-    first = not seq.times.first_token
-    if first:
-        seq.times.first_token = now
-    seq.times.last_token = now
-    finish, reason = _finished(seq, token)
-    if finish:
-        scheduler.finish(seq)
-    out = _output(seq, token_ids=[token], finish_reason=finish, stop_reason=reason)
+    out = _output(seq, [token])
     if entry is not None:
         out.logprobs = [entry]
-    if first:
-        out.times = seq.times
+    times = seq.times
+    times.last_token = now
+    if not times.first_token:
+        times.first_token = now
+        out.times = times
         if seq.sampling.prompt_logprobs is not None:
             out.prompt_logprobs = seq.prompt_logprobs
+    if token in seq.ending or len(seq.tokens) >= seq.max_length:
+        out.finish_reason, out.stop_reason = _finished(seq, token)
+        if out.finish_reason:
+            out.times = times
+            scheduler.finish(seq)
     return out
 
 
@@ -102,33 +103,11 @@ def _finished(seq: Sequence, token: int) -> tuple[FinishReason | None, int | Non
     return ("length", None) if count >= request.max_tokens else (None, None)
 
 
-def _confirm(scheduler: Scheduler, planned: Planned) -> None:
-    """The step's KV is clean; of an earlier life there is none left to confirm."""
-    if planned.life == planned.seq.life:
-        scheduler.cache.confirm(planned.seq, planned.step.start + planned.step.count)
-
-
 def _take_prompt_logprobs(seq: Sequence, start: int, entries: list[TokenLogprobs]) -> None:
     seq.prompt_logprobs[start : start + len(entries)] = entries
 
 
-def _output(
-    seq: Sequence,
-    *,
-    token_ids: list[int] | None = None,
-    finish_reason: FinishReason | None = None,
-    stop_reason: int | None = None,
-    error: str | None = None,
-    error_kind: str | None = None,
-) -> Output:
+def _output(seq: Sequence, token_ids: list[int]) -> Output:
     return Output(
-        request_id=seq.request.request_id,
-        index=seq.index,
-        token_ids=token_ids or [],
-        finish_reason=finish_reason,
-        stop_reason=stop_reason,
-        error=error,
-        error_kind=error_kind,
-        num_cached_tokens=seq.num_cached,
-        times=seq.times if finish_reason else None,
+        request_id=seq.request.request_id, index=seq.index, token_ids=token_ids, num_cached_tokens=seq.num_cached
     )

@@ -67,6 +67,9 @@ class Detokenizer:
         if not text:
             return
         match = self._matcher.feed(text, armed=self.num_tokens > self._min_tokens)
+        if match is None and not self._held and not self._matcher.held:
+            self._shown.append(text)
+            return
         self._held.append(text)
         self.num_held += len(text)
         if match is None:

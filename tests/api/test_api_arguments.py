@@ -82,7 +82,7 @@ def test_harmless_options_warn(caplog: pytest.LogCaptureFixture) -> None:
         ("max_num_seqs", "8", "int"),
         ("max_num_seqs", True, "int"),
         ("dtype", "float8", "auto, bfloat16, float16, float32"),
-        ("kv_cache_dtype", "fp8", "bfloat16, float16, float32, int8_per_token_head"),
+        ("kv_cache_dtype", "fp8_e5m2", "bfloat16, float16, float32, fp8, fp8_e4m3, int8_per_token_head"),
         ("block_size", 17, "8, 16, 32, 64, 128"),
         ("gpu_memory_utilization", float("nan"), "float"),
         ("gpu_memory_utilization", 1.5, "<= 1"),

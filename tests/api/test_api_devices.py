@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +64,8 @@ def test_mlx_is_refused() -> None:
 @pytest.mark.parametrize(
     ("dtype", "device", "stored", "size"),
     [("auto", "cpu", "bfloat16", 4), ("auto", "torch:cpu", "bfloat16", 4), ("auto", "cuda", "bfloat16", 2),
-     ("float32", "cuda", "bfloat16", 4), ("float16", "torch:cpu", "float32", 2)],
+     ("float32", "cuda", "bfloat16", 4), ("float16", "torch:cpu", "float32", 2), ("fp8", "cuda", "bfloat16", 1),
+     ("fp8_e4m3", "torch:cpu", "bfloat16", 1)],
 )  # fmt: skip
 def test_cache_elements(dtype: str, device: str, stored: str, size: int) -> None:
     assert devices.element_bytes(dtype, device=device, stored=stored) == size
@@ -82,13 +85,34 @@ def test_cache_types_halve_and_quarter(
     assert devices.kv_bytes_per_token(config, open_model(config.model).spec, device="cpu") == size
 
 
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_e4m3"])
+def test_float8_halves_the_cache(
+    dtype: str, checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twice the blocks of bfloat16 in the same memory."""
+    bytes_of: dict[str, int] = {}
+    blocks: list[int] = []
+    for kept in ("bfloat16", dtype):
+        options = {"kv_cache_dtype": kept, "device": "torch:cpu"}
+        config = engine_config(str(checkpoint("llama")), options)
+        bytes_of[kept] = devices.kv_bytes_per_token(config, open_model(config.model).spec, device="cuda")
+        with caplog.at_level(logging.INFO, "octavo"):
+            LLM(str(checkpoint("llama")), kv_cache_memory_bytes=1 << 18, max_model_len=64, **options).close()
+        blocks += [int(n) for n in re.findall(r"torch:cpu: (\d+) cache blocks", caplog.text)]
+        caplog.clear()
+    assert bytes_of["bfloat16"] == 2 * bytes_of[dtype] == 256
+    assert blocks == [64, 128]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_arithmetic_of_the_cpu_is_float32(dtype: str, checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(UnsupportedError, match=f"dtype={dtype} is not supported on device cpu"):
         LLM(str(checkpoint("llama")), device="cpu", dtype=dtype)
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float16"), ("torch:cpu", "int8_per_token_head")])
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", "float16"), ("cpu", "fp8"), ("cpu", "fp8_e4m3"), ("torch:cpu", "int8_per_token_head")]
+)
 def test_cache_types_of_other_backends_are_refused(device: str, dtype: str, checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(UnsupportedError, match=f"kv_cache_dtype={dtype} is not supported"):
         LLM(str(checkpoint("llama")), device=device, kv_cache_dtype=dtype)

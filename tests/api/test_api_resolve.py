@@ -26,6 +26,21 @@ def test_defaults() -> None:
     assert resolved(9000, enable_chunked_prefill=False).scheduler.max_num_batched_tokens == 9000
 
 
+@pytest.mark.parametrize(
+    ("given", "own", "on_gpu", "expected"),
+    [
+        (None, None, False, 16),
+        (None, None, True, 64),
+        (None, 128, True, 128),
+        (32, 128, True, 32),
+    ],
+)
+def test_block_size(given: int | None, own: int | None, on_gpu: bool, expected: int) -> None:
+    config = from_options({"model": "m", "block_size": given})
+    made = resolve(config, max_position=512, on_gpu=on_gpu, block_size=own)
+    assert made.cache.block_size == expected
+
+
 def test_what_is_given_stays() -> None:
     config = resolved(max_model_len=9, max_num_batched_tokens=64, max_num_queued_reqs=0)
     assert (config.model.max_model_len, config.scheduler.max_num_batched_tokens) == (9, 64)

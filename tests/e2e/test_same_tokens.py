@@ -96,8 +96,41 @@ def test_prefix_hits_and_n(setup: tuple[dict[str, Any], list[list[int]]]) -> Non
         check(llm)
 
 
+KINDS: list[dict[str, Any]] = [
+    {"presence_penalty": 0.8, "frequency_penalty": 0.3, "logprobs": 3},
+    {"repetition_penalty": 1.3, "min_tokens": 6, "stop_token_ids": list(range(60, 120))},
+    {"logit_bias": {7: 4.0, 9: 3.0, 11: -50.0}, "allowed_token_ids": list(range(5, 90)), "logprobs": 0},
+    {"logprobs": 20, "min_p": 0.02, "top_k": 40},
+    {},
+]
+
+
+def test_kinds_of_sampling_in_a_crowd(setup: tuple[dict[str, Any], list[list[int]]]) -> None:
+    """Penalties, lists and log probabilities beside each other: tokens as alone, across preemption."""
+    arguments, _ = setup
+    ids = prompts()[:15]
+    wanted = [params(i, **KINDS[i % len(KINDS)]) for i in range(len(ids))]
+    with LLM(**arguments, enable_prefix_caching=False) as llm:
+        alone = [llm.generate(as_prompts([one]), wanted[i], use_tqdm=False)[0].outputs[0] for i, one in enumerate(ids)]
+    assert len({output.finish_reason for output in alone}) == 2  # some of the stop ids are met, after min_tokens
+    with LLM(**{**arguments, **VARIANTS["preemption"]}) as llm:
+        crowd = [output.outputs[0] for output in llm.generate(as_prompts(ids), wanted, use_tqdm=False)]
+        assert llm.get_metrics()["num_preemptions"] > 0
+    for mine, other, asked in zip(crowd, alone, wanted, strict=True):
+        assert mine.token_ids == other.token_ids
+        assert (mine.logprobs is None) == (asked.logprobs is None)
+        for found, expected, token in zip(mine.logprobs or [], other.logprobs or [], mine.token_ids, strict=False):
+            assert len(found) in (asked.logprobs, asked.logprobs + 1)
+            assert found[token].logprob == pytest.approx(expected[token].logprob, abs=1e-2)
+
+
 @pytest.mark.parametrize(
-    ("device", "dtype"), [("cpu", "bfloat16"), ("cpu", "int8_per_token_head"), ("torch:cpu", "bfloat16")]
+    ("device", "dtype"),
+    [
+        ("cpu", "bfloat16"),
+        ("cpu", "int8_per_token_head"),
+        *((device, dtype) for device in ("torch:cpu", *GPUS) for dtype in ("bfloat16", "fp8")),
+    ],
 )
 def test_rounded_caches(device: str, dtype: str, checkpoint: Callable[[str], Path]) -> None:
     """K and V are rounded once, when they are written: chunks, hits and preemption bring the same tokens."""

@@ -46,3 +46,14 @@ def test_remove_takes_out_that_one_and_refuses_strangers() -> None:
         queue.remove(twin)
     queue.remove(one)
     assert len(queue) == 0
+
+
+def test_requests_are_counted_however_many_of_their_sequences_are_here() -> None:
+    queue = SequenceQueue(POLICIES["fcfs"])
+    seqs = sequences(0, 0, n=2)
+    for left, seq in zip((1, 1, 2, 2), seqs, strict=True):
+        queue.add(seq)
+        assert queue.num_requests == left
+    for left, seq in zip((2, 1, 1, 0), seqs, strict=True):
+        queue.remove(seq)
+        assert queue.num_requests == left

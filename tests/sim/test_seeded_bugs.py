@@ -65,6 +65,8 @@ BUGS = (
         "num_tokens // self.block_size or 1",
     ),
     Bug("no copy on write", M, "grow", "self.pool.refs[seq.blocks[i]] > 1", "self.pool.refs[seq.blocks[i]] > 99"),
+    Bug("room believed where blocks end", M, "grow", "len(seq.blocks) * self.block_size", "(len(seq.blocks) + 1) * 4"),
+    Bug("moves on by a step too few", scheduler, "_advance", "seq.num_computed = end", "seq.num_computed = start"),
     Bug("copy missing in the plan", M, "_replace", "self._copies[new] = source", "pass"),
     Bug("copy the wrong way round", M, "take_changes", "(source, to)", "(to, source)"),
     Bug(
@@ -79,9 +81,10 @@ BUGS = (
         "registers unconfirmed blocks",
         S,
         "schedule",
-        "planned.seq.num_pending += planned.step.sample",
-        "planned.seq.num_pending += planned.step.sample; "
-        "self.cache.confirm(planned.seq, min(planned.seq.num_computed, planned.seq.num_tokens))",
+        "updates, copies = self.cache.take_changes()",
+        "updates, copies = self.cache.take_changes()\n"
+        "        for seq, count, _ in chosen:\n"
+        "            self.cache.confirm(seq, min(seq.num_computed + count, seq.num_tokens))",
     ),
     Bug(
         "registers blocks of failed rows",
@@ -91,7 +94,7 @@ BUGS = (
         "scheduler.cache.confirm(seq, min(seq.num_computed, seq.num_tokens)) if seq.blocks else None; "
         "scheduler.finish(seq)",
     ),
-    Bug("confirms an earlier life's steps", update, "_confirm", "planned.life == planned.seq.life", "True"),
+    Bug("confirms an earlier life's steps", update, "apply_result", "life == seq.life", "True"),
     Bug("hash ignores the salt", block.BlockHasher, "root", 'salt.encode(errors="surrogatepass")', 'b""'),
     Bug("hash ignores the previous block", block.BlockHasher, "extend", "previous + array", "array"),
     Bug("evicted block stays listed", M, "_allocate", "self.prefix.forget(block)", "pass"),
@@ -117,8 +120,8 @@ BUGS = (
         "passed over for want of blocks",
         S,
         "_admit_waiting",
-        "                break\n            rows",
-        "                continue\n            rows",
+        "                break\n            chosen",
+        "                continue\n            chosen",
     ),
     Bug(
         "fork before the parent's prompt is confirmed",
@@ -147,8 +150,8 @@ BUGS = (
     Bug("same seed for all n", sequence, "_row_sampling", "index * _SEED_STRIDE", "0"),
     # results
     Bug("num_pending not decremented", update, "_take_token", "seq.num_pending -= 1", "pass"),
-    Bug("a finished sequence takes tokens", update, "apply_result", "planned.seq.status is Status.FINISHED", "False"),
-    Bug("a failed row takes its token", update, "apply_result", "row in result.failed", "False"),
+    Bug("a finished sequence takes tokens", update, "apply_result", "seq.status is finished", "False"),
+    Bug("a failed row takes its token", update, "apply_result", "step.row in failed", "False"),
     Bug("min_tokens ignored", update, "_finished", "count >= request.params.min_tokens", "True"),
     Bug("ignore_eos ignored", update, "_finished", "not request.params.ignore_eos and", ""),
     Bug("one token too many", update, "_finished", "count >= request.max_tokens", "count > request.max_tokens"),
@@ -157,8 +160,8 @@ BUGS = (
         "all of a failed step but one end",
         update,
         "fail_step",
-        "for planned in scheduled.rows",
-        "for planned in scheduled.rows[1:]",
+        "for seq, _, _ in scheduled.chosen",
+        "for seq, _, _ in scheduled.chosen[1:]",
     ),
     # engine
     Bug(

@@ -6,13 +6,15 @@ So such batches are padded to a few sizes, for each of which a graph is kept; wh
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.select import AttentionStack
 from octavo.backends.torch.batch import Batch, padded_tokens
-from octavo.backends.torch.device.graph import Graph, capture
+from octavo.backends.torch.device.graph import Graphs
 from octavo.backends.torch.device.transfer import upload
 from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.ops.port import Stream
@@ -32,17 +34,16 @@ class ForwardGraphs:
     """Passes over the layers of a decoder with batches of up to `most` tokens."""
 
     def __init__(
-        self, decoder: Decoder, rows: Rows, cache: KVCache, attention: AttentionStack, *, most: int, graphs: bool
+        self, decoder: Decoder, rows: Rows, cache: KVCache, attention: AttentionStack, *, most: int, pool: Any | None
     ) -> None:
+        """pool: as Graphs has it."""
         self._decoder, self._rows, self._cache, self._attention, self._most = decoder, rows, cache, attention, most
         device = rows.device
         self._token_ids, self._positions = torch.zeros((2, most), dtype=torch.int32, device=device)
         self._slots = torch.full((most,), -1, dtype=torch.int64, device=device)
         self._row_ids, self._seq_lens = torch.zeros((2, len(rows.states)), dtype=torch.int32, device=device)
         self._tiles: dict[int, Tensor] = {}
-        self._graphs: dict[int, Graph[Stream]] | None = {} if graphs else None
-        self._met: set[int] = set()
-        self._pool = torch.cuda.graph_pool_handle() if graphs else None
+        self._graphs = Graphs[Stream](pool)
 
     def run(self, batch: Batch) -> Stream | None:
         """As Decoder.forward, until the next call; None where the batch is too large."""
@@ -51,17 +52,8 @@ class ForwardGraphs:
             return None
         size = padded_tokens(count, self._most)
         padded = self._padded(batch, size)
-        x, delta = self._launch(padded, size)
+        x, delta = self._graphs.run(size, lambda: self._forward(padded))
         return Stream(x[:count], None if delta is None else delta[:count])
-
-    def _launch(self, padded: Batch, size: int) -> Stream:
-        """A size is recorded when met for the second time: the first run loads its kernels."""
-        if self._graphs is None or size not in self._met:
-            self._met.add(size)
-            return self._forward(padded)
-        if size not in self._graphs:
-            self._graphs[size] = capture(lambda: self._forward(padded), self._pool)
-        return self._graphs[size].replay()
 
     def _forward(self, padded: Batch) -> Stream:
         return self._decoder.forward(padded, self._cache, self._attention)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +17,17 @@ from torch import Tensor
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch, padded_sizes
-from octavo.backends.torch.device.graph import Graph, capture
-from octavo.backends.torch.device.transfer import Download, upload, upload_array
+from octavo.backends.torch.device.graph import Graphs
+from octavo.backends.torch.device.transfer import Download, upload, upload_into
 from octavo.backends.torch.kernels import sampling
+from octavo.backends.torch.kernels.edits import edit
 from octavo.backends.torch.kernels.inputs import decode_inputs
+from octavo.backends.torch.kernels.logprobs import log_probabilities
 from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.rows import Rows
-from octavo.backends.torch.step import NOT_FINITE, NOTHING_TO_SAMPLE
+from octavo.backends.torch.sampling.kinds import ALL_ON, Kind, meets
+from octavo.backends.torch.sampling.logprobs import WIDTH, PackedLogprobs
+from octavo.backends.torch.step import NOT_FINITE, NOTHING_TO_SAMPLE, Sampled
 from octavo.base.types.plan import RowStep, StepPlan, StepResult
 
 PADDING = -1
@@ -30,22 +35,27 @@ PADDING = -1
 
 
 class DecodeStep:
-    """The work of one decode step on the device. inputs: int32 [2, most] there: rows (PADDING: none), and positions."""
+    """The work of one decode step on the device, of what its inputs hold."""
 
     def __init__(self, decoder: Decoder, rows: Rows, cache: KVCache, attention: PagedAttention) -> None:
         most = len(rows.states)
         self._decoder, self._rows, self._cache, self._attention = decoder, rows, cache, attention
         self._workspace = sampling.make_workspace(most, rows.vocab_size, rows.device)
-        self.inputs = torch.zeros((2, most), dtype=torch.int32, device=rows.device)
+        self._saved = torch.empty((most, rows.tokens.shape[1]), dtype=torch.float32, device=rows.device)
+        self._inputs = torch.zeros(2 * _width(most), dtype=torch.int32, device=rows.device)
 
-    def run(self, size: int, *, filtered: bool, blank: bool = False) -> Tensor:
-        """The first `size` of the inputs -> int32 [3, size]: tokens, the sampler's flags, whether all was finite.
+    def inputs(self, size: int) -> Tensor:
+        """int32 [2, _width(size)], contiguous: of a step of `size` rows, the rows (PADDING: none) and the positions."""
+        return self._inputs[: 2 * _width(size)].view(2, -1)
+
+    def run(self, size: int, kind: Kind, *, blank: bool = False) -> Tensor:
+        """Of the inputs of this size, whose rows are of the kind -> what `unpack` takes apart.
 
         blank: no kernel will run that makes token ids, so zeros stand in for them.
         """
-        rows, starts = self.inputs[0, :size], self.inputs[1, :size]
+        rows, starts = self.inputs(size)[:, :size].unbind(0)
         held, device = self._rows, self._rows.device
-        results = torch.empty((3, size), dtype=torch.int32, device=device)
+        results = make_results(size, kind, device)
         token_ids = (torch.zeros if blank else torch.empty)(size, dtype=torch.int32, device=device)
         seq_lens = torch.empty(size, dtype=torch.int32, device=device)
         slots = torch.empty(size, dtype=torch.int64, device=device)
@@ -65,96 +75,124 @@ class DecodeStep:
             block_size=held.block_size,
         )
         h, finite = self._decoder.finish(self._decoder.forward(batch, self._cache, self._attention), every)
-        results[2].copy_(finite)
-        logits = self._decoder.logits(h)
-        self.sample(logits, rows, starts + 1, results, filtered=filtered)
+        unpack(results, size).finite.copy_(finite)
+        self.sample(self._decoder.logits(h), rows, starts + 1, results, kind)
         return results
 
-    def sample(self, logits: Tensor, rows: Tensor, positions: Tensor, results: Tensor, *, filtered: bool) -> None:
-        """A token for each of `rows` at `positions`, int32 [n], to where it belongs; results [0], [1] as of `run`."""
-        out, work = (results[0], results[1]), self._workspace
-        sampling.sample(logits, rows, positions, self._rows, *out, workspace=work, filtered=filtered)
+    def sample(self, logits: Tensor, rows: Tensor, positions: Tensor, results: Tensor, kind: Kind) -> None:
+        """A token for each of `rows` at `positions`, int32 [n], to where it belongs; results but for `finite`.
+
+        logits: float32 [n, vocab], overwritten.
+        """
+        tokens, flags, _, packed = unpack(results, rows.shape[0])
+        held, work = self._rows, self._workspace
+        raw = logits.clone() if kind.edited and kind.logprobs else logits
+        if kind.edited:
+            edit(logits, rows, positions, held, held.edits, self._saved)
+        sampling.sample(logits, rows, positions, held, tokens, flags, workspace=work, filtered=kind.filtered)
+        if kind.logprobs:
+            log_probabilities(raw, rows, held, tokens, flags, packed, workspace=work)
+
+
+def _width(size: int) -> int:
+    """`size` up to whole 16 bytes of int32: kernels are compiled for what begins at such."""
+    return -(-size // 4) * 4
+
+
+class Results(NamedTuple):
+    """int32 [n] each: tokens, the sampler's flags, whether the row's state was finite; packed int32 [n, WIDTH] as of
+    sampling/logprobs.py, or [n, 0] where none of the rows asks."""
+
+    tokens: Tensor
+    flags: Tensor
+    finite: Tensor
+    packed: Tensor
+
+
+def make_results(count: int, kind: Kind, device: torch.device) -> Tensor:
+    """One tensor for the results of `count` rows, since each more would be one more transfer."""
+    return torch.empty(count * (3 + (WIDTH if kind.logprobs else 0)), dtype=torch.int32, device=device)
+
+
+def unpack(results: Tensor, count: int) -> Results:
+    """Views of a tensor of make_results."""
+    tokens, flags, finite = results[: 3 * count].view(3, count).unbind(0)
+    return Results(tokens, flags, finite, results[3 * count :].view(count, results.shape[0] // count - 3))
 
 
 class DecodeSteps:
-    """Decode steps of plans; on a GPU as graphs, by number of rows and by whether any row filters."""
+    """Decode steps of plans; on a GPU as graphs, by number of rows and by what any of them asks of the sampler."""
 
-    def __init__(self, step: DecodeStep, rows: Rows, *, graphs: bool) -> None:
+    def __init__(self, step: DecodeStep, rows: Rows, *, pool: Any | None) -> None:
+        """pool: as Graphs has it."""
         self._step, self._rows = step, rows
         most = len(rows.states)
         self._sizes = padded_sizes(most)
-        self._graphs: dict[tuple[int, bool], Graph[Tensor]] | None = {} if graphs else None
-        self._pool = torch.cuda.graph_pool_handle() if graphs else None
+        self._graphs = Graphs[Tensor](pool)
 
     def run(self, plan: StepPlan, download: Download) -> Callable[[], StepResult] | None:
         """Launch the step; what it returns gives the result after `download`. None: not a decode step."""
-        columns = self._columns(plan.rows)
-        if columns is None:
+        rows = [step.row for step in plan.rows]
+        inputs = self._inputs(plan.rows, rows)
+        if inputs is None:
             return None
-        count = len(plan.rows)
-        size = next(size for size in self._sizes if size >= count)
-        filtered = bool(self._rows.filtered) and any(step.row in self._rows.filtered for step in plan.rows)
-        made = self._launch(upload_array(_padded(columns, size), self._rows.device), size, filtered)
-        return partial(_result, plan, download.add(made).numpy()[:, :count])
+        kind, size = self._rows.kinds.of(rows), self._size(len(rows))
+        upload_into(self._step.inputs(size), inputs)
+        made = self._graphs.run((size, kind), lambda: self._step.run(size, kind))
+        return partial(_result, plan, unpack(download.add(made), size), self._counts(rows, kind))
 
-    def draw(self, logits: Tensor, rows: list[int], positions: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """As part of an eager step: tokens [n], whether the logits were finite, whether no token was left."""
+    def draw(self, logits: Tensor, rows: list[int], positions: list[int], download: Download) -> Sampled:
+        """As part of an eager step, for rows of which none is beyond the kernels. logits: overwritten."""
         both = upload([rows, positions], torch.int32, self._rows.device)
-        results = torch.empty((2, len(rows)), dtype=torch.int32, device=both.device)
-        filtered = not self._rows.filtered.isdisjoint(rows)
-        self._step.sample(logits, both[0], both[1], results, filtered=filtered)
-        return results[0], results[1] != sampling.NOT_FINITE, results[1] == sampling.NONE_LEFT
+        kind = self._rows.kinds.of(rows)
+        made = make_results(len(rows), kind, both.device)
+        self._step.sample(logits, both[0], both[1], made, kind)
+        flags = unpack(made, len(rows)).flags
+        finite, empty = download.add(flags != sampling.NOT_FINITE), download.add(flags == sampling.NONE_LEFT)
+        host = unpack(download.add(made), len(rows))
+        counts = self._counts(rows, kind)
+        logprobs = [] if counts is None else [(list(range(len(rows))), _packed(host, counts))]
+        return Sampled(rows, host.tokens, finite, empty, logprobs)
 
     def warm(self) -> None:
         """Go through what the sizes differ in, for the sake of the kernels that are met (device/compile.py)."""
         for size in {size for size in self._sizes if size <= 64} | set(self._sizes[-2:]):
-            self._step.run(size, filtered=False, blank=True)
-        for size in {self._sizes[0], self._sizes[-1]}:
-            self._step.run(size, filtered=True, blank=True)
+            self._step.run(size, Kind(), blank=True)
+        self._step.run(self._sizes[0], ALL_ON, blank=True)
 
-    def _columns(self, steps: list[RowStep]) -> np.ndarray | None:
-        """int32 [2, n], rows and positions; None where a row runs more, does not sample, asks more or cannot run."""
-        special = self._rows.special
-        if not steps or (special and any(step.row in special for step in steps)):
+    def _inputs(self, steps: list[RowStep], rows: list[int]) -> np.ndarray | None:
+        """As DecodeStep has them; None where a row runs more than a token, does not sample, is beyond the kernels or
+        cannot run."""
+        single = all(step.count == 1 and step.sample for step in steps)
+        if not steps or not single or meets(rows, self._rows.kinds.beyond):
             return None
-        if not all(step.count == 1 and step.sample for step in steps):
-            return None
-        columns = np.array([[step.row for step in steps], [step.start for step in steps]], np.int32)
-        room = self._rows.room[columns[0]]
-        return columns if ((columns[1] >= 0) & (columns[1] < room)).all() else None
+        count = len(rows)
+        inputs = np.zeros((2, _width(self._size(count))), np.int32)
+        inputs[0] = PADDING
+        inputs[0, :count], inputs[1, :count] = rows, [step.start for step in steps]
+        used, starts = inputs[:, :count]
+        able = ((starts >= 0) & (starts < self._rows.room[used])).all()
+        return inputs if able else None
 
-    def _launch(self, inputs: Tensor, size: int, filtered: bool) -> Tensor:
-        graph = self._graph(size, filtered=filtered)
-        self._step.inputs[:, :size] = inputs
-        if graph is None:
-            return self._step.run(size, filtered=filtered)
-        return graph.replay()
+    def _size(self, count: int) -> int:
+        """What a step of `count` rows is padded to."""
+        return next(size for size in self._sizes if size >= count)
 
-    def _graph(self, size: int, *, filtered: bool) -> Graph[Tensor] | None:
-        if self._graphs is None:
-            return None
-        if (size, filtered) not in self._graphs:
-            self._graphs[size, filtered] = self._capture(size, filtered)
-        return self._graphs[size, filtered]
-
-    def _capture(self, size: int, filtered: bool) -> Graph[Tensor]:
-        # what runs while warming up is written nowhere, and reads what is there
-        self._step.inputs[0].fill_(PADDING)
-        self._step.inputs[1].zero_()
-        self._step.run(size, filtered=filtered)  # kernels not used yet are compiled and loaded now
-        return capture(lambda: self._step.run(size, filtered=filtered), self._pool)
+    def _counts(self, rows: list[int], kind: Kind) -> list[int | None] | None:
+        """By row, the alternatives whose log probabilities it asks for; None if no row asks for any."""
+        return [self._rows.kinds.logprobs.get(row) for row in rows] if kind.logprobs else None
 
 
-def _padded(columns: np.ndarray, size: int) -> np.ndarray:
-    padded = np.zeros((2, size), np.int32)
-    padded[0] = PADDING
-    padded[:, : columns.shape[1]] = columns
-    return padded
+def _packed(results: Results, counts: list[int | None]) -> PackedLogprobs:
+    """Of the first rows; results: on the host."""
+    return PackedLogprobs(results.tokens[: len(counts)].numpy(), results.packed[: len(counts)].numpy(), counts)
 
 
-def _result(plan: StepPlan, decoded: np.ndarray) -> StepResult:
-    """decoded: as DecodeStep.run's, on the host, of the plan's rows."""
-    tokens, flags, finite = decoded
+def _result(plan: StepPlan, results: Results, counts: list[int | None] | None) -> StepResult:
+    """results: on the host; its first rows are the plan's."""
+    count = len(plan.rows)
+    tokens, flags, finite = (each[:count].numpy() for each in results[:3])
+    logprobs = [] if counts is None else _packed(results, counts).entries()
     failed = {}
     if flags.any() or not finite.all():
         for i, step in enumerate(plan.rows):
@@ -162,4 +200,6 @@ def _result(plan: StepPlan, decoded: np.ndarray) -> StepResult:
                 failed[step.row] = NOT_FINITE
             elif flags[i] == sampling.NONE_LEFT:
                 failed[step.row] = NOTHING_TO_SAMPLE
-    return StepResult(step=plan.step, tokens=tokens.tolist(), failed=failed)
+    if logprobs and failed:
+        logprobs = [None if step.row in failed else entry for step, entry in zip(plan.rows, logprobs, strict=True)]
+    return StepResult(step=plan.step, tokens=tokens.tolist(), logprobs=logprobs, failed=failed)

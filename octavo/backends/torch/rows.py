@@ -3,7 +3,7 @@
 Layout:
     tokens        int32 [rows, max_model_len + 1]   known tokens from position 0; a sampled one is written behind them
     block_tables  int32 [rows, max_blocks]
-    floats        float32 [rows, len(FLOATS)], integers int64 [rows, 2] (seed, top_k): sampling parameters
+    floats        float32 [rows, len(FLOATS)], integers int64 [rows, len(INTEGERS)]: sampling parameters
     room          int64 [rows], on the host: tokens that a row may come to hold; 0 where it cannot run
 """
 
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from octavo.backends.torch.device.transfer import upload, upload_array
-from octavo.backends.torch.sampling.group import FLOATS
-from octavo.backends.torch.sampling.sampler import is_filtered, is_plain
+from octavo.backends.torch.sampling.edits import NO_EDITS, EditTables, RowEdits, row_edits
+from octavo.backends.torch.sampling.group import FLOATS, INTEGERS
+from octavo.backends.torch.sampling.kinds import Kinds
 from octavo.backends.torch.sampling.tables import NO_TABLES, TokenTables, make_tables
 from octavo.base.errors import OctavoError
 from octavo.base.types.plan import BlockUpdate, RowBegin, RowSampling, RowStep, StepPlan
@@ -78,23 +79,24 @@ class Rows:
         self.tokens = torch.zeros((max_num_seqs, max_model_len + 1), dtype=torch.int32, device=device)
         self.block_tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
         self.floats = torch.zeros((max_num_seqs, len(FLOATS)), dtype=torch.float32, device=device)
-        self.integers = torch.zeros((max_num_seqs, 2), dtype=torch.int64, device=device)
+        self.integers = torch.zeros((max_num_seqs, len(INTEGERS)), dtype=torch.int64, device=device)
+        self.edits = EditTables(max_num_seqs, vocab_size, device)
         self.room = np.zeros(max_num_seqs, np.int64)
-        self.special: set[int] = set()  # rows in use whose sampling takes more than temperature and filters
-        self.filtered: set[int] = set()  # rows in use with top_k, top_p or min_p
+        self.kinds = Kinds()
 
     def apply(self, plan: StepPlan) -> None:
         """Ended, begun and updated rows, in this order. IndexError for a row that does not exist."""
         for row in plan.ended:
             self._end(row)
         tokens, tables = _Edits(), _Edits()
-        begun: dict[int, RowSampling] = {}
+        begun: dict[int, RowEdits] = {}
         for begin in plan.begins:
             self._end(begin.row)
             state = self.states[begin.row] = RowState(begin.sampling, begin.num_prompt)
             try:
                 self._begin(begin, state, tokens, tables)
-                begun[begin.row] = begin.sampling
+                if state.error is None:
+                    begun[begin.row] = self._edits(begin)
             except OctavoError as error:
                 state.error = error.message
             except Exception as error:
@@ -107,6 +109,7 @@ class Rows:
         for edits in _without_repeats(tables):
             edits.write(self.block_tables)
         self._set_sampling(begun)
+        self.edits.write(begun)
         for row in {*begun, *(update.row for update in plan.updates)}:
             state_now = self.states[row]
             usable = state_now is not None and state_now.error is None
@@ -137,8 +140,7 @@ class Rows:
     def _end(self, row: int) -> None:
         self.states[row] = None
         self.room[row] = 0
-        self.special.discard(row)
-        self.filtered.discard(row)
+        self.kinds.discard(row)
 
     def _begin(self, begin: RowBegin, state: RowState, tokens: _Edits, tables: _Edits) -> None:
         ids = begin.token_ids
@@ -152,10 +154,12 @@ class Rows:
         state.tables = make_tables(begin.sampling, vocab_size=self.vocab_size, device=self.device)
         tokens.add(begin.row * self.tokens.shape[1], ids)
         self._set_blocks(BlockUpdate(begin.row, 0, begin.blocks), state, tables)
-        if not is_plain(begin.sampling, state.tables):
-            self.special.add(begin.row)
-        if is_filtered(begin.sampling):
-            self.filtered.add(begin.row)
+
+    def _edits(self, begin: RowBegin) -> RowEdits:
+        """Its lists for the kernels; none where they do not fit."""
+        edits = row_edits(begin.sampling, num_prompt=begin.num_prompt, vocab_size=self.vocab_size)
+        self.kinds.add(begin.row, begin.sampling, edits, vocab_size=self.vocab_size)
+        return edits if edits.fits else NO_EDITS
 
     def _set_blocks(self, update: BlockUpdate, state: RowState, tables: _Edits) -> None:
         end = update.index + len(update.blocks)
@@ -169,15 +173,29 @@ class Rows:
             tables.add(update.row * self.block_tables.shape[1] + update.index, update.blocks)
         state.num_blocks = max(state.num_blocks, end)
 
-    def _set_sampling(self, begun: dict[int, RowSampling]) -> None:
+    def _set_sampling(self, begun: dict[int, RowEdits]) -> None:
         """Parameters of rows that began."""
         if not begun:
             return
         rows = upload(list(begun), torch.int64, self.device)
-        floats = [[getattr(s, name) for name in FLOATS] for s in begun.values()]
+        floats = [[getattr(self.state(row).sampling, name) for name in FLOATS] for row in begun]
         self.floats.index_copy_(0, rows, upload(floats, torch.float32, self.device))
-        integers = [[_signed(s.seed), self._top_k(s)] for s in begun.values()]
+        integers = [self._integers(row, edits) for row, edits in begun.items()]
         self.integers.index_copy_(0, rows, upload(integers, torch.int64, self.device))
+
+    def _integers(self, row: int, edits: RowEdits) -> list[int]:
+        """In the order of INTEGERS."""
+        state = self.state(row)
+        listed = int(edits.allowed is not None)
+        logprobs = self.kinds.logprobs.get(row, -1)
+        return [
+            _signed(state.sampling.seed),
+            self._top_k(state.sampling),
+            state.num_prompt,
+            edits.edits.shape[1],
+            listed,
+            logprobs,
+        ]
 
     def _top_k(self, sampling: RowSampling) -> int:
         return min(sampling.top_k, self.vocab_size) if sampling.top_k > 0 else self.vocab_size

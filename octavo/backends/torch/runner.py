@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from octavo.backends.torch.attention.cache import KVCache
+from octavo.backends.torch.attention.flash4 import Flash4
 from octavo.backends.torch.attention.select import AttentionStack
 from octavo.backends.torch.batch import make_batch
 from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
-from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes
+from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes, row_bytes
 from octavo.backends.torch.forward_graphs import ForwardGraphs, graphed_tokens
 from octavo.backends.torch.layers.decoder import Decoder, check_words
 from octavo.backends.torch.ops.select import choose_ops
@@ -59,7 +60,7 @@ class TorchBackend:
         self._device = resolve_device(device)
         # wrong names are told now, not after loading
         arithmetic = resolve_dtype(dtype, device=self._device, stored="float32")
-        resolve_cache_dtype(kv_cache_dtype, arithmetic=arithmetic)
+        resolve_cache_dtype(kv_cache_dtype, arithmetic=arithmetic, device=self._device)
         self._dtype_name, self._cache_dtype_name = dtype, kv_cache_dtype
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
         self._max_num_tokens, self._block_size = max_num_batched_tokens, block_size
@@ -69,6 +70,7 @@ class TorchBackend:
         """Of quant.ONLINE, what matrices that are stored plainly become; to be set before `load`."""
         self._decoder: Decoder | None = None
         self._attention: AttentionStack | None = None
+        self._flash: Flash4 | None = None
         self._runner: StepRunner | None = None
         self._unfinished: deque[Future[Launched]] = deque()
         # on a GPU launching is all that a step does here, and a second thread would only pass it on
@@ -79,6 +81,10 @@ class TorchBackend:
         """Weights onto the device. ModelFormatError: a tensor is missing or misshapen; UnsupportedError: a word."""
         check_words(spec)
         dtype = resolve_dtype(self._dtype_name, device=self._device, stored=spec.dtype)
+        cache_dtype = resolve_cache_dtype(self._cache_dtype_name, arithmetic=dtype, device=self._device)
+        self._flash = Flash4(
+            spec, device=self._device, dtype=dtype, cache_dtype=cache_dtype, block_size=self._block_size
+        )
         with torch.inference_mode():
             loaded = load_weights(
                 spec,
@@ -92,32 +98,39 @@ class TorchBackend:
         self._decoder = Decoder(spec, loaded, ops)
 
     def memory(self) -> DeviceMemory:
-        """`free` leaves room for the largest step's intermediate values, those of graphs, and a widened matrix."""
+        """`free` leaves room for the rows, a step's intermediate values, those of graphs, and a widened matrix."""
         decoder = self._loaded()
         total, free = device_bytes(self._device)
         sizes = {"rows": self._max_num_seqs, "element": decoder.weights.embed.element_size()}
-        step = activation_bytes(decoder.spec, tokens=self._max_num_tokens, **sizes)
+        taken = activation_bytes(decoder.spec, tokens=self._max_num_tokens, **sizes)
         if self.graphs:
-            step += graph_bytes(decoder.spec, tokens=graphed_tokens(decoder.spec, self._max_num_tokens), **sizes)
+            taken += graph_bytes(decoder.spec, tokens=graphed_tokens(decoder.spec, self._max_num_tokens), **sizes)
         widened = max((prod(matrix.shape) for matrix in decoder.weights.quantized()), default=0)
-        step += widened * sizes["element"] * (2 if self.graphs else 1)
-        return DeviceMemory(total=total, free=max(free - step, 0), weights=decoder.weights.num_bytes)
+        taken += widened * sizes["element"] * (2 if self.graphs else 1)
+        taken += self._max_num_seqs * row_bytes(
+            max_model_len=self._max_model_len, block_size=self._block_size, vocab_size=decoder.spec.vocab_size
+        )
+        return DeviceMemory(total=total, free=max(free - taken, 0), weights=decoder.weights.num_bytes)
 
     def allocate(self, num_blocks: int) -> None:
         """Make rows and cache. ConfigError where num_blocks is below 1."""
-        decoder = self._loaded()
+        decoder, flash = self._loaded(), self._flash
+        if flash is None:
+            raise RuntimeError("the model is not loaded, or was closed")
         if num_blocks < 1:
             raise ConfigError(
                 f"the KV cache would have {num_blocks} blocks; give it memory with --kv-cache-memory-bytes",
                 param="kv_cache_memory_bytes",
             )
+        arithmetic = decoder.weights.embed.dtype
         with torch.inference_mode():
             cache = KVCache(
                 decoder.spec,
                 num_blocks=num_blocks,
                 block_size=self._block_size,
-                dtype=resolve_cache_dtype(self._cache_dtype_name, arithmetic=decoder.weights.embed.dtype),
+                dtype=resolve_cache_dtype(self._cache_dtype_name, arithmetic=arithmetic, device=self._device),
                 device=self._device,
+                finite=flash.wanted,
             )
             rows = Rows(
                 max_num_seqs=self._max_num_seqs,
@@ -129,6 +142,7 @@ class TorchBackend:
             )
             self._attention = AttentionStack(decoder.spec, cache, max_num_seqs=self._max_num_seqs)
             captured = self._captured_steps(decoder, rows, cache, self._attention)
+            self._attention.use_flash(flash.kernels())  # last, as they may still be on their way
         self._runner = StepRunner(decoder, rows, cache, self._attention, *captured)
 
     def begin(self, plan: StepPlan) -> None:
@@ -149,7 +163,7 @@ class TorchBackend:
         return collect(self._unfinished.popleft().result())
 
     def call(self, name: str, **arguments: Any) -> Any:
-        """The one name known is "describe": device, dtype and attention implementation of each layer."""
+        """The one name known is "describe": device, dtype; by layer, the attention of tokens and of spans of them."""
         if name != "describe" or arguments:
             known = "describe, which takes no arguments"
             raise UnsupportedError(f"the torch backend has no call {name}({', '.join(arguments)}); it has {known}")
@@ -158,13 +172,14 @@ class TorchBackend:
             "device": str(self._device),
             "dtype": str(decoder.weights.embed.dtype).removeprefix("torch."),
             "attention": list(self._attention.names) if self._attention else [],
+            "attention_of_spans": list(self._attention.spans) if self._attention else [],
         }
 
     def close(self) -> None:
         """Ends the worker after the step it is at, drops weights and cache."""
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._unfinished.clear()
-        self._decoder = self._attention = self._runner = None
+        self._decoder = self._attention = self._flash = self._runner = None
 
     def _captured_steps(
         self, decoder: Decoder, rows: Rows, cache: KVCache, attention: AttentionStack
@@ -174,9 +189,10 @@ class TorchBackend:
             return ()
         from octavo.backends.torch.graphs import DecodeStep, DecodeSteps
 
-        decodes = DecodeSteps(DecodeStep(decoder, rows, cache, attention), rows, graphs=self.graphs)
+        pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        decodes = DecodeSteps(DecodeStep(decoder, rows, cache, attention), rows, pool=pool)
         most = graphed_tokens(decoder.spec, self._max_num_tokens)
-        forwards = ForwardGraphs(decoder, rows, cache, attention, most=most, graphs=self.graphs)
+        forwards = ForwardGraphs(decoder, rows, cache, attention, most=most, pool=pool)
         if self._device.type == "cuda":
             with compile_only(), decoder.kinds_only():
                 decodes.warm()

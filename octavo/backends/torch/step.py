@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.ops.port import Stream
 from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.sampling.group import Group
-from octavo.backends.torch.sampling.logprobs import Logprobs, is_finite, token_logprobs
+from octavo.backends.torch.sampling.logprobs import Logprobs, PackedLogprobs, is_finite, token_logprobs
 from octavo.backends.torch.sampling.sampler import choose_tokens
 from octavo.base.types.plan import RowStep, StepPlan, StepResult, TokenLogprobs
 
@@ -46,7 +46,7 @@ class Sampled:
     tokens: Tensor
     finite: Tensor
     empty: Tensor
-    logprobs: list[tuple[list[int], Logprobs]]
+    logprobs: Sequence[tuple[list[int], Logprobs | PackedLogprobs]]
 
 
 @dataclass
@@ -111,9 +111,8 @@ class StepRunner:
         stream = self._forward(batch)
         launched.ran = [step.row for step in batch.steps]
         launched.finite = launched.download.add(_finite_rows(stream, batch))
-        sampling = [i for i, step in enumerate(batch.steps) if step.sample]
-        if sampling:
-            self._sample_isolated(sampling, batch, stream, launched)
+        for indices in self._sampling(batch):
+            self._sample_isolated(indices, batch, stream, launched)
         for i, step in enumerate(batch.steps):
             count = self._rows.state(step.row).sampling.prompt_logprobs
             if count is None:
@@ -126,6 +125,13 @@ class StepRunner:
     def _forward(self, batch: Batch) -> Stream:
         stream = None if self._forwards is None else self._forwards.run(batch)
         return self._decoder.forward(batch, self._cache, self._attention) if stream is None else stream
+
+    def _sampling(self, batch: Batch) -> list[list[int]]:
+        """Indices of the steps that sample; where there are kernels, those that are beyond them apart."""
+        sampling = [i for i, step in enumerate(batch.steps) if step.sample]
+        beyond = self._rows.kinds.beyond if self._decodes is not None else set[int]()
+        apart = [i for i in sampling if batch.steps[i].row in beyond]
+        return [group for group in ([i for i in sampling if i not in apart], apart) if group]
 
     def _sample_isolated(self, indices: list[int], batch: Batch, stream: Stream, launched: Launched) -> None:
         """All rows at once; where that fails one by one, so that the one at fault fails alone."""
@@ -145,9 +151,8 @@ class StepRunner:
         row_ids = upload(rows, torch.int64, self._rows.device)
         positions = [batch.steps[i].start + batch.steps[i].count for i in indices]
         logits = self._logits(stream, batch.last[at])
-        if self._decodes is not None and self._rows.special.isdisjoint(rows):
-            tokens, finite, empty = map(download.add, self._decodes.draw(logits, rows, positions))
-            return Sampled(rows, tokens, finite, empty, [])
+        if self._decodes is not None and self._rows.kinds.beyond.isdisjoint(rows):
+            return self._decodes.draw(logits, rows, positions, download)
         finite = logits.isfinite().all(-1)
         group = self._group(rows, row_ids, positions)
         raw = _raw_logits(logits, group)
@@ -209,7 +214,7 @@ def collect(launched: Launched) -> StepResult:
             if not finite:
                 failed.setdefault(row, NOT_FINITE)
     tokens: dict[int, int] = {}
-    logprobs: dict[int, TokenLogprobs] = {}
+    logprobs: dict[int, TokenLogprobs | None] = {}
     for part in launched.sampled:
         tokens.update(zip(part.rows, part.tokens.tolist(), strict=True))
         for row, finite, empty in zip(part.rows, part.finite.tolist(), part.empty.tolist(), strict=True):
@@ -218,13 +223,14 @@ def collect(launched: Launched) -> StepResult:
             elif empty:
                 failed.setdefault(row, NOTHING_TO_SAMPLE)
         for which, block in part.logprobs:
-            logprobs.update(zip([part.rows[i] for i in which], block.entries(), strict=True))
+            entries: Sequence[TokenLogprobs | None] = block.entries()
+            logprobs.update(zip([part.rows[i] for i in which], entries, strict=True))
     prompt: dict[int, tuple[int, list[TokenLogprobs]]] = {}
     for row, (position, blocks) in launched.prompt.items():
-        entries = [entry for block in blocks for entry in block.entries()]
-        if not all(map(is_finite, entries)):
+        found = [entry for block in blocks for entry in block.entries()]
+        if not all(map(is_finite, found)):
             failed.setdefault(row, NOT_FINITE)
-        prompt[row] = (position, entries)
+        prompt[row] = (position, found)
     rows = [step.row for step in launched.plan.rows if step.sample]
     return StepResult(
         step=launched.plan.step,

@@ -215,7 +215,7 @@ class _Loader:
         self._source, self._dtype, self._device, self._report = source, dtype, device, report
         self._quantize = quantize
         self.schemes: Mapping[str, MatrixScheme] = {}
-        """Matrices that are to be made so, where REQUANTIZE has their layout."""
+        """Matrices that are to be made so."""
 
     def matrix(self, *names: str) -> Matrix:
         """The named matrices one below the other; quantized if all of them are, or to be made so."""
@@ -228,7 +228,7 @@ class _Loader:
                 return joined
         whole, schemes = self.dense(*names), {self.schemes.get(name) for name in names}
         scheme = schemes.pop()
-        if scheme is not None and not schemes and scheme.layout in REQUANTIZE:
+        if scheme is not None and not schemes:
             return REQUANTIZE[scheme.layout](whole, scheme)
         return whole if self._quantize is None or parts else self._quantize(whole)
 

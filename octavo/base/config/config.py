@@ -78,17 +78,19 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The paged KV cache."""
 
     block_size: Annotated[
-        Literal[8, 16, 32, 64, 128] | None, _d("Tokens a block; where not given 16 on a CPU and 64 on a GPU.")
+        Literal[8, 16, 32, 64, 128] | None,
+        _d("Tokens a block; where not given 16 on a CPU, 64 on a GPU, 128 for flash-attn-4."),
     ] = None
     kv_cache_memory_bytes: Annotated[Positive | None, _d("Bytes for the cache; without it at most 4 GiB on a CPU.")] = (
         None
     )
     kv_cache_dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16", "int8_per_token_head"],
+        Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "int8_per_token_head"],
         _d(
             "Type of K and V in the cache; auto is the arithmetic's; bfloat16 where a CPU rounds activations, unless "
             "the checkpoint is float32. "
-            "int8_per_token_head is for device cpu."
+            "int8_per_token_head is for device cpu. fp8 (E4M3, the same as fp8_e4m3) is for torch:cpu and for cuda "
+            "from compute capability 8.9; its scales are 1, whatever a checkpoint says."
         ),
     ] = "auto"
     num_gpu_blocks_override: Annotated[Positive | None, _d("Exactly this many blocks.")] = None

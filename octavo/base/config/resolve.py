@@ -27,13 +27,16 @@ def from_options(options: dict[str, Any]) -> EngineConfig:
     return EngineConfig(**parts)
 
 
-def resolve(config: EngineConfig, *, max_position: int, on_gpu: bool = False) -> EngineConfig:
+def resolve(
+    config: EngineConfig, *, max_position: int, on_gpu: bool = False, block_size: int | None = None
+) -> EngineConfig:
     """Fill in max_model_len, block_size, max_num_batched_tokens and max_num_queued_reqs.
 
-    max_position: tokens the model was made for. ConfigError where options contradict each other or the model.
+    max_position: tokens the model was made for.  block_size: the device's own default.
+    ConfigError where options contradict each other or the model.
     """
     max_model_len = _max_model_len(config.model, max_position)
-    default = DEFAULT_BLOCK_SIZE_GPU if on_gpu else DEFAULT_BLOCK_SIZE
+    default = block_size or (DEFAULT_BLOCK_SIZE_GPU if on_gpu else DEFAULT_BLOCK_SIZE)
     return msgspec.structs.replace(
         config,
         model=msgspec.structs.replace(config.model, max_model_len=max_model_len),

@@ -54,7 +54,7 @@ class BlockUpdate(msgspec.Struct, frozen=True, array_like=True):
     blocks: list[int]
 
 
-class RowStep(msgspec.Struct, frozen=True, array_like=True):
+class RowStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Run `count` tokens of the row from position `start`; with `sample`, append one token after them.
 
     The row's token at `start` may be one that the backend sampled in the step before and the engine has not seen.
@@ -82,7 +82,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def num_tokens(self) -> int:
         """Tokens run in this step, over all rows."""
-        return sum(row.count for row in self.rows)
+        return sum([row.count for row in self.rows])
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -66,13 +66,11 @@ class CacheManager:
         return self.grow(seq, count)
 
     def grow(self, seq: Sequence, count: int) -> bool:
-        """Make the next `count` positions writable: new blocks at the end, copies of shared ones. False: no room."""
-        first, last = seq.num_computed // self.block_size, len(seq.blocks) - 1
-        if first == last and seq.num_computed + count <= len(seq.blocks) * self.block_size:
-            block = seq.blocks[last]
-            if self.pool.refs[block] == 1:  # nearly every step of nearly every sequence
-                self.prefix.forget(block)
-                return True
+        """Make the next `count` positions writable: new blocks at the end, copies of shared ones. False: no room.
+
+        They stay so: only full blocks are shared later, or (n > 1) one that its new holder copies in the same plan.
+        """
+        first = seq.num_computed // self.block_size
         shared = [i for i in range(first, len(seq.blocks)) if self.pool.refs[seq.blocks[i]] > 1]
         fresh = self.blocks_for(seq.num_computed + count) - len(seq.blocks)
         if len(shared) + max(fresh, 0) > self.pool.num_free:
@@ -85,16 +83,18 @@ class CacheManager:
             new = [self._allocate() for _ in range(fresh)]
             self._updates.append(BlockUpdate(seq.row, len(seq.blocks), new))
             seq.blocks += new
+        seq.num_writable = len(seq.blocks) * self.block_size
         return True
 
     def confirm(self, seq: Sequence, num_confirmed: int) -> None:
         """Steps up to here came back clean: the full blocks may be found by others from now on."""
         seq.num_confirmed = num_confirmed
-        if not self.enable_prefix_caching:
+        full = num_confirmed // self.block_size
+        if full <= seq.num_registered or not self.enable_prefix_caching:
             return
-        for i in range(seq.num_registered, num_confirmed // self.block_size):
+        for i in range(seq.num_registered, full):
             self.prefix.register(self._hash(seq, i), seq.blocks[i])
-        seq.num_registered = max(seq.num_registered, num_confirmed // self.block_size)
+        seq.num_registered = full
 
     def free(self, seq: Sequence, *, failed: bool = False) -> None:
         """Let go of all blocks, the last first, so that beginnings stay cached longest; a failed one's are unlisted."""

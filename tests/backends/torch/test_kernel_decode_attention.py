@@ -13,6 +13,7 @@ from octavo.models.spec import Attention
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 
+FLOAT8 = torch.float8_e4m3fn
 WILD = 2**30
 """A block number that would be far out of the cache."""
 
@@ -27,6 +28,8 @@ class Case:
     min_share: int = 1
     splits: int = 0
     slack: int = 0
+    start: int = 0
+    even: bool = False
     dtype: torch.dtype = torch.float32
     cache_dtype: torch.dtype | None = None
     sinks: bool = False
@@ -52,6 +55,16 @@ CASES = {
     "cuts_moved": Case(SMALL, (70, 30, 0, 64, 17), programs=5, slack=30),
     "cuts_moved_away": Case(SMALL, (33, 48, 40, 0), programs=4, slack=40),
     "one_cut_often": Case(attention(2, 1, 16), (9, 200, 20), programs=6, slack=12),
+    "starts": Case(SMALL, (33, 0, 1, 190, 16), programs=5, start=1),
+    "starts_longer_than_slack": Case(SMALL, (3, 2, 190, 0, 70), programs=7, start=2, slack=5),
+    "starts_shorter_than_slack": Case(
+        attention(2, 1, 16, window=70), (9, 200, 20, 64, 300), programs=4, start=1, slack=40
+    ),
+    "even": Case(SMALL, (33, 0, 1, 190, 16), programs=5, even=True),
+    "even_more_programs_than_tiles": Case(SMALL, (40, 3, 0), programs=23, even=True),
+    "even_least_share": Case(SMALL, (100, 30, 1), programs=9, min_share=3, even=True),
+    "even_of_nothing": Case(SMALL, (0, 0), even=True),
+    "even_moved": Case(attention(2, 1, 16, window=70), (9, 200, 20, 64, 300), programs=7, start=1, slack=30, even=True),
     "few": Case(SMALL, (50, 1, 0, 17), programs=12, splits=3),
     "few_alone": Case(attention(2, 1, 16), (275,), programs=20, splits=20),
     "few_alone_whole": Case(SMALL, (50,), programs=2, splits=1),
@@ -84,6 +97,30 @@ CASES = {
     "float16_float32_cache": Case(SMALL, (70, 9), dtype=torch.float16, cache_dtype=torch.float32),
     "float32_float16_cache": Case(SMALL, (70, 9), cache_dtype=torch.float16),
     "float32_bfloat16_cache": Case(SMALL, (70, 9), cache_dtype=torch.bfloat16),
+    "float32_float8_cache": Case(SMALL, (70, 9), cache_dtype=FLOAT8),
+    "float8_window": Case(
+        attention(6, 2, 80, softcap=0.7, window=45),
+        (70, 9, 0, 133),
+        cache_dtype=FLOAT8,
+        dtype=torch.bfloat16,
+        sinks=True,
+        strided=True,
+        programs=5,
+        slack=12,
+    ),
+    "float8_few": Case(
+        attention(4, 2, 24, window=40),
+        (70, 20, 0, 133),
+        cache_dtype=FLOAT8,
+        dtype=torch.bfloat16,
+        programs=20,
+        splits=3,
+    ),
+    "float8_as_chosen": Case(
+        attention(4, 1, 128), (200, 64, 1), tile=kernel.TILE, cache_dtype=FLOAT8, dtype=torch.bfloat16, block_size=64
+    ),
+    "float16_float8_cache": Case(SMALL, (70, 9), dtype=torch.float16, cache_dtype=FLOAT8, programs=4),
+    "bfloat16_float8_cache": Case(SMALL, (70, 9, 0, 33), dtype=torch.bfloat16, cache_dtype=FLOAT8, programs=4),
 }
 
 
@@ -119,7 +156,7 @@ def make(case: Case) -> Inputs:
     sinks = torch.randn(layer.heads, generator=generator).to(DEVICE) if case.sinks else None
     tensors = [rows, torch.tensor(case.lengths, dtype=torch.int32), torch.full((batch + 1,), -7, dtype=torch.int32)]
     plan = kernel.Plan(tables.to(DEVICE), *(x.to(DEVICE) for x in tensors))
-    kernel.plan_tiles(plan.seq_lens, plan.tiles, window=layer.window, tile=case.tile)
+    kernel.plan_tiles(plan.seq_lens, plan.tiles, window=layer.window, tile=case.tile, start=case.start)
     workspace = kernel.make_workspace(
         max_rows=batch + 1,
         kv_heads=layer.kv_heads,
@@ -161,7 +198,7 @@ def run(case: Case, inputs: Inputs) -> torch.Tensor:
     """The kernel's output [B, heads, head_dim], after a check that nothing around it was written."""
     batch, heads, head_dim = inputs.q.shape
     storage = torch.full((batch + 2, heads, head_dim), float("nan"), dtype=case.dtype, device=DEVICE)
-    choice = kernel.Choice(case.tile, 4, 2, case.min_share, case.splits, case.slack)
+    choice = kernel.Choice(case.tile, 4, 2, case.min_share, case.splits, case.slack, case.start, case.even)
     kernel.launch(
         inputs.q,
         inputs.cache,
@@ -184,7 +221,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 @pytest.mark.parametrize("name", CASES)
 def test_equals_plain_sums(name: str) -> None:
     case = CASES[name]
-    if not CUDA and torch.bfloat16 in (case.dtype, case.cache_dtype):
+    if not CUDA and torch.bfloat16 in (case.dtype, case.cache_dtype) and case.cache_dtype != FLOAT8:
         pytest.skip("the interpreter's dot takes bfloat16's bits for integers")
     inputs = make(case)
     out = run(case, inputs)
@@ -223,6 +260,32 @@ def test_the_door(programs: int) -> None:
     torch.testing.assert_close(out.cpu().double(), expected(case, inputs), rtol=0, atol=TOLERANCE[case.dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("largest", [1e-9, 1e6, 1e20])
+def test_float8_beside_queries_of_any_size(largest: float, dtype: torch.dtype) -> None:
+    """Larger than float16 holds, and smaller: the scores are what they would be."""
+    case = Case(replace(SMALL, scale=1 / largest), (70, 9), dtype=dtype, cache_dtype=FLOAT8)
+    inputs = make(case)
+    inputs.q.mul_(largest)
+    torch.testing.assert_close(run(case, inputs).double(), expected(case, inputs), rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_float8_keeps_many_faint_keys() -> None:
+    """2**-26 of the largest weight each, which float16 does not hold, but together as much as a fiftieth of it."""
+    case = Case(replace(SMALL, scale=1.0), (4096, 1), dtype=torch.bfloat16, cache_dtype=FLOAT8, tile=kernel.TILE)
+    inputs = make(case)
+    keys, values = inputs.cache.float()
+    keys[~keys.isnan()], values[~values.isnan()] = 0.0, 448.0
+    table = inputs.plan.block_tables[inputs.plan.rows[0]]
+    keys[table[0], 0], values[table[0], 0] = 1.0, 0.0
+    inputs.cache.copy_(torch.stack((keys, values)))
+    inputs.q.fill_(0.0)
+    inputs.q[..., 0] = 18.0
+    out, want = run(case, inputs).double(), expected(case, inputs)
+    assert want[0].min() > 0.02
+    torch.testing.assert_close(out[0], want[0], rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("window", [None, 1, 20, 1000])
 def test_plan(window: int | None) -> None:
     """More sequences than the plan sums at once."""
@@ -240,7 +303,7 @@ def test_plan(window: int | None) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [8, 64, 96, 128, 256])
-@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("itemsize", [1, 2, 4])
 def test_choices_fit_shared_memory(head_dim: int, itemsize: int) -> None:
     choice = kernel.choose(head_dim, itemsize, batch=64, pairs=512, programs=264)
     padded = max(16, 1 << (head_dim - 1).bit_length())

@@ -64,8 +64,9 @@ def expected(layer, q, cache, tables, spans, sinks=None):
     return out
 
 
-def check(layer, spans, *, shape=None, sinks=None, tolerance=5e-6, cache_dtype=None, **options):
+def check(layer, spans, *, shape=None, sinks=None, tolerance=5e-6, cache_dtype=None, factor=1.0, **options):
     q, cache, tables = case(layer, spans, **options)
+    q *= factor
     cache = cache.to(cache_dtype or q.dtype)
     out = torch.full(q.shape, float("nan"), dtype=q.dtype, device=DEVICE)
     queries = shape.queries if shape else tile_queries(layer, q.dtype)
@@ -120,6 +121,25 @@ def test_cache_of_another_type():
     check(spec(4, 1, 32), [(1, 0, 20, 70)], cache_dtype=torch.bfloat16)  # more queries than a tile's
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float16, 3e-3), (torch.bfloat16, 2e-2)])
+def test_float8(dtype, tolerance):
+    options = {"dtype": dtype, "cache_dtype": torch.float8_e4m3fn, "tolerance": tolerance}
+    sinks = torch.tensor([-3.0, 0.0, 2.0, 5.0], device=DEVICE)
+    check(spec(), SPANS, block_size=64, **options)
+    check(spec(softcap=3.0, scale=1.5, window=20), SPANS, sinks=sinks, block_size=8, **options)
+    check(spec(3, 1, 80), [(1, 0, 20, 18), (0, 18, 3, 1)], **options)
+    check(spec(7, 1, 96, window=30), [(1, 0, 40, 70)], **options)
+    shape = Shape(block_m=32, block_n=16, pack=2, warps=4, stages=2, descriptors=True)
+    check(spec(), SPANS, shape=shape, block_size=32, **options)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e6, 1e20])
+def test_float8_beside_queries_of_any_size(factor):
+    """Larger than float16 holds, and smaller: the scores are what they would be."""
+    options = {"dtype": torch.bfloat16, "cache_dtype": torch.float8_e4m3fn, "tolerance": 2e-2, "factor": factor}
+    check(spec(scale=1 / factor), SPANS, **options)
+
+
 @pytest.mark.parametrize(("pack", "window", "block_size"), [(1, None, 32), (2, 30, 32), (2, None, 8)])  # 8: too small
 def test_descriptors_and_part_packs(pack, window, block_size):
     shape = Shape(block_m=32, block_n=16, pack=pack, warps=4, stages=2, descriptors=True)
@@ -147,7 +167,8 @@ def test_no_tiles_and_shapes():
     for heads, kv_heads in [(32, 8), (28, 4), (40, 8), (64, 1), (34, 2)]:
         for dim in (64, 96, 128, 192, 256):
             queries = tile_queries(spec(heads, kv_heads, dim), torch.bfloat16)
-            for size, width, alike in itertools.product((8, 16, 32, 64, 128), (2, 4), (True, False)):
-                shape = choose(heads, kv_heads, dim, width, size, alike)
+            kinds = (None, torch.float8_e4m3fn, torch.float32)
+            for size, width, kept in itertools.product((8, 16, 32, 64, 128), (2, 4), kinds):
+                shape = choose(heads, kv_heads, dim, width, size, kept)
                 assert (heads // kv_heads) % shape.pack == 0
                 assert shape.queries == queries <= shape.block_m // shape.pack

@@ -161,7 +161,7 @@ def check_rope_cache(a: Attention, norms: tuple[bool, bool], dtype: torch.dtype,
     cache, before = wild(2, 3, 8, a.kv_heads, a.head_dim, dtype=kept), qkv.clone()
     table = rope_cache.rope_table(a.rope, 50, DEVICE) if a.rope else None
     q, k, v = plain_rope_cache(before, positions, a, tuple(weights))
-    rope_cache.rope_cache(qkv, positions, slots, table, cache, a, *weights)
+    rope_cache.rope_cache(qkv, positions, slots, table, cache, a, tuple(weights))
     width = a.heads * a.head_dim
     close(qkv[:, :width], q.flatten(1))
     assert torch.equal(qkv[:, width:], before[:, width:])
@@ -186,13 +186,44 @@ def test_rope_cache_of_types(dtype: torch.dtype, norms: tuple[bool, bool]) -> No
     check_rope_cache(MIXERS["no_rope"], norms, dtype, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rope_cache_of_float8(dtype: torch.dtype) -> None:
+    """As torch rounds what the arithmetic's type holds, at every place of every exponent."""
+    a, kept = mixer(2, 1, 64, None), torch.float8_e4m3fn
+    codes = torch.arange(127, dtype=torch.uint8, device=DEVICE).view(kept).float()
+    below, middle = codes[:-1], (codes[:-1] + codes[1:]) / 2
+    values = torch.cat([codes, middle, middle * 0.999 + below * 0.001, middle * 1.002, codes / 64, rand(64) * 9])
+    values = torch.cat([values, -values, torch.zeros(-2 * len(values) % 128, device=DEVICE)]).to(dtype)
+    qkv = F.pad(values.view(-1, 2, 64), (0, 0, 2, 0)).flatten(1).contiguous()
+    cache = wild(2, 3, 8, 1, 64, dtype=kept)
+    slots = torch.randperm(24, device=DEVICE)[: len(qkv)]
+    assert len(slots) == len(qkv)
+    rope_cache.rope_cache(qkv, slots.int(), slots, None, cache, a, (None, None))
+    found = cache.flatten(1, 2).float()
+    assert torch.equal(found[:, slots].transpose(0, 1).flatten(), values.to(kept).float())
+    rest = [i for i in range(24) if i not in slots.tolist()]
+    assert found[:, rest].isnan().all()
+
+
+@OVERFLOWS
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_float8_saturates_and_shows_what_is_not_finite(dtype: torch.dtype) -> None:
+    a, nan, inf = mixer(2, 1, 8, None), float("nan"), float("inf")
+    given = torch.tensor([nan, inf, -inf, 449.0, 479.0, 6e4, -6e4, -464.0], device=DEVICE).to(dtype)
+    cache = wild(2, 1, 8, 1, 8, dtype=torch.float8_e4m3fn)
+    rope_cache.rope_cache(given.repeat(4)[None], ints([0]), ints([3]), None, cache, a, (None, None))
+    want = torch.tensor([nan, nan, nan, 448.0, 448.0, 448.0, -448.0, -448.0], device=DEVICE)
+    for i in range(2):
+        torch.testing.assert_close(cache[i, 0, 3, 0].float(), want, rtol=0, atol=0, equal_nan=True)
+
+
 def test_rope_cache_of_narrow_slots_and_of_nothing() -> None:
     a = MIXERS["plain"]
     qkv, cache = rand(1, 128), wild(2, 1, 8, 2, 16, dtype=torch.float32)
     run = partial(rope_cache.rope_cache, table=rope_cache.rope_table(a.rope, 8, DEVICE), cache=cache, mixer=a)
-    run(qkv[:0], ints([]), ints([]), q_norm=None, k_norm=None)
+    run(qkv[:0], ints([]), ints([]), norms=(None, None))
     assert cache.isnan().all()
-    run(qkv, ints([0]), ints([5]), q_norm=None, k_norm=None)
+    run(qkv, ints([0]), ints([5]), norms=(None, None))
     assert torch.equal(cache[:, 0, 5].flatten(), qkv[0, 64:])  # position 0 turns nothing
 
 

@@ -15,11 +15,9 @@ from octavo.backends.torch.kernels.sampling import (
     NONE_LEFT,
     NOT_FINITE,
     make_workspace,
-    penalize,
     sample,
     split_size,
 )
-from octavo.backends.torch.sampling.group import FLOATS
 from octavo.backends.torch.sampling.random import gumbel_noise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -228,31 +226,3 @@ def test_scores_too_large_to_tell_tokens_apart() -> None:
 def test_splits_cover_any_vocabulary() -> None:
     assert split_size(61) == 4096
     assert split_size(262208) == 8192
-
-
-def test_penalties() -> None:
-    """Each penalty alone and mixed, long and short rows, none and padding, against plain counting."""
-    vocab, length = 61, 2500
-    wanted = [(0.0, 0.0, 1.3), (0.5, 0.0, 1.0), (0.0, 0.25, 1.0), (0.7, -0.3, 0.8), (0.0, 0.0, 1.0), (1.0, 1.0, 2.0)]
-    rows, count = [4, 0, 5, 2, 3, -1], len(wanted)
-    positions, prompts = [2300, 9, 1, 40, 30, 20], [3, 4, 1, 40, 5, 6]
-    floats = torch.full((count, len(FLOATS)), math.nan)
-    for row, values in zip(rows[:-1], wanted[:-1], strict=True):
-        floats[row, 3:] = torch.tensor(values)
-    tokens = torch.randint(0, 50, (count, length), dtype=torch.int32)
-    logits = torch.randn(count, vocab) * 3
-    logits[:, 7] = -INF
-    expected = logits.clone()
-    for b, row in enumerate(rows[:-1]):
-        presence, frequency, repetition = wanted[b]
-        known = tokens[row, : positions[b]]
-        seen, counts = known.bincount(minlength=vocab) > 0, known[prompts[b] :].bincount(minlength=vocab)
-        x = torch.where(seen, torch.where(logits[b] > 0, logits[b] / repetition, logits[b] * repetition), logits[b])
-        expected[b] = x - frequency * counts - presence * (counts > 0)
-    wide = torch.full((count, vocab + 3), math.nan, device=DEVICE)
-    wide[:, :vocab] = logits.to(DEVICE)
-    arrays = SimpleNamespace(floats=floats.to(DEVICE), tokens=tokens.to(DEVICE))
-    ints = [torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in (rows, positions, prompts)]
-    penalize(wide[:, :vocab], *ints, arrays, torch.full((count, length), math.nan, device=DEVICE))
-    torch.testing.assert_close(wide[:, :vocab].cpu(), expected)
-    assert wide[:, vocab:].isnan().all()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_driver import BLOCK, MAX_LEN, VOCAB, Driver, arrays, layer, rope, spec
+from torch_driver import BLOCK, MAX_LEN, VOCAB, Driver, arrays, layer, rope, spec, vector
 from torch_forward import forward
 
 from octavo.backends.torch import runner as runner_module
@@ -18,7 +18,8 @@ from octavo.backends.torch.batch import make_batch, padded_tokens
 from octavo.backends.torch.ops.fused import FusedOps
 from octavo.backends.torch.quant import ONLINE
 from octavo.backends.torch.quant.int4 import quantize_int4
-from octavo.base.types.plan import RowStep
+from octavo.backends.torch.sampling.logprobs import MOST
+from octavo.base.types.plan import RowStep, StepPlan
 from octavo.base.types.tensor import MatrixScheme
 from octavo.models.spec import Head, ModelSpec, RMSNorm
 
@@ -48,10 +49,10 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "choose_ops", FusedOps)
 
 
-def make_driver(name: str) -> tuple[Driver, ModelSpec, dict[str, np.ndarray]]:
+def make_driver(name: str, **options: Any) -> tuple[Driver, ModelSpec, dict[str, np.ndarray]]:
     model: ModelSpec = MODELS[name]()
     weights = arrays(model)
-    driver = Driver(model, weights, device=DEVICE)
+    driver = Driver(model, weights, device=DEVICE, **options)
     assert driver.backend.call("describe")["attention"] == ["kernels"] * len(model.layers)
     return driver, model, weights
 
@@ -114,26 +115,156 @@ def test_steps_with_quantized_weights(dtype: str, method: str, monkeypatch: pyte
             assert logits.max() - logits[token] < (1e-3 if dtype == "float32" else 0.05)
 
 
-def test_draws_and_eager_rows_equal_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seeded tokens with filters, beside a row that asks for log probabilities (which no decode step takes)."""
-    driver, model, weights = make_driver("plain")
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "top_k": {"top_k": 7},
+    "top_p, min_p": {"top_p": 0.8, "min_p": 0.01},
+    "presence": {"presence_penalty": 1.5},
+    "frequency, greedy": {"frequency_penalty": 0.7, "temperature": 0.0},
+    "repetition": {"repetition_penalty": 1.4, "top_p": 0.9},
+    "bias": {"logit_bias": {4: 3.0, 60: 2.5, 0: -100.0}},
+    "allowed, greedy": {"allowed_token_ids": [1, 5, 32, 33, 60], "temperature": 0.0},
+    "bad words": {"bad_words_ids": [[7], *([a, b] for a in range(0, VOCAB, 2) for b in range(0, VOCAB, 7))]},
+    "min_tokens": {"min_tokens": 3, "stop_token_ids": list(range(0, VOCAB, 2))},
+    "own logprob": {"logprobs": 0},
+    "logprobs, greedy": {"logprobs": 20, "temperature": 0.0},
+    "everything": {
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.1,
+        "repetition_penalty": 1.2,
+        "logit_bias": {4: 3.0},
+        "allowed_token_ids": list(range(3, VOCAB)),
+        "min_tokens": 4,
+        "stop_token_ids": [5, 6],
+        "bad_words_ids": [[9], [4, 4]],
+        "top_k": 20,
+        "top_p": 0.95,
+        "min_p": 0.001,
+        "logprobs": 5,
+    },
+}
+BEYOND: dict[str, dict[str, Any]] = {
+    "all logprobs": {"logprobs": -1},
+    "more logprobs": {"logprobs": MOST + 1},
+    "many bad words": {"bad_words_ids": [[a, a, b] for a in range(VOCAB) for b in range(20)]},
+}
+
+
+class Crowd:
+    """A row of each of the kinds, with the prompt that all share and a seed of its own."""
+
+    def __init__(self, driver: Driver, kinds: dict[str, dict[str, Any]]) -> None:
+        self.driver, self.prompt = driver, [1, 4, 4, 7]
+        defaults = {"temperature": 0.9, "logprobs": None}
+        self.options = [{**defaults, "seed": 40 + i, **more} for i, more in enumerate(kinds.values())]
+        self.known = [list(self.prompt) for _ in kinds]
+        self.logprobs: list[list[Any]] = [[] for _ in kinds]
+
+    def step(self, *, begin: bool = False, shift: int = 0) -> None:
+        """One token more for each. begin: they take rows, `shift` further on, for what is known of them."""
+        count = len(self.known)
+        rows = [(i + shift) % count for i in range(count)]
+        sizes = [len(ids) if begin else 1 for ids in self.known]
+        begins = [
+            self.driver.begin(row, ids, len(self.prompt), **options)
+            for row, ids, options in zip(rows, self.known, self.options, strict=True)
+        ]
+        steps = [(row, len(ids) - size, size, True) for row, ids, size in zip(rows, self.known, sizes, strict=True)]
+        result = self.driver.step(steps, begins if begin else [], ended=rows if begin else [])
+        assert not result.failed
+        for i, token in enumerate(result.tokens):
+            self.known[i].append(token)
+            self.logprobs[i].append(result.logprobs[i] if result.logprobs else None)
+
+    def run(self) -> None:
+        """To begin, three steps; then all are preempted and resume elsewhere, and three more."""
+        self.step(begin=True)
+        for _ in range(3):
+            self.step()
+        self.step(begin=True, shift=1)
+        for _ in range(3):
+            self.step(shift=1)
+
+
+def same(mine: Crowd, plain: Crowd) -> None:
+    assert mine.known == plain.known
+    for ours, theirs in zip(mine.logprobs, plain.logprobs, strict=True):
+        for entry, other in zip(ours, theirs, strict=True):
+            assert (entry is None) == (other is None)
+            if entry is not None:
+                assert (entry.token_ids, entry.rank) == (other.token_ids, other.rank)
+                np.testing.assert_allclose(entry.logprobs, other.logprobs, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [*KINDS, "all"])
+def test_rows_of_each_kind_equal_plain_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens and log probabilities, alone and beside all others, across preemption; no decode step is an eager one."""
+    kinds = KINDS if name == "all" else {name: KINDS[name]}
+    driver, model, weights = make_driver("plain", rows=len(kinds))
+    mine = Crowd(driver, kinds)
+    runner = driver.backend._runner
+    assert runner is not None
+    eager = runner._run_eager
+
+    def prompts_only(plan: StepPlan, launched: Any) -> None:
+        assert plan.begins
+        eager(plan, launched)
+
+    monkeypatch.setattr(runner, "_run_eager", prompts_only)
+    mine.run()
     monkeypatch.undo()
-    plain = Driver(model, weights)
-    rows = {0: {"top_k": 7}, 1: {"top_p": 0.8, "min_p": 0.01}, 2: {}, 4: {"logprobs": 0}}
-    prompt = list(range(1, 12))
-
-    def tokens(of: Driver) -> list[list[int]]:
-        options = [{"temperature": 0.9, "seed": 40 + row, "logprobs": None, **more} for row, more in rows.items()]
-        begins = [of.begin(row, prompt, **more) for row, more in zip(rows, options, strict=True)]
-        made = [of.step([(row, 0, 11, True) for row in rows], begins).tokens]
-        made += [of.step([(row, 11 + i, 1, True) for row in rows]).tokens for i in range(2)]
-        return made + [of.step([(row, 13 + i, 1, True) for row in (0, 1, 2)]).tokens for i in range(5)]
-
-    assert tokens(driver) == tokens(plain)
+    plain = Crowd(Driver(model, weights, rows=len(kinds)), kinds)
+    plain.run()
+    same(mine, plain)
+    assert [entry is not None for entry in (each[-1] for each in mine.logprobs)] == [
+        "logprobs" in kind for kind in kinds.values()
+    ]
 
 
-def test_failures_stay_with_their_row() -> None:
+def test_rows_beyond_the_kernels_are_sampled_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one eager step with rows that the kernels take."""
+    kinds = {**{name: KINDS[name] for name in ("plain", "bad words", "everything")}, **BEYOND}
+    driver, model, weights = make_driver("plain", rows=len(kinds))
+    mine = Crowd(driver, kinds)
+    mine.run()
+    monkeypatch.undo()
+    plain = Crowd(Driver(model, weights, rows=len(kinds)), kinds)
+    plain.run()
+    same(mine, plain)
+
+
+def test_nothing_left_to_sample_fails_its_row_alone() -> None:
     driver, _, _ = make_driver("plain")
+    impossible = {"allowed_token_ids": [4, 5], "min_tokens": 5, "stop_token_ids": [4, 5], "logprobs": 2}
+    begins = [driver.begin(0, [1, 2, 3], 2, **impossible), driver.begin(1, [1, 2, 3], logprobs=2)]
+    for result in (
+        driver.step([(0, 0, 3, True), (1, 0, 3, True)], begins),
+        driver.step([(0, 3, 1, True), (1, 3, 1, True)]),
+    ):
+        assert list(result.failed) == [0]
+        assert "no token to sample" in result.failed[0]
+        assert [entry is None for entry in result.logprobs] == [True, False]
+
+
+def test_float8_cache_equals_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log probabilities of a prompt in chunks and of tokens after it: the same is kept, and read as the same."""
+    driver, model, weights = make_driver("gemma", kv_cache_dtype="fp8")
+    monkeypatch.undo()
+    plain = Driver(model, weights, kv_cache_dtype="fp8")
+    prompt, found = list(range(1, 22)), []
+    for of in (driver, plain):
+        of.step([(0, 0, 13, False)], [of.begin(0, prompt), of.begin(2, prompt[5:])])
+        entries = of.step([(0, 13, 8, True), (2, 0, 16, True)]).logprobs
+        tokens = [int(entry.token_ids[0]) for entry in entries if entry]
+        entries += of.step([(0, 21, 1, True), (2, 16, 1, True)]).logprobs
+        found.append((tokens, np.stack([vector(entry) for entry in entries])))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=2e-2)  # a key between two may fall to either side
+
+
+@pytest.mark.parametrize("kept", ["auto", "fp8"])
+def test_failures_stay_with_their_row(kept: str) -> None:
+    driver, _, _ = make_driver("plain", kv_cache_dtype=kept)
     driver.step(
         [(row, 0, 9, True) for row in range(3)], [driver.begin(r, [r + 1] * 9, logprobs=None) for r in range(3)]
     )

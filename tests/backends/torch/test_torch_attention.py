@@ -80,12 +80,16 @@ def runnable() -> list[tuple[Implementation, str]]:
     return [(each, name) for each, name in pairs if not each.supports(Case(CASES[name], torch.float32, "cpu", BLOCK))]
 
 
+FLOAT8 = torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize("kept", [torch.float32, FLOAT8], ids=["float32", "float8"])
 @pytest.mark.parametrize(("implementation", "name"), runnable(), ids=lambda part: getattr(part, "name", part))
-def test_against_plain_sums(implementation: Implementation, name: str) -> None:
+def test_against_plain_sums(implementation: Implementation, name: str, kept: torch.dtype) -> None:
     mixer = CASES[name]
     num_blocks = 4 * (-(-(LONG + 10) // BLOCK))
     model = spec(layer(), replace(layer(), mixer=mixer))
-    cache = KVCache(model, num_blocks=num_blocks, block_size=BLOCK, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(model, num_blocks=num_blocks, block_size=BLOCK, dtype=kept, device=torch.device("cpu"))
     cache.slots(1).fill_(float("nan"))  # what was never written must never be read
     attention = implementation.make({1: mixer}, cache, 4)
     rows = make_rows(num_blocks)
@@ -99,6 +103,7 @@ def test_against_plain_sums(implementation: Implementation, name: str) -> None:
         attention.plan(batch)
         order = [part for part in step if part[2] == 1] + [part for part in step if part[2] > 1]
         cache.write(1, batch.slots, torch.from_numpy(k), torch.from_numpy(v))
+        k, v = (torch.from_numpy(x).to(kept).float().numpy() for x in (k, v))
         out = attention.run(torch.from_numpy(q), 1).numpy()
         first = 0
         for row, start, count in order:
@@ -125,9 +130,10 @@ def test_batch_arrays() -> None:
     assert batch.row_slots(1, 8).tolist()[5:] == expected[1:4]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT8])
 @pytest.mark.parametrize("copies", [[(0, 1), (1, 0)], [(3, 0), (0, 2)], []])
-def test_copies_read_before_they_write(copies: Sequence[tuple[int, int]]) -> None:
-    cache = KVCache(spec(), num_blocks=5, block_size=BLOCK, dtype=torch.float32, device=torch.device("cpu"))
+def test_copies_read_before_they_write(copies: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
+    cache = KVCache(spec(), num_blocks=5, block_size=BLOCK, dtype=dtype, device=torch.device("cpu"))
     before = []
     for index in range(2):
         cache.slots(index).copy_(torch.randn(cache.slots(index).shape, generator=torch.Generator().manual_seed(index)))
@@ -137,7 +143,27 @@ def test_copies_read_before_they_write(copies: Sequence[tuple[int, int]]) -> Non
     for a, b in copies:
         source[b] = a
     for index in range(2):
-        assert torch.equal(cache.slots(index).unflatten(1, (5, BLOCK)), before[index][:, source])
+        after = cache.slots(index).unflatten(1, (5, BLOCK))
+        assert torch.equal(after.float(), before[index].float()[:, source])
+
+
+@pytest.mark.parametrize("arithmetic", [torch.float32, torch.bfloat16, torch.float16])
+def test_float8_saturates_and_shows_what_is_not_finite(arithmetic: torch.dtype) -> None:
+    nan, inf = float("nan"), float("inf")
+    given = torch.tensor([nan, inf, -inf, 449.0, 6e4, -479.0, 0.3, -0.001]).to(arithmetic)
+    want = [nan, nan, nan, 448.0, 448.0, -448.0, 0.3125, -(2.0**-9)]
+    cache = KVCache(spec(), num_blocks=1, block_size=BLOCK, dtype=FLOAT8, device=torch.device("cpu"))
+    slots = torch.tensor([2])
+    cache.write(0, slots, given.expand(1, 2, 8), -given.expand(1, 2, 8))
+    k, v = cache.read(0, slots, arithmetic)
+    assert k.dtype == arithmetic
+    for got, sign in ((k, 1), (v, -1)):
+        torch.testing.assert_close(got[0, 1].float(), sign * torch.tensor(want), rtol=0, atol=0, equal_nan=True)
+
+
+def test_kernels_refuse_an_odd_head_in_float8() -> None:
+    case = Case(Attention(2, 1, 9, 0.3, None), FLOAT8, "cuda", BLOCK)
+    assert "an odd head_dim, 9, over a cache of torch.float8_e4m3fn" in IMPLEMENTATIONS[0].supports(case)
 
 
 def test_choice_is_the_first_that_takes_the_case_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch_driver import BLOCK, MAX_LEN, VOCAB, Driver, arrays, close, layer, spec, vector
-from torch_forward import forward
+from torch_forward import forward, log_softmax
 
 from octavo.backends.torch import step as step_module
+from octavo.backends.torch.device.device import resolve_cache_dtype
 from octavo.backends.torch.runner import TorchBackend
 from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.base.types.plan import BlockUpdate, RowBegin, StepResult
@@ -302,12 +303,53 @@ def test_half_precision(dtype: str, tolerance: float) -> None:
     assert abs(vector(entries[0])).max() > 1
 
 
+@pytest.mark.parametrize("name", ["fp8", "fp8_e4m3"])
+def test_float8_cache_is_near_and_shows_a_poisoned_row(name: str) -> None:
+    """E4M3 is 16 times as coarse as bfloat16, and divergence grows with the square."""
+    found = {}
+    ids = prompt(60)
+    expected = log_softmax(forward(MODEL, WEIGHTS, ids))
+    for kept in ("bfloat16", name):
+        driver = Driver(MODEL, WEIGHTS, kv_cache_dtype=kept)
+        first = driver.step([(0, 0, 14, False)], [driver.begin(0, ids, prompt_logprobs=-1)])
+        second = driver.step([(0, 14, 46, True)])
+        entries = [*first.prompt_logprobs[0][1], *second.prompt_logprobs[0][1], second.logprobs[0]]
+        rounded = np.stack([vector(entry) for entry in entries])
+        found[kept] = (np.exp(expected) * (expected - rounded)).sum(axis=1)
+        if kept == name:
+            assert (rounded.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.9
+            driver.step([(1, 0, 9, True)], [driver.begin(1, prompt(9, 1))])
+            poison(driver, slice(driver.blocks[1][0] * BLOCK, driver.blocks[1][0] * BLOCK + 1))
+            assert list(driver.step([(0, 60, 1, True), (1, 9, 1, True)]).failed) == [1]
+    assert found["bfloat16"].mean() < 1e-4
+    assert found["bfloat16"].mean() < found[name].mean() < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("hip", "capability", "reason"),
+    [(None, (8, 0), "needs compute capability 8.9, and it has 8.0"), ("6", (9, 4), "ROCm")],
+)
+def test_gpus_without_float8(
+    hip: str | None, capability: tuple[int, int], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu = {"arithmetic": torch.bfloat16, "device": torch.device("cuda", 0)}
+    with pytest.raises(UnsupportedError, match=f"kv_cache_dtype=fp8 is not supported on this GPU: .*{reason}.* auto"):
+        resolve_cache_dtype("fp8", **gpu)
+    assert resolve_cache_dtype("bfloat16", **gpu) == torch.bfloat16
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    assert resolve_cache_dtype("fp8", **gpu) == torch.float8_e4m3fn
+
+
 def test_memory_describe_and_unknown_calls(driver: Driver) -> None:
     memory = driver.backend.memory()
     assert memory.weights == sum(array.nbytes for array in WEIGHTS.values())
     assert 0 < memory.free < memory.total
     described = driver.backend.call("describe")
-    assert described == {"device": "cpu", "dtype": "float32", "attention": ["sdpa", "sdpa"]}
+    sdpa = ["sdpa", "sdpa"]
+    assert described == {"device": "cpu", "dtype": "float32", "attention": sdpa, "attention_of_spans": sdpa}
     with pytest.raises(UnsupportedError, match="no call sleep"):
         driver.backend.call("sleep", level=1)
     with pytest.raises(UnsupportedError, match="describe"):

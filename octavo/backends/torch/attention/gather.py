@@ -73,13 +73,11 @@ class GatherAttention:
         if self._batch is None:
             raise RuntimeError("attention: run before plan")
         mixer = self._layers[layer]
-        keys, values = self._cache.slots(layer)
         out = q.new_empty(q.shape)
         for span, tiles in zip(self._spans, self._tiles[mixer.window], strict=True):
             base = tiles[0].low
-            row_slots = span.slots[base:]
-            row_k = keys.index_select(0, row_slots).to(q.dtype).transpose(0, 1)
-            row_v = values.index_select(0, row_slots).to(q.dtype).transpose(0, 1)
+            k, v = self._cache.read(layer, span.slots[base:], q.dtype)
+            row_k, row_v = k.transpose(0, 1), v.transpose(0, 1)
             for tile in tiles:
                 part = slice(tile.low - base, tile.high - base)
                 queries = q[tile.begin : tile.end]

@@ -1,4 +1,4 @@
-"""Attention by our own kernels, straight from the cache's blocks: one for single tokens, one for spans of them."""
+"""Attention by kernels, from the cache's blocks: ours for single tokens, ours or flash-attn-4 for spans of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from octavo.backends.torch.attention import flash4
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import CapturableAttention, Case, Implementation, Tile
 from octavo.backends.torch.batch import Batch
-from octavo.backends.torch.device.device import DTYPES
+from octavo.backends.torch.device.device import CACHE_DTYPES
 from octavo.backends.torch.device.transfer import upload
 from octavo.models.spec import Attention
 
@@ -41,10 +42,16 @@ class KernelAttention:
         self._plans: dict[int | None, decode_attention.Plan] = {}
         self._tables: Tensor | None = None
         self._tiles: Mapping[int, Tensor] = {}
+        self._flash: Mapping[int, flash4.Function] = {}
+        self._spans: flash4.Spans | None = None
+
+    def use_flash(self, kernels: Mapping[int, flash4.Function]) -> None:
+        """Spans run by these kernels, by layer, from the next plan on; those of other layers by our own."""
+        self._flash = {layer: kernel for layer, kernel in kernels.items() if layer in self._layers}
 
     def plan(self, batch: Batch) -> None:
         """As port.PagedAttention.plan."""
-        self._num_single, self._plans, self._tiles = batch.num_single, {}, {}
+        self._num_single, self._plans, self._tiles, self._spans = batch.num_single, {}, {}, None
         self._whole = batch.tiles is None
         self._tables = batch.block_tables
         if batch.num_single:
@@ -58,6 +65,8 @@ class KernelAttention:
         elif len(batch.steps) > batch.num_single:
             lists = self.span_tiles(batch)
             self._tiles = {n: upload(tiles, torch.int32, batch.rows.device) for n, tiles in lists.items()}
+        if flash4.WHOLE in self._tiles:
+            self._spans = flash4.make_spans(self._tiles[flash4.WHOLE], batch.block_tables)
 
     def span_tiles(self, batch: Batch) -> dict[int, list[Tile]]:
         """As port.CapturableAttention.span_tiles."""
@@ -65,8 +74,10 @@ class KernelAttention:
         for step in batch.steps[batch.num_single :]:
             spans.append((step.row, first, step.start, step.count))
             first += step.count
-        most = {self._prefill.tile_queries(layer, self._cache.dtype) for layer in self._layers.values()}
-        return {queries: self._prefill.make_tiles(spans, queries) for queries in most}
+        ours = [layer for i, layer in self._layers.items() if i not in self._flash]
+        most = {self._prefill.tile_queries(layer, self._cache.dtype) for layer in ours}
+        tiles = {queries: self._prefill.make_tiles(spans, queries) for queries in most}
+        return {**tiles, flash4.WHOLE: spans} if self._flash else tiles
 
     def run(self, q: Tensor, layer: int) -> Tensor:
         """As port.PagedAttention.run."""
@@ -83,7 +94,9 @@ class KernelAttention:
                 layer=mixer,
                 workspace=self._workspaces[_shape(mixer)],
             )
-        if self._tiles:
+        if self._spans is not None and layer in self._flash:
+            flash4.attend(self._flash[layer], q, cache, self._spans, out, mixer)
+        elif self._tiles:
             tiles = self._tiles[self._prefill.tile_queries(mixer, self._cache.dtype)]
             self._prefill.prefill_attention(q, cache, self._tables, tiles, out, layer=mixer)
         return out
@@ -108,8 +121,10 @@ def supports(case: Case) -> list[str]:
         reasons.append(f"head_dim {case.layer.head_dim} above {LARGEST_HEAD}")
     if case.layer.heads // case.layer.kv_heads > LARGEST_GROUP:
         reasons.append(f"{case.layer.heads // case.layer.kv_heads} query heads a kv head, above {LARGEST_GROUP}")
-    if case.dtype not in DTYPES.values():
+    if case.dtype not in CACHE_DTYPES.values():
         reasons.append(f"a cache of {case.dtype}")
+    if case.dtype.itemsize == 1 and case.layer.head_dim % 2:
+        reasons.append(f"an odd head_dim, {case.layer.head_dim}, over a cache of {case.dtype}")
     try:
         import triton  # noqa: F401
     except ImportError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor
 
+from octavo.backends.torch.attention import flash4
 from octavo.backends.torch.attention.cache import KVCache
-from octavo.backends.torch.attention.paged import KERNELS
+from octavo.backends.torch.attention.paged import KERNELS, KernelAttention
 from octavo.backends.torch.attention.port import CapturableAttention, Case, Implementation, PagedAttention, Tile
 from octavo.backends.torch.attention.reference import REFERENCE
 from octavo.backends.torch.attention.sdpa import SDPA
@@ -34,7 +35,7 @@ def choose(case: Case, implementations: Sequence[Implementation] = IMPLEMENTATIO
 
 
 class AttentionStack:
-    """Each layer by the first implementation that takes it. names: the one chosen, by layer.
+    """Each layer by the first implementation that takes it. names: the one chosen, by layer; spans: who runs spans.
 
     capturable: it is a port.CapturableAttention.
     """
@@ -56,8 +57,17 @@ class AttentionStack:
             name: implementation.make(layers, cache, max_num_seqs) for name, (implementation, layers) in chosen.items()
         }
         self._used = list(made.values())
+        self.spans = list(self.names)
         self.capturable = all(implementation.capturable for implementation, _ in chosen.values())
         self._by_layer: list[PagedAttention] = [made[name] for name in self.names]
+
+    def use_flash(self, kernels: Mapping[int, flash4.Function]) -> None:
+        """Spans of these layers run by these kernels from the next plan on, where `kernels` runs the layer."""
+        for attention in self._used:
+            if isinstance(attention, KernelAttention):
+                attention.use_flash(kernels)
+        flash = {i for i in kernels if self.names[i] == KERNELS.name}
+        self.spans = [flash4.NAME if i in flash else name for i, name in enumerate(self.names)]
 
     def plan(self, batch: Batch) -> None:
         """As port.PagedAttention.plan."""

@@ -12,6 +12,12 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
+CACHE_DTYPES: dict[str, torch.dtype] = {
+    **DTYPES,
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+}
+
 
 def resolve_device(name: str) -> torch.device:
     """The torch device. Raises ConfigError for a name that is unknown or a device that is not here."""
@@ -37,14 +43,32 @@ def resolve_dtype(name: str, *, device: torch.device, stored: str) -> torch.dtyp
     return DTYPES[name]
 
 
-def resolve_cache_dtype(name: str, *, arithmetic: torch.dtype) -> torch.dtype:
+def resolve_cache_dtype(name: str, *, arithmetic: torch.dtype, device: torch.device) -> torch.dtype:
     """The type of K and V in the cache; "auto" is that of the arithmetic. Raises UnsupportedError."""
     if name == "auto":
         return arithmetic
-    if name not in DTYPES:
-        known = ", ".join(DTYPES)
+    if name not in CACHE_DTYPES:
+        known = ", ".join(CACHE_DTYPES)
         raise UnsupportedError(
             f"kv_cache_dtype={name} is not supported on the torch backend; use auto, {known}, or device=cpu",
             param="kv_cache_dtype",
         )
-    return DTYPES[name]
+    dtype = CACHE_DTYPES[name]
+    if dtype.itemsize == 1 and (reason := _no_float8(device)):
+        raise UnsupportedError(
+            f"kv_cache_dtype={name} is not supported on this GPU: {reason}; use auto or bfloat16",
+            param="kv_cache_dtype",
+        )
+    return dtype
+
+
+def _no_float8(device: torch.device) -> str | None:
+    """Why the device cannot convert E4M3; a CPU can."""
+    if device.type == "cpu":
+        return None
+    if torch.version.hip is not None:
+        return "on ROCm kernels have no E4M3"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        return "E4M3 needs compute capability 8.9, and it has {}.{}".format(*capability)
+    return None

@@ -1,9 +1,8 @@
-"""Work on the GPU recorded once and launched as one: a CUDA graph and the tensors that it writes."""
+"""Work on the GPU that is recorded once and then launched as one: CUDA graphs, by what they are for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -11,24 +10,32 @@ import torch
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Graph(Generic[T]):
-    """results: what was returned while recording, tensors in the graph's own memory; of the last replay."""
+class Graphs(Generic[T]):
+    """A graph for each key whose work comes again. Graphs of one pool must not run side by side."""
 
-    graph: torch.cuda.CUDAGraph
-    results: T
+    def __init__(self, pool: Any | None) -> None:
+        """pool: of torch.cuda.graph_pool_handle, the memory that graphs share; None: nothing is recorded."""
+        self._pool = pool
+        self._made: dict[Hashable, tuple[torch.cuda.CUDAGraph, T]] = {}
+        self._met: set[Hashable] = set()
 
-    def replay(self) -> T:
-        """Launch it; the results, until another graph of the same memory is launched."""
-        self.graph.replay()
-        return self.results
+    def run(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What `work` returns, launched as it is for the first time, which loads its kernels; then as a graph.
+
+        Its tensors are the same in each replay, good until another graph of the pool runs. So `work` must read what
+        changes from device memory, always the same, and the host must not depend on it.
+        """
+        if self._pool is None or key not in self._met:
+            self._met.add(key)
+            return work()
+        if key not in self._made:
+            self._made[key] = _capture(work, self._pool)
+        graph, results = self._made[key]
+        graph.replay()
+        return results
 
 
-def capture(run: Callable[[], T], pool: Any) -> Graph[T]:
-    """Record what `run` launches. pool: of torch.cuda.graph_pool_handle, shared by graphs that never run side by side.
-
-    Kernels must have been loaded: `run` has run before, with sizes that kernels do not tell apart from these.
-    """
+def _capture(work: Callable[[], T], pool: Any) -> tuple[torch.cuda.CUDAGraph, T]:
     graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     # not torch.cuda.graph(), which waits for the device and collects garbage each time
@@ -36,8 +43,8 @@ def capture(run: Callable[[], T], pool: Any) -> Graph[T]:
     with torch.cuda.stream(aside):
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
-            results = run()
+            results = work()
         finally:
             graph.capture_end()
     current.wait_stream(aside)
-    return Graph(graph, results)
+    return graph, results

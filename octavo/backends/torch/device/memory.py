@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from octavo.backends.torch.sampling.edits import FIELDS, MOST_EDITS
 from octavo.models.spec import GatedMLP, ModelSpec, MoE
 
 _GROUP = Path("/sys/fs/cgroup")
@@ -39,6 +40,14 @@ def activation_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -
 def graph_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -> int:
     """As activation_bytes, of the memory that graphs keep: passes of up to `tokens` tokens, logits of `rows` rows."""
     return activation_bytes(spec, tokens=tokens, rows=0, element=element) + rows * spec.vocab_size * 8
+
+
+def row_bytes(*, max_model_len: int, block_size: int, vocab_size: int) -> int:
+    """What one row keeps on the device, whether it is in use or not: rows.py, sampling/edits.py, and graphs.py's."""
+    known = 4 * (max_model_len + 1) + 4 * -(-max_model_len // block_size)
+    lists = 4 * MOST_EDITS * (len(FIELDS) + 1) + vocab_size // 8
+    # of each split of 4096 tokens KEEP candidates (kernels/sampling.py), and a logit behind each known token
+    return known + lists + vocab_size // 4 + 4 * (max_model_len + 1)
 
 
 def _feed_bytes(ffn: GatedMLP | MoE, hidden: int, element: int) -> int:

@@ -59,6 +59,14 @@ def upload_array(values: np.ndarray, device: torch.device) -> Tensor:
     return _up(torch.from_numpy(values), device)
 
 
+def upload_into(target: Tensor, values: np.ndarray) -> None:
+    """target, contiguous, becomes `values` of its shape and type: one copy, when the stream comes to it."""
+    host = torch.from_numpy(values)
+    if target.device.type != "cpu":
+        host = staging().take(host.shape, host.dtype).copy_(host)
+    target.copy_(host, non_blocking=True)
+
+
 def _up(host: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return host

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels import float8, pdl
 from octavo.models.spec import Attention
 
 TILE = 64
@@ -35,6 +35,9 @@ MAX_SPLITS = 32
 SLACK = 12
 """Percent, Choice.slack."""
 
+START = 0
+"""Choice.start."""
+
 PLAN_CHUNK = 1024
 """Sequences that the plan sums at once."""
 
@@ -49,6 +52,8 @@ class Choice(NamedTuple):
     min_share: tiles that a program takes at least; below that, splitting costs more than it gains.
     splits: parts that a (sequence, kv head) has at most, each a program of _decode_few; 0: _decode.
     slack: percent of its share that a program of _decode may go without or take in addition, to cut nothing.
+    start: tiles that the start of a (sequence, kv head) counts as in _decode, as in the plan.
+    even: programs of _decode differ by one tile before cuts are moved; else all have the same but the last ones.
     """
 
     tile: int
@@ -57,6 +62,8 @@ class Choice(NamedTuple):
     min_share: int
     splits: int = 0
     slack: int = 0
+    start: int = 0
+    even: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,12 +113,13 @@ def make_workspace(
     )
 
 
-def plan_tiles(seq_lens: Tensor, out: Tensor, *, window: int | None, tile: int = TILE) -> None:
+def plan_tiles(seq_lens: Tensor, out: Tensor, *, window: int | None, tile: int = TILE, start: int = START) -> None:
     """out [i]: tiles of keys of the sequences before i, int32 [B + 1], of seq_lens int32 [B]; window: as Attention's.
 
-    Tiles wholly before the window are not counted, and sequences of no tokens have none.
+    Tiles wholly before the window are not counted, and sequences of no tokens have none; others have `start` more.
     """
-    _plan_tiles[(1,)](seq_lens, out, seq_lens.shape[0], window or 0, tile, PLAN_CHUNK, num_warps=4, **pdl.options())
+    shape = (seq_lens.shape[0], window or 0, start, tile, PLAN_CHUNK)
+    _plan_tiles[(1,)](seq_lens, out, *shape, num_warps=4, **pdl.options())
 
 
 def decode_attention(
@@ -147,7 +155,7 @@ def choose(head_dim: int, itemsize: int, *, batch: int, pairs: int, programs: in
     stages = max(1, min(3, ahead)) + 1
     if batch <= FEW and 4 * pairs <= programs:
         return Choice(TILE, 4, stages, 1, splits=min(MAX_SPLITS, 2 * programs // pairs))
-    return Choice(TILE, 4, stages, 4, slack=SLACK)
+    return Choice(TILE, 4, stages, 4, slack=SLACK, start=START)
 
 
 def launch(
@@ -161,7 +169,7 @@ def launch(
     sinks: Tensor | None,
     choice: Choice,
 ) -> None:
-    """decode_attention, cut as said; choice.tile must be plan_tiles', or splits given (at most FEW sequences)."""
+    """decode_attention, cut as said; choice.tile and start are plan_tiles', or splits given (at most FEW sequences)."""
     batch, heads, head_dim = q.shape
     _, num_blocks, block_size, kv_heads, _ = cache.shape
     group = heads // kv_heads
@@ -185,7 +193,7 @@ def launch(
     if splits and batch <= FEW:
         _decode_few[(kv_heads, batch, splits)](*shared, workspace.programs, ALONE=batch == 1, FEW=FEW, **constants)
     else:
-        _decode[(workspace.programs,)](*shared, choice.slack, **constants)
+        _decode[(workspace.programs,)](*shared, choice.slack, START=choice.start, EVEN=choice.even, **constants)
 
 
 def _padded(head_dim: int) -> int:
@@ -193,23 +201,49 @@ def _padded(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
-@triton.jit(do_not_specialize=["batch", "window"])
-def _plan_tiles(seq_lens, out, batch, window, TILE: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr):
+@triton.jit(do_not_specialize=["batch", "window", "start"])
+def _plan_tiles(seq_lens, out, batch, window, start, TILE: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr):
     pdl.wait(PDL)
     before = 0
     tl.store(out, before)
-    for start in range(0, batch, CHUNK):
-        index = start + tl.arange(0, CHUNK)
+    for first in range(0, batch, CHUNK):
+        index = first + tl.arange(0, CHUNK)
         length = tl.load(seq_lens + index, mask=index < batch, other=0)
         low = tl.where(window > 0, tl.maximum(length - window, 0), 0)
-        count = (length + TILE - 1) // TILE - low // TILE
+        count = (length + TILE - 1) // TILE - low // TILE + tl.where(length > 0, start, 0)
         tl.store(out + 1 + index, before + tl.cumsum(count, 0), mask=index < batch)
         before += tl.sum(count, 0)
 
 
 @triton.jit
-def _border(tiles, batch, at, slack, KV_HEADS: tl.constexpr, CHUNK: tl.constexpr):
-    """(sequence of place `at` in the row, at): moved to an end of its (sequence, kv head) where one is within slack.
+def _shares(total, least, EVEN: tl.constexpr):
+    """(share, more): programs have `share` places of the row, at least `least`; the first `more` one more."""
+    share = tl.maximum(tl.cdiv(total, tl.num_programs(0)), least)
+    more = total * 0
+    if EVEN:
+        used = tl.minimum(tl.num_programs(0), tl.maximum(total // least, 1))
+        share = tl.maximum(total // used, 1)
+        more = total - share * used
+    return share, more
+
+
+@triton.jit
+def _cut(program, share, more, total):
+    """The place where a program begins."""
+    return tl.minimum(program * share + tl.minimum(program, more), total)
+
+
+@triton.jit
+def _owner(place, share, more):
+    """The program whose place this is: of its _cut and what follows."""
+    return tl.maximum((place - more) // share, place // (share + 1))
+
+
+@triton.jit
+def _border(tiles, batch, at, after_begin, slack, KV_HEADS: tl.constexpr, CHUNK: tl.constexpr):
+    """(sequence of place `at` in the row, at): moved to an end of its (sequence, kv head) where one is near.
+
+    That is, where it begins at most after_begin before, or ends at most slack behind.
 
     The sequence is the number of those that end at or before it; its ends come with it. One load, where halving the
     range again and again needs ten, one after another.
@@ -228,7 +262,7 @@ def _border(tiles, batch, at, slack, KV_HEADS: tl.constexpr, CHUNK: tl.constexpr
         after = tl.minimum(after, tl.min(tl.where(past, NEVER, ends), 0))
     begin = before * KV_HEADS + (at - before * KV_HEADS) // (after - before) * (after - before)
     end = begin + after - before
-    moved = tl.where(at - begin <= slack, begin, tl.where(end - at <= slack, end, at))
+    moved = tl.where(at - begin <= after_begin, begin, tl.where(end - at <= slack, end, at))
     return found, moved
 
 
@@ -265,9 +299,29 @@ def _seen(position, low, end, WINDOW: tl.constexpr):
 
 
 @triton.jit
+def _addresses(base, blocks, tile, within, ROW: tl.constexpr, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """Of a tile [TILE, columns], rows ROW apart, in the blocks of _look_up; within: from a block or tile on."""
+    block = base + blocks.to(tl.int64) * (BLOCK_SIZE * ROW)
+    if BLOCK_SIZE >= TILE:
+        at = block + (tile * TILE & (BLOCK_SIZE - 1)) * ROW + within
+    else:
+        at = block[:, None] + within
+    return at
+
+
+@triton.jit
+def _valid(seen, columns, WIDTH: tl.constexpr):
+    """Of [TILE, columns]."""
+    valid = seen[:, None]
+    if columns.shape[0] != WIDTH:
+        valid = valid & (columns < WIDTH)[None, :]
+    return valid
+
+
+@triton.jit
 def _scores(q, k, seen, scale, softcap, SOFTCAP: tl.constexpr):
-    """q.k in base-2 logarithm, [M, TILE]; scale: of q.k, with LOG2E (with SOFTCAP, divided by the cap)."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    """q.k in base-2 logarithm, [M, TILE]; scale [M]: of q.k, with LOG2E (with SOFTCAP, divided by the cap)."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale[:, None]
     if SOFTCAP:  # tanh(x) = 1 - 2 / (exp(2 x) + 1), right at both infinities
         scores = softcap * (1.0 - 2.0 / (tl.exp2(2.0 * scores) + 1.0)) * LOG2E
     return tl.where(seen[None, :], scores, float("-inf"))
@@ -289,35 +343,49 @@ def _walk(
     """
     M: tl.constexpr = q.shape[0]
     DIM_PAD: tl.constexpr = q.shape[1]
+    KIND: tl.constexpr = keys.dtype.element_ty
+    HEADROOM: tl.constexpr = float8.headroom(KIND)
+    PAIRED: tl.constexpr = float8.is_e4m3(KIND)
+    q, scale = float8.products(q, scale, KIND)
     begin, stop, low, end = span
     offsets = tl.arange(0, TILE)
     dims = tl.arange(0, DIM_PAD)
     highest = tl.full([M], float("-inf"), tl.float32)
     sums = tl.zeros([M, TILE], tl.float32)
-    acc = tl.zeros([M, DIM_PAD], tl.float32)
     within = (offsets & (BLOCK_SIZE - 1))[:, None] * ROW + dims[None, :]
+    if PAIRED:
+        values = (keys + value_offset).to(tl.pointer_type(tl.int16))
+        pairs = tl.arange(0, DIM_PAD // 2)
+        within_values = (offsets & (BLOCK_SIZE - 1))[:, None] * (ROW // 2) + pairs[None, :]
+        acc = tl.zeros([M, DIM_PAD // 2], tl.float32)
+        odd = tl.zeros([M, DIM_PAD // 2], tl.float32)
+    else:
+        acc = tl.zeros([M, DIM_PAD], tl.float32)
     blocks = _look_up(table, begin * TILE, low, end, TILE, BLOCK_SIZE, WINDOW)
     for tile in tl.range(begin, stop, num_stages=STAGES):
         position = tile * TILE + offsets
         seen = _seen(position, low, end, WINDOW)
-        block = keys + blocks.to(tl.int64) * (BLOCK_SIZE * ROW)
-        if BLOCK_SIZE >= TILE:
-            at = block + (tile * TILE & (BLOCK_SIZE - 1)) * ROW + within
+        at = _addresses(keys, blocks, tile, within, ROW, TILE, BLOCK_SIZE)
+        k = tl.load(at, mask=_valid(seen, dims, DIM), other=0.0)
+        if PAIRED:
+            at_values = _addresses(values, blocks, tile, within_values, ROW // 2, TILE, BLOCK_SIZE)
+            v = tl.load(at_values, mask=_valid(seen, pairs, DIM // 2), other=0)
         else:
-            at = block[:, None] + within
-        valid = seen[:, None]
-        if DIM != DIM_PAD:
-            valid = valid & (dims < DIM)[None, :]
-        k = tl.load(at, mask=valid, other=0.0)
-        v = tl.load(at + value_offset, mask=valid, other=0.0)
+            v = tl.load(at + value_offset, mask=_valid(seen, dims, DIM), other=0.0)
         blocks = _look_up(table, (tile + 1) * TILE, low, end, TILE, BLOCK_SIZE, WINDOW)
-        scores = _scores(q, k.to(q.dtype), seen, scale, softcap, SOFTCAP)
-        raised = tl.maximum(highest, tl.max(scores, 1))
+        scores = _scores(q, float8.widen(k, q.dtype), seen, scale, softcap, SOFTCAP)
+        raised = tl.maximum(highest, tl.max(scores, 1) - HEADROOM)
         keep = tl.exp2(highest - raised)
         p = tl.exp2(scores - raised[:, None])
         sums = sums * keep[:, None] + p
-        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * keep[:, None], input_precision="ieee")
+        p = p.to(q.dtype)
+        if PAIRED:
+            v, v_odd = float8.halves(v, q.dtype)
+            odd = tl.dot(p, v_odd, odd * keep[:, None], input_precision="ieee")
+        acc = tl.dot(p, v.to(q.dtype), acc * keep[:, None], input_precision="ieee")
         highest = raised
+    if PAIRED:
+        acc = tl.interleave(acc, odd)
     return highest, tl.sum(sums, 1), acc
 
 
@@ -409,23 +477,25 @@ def _decode(
     batch, q_stride, out_stride, table_stride, value_offset, scale, softcap, min_share, slack,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr, START: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """A program's share [at, last) of the row of (sequence, kv head, tile), segment by segment of one kv head.
 
     Cuts at multiples of the share, but none within `slack` percent of it from a border between (sequence, kv head)s.
+    The first START places of a (sequence, kv head) stand for the time that its start takes; no cut is within them.
     A kv head's query heads are the rows of the products, padded to the 16 that tl.dot needs (more heads than that: to
     the next power of two). The padded ones are zeros, so that their numbers are finite; they are not written.
     """
     pdl.wait(PDL)
     factor = scale / softcap * LOG2E if SOFTCAP else scale * LOG2E
     total = tl.load(tiles + batch) * KV_HEADS
-    share = tl.maximum(tl.cdiv(total, tl.num_programs(0)), min_share)
+    share, more = _shares(total, min_share, EVEN)
     slack = share * slack // 100
+    after_begin = tl.maximum(slack, START)
     program = tl.program_id(0)
     _clear(seq_lens, out, batch, out_stride, KV_HEADS * GROUP * DIM, 1024)
-    b, at = _border(tiles, batch, tl.minimum(program * share, total), slack, KV_HEADS, 512)
-    _, last = _border(tiles, batch, tl.minimum(program * share + share, total), slack, KV_HEADS, 512)
+    b, at = _border(tiles, batch, _cut(program, share, more, total), after_begin, slack, KV_HEADS, 512)
+    _, last = _border(tiles, batch, _cut(program + 1, share, more, total), after_begin, slack, KV_HEADS, 512)
     row = tl.arange(0, 16 if GROUP_PAD < 16 else GROUP_PAD)
     while at < last:
         while tl.load(tiles + b + 1) * KV_HEADS <= at:
@@ -438,10 +508,11 @@ def _decode(
         end = tl.load(seq_lens + b)
         low = tl.maximum(end - WINDOW, 0) if WINDOW > 0 else 0
         table = tables + tl.load(rows + b).to(tl.int64) * table_stride
-        skipped = low // TILE - begin
+        skipped = low // TILE - begin - START
+        walked = tl.maximum(at, begin + START) + skipped if START else at + skipped
         heads = _queries(q + b * q_stride + head * GROUP * DIM, row, GROUP, DIM, DIM_PAD)
         highest, sums, acc = _walk(
-            heads, cache + head * DIM, table, (at + skipped, stop + skipped, low, end), factor, softcap, value_offset,
+            heads, cache + head * DIM, table, (walked, stop + skipped, low, end), factor, softcap, value_offset,
             KV_HEADS * DIM, DIM, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, STAGES,
         )  # fmt: skip
         target = out + b * out_stride
@@ -449,8 +520,8 @@ def _decode(
             _write(target, sinks, head * GROUP, highest, sums, acc, GROUP, DIM)
         else:
             _store_part(partial, lse, 2 * program + (at == begin).to(tl.int32), highest, sums, acc, GROUP_PAD)
-            first = (begin + slack) // share  # the first cut is where this program ends
-            parts = (begin + count - slack - 1) // share - first + 1
+            first = _owner(begin + after_begin, share, more)  # the first cut is where this program ends
+            parts = _owner(begin + count - slack - 1, share, more) - first + 1
             if _arrive(arrived + b * KV_HEADS + head, parts):
                 most, weight, merged = _merge(partial, lse, 2 * first, 2, parts, GROUP_PAD, DIM_PAD, 4096)
                 _write(target, sinks, head * GROUP, most, weight, merged, GROUP, DIM)

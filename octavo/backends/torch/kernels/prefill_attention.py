@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo.backends.torch.kernels import float8
 from octavo.models.spec import Attention
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -40,27 +41,29 @@ class Shape(NamedTuple):
 
 @cache
 def choose(
-    heads: int, kv_heads: int, head_dim: int, itemsize: int, block_size: int = 64, alike: bool = True
+    heads: int, kv_heads: int, head_dim: int, itemsize: int, block_size: int = 64, kept: torch.dtype | None = None
 ) -> Shape:  # fmt: skip
     """Shape for these heads and activations of `itemsize` bytes; `queries` depends on the heads alone.
 
-    alike: the cache is of the activations' type.
+    kept: the cache's type, where that is not the activations'.
 
     All heads of a kv head are packed into the rows: they share K and V, few queries fill more rows, and the masked
     triangle at the diagonal is block_m / pack queries wide.  128 rows are two warp groups of 64, the height of one
     matrix instruction; for head_dim 128, two programs of one group each hide each other's waits better.  Keys a step:
     64, three steps in flight, as two would wait for the next tile after each; with head_dim 256 registers and shared
     memory (227 KiB) hold as much only where a tile lies in one block and comes by a descriptor, without addresses.
+    E4M3 passes through registers on its way to the matrix unit, which takes from a descriptor its worth.
     """
     group = heads // kv_heads
     pack = max(n for n in range(1, min(group, 16) + 1) if group % n == 0)
     rows = 64 if 64 < head_dim <= 128 else 128
     warps = rows // 16
-    if itemsize > 2 or not alike:  # no matrix unit, or tiles that may be wider and pass through registers
+    # no matrix unit, or tiles that may be wider and pass through registers
+    if itemsize > 2 or kept not in (None, torch.float8_e4m3fn):
         return Shape(rows, 16 if head_dim > 128 else 32, pack, warps=16 if itemsize > 2 else warps, stages=2)
     if head_dim <= 128:
-        return Shape(rows, 64, pack, warps, stages=3, descriptors=block_size >= 64)
-    if block_size >= 64 and head_dim == 256:
+        return Shape(rows, 64, pack, warps, stages=3, descriptors=block_size >= 64 and kept is None)
+    if block_size >= 64 and head_dim == 256 and kept is None:
         return Shape(rows, 64, pack, warps, stages=2, descriptors=True)
     return Shape(rows, 32, pack, warps, stages=3)
 
@@ -135,7 +138,7 @@ def _load_tile(
 @triton.jit
 def _dot(a, b, c):
     """c + a @ b in float32, whatever b's type rounded to a's; float32 in full."""
-    b = b.to(a.dtype)
+    b = float8.widen(b, a.dtype)
     if _INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, c, input_precision="ieee")
@@ -143,10 +146,10 @@ def _dot(a, b, c):
 
 @triton.jit
 def _scores(q, k, scale, softcap, SOFTCAP: tl.constexpr):
-    """q @ k, capped: float32 [BLOCK_M, BLOCK_N]."""
+    """q @ k, capped: float32 [BLOCK_M, BLOCK_N].  scale [BLOCK_M]: still to be multiplied by, but where capped."""
     scores = _dot(q, tl.trans(k), None)
     if SOFTCAP:  # tanh x = 1 - 2 / (e^2x + 1); scale: scale / softcap * 2 log2(e)
-        scores = softcap * (1.0 - 2.0 / (tl.exp2(tl.minimum(scores * scale, 100.0)) + 1.0))
+        scores = softcap * (1.0 - 2.0 / (tl.exp2(tl.minimum(scores * scale[:, None], 100.0)) + 1.0))
     return scores
 
 
@@ -161,14 +164,14 @@ def _hide(scores, positions, begin, window, WINDOW: tl.constexpr, BLOCK_N: tl.co
 
 
 @triton.jit
-def _weigh(scores, peak, total, scale, SOFTCAP: tl.constexpr):
+def _weigh(scores, peak, total, scale, SOFTCAP: tl.constexpr, HEADROOM: tl.constexpr):
     """A step of the online softmax in units of log2: the scores' weights, the factor of older ones, sums, peaks."""
     if SOFTCAP:
-        top = tl.maximum(peak, tl.max(scores, 1))
+        top = tl.maximum(peak, tl.max(scores, 1) - HEADROOM)
         weights = tl.exp2(scores - top[:, None])
     else:
-        top = tl.maximum(peak, tl.max(scores, 1) * scale)
-        weights = tl.exp2(scores * scale - top[:, None])
+        top = tl.maximum(peak, tl.max(scores, 1) * scale - HEADROOM)
+        weights = tl.exp2(scores * scale[:, None] - top[:, None])
     shrink = tl.exp2(peak - top)
     return weights, shrink, total * shrink + tl.sum(weights, 1), top
 
@@ -185,6 +188,7 @@ def _walk_masked(
     Block numbers are read one step ahead, so that the loads of K and V never wait for them; blocks: the first ones,
     where a tile has one.
     """
+    HEADROOM: tl.constexpr = float8.headroom(pages.dtype.element_ty)
     if BLOCK_N > BLOCK_SIZE:
         blocks = _block_numbers(table, begin + tl.where(begin >= edge, jump, 0), low, last, WINDOW, BLOCK_N, BLOCK_SIZE)
     for i in tl.range(begin, end, BLOCK_N):
@@ -196,7 +200,7 @@ def _walk_masked(
         after = i + BLOCK_N + tl.where(i + BLOCK_N >= edge, jump, 0)
         blocks = _block_numbers(table, after, low, last, WINDOW, BLOCK_N, BLOCK_SIZE)
         scores = _hide(_scores(q, k, scale, softcap, SOFTCAP), positions, n, window, WINDOW, BLOCK_N)
-        weights, shrink, total, peak = _weigh(scores, peak, total, scale, SOFTCAP)
+        weights, shrink, total, peak = _weigh(scores, peak, total, scale, SOFTCAP, HEADROOM)
         acc = _dot(weights.to(q.dtype), v, acc * shrink[:, None])
     return acc, total, peak
 
@@ -208,13 +212,15 @@ def _walk_whole(
     BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Add the tiles begin .. end - 1 that all rows see in full.  blocks: of the first."""
+    HEADROOM: tl.constexpr = float8.headroom(pages.dtype.element_ty)
     for n in tl.range(begin, end, BLOCK_N):
         k = _load_tile(pages, descriptor, 0, blocks, n, 0, 0, head,
                        False, False, KV_HEADS, DIM, DIM_P, BLOCK_N, BLOCK_SIZE, DESCRIPTORS)  # fmt: skip
         v = _load_tile(pages, descriptor, values, blocks, n, 0, 0, head,
                        False, False, KV_HEADS, DIM, DIM_P, BLOCK_N, BLOCK_SIZE, DESCRIPTORS)  # fmt: skip
         blocks = _block_numbers(table, n + BLOCK_N, 0, end - 1, False, BLOCK_N, BLOCK_SIZE)
-        weights, shrink, total, peak = _weigh(_scores(q, k, scale, softcap, SOFTCAP), peak, total, scale, SOFTCAP)
+        scores = _scores(q, k, scale, softcap, SOFTCAP)
+        weights, shrink, total, peak = _weigh(scores, peak, total, scale, SOFTCAP, HEADROOM)
         acc = _dot(weights.to(q.dtype), v, acc * shrink[:, None])
     return acc, total, peak
 
@@ -260,6 +266,7 @@ def _prefill(
     positions = start + m // PACK
     mask = (m // PACK < count)[:, None] & (dims < DIM)[None, :]
     q = tl.load(q_ptr + (tokens * q_stride + heads * DIM)[:, None] + dims[None, :], mask=mask, other=0.0)
+    q, scale = float8.products(q, scale, pages.dtype.element_ty)
     # Finite, so that a row that has seen no key yet subtracts it from itself and from -inf without NaN.
     peak = tl.full([BLOCK_M], -1e30, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -286,11 +293,13 @@ def prefill_attention(
     """Attend with the queries that `tiles` cover; a query at position p sees keys max(0, p - window + 1) .. p.
 
     q, out: [tokens, heads, head_dim], a token's heads contiguous.  cache: [2 (k, v), num_blocks, block_size,
-    kv_heads, head_dim] contiguous, the queries' own keys in it; another type is rounded to q's.  block_tables:
-    int32 [rows, max_blocks].  tiles: int32 [n, 4], of make_tiles with tile_queries; all zero: nothing.  layer: its
-    scale (> 0), window, softcap.  sinks: float32 [heads], logits that join the softmax's denominator only.
+    kv_heads, head_dim] contiguous, the queries' own keys in it; another type is rounded to q's (E4M3
+    beside bfloat16: both to float16).  block_tables: int32 [rows, max_blocks].  tiles: int32 [n, 4], of make_tiles with
+    tile_queries; all zero: nothing.  layer: its scale (> 0), window, softcap.  sinks: float32 [heads], logits that
+    join the softmax's denominator only.
     """
-    shape = choose(q.shape[1], cache.shape[3], q.shape[2], q.element_size(), cache.shape[2], q.dtype == cache.dtype)
+    kept = None if cache.dtype == q.dtype else cache.dtype
+    shape = choose(q.shape[1], cache.shape[3], q.shape[2], q.element_size(), cache.shape[2], kept)
     launch(shape, q, cache, block_tables, tiles, out, layer, sinks)
 
 

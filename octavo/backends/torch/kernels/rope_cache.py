@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels import float8, pdl
 from octavo.backends.torch.layers.rope import rope_turns
 from octavo.models.spec import Attention, Rope
 
@@ -32,26 +32,30 @@ def rope_cache(
     table: Tensor | None,
     cache: Tensor,
     mixer: Attention,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
+    norms: tuple[Tensor | None, Tensor | None],
+    *,
+    finite: bool = False,
 ) -> None:
     """qkv: [tokens, (heads + 2 * kv_heads) * head_dim], contiguous; of it q alone is written.
 
     positions: int32 [tokens], below the table's length.  slots: int32 or int64 [tokens], < 0: k and v are kept nowhere.
     table: rope_table's of mixer.rope, None where that is None.  cache: [2, blocks, block_size, kv_heads, head_dim].
-    mixer: its head counts are those of this qkv.  q_norm, k_norm: float32 [head_dim], offset added, of mixer.qk_norm.
+    mixer: its head counts are those of this qkv.  norms: of mixer.qk_norm, float32 [head_dim], offset added.
+    finite: as KVCache has it.
     """
-    launch_rope_cache((qkv, positions, slots, table, cache), mixer, (q_norm, k_norm), ELEMENTS, WARPS)
+    launch_rope_cache((qkv, positions, slots, table, cache), mixer, norms, (ELEMENTS, WARPS), finite=finite)
 
 
 def launch_rope_cache(
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor],
     mixer: Attention,
     norms: tuple[Tensor | None, Tensor | None],
-    elements: int,
-    warps: int,
+    cut: tuple[int, int],
+    *,
+    finite: bool = False,
 ) -> None:
     """`rope_cache` with the elements and warps of a program given (benchmarks)."""
+    elements, warps = cut
     tokens, cache = tensors[0].shape[0], tensors[4]
     if not tokens:
         return
@@ -73,6 +77,8 @@ def launch_rope_cache(
         BLOCK=heads,
         HALF=_power(turned // 2),
         REST=_power(dim - turned),
+        WIDTH=_power(dim),
+        FINITE=finite,
         num_warps=warps,
         **pdl.options(),
     )
@@ -89,7 +95,7 @@ def _rope_cache(
     values,  # elements of the cache before its values
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
-    PDL: tl.constexpr,
+    WIDTH: tl.constexpr, FINITE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     token = (tl.program_id(0) // GROUPS).to(tl.int64)
     head = tl.program_id(0) % GROUPS * BLOCK + tl.arange(0, BLOCK)
@@ -132,14 +138,17 @@ def _rope_cache(
             a, b = _turn(a, b, turns, is_v, TURNED, HALF)
     if TURNED < DIM:
         c = _normed(c, scale, q_norm, k_norm, rest, rest < DIM, is_q, is_v, qkv)
+    bad = tl.zeros((BLOCK,), tl.int1)
+    if FINITE:
+        bad = _has_bad(source + KV_HEADS * DIM, inside & ((is_q | is_v) == 0), DIM, WIDTH)
     # q is overwritten: no thread may read what another has written, should a part be smaller than the threads are many
     tl.debug_barrier()
     if TURNED > 0:
-        _write(source, kept, a, first, first_real, is_q, keep, True)
+        _write(source, kept, a, first, first_real, is_q, is_v, keep, bad, True, FINITE)
         if not INTERLEAVED:
-            _write(source, kept, b, second, first_real, is_q, keep, True)
+            _write(source, kept, b, second, first_real, is_q, is_v, keep, bad, True, FINITE)
     if TURNED < DIM:
-        _write(source, kept, c, rest, rest < DIM, is_q, keep, q_norm is not None)
+        _write(source, kept, c, rest, rest < DIM, is_q, is_v, keep, bad, q_norm is not None, FINITE)
 
 
 @triton.jit
@@ -166,6 +175,14 @@ def _part(source, column, inside, real):
 
 
 @triton.jit
+def _has_bad(source, heads, DIM: tl.constexpr, WIDTH: tl.constexpr):
+    """Whether one of a head's values at `source` is not finite: [heads], False but for `heads`."""
+    column = tl.arange(0, WIDTH)
+    value = _part(source, column, heads, column < DIM)
+    return tl.max(tl.where(tl.abs(value) < float("inf"), 0, 1), axis=1) != 0
+
+
+@triton.jit
 def _normed(x, scale, q_norm, k_norm, column, real, is_q, is_v, like):
     """x [heads, columns] times scale and weight, rounded to the type of `like`, where its kind of head has a weight."""
     kind: tl.constexpr = like.dtype.element_ty
@@ -187,9 +204,17 @@ def _row(row, column, heads, real):
 
 
 @triton.jit
-def _write(source, kept, x, column, real, is_q, keep, CHANGED: tl.constexpr):
-    """x rounded to the type of qkv, to q's place where it has CHANGED, to the cache where kept."""
+def _write(source, kept, x, column, real, is_q, is_v, keep, bad, CHANGED: tl.constexpr, FINITE: tl.constexpr):
+    """x rounded to the type of qkv, to q's place where it has CHANGED, to the cache where kept.
+
+    FINITE: there a value of v that is not finite is 0, and k of a `bad` head NaN.
+    """
     x = x.to(source.dtype.element_ty)
     if CHANGED:
         tl.store(source + column[None, :], x, mask=is_q[:, None] & real[None, :])
-    tl.store(kept + column[None, :], x.to(kept.dtype.element_ty), mask=keep[:, None] & real[None, :])
+    x = x.to(tl.float32)
+    if FINITE:
+        x = tl.where((is_v == 0)[:, None] | (tl.abs(x) < float("inf")), x, 0.0)
+        x = tl.where(bad[:, None], float("nan"), x)
+    x = float8.narrow(x, kept.dtype.element_ty)
+    tl.store(kept + column[None, :], x, mask=keep[:, None] & real[None, :])

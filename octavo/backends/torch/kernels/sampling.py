@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.backends.torch.sampling.group import FLOATS
+from octavo.backends.torch.sampling.group import FLOATS, INTEGERS
 from octavo.base.noise import GOLDEN, MIX, MIX_LAST
 
 FINE, NOT_FINITE, NONE_LEFT = 0, 1, 2
@@ -24,6 +24,8 @@ KEEP = 128
 """Candidates that a split hands on at most. top_k up to this, and a top_p that fewer tokens of each split reach, are
 answered from them; other rows read their logits again."""
 SCAN_WARPS, FINISH_WARPS = 8, 16
+INDICES = ["rows", "positions", "out_tokens", "out_flags"]
+"""Read and written one element a program: alignment gains nothing, and slices of them would compile more variants."""
 
 _GREEDY_BELOW = tl.constexpr(1e-5)
 _GOLDEN, _SHIFT_LAST = tl.constexpr(GOLDEN), tl.constexpr(MIX_LAST)
@@ -31,9 +33,7 @@ _SHIFT_0, _FACTOR_0 = tl.constexpr(MIX[0][0]), tl.constexpr(MIX[0][1])
 _SHIFT_1, _FACTOR_1 = tl.constexpr(MIX[1][0]), tl.constexpr(MIX[1][1])
 _TEMPERATURE = tl.constexpr(FLOATS.index("temperature"))
 _TOP_P, _MIN_P = tl.constexpr(FLOATS.index("top_p")), tl.constexpr(FLOATS.index("min_p"))
-_PRESENCE, _FREQUENCY = tl.constexpr(FLOATS.index("presence_penalty")), tl.constexpr(FLOATS.index("frequency_penalty"))
-_REPETITION = tl.constexpr(FLOATS.index("repetition_penalty"))
-_SEED, _TOP_K = tl.constexpr(0), tl.constexpr(1)
+_SEED, _TOP_K = tl.constexpr(INTEGERS.index("seed")), tl.constexpr(INTEGERS.index("top_k"))
 _NOT_FINITE, _NONE_LEFT = tl.constexpr(NOT_FINITE), tl.constexpr(NONE_LEFT)
 _INF = tl.constexpr(float("inf"))
 _LARGEST = tl.constexpr(3.0e38)
@@ -45,9 +45,6 @@ _NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 _REACH = tl.constexpr(48.0)
 _BISECTIONS = tl.constexpr(16)
 _TRIES = tl.constexpr(32)
-
-# NaNs of odd payloads, which no logit is: a counter at zero in a logit's place, and "another place keeps this logit"
-_COUNTER, _NOT_KEPT = tl.constexpr(0x7FD00000), tl.constexpr(0x7FC0ABCD)
 
 
 class RowArrays(Protocol):
@@ -260,7 +257,7 @@ def _unfiltered(best, best_token):
     return tl.where(flag == 0, token, 0), flag, highest
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=INDICES)
 def _scan_kernel(
     logits, rows, positions, floats, integers, tokens, out_tokens, out_flags,
     arrived, best, best_token, weight, cut, kept, values, ids,
@@ -501,7 +498,7 @@ def _filtered(
     return token
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=INDICES)
 def _finish_kernel(
     logits, rows, positions, floats, integers, tokens, out_tokens, out_flags,
     best, best_token, weight, cut, kept, values, ids,
@@ -530,71 +527,3 @@ def _finish_kernel(
                 temperature, key, highest, top_p, min_p, top_k, vocab, splits, lanes, keep, block,
             )  # fmt: skip
         _write(token, flag, b, row, position, tokens, rows_end, width, out_tokens, out_flags)
-
-
-def penalize(
-    logits: Tensor, rows: Tensor, positions: Tensor, num_prompts: Tensor, arrays: RowArrays, saved: Tensor
-) -> None:
-    """Repetition, frequency and presence penalties of sampling/penalties.py, in place, for rows that ask.
-
-    logits: float32 [B, vocab].  rows, positions: int32 [B], of which a row's tokens before the position count.
-    num_prompts: int32 [B], its prompt's tokens.  saved: float32 [B, max_len + 1] or more, scratch.
-    """
-    if logits.shape[0] == 0:
-        return
-    _penalize_kernel[(logits.shape[0],)](
-        logits, rows, positions, num_prompts, arrays.floats, arrays.tokens, saved,
-        logits.shape[1], logits.stride(0), arrays.floats.stride(0), arrays.tokens.stride(0), saved.stride(0),
-        block=2048, num_warps=16,
-    )  # fmt: skip
-
-
-@triton.jit
-def _penalize_kernel(
-    logits, rows, positions, num_prompts, floats, tokens, saved,
-    vocab, logits_stride, floats_stride, tokens_stride, saved_stride, block: tl.constexpr,
-):  # fmt: skip
-    """Program b: row b, in three passes over its tokens. The logit of a token that was seen gives its place to a
-    counter, and is kept by whoever exchanged it first; outputs count themselves; the keepers put it back, changed."""
-    b = tl.program_id(0)
-    row = tl.load(rows + b)
-    if row >= 0:
-        floats += row.to(tl.int64) * floats_stride
-        presence, frequency = tl.load(floats + _PRESENCE), tl.load(floats + _FREQUENCY)
-        repetition = tl.load(floats + _REPETITION)
-        if (presence != 0.0) | (frequency != 0.0) | (repetition != 1.0):
-            end, prompt = tl.load(positions + b), tl.load(num_prompts + b)
-            logits += b.to(tl.int64) * logits_stride
-            counters = logits.to(tl.pointer_type(tl.int32))
-            tokens += row.to(tl.int64) * tokens_stride
-            saved += b.to(tl.int64) * saved_stride
-            start = end * 0
-            while start < end:
-                at, token, there = _known(tokens, start, end, vocab, block)
-                old = tl.atomic_xchg(counters + token, at * 0 + _COUNTER, mask=there)
-                tl.store(saved + at, tl.where(old == _COUNTER, _NOT_KEPT, old).to(tl.float32, bitcast=True), mask=there)
-                start += block
-            tl.debug_barrier()
-            start = prompt
-            while start < end:
-                at, token, there = _known(tokens, start, end, vocab, block)
-                tl.atomic_add(counters + token, at * 0 + 1, mask=there)
-                start += block
-            tl.debug_barrier()
-            start = end * 0
-            while start < end:
-                at, token, there = _known(tokens, start, end, vocab, block)
-                x = tl.load(saved + at, mask=there, other=0.0)
-                kept = there & (x.to(tl.int32, bitcast=True) != _NOT_KEPT)
-                count = tl.load(counters + token, mask=kept, other=0, cache_modifier=".cg") - _COUNTER
-                x = tl.where(x > 0.0, x / repetition, x * repetition) - frequency * count.to(tl.float32)
-                tl.store(logits + token, x - tl.where(count > 0, presence, 0.0), mask=kept)
-                start += block
-
-
-@triton.jit
-def _known(tokens, start, end, vocab, block: tl.constexpr):
-    """A block of a row's positions, their tokens, and which of them there are."""
-    at = start + tl.arange(0, block)
-    token = tl.load(tokens + at, mask=at < end, other=-1)
-    return at, token, (token >= 0) & (token < vocab)

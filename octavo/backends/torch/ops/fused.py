@@ -80,7 +80,7 @@ class FusedOps:
         """As port.Ops.attention_inputs."""
         table = None if mixer.rope is None else self._tables[mixer.rope]
         norms = (weights.q_norm, weights.k_norm)
-        rope_cache(qkv, batch.positions, batch.slots, table, cache.layer(layer), mixer, *norms)
+        rope_cache(qkv, batch.positions, batch.slots, table, cache.layer(layer), mixer, norms, finite=cache.finite)
         return qkv.view(len(qkv), -1, mixer.head_dim)[:, : mixer.heads]
 
     def mlp(self, h: Tensor, weights: MlpWeights, act: str) -> Tensor:

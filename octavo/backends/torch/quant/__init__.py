@@ -18,5 +18,8 @@ JOINS: dict[str, Join] = {"fp8": join_fp8, **dict.fromkeys(LAYOUTS, join_int4)}
 ONLINE: dict[str, Quantize] = {"fp8": quantize_fp8}
 """ModelConfig.quantization -> what makes it of a plain matrix."""
 
-REQUANTIZE: dict[str, Callable[[Tensor, MatrixScheme], QuantizedMatrix]] = dict.fromkeys(LAYOUTS, quantize_int4)
-"""MatrixScheme.layout -> what makes a matrix of random numbers such a one; of other layouts they stay plain."""
+REQUANTIZE: dict[str, Callable[[Tensor, MatrixScheme], QuantizedMatrix]] = {
+    "fp8": quantize_fp8,
+    **dict.fromkeys(LAYOUTS, quantize_int4),
+}
+"""MatrixScheme.layout -> what makes a matrix of random numbers such a one."""

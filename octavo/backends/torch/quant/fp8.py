@@ -6,10 +6,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.backends.torch.quant.matrix import view
-from octavo.base.types.tensor import QuantizedTensor
+from octavo.base.types.tensor import MatrixScheme, QuantizedTensor
 
 LARGEST = 448.0
 """Of E4M3."""
@@ -79,14 +80,24 @@ def join_fp8(stored: Sequence[QuantizedTensor], device: torch.device) -> Fp8Matr
     return Fp8Matrix(weight, torch.cat(scales).to(device), group)
 
 
-def quantize_fp8(matrix: Tensor) -> Fp8Matrix:
-    """One scale a row, by which its largest element becomes E4M3's largest; a row of zeros stays one."""
-    weight = torch.empty(matrix.shape, dtype=torch.float8_e4m3fn, device=matrix.device)
-    scale = torch.empty((len(matrix), 1), dtype=torch.float32, device=matrix.device)
-    step = max(1, _PIECE // matrix.shape[1])
-    for begin in range(0, len(matrix), step):
+def quantize_fp8(matrix: Tensor, scheme: MatrixScheme | None = None) -> Fp8Matrix:
+    """A scale a row, or a block where the scheme has blocks: it makes their largest element E4M3's largest.
+
+    Where all are zero the scale is 1.
+    """
+    rows, columns = (1, 0) if scheme is None or scheme.group[1] == 0 else scheme.group
+    out, width = matrix.shape
+    weight = torch.empty((out, width), dtype=torch.float8_e4m3fn, device=matrix.device)
+    across = -(-width // columns) if columns else 1
+    scale = torch.empty((-(-out // rows), across), dtype=torch.float32, device=matrix.device)
+    step = rows * max(1, _PIECE // (rows * width))
+    for begin in range(0, out, step):
         piece = matrix[begin : begin + step].float()
-        largest = piece.abs().amax(1, keepdim=True)
-        scale[begin : begin + step] = torch.where(largest > 0, largest / LARGEST, 1.0)
-        weight[begin : begin + step] = piece / scale[begin : begin + step]
-    return Fp8Matrix(weight, scale, (1, 0))
+        down = -(-len(piece) // rows)
+        padded = F.pad(piece, (0, across * (columns or width) - width, 0, down * rows - len(piece)))
+        groups = padded.view(down, rows, across, -1)
+        largest = groups.abs().amax((1, 3), keepdim=True)
+        by = torch.where(largest > 0, largest / LARGEST, 1.0)
+        scale[begin // rows : begin // rows + down] = by.view(down, across)
+        weight[begin : begin + step] = (groups / by).view(padded.shape)[: len(piece), :width]
+    return Fp8Matrix(weight, scale, (rows, columns))

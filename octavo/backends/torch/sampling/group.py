@@ -13,6 +13,10 @@ from octavo.base.types.plan import RowSampling
 FLOATS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 """Fields of RowSampling, in the order of the columns of Group.floats."""
 
+INTEGERS = ("seed", "top_k", "num_prompt", "num_edits", "listed", "logprobs")
+"""Columns of the rows' integers. top_k: 1..vocab.  num_edits: of sampling/edits.py.  listed: 1 where allowed_token_ids
+are given.  logprobs: alternatives to the sampled token, -1 where not even its own is asked for."""
+
 
 @dataclass(frozen=True)
 class Group:

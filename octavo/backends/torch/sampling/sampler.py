@@ -11,19 +11,12 @@ from torch import Tensor
 
 from octavo.backends.torch.sampling.group import Group
 from octavo.backends.torch.sampling.masks import REFUSED, apply_masks
-from octavo.backends.torch.sampling.penalties import apply_penalties, has_penalties
+from octavo.backends.torch.sampling.penalties import apply_penalties
 from octavo.backends.torch.sampling.random import gumbel_noise
-from octavo.backends.torch.sampling.tables import TokenTables
 from octavo.base.types.plan import RowSampling
 
 GREEDY_BELOW = 1e-5
 """Temperatures below it are greedy."""
-
-
-def is_plain(sampling: RowSampling, tables: TokenTables) -> bool:
-    """True if temperature and filters are all that is done to the logits, and the token all that is asked for."""
-    asks = sampling.logprobs is not None or sampling.prompt_logprobs is not None
-    return tables.empty and not asks and not has_penalties(sampling)
 
 
 def is_filtered(sampling: RowSampling) -> bool:
