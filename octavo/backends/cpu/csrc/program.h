@@ -115,7 +115,7 @@ namespace octa {
 constexpr int64_t kTile = 64;    // keys whose scores are held at once; tiles start at multiples of it
 constexpr int64_t kGroup = 16;   // keys that must lie in one block to be read in place
 constexpr int64_t kSplit = 256;  // keys after which a sum is closed and merged: the same cuts whatever the batch
-constexpr int64_t kRows = 64;    // query heads of one KV head that a task takes together
+constexpr int64_t kRows = 128;    // query heads of one KV head that a task takes together
 constexpr int64_t kTogether = 6;  // of them, those whose sums stand in registers at once
 
 // One task of an attention, for each KV head: queries of tokens [token, token + count), at positions from `position`;
@@ -136,7 +136,7 @@ inline int64_t partial_floats(int64_t rows, int64_t dim) { return rows * (2 + pa
 
 // Floats that a member needs for attention with `rows` query rows at once.
 inline int64_t attention_scratch(int64_t rows, int64_t dim) {
-    return rows * (dim + 2 * padded(dim) + 4) + kTile * (2 * kTogether + 2 * (dim + padded(dim)));
+    return rows * (dim + 2 * padded(dim) + 4 + 16) + kTile * (2 * kTogether + 2 * (dim + padded(dim)));
 }
 
 // Tokens [begin, end).
