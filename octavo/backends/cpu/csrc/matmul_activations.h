@@ -88,10 +88,10 @@ inline void round_portable(const float *x, float centre, float inverse, int8_t *
 template <int scheme>
 OCT_INLINE inline void put_factors(uint8_t *group, int64_t rows, int64_t r, float scale, float centre, int32_t (&sums)[2]) {
     constexpr Format f = kFormats[scheme];
-    uint8_t *at = group + rows * kGroup + r * 4;
+    uint8_t *at = group + rows * kGroup + r * factor_bytes(f);
     memcpy(at, &scale, 4);
-    memcpy(at + rows * 4, &centre, 4);
-    at = group + rows * (kGroup + 8) + r * f.subs * 4;
+    memcpy(at + 4, &centre, 4);
+    at += 8;
     if (f.subs == 1) sums[0] += sums[1];
     for (int s = 0; s < f.subs; s++) {
         const float total = scale * (float)sums[s] + centre * (float)(kGroup / f.subs);
@@ -158,8 +158,6 @@ void quantize_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_
         put_group<V, scheme>(from, centre, scale, group, rows, r);
     }
     memcpy(rest + r * 4, &outliers.count, 4);
-    const Outlier none = {(int32_t)k, 0.0f};
-    for (int64_t i = outliers.count; i < most; i++) memcpy(outliers.at + i * (int64_t)sizeof none, &none, sizeof none);
 }
 
 // The upper half of a float32, rounded to nearest even; a NaN stays one.

@@ -116,10 +116,18 @@ struct Columns {
     float *weights;
 };
 
-// Rows first..first + M of a tile of `rows` rows. outliers: the tile's, of which no row has more than `most`.
+// An outlier of a row and where its column's weights lie: bytes from Columns::weights on.
+struct Turn {
+    int32_t column;
+    float value;
+};
+
+// Rows first..first + M of a tile of `rows` rows. turns [most][kTile]: the tile's outliers, the first of each row, then
+// the second ...; zero times the column of zeros where a row has no more.
 // unread: whether this panel's weights are still to be written into columns, by who reads the panel first.
 struct Rows {
-    const uint8_t *act, *outliers;
+    const uint8_t *act;
+    const Turn *turns;
     int rows, first, most;
     bool unread;
     Columns columns;
@@ -224,15 +232,15 @@ template <class V, int scheme, int M> struct QuantTile {
 
     // acc[m] += a group's part; the group's activations at act.
     static OCT_INLINE inline void multiply(const Weights &w, const uint8_t *act, const Rows &r, F (&acc)[M]) {
-        const uint8_t *codes = act + r.first * kGroup, *factor = act + r.rows * kGroup + r.first * 4;
-        const uint8_t *centre = factor + r.rows * 4, *aux = act + r.rows * (kGroup + 8) + r.first * 4 * f.subs;
+        const uint8_t *codes = act + r.first * kGroup, *factors = act + r.rows * kGroup + r.first * factor_bytes(f);
+        const auto factor = [&](int m) OCT_INLINE { return factors + m * factor_bytes(f); };
         each<M / kAbreast>([&](auto block) OCT_INLINE {
             constexpr int first = decltype(block)::value * kAbreast;
             F sum[kAbreast];
             each<f.subs>([&](auto s) OCT_INLINE {
                 I part[kAbreast];
                 each<kAbreast>([&](auto i) OCT_INLINE {
-                    part[i] = V::splat(Weights::kOffset ? int_at(aux + ((first + i) * f.subs + s) * 4) : 0);
+                    part[i] = V::splat(Weights::kOffset ? int_at(factor(first + i) + 8 + s * 4) : 0);
                 });
                 each<8 / f.subs>([&](auto i) OCT_INLINE {
                     constexpr int q = s * 8 / f.subs + i;
@@ -250,26 +258,23 @@ template <class V, int scheme, int M> struct QuantTile {
             });
             each<kAbreast>([&](auto i) OCT_INLINE {
                 constexpr int m = first + i;
-                acc[m] = V::fma(sum[i], V::splat(float_at(factor + m * 4)), acc[m]);
+                acc[m] = V::fma(sum[i], V::splat(float_at(factor(m))), acc[m]);
                 if constexpr (f.minimum)
                     each<f.subs>([&](auto s) OCT_INLINE {
-                        acc[m] = V::fma(w.minimum[s], V::splat(float_at(aux + (m * f.subs + s) * 4)), acc[m]);
+                        acc[m] = V::fma(w.minimum[s], V::splat(float_at(factor(m) + 8 + s * 4)), acc[m]);
                     });
-                acc[m] = V::fma(w.total, V::splat(float_at(centre + m * 4)), acc[m]);
+                acc[m] = V::fma(w.total, V::splat(float_at(factor(m) + 4)), acc[m]);
             });
         });
     }
 
     // Adds the outliers times their columns, row by row in turn, and writes acc.
-    static OCT_INLINE inline void finish(F (&acc)[M], int lane, const Rows &r, int64_t k, const Target &to) {
-        const int64_t row_bytes = most_outliers(k) * (int64_t)sizeof(Outlier);
-        const uint8_t *at = r.outliers + r.first * row_bytes;
+    static OCT_INLINE inline void finish(F (&acc)[M], int lane, const Rows &r, const Target &to) {
         const uint8_t *weights = (const uint8_t *)(r.columns.weights + lane);
-        for (int turn = 0; turn < r.most; turn++, at += sizeof(Outlier))
+        const Turn *turns = r.turns + r.first;
+        for (int turn = 0; turn < r.most; turn++, turns += kTile)
             each<M>([&](auto m) OCT_INLINE {
-                const uint8_t *outlier = at + m * row_bytes;
-                const F column = V::floats(weights + (size_t)(uint32_t)int_at(outlier) * (kPanel * 4));
-                acc[m] = V::fma(column, V::splat(float_at(outlier + 4)), acc[m]);
+                acc[m] = V::fma(V::floats(weights + turns[m].column), V::splat(turns[m].value), acc[m]);
             });
         each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, acc[m], to.bias, to.lo, to.hi); });
     }
@@ -290,7 +295,7 @@ template <class V, int scheme, int M> struct QuantTile {
             }
         }
         if (r.unread) Weights::read_columns(panel, lane, r.columns);
-        finish(acc, lane, r, k, to);
+        finish(acc, lane, r, to);
     }
 
     // As run, on a panel that unpack_panel made ready.
@@ -303,7 +308,7 @@ template <class V, int scheme, int M> struct QuantTile {
             w.take(panel + g * Weights::kUnpacked);
             multiply(w, act, r, acc);
         }
-        finish(acc, 0, r, k, to);
+        finish(acc, 0, r, to);
     }
 
     static void unpack_panel(const uint8_t *panel, int64_t k, uint8_t *out) {
@@ -402,51 +407,54 @@ template <class V, int scheme> void panel_tile(const Product &p, int64_t n, Rows
     }
 }
 
-// The tiles of a chunk of rows, the elements of k that are outliers in them (once each), their weights, and room for an
-// unpacked panel. seen [k]: all false, but while `columns` is made.
+// The tiles of a chunk of rows, their outliers, the elements of k that are outliers in them (once each), their weights,
+// and room for an unpacked panel. seen [k]: all false, but while `columns` is made.
 struct Chunk {
     Vector<Rows> tiles;
+    Vector<Turn> turns;
     Vector<int32_t> columns;
     Vector<uint8_t> seen, room;
     Vector<float> weights;
 };
 
-// Notes the columns of a tile's outliers, which lie behind its counts at `at`. Returns the most that a row has.
-inline int add_columns(const uint8_t *at, int rows, int64_t k, Chunk &chunk) {
-    const uint8_t *list = at + rows * 4;
+// Notes the turns and columns of a tile's outliers, which lie behind its counts at `at`. Returns the number of turns.
+inline int add_turns(const uint8_t *at, int rows, int64_t k, Chunk &chunk) {
     int most = 0;
-    for (int r = 0; r < rows; r++, list += most_outliers(k) * (int64_t)sizeof(Outlier)) {
-        const int count = int_at(at + r * 4);
-        most = count > most ? count : most;
-        for (int i = 0; i < count; i++) {
+    for (int r = 0; r < rows; r++) most = int_at(at + r * 4) > most ? int_at(at + r * 4) : most;
+    const size_t first = chunk.turns.size();
+    chunk.turns.resize(first + (size_t)most * kTile, Turn{(int32_t)k * kPanel * 4, 0.0f});
+    const uint8_t *list = at + rows * 4;
+    for (int r = 0; r < rows; r++, list += most_outliers(k) * (int64_t)sizeof(Outlier))
+        for (int i = 0; i < int_at(at + r * 4); i++) {
             const int32_t index = int_at(list + i * sizeof(Outlier));
+            chunk.turns[first + (size_t)(i * kTile + r)] = {index * kPanel * 4, float_at(list + i * sizeof(Outlier) + 4)};
             if (!chunk.seen[(size_t)index]) chunk.columns.push_back(index);
             chunk.seen[(size_t)index] = 1;
         }
-    }
     return most;
 }
 
 // The `count` tiles that begin with `row`, or those that are left.
 template <int scheme> void find_tiles(const Product &p, int64_t row, int64_t count, Chunk &chunk) {
     constexpr Format f = kFormats[scheme];
-    chunk.tiles.clear(), chunk.columns.clear();
+    chunk.tiles.clear(), chunk.columns.clear(), chunk.turns.clear();
     if (!is_dense(f) && chunk.seen.size() < (size_t)p.k) chunk.seen.resize((size_t)p.k);
     for (; row < p.m && count > 0; row += kTile, count--) {
         const int rows = (int)(p.m - row < kTile ? p.m - row : kTile);
         Rows tile = {p.act + row * act_row_bytes(scheme, p.k), nullptr, rows, 0, 0, false, {}};
-        if constexpr (!is_dense(f)) {
-            const uint8_t *rest = tile.act + p.k / kGroup * rows * act_group_bytes(f);
-            tile.outliers = rest + rows * 4;
-            tile.most = add_columns(rest, rows, p.k, chunk);
-        }
+        if constexpr (!is_dense(f)) tile.most = add_turns(tile.act + p.k / kGroup * rows * act_group_bytes(f), rows, p.k, chunk);
         chunk.tiles.push_back(tile);
     }
     if constexpr (is_dense(f)) return;
     for (const int32_t index : chunk.columns) chunk.seen[(size_t)index] = 0;
     if (chunk.weights.size() < (size_t)(p.k + 1) * kPanel) chunk.weights.resize((size_t)(p.k + 1) * kPanel);
     memset(chunk.weights.data() + p.k * kPanel, 0, kPanel * 4);
-    for (Rows &tile : chunk.tiles) tile.columns = {chunk.columns.data(), (int32_t)chunk.columns.size(), chunk.weights.data()};
+    const Turn *turns = chunk.turns.data();
+    for (Rows &tile : chunk.tiles) {
+        tile.columns = {chunk.columns.data(), (int32_t)chunk.columns.size(), chunk.weights.data()};
+        tile.turns = turns;
+        turns += tile.most * kTile;
+    }
 }
 
 // Tiles of all 16 rows from which on it pays to unpack a panel once for them all.
