@@ -474,40 +474,79 @@ void panel_unpacked(const Product &p, int64_t n, const Rows *tiles, int64_t coun
     }
 }
 
-// Panels n_begin..n_end times a chunk's tiles, which begin with `row`.
-template <class V, int scheme> void chunk_of_tiles(const Product &p, Chunk &chunk, int64_t row) {
-    constexpr bool unpacks = !is_dense(kFormats[scheme]) && V::kLanes == kPanel && V::kRows == kTile;
+// The panel that begins with output n times a chunk's tiles, which begin with `row`.
+template <class V, int scheme> void panel_of_chunk(const Product &p, Chunk &chunk, int64_t row, int64_t n) {
     const Rows *tiles = chunk.tiles.data();
     const int64_t count = (int64_t)chunk.tiles.size();
     int64_t whole = 0;
-    if constexpr (unpacks) {
+    if constexpr (!is_dense(kFormats[scheme]) && V::kLanes == kPanel && V::kRows == kTile) {
         whole = count - (tiles[count - 1].rows < kTile);
         whole = whole < kUnpackTiles ? 0 : whole;
-        if (whole) chunk.room.resize((size_t)(p.k / kGroup * Group<V, scheme>::kUnpacked));
-    }
-    for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end; n += kPanel) {
-        if constexpr (unpacks)
-            if (whole) panel_unpacked<V, scheme>(p, n, tiles, whole, row, chunk.room.data());
-        for (int64_t i = whole; i < count; i++) {
-            Rows rows = tiles[i];
-            rows.unread = i == 0;
-            panel_tile<V, scheme>(p, n, rows, row + i * kTile);
+        if (whole) {
+            const size_t bytes = (size_t)(p.k / kGroup * Group<V, scheme>::kUnpacked);
+            if (chunk.room.size() < bytes) chunk.room.resize(bytes);
+            panel_unpacked<V, scheme>(p, n, tiles, whole, row, chunk.room.data());
         }
     }
+    for (int64_t i = whole; i < count; i++) {
+        Rows rows = tiles[i];
+        rows.unread = i == 0;
+        panel_tile<V, scheme>(p, n, rows, row + i * kTile);
+    }
+}
+
+// Tiles whose activations, row_bytes each row, stay near; all chunks but the last have as many.
+inline int64_t tiles_near(int64_t m, int64_t row_bytes) {
+    const int64_t chunks = m * row_bytes / kActivationBytes + 1;
+    return ((m + kTile - 1) / kTile + chunks - 1) / chunks;
 }
 
 template <class V, int scheme> void matmul(const Product &p) {
     static thread_local Chunk chunk;  // kept: products of one row would feel its making
-    const int64_t row_bytes = act_row_bytes(scheme, p.k), all = (p.m + kTile - 1) / kTile;
-    const int64_t chunks = p.m * row_bytes / kActivationBytes + 1, most = (all + chunks - 1) / chunks;
+    const int64_t most = tiles_near(p.m, act_row_bytes(scheme, p.k));
     for (int64_t row = 0; row < p.m; row += most * kTile) {
         find_tiles<scheme>(p, row, most, chunk);
-        chunk_of_tiles<V, scheme>(p, chunk, row);
+        for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end; n += kPanel) panel_of_chunk<V, scheme>(p, chunk, row, n);
+    }
+}
+
+// What the two sides of a gated product do, by scheme.
+template <class V> struct Sides {
+    void (*find[OCT_SCHEMES])(const Product &, int64_t, int64_t, Chunk &);
+    void (*panel[OCT_SCHEMES])(const Product &, Chunk &, int64_t, int64_t);
+
+    template <int... scheme> constexpr explicit Sides(std::integer_sequence<int, scheme...>)
+        : find{find_tiles<scheme>...}, panel{panel_of_chunk<V, scheme>...} {}
+};
+
+// A panel of each side at a time, into room that stays near until both are combined.
+template <class V> void matmul_gated(const GatedProduct &p) {
+    static constexpr Sides<V> sides{std::make_integer_sequence<int, OCT_SCHEMES>()};
+    static thread_local Chunk chunks[2];
+    static thread_local Vector<float> room;
+    const int64_t m = p.sides[0].m, k = p.sides[0].k, n_end = p.sides[0].n_end;
+    const bool alike = p.schemes[0] == p.schemes[1];  // then of one form
+    const int64_t bytes[2] = {act_row_bytes(p.schemes[0], k), act_row_bytes(p.schemes[1], k)};
+    const int64_t most = tiles_near(m, bytes[0] > bytes[1] ? bytes[0] : bytes[1]);
+    if (room.size() < (size_t)(2 * most * kTile * kPanel)) room.resize((size_t)(2 * most * kTile * kPanel));
+    for (int64_t row = 0; row < m; row += most * kTile) {
+        const int64_t rows = m - row < most * kTile ? m - row : most * kTile;
+        for (int s = 0; s < 2 - alike; s++) sides.find[p.schemes[s]](p.sides[s], row, most, chunks[s]);
+        for (int64_t n = p.sides[0].n_begin; n < n_end; n += kPanel) {
+            float *const made[2] = {room.data(), room.data() + most * kTile * kPanel};
+            for (int s = 0; s < 2; s++) {
+                Product side = p.sides[s];
+                side.y = made[s] - row * kPanel - n;
+                side.ldy = kPanel;
+                sides.panel[p.schemes[s]](side, chunks[alike ? 0 : s], row, n);
+            }
+            p.combine(p.act, made[0], made[1], p.y + row * p.ldy + n, p.ldy, rows, n_end - n < kPanel ? n_end - n : kPanel);
+        }
     }
 }
 
 template <class V, int... scheme> constexpr Kernels kernels(const char *name, std::integer_sequence<int, scheme...>) {
-    return {name, {quantize<V, scheme>...}, {matmul<V, scheme>...}};
+    return {name, {quantize<V, scheme>...}, {matmul<V, scheme>...}, matmul_gated<V>};
 }
 
 template <class V> constexpr Kernels kernels(const char *name) {
