@@ -45,8 +45,13 @@ class Lowering:
             self._rows("rope_table", k=len(inv_freq), a=factor, cos=cos, sin=sin, inv_freq=inv_freq)
         for steps in (body, tail):
             self._tails = steps is tail
-            for step in steps:
-                getattr(self, f"_{step.op}")(*step.arguments, **step.options)
+            rest = iter(zip(steps, (*steps[1:], None), strict=False))
+            for step, after in rest:
+                if after is not None and self._joins(step, after):
+                    self._gate_up(step, after)
+                    next(rest)
+                else:
+                    getattr(self, f"_{step.op}")(*step.arguments, **step.options)
         groups = (Group * len(self._groups))()
         ends = [first for _, first, _ in self._groups[1:]] + [len(self._made)]
         for group, (kind, first, tails), end in zip(groups, self._groups, ends, strict=True):
@@ -86,8 +91,7 @@ class Lowering:
     def _products(self, out: str, x: str, matrices: tuple[Matrix, ...], bias: np.ndarray | None) -> None:
         """Each matrix fills its own columns of `out`."""
         source, target, width = self.arrays[x], self.arrays[out], self._width(out)
-        schemes = sorted({matrix.scheme for matrix in matrices})
-        acts = {scheme: self._quantized(scheme, matrices[0].k, source) for scheme in schemes}
+        acts = self._quantized_once(matrices, source)
         flat, at = target.reshape(len(target), -1), 0
         for matrix in matrices:
             columns = slice(at, at + matrix.n)
@@ -95,6 +99,11 @@ class Lowering:
             given = {"out": flat[:, columns], "bias": part, "act": acts[matrix.scheme], "ld_out": width}
             self._emit("matmul", native.PRODUCTS, **given, **_of(matrix))
             at += matrix.n
+
+    def _quantized_once(self, matrices: tuple[Matrix, ...], source: np.ndarray) -> dict[str, np.ndarray]:
+        """By scheme: `source` as products of the matrices read it."""
+        schemes = sorted({matrix.scheme for matrix in matrices})
+        return {scheme: self._quantized(scheme, matrices[0].k, source) for scheme in schemes}
 
     def _quantized(self, scheme: str, k: int, source: np.ndarray) -> np.ndarray:
         act = self.act(scheme, k, self._tails)
@@ -138,6 +147,25 @@ class Lowering:
     def _gated(self, out: str, gate_up: str, *, act: str) -> None:
         given = {"out": self.arrays[out], "in_": self.arrays[gate_up], "flag": native.ACTIVATIONS[act]}
         self._rows("gated", k=self._width(out), **given)
+
+    def _joins(self, step: Step, after: Step) -> bool:
+        """Whether a linear step makes what the next one gates, of two matrices: nothing else reads that."""
+        pair = step.op == "linear" and after.op == "gated" and after.arguments[1] == step.arguments[0]
+        return pair and len(self.packed.matrices[str(step.arguments[2])]) == 2
+
+    def _gate_up(self, linear: Step, gated: Step) -> None:
+        """Both in one product, so that its sides are never written."""
+        _, x, weight, bias = linear.arguments
+        out = str(gated.arguments[0])
+        gate, up = self.packed.matrices[str(weight)]
+        acts = self._quantized_once((gate, up), self.arrays[str(x)])
+        vector = self.packed.vectors[bias] if bias else None
+        biases = (None, None) if vector is None else (vector[: gate.n], vector[gate.n :])
+        second: dict[str, Any] = {"second_scheme": native.SCHEME_IDS[up.scheme], "second_weight": up.data}
+        second |= {"second_act": acts[up.scheme], "second_bias": biases[1]}
+        given = {"out": self.arrays[out], "act": acts[gate.scheme], "bias": biases[0], "ld_out": self._width(out)}
+        flag = native.ACTIVATIONS[gated.options["act"]]
+        self._emit("gate_up", native.PRODUCTS, flag=flag, **given, **second, **_of(gate))
 
     def _add_gated(self, x: str, delta: str, logit: str) -> None:
         self._rows("add_gated", k=self._width(x), out=self.arrays[x], in_=self.arrays[delta], delta=self.arrays[logit])

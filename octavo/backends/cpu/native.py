@@ -17,7 +17,7 @@ from octavo.backends.cpu.sampler import Draw
 from octavo.base.types.tensor import SCHEMES
 
 _log = logging.getLogger(__name__)
-_ABI = 3
+_ABI = 4
 LIBRARY = Path(__file__).with_name("libocta_cpu.so")
 SCHEME_IDS = {name: index for index, name in enumerate(SCHEMES)}
 """Scheme name -> its number in csrc/matmul.h."""
@@ -39,6 +39,7 @@ OPS = {
     "attention": 21,
     "head": 22,
     "experts": 23,
+    "gate_up": 24,
 }
 CELL_IDS = {dtype: index for index, dtype in enumerate(CELLS.values())}
 """What a cache is an array of -> OctCells of csrc/program.h."""
@@ -56,6 +57,8 @@ class Instruction(ctypes.Structure):
         *((name, _FLOAT) for name in ("a", "b")),
         *((name, _POINTER) for name in ("out", "in_", "delta", "weight", "bias", "act")),
         *((name, _POINTER) for name in ("keys", "values", "key_scales", "value_scales", "cos", "sin", "inv_freq")),
+        ("second_scheme", _LONG),
+        *((name, _POINTER) for name in ("second_weight", "second_act", "second_bias")),
     ]
 
 

@@ -61,7 +61,7 @@ def pack(pool: Pool, array: np.ndarray) -> tuple[Matrix, ...]:
 
 def run(
     pool: Pool,
-    step: Instruction,
+    step: Instruction | tuple[Instruction, ...],
     arrays: dict[str, np.ndarray],
     *,
     packed: Packed | None = None,
@@ -71,7 +71,7 @@ def run(
     block_size: int = 1,
     **given: Any,
 ) -> None:
-    """One step over named arrays; given: ids, positions, slots, spans, num_blocks, finite.
+    """One step, or some in turn, over named arrays; given: ids, positions, slots, spans, num_blocks, finite.
 
     With tails, the step is of a program's tail, and tails_finite and best are given.
     """
@@ -87,7 +87,8 @@ def run(
         return acts[-1]
 
     lowering, tails = Lowering(arrays, packed or Packed({}, {}), act, room, caches or {}), given.get("tails")
-    body, tail = ((step,), ()) if tails is None else ((), (step,))
+    steps = step if isinstance(step, tuple) else (step,)
+    body, tail = (steps, ()) if tails is None else ((), steps)
     lowered = lowering.lower(body, tail, factors=factors)
     spans: list[Span] = given.pop("spans", [])
     places = np.cumsum([0, *[len(span.blocks) for span in spans]]).tolist()

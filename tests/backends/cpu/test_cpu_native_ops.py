@@ -14,7 +14,7 @@ from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
 from octavo.backends.cpu.cache import CELLS, Cells, decode, encode
 from octavo.backends.cpu.native import Pool
-from octavo.backends.cpu.packed import Packed
+from octavo.backends.cpu.packed import Matrix, Packed
 from octavo.backends.cpu.program import Instruction
 from octavo.backends.cpu.rows import Span
 from octavo.backends.cpu.team import Team
@@ -271,6 +271,44 @@ def test_gated(pool: Pool, act: str) -> None:
     native_tiny.run(pool, step, {"wide": out, "gate_up": np.concatenate((gate, up), axis=1)}, tokens=1)
     exact = np.array([cpu_tiny.activate(float(g), act) if abs(g) < 700 else 0.0 for g in gate[0]])
     close(out[0], exact * up[0])
+
+
+def q8_0(pool: Pool, n: int, k: int, seed: int) -> Matrix:
+    """Random codes, blocks of 32 behind a float16 scale each."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (n * k // 32, 34), np.uint8)
+    blocks[:, :2] = np.full(1, 0.01, "<f2").view(np.uint8)
+    return Matrix("Q8_0", n, k, pool.pack("Q8_0", memoryview(blocks.reshape(-1)), n=n, k=k))
+
+
+@pytest.mark.parametrize("act", sorted(ops.ACTIVATIONS))
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "width", "forms"), [(1, 130, "88"), (3, 3, "ff"), (17, 48, "8f"), (70, 33, "88"), (65, 17, "ff")]
+)
+def test_gate_and_up_in_one_product(pool: Pool, act: str, with_bias: bool, tokens: int, width: int, forms: str) -> None:
+    """As precise as the two steps apart, and of the same bits."""
+    k, weights = 64, [rand(width, 64, seed=seed) for seed in (1, 2)]
+    pair = [
+        q8_0(pool, width, k, i) if form == "8" else native_tiny.pack(pool, weights[i])[0]
+        for i, form in enumerate(forms)
+    ]
+    bias = rand(2 * width, seed=9) if with_bias else None
+    packed = Packed({} if bias is None else {"b": bias}, {"w": tuple(pair)})
+    x, out, apart, both = rand(tokens, k), *(poisoned(tokens, w) for w in (width, width, 2 * width))
+    linear = Instruction("linear", ("gate_up", "x", "w", None if bias is None else "b"))
+    gated = Instruction("gated", ("wide", "gate_up"), {"act": act})
+    native_tiny.run(pool, linear, {"x": x, "gate_up": both}, packed=packed, tokens=tokens)
+    native_tiny.run(pool, gated, {"gate_up": both, "wide": apart}, tokens=tokens)
+    unused = poisoned(tokens, 2 * width)
+    native_tiny.run(pool, (linear, gated), {"x": x, "gate_up": unused, "wide": out}, packed=packed, tokens=tokens)
+    assert np.isnan(unused).all()
+    np.testing.assert_array_equal(out.view(np.uint32), apart.view(np.uint32))
+    if forms == "ff":
+        gate, up = (x.astype(np.float64) @ w.T.astype(np.float64) for w in weights)
+        if bias is not None:
+            gate, up = gate + bias[:width], up + bias[width:]
+        exact = np.vectorize(lambda g: cpu_tiny.activate(float(g), act))(gate) * up
+        assert np.abs(out - exact).max() < 1e-4 * np.abs(exact).max()
 
 
 def test_nan_goes_through(pool: Pool) -> None:

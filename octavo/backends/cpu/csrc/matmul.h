@@ -65,6 +65,22 @@ void oct_act_quantize(int scheme, const float *x, int64_t ldx, void *act, int64_
 void oct_matmul(int scheme, const void *packed, const void *act, const float *x, float *y, int64_t ldy, int64_t m,
                 int64_t n, int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null);
 
+// out[rows][columns] (rows ldo apart) = act(gate) * up, both [rows][OCT_PANEL].
+typedef void oct_combine(int32_t act, const float *gate, const float *up, float *out, int64_t ldo, int64_t rows,
+                         int64_t columns);
+
+// One side of a gated product: as oct_matmul's arguments of these names.
+typedef struct {
+    int64_t scheme;
+    const void *packed, *act;
+    const float *bias_or_null;
+} oct_side;
+
+// y = act(x * gate^T) * (x * up^T) in place of writing both; otherwise as oct_matmul. n_begin is a multiple of OCT_PANEL;
+// sides of one scheme have the same `act`.
+void oct_matmul_gated(const oct_side *gate, const oct_side *up, float *y, int64_t ldy, int64_t m, int64_t k,
+                      int64_t n_begin, int64_t n_end, oct_combine *combine, int32_t act);
+
 // out[k] = weights[row], exactly as octavo.quant dequantizes them.
 void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t n, int64_t k, int64_t row);
 

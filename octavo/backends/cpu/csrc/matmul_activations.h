@@ -88,27 +88,16 @@ inline void round_portable(const float *x, float centre, float inverse, int8_t *
 template <int scheme>
 OCT_INLINE inline void put_factors(uint8_t *group, int64_t rows, int64_t r, float scale, float centre, int32_t (&sums)[2]) {
     constexpr Format f = kFormats[scheme];
-    uint8_t *at = group + rows * kGroup + r * 4;
+    uint8_t *at = group + rows * kGroup + r * factor_bytes(f);
     memcpy(at, &scale, 4);
-    memcpy(at + rows * 4, &centre, 4);
-    at = group + rows * (kGroup + 8) + r * f.subs * 4;
+    memcpy(at + 4, &centre, 4);
+    at += 8;
     if (f.subs == 1) sums[0] += sums[1];
     for (int s = 0; s < f.subs; s++) {
         const float total = scale * (float)sums[s] + centre * (float)(kGroup / f.subs);
         const int32_t shifted = -f.offset * sums[s];
         memcpy(at + s * 4, f.minimum ? (const void *)&total : &shifted, 4);
     }
-}
-
-template <class V, int scheme>
-OCT_INLINE inline void put_group(const float *x, float centre, float scale, uint8_t *group, int64_t rows, int64_t r) {
-    int8_t *codes = (int8_t *)(group + r * kGroup);
-    int32_t sums[2] = {};
-    if (scale > 0.0f)
-        V::round(x, centre, 1.0f / scale, codes, sums);
-    else
-        memset(codes, 0, kGroup);
-    put_factors<scheme>(group, rows, r, scale, centre, sums);
 }
 
 // A row's outliers, as they are found: the elements beyond `bound` of groups with a wide span.
@@ -136,6 +125,17 @@ struct Outliers {
     }
 };
 
+// Groups that quantize_row takes at once: what is computed for each of them alone fills vectors.
+constexpr int kAtOnce = 16;
+
+// low, high [count]: the ranges of groups of 32 that lie one after the other.
+template <class V> OCT_INLINE inline void ranges(const float *x, int count, float *low, float *high) {
+    int i = 0;
+    if constexpr (requires { V::range8(x, low, high); })
+        for (; i + 8 <= count; i += 8) V::range8(x + i * kGroup, low + i, high + i);
+    for (; i < count; i++) V::range(x + i * kGroup, low[i], high[i]);
+}
+
 template <class V, int scheme>
 void quantize_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_t r) {
     constexpr Format f = kFormats[scheme];
@@ -145,21 +145,35 @@ void quantize_row(const float *x, int64_t k, uint8_t *tile, int64_t rows, int64_
     uint8_t *group = tile, *rest = tile + groups * rows * act_group_bytes(f);
     Outliers outliers = {rest + rows * 4 + r * most * (int64_t)sizeof(Outlier), most,
                          kOutlier * __builtin_sqrtf(squares / (float)k)};
-    for (int64_t g = 0; g < groups; g++, x += kGroup, group += rows * act_group_bytes(f)) {
-        const float *from = x;
-        float low, high, inside[kGroup];
-        V::range(x, low, high);
-        if (high * 0.5f - low * 0.5f > outliers.bound) {
-            outliers.take<V>(x, (int32_t)(g * kGroup), inside, low, high);
-            from = inside;
+    for (int64_t first = 0; first < groups; first += kAtOnce) {
+        const int count = groups - first < kAtOnce ? (int)(groups - first) : kAtOnce;
+        const float *from[kAtOnce];
+        float low[kAtOnce] = {}, high[kAtOnce] = {}, inside[kAtOnce][kGroup], centre[kAtOnce], scale[kAtOnce], inverse[kAtOnce];
+        ranges<V>(x + first * kGroup, count, low, high);
+        for (int i = 0; i < count; i++) {
+            from[i] = x + (first + i) * kGroup;
+            if (high[i] * 0.5f - low[i] * 0.5f > outliers.bound) {
+                outliers.take<V>(from[i], (int32_t)(first + i) * kGroup, inside[i], low[i], high[i]);
+                from[i] = inside[i];
+            }
         }
-        const float centre = high * 0.5f + low * 0.5f + poison, step = (high * 0.5f - low * 0.5f) * (2.0f / 254.0f);
-        const float scale = poison != 0.0f ? poison : step >= kLeastStep ? step : 0.0f;
-        put_group<V, scheme>(from, centre, scale, group, rows, r);
+        for (int i = 0; i < kAtOnce; i++) {
+            const float step = (high[i] * 0.5f - low[i] * 0.5f) * (2.0f / 254.0f);
+            centre[i] = high[i] * 0.5f + low[i] * 0.5f + poison;
+            scale[i] = (step >= kLeastStep ? step : 0.0f) + poison;
+            inverse[i] = 1.0f / scale[i];
+        }
+        for (int i = 0; i < count; i++, group += rows * act_group_bytes(f)) {
+            int8_t *codes = (int8_t *)(group + r * kGroup);
+            int32_t sums[2] = {};
+            if (scale[i] > 0.0f)
+                V::round(from[i], centre[i], inverse[i], codes, sums);
+            else
+                memset(codes, 0, kGroup);
+            put_factors<scheme>(group, rows, r, scale[i], centre[i], sums);
+        }
     }
     memcpy(rest + r * 4, &outliers.count, 4);
-    const Outlier none = {(int32_t)k, 0.0f};
-    for (int64_t i = outliers.count; i < most; i++) memcpy(outliers.at + i * (int64_t)sizeof none, &none, sizeof none);
 }
 
 // The upper half of a float32, rounded to nearest even; a NaN stays one.

@@ -148,12 +148,12 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
 
     // A group's activations of the rows of a call.
     struct Part {
-        const uint8_t *codes, *factor, *centre, *aux;
+        const uint8_t *codes, *factors;
 
         OCT_INLINE Part(const uint8_t *act, const Rows &r)
-            : codes(act + r.first * kGroup), factor(act + r.rows * kGroup + r.first * 4), centre(factor + r.rows * 4),
-              aux(act + r.rows * (kGroup + 8) + r.first * 4 * f.subs) {}
-        OCT_INLINE const uint8_t *aux_at(int m, int s) const { return aux + (m * f.subs + s) * 4; }
+            : codes(act + r.first * kGroup), factors(act + r.rows * kGroup + r.first * factor_bytes(f)) {}
+        OCT_INLINE const uint8_t *factor(int m) const { return factors + m * factor_bytes(f); }
+        OCT_INLINE const uint8_t *aux_at(int m, int s) const { return factor(m) + 8 + s * 4; }
         OCT_INLINE int32_t start(int m, int s) const { return Weights::kOffset ? int_at(aux_at(m, s)) : 0; }
     };
 
@@ -193,10 +193,10 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
     static OCT_INLINE inline void add(const I (&dot)[f.subs], const Weights &w, const Part &x, int m, F &acc) {
         F sum = Quad::mul(Quad::to_float(dot[0]), w.scale[0]);
         if constexpr (f.subs == 2) sum = Quad::fma(Quad::to_float(dot[1]), w.scale[1], sum);
-        acc = Quad::fma(sum, float_at(x.factor + m * 4), acc);
+        acc = Quad::fma(sum, float_at(x.factor(m)), acc);
         if constexpr (f.minimum)
             each<f.subs>([&](auto s) OCT_INLINE { acc = Quad::fma(w.minimum[s], float_at(x.aux_at(m, s)), acc); });
-        acc = Quad::fma(w.total, float_at(x.centre + m * 4), acc);
+        acc = Quad::fma(w.total, float_at(x.factor(m) + 4), acc);
     }
 
     // acc[m] += a group's part, for lanes lane..lane + 4 of the panel; its block at `block`, itself at p.
@@ -234,15 +234,13 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
     }
 
     // The outliers times their columns, row by row in turn.
-    static OCT_INLINE inline void add_outliers(const Rows &r, int lane, int64_t k, F (&acc)[P][M]) {
-        const int64_t row_bytes = most_outliers(k) * (int64_t)sizeof(Outlier);
-        const uint8_t *at = r.outliers + r.first * row_bytes;
-        for (int turn = 0; turn < r.most; turn++, at += sizeof(Outlier))
+    static OCT_INLINE inline void add_outliers(const Rows &r, int lane, F (&acc)[P][M]) {
+        const Turn *turns = r.turns + r.first;
+        for (int turn = 0; turn < r.most; turn++, turns += kTile)
             each<M>([&](auto m) OCT_INLINE {
-                const uint8_t *outlier = at + m * row_bytes;
-                const float *column = r.columns.weights + (size_t)(uint32_t)int_at(outlier) * kPanel + lane;
+                const float *column = r.columns.weights + turns[m].column / 4 + lane;
                 each<P>([&](auto i) OCT_INLINE {
-                    acc[i][m] = Quad::fma(vld1q_f32(column + 4 * i), float_at(outlier + 4), acc[i][m]);
+                    acc[i][m] = Quad::fma(vld1q_f32(column + 4 * i), turns[m].value, acc[i][m]);
                 });
             });
     }
@@ -263,7 +261,7 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
                 }
             }
             if (r.unread) each<P>([&](auto i) OCT_INLINE { Weights::read_columns(panel, lane + 4 * i, r.columns); });
-            add_outliers(r, lane, k, acc);
+            add_outliers(r, lane, acc);
             each<P * M>([&](auto i) OCT_INLINE {
                 const int at = lane + i / M * 4;
                 Quad::store(to.y + i % M * to.ldy + at, acc[i / M][i % M], to.bias ? to.bias + at : nullptr, to.lo - at,

@@ -69,7 +69,10 @@ struct Avx512 {
     static OCT_INLINE inline void store(float *y, F value, const float *bias, int lo, int hi) {
         const __mmask16 lanes = (__mmask16)((0xffffu >> (16 - hi)) & (0xffffu << lo));
         if (bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(lanes, bias));
-        _mm512_mask_storeu_ps(y, lanes, value);
+        if (lanes == 0xffff)
+            _mm512_storeu_ps(y, value);  // can be read at once, which one with a mask cannot
+        else
+            _mm512_mask_storeu_ps(y, lanes, value);
     }
 
     static OCT_INLINE inline void pairs(const float *x, uint32_t *out) {
@@ -79,6 +82,33 @@ struct Avx512 {
         const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
         low = _mm512_reduce_min_ps(_mm512_min_ps(a, b));
         high = _mm512_reduce_max_ps(_mm512_max_ps(a, b));
+    }
+    // The ranges of 8 groups: least (negated) and greatest elements are made fewer side by side, until one vector has them all.
+    static OCT_INLINE inline void range8(const float *x, float *low, float *high) {
+        const auto group = [&](int i) OCT_INLINE {  // 8 lanes of the least, 8 of the greatest
+            const __m512 a = _mm512_loadu_ps(x + i * 32), b = _mm512_loadu_ps(x + i * 32 + 16);
+            const __m512 least = negate(_mm512_min_ps(a, b)), most = _mm512_max_ps(a, b);
+            return _mm512_max_ps(_mm512_shuffle_f32x4(least, most, 0x44), _mm512_shuffle_f32x4(least, most, 0xee));
+        };
+        // lanes of 4 pair up: a's and b's
+        const auto fours = [&](int i) OCT_INLINE {
+            const __m512 a = group(i), b = group(i + 1);
+            return _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+        };
+        const auto twos = [&](int i) OCT_INLINE {
+            const __m512 a = fours(i), b = fours(i + 2);
+            return _mm512_max_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+        };
+        const __m512 a = twos(0), b = twos(4);
+        const __m512 both = _mm512_max_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+        // four lanes each: least of the even groups, greatest of them, then those of the odd groups
+        const auto store = [](float *to, __m128 even, __m128 odd) OCT_INLINE {
+            _mm_storeu_ps(to, _mm_unpacklo_ps(even, odd));
+            _mm_storeu_ps(to + 4, _mm_unpackhi_ps(even, odd));
+        };
+        const __m512 least = negate(both);
+        store(low, _mm512_castps512_ps128(least), _mm512_extractf32x4_ps(least, 2));
+        store(high, _mm512_extractf32x4_ps(both, 1), _mm512_extractf32x4_ps(both, 3));
     }
     static OCT_INLINE inline uint32_t beyond(const float *x, float bound) {
         const auto half = [&](int i) OCT_INLINE {

@@ -100,6 +100,15 @@ void oct_matmul(int scheme, const void *packed, const void *act, const float *, 
                              n_begin, n_end, bias_or_null});
 }
 
+void oct_matmul_gated(const oct_side *gate, const oct_side *up, float *y, int64_t ldy, int64_t m, int64_t k,
+                      int64_t n_begin, int64_t n_end, oct_combine *combine, int32_t act) {
+    const auto side = [&](const oct_side *s) -> oct::Product {
+        return {static_cast<const uint8_t *>(s->packed), static_cast<const uint8_t *>(s->act), nullptr, 0, m, k,
+                n_begin, n_end, s->bias_or_null};
+    };
+    current->matmul_gated({{side(gate), side(up)}, {(int)gate->scheme, (int)up->scheme}, combine, act, y, ldy});
+}
+
 int oct_set_variant(const char *name) {
     if (strcmp(name, "auto") == 0) {
         current = best();

@@ -12,10 +12,9 @@
 // Dense: F32 [k][16] f32, F16 [k][16] f16, BF16 [(k + 1) / 2][16][2] bf16 (an odd k is padded with zero).
 //
 // Activations: tiles of 16 rows (the last one has the rows that are left, R):
-//   quantized: for each group  codes int8 [R][32] | scale f32 [R] | centre f32 [R] | aux [R][subs]
-//              then            counts int32 [R] | outliers [R][k / 12] of (index int32, value f32)
-//              x = scale * code + centre, to half a step, + the value of its outlier, if it is one; (k, 0) in the places
-//              of the outliers that a row does not have
+//   quantized: for each group  codes int8 [R][32] | factors [R] of (scale f32, centre f32, aux [subs])
+//              then            counts int32 [R] | outliers [R][k / 12] of (index int32, value f32), counts of them written
+//              x = scale * code + centre, to half a step, + the value of its outlier, if it is one
 //              aux is -offset * sum of codes (int32) or, for schemes with a minimum, the sum of scale * code + centre
 //              (f32), of each sub-group
 //   dense:     for each 16 units: [R][16] units of 4 bytes: one f32, or two bf16 of neighbouring k; zero-padded
@@ -103,8 +102,9 @@ constexpr int64_t panel_bytes(int scheme, int64_t k) {
     return is_dense(f) ? dense_steps(scheme, k) * dense_step_bytes(scheme) : k / kGroup / f.span * block_bytes(f);
 }
 
-// Bytes of one row's share of a group of activations.
-constexpr int act_group_bytes(const Format &f) { return kGroup + 8 + 4 * f.subs; }
+// Bytes of one row's factors of a group of activations, and of all of its share.
+constexpr int factor_bytes(const Format &f) { return 8 + 4 * f.subs; }
+constexpr int act_group_bytes(const Format &f) { return kGroup + factor_bytes(f); }
 
 // An activation so many times its row's root mean square may be an outlier: there are not more than k / kOutlier^2.
 // Chosen by benchmarks/quality_cpu.py; the fewer outliers, the faster.

@@ -1,4 +1,4 @@
-// What a variant offers: two function tables by scheme. One translation unit a variant, each with its own -m flags.
+// What a variant offers: functions, most of them by scheme. One translation unit a variant, each with its own -m flags.
 #pragma once
 
 #include "matmul_formats.h"
@@ -20,10 +20,22 @@ struct Product {
     const float *bias;
 };
 
+// y = act(sides[0]) * sides[1], as `combine` has it; sides of equal m, k and range, their y is not used. Equal schemes
+// read the same activations. n_begin is a multiple of kPanel.
+struct GatedProduct {
+    Product sides[2];
+    int schemes[2];
+    oct_combine *combine;
+    int32_t act;
+    float *y;
+    int64_t ldy;
+};
+
 struct Kernels {
     const char *name;
     void (*quantize[OCT_SCHEMES])(const Activations &);
     void (*matmul[OCT_SCHEMES])(const Product &);
+    void (*matmul_gated)(const GatedProduct &);
 };
 
 extern const Kernels kScalar;

@@ -116,10 +116,18 @@ struct Columns {
     float *weights;
 };
 
-// Rows first..first + M of a tile of `rows` rows. outliers: the tile's, of which no row has more than `most`.
+// An outlier of a row and where its column's weights lie: bytes from Columns::weights on.
+struct Turn {
+    int32_t column;
+    float value;
+};
+
+// Rows first..first + M of a tile of `rows` rows. turns [most][kTile]: the tile's outliers, the first of each row, then
+// the second ...; zero times the column of zeros where a row has no more.
 // unread: whether this panel's weights are still to be written into columns, by who reads the panel first.
 struct Rows {
-    const uint8_t *act, *outliers;
+    const uint8_t *act;
+    const Turn *turns;
     int rows, first, most;
     bool unread;
     Columns columns;
@@ -224,15 +232,15 @@ template <class V, int scheme, int M> struct QuantTile {
 
     // acc[m] += a group's part; the group's activations at act.
     static OCT_INLINE inline void multiply(const Weights &w, const uint8_t *act, const Rows &r, F (&acc)[M]) {
-        const uint8_t *codes = act + r.first * kGroup, *factor = act + r.rows * kGroup + r.first * 4;
-        const uint8_t *centre = factor + r.rows * 4, *aux = act + r.rows * (kGroup + 8) + r.first * 4 * f.subs;
+        const uint8_t *codes = act + r.first * kGroup, *factors = act + r.rows * kGroup + r.first * factor_bytes(f);
+        const auto factor = [&](int m) OCT_INLINE { return factors + m * factor_bytes(f); };
         each<M / kAbreast>([&](auto block) OCT_INLINE {
             constexpr int first = decltype(block)::value * kAbreast;
             F sum[kAbreast];
             each<f.subs>([&](auto s) OCT_INLINE {
                 I part[kAbreast];
                 each<kAbreast>([&](auto i) OCT_INLINE {
-                    part[i] = V::splat(Weights::kOffset ? int_at(aux + ((first + i) * f.subs + s) * 4) : 0);
+                    part[i] = V::splat(Weights::kOffset ? int_at(factor(first + i) + 8 + s * 4) : 0);
                 });
                 each<8 / f.subs>([&](auto i) OCT_INLINE {
                     constexpr int q = s * 8 / f.subs + i;
@@ -250,26 +258,23 @@ template <class V, int scheme, int M> struct QuantTile {
             });
             each<kAbreast>([&](auto i) OCT_INLINE {
                 constexpr int m = first + i;
-                acc[m] = V::fma(sum[i], V::splat(float_at(factor + m * 4)), acc[m]);
+                acc[m] = V::fma(sum[i], V::splat(float_at(factor(m))), acc[m]);
                 if constexpr (f.minimum)
                     each<f.subs>([&](auto s) OCT_INLINE {
-                        acc[m] = V::fma(w.minimum[s], V::splat(float_at(aux + (m * f.subs + s) * 4)), acc[m]);
+                        acc[m] = V::fma(w.minimum[s], V::splat(float_at(factor(m) + 8 + s * 4)), acc[m]);
                     });
-                acc[m] = V::fma(w.total, V::splat(float_at(centre + m * 4)), acc[m]);
+                acc[m] = V::fma(w.total, V::splat(float_at(factor(m) + 4)), acc[m]);
             });
         });
     }
 
     // Adds the outliers times their columns, row by row in turn, and writes acc.
-    static OCT_INLINE inline void finish(F (&acc)[M], int lane, const Rows &r, int64_t k, const Target &to) {
-        const int64_t row_bytes = most_outliers(k) * (int64_t)sizeof(Outlier);
-        const uint8_t *at = r.outliers + r.first * row_bytes;
+    static OCT_INLINE inline void finish(F (&acc)[M], int lane, const Rows &r, const Target &to) {
         const uint8_t *weights = (const uint8_t *)(r.columns.weights + lane);
-        for (int turn = 0; turn < r.most; turn++, at += sizeof(Outlier))
+        const Turn *turns = r.turns + r.first;
+        for (int turn = 0; turn < r.most; turn++, turns += kTile)
             each<M>([&](auto m) OCT_INLINE {
-                const uint8_t *outlier = at + m * row_bytes;
-                const F column = V::floats(weights + (size_t)(uint32_t)int_at(outlier) * (kPanel * 4));
-                acc[m] = V::fma(column, V::splat(float_at(outlier + 4)), acc[m]);
+                acc[m] = V::fma(V::floats(weights + turns[m].column), V::splat(turns[m].value), acc[m]);
             });
         each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, acc[m], to.bias, to.lo, to.hi); });
     }
@@ -290,7 +295,7 @@ template <class V, int scheme, int M> struct QuantTile {
             }
         }
         if (r.unread) Weights::read_columns(panel, lane, r.columns);
-        finish(acc, lane, r, k, to);
+        finish(acc, lane, r, to);
     }
 
     // As run, on a panel that unpack_panel made ready.
@@ -303,7 +308,7 @@ template <class V, int scheme, int M> struct QuantTile {
             w.take(panel + g * Weights::kUnpacked);
             multiply(w, act, r, acc);
         }
-        finish(acc, 0, r, k, to);
+        finish(acc, 0, r, to);
     }
 
     static void unpack_panel(const uint8_t *panel, int64_t k, uint8_t *out) {
@@ -402,51 +407,54 @@ template <class V, int scheme> void panel_tile(const Product &p, int64_t n, Rows
     }
 }
 
-// The tiles of a chunk of rows, the elements of k that are outliers in them (once each), their weights, and room for an
-// unpacked panel. seen [k]: all false, but while `columns` is made.
+// The tiles of a chunk of rows, their outliers, the elements of k that are outliers in them (once each), their weights,
+// and room for an unpacked panel. seen [k]: all false, but while `columns` is made.
 struct Chunk {
     Vector<Rows> tiles;
+    Vector<Turn> turns;
     Vector<int32_t> columns;
     Vector<uint8_t> seen, room;
     Vector<float> weights;
 };
 
-// Notes the columns of a tile's outliers, which lie behind its counts at `at`. Returns the most that a row has.
-inline int add_columns(const uint8_t *at, int rows, int64_t k, Chunk &chunk) {
-    const uint8_t *list = at + rows * 4;
+// Notes the turns and columns of a tile's outliers, which lie behind its counts at `at`. Returns the number of turns.
+inline int add_turns(const uint8_t *at, int rows, int64_t k, Chunk &chunk) {
     int most = 0;
-    for (int r = 0; r < rows; r++, list += most_outliers(k) * (int64_t)sizeof(Outlier)) {
-        const int count = int_at(at + r * 4);
-        most = count > most ? count : most;
-        for (int i = 0; i < count; i++) {
+    for (int r = 0; r < rows; r++) most = int_at(at + r * 4) > most ? int_at(at + r * 4) : most;
+    const size_t first = chunk.turns.size();
+    chunk.turns.resize(first + (size_t)most * kTile, Turn{(int32_t)k * kPanel * 4, 0.0f});
+    const uint8_t *list = at + rows * 4;
+    for (int r = 0; r < rows; r++, list += most_outliers(k) * (int64_t)sizeof(Outlier))
+        for (int i = 0; i < int_at(at + r * 4); i++) {
             const int32_t index = int_at(list + i * sizeof(Outlier));
+            chunk.turns[first + (size_t)(i * kTile + r)] = {index * kPanel * 4, float_at(list + i * sizeof(Outlier) + 4)};
             if (!chunk.seen[(size_t)index]) chunk.columns.push_back(index);
             chunk.seen[(size_t)index] = 1;
         }
-    }
     return most;
 }
 
 // The `count` tiles that begin with `row`, or those that are left.
 template <int scheme> void find_tiles(const Product &p, int64_t row, int64_t count, Chunk &chunk) {
     constexpr Format f = kFormats[scheme];
-    chunk.tiles.clear(), chunk.columns.clear();
+    chunk.tiles.clear(), chunk.columns.clear(), chunk.turns.clear();
     if (!is_dense(f) && chunk.seen.size() < (size_t)p.k) chunk.seen.resize((size_t)p.k);
     for (; row < p.m && count > 0; row += kTile, count--) {
         const int rows = (int)(p.m - row < kTile ? p.m - row : kTile);
         Rows tile = {p.act + row * act_row_bytes(scheme, p.k), nullptr, rows, 0, 0, false, {}};
-        if constexpr (!is_dense(f)) {
-            const uint8_t *rest = tile.act + p.k / kGroup * rows * act_group_bytes(f);
-            tile.outliers = rest + rows * 4;
-            tile.most = add_columns(rest, rows, p.k, chunk);
-        }
+        if constexpr (!is_dense(f)) tile.most = add_turns(tile.act + p.k / kGroup * rows * act_group_bytes(f), rows, p.k, chunk);
         chunk.tiles.push_back(tile);
     }
     if constexpr (is_dense(f)) return;
     for (const int32_t index : chunk.columns) chunk.seen[(size_t)index] = 0;
     if (chunk.weights.size() < (size_t)(p.k + 1) * kPanel) chunk.weights.resize((size_t)(p.k + 1) * kPanel);
     memset(chunk.weights.data() + p.k * kPanel, 0, kPanel * 4);
-    for (Rows &tile : chunk.tiles) tile.columns = {chunk.columns.data(), (int32_t)chunk.columns.size(), chunk.weights.data()};
+    const Turn *turns = chunk.turns.data();
+    for (Rows &tile : chunk.tiles) {
+        tile.columns = {chunk.columns.data(), (int32_t)chunk.columns.size(), chunk.weights.data()};
+        tile.turns = turns;
+        turns += tile.most * kTile;
+    }
 }
 
 // Tiles of all 16 rows from which on it pays to unpack a panel once for them all.
@@ -466,40 +474,79 @@ void panel_unpacked(const Product &p, int64_t n, const Rows *tiles, int64_t coun
     }
 }
 
-// Panels n_begin..n_end times a chunk's tiles, which begin with `row`.
-template <class V, int scheme> void chunk_of_tiles(const Product &p, Chunk &chunk, int64_t row) {
-    constexpr bool unpacks = !is_dense(kFormats[scheme]) && V::kLanes == kPanel && V::kRows == kTile;
+// The panel that begins with output n times a chunk's tiles, which begin with `row`.
+template <class V, int scheme> void panel_of_chunk(const Product &p, Chunk &chunk, int64_t row, int64_t n) {
     const Rows *tiles = chunk.tiles.data();
     const int64_t count = (int64_t)chunk.tiles.size();
     int64_t whole = 0;
-    if constexpr (unpacks) {
+    if constexpr (!is_dense(kFormats[scheme]) && V::kLanes == kPanel && V::kRows == kTile) {
         whole = count - (tiles[count - 1].rows < kTile);
         whole = whole < kUnpackTiles ? 0 : whole;
-        if (whole) chunk.room.resize((size_t)(p.k / kGroup * Group<V, scheme>::kUnpacked));
-    }
-    for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end; n += kPanel) {
-        if constexpr (unpacks)
-            if (whole) panel_unpacked<V, scheme>(p, n, tiles, whole, row, chunk.room.data());
-        for (int64_t i = whole; i < count; i++) {
-            Rows rows = tiles[i];
-            rows.unread = i == 0;
-            panel_tile<V, scheme>(p, n, rows, row + i * kTile);
+        if (whole) {
+            const size_t bytes = (size_t)(p.k / kGroup * Group<V, scheme>::kUnpacked);
+            if (chunk.room.size() < bytes) chunk.room.resize(bytes);
+            panel_unpacked<V, scheme>(p, n, tiles, whole, row, chunk.room.data());
         }
     }
+    for (int64_t i = whole; i < count; i++) {
+        Rows rows = tiles[i];
+        rows.unread = i == 0;
+        panel_tile<V, scheme>(p, n, rows, row + i * kTile);
+    }
+}
+
+// Tiles whose activations, row_bytes each row, stay near; all chunks but the last have as many.
+inline int64_t tiles_near(int64_t m, int64_t row_bytes) {
+    const int64_t chunks = m * row_bytes / kActivationBytes + 1;
+    return ((m + kTile - 1) / kTile + chunks - 1) / chunks;
 }
 
 template <class V, int scheme> void matmul(const Product &p) {
     static thread_local Chunk chunk;  // kept: products of one row would feel its making
-    const int64_t row_bytes = act_row_bytes(scheme, p.k), all = (p.m + kTile - 1) / kTile;
-    const int64_t chunks = p.m * row_bytes / kActivationBytes + 1, most = (all + chunks - 1) / chunks;
+    const int64_t most = tiles_near(p.m, act_row_bytes(scheme, p.k));
     for (int64_t row = 0; row < p.m; row += most * kTile) {
         find_tiles<scheme>(p, row, most, chunk);
-        chunk_of_tiles<V, scheme>(p, chunk, row);
+        for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end; n += kPanel) panel_of_chunk<V, scheme>(p, chunk, row, n);
+    }
+}
+
+// What the two sides of a gated product do, by scheme.
+template <class V> struct Sides {
+    void (*find[OCT_SCHEMES])(const Product &, int64_t, int64_t, Chunk &);
+    void (*panel[OCT_SCHEMES])(const Product &, Chunk &, int64_t, int64_t);
+
+    template <int... scheme> constexpr explicit Sides(std::integer_sequence<int, scheme...>)
+        : find{find_tiles<scheme>...}, panel{panel_of_chunk<V, scheme>...} {}
+};
+
+// A panel of each side at a time, into room that stays near until both are combined.
+template <class V> void matmul_gated(const GatedProduct &p) {
+    static constexpr Sides<V> sides{std::make_integer_sequence<int, OCT_SCHEMES>()};
+    static thread_local Chunk chunks[2];
+    static thread_local Vector<float> room;
+    const int64_t m = p.sides[0].m, k = p.sides[0].k, n_end = p.sides[0].n_end;
+    const bool alike = p.schemes[0] == p.schemes[1];  // then of one form
+    const int64_t bytes[2] = {act_row_bytes(p.schemes[0], k), act_row_bytes(p.schemes[1], k)};
+    const int64_t most = tiles_near(m, bytes[0] > bytes[1] ? bytes[0] : bytes[1]);
+    if (room.size() < (size_t)(2 * most * kTile * kPanel)) room.resize((size_t)(2 * most * kTile * kPanel));
+    for (int64_t row = 0; row < m; row += most * kTile) {
+        const int64_t rows = m - row < most * kTile ? m - row : most * kTile;
+        for (int s = 0; s < 2 - alike; s++) sides.find[p.schemes[s]](p.sides[s], row, most, chunks[s]);
+        for (int64_t n = p.sides[0].n_begin; n < n_end; n += kPanel) {
+            float *const made[2] = {room.data(), room.data() + most * kTile * kPanel};
+            for (int s = 0; s < 2; s++) {
+                Product side = p.sides[s];
+                side.y = made[s] - row * kPanel - n;
+                side.ldy = kPanel;
+                sides.panel[p.schemes[s]](side, chunks[alike ? 0 : s], row, n);
+            }
+            p.combine(p.act, made[0], made[1], p.y + row * p.ldy + n, p.ldy, rows, n_end - n < kPanel ? n_end - n : kPanel);
+        }
     }
 }
 
 template <class V, int... scheme> constexpr Kernels kernels(const char *name, std::integer_sequence<int, scheme...>) {
-    return {name, {quantize<V, scheme>...}, {matmul<V, scheme>...}};
+    return {name, {quantize<V, scheme>...}, {matmul<V, scheme>...}, matmul_gated<V>};
 }
 
 template <class V> constexpr Kernels kernels(const char *name) {

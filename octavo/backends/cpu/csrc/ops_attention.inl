@@ -46,7 +46,8 @@ struct Walk {
     const OctSpan& span;
     int64_t head, rows, group, position;
     float *q, *acc, *total;         // [rows, D] (paired: bfloat16 in place of them), [rows, Dp] twice
-    float *peak, *sum;              // [rows]
+    float *peak, *sum;              // [rows], sum once a split is done
+    float *lane_sums;               // [rows, W]: what adds up to it
     float *total_peak, *total_sum;  // [rows]
     float *scores;                  // [kTogether, kTile]
     float *shares;                  // the same, of bfloat16
@@ -74,7 +75,7 @@ Walk begin_walk(const OctInstruction& o, const OctBatch& batch, HeadTask now, fl
     // in the order of the fields
     Walk w{o, batch, batch.spans[task.span], head, rows, group, task.position,
            take(rows * o.dim), take(rows * wide), take(rows * wide),
-           take(rows), take(rows), take(rows), take(rows), take(kTogether * kTile), take(kTogether * kTile), at};
+           take(rows), take(rows), take(rows * W), take(rows), take(rows), take(kTogether * kTile), take(kTogether * kTile), at};
     for (int64_t i = 0; i < rows; i++) {
         const float* q = o.in + (task.token + i / group) * o.ld_in + (head * group + i % group) * o.dim;
         if (o.flag == OCT_BFLOAT16)
@@ -353,6 +354,19 @@ inline void blend(const float* shares, const Place<uint16_t>& place, const Place
 
 constexpr float kLog2e = 1.44269504088896341f;
 
+// 2^x, as exactly as what reads it
+template <class Cell>
+inline vf share_of(vf x) {
+    if constexpr (kPaired<Cell>)
+        return vexp2_bfloat16(x);
+    else
+        return vexp2(x);
+}
+
+// A row's peak is raised only where a score is so much above it, in powers of 2: shares may then pass 1, but what is
+// summed up so far need not be made smaller with nearly every tile.
+constexpr float kSlack = 6.0f;
+
 // The scores [R, kTile] of rows [row, row + R) for keys `from` are made shares: powers of 2, of which each row's peak
 // is subtracted. factor [R]: what the rows' sums so far are to be multiplied by. Rows take turns: each has few numbers
 // and waits long for them.
@@ -362,7 +376,7 @@ inline void shares(Walk& w, int64_t row, int64_t tile, const Place<Cell>& place,
     const float cap = w.o.b;
     const int64_t first = from.low / W, end = (from.high + W - 1) / W;
     const bool edge = seen(w, row + R - 1, tile, from).low > first * W || seen(w, row, tile, from).high < end * W;
-    float before[kGroup] = {}, base[kGroup] = {};
+    float base[R];
     for (int r = 0; r < R; r++) {
         float* s = w.scores + r * kTile;
         const Keys own = seen(w, row + r, tile, from);
@@ -379,17 +393,20 @@ inline void shares(Walk& w, int64_t row, int64_t tile, const Place<Cell>& place,
             if (Scaled || cap != 0.0f || edge) store(s + c * W, v);
             peak = v < peak ? peak : v;
         }
-        const float top = largest(peak) * kLog2e;
-        before[r] = w.peak[row + r];
-        w.peak[row + r] = top < before[r] ? before[r] : top;
+        const float before = w.peak[row + r];
+        factor[r] = 1.0f;
+        if (any_above(peak * kLog2e, before + kSlack)) {
+            w.peak[row + r] = largest(peak) * kLog2e;
+            factor[r] = before == kNone ? 0.0f : vexp2(all(before - w.peak[row + r]))[0];
+        }
         base[r] = w.peak[row + r] == kNone ? 0.0f : w.peak[row + r];
     }
-    for (int64_t r = 0; r < R; r += W) store(factor + r, vexp2(load(before + r) - load(base + r)));
-    vf total[R] = {};
+    vf total[R];
+    for (int r = 0; r < R; r++) total[r] = load(w.lane_sums + (row + r) * W) * factor[r];
     for (int64_t c = first; c < end; c++)
         for (int r = 0; r < R; r++) {
             float* s = w.scores + r * kTile + c * W;
-            const vf e = vexp2(load(s) * kLog2e - base[r]);
+            const vf e = share_of<Cell>(load(s) * kLog2e - base[r]);
             total[r] += e;
             if constexpr (kPaired<Cell>)
                 store(reinterpret_cast<uint16_t*>(w.shares) + r * kTile + c * W, e);
@@ -398,7 +415,7 @@ inline void shares(Walk& w, int64_t row, int64_t tile, const Place<Cell>& place,
             else
                 store(s, e);
         }
-    for (int r = 0; r < R; r++) w.sum[row + r] = w.sum[row + r] * factor[r] + sum(total[r]);
+    for (int r = 0; r < R; r++) store(w.lane_sums + (row + r) * W, total[r]);
 }
 
 // Rows [row, row + R) take in a tile and, where Ask, ask for the next one.
@@ -481,7 +498,7 @@ inline void find_after(const Walk& w, HeadTask after, int64_t index, Place<uint1
     if (!after.task) return;
     const AttentionTask& task = *after.task;
     const Walk then{w.o, w.batch, w.batch.spans[task.span], after.head, task.count * w.group, w.group, task.position,
-                    {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+                    {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     const int64_t tile = first_tile(then, task) + index * kTile;
     if (tile < end_of(then, task)) find(then, tile, place);
 }
@@ -502,7 +519,7 @@ void walk(Walk& w, const AttentionTask& task, HeadTask after, F&& done) {
     int64_t tile = first;
     for (int64_t i = 0; i < ahead && tile + i * kTile < end; i++) find(w, tile + i * kTile, places[i]);
     for (int64_t split = task.split; split < task.split_end; split++) {
-        for (int64_t r = 0; r < w.rows; r++) w.peak[r] = kNone, w.sum[r] = 0.0f;
+        for (int64_t r = 0; r < w.rows; r++) w.peak[r] = kNone, store(w.lane_sums + r * W, vf{});
         for (int64_t i = 0; i < w.rows * wide; i++) w.acc[i] = 0.0f;
         for (; tile < (split + 1) * kSplit && tile < end; tile += kTile) {
             const int64_t at = (tile - first) / kTile, left = (end - tile - 1) / kTile;
@@ -515,6 +532,7 @@ void walk(Walk& w, const AttentionTask& task, HeadTask after, F&& done) {
             }
             take_in_rows(w, tile, place, more ? next : place);
         }
+        for (int64_t r = 0; r < w.rows; r++) w.sum[r] = sum(load(w.lane_sums + r * W));
         done(split);
     }
 }

@@ -13,7 +13,7 @@
 
 namespace octa {
 
-const Ops kOpsAvx2 = {"avx2", rows, attend, merge, scan, finish, draw};
+const Ops kOpsAvx2 = {"avx2", rows, attend, merge, scan, combine, finish, draw};
 
 }  // namespace octa
 #endif

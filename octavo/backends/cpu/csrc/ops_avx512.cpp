@@ -13,7 +13,7 @@
 
 namespace octa {
 
-const Ops kOpsAvx512 = {"avx512", rows, attend, merge, scan, finish, draw};
+const Ops kOpsAvx512 = {"avx512", rows, attend, merge, scan, combine, finish, draw};
 
 }  // namespace octa
 #endif

@@ -12,6 +12,6 @@
 
 namespace octa {
 
-const Ops kOpsPortable = {"portable", rows, attend, merge, scan, finish, draw};
+const Ops kOpsPortable = {"portable", rows, attend, merge, scan, combine, finish, draw};
 
 }  // namespace octa

@@ -166,6 +166,18 @@ void gated(const OctInstruction& o, OctRange range) {
     }
 }
 
+template <vf (*act)(vf)>
+void combine_rows(const float* gate, const float* up, float* out, int64_t ldo, int64_t rows, int64_t columns) {
+    for (int64_t r = 0; r < rows; r++, gate += OCT_PANEL, up += OCT_PANEL, out += ldo)
+        over(columns, [&](int64_t i, int64_t n) { put(out + i, act(get(gate + i, n)) * get(up + i, n), n); });
+}
+
+void combine(int32_t act, const float* gate, const float* up, float* out, int64_t ldo, int64_t rows, int64_t columns) {
+    return act == 0   ? combine_rows<silu>(gate, up, out, ldo, rows, columns)
+           : act == 1 ? combine_rows<gelu>(gate, up, out, ldo, rows, columns)
+                      : combine_rows<gelu_tanh>(gate, up, out, ldo, rows, columns);
+}
+
 void check(const OctInstruction& o, const OctBatch& batch, OctRange range) {
     for (int64_t t = range.begin; t < range.end; t++) {
         vf zero{};

@@ -223,6 +223,12 @@ void run_products(Step& step, const OctGroup& group, const OctBatch& batch, Pool
             const int64_t begin = std::max(piece.begin - before, int64_t{0}) * OCT_PANEL;
             const int64_t end = std::min((piece.end - before) * OCT_PANEL, o.n);
             if (begin >= end) continue;
+            if (o.op == OCT_GATE_UP) {
+                const oct_side gate{o.scheme, o.weight, o.act, o.bias};
+                const oct_side up{o.second.scheme, o.second.weight, o.second.act, o.second.bias};
+                oct_matmul_gated(&gate, &up, o.out, o.ld_out, batch.tokens, o.k, begin, end, step.ops.combine, o.flag);
+                continue;
+            }
             oct_matmul(o.scheme, o.weight, o.act, o.in, o.out, o.ld_out, batch.tokens, o.n, o.k, begin, end, o.bias);
             if (o.op == OCT_HEAD) finish_head(step, o, batch.tokens, {begin, end}, taken * batch.tokens);
         }
@@ -310,7 +316,7 @@ void draw(void* argument, Pool& pool, int member) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 3; }
+int32_t oct_abi() { return 4; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 

@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "matmul.h"
+
 extern "C" {
 
 enum OctOp : int32_t {
@@ -32,6 +34,7 @@ enum OctOp : int32_t {
     OCT_MATMUL = 20,     // out [T, n] (rows ld_out apart) = in [T, k] @ weight [n, k].T + bias
     OCT_ATTENTION = 21,  // out [T, heads, D] of queries in [T, ld_in] over the cache; a scale, b softcap (0: none), flag: OctCells
     OCT_HEAD = 22,       // as OCT_MATMUL, then out * a, then b * tanh(out / b) where b is not 0; and what is best in it
+    OCT_GATE_UP = 24,    // out [T, n] = act(in @ weight.T + bias) * (in @ second.weight.T + its bias); flag: as OCT_GATED
     OCT_EXPERTS = 23,    // a mixture of experts; weight: its OctExperts (experts.h)
 };
 
@@ -56,6 +59,12 @@ typedef struct {
     float* cos;
     float* sin;
     const double* inv_freq;
+    struct {
+        int64_t scheme;
+        const void* weight;
+        void* act;
+        const float* bias;
+    } second;
 } OctInstruction;
 
 // Instructions [first, first + count) that run without a barrier between them: all row by row, or all products, or
@@ -115,7 +124,7 @@ namespace octa {
 constexpr int64_t kTile = 64;    // keys whose scores are held at once; tiles start at multiples of it
 constexpr int64_t kGroup = 16;   // keys that must lie in one block to be read in place
 constexpr int64_t kSplit = 256;  // keys after which a sum is closed and merged: the same cuts whatever the batch
-constexpr int64_t kRows = 64;    // query heads of one KV head that a task takes together
+constexpr int64_t kRows = 128;    // query heads of one KV head that a task takes together
 constexpr int64_t kTogether = 6;  // of them, those whose sums stand in registers at once
 
 // One task of an attention, for each KV head: queries of tokens [token, token + count), at positions from `position`;
@@ -136,7 +145,7 @@ inline int64_t partial_floats(int64_t rows, int64_t dim) { return rows * (2 + pa
 
 // Floats that a member needs for attention with `rows` query rows at once.
 inline int64_t attention_scratch(int64_t rows, int64_t dim) {
-    return rows * (dim + 2 * padded(dim) + 4) + kTile * (2 * kTogether + 2 * (dim + padded(dim)));
+    return rows * (dim + 2 * padded(dim) + 4 + 16) + kTile * (2 * kTogether + 2 * (dim + padded(dim)));
 }
 
 // Tokens [begin, end).
@@ -164,6 +173,8 @@ struct Ops {
                   int64_t head, float* scratch);
     // whether all of x [count] is finite; best: the place of the first of its largest values
     bool (*scan)(const float* x, int64_t count, int64_t* best);
+    // act(gate) * up of a panel
+    oct_combine* combine;
     // x [count] *= scale, then cap * tanh(x / cap) unless cap is 0
     void (*finish)(float* x, int64_t count, float scale, float cap);
     // room: for as many candidates as the vocabulary has tokens

@@ -136,6 +136,18 @@ inline vf load_part(const float* p, int64_t n) {
 
 inline void store_part(float* p, vf v, int64_t n) { __builtin_memcpy(p, &v, static_cast<size_t>(n) * 4); }
 
+// Whether any lane is above `bound`; one that is not a number is not.
+inline bool any_above(vf v, float bound) {
+#if OCT_WIDTH == 16
+    return _mm512_cmp_ps_mask(v, all(bound), _CMP_GT_OQ) != 0;
+#elif OCT_WIDTH == 8
+    return _mm256_movemask_ps(_mm256_cmp_ps(v, all(bound), _CMP_GT_OQ)) != 0;
+#else
+    const vi above = v > all(bound), none{};
+    return __builtin_memcmp(&above, &none, sizeof none) != 0;
+#endif
+}
+
 inline vf vmax(vf a, vf b) { return a > b ? a : b; }
 
 inline vi lanes() {
@@ -213,6 +225,18 @@ inline vf vexp2(vf x) {
     p = p * f + 1.0f;
     const vf power = from_bits((bits_of(shifted) << 23) + 0x3F800000);  // of kWhole, nothing is left after the shift
     return x < all(-126.0f) ? vf{} : p * power;
+}
+
+// The same, off by less than 4e-6 of it, for what is then rounded to bfloat16 (minimax, fitted with its constant 1).
+inline vf vexp2_bfloat16(vf x) {
+    const vf shifted = x + kWhole;
+    const vf f = x - (shifted - kWhole);
+    vf p = all(9.58285e-3f);
+    p = p * f + 5.590643e-2f;
+    p = p * f + 0.24024099f;
+    p = p * f + 0.69312419f;
+    p = p * f + 1.0f;
+    return x < all(-126.0f) ? vf{} : from_bits(bits_of(p) + (bits_of(shifted) << 23));
 }
 
 // tanh x = 1 - 2 / (e^2x + 1); near 0, where that cancels, x (1 - x^2/3 + 2 x^4/15 - 17 x^6/315 + 62 x^8/2835)
