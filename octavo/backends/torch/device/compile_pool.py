@@ -154,10 +154,11 @@ def _start(connections: list[int]) -> subprocess.Popen[bytes]:
     """A process that finds the same packages as this one; in a group of its own, for the terminal's interrupts not to
     meet it and for one signal to end it and its forks."""
     modules = sorted(name for name in sys.modules if name.startswith(KERNELS))
-    same = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TRITON_CACHE_DIR": knobs.cache.dir}
+    same = {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_CACHE_DIR": knobs.cache.dir}
+    single = {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's library else starts threads, with which one does not fork
     return subprocess.Popen(
         [sys.executable, "-P", "-m", WORKER, ",".join(map(str, connections)), *modules],
-        env=same,
+        env={**os.environ, **same, **single},
         pass_fds=connections,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
