@@ -155,10 +155,11 @@ class DecodeSteps:
         return Sampled(rows, host.tokens, finite, empty, logprobs)
 
     def warm(self) -> None:
-        """Go through what the sizes differ in, for the sake of the kernels that are met (device/compile.py)."""
+        """Go through what the sizes differ in, for the sake of the kernels that are met (device/compile.py): first
+        those that take longest to compile."""
+        self._step.run(self._sizes[0], ALL_ON, blank=True)
         for size in {size for size in self._sizes if size <= 64} | set(self._sizes[-2:]):
             self._step.run(size, Kind(), blank=True)
-        self._step.run(self._sizes[0], ALL_ON, blank=True)
 
     def _inputs(self, steps: list[RowStep], rows: list[int]) -> np.ndarray | None:
         """As DecodeStep has them; None where a row runs more than a token, does not sample, is beyond the kernels or

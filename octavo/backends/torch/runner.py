@@ -195,9 +195,9 @@ class TorchBackend:
         forwards = ForwardGraphs(decoder, rows, cache, attention, most=most, pool=pool)
         if self._device.type == "cuda":
             with compile_only(), decoder.kinds_only():
-                decodes.warm()
                 for count in {min(self._max_num_tokens, self._max_model_len, n) for n in (100, 2048)}:
                     decoder.forward(make_batch([RowStep(0, 0, count, True)], rows), cache, attention)
+                decodes.warm()
         return decodes, forwards
 
     def _loaded(self) -> Decoder:

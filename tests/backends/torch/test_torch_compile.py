@@ -1,0 +1,108 @@
+"""Kernels compiled by processes: each case of compile_stand_in.py, which runs once, outside Triton's interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compile_stand_in_parts import living
+
+HERE = Path(__file__).parent
+WITHOUT_TORCH = """
+import pkgutil, sys, importlib
+from octavo.backends.torch import kernels
+from octavo.backends.torch.device.compile_worker import Absent, WithoutTorch
+
+sys.meta_path.insert(0, WithoutTorch())
+for module in pkgutil.iter_modules(kernels.__path__):
+    importlib.import_module(f"{kernels.__name__}.{module.name}")
+assert isinstance(sys.modules["torch"], Absent)
+"""
+
+
+def environment(cache: Path) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    return {**inherited, "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    cache = tmp_path_factory.mktemp("cache")
+    script = [sys.executable, str(HERE / "compile_stand_in.py")]
+    ran = subprocess.run(script, env=environment(cache), capture_output=True, text=True, timeout=300, check=False)
+    rows = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    assert rows, ran.stderr
+    assert rows[-1]["case"] == "dies", ran.stderr
+    assert [row["case"] for row in rows].count("main") == 1
+    return {row["case"]: row for row in rows}
+
+
+def check(case: dict[str, Any], origin: str, *, started: int, warnings: int = 0, about: str = "") -> None:
+    assert not case["raised"]
+    assert case["ready"] == [1, 1]
+    assert case["started"] == started
+    assert not case["left"]
+    *warned, last = case["told"]
+    assert last.endswith(f": 2 {origin}")
+    assert len(warned) == warnings
+    assert all(about in each for each in warned)
+
+
+def test_processes_leave_what_is_then_found(cases: dict[str, dict[str, Any]]) -> None:
+    check(cases["processes"], "compiled by processes", started=1)
+
+
+def test_nothing_is_started_where_all_is_cached(cases: dict[str, dict[str, Any]]) -> None:
+    check(cases["cached"], "found on disk", started=0)
+    check(cases["cached, refused"], "found on disk", started=0)
+
+
+def test_none_are_started_where_none_are_wanted(cases: dict[str, dict[str, Any]]) -> None:
+    check(cases["threads"], "compiled by threads", started=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "started", "about"),
+    [
+        ("refused", 0, "not in here"),
+        ("ends at once", 1, "a process was lost"),
+        ("no answer", 1, "no answer in"),
+        ("killed", 1, "a process was lost"),
+        ("cannot be written", 1, "Error"),
+    ],
+)
+def test_threads_compile_what_processes_do_not(
+    cases: dict[str, dict[str, Any]], name: str, started: int, about: str
+) -> None:
+    check(cases[name], "compiled by threads", started=started, warnings=1, about=about)
+
+
+def test_a_miss_is_told(cases: dict[str, dict[str, Any]]) -> None:
+    check(cases["another key"], "compiled by threads", started=1, warnings=2, about="under another key")
+
+
+def test_an_interrupt_passes_and_leaves_nothing(cases: dict[str, dict[str, Any]]) -> None:
+    case = cases["interrupted"]
+    assert case["raised"] == "KeyboardInterrupt"
+    assert case["started"] == 1
+    assert not case["left"]
+    assert not case["told"]
+
+
+def test_processes_end_with_the_one_that_asks(cases: dict[str, dict[str, Any]]) -> None:
+    end = time.monotonic() + 20
+    while left := living(cases["dies"]["group"]):
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def test_kernels_are_imported_without_torch(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    ran = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
