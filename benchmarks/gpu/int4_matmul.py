@@ -43,28 +43,28 @@ WHOLE_ROWS = (128, 256, 8192)  # dequantized, then the library's product
 GROUP = 128
 
 
-def vector(block_n: int, repeat: int, warps: int, stages: int, early: str = "") -> Variant:
-    return Variant("vector", block_n, warps, stages, repeat=repeat, early=bool(early))
+def vector(block_n: int, repeat: int, warps: int, stages: int) -> Variant:
+    return Variant("vector", block_n, warps, stages, repeat=repeat)
 
 
 def dot(block_n: int, block_k: int, warps: int, stages: int, unroll: int = 1, early: str = "") -> Variant:
     return Variant("dot", block_n, warps, stages, block_k=block_k, unroll=unroll, early=bool(early))
 
 
-VECTORS = (
-    vector(8, 2, 8, 4),
+VECTORS = (  # the first few have all 4096 of K in flight at once
     vector(8, 2, 4, 8),
-    vector(8, 2, 4, 2),
-    vector(8, 2, 4, 2, early="early"),
-    vector(8, 2, 8, 2),
-    vector(8, 2, 8, 2, early="early"),
-    vector(8, 1, 8, 2),
-    vector(8, 1, 8, 2, early="early"),
-    vector(8, 2, 16, 2),
+    vector(8, 2, 8, 4),
+    vector(8, 1, 4, 8),
+    vector(8, 1, 8, 4),
+    vector(4, 2, 4, 4),
     vector(8, 2, 16, 7),
+    vector(8, 2, 8, 7),
+    vector(8, 2, 4, 2),
+    vector(8, 2, 4, 4),
+    vector(8, 2, 8, 2),
+    vector(8, 4, 4, 1),
+    vector(8, 4, 4, 2),
     vector(16, 2, 4, 2),
-    vector(16, 1, 8, 2, early="early"),
-    vector(8, 4, 4, 1, early="early"),
 )
 DOTS = {  # padded M: variants before splitting
     16: (
@@ -96,7 +96,7 @@ class Case(NamedTuple):
 def label(v: Variant) -> str:
     """v: vector, d: dot; block_n x repeat or block_k, warps, stages, split, unroll, early."""
     if v.form == "vector":
-        return f"v{v.block_n}x{v.repeat}w{v.warps}s{v.stages}{'e' if v.early else ''}"
+        return f"v{v.block_n}x{v.repeat}w{v.warps}s{v.stages}"
     end = f"k{v.split}" if v.split > 1 else ""
     return f"d{v.block_n}x{v.block_k}w{v.warps}s{v.stages}{end}u{v.unroll}{'e' if v.early else ''}"
 
@@ -144,7 +144,7 @@ class Bench:
         self.n, self.k = n, k = SHAPES[name]
         copies = max(2, triton.cdiv(least, n * k // 2)) if least else 1
         bounds = (-(1 << 31), (1 << 31) - 1)
-        words = torch.randint(*bounds, (copies, n // 16, k // 32, 16, 4), device="cuda", dtype=torch.int32)
+        words = torch.randint(*bounds, (copies, k // 32, n, 4), device="cuda", dtype=torch.int32)
         scales = (torch.rand(copies, k // GROUP, n, device="cuda") + 0.5) * (0.2 / k**0.5)
         zeros = torch.randint(0, 16, (copies, k // GROUP, n), device="cuda", dtype=torch.uint8)
         self.scales, self.zeros = scales.half(), zeros
@@ -183,13 +183,14 @@ class Bench:
         """The first copy by Int4Matrix's definition, float64 [rows, k] at a time."""
         w = self.weight(0, zeros)
         for at in range(0, self.n, rows):
-            words, here = w.words[at // 16 : (at + rows) // 16], slice(at, at + rows)
-            # by tile, row, chunk, p, j and h
-            q = torch.empty(len(words), 16, self.k // 32, 4, 4, 2, device="cuda", dtype=torch.float64)
+            words, here = w.words[:, at : at + rows], slice(at, at + rows)
+            q = torch.empty(
+                len(words), words.shape[1], 4, 4, 2, device="cuda", dtype=torch.float64
+            )  # chunk, n, p, j, h
             for p in range(4):
                 for h in range(2):
-                    q[:, :, :, p, :, h] = ((words >> 4 * (p + 4 * h)) & 15).transpose(1, 2)
-            q = q.view(-1, self.k)
+                    q[:, :, p, :, h] = (words >> 4 * (p + 4 * h)) & 15
+            q = q.flatten(2).permute(1, 0, 2).reshape(words.shape[1], -1)
             scale = w.scales[:, here].T.double().repeat_interleave(GROUP, 1)
             less = 8.0 if w.zeros is None else w.zeros[:, here].T.double().repeat_interleave(GROUP, 1)
             yield (q - less) * scale

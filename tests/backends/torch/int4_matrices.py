@@ -36,11 +36,10 @@ def draw(
 def pack(q: torch.Tensor) -> torch.Tensor:
     """uint8 [n, k] of 0..15 -> Int4Matrix.words, by its definition."""
     n, k = q.shape
-    words = torch.zeros(-(-n // 16), k // 32, 16, 4, dtype=torch.int64)
-    for row in range(n):
-        chunks = q[row].long().view(k // 32, 32)
-        for p in range(4):
-            for j in range(4):
-                for h in range(2):
-                    words[row // 16, :, row % 16, j] |= chunks[:, 8 * p + 2 * j + h] << 4 * (p + 4 * h)
+    chunks = q.long().view(n, k // 32, 32)
+    words = torch.zeros(k // 32, n, 4, dtype=torch.int64)
+    for p in range(4):
+        for j in range(4):
+            for h in range(2):
+                words[:, :, j] |= chunks[:, :, 8 * p + 2 * j + h].T << 4 * (p + 4 * h)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).int()

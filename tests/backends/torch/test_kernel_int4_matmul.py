@@ -143,7 +143,7 @@ def test_choice_fits_its_limits() -> None:
     assert choose(0, 4096, 4096) is None
     assert choose(MAX_ROWS + 1, 4096, 4096) is None
     for n, k in ((4096, 1024), (1024, 3072), (6144, 4096), (4096, 14336), (28672, 4096)):
-        for m in (1, 2, 3, 16, 17, 32, 33, 64, 65, 128, 129, 192):
+        for m in (1, 2, 3, 16, 17, 32, 33, 64, 65, 128, 129, 256):
             for gated in (False, True):
                 variant = choose(m, n, k, gated=gated)
                 if variant is None:

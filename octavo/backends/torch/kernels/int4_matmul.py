@@ -1,4 +1,4 @@
-"""Few tokens times a 4-bit matrix: x [M, K], Int4Matrix [N, K] -> out [M, N] or [M, N / 2], M <= 192, in one launch.
+"""Few tokens times a 4-bit matrix: x [M, K], Int4Matrix [N, K] -> out [M, N] or [M, N / 2], M <= 256, in one launch.
 
 After the product, if asked: bias, gated activation. `dequantize` writes a matrix out whole.
 """
@@ -13,12 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
-from octavo.backends.torch.kernels.int4_unpack import fetch, load_chunk, load_once, nibble, unpack, wide
+from octavo.backends.torch.kernels.int4_unpack import ASSEMBLED, load_chunk, load_once, nibble, unpack, wide
 from octavo.backends.torch.kernels.skinny_choice import padded_rows
 from octavo.backends.torch.kernels.skinny_matmul import Scratch, finish, join_parts
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
-MAX_ROWS = 192
+MAX_ROWS = 256
 _BLOCK_M = (
     64  # tokens of a program, at most: the matrix unit's sums of more do not fit into registers beside the weights
 )
@@ -34,8 +34,7 @@ class Variant:
     loads `stages` chunks of each ahead of their use. A program makes block_n * repeat products.
     form "dot": the matrix unit, tokens padded to 16, 32 or blocks of 64; `stages` shared-memory buffers of `block_k`
     columns, `unroll` of them between two branches. A program makes block_n outputs (64 or 128) of a split-th of K.
-    early: before the kernel before this one has ended, weights are brought to the L2 cache: the first of a program's,
-    "vector" all of them.
+    early: the first weights are asked for before the kernel before this one has ended.
     """
 
     form: str
@@ -67,7 +66,7 @@ def _blocks(m: int) -> tuple[int, int]:
 def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
     """The variant for x [m, k] and a matrix [n, k]; None: the library's product of it dequantized is as fast.
 
-    By an H100's figures for Llama-3.1-8B's four products in groups of 128, before matrices lay in tiles of 16 rows.
+    By an H100's figures for the four products of Llama-3.1-8B in groups of 128 (benchmarks/gpu/int4_matmul.py).
     """
     if not 1 <= m <= MAX_ROWS:
         return None
@@ -95,7 +94,7 @@ def int4_matmul(
 ) -> Tensor:
     """out = x @ W.T, W as if its columns were in order, then what is asked for; returns out.
 
-    x: float16 or bfloat16 [M, K] ("vector": M = 1), rows contiguous. out: [M, N], or [M, N / 2] with `act`
+    x: float16 or bfloat16 [M, K], M <= 256 ("vector": 1), rows contiguous. out: [M, N], or [M, N / 2] with `act`
     ("silu", "gelu", "gelu_tanh": act(first half) * second half); x's type or float32, rows contiguous. bias: [N].
     Weights are not rounded; all else is rounded where separate kernels in x's type would round.
     scratch: needed where variant.split > 1 (scratch_sizes says how large).
@@ -112,8 +111,7 @@ def int4_matmul(
         _vector_kernel[(tiles,)](
             x, *pointers, n, out.stride(0),
             K=k, GROUP=group, ACT=act, BLOCK_N=variant.block_n, REPEAT=variant.repeat,
-            STEP=variant.warps * 32 // variant.block_n, AHEAD=variant.stages, EARLY=variant.early,
-            num_warps=variant.warps, **pdl.options(),
+            STEP=variant.warps * 32 // variant.block_n, AHEAD=variant.stages, num_warps=variant.warps, **pdl.options(),
         )  # fmt: skip
         return out
     partial, arrivals = _checked(scratch, scratch_sizes(variant, m, weight.shape[0], gated=act != ""))
@@ -142,7 +140,7 @@ def _checked(scratch: Scratch | None, sizes: tuple[int, int]) -> tuple[Tensor | 
 def _vector_kernel(
     x_ptr, words_ptr, scales_ptr, zeros_ptr, out_ptr, bias_ptr, N, out_stride,
     K: tl.constexpr, GROUP: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, REPEAT: tl.constexpr,
-    STEP: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    STEP: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: REPEAT times BLOCK_N rows of weights; a thread takes every STEP-th chunk of K, of REPEAT rows."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -155,8 +153,6 @@ def _vector_kernel(
         row = tl.minimum(first + (r % OWN) * BLOCK_N + tl.arange(0, BLOCK_N), N - 1) + (r // OWN) * N
         rows = rows + (row[None, :],)
     width = N * (REPEAT // OWN)
-    if EARLY:
-        _fetch(words_ptr, 0, first, N, K, ACT, BLOCK_N * OWN, CHUNKS)
     loaded = ()
     for d in tl.static_range(AHEAD):
         loaded = loaded + (
@@ -186,12 +182,6 @@ def _vector_kernel(
 
 
 @triton.jit
-def _chunk_at(words_ptr, rows, chunks, CHUNKS: tl.constexpr):
-    """Where the chunks of these rows begin."""
-    return words_ptr + ((rows // 16).to(tl.int64) * CHUNKS + chunks) * 64 + rows % 16 * 4
-
-
-@triton.jit
 def _load_weights(
     words_ptr, scales_ptr, zeros_ptr, chunks, rows, width,
     CHUNKS: tl.constexpr, GROUP: tl.constexpr, REPEAT: tl.constexpr,
@@ -200,7 +190,7 @@ def _load_weights(
     inside = chunks < CHUNKS
     loaded = ()
     for r in tl.static_range(REPEAT):
-        words = load_chunk(_chunk_at(words_ptr, rows[r], chunks, CHUNKS), inside, True)
+        words = load_chunk(words_ptr + (chunks.to(tl.int64) * width + rows[r]) * 4, inside, True)
         group = chunks // (GROUP // 32) * width + rows[r]
         scale = load_once(scales_ptr + group, inside)
         zero = scale
@@ -273,10 +263,7 @@ def _dot_kernel(
     M -= block * BLOCK_M
     STEPS: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)
     begin = part * (STEPS * BLOCK_K)
-    _fetch_groups(scales_ptr, begin, tile * BLOCK_N, N, K, GROUP, ACT, STEPS * BLOCK_K)
-    if zeros_ptr is not None:
-        _fetch_groups(zeros_ptr, begin, tile * BLOCK_N, N, K, GROUP, ACT, STEPS * BLOCK_K)
-    if EARLY > 0:
+    if ASSEMBLED and EARLY > 0:
         _fetch(words_ptr, begin // 32, tile * BLOCK_N, N, K, ACT, BLOCK_N, EARLY * BLOCK_K // 32)
     pdl.wait(PDL)
     rows = tl.arange(0, BLOCK_M)[:, None]
@@ -296,11 +283,11 @@ def _dot_kernel(
         start = begin + step * BLOCK_K
         ks = start + tl.arange(0, BLOCK_K)[None, :]
         x = tl.load(x_ptr + rows * x_stride + ks, mask=(rows < M) & (ks < K), other=0)
-        acc = _dot_step(x, words_ptr, zeros_ptr, now, acc, start, cols, K, BLOCK_N, BLOCK_K)
+        acc = _dot_step(x, words_ptr, zeros_ptr, now, acc, start, cols, width, K, BLOCK_N, BLOCK_K)
         now = _widen(then)
         then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols, width, K, GROUP)
         if ACT != "":
-            up = _dot_step(x, words_ptr, zeros_ptr, up_now, up, start, cols + N, K, BLOCK_N, BLOCK_K)
+            up = _dot_step(x, words_ptr, zeros_ptr, up_now, up, start, cols + N, width, K, BLOCK_N, BLOCK_K)
             up_now = _widen(up_then)
             up_then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols + N, width, K, GROUP)
     if SPLIT > 1:
@@ -316,22 +303,14 @@ def _dot_kernel(
 @triton.jit
 def _fetch(words_ptr, chunk, first, N, K: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr):
     """Bring CHUNKS chunks of the tile's rows to L2, a line of 128 bytes (of 8 rows) an instruction."""
-    chunks = tl.minimum(chunk + tl.arange(0, triton.next_power_of_2(CHUNKS)), K // 32 - 1)[:, None]
-    rows = tl.minimum(first + 8 * tl.arange(0, BLOCK_N // 8), N - 1)[None, :]
-    fetch(_chunk_at(words_ptr, rows, chunks, K // 32))
-    if ACT != "":
-        fetch(_chunk_at(words_ptr, rows + N, chunks, K // 32))
-
-
-@triton.jit
-def _fetch_groups(ptr, k, first, N, K: tl.constexpr, GROUP: tl.constexpr, ACT: tl.constexpr, STEPS: tl.constexpr):
-    """Bring scales or zeros of 64 rows, for STEPS columns from k on, to L2: what asks for them asks too late."""
-    COUNT: tl.constexpr = triton.next_power_of_2((STEPS + GROUP - 1) // GROUP)
     width = N if ACT == "" else 2 * N
-    groups = tl.minimum(k // GROUP + tl.arange(0, COUNT), K // GROUP - 1)
-    fetch(ptr + groups * width + first)
+    chunks = tl.minimum(chunk + tl.arange(0, CHUNKS), K // 32 - 1).to(tl.int64)[:, None]
+    rows = tl.minimum(first + 8 * tl.arange(0, BLOCK_N // 8), N - 1)[None, :]
+    FETCH: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
+    at = words_ptr + (chunks * width + rows) * 4
+    tl.inline_asm_elementwise(FETCH, "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1)
     if ACT != "":
-        fetch(ptr + groups * width + first + N)
+        tl.inline_asm_elementwise(FETCH, "=r,l", [at + 4 * N], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -353,14 +332,14 @@ def _widen(group):
 
 
 @triton.jit
-def _dot_step(x, words_ptr, zeros_ptr, group, acc, start, rows, K: tl.constexpr, BLOCK_N: tl.constexpr,
+def _dot_step(x, words_ptr, zeros_ptr, group, acc, start, rows, width, K: tl.constexpr, BLOCK_N: tl.constexpr,
               BLOCK_K: tl.constexpr):  # fmt: skip
     """acc + scale * (weights[rows, start :] @ x.T), of the weights without their scale.
 
     A zero other than 8 is multiplied by the sum of x, in the matrix unit too, where it is in the right place at once.
     """
     word = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
-    at = _chunk_at(words_ptr, rows[:, None], word // 4, K // 32) + word % 4
+    at = words_ptr + ((word // 4).to(tl.int64) * width + rows[:, None]) * 4 + word % 4
     if K % BLOCK_K == 0:
         words = tl.load(at, eviction_policy="evict_first")
     else:
@@ -397,7 +376,7 @@ def _dequantize_kernel(
     first = tl.program_id(1) * BLOCK_N
     rows = tl.minimum(first + tl.arange(0, BLOCK_N), N - 1)
     word = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
-    at = _chunk_at(words_ptr, rows[:, None], word // 4, K // 32) + word % 4
+    at = words_ptr + ((word // 4).to(tl.int64) * N + rows[:, None]) * 4 + word % 4
     words = tl.load(at, mask=word < K // 8, other=0, eviction_policy="evict_first")
     scale, zero = _widen(_load_group(scales_ptr, zeros_ptr, start, rows, N, K, GROUP))
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty

@@ -65,15 +65,6 @@ def load_once(at, inside):
 
 
 @triton.jit
-def fetch(at):
-    """Bring the lines of 128 bytes that `at` points into to the L2 cache."""
-    if ASSEMBLED:
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
-        )
-
-
-@triton.jit
 def wide(pair, DTYPE: tl.constexpr):
     """float32 of the lower and of the upper half of an int32 that is two numbers of DTYPE, of 16 bits."""
     if tl.bfloat16 == DTYPE:

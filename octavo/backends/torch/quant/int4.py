@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from octavo.base.errors import UnsupportedError
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor
 from octavo.quant.int4 import SYMMETRIC, unpack_int4
 
-CHUNK, TILE = 32, 16
+CHUNK = 32
 _PIECE = 1 << 24
 """Elements that are quantized at once, in float32."""
 
@@ -23,10 +22,9 @@ _PIECE = 1 << 24
 class Int4Matrix:
     """[out, in] of (q - zero) * scale, q from 0 to 15, in groups of consecutive columns.
 
-    words: int32 [out / 16, in / 32, 16, 4], out rounded up. 32 consecutive elements of a row are a chunk of 16 bytes,
-    which a thread reads at once; 16 rows lie together, of them the 16 chunks of the same columns. Bits 4 b to 4 b + 3
-    of a chunk's word j, with b = p + 4 h, p < 4 and h < 2, are its element 8 p + 2 j + h: of a word shifted and masked
-    once, the halves are neighbours.
+    words: int32 [in / 32, out, 4]. 32 consecutive elements of a row are a chunk of 16 bytes, which a thread reads at
+    once, and chunks of neighbouring rows are neighbours. Bits 4 b to 4 b + 3 of a chunk's word j, with b = p + 4 h,
+    p < 4 and h < 2, are its element 8 p + 2 j + h: of a word shifted and masked once, the halves are neighbours.
     scales: float16, bfloat16 or float32 [groups, out].  zeros: uint8 [groups, out], to 16; None: all are 8.
     order: int64 [in], where column i of all this stands in the matrix; None: at i.
     """
@@ -39,7 +37,8 @@ class Int4Matrix:
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
-        return self.scales.shape[1], CHUNK * self.words.shape[1]
+        chunks, out, _ = self.words.shape
+        return out, CHUNK * chunks
 
     @property
     def group(self) -> int:
@@ -57,7 +56,7 @@ class Int4Matrix:
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """As QuantizedMatrix."""
-        q = unpack(self.words)[: self.shape[0]].float()
+        q = unpack(self.words).float()
         zeros = SYMMETRIC if self.zeros is None else self.zeros.T.float().repeat_interleave(self.group, 1)
         values = (q - zeros) * self.scales.T.float().repeat_interleave(self.group, 1)
         if self.order is not None:
@@ -68,40 +67,29 @@ class Int4Matrix:
 def pack(q: Tensor) -> Tensor:
     """Integers of 0..15 [out, in] -> Int4Matrix.words."""
     out, width = q.shape
-    tiles = -(-out // TILE)
-    padded = torch.nn.functional.pad(q, (0, 0, 0, tiles * TILE - out))
-    chunks = padded.view(tiles, TILE, width // CHUNK, 4, 4, 2)  # [tile, row, chunk, p, j, h]
-    words = torch.zeros((tiles, width // CHUNK, TILE, 4), dtype=torch.int32, device=q.device)
+    chunks = q.reshape(out, width // CHUNK, 4, 4, 2)  # [out, chunk, p, j, h]
+    words = torch.zeros((width // CHUNK, out, 4), dtype=torch.int32, device=q.device)
     for p in range(4):
         for h in range(2):
-            words |= chunks[:, :, :, p, :, h].transpose(1, 2).int() << 4 * (p + 4 * h)
+            words |= chunks[:, :, p, :, h].transpose(0, 1).int() << 4 * (p + 4 * h)
     return words
 
 
 def unpack(words: Tensor) -> Tensor:
-    """Int4Matrix.words -> uint8 [out, in], out rounded up."""
-    tiles, chunks, _, _ = words.shape
-    q = torch.empty((tiles, TILE, chunks, 4, 4, 2), dtype=torch.uint8, device=words.device)
+    """Int4Matrix.words -> uint8 [out, in]."""
+    chunks, out, _ = words.shape
+    q = torch.empty((out, chunks, 4, 4, 2), dtype=torch.uint8, device=words.device)
     for p in range(4):
         for h in range(2):
-            q[:, :, :, p, :, h] = ((words >> 4 * (p + 4 * h)) & 15).transpose(1, 2)
-    return q.view(TILE * tiles, CHUNK * chunks)
-
-
-class _Part(NamedTuple):
-    """Of a stored matrix: q uint8 [out, in] in order of groups; the rest as Int4Matrix."""
-
-    q: Tensor
-    scales: Tensor
-    zeros: Tensor | None
-    order: Tensor | None
+            q[:, :, p, :, h] = ((words >> 4 * (p + 4 * h)) & 15).transpose(0, 1)
+    return q.view(out, CHUNK * chunks)
 
 
 def join_int4(stored: Sequence[QuantizedTensor], device: torch.device) -> Int4Matrix | None:
     """matrix.Join. Those whose columns are grouped alike go together."""
     parts = [_take(each, device) for each in stored]
     first = parts[0]
-    if not all(len(part.scales) == len(first.scales) and _equal(part.order, first.order) for part in parts):
+    if not all(part.group == first.group and _equal(part.order, first.order) for part in parts):
         return None
     kinds = {part.scales.dtype for part in parts}
     kind = first.scales.dtype if len(kinds) == 1 else torch.float32
@@ -109,7 +97,7 @@ def join_int4(stored: Sequence[QuantizedTensor], device: torch.device) -> Int4Ma
     if any(part.zeros is not None for part in parts):
         full = [torch.full_like(p.scales, SYMMETRIC, dtype=torch.uint8) if p.zeros is None else p.zeros for p in parts]
         zeros = torch.cat(full, 1)
-    words = pack(torch.cat([part.q for part in parts]))
+    words = torch.cat([part.words for part in parts], 1)
     return Int4Matrix(words, torch.cat([part.scales.to(kind) for part in parts], 1), zeros, first.order)
 
 
@@ -133,7 +121,7 @@ def quantize_int4(matrix: Tensor, scheme: MatrixScheme) -> Int4Matrix:
     return Int4Matrix(pack(q), scales, zeros)
 
 
-def _take(stored: QuantizedTensor, device: torch.device) -> _Part:
+def _take(stored: QuantizedTensor, device: torch.device) -> Int4Matrix:
     parts = {name: view(part).to(device) for name, part in stored.parts.items()}
     q, scale, zero = unpack_int4(stored.scheme.layout, parts, stored.shape[0], torch.stack)
     order = None
@@ -141,7 +129,7 @@ def _take(stored: QuantizedTensor, device: torch.device) -> _Part:
         order = parts["g_idx"].argsort(stable=True)
         q = q[:, order]
     zeros = None if zero is None or bool((zero == SYMMETRIC).all()) else zero.T.to(torch.uint8).contiguous()
-    return _Part(q.to(torch.uint8), scale.T.contiguous(), zeros, order)
+    return Int4Matrix(pack(q), scale.T.contiguous(), zeros, order)
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
