@@ -114,14 +114,7 @@ def cuts_of(shape: str, load: str, kept: torch.dtype, multiprocessors: int) -> l
     if PART == "skewed":
         stages = chosen[0].stages
         own = [(64, 4, stages), (32, 4, stages)] if kept == BFLOAT16 else [(64, 4, stages), (128, 8, 3)]
-        cuts = [
-            (kernel.Choice(*v, 4, 0, slack, start, even), n)
-            for v in own
-            for slack in (0, 12)
-            for start in (0, 1)
-            for even in (False, True)
-            for n in (2, 3)
-        ]
+        cuts = [(kernel.Choice(*v, 4, 0, slack), n) for v in own for slack in (0, 12) for n in (2, 3)]
         return list(dict.fromkeys([chosen, *cuts]))
     if kept == BFLOAT16 and ONE_CUT:
         return [chosen]
@@ -282,12 +275,12 @@ def guarded(case: str, work: Callable[[], float | None]) -> float:
 def named(choice: kernel.Choice, programs: int) -> str:
     how = f"few, splits {choice.splits}"
     if not choice.splits:
-        how = f"many, slack {choice.slack} start {choice.start}" + " even" * choice.even
+        how = f"many, slack {choice.slack}"
     return f"{how} tile {choice.tile} warps {choice.warps} stages {choice.stages} least {choice.min_share} x{programs}"
 
 
 def plan(inputs: Inputs, choice: kernel.Choice) -> None:
-    kernel.plan_tiles(inputs.plan.seq_lens, inputs.plan.tiles, window=None, tile=choice.tile, start=choice.start)
+    kernel.plan_tiles(inputs.plan.seq_lens, inputs.plan.tiles, window=None, tile=choice.tile)
 
 
 def measure(inputs: Inputs, case: str, programs: int, choice: kernel.Choice) -> float:

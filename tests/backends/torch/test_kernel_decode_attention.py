@@ -28,8 +28,6 @@ class Case:
     min_share: int = 1
     splits: int = 0
     slack: int = 0
-    start: int = 0
-    even: bool = False
     dtype: torch.dtype = torch.float32
     cache_dtype: torch.dtype | None = None
     sinks: bool = False
@@ -55,16 +53,8 @@ CASES = {
     "cuts_moved": Case(SMALL, (70, 30, 0, 64, 17), programs=5, slack=30),
     "cuts_moved_away": Case(SMALL, (33, 48, 40, 0), programs=4, slack=40),
     "one_cut_often": Case(attention(2, 1, 16), (9, 200, 20), programs=6, slack=12),
-    "starts": Case(SMALL, (33, 0, 1, 190, 16), programs=5, start=1),
-    "starts_longer_than_slack": Case(SMALL, (3, 2, 190, 0, 70), programs=7, start=2, slack=5),
-    "starts_shorter_than_slack": Case(
-        attention(2, 1, 16, window=70), (9, 200, 20, 64, 300), programs=4, start=1, slack=40
-    ),
-    "even": Case(SMALL, (33, 0, 1, 190, 16), programs=5, even=True),
-    "even_more_programs_than_tiles": Case(SMALL, (40, 3, 0), programs=23, even=True),
-    "even_least_share": Case(SMALL, (100, 30, 1), programs=9, min_share=3, even=True),
-    "even_of_nothing": Case(SMALL, (0, 0), even=True),
-    "even_moved": Case(attention(2, 1, 16, window=70), (9, 200, 20, 64, 300), programs=7, start=1, slack=30, even=True),
+    "window_cuts_moved": Case(attention(2, 1, 16, window=70), (9, 200, 20, 64, 300), programs=4, slack=40),
+    "many_programs_with_empty": Case(SMALL, (40, 3, 0), programs=23),
     "few": Case(SMALL, (50, 1, 0, 17), programs=12, splits=3),
     "few_alone": Case(attention(2, 1, 16), (275,), programs=20, splits=20),
     "few_alone_whole": Case(SMALL, (50,), programs=2, splits=1),
@@ -156,7 +146,7 @@ def make(case: Case) -> Inputs:
     sinks = torch.randn(layer.heads, generator=generator).to(DEVICE) if case.sinks else None
     tensors = [rows, torch.tensor(case.lengths, dtype=torch.int32), torch.full((batch + 1,), -7, dtype=torch.int32)]
     plan = kernel.Plan(tables.to(DEVICE), *(x.to(DEVICE) for x in tensors))
-    kernel.plan_tiles(plan.seq_lens, plan.tiles, window=layer.window, tile=case.tile, start=case.start)
+    kernel.plan_tiles(plan.seq_lens, plan.tiles, window=layer.window, tile=case.tile)
     workspace = kernel.make_workspace(
         max_rows=batch + 1,
         kv_heads=layer.kv_heads,
@@ -198,7 +188,7 @@ def run(case: Case, inputs: Inputs) -> torch.Tensor:
     """The kernel's output [B, heads, head_dim], after a check that nothing around it was written."""
     batch, heads, head_dim = inputs.q.shape
     storage = torch.full((batch + 2, heads, head_dim), float("nan"), dtype=case.dtype, device=DEVICE)
-    choice = kernel.Choice(case.tile, 4, 2, case.min_share, case.splits, case.slack, case.start, case.even)
+    choice = kernel.Choice(case.tile, 4, 2, case.min_share, case.splits, case.slack)
     kernel.launch(
         inputs.q,
         inputs.cache,

@@ -35,9 +35,6 @@ MAX_SPLITS = 32
 SLACK = 12
 """Percent, Choice.slack."""
 
-START = 0
-"""Choice.start."""
-
 PLAN_CHUNK = 1024
 """Sequences that the plan sums at once."""
 
@@ -52,8 +49,6 @@ class Choice(NamedTuple):
     min_share: tiles that a program takes at least; below that, splitting costs more than it gains.
     splits: parts that a (sequence, kv head) has at most, each a program of _decode_few; 0: _decode.
     slack: percent of its share that a program of _decode may go without or take in addition, to cut nothing.
-    start: tiles that the start of a (sequence, kv head) counts as in _decode, as in the plan.
-    even: programs of _decode differ by one tile before cuts are moved; else all have the same but the last ones.
     """
 
     tile: int
@@ -62,8 +57,6 @@ class Choice(NamedTuple):
     min_share: int
     splits: int = 0
     slack: int = 0
-    start: int = 0
-    even: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,12 +106,12 @@ def make_workspace(
     )
 
 
-def plan_tiles(seq_lens: Tensor, out: Tensor, *, window: int | None, tile: int = TILE, start: int = START) -> None:
+def plan_tiles(seq_lens: Tensor, out: Tensor, *, window: int | None, tile: int = TILE) -> None:
     """out [i]: tiles of keys of the sequences before i, int32 [B + 1], of seq_lens int32 [B]; window: as Attention's.
 
-    Tiles wholly before the window are not counted, and sequences of no tokens have none; others have `start` more.
+    Tiles wholly before the window are not counted, and sequences of no tokens have none.
     """
-    shape = (seq_lens.shape[0], window or 0, start, tile, PLAN_CHUNK)
+    shape = (seq_lens.shape[0], window or 0, tile, PLAN_CHUNK)
     _plan_tiles[(1,)](seq_lens, out, *shape, num_warps=4, **pdl.options())
 
 
@@ -155,7 +148,7 @@ def choose(head_dim: int, itemsize: int, *, batch: int, pairs: int, programs: in
     stages = max(1, min(3, ahead)) + 1
     if batch <= FEW and 4 * pairs <= programs:
         return Choice(TILE, 4, stages, 1, splits=min(MAX_SPLITS, 2 * programs // pairs))
-    return Choice(TILE, 4, stages, 4, slack=SLACK, start=START)
+    return Choice(TILE, 4, stages, 4, slack=SLACK)
 
 
 def launch(
@@ -169,7 +162,7 @@ def launch(
     sinks: Tensor | None,
     choice: Choice,
 ) -> None:
-    """decode_attention, cut as said; choice.tile and start are plan_tiles', or splits given (at most FEW sequences)."""
+    """decode_attention, cut as said; choice.tile must be plan_tiles', or splits given (at most FEW sequences)."""
     batch, heads, head_dim = q.shape
     _, num_blocks, block_size, kv_heads, _ = cache.shape
     group = heads // kv_heads
@@ -193,7 +186,7 @@ def launch(
     if splits and batch <= FEW:
         _decode_few[(kv_heads, batch, splits)](*shared, workspace.programs, ALONE=batch == 1, FEW=FEW, **constants)
     else:
-        _decode[(workspace.programs,)](*shared, choice.slack, START=choice.start, EVEN=choice.even, **constants)
+        _decode[(workspace.programs,)](*shared, choice.slack, **constants)
 
 
 def _padded(head_dim: int) -> int:
@@ -201,8 +194,8 @@ def _padded(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
-@triton.jit(do_not_specialize=["batch", "window", "start"])
-def _plan_tiles(seq_lens, out, batch, window, start, TILE: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr):
+@triton.jit(do_not_specialize=["batch", "window"])
+def _plan_tiles(seq_lens, out, batch, window, TILE: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr):
     pdl.wait(PDL)
     before = 0
     tl.store(out, before)
@@ -210,40 +203,14 @@ def _plan_tiles(seq_lens, out, batch, window, start, TILE: tl.constexpr, CHUNK: 
         index = first + tl.arange(0, CHUNK)
         length = tl.load(seq_lens + index, mask=index < batch, other=0)
         low = tl.where(window > 0, tl.maximum(length - window, 0), 0)
-        count = (length + TILE - 1) // TILE - low // TILE + tl.where(length > 0, start, 0)
+        count = (length + TILE - 1) // TILE - low // TILE
         tl.store(out + 1 + index, before + tl.cumsum(count, 0), mask=index < batch)
         before += tl.sum(count, 0)
 
 
 @triton.jit
-def _shares(total, least, EVEN: tl.constexpr):
-    """(share, more): programs have `share` places of the row, at least `least`; the first `more` one more."""
-    share = tl.maximum(tl.cdiv(total, tl.num_programs(0)), least)
-    more = total * 0
-    if EVEN:
-        used = tl.minimum(tl.num_programs(0), tl.maximum(total // least, 1))
-        share = tl.maximum(total // used, 1)
-        more = total - share * used
-    return share, more
-
-
-@triton.jit
-def _cut(program, share, more, total):
-    """The place where a program begins."""
-    return tl.minimum(program * share + tl.minimum(program, more), total)
-
-
-@triton.jit
-def _owner(place, share, more):
-    """The program whose place this is: of its _cut and what follows."""
-    return tl.maximum((place - more) // share, place // (share + 1))
-
-
-@triton.jit
-def _border(tiles, batch, at, after_begin, slack, KV_HEADS: tl.constexpr, CHUNK: tl.constexpr):
-    """(sequence of place `at` in the row, at): moved to an end of its (sequence, kv head) where one is near.
-
-    That is, where it begins at most after_begin before, or ends at most slack behind.
+def _border(tiles, batch, at, slack, KV_HEADS: tl.constexpr, CHUNK: tl.constexpr):
+    """(sequence of place `at` in the row, at): moved to an end of its (sequence, kv head) where one is within slack.
 
     The sequence is the number of those that end at or before it; its ends come with it. One load, where halving the
     range again and again needs ten, one after another.
@@ -262,7 +229,7 @@ def _border(tiles, batch, at, after_begin, slack, KV_HEADS: tl.constexpr, CHUNK:
         after = tl.minimum(after, tl.min(tl.where(past, NEVER, ends), 0))
     begin = before * KV_HEADS + (at - before * KV_HEADS) // (after - before) * (after - before)
     end = begin + after - before
-    moved = tl.where(at - begin <= after_begin, begin, tl.where(end - at <= slack, end, at))
+    moved = tl.where(at - begin <= slack, begin, tl.where(end - at <= slack, end, at))
     return found, moved
 
 
@@ -477,25 +444,23 @@ def _decode(
     batch, q_stride, out_stride, table_stride, value_offset, scale, softcap, min_share, slack,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr, START: tl.constexpr, EVEN: tl.constexpr,
+    TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A program's share [at, last) of the row of (sequence, kv head, tile), segment by segment of one kv head.
 
     Cuts at multiples of the share, but none within `slack` percent of it from a border between (sequence, kv head)s.
-    The first START places of a (sequence, kv head) stand for the time that its start takes; no cut is within them.
     A kv head's query heads are the rows of the products, padded to the 16 that tl.dot needs (more heads than that: to
     the next power of two). The padded ones are zeros, so that their numbers are finite; they are not written.
     """
     pdl.wait(PDL)
     factor = scale / softcap * LOG2E if SOFTCAP else scale * LOG2E
     total = tl.load(tiles + batch) * KV_HEADS
-    share, more = _shares(total, min_share, EVEN)
+    share = tl.maximum(tl.cdiv(total, tl.num_programs(0)), min_share)
     slack = share * slack // 100
-    after_begin = tl.maximum(slack, START)
     program = tl.program_id(0)
     _clear(seq_lens, out, batch, out_stride, KV_HEADS * GROUP * DIM, 1024)
-    b, at = _border(tiles, batch, _cut(program, share, more, total), after_begin, slack, KV_HEADS, 512)
-    _, last = _border(tiles, batch, _cut(program + 1, share, more, total), after_begin, slack, KV_HEADS, 512)
+    b, at = _border(tiles, batch, tl.minimum(program * share, total), slack, KV_HEADS, 512)
+    _, last = _border(tiles, batch, tl.minimum(program * share + share, total), slack, KV_HEADS, 512)
     row = tl.arange(0, 16 if GROUP_PAD < 16 else GROUP_PAD)
     while at < last:
         while tl.load(tiles + b + 1) * KV_HEADS <= at:
@@ -508,11 +473,10 @@ def _decode(
         end = tl.load(seq_lens + b)
         low = tl.maximum(end - WINDOW, 0) if WINDOW > 0 else 0
         table = tables + tl.load(rows + b).to(tl.int64) * table_stride
-        skipped = low // TILE - begin - START
-        walked = tl.maximum(at, begin + START) + skipped if START else at + skipped
+        skipped = low // TILE - begin
         heads = _queries(q + b * q_stride + head * GROUP * DIM, row, GROUP, DIM, DIM_PAD)
         highest, sums, acc = _walk(
-            heads, cache + head * DIM, table, (walked, stop + skipped, low, end), factor, softcap, value_offset,
+            heads, cache + head * DIM, table, (at + skipped, stop + skipped, low, end), factor, softcap, value_offset,
             KV_HEADS * DIM, DIM, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, STAGES,
         )  # fmt: skip
         target = out + b * out_stride
@@ -520,8 +484,8 @@ def _decode(
             _write(target, sinks, head * GROUP, highest, sums, acc, GROUP, DIM)
         else:
             _store_part(partial, lse, 2 * program + (at == begin).to(tl.int32), highest, sums, acc, GROUP_PAD)
-            first = _owner(begin + after_begin, share, more)  # the first cut is where this program ends
-            parts = _owner(begin + count - slack - 1, share, more) - first + 1
+            first = (begin + slack) // share  # the first cut is where this program ends
+            parts = (begin + count - slack - 1) // share - first + 1
             if _arrive(arrived + b * KV_HEADS + head, parts):
                 most, weight, merged = _merge(partial, lse, 2 * first, 2, parts, GROUP_PAD, DIM_PAD, 4096)
                 _write(target, sinks, head * GROUP, most, weight, merged, GROUP, DIM)

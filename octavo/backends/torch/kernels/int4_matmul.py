@@ -19,9 +19,8 @@ from octavo.backends.torch.kernels.skinny_matmul import Scratch, finish, join_pa
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
 MAX_ROWS = 256
-_BLOCK_M = (
-    64  # tokens of a program, at most: the matrix unit's sums of more do not fit into registers beside the weights
-)
+_BLOCK_M = 64
+"""Tokens of a program, at most: the matrix unit's sums of more do not fit into registers beside the weights."""
 _MULTIPROCESSORS = 132  # of an H100
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter's tl.dot takes bfloat16 for integers
 
