@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from octavo.base.errors import InputError
+from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import INT64, MAX_LOGPROBS, SamplingParams
@@ -53,6 +53,8 @@ def make_request(
     _check_logprobs("prompt_logprobs", params.prompt_logprobs, limits)
     if limits.tokenizer is None:
         _check_textless(params)
+    if params.structured_outputs is not None:
+        raise UnsupportedError("structured_outputs has no engine yet; leave it out", param="structured_outputs")
     return Request(
         request_id=request_id,
         prompt_token_ids=list(prompt_ids),
