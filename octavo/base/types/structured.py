@@ -56,6 +56,7 @@ class StructuredOutputsParams(
                 raise _wrong(name, f"goes with json or json_object, not with {given[0]}")
         if self.disable_any_whitespace and self.whitespace_pattern is not None:
             raise _wrong("whitespace_pattern", "contradicts disable_any_whitespace; give one of them")
+        _check_plain(self, given[0])
 
     @property
     def kind(self) -> str:
@@ -74,6 +75,16 @@ def _check_texts(params: StructuredOutputsParams) -> None:
             raise _wrong(name, "must be a non-empty string")
         if len(value) > MAX_GRAMMAR_CHARS:
             raise _wrong(name, f"has {len(value)} characters; at most {MAX_GRAMMAR_CHARS} are taken")
+
+
+def _check_plain(params: StructuredOutputsParams, name: str) -> None:
+    """It must travel: numbers of 64 bits, Unicode text, plain containers."""
+    try:
+        size = len(msgspec.msgpack.encode(params))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _wrong(name, f"holds what is not taken: {str(error)[:100]}") from None
+    if size > 4 * MAX_GRAMMAR_CHARS:
+        raise _wrong(name, f"takes {size} bytes; at most {4 * MAX_GRAMMAR_CHARS} are taken")
 
 
 def _check_choice(choice: object) -> None:
