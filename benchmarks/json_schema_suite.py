@@ -1,4 +1,4 @@
-"""JSON Schemas with instances in; how many are enforced to the letter, refused, too strict, or, which must not be, too lax.
+"""JSON Schemas with instances in; how many are enforced to the letter, refused, too strict, or (never) too lax.
 
     pip download jsonschema==4.26.0 --no-binary jsonschema --no-deps    # its sdist holds the official test suite
     python benchmarks/json_schema_suite.py jsonschema-4.26.0.tar.gz [--draft draft2020-12] [--verbose]
