@@ -4,7 +4,7 @@ import { h, svg } from "./dom.js";
 
 const USUAL_WIDTH = 480;
 const HEIGHT = 168;
-const EDGE = { top: 10, right: 12, bottom: 22, left: 46 };
+const EDGE = { top: 10, right: 12, bottom: 22, left: 50 };
 const PLOT_HEIGHT = HEIGHT - EDGE.top - EDGE.bottom;
 
 export class Chart {

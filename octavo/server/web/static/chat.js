@@ -7,6 +7,7 @@ import { Generation } from "./generate.js";
 import { MessageView } from "./message.js";
 import { addNode, removeNode, showBranch, shownPath, siblings } from "./tree.js";
 
+const REST = 2; // times the cost of a drawing until the next
 const NEAR = 48; // pixels from the end within which the view follows an answer
 
 const SUGGESTIONS = [
@@ -26,6 +27,7 @@ export class ChatView {
     this.following = true; // the end is kept in view, until the reader scrolls up
     this.lastTop = 0;
     this.frame = 0;
+    this.cost = 0; // milliseconds of the last drawing: the next one waits a few times as long
     this.list = h("div", { class: "messages" });
     this.scroller = h("div", { class: "scroller", tabindex: "-1", onscroll: () => this.#scrolled(), onwheel: (event) => this.#wheel(event) }, this.list);
     this.toEnd = h("button", { type: "button", class: "to-end", "aria-label": "To the end", hidden: true, onclick: () => this.#follow() }, icon("down"));
@@ -86,6 +88,7 @@ export class ChatView {
     const { conversation } = this;
     const generation = new Generation(conversation, node, { model: this.app.model(), goOn, onchange: () => this.#changed(generation) });
     this.generations.set(conversation.id, generation);
+    for (const view of this.views.values()) view.settled = false; // what may be done with them changes now
     this.app.save(conversation, true);
     generation.run().then(() => {
       if (this.generations.get(conversation.id) !== generation) return;
@@ -99,10 +102,13 @@ export class ChatView {
   #changed(generation) {
     this.app.save(generation.conversation, false);
     if (generation.conversation !== this.conversation || this.frame) return;
-    this.frame = requestAnimationFrame(() => {
+    const draw = () => {
       this.frame = 0;
+      const begun = performance.now();
       this.#draw();
-    });
+      this.cost = performance.now() - begun;
+    };
+    this.frame = setTimeout(() => requestAnimationFrame(draw), this.cost * REST);
   }
 
   #actions() {

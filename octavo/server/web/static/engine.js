@@ -217,7 +217,7 @@ function makeTiles() {
     generated: tile("Generated", "tokens/s"),
     prompted: tile("Prompts", "tokens/s"),
     kv: tile("KV cache in use", null, true),
-    hits: tile("Prefix hits", "of prompt tokens, last minute"),
+    hits: tile("Prefix hits", "of prompt tokens"),
   };
 }
 
