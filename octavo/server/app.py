@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Services, Exchange], Awaitable[Reply | None]]
 
+PAGE: dict[str, Handler] = {"/": files.show, files.PREFIX + "{name}": files.show}
+"""GET routes of the page, unless it is turned off."""
+
 WORK: dict[str, Handler] = {
     "/v1/completions": create_completion,
     "/v1/chat/completions": create_chat_completion,
@@ -56,9 +59,6 @@ ASK: dict[str, Handler] = {
 }
 """GET routes: answered at once, whatever the engine does."""
 
-PAGE: dict[str, Handler] = {"/": files.show, files.PREFIX + "{name}": files.show}
-"""GET routes of the page, unless it is turned off."""
-
 
 def create_app(llm: AsyncLLM, config: ServerConfig) -> App:
     """The server as an ASGI application. It neither starts nor closes `llm`."""
@@ -75,8 +75,9 @@ class App:
         page = {} if config.disable_ui else PAGE
         self.keys = Keys([*config.api_key, env.read("OCTAVO_API_KEY")], also_open=files.files() if page else ())
         self.routes = [
+            *(Route(path, handler, methods=["GET"]) for path, handler in page.items()),
             *(Route(path, handler, methods=["POST"]) for path, handler in WORK.items()),
-            *(Route(path, handler, methods=["GET"]) for path, handler in {**ASK, **page}.items()),
+            *(Route(path, handler, methods=["GET"]) for path, handler in ASK.items()),
         ]
         self._origins = Origins(config.host, config.allowed_origins)
         self._services = Services(

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any
 
 from octavo.base.errors import OctavoError
@@ -101,7 +100,7 @@ class Exchange:
             *self.reply_headers,
             *reply.headers,
         ]
-        if reply.status != HTTPStatus.NOT_MODIFIED:  # there it would be the length of what is not sent
+        if reply.status != 304:  # there it would be the length of what is not sent
             headers.append((b"content-length", str(len(reply.body)).encode()))
         self.status = reply.status
         await self._send({"type": "http.response.start", "status": reply.status, "headers": headers})

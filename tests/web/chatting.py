@@ -8,6 +8,12 @@ ANSWER = ".message.assistant"
 PROSE = f"{ANSWER} > .prose"
 
 
+def visit(page: Browser, url: str) -> None:
+    """Open the page, and wait until it stands."""
+    page.open(url)
+    page.wait(lambda: page.visible(".bar"))
+
+
 def ask(page: Browser, text: str) -> None:
     page.type("#message", text)
     page.press("enter")

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
 
 from browser import Browser, find
-from chatting import fresh
+from chatting import fresh, visit
 from scripted import ScriptedServer
 
 
@@ -33,7 +33,7 @@ def server() -> Iterator[ScriptedServer]:
 def page(chromium: Browser, server: ScriptedServer) -> Iterator[Browser]:
     """The page, just opened on a server of its own; its console must stay without errors (a test may take some off)."""
     fresh(chromium)
-    chromium.open(server.url)
+    visit(chromium, server.url)
     chromium.wait(lambda: chromium.text(".status") == "Ready")
     yield chromium
     assert not [error for error in chromium.errors() if "favicon" not in error]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser
-from chatting import PROSE, answered, ask, fresh, settled
+from chatting import PROSE, answered, ask, fresh, settled, visit
 from scripted import Refusal, ScriptedServer
 
 from octavo.server.openai.sse import error_events
@@ -40,7 +40,7 @@ def test_the_real_route_answers(chromium: Browser) -> None:
     llm.answer = "**Bold** and `code`."
     with LiveServer(llm) as live:
         fresh(chromium)
-        chromium.open(live.url)
+        visit(chromium, live.url)
         answered(chromium, "Hello")
         assert chromium.text(PROSE) == "Bold and code."
         assert chromium.texts(f"{PROSE} strong") == ["Bold"]
@@ -65,7 +65,7 @@ def test_stop_ends_it_on_the_server_too(page: Browser, server: ScriptedServer) -
 def test_another_answer_is_a_branch(page: Browser, server: ScriptedServer) -> None:
     server.say("First.", "Second.")
     answered(page, "Say")
-    page.click('[aria-label="Another answer"]')
+    page.click('[aria-label="Regenerate"]')
     page.wait(lambda: page.text(PROSE) == "Second." and settled(page))
     assert page.text(".branches") == "2/2"
     assert server.requests[1]["messages"] == server.requests[0]["messages"]
@@ -96,7 +96,7 @@ def test_an_edit_is_a_branch(page: Browser, server: ScriptedServer) -> None:
 def test_a_cut_answer_goes_on(page: Browser, server: ScriptedServer) -> None:
     server.say([{"content": "Once upon"}, "length"], " a time.")
     answered(page, "Tell")
-    page.click('[aria-label="Go on from here"]')
+    page.click('[aria-label="Continue"]')
     page.wait(lambda: page.text(PROSE) == "Once upon a time." and settled(page))
     assert server.requests[1]["messages"][-1] == {"role": "assistant", "content": "Once upon"}
     assert server.requests[1]["continue_final_message"] is True
@@ -254,7 +254,7 @@ def test_a_loading_model_is_waited_for(page: Browser, server: ScriptedServer) ->
 def test_a_server_that_is_gone(chromium: Browser) -> None:
     fresh(chromium)
     with ScriptedServer() as server:
-        chromium.open(server.url)
+        visit(chromium, server.url)
         chromium.wait(lambda: chromium.text(".status") == "Ready")
     chromium.type("#message", "Hello")
     chromium.press("enter")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from browser import Browser
-from chatting import fresh
+from chatting import fresh, visit
 from prometheus_client.parser import text_string_to_metric_families
 from scripted import ScriptedServer
 
@@ -18,7 +18,7 @@ from scripted import ScriptedServer
 def modules(chromium: Browser) -> Iterator[Browser]:
     with ScriptedServer() as server:
         fresh(chromium)
-        chromium.open(server.url)
+        visit(chromium, server.url)
         yield chromium
         chromium.open("about:blank")
 

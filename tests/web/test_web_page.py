@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from browser import Browser
-from chatting import PROSE, answered, ask, fresh, settled
+from chatting import PROSE, answered, ask, fresh, settled, visit
 from scripted import ScriptedServer
 
 FOCUSED = "return document.activeElement.id || document.activeElement.getAttribute('aria-label')"
@@ -23,7 +23,7 @@ OVERFLOWS = """
 def test_the_key_is_asked_for(chromium: Browser) -> None:
     fresh(chromium)
     with ScriptedServer(api_key=["sk-right"]) as server:
-        chromium.open(server.url)
+        visit(chromium, server.url)
         chromium.wait(lambda: "asks for an API key" in chromium.text("dialog"))
         chromium.type("#key", "sk-wrong")
         chromium.press("enter")
@@ -36,7 +36,7 @@ def test_the_key_is_asked_for(chromium: Browser) -> None:
         kept = chromium.run("return [{...sessionStorage}, JSON.stringify({...localStorage})]")
         assert kept[0] == {"octavo.key": "sk-right"}
         assert "sk-right" not in kept[1]
-        chromium.open(f"{server.url}/#/engine")
+        visit(chromium, f"{server.url}/#/engine")
         chromium.wait(lambda: chromium.text(".tile b") == "0")
     chromium.errors()
 

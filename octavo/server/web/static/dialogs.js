@@ -11,7 +11,7 @@ export const SHORTCUTS = [
   ["Stop the answer; close what is open", ["Esc"]],
   ["Edit the last message, from an empty field", ["↑"]],
   ["New conversation", [MOD, "Shift", "O"]],
-  ["Find a conversation", [MOD, "K"]],
+  ["Search conversations", [MOD, "K"]],
   ["Settings", [MOD, ","]],
   ["Chat or engine", [MOD, "Shift", "E"]],
   ["To the message field", ["/"]],

@@ -100,9 +100,9 @@ export class MessageView {
       if (node.content) buttons.push(copy);
       if (node.role === "user") buttons.push(iconButton("edit", "Edit", () => this.edit()));
       if (node.role === "assistant") {
-        buttons.push(iconButton("again", "Another answer", () => actions.again(node)));
+        buttons.push(iconButton("again", "Regenerate", () => actions.again(node)));
         const cut = node.content && !node.toolCalls?.length && ["length", "stopped"].includes(node.finish);
-        if (cut && context.last) buttons.push(iconButton("onward", "Go on from here", () => actions.goOn(node)));
+        if (cut && context.last) buttons.push(iconButton("onward", "Continue", () => actions.goOn(node)));
       }
       buttons.push(iconButton("trash", "Delete from here on", () => actions.remove(node)));
     }

@@ -12,7 +12,7 @@ export class Sidebar {
     this.conversations = [];
     this.current = null;
     this.busy = new Set();
-    this.find = h("input", { type: "search", placeholder: "Find", "aria-label": "Find a conversation", oninput: () => this.#draw() });
+    this.find = h("input", { type: "search", placeholder: "Search", "aria-label": "Search conversations", oninput: () => this.#draw() });
     this.list = h("nav", { class: "conversations", "aria-label": "Conversations" });
     this.file = h("input", { type: "file", accept: "application/json,.json", class: "unseen", tabIndex: -1, "aria-hidden": "true", onchange: () => this.#import() });
     this.element = h(
