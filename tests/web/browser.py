@@ -150,7 +150,7 @@ class Browser:
         script = "return document.querySelector(args[0])?.checkVisibility({visibilityProperty: true}) ?? false"
         return bool(self.run(script, selector))
 
-    def wait(self, condition: Callable[[], Any], *, seconds: float = 15.0) -> Any:
+    def wait(self, condition: Callable[[], Any], *, seconds: float = 30.0) -> Any:
         """What `condition` gives once that is true; AssertionError with the page's text if it does not become so."""
         end = time.monotonic() + seconds
         while not (found := condition()):

@@ -12,8 +12,9 @@ from serving import LiveServer
 from starlette.routing import Route
 
 from octavo.server.exchange import Exchange, Reply
-from octavo.server.openai.sse import DONE
 from octavo.server.services import Services
+
+DONE = b"data: [DONE]\n\n"
 
 
 @dataclass

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from browser import Browser
 from chatting import PROSE, answered, ask, fresh, settled, visit
-from scripted import Refusal, ScriptedServer
-
-from octavo.server.openai.sse import error_events
+from scripted import DONE, Refusal, ScriptedServer
 
 
 def test_an_answer_grows_and_tells_its_speed(page: Browser, server: ScriptedServer) -> None:
@@ -106,6 +104,7 @@ def test_reasoning_is_folded(page: Browser, server: ScriptedServer) -> None:
     server.say(
         [{"reasoning": "Let me *think*"}, 0.6, {"reasoning": " more."}, {"content": "42"}],
         [{"reasoning_content": "Old name."}, {"content": "43"}],
+        [{"reasoning": "Cut off in mid-"}, "length"],
     )
     ask(page, "Why?")
     page.wait(lambda: page.text(".thought summary") == "Thinking …")
@@ -116,7 +115,9 @@ def test_reasoning_is_folded(page: Browser, server: ScriptedServer) -> None:
     page.click(".thought summary")
     page.wait(lambda: page.text(".thought .prose") == "Let me think more.")
     answered(page, "Again?")
-    assert page.count(".thought") == 2
+    assert page.texts(".thought[open]") == [page.text(".thought")]  # the second came folded
+    answered(page, "Once more?")
+    assert page.texts(".thought[open] .prose")[1:] == ["Cut off in mid-"]
     assert server.requests[1]["messages"][1] == {"role": "assistant", "content": "42"}
 
 
@@ -225,7 +226,7 @@ def test_refused_requests_wait_and_try_again(page: Browser, server: ScriptedServ
 
 def test_errors_are_told_and_can_be_tried_again(page: Browser, server: ScriptedServer) -> None:
     error = {"message": "numbers went wrong", "type": "x", "param": None, "code": 500}
-    broken = error_events(json.dumps({"error": error}).encode())
+    broken = b"data: " + json.dumps({"error": error}).encode() + b"\n\n" + DONE
     server.say(Refusal(400, "temperature must be at most 2", param="temperature"), [{"content": "Half"}, broken, 5])
     ask(page, "Hello")
     page.wait(lambda: settled(page))

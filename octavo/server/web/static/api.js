@@ -97,7 +97,8 @@ export async function* stream(path, body, signal) {
       for (const data of parser.push(value)) {
         if (data === "[DONE]") return;
         const chunk = JSON.parse(data);
-        if (chunk.error) throw new ApiError(chunk.error.code ?? 500, chunk.error.message, { param: chunk.error.param ?? null });
+        if (chunk.error)
+          throw new ApiError(chunk.error.code ?? 500, chunk.error.message, { param: chunk.error.param ?? null });
         yield chunk;
       }
     }

@@ -16,9 +16,16 @@ export class Chart {
     this.width = USUAL_WIDTH;
     this.plot = svg("g");
     this.cursor = svg("line", { class: "cursor", y1: EDGE.top, y2: EDGE.top + PLOT_HEIGHT, visibility: "hidden" });
-    this.canvas = svg("svg", { viewBox: `0 0 ${USUAL_WIDTH} ${HEIGHT}`, class: "plot", role: "img", "aria-label": title }, this.plot, this.cursor);
+    this.canvas = svg(
+      "svg",
+      { viewBox: `0 0 ${USUAL_WIDTH} ${HEIGHT}`, class: "plot", role: "img", "aria-label": title },
+      this.plot,
+      this.cursor,
+    );
     this.values = series.map(() => h("b", {}, "–"));
-    const legend = series.map(({ name, style }, i) => h("span", { class: `key ${style}` }, h("i"), name, " ", this.values[i]));
+    const legend = series.map(({ name, style }, i) =>
+      h("span", { class: `key ${style}` }, h("i"), name, " ", this.values[i]),
+    );
     this.when = h("span", { class: "when" });
     this.element = h(
       "figure",
@@ -36,7 +43,8 @@ export class Chart {
     Object.assign(this, { points, now, span });
     this.width = Math.round(this.canvas.getBoundingClientRect().width) || USUAL_WIDTH; // so that text keeps its size
     this.canvas.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
-    const top = this.most ?? niceTop(Math.max(0, ...points.flatMap(({ values }) => values.filter((value) => value !== null))));
+    const top =
+      this.most ?? niceTop(Math.max(0, ...points.flatMap(({ values }) => values.filter((value) => value !== null))));
     this.top = top;
     const marks = [0, 0.5, 1].map((share) => this.#level(share * top));
     const lines = this.series.flatMap(({ style }, i) => this.#line(i, style));
@@ -84,14 +92,19 @@ export class Chart {
         runs.at(-1).push([this.#x(time), this.#y(values[index])]);
       }
     }
-    return runs.filter((run) => run.length).flatMap((run) => {
-      const path = run.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L");
-      if (run.length === 1) return [svg("circle", { class: `dot ${style}`, cx: run[0][0], cy: run[0][1], r: 1.8 })];
-      const floor = EDGE.top + PLOT_HEIGHT;
-      const filled = svg("path", { class: `area ${style}`, d: `M${path}L${run.at(-1)[0].toFixed(1)} ${floor}L${run[0][0].toFixed(1)} ${floor}Z` });
-      const line = svg("path", { class: `line ${style}`, d: `M${path}` });
-      return this.area && index === 0 ? [filled, line] : [line];
-    });
+    return runs
+      .filter((run) => run.length)
+      .flatMap((run) => {
+        const path = run.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L");
+        if (run.length === 1) return [svg("circle", { class: `dot ${style}`, cx: run[0][0], cy: run[0][1], r: 1.8 })];
+        const floor = EDGE.top + PLOT_HEIGHT;
+        const filled = svg("path", {
+          class: `area ${style}`,
+          d: `M${path}L${run.at(-1)[0].toFixed(1)} ${floor}L${run[0][0].toFixed(1)} ${floor}Z`,
+        });
+        const line = svg("path", { class: `line ${style}`, d: `M${path}` });
+        return this.area && index === 0 ? [filled, line] : [line];
+      });
   }
 
   #point(event) {
@@ -107,7 +120,9 @@ export class Chart {
 
   #read(point) {
     const shown = point ?? this.points.at(-1);
-    this.values.forEach((value, i) => (value.textContent = shown && shown.values[i] !== null ? this.show(shown.values[i]) : "–"));
+    this.values.forEach(
+      (value, i) => (value.textContent = shown && shown.values[i] !== null ? this.show(shown.values[i]) : "–"),
+    );
     this.when.textContent = point ? new Date(point.time).toLocaleTimeString() : "";
     this.cursor.setAttribute("visibility", point ? "visible" : "hidden");
     if (!point) return;

@@ -29,14 +29,27 @@ export class ChatView {
     this.frame = 0;
     this.cost = 0; // milliseconds of the last drawing: the next one waits a few times as long
     this.list = h("div", { class: "messages" });
-    this.scroller = h("div", { class: "scroller", tabindex: "-1", onscroll: () => this.#scrolled(), onwheel: (event) => this.#wheel(event) }, this.list);
-    this.toEnd = h("button", { type: "button", class: "to-end", "aria-label": "To the end", hidden: true, onclick: () => this.#follow() }, icon("down"));
+    this.scroller = h(
+      "div",
+      { class: "scroller", tabindex: "-1", onscroll: () => this.#scrolled(), onwheel: (event) => this.#wheel(event) },
+      this.list,
+    );
+    this.toEnd = h(
+      "button",
+      { type: "button", class: "to-end", "aria-label": "To the end", hidden: true, onclick: () => this.#follow() },
+      icon("down"),
+    );
     this.composer = new Composer({
       onsend: (text) => this.send(text),
       onstop: () => this.stop(),
       onlast: () => this.editLast(),
     });
-    this.element = h("section", { class: "chat", "aria-label": "Chat" }, this.scroller, h("div", { class: "dock" }, this.toEnd, this.composer.element));
+    this.element = h(
+      "section",
+      { class: "chat", "aria-label": "Chat" },
+      this.scroller,
+      h("div", { class: "dock" }, this.toEnd, this.composer.element),
+    );
   }
 
   /** Show a conversation. */
@@ -86,10 +99,15 @@ export class ChatView {
 
   #start(node, goOn) {
     const { conversation } = this;
-    const generation = new Generation(conversation, node, { model: this.app.model(), goOn, onchange: () => this.#changed(generation) });
+    const generation = new Generation(conversation, node, {
+      model: this.app.model(),
+      goOn,
+      onchange: () => this.#changed(generation),
+    });
     this.generations.set(conversation.id, generation);
     for (const view of this.views.values()) view.settled = false; // what may be done with them changes now
     this.app.save(conversation, true);
+    if (matchMedia("(hover: hover)").matches) this.composer.focus(); // the button that was pressed goes away
     generation.run().then(() => {
       if (this.generations.get(conversation.id) !== generation) return;
       this.generations.delete(conversation.id);
@@ -113,7 +131,10 @@ export class ChatView {
 
   #actions() {
     const { conversation } = this;
-    const free = (act) => (...values) => (this.generations.has(conversation.id) ? undefined : act(...values));
+    const free =
+      (act) =>
+      (...values) =>
+        this.generations.has(conversation.id) ? undefined : act(...values);
     const shown = () => {
       this.app.save(conversation, true);
       this.#draw();
@@ -210,14 +231,29 @@ export class ChatView {
 
   #welcome() {
     const name = this.app.model();
-    const choose = ([verb, rest]) => () => this.composer.setText(`${verb} ${rest}`);
+    const choose =
+      ([verb, rest]) =>
+      () =>
+        this.composer.setText(`${verb} ${rest}`);
     return h(
       "div",
       { class: "welcome" },
       mark(),
       h("h1", {}, "What shall we begin with?"),
-      h("p", {}, name ? `${shortName(name)} runs on this server. Nothing you write leaves it.` : "Nothing you write leaves this server."),
-      h("div", { class: "suggestions" }, SUGGESTIONS.map((each) => h("button", { type: "button", onclick: choose(each) }, h("b", {}, each[0]), ` ${each[1]}`))),
+      h(
+        "p",
+        {},
+        name
+          ? `${shortName(name)} runs on this server. Nothing you write leaves it.`
+          : "Nothing you write leaves this server.",
+      ),
+      h(
+        "div",
+        { class: "suggestions" },
+        SUGGESTIONS.map((each) =>
+          h("button", { type: "button", onclick: choose(each) }, h("b", {}, each[0]), ` ${each[1]}`),
+        ),
+      ),
     );
   }
 

@@ -38,7 +38,8 @@ export class Composer {
 
   /** How much of the model's context the conversation takes, in tokens; null where it is not known. */
   setContext(used, longest) {
-    this.context.textContent = used && longest ? `${used.toLocaleString("en")} of ${longest.toLocaleString("en")} tokens` : "";
+    this.context.textContent =
+      used && longest ? `${used.toLocaleString("en")} of ${longest.toLocaleString("en")} tokens` : "";
     this.context.classList.toggle("full", Boolean(used && longest && used > 0.9 * longest));
   }
 

@@ -23,12 +23,16 @@ export function askKey(wrong) {
   const field = h("input", { type: "password", id: "key", autocomplete: "off", spellcheck: "false", required: true });
   const text = wrong ? "That key was not accepted. Another one?" : "This server asks for an API key.";
   const value = () => field.value.trim() || null;
-  return ask("API key", [
-    h("p", { class: wrong ? "fault" : null }, text),
-    h("label", { for: "key" }, "Key"),
-    field,
-    h("p", { class: "fine" }, "Kept until this tab is closed, and sent to this server alone."),
-  ], { yes: "Use this key", value });
+  return ask(
+    "API key",
+    [
+      h("p", { class: wrong ? "fault" : null }, text),
+      h("label", { for: "key" }, "Key"),
+      field,
+      h("p", { class: "fine" }, "Kept until this tab is closed, and sent to this server alone."),
+    ],
+    { yes: "Use this key", value },
+  );
 }
 
 /** True where the reader agrees. */
@@ -44,12 +48,30 @@ export async function tell(title, text) {
 /** A new title for a conversation, or null. */
 export function askTitle(title) {
   const field = h("input", { type: "text", id: "title", value: title, maxlength: 120 });
-  return ask("Rename", [h("label", { for: "title" }, "Title"), field], { yes: "Rename", value: () => field.value.trim() });
+  return ask("Rename", [h("label", { for: "title" }, "Title"), field], {
+    yes: "Rename",
+    value: () => field.value.trim(),
+  });
 }
 
 export async function showShortcuts() {
-  const rows = SHORTCUTS.map(([what, keys]) => h("tr", {}, h("td", {}, what), h("td", {}, keys.flatMap((key) => [h("kbd", {}, key), " "]))));
-  await ask("Keyboard", [h("table", { class: "shortcuts" }, h("tbody", {}, rows))], { yes: "Close", value: () => true, alone: true });
+  const rows = SHORTCUTS.map(([what, keys]) =>
+    h(
+      "tr",
+      {},
+      h("td", {}, what),
+      h(
+        "td",
+        {},
+        keys.flatMap((key) => [h("kbd", {}, key), " "]),
+      ),
+    ),
+  );
+  await ask("Keyboard", [h("table", { class: "shortcuts" }, h("tbody", {}, rows))], {
+    yes: "Close",
+    value: () => true,
+    alone: true,
+  });
 }
 
 function ask(title, content, { yes, value, danger = false, alone = false }) {
@@ -67,7 +89,14 @@ function ask(title, content, { yes, value, danger = false, alone = false }) {
       h(
         "form",
         { onsubmit: agree },
-        title ? h("header", {}, h("h2", {}, title), iconButton("close", "Close", () => dialog.close())) : null,
+        title
+          ? h(
+              "header",
+              {},
+              h("h2", {}, title),
+              iconButton("close", "Close", () => dialog.close()),
+            )
+          : null,
         content,
         h(
           "footer",

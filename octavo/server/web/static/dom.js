@@ -78,7 +78,11 @@ export function mark() {
 
 /** A button with an icon and no text; its name is what assistive technology and the tooltip say. */
 export function iconButton(name, label, onclick, properties = {}) {
-  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...properties }, icon(name));
+  return h(
+    "button",
+    { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...properties },
+    icon(name),
+  );
 }
 
 /** Show `text` to assistive technology, once. */

@@ -27,7 +27,11 @@ const showCount = (value) => {
 };
 const showPercent = (value) => `${Math.round(100 * value)} %`;
 const showDuration = (value) => (value === 0 ? "0" : showSeconds(value).replace(".0 ", " "));
-const PERCENTILES = [{ name: "p50", style: "line-1" }, { name: "p90", style: "line-2" }, { name: "p99", style: "line-3" }];
+const PERCENTILES = [
+  { name: "p50", style: "line-1" },
+  { name: "p90", style: "line-2" },
+  { name: "p99", style: "line-3" },
+];
 
 export class EngineView {
   #readings = []; // {time, running, waiting, kv, ..., histograms}
@@ -45,12 +49,51 @@ export class EngineView {
       "section",
       { class: "engine", "aria-label": "Engine" },
       this.fault,
-      h("div", { class: "tiles" }, Object.values(this.tiles).map((tile) => tile.element)),
-      h("div", { class: "charts" }, Object.values(this.charts).map((chart) => chart.element)),
+      h(
+        "div",
+        { class: "tiles" },
+        Object.values(this.tiles).map((tile) => tile.element),
+      ),
+      h(
+        "div",
+        { class: "charts" },
+        Object.values(this.charts).map((chart) => chart.element),
+      ),
       h(
         "div",
         { class: "details" },
-        h("figure", { class: "latencies" }, h("figcaption", {}, h("h2", {}, "Latency"), h("p", { class: "fine" }, "Of requests that ended in the last minute; since the start where there were none.")), h("div", { class: "table" }, h("table", {}, h("thead", {}, h("tr", {}, ["", "p50", "p90", "p99", "mean", "count"].map((name) => h("th", { scope: "col" }, name)))), this.table))),
+        h(
+          "figure",
+          { class: "latencies" },
+          h(
+            "figcaption",
+            {},
+            h("h2", {}, "Latency"),
+            h(
+              "p",
+              { class: "fine" },
+              "Of requests that ended in the last minute; since the start where there were none.",
+            ),
+          ),
+          h(
+            "div",
+            { class: "table" },
+            h(
+              "table",
+              {},
+              h(
+                "thead",
+                {},
+                h(
+                  "tr",
+                  {},
+                  ["", "p50", "p90", "p99", "mean", "count"].map((name) => h("th", { scope: "col" }, name)),
+                ),
+              ),
+              this.table,
+            ),
+          ),
+        ),
         h("figure", {}, h("figcaption", {}, h("h2", {}, "Since the start")), this.counts),
       ),
     );
@@ -105,15 +148,22 @@ export class EngineView {
     const points = all.map((each, i) => derive(each, all[i - 1], before(all, i)));
     const last = points.at(-1);
     const tiles = {
-      running: showCount(last.running), waiting: showCount(last.waiting), kv: showPercent(last.kv),
+      running: showCount(last.running),
+      waiting: showCount(last.waiting),
+      kv: showPercent(last.kv),
       hits: last.hits === null ? "–" : showPercent(last.hits),
-      generated: last.generated === null ? "–" : showCount(last.generated), prompted: last.prompted === null ? "–" : showCount(last.prompted),
+      generated: last.generated === null ? "–" : showCount(last.generated),
+      prompted: last.prompted === null ? "–" : showCount(last.prompted),
     };
     for (const [name, text] of Object.entries(tiles)) this.tiles[name].value.textContent = text;
     this.tiles.kv.bar.value = last.kv;
     const scale = { now, span: Math.min(SPAN_MS, Math.max(FIRST_SPAN_MS, now - all[0].time)) };
     const recent = points.filter((point) => point.time >= now - SPAN_MS);
-    const draw = (chart, values) => this.charts[chart].update(recent.map((point) => ({ time: point.time, values: values(point) })), scale);
+    const draw = (chart, values) =>
+      this.charts[chart].update(
+        recent.map((point) => ({ time: point.time, values: values(point) })),
+        scale,
+      );
     draw("tokens", (point) => [point.generated, point.prompted]);
     draw("requests", (point) => [point.running, point.waiting]);
     draw("cache", (point) => [point.kv, point.hits]);
@@ -126,13 +176,26 @@ export class EngineView {
 
   #drawTable(all) {
     const [now, then] = [all.at(-1), before(all, all.length - 1)];
-    this.table.replaceChildren(...LATENCIES.map(([name, label]) => {
-      const whole = now.histograms[name];
-      const minute = whole && since(whole, then?.histograms[name]);
-      const data = minute?.count ? minute : whole;
-      const cells = data?.count ? [...QUANTILES.map((q) => showDuration(quantile(data, q) ?? 0)), showDuration(data.sum / data.count), showCount(data.count)] : ["–", "–", "–", "–", "0"];
-      return h("tr", {}, h("th", { scope: "row" }, label), cells.map((cell) => h("td", {}, cell)));
-    }));
+    this.table.replaceChildren(
+      ...LATENCIES.map(([name, label]) => {
+        const whole = now.histograms[name];
+        const minute = whole && since(whole, then?.histograms[name]);
+        const data = minute?.count ? minute : whole;
+        const cells = data?.count
+          ? [
+              ...QUANTILES.map((q) => showDuration(quantile(data, q) ?? 0)),
+              showDuration(data.sum / data.count),
+              showCount(data.count),
+            ]
+          : ["–", "–", "–", "–", "0"];
+        return h(
+          "tr",
+          {},
+          h("th", { scope: "row" }, label),
+          cells.map((cell) => h("td", {}, cell)),
+        );
+      }),
+    );
   }
 
   #drawCounts(samples) {
@@ -148,13 +211,17 @@ export class EngineView {
       ["KV blocks", cacheText(samples)],
       ["Memory of the front", memoryText(samples)],
     ];
-    this.counts.replaceChildren(...rows.filter(([, value]) => value !== null).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    this.counts.replaceChildren(
+      ...rows.filter(([, value]) => value !== null).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+    );
   }
 }
 
 function cacheText(samples) {
   const labels = samples.get("octavo:cache_config_info")?.[0]?.labels;
-  return labels?.num_gpu_blocks ? `${Number(labels.num_gpu_blocks).toLocaleString("en")} of ${labels.block_size} tokens` : null;
+  return labels?.num_gpu_blocks
+    ? `${Number(labels.num_gpu_blocks).toLocaleString("en")} of ${labels.block_size} tokens`
+    : null;
 }
 
 function memoryText(samples) {
@@ -184,7 +251,8 @@ function before(all, i) {
 
 function derive(now, last, then) {
   const near = last && now.time - last.time < 5 * EVERY_MS ? last : null;
-  const rate = (name) => (near && now[name] >= near[name] ? (now[name] - near[name]) / ((now.time - near.time) / 1000) : null);
+  const rate = (name) =>
+    near && now[name] >= near[name] ? (now[name] - near[name]) / ((now.time - near.time) / 1000) : null;
   const queries = then && now.queries >= then.queries ? now.queries - then.queries : 0;
   const percentiles = (name) => {
     const whole = now.histograms[name];
@@ -209,7 +277,11 @@ function makeTiles() {
   const tile = (label, unit, withBar = false) => {
     const value = h("b", {}, "–");
     const bar = withBar ? h("progress", { max: 1, value: 0, "aria-label": label }) : null;
-    return { value, bar, element: h("div", { class: "tile" }, h("span", {}, label), value, unit ? h("small", {}, unit) : null, bar) };
+    return {
+      value,
+      bar,
+      element: h("div", { class: "tile" }, h("span", {}, label), value, unit ? h("small", {}, unit) : null, bar),
+    };
   };
   return {
     running: tile("Running", "sequences"),
@@ -224,9 +296,37 @@ function makeTiles() {
 function makeCharts() {
   const latency = (title, about) => new Chart({ title, about, series: PERCENTILES, show: showDuration });
   return {
-    tokens: new Chart({ title: "Tokens a second", about: "Generated, and read from prompts.", series: [{ name: "generated", style: "line-1" }, { name: "prompt", style: "line-2" }], show: showCount, area: true }),
-    requests: new Chart({ title: "Sequences", about: "In steps, and waiting for room.", series: [{ name: "running", style: "line-1" }, { name: "waiting", style: "line-3" }], show: showCount, area: true }),
-    cache: new Chart({ title: "KV cache", about: "Blocks in use, and prompt tokens found in it.", series: [{ name: "in use", style: "line-1" }, { name: "prefix hits", style: "line-2" }], show: showPercent, most: 1, area: true }),
+    tokens: new Chart({
+      title: "Tokens a second",
+      about: "Generated, and read from prompts.",
+      series: [
+        { name: "generated", style: "line-1" },
+        { name: "prompt", style: "line-2" },
+      ],
+      show: showCount,
+      area: true,
+    }),
+    requests: new Chart({
+      title: "Sequences",
+      about: "In steps, and waiting for room.",
+      series: [
+        { name: "running", style: "line-1" },
+        { name: "waiting", style: "line-3" },
+      ],
+      show: showCount,
+      area: true,
+    }),
+    cache: new Chart({
+      title: "KV cache",
+      about: "Blocks in use, and prompt tokens found in it.",
+      series: [
+        { name: "in use", style: "line-1" },
+        { name: "prefix hits", style: "line-2" },
+      ],
+      show: showPercent,
+      most: 1,
+      area: true,
+    }),
     first: latency("Time to first token", "Over the last minute."),
     between: latency("Between tokens", "Over the last minute."),
     whole: latency("Whole request", "Over the last minute."),

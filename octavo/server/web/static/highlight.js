@@ -15,10 +15,45 @@ const WORDS = {
   rb: "BEGIN END alias and begin break case class def defined do else elsif end ensure false for if in module next nil not or redo require rescue retry return self super then true undef unless until when while yield",
 };
 const SAME = {
-  "c++": "c", cpp: "c", cc: "c", h: "c", hpp: "c", cuda: "c", cs: "java", csharp: "java", kotlin: "java", kt: "java", swift: "rs",
-  javascript: "js", jsx: "js", mjs: "js", ts: "js", tsx: "js", typescript: "js", python: "py", python3: "py", rust: "rs",
-  golang: "go", bash: "sh", shell: "sh", zsh: "sh", console: "sh", make: "sh", makefile: "sh", dockerfile: "sh", json: "data",
-  yaml: "data", yml: "data", toml: "data", ini: "data", ruby: "rb", php: "js", css: "css", html: "xml", xml: "xml", svg: "xml",
+  "c++": "c",
+  cpp: "c",
+  cc: "c",
+  h: "c",
+  hpp: "c",
+  cuda: "c",
+  cs: "java",
+  csharp: "java",
+  kotlin: "java",
+  kt: "java",
+  swift: "rs",
+  javascript: "js",
+  jsx: "js",
+  mjs: "js",
+  ts: "js",
+  tsx: "js",
+  typescript: "js",
+  python: "py",
+  python3: "py",
+  rust: "rs",
+  golang: "go",
+  bash: "sh",
+  shell: "sh",
+  zsh: "sh",
+  console: "sh",
+  make: "sh",
+  makefile: "sh",
+  dockerfile: "sh",
+  json: "data",
+  yaml: "data",
+  yml: "data",
+  toml: "data",
+  ini: "data",
+  ruby: "rb",
+  php: "js",
+  css: "css",
+  html: "xml",
+  xml: "xml",
+  svg: "xml",
 };
 const HASH = new Set(["py", "sh", "rb", "data"]);
 
@@ -56,7 +91,11 @@ function grammar(family) {
 }
 
 function rules(family) {
-  if (family === "xml") return `(?<comment><!--[^]*?(?:-->|$))|(?<word></?[A-Za-z][\\w:-]*)|(?<string>${STRING})`.replace("<word>", "<tag>");
+  if (family === "xml")
+    return `(?<comment><!--[^]*?(?:-->|$))|(?<word></?[A-Za-z][\\w:-]*)|(?<string>${STRING})`.replace(
+      "<word>",
+      "<tag>",
+    );
   let comment = "//[^\\n]*|/\\*[^]*?(?:\\*/|$)";
   if (HASH.has(family)) comment = "(?<![\\w$&])#[^\\n]*";
   if (family === "sql") comment = "--[^\\n]*|/\\*[^]*?(?:\\*/|$)";

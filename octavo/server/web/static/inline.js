@@ -3,9 +3,19 @@
 
 const DEEPEST = 8;
 const MARKS = [
-  ["***", "strongem"], ["___", "strongem"], ["**", "strong"], ["__", "strong"], ["~~", "strike"], ["*", "em"], ["_", "em"],
+  ["***", "strongem"],
+  ["___", "strongem"],
+  ["**", "strong"],
+  ["__", "strong"],
+  ["~~", "strike"],
+  ["*", "em"],
+  ["_", "em"],
 ];
-const FORMULAS = [["\\(", "\\)"], ["\\[", "\\]"], ["$$", "$$"]];
+const FORMULAS = [
+  ["\\(", "\\)"],
+  ["\\[", "\\]"],
+  ["$$", "$$"],
+];
 const URL_HERE = /https?:\/\/[^\s<>"'`|]+/y;
 const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": "\u00a0" };
 const MOST_LINK = 1000; // characters from [ to )
@@ -56,17 +66,30 @@ class Scanner {
 
   special(char) {
     switch (char) {
-      case "\n": return this.lineBreak();
-      case "\\": return this.formula() || this.escape();
-      case "$": return this.formula();
-      case "`": return this.code();
-      case "*": case "_": case "~": return this.marked();
-      case "[": return this.link(this.at);
-      case "!": return this.text[this.at + 1] === "[" && this.link(this.at + 1);
-      case "<": return this.angle();
-      case "&": return this.entity();
-      case "h": return this.bareAddress();
-      default: return false;
+      case "\n":
+        return this.lineBreak();
+      case "\\":
+        return this.formula() || this.escape();
+      case "$":
+        return this.formula();
+      case "`":
+        return this.code();
+      case "*":
+      case "_":
+      case "~":
+        return this.marked();
+      case "[":
+        return this.link(this.at);
+      case "!":
+        return this.text[this.at + 1] === "[" && this.link(this.at + 1);
+      case "<":
+        return this.angle();
+      case "&":
+        return this.entity();
+      case "h":
+        return this.bareAddress();
+      default:
+        return false;
     }
   }
 
@@ -96,7 +119,8 @@ class Scanner {
     for (const [open, close] of FORMULAS) {
       if (!this.text.startsWith(open, this.at)) continue;
       const end = this.find(close, this.at + open.length);
-      if (end > 0) return this.put({ kind: "formula", text: this.text.slice(this.at, end + close.length) }, end + close.length);
+      if (end > 0)
+        return this.put({ kind: "formula", text: this.text.slice(this.at, end + close.length) }, end + close.length);
     }
     return false;
   }
@@ -104,7 +128,7 @@ class Scanner {
   code() {
     const marks = run(this.text, this.at, "`");
     const key = `code${marks}`;
-    for (let end = this.absent.has(key) ? -1 : this.at + marks; end >= 0; ) {
+    for (let end = this.absent.has(key) ? -1 : this.at + marks; end >= 0;) {
       end = this.text.indexOf("`", end);
       if (end < 0) break;
       const length = run(this.text, end, "`");
@@ -127,7 +151,8 @@ class Scanner {
       const end = this.closing(mark);
       if (end < 0) continue;
       const inner = parseInline(this.text.slice(this.at + mark.length, end), this.depth + 1);
-      const node = kind === "strongem" ? { kind: "strong", inline: [{ kind: "em", inline: inner }] } : { kind, inline: inner };
+      const node =
+        kind === "strongem" ? { kind: "strong", inline: [{ kind: "em", inline: inner }] } : { kind, inline: inner };
       return this.put(node, end + mark.length);
     }
     const length = run(this.text, this.at, this.text[this.at]);
@@ -155,7 +180,7 @@ class Scanner {
     if (isSpace(text[end - 1])) return false;
     if (mark[0] === "_" && isWord(text[end + mark.length])) return false;
     // a single * inside **strong** is not the end of the emphasis
-    if (mark.length === 1) return text[end + 1] !== mark && (text[end - 1] !== mark);
+    if (mark.length === 1) return text[end + 1] !== mark && text[end - 1] !== mark;
     return text[end + mark.length] !== mark[0] || mark.length === 3;
   }
 
@@ -169,11 +194,17 @@ class Scanner {
     }
     const end = matching(this.text, middle + 1, "(", ")");
     if (end < 0) return false;
-    const target = this.text.slice(middle + 2, end).trim().replace(/\s+(?:"[^"]*"|'[^']*')$/, "");
+    const target = this.text
+      .slice(middle + 2, end)
+      .trim()
+      .replace(/\s+(?:"[^"]*"|'[^']*')$/, "");
     const address = safeAddress(target.replace(/^<|>$/g, ""));
     const label = this.text.slice(open + 1, middle) || target;
     if (address === null || this.depth >= DEEPEST) return false;
-    return this.put({ kind: "link", address, inline: parseInline(label, Math.max(this.depth + 1, DEEPEST - 2)) }, end + 1);
+    return this.put(
+      { kind: "link", address, inline: parseInline(label, Math.max(this.depth + 1, DEEPEST - 2)) },
+      end + 1,
+    );
   }
 
   angle() {
@@ -203,7 +234,10 @@ class Scanner {
     let shown = found.replace(/[.,;:!?*_~\]]+$/, "");
     while (shown.endsWith(")") && shown.split(")").length > shown.split("(").length) shown = shown.slice(0, -1);
     const address = safeAddress(shown);
-    return address !== null && this.put({ kind: "link", address, inline: [{ kind: "text", text: shown }] }, this.at + shown.length);
+    return (
+      address !== null &&
+      this.put({ kind: "link", address, inline: [{ kind: "text", text: shown }] }, this.at + shown.length)
+    );
   }
 }
 

@@ -22,9 +22,16 @@ class Page {
     this.names = [];
     this.longest = null;
     this.saved = new Map(); // conversation id -> when
-    this.chat = new ChatView({ model: () => this.model(), longest: () => this.longest, save: (...values) => this.save(...values) });
+    this.chat = new ChatView({
+      model: () => this.model(),
+      longest: () => this.longest,
+      save: (...values) => this.save(...values),
+    });
     this.engine = new EngineView();
-    this.settings = new SettingsPanel({ onchange: () => this.settingsChanged(), onclose: () => this.toggleSettings(false) });
+    this.settings = new SettingsPanel({
+      onchange: () => this.settingsChanged(),
+      onclose: () => this.toggleSettings(false),
+    });
     this.sidebar = new Sidebar(this.sidebarActions());
     this.status = new Status({ onready: () => this.learnModels() });
     this.build();
@@ -50,8 +57,14 @@ class Page {
       h("a", { href: "#/", "data-view": "chat" }, icon("chat"), "Chat"),
       h("a", { href: "#/engine", "data-view": "engine" }, icon("chart"), "Engine"),
     ];
-    const menu = iconButton("menu", "Conversations", () => this.toggleSidebar(), { class: "icon-button menu", "aria-controls": "sidebar" });
-    this.settingsButton = iconButton("sliders", "Settings", () => this.toggleSettings(), { "aria-controls": "settings", "aria-expanded": "false" });
+    const menu = iconButton("menu", "Conversations", () => this.toggleSidebar(), {
+      class: "icon-button menu",
+      "aria-controls": "sidebar",
+    });
+    this.settingsButton = iconButton("sliders", "Settings", () => this.toggleSettings(), {
+      "aria-controls": "settings",
+      "aria-expanded": "false",
+    });
     this.shade = h("div", { class: "shade", onclick: () => this.toggleSidebar(false) });
     const bar = h(
       "header",
@@ -62,14 +75,21 @@ class Page {
     );
     this.main = h("main", {}, this.chat.element, this.engine.element);
     document.body.replaceChildren(
-      h("button", { type: "button", class: "skip primary", onclick: () => this.chat.composer.focus() }, "To the message field"),
+      h(
+        "button",
+        { type: "button", class: "skip primary", onclick: () => this.chat.composer.focus() },
+        "To the message field",
+      ),
       this.sidebar.element,
       this.shade,
       h("div", { class: "middle" }, bar, this.status.strip, this.main),
       this.settings.element,
       h("div", { id: "announcer", class: "unseen", role: "status" }),
     );
-    if (!this.store.lasting) this.sidebar.element.querySelector("footer").before(h("p", { class: "fine" }, "This browser keeps nothing for this page: conversations end with the tab."));
+    if (!this.store.lasting)
+      this.sidebar.element
+        .querySelector("footer")
+        .before(h("p", { class: "fine" }, "This browser keeps nothing for this page: conversations end with the tab."));
     this.showTheme(recall("theme.name", "auto"));
     if (recall("settings.open", false) && matchMedia("(min-width: 75rem)").matches) this.toggleSettings(true);
   }
@@ -124,7 +144,11 @@ class Page {
     const shown = document.body.dataset.view === "engine" ? "Engine" : titleOf(this.current);
     this.title.textContent = shown;
     document.title = `${shown} · Octavo`;
-    this.sidebar.update({ conversations: this.conversations, current: this.current, busy: new Set(this.chat.generations.keys()) });
+    this.sidebar.update({
+      conversations: this.conversations,
+      current: this.current,
+      busy: new Set(this.chat.generations.keys()),
+    });
   }
 
   /** now: not only when the last saving is some time ago. */
@@ -203,7 +227,7 @@ class Page {
 
   toggleSidebar(open = !document.body.classList.contains("with-sidebar")) {
     document.body.classList.toggle("with-sidebar", open);
-    if (open) this.sidebar.find.focus({ preventScroll: true });
+    if (open && matchMedia("(hover: hover)").matches) this.sidebar.find.focus({ preventScroll: true }); // else a keyboard would rise
   }
 
   nextTheme() {
@@ -230,7 +254,8 @@ class Page {
       "mod+shift+o": () => this.create(),
       "mod+k": () => this.openFind(),
       "mod+,": () => this.toggleSettings(),
-      "mod+shift+e": () => (location.hash = document.body.dataset.view === "engine" ? this.tabs[0].getAttribute("href") : "#/engine"),
+      "mod+shift+e": () =>
+        (location.hash = document.body.dataset.view === "engine" ? this.tabs[0].getAttribute("href") : "#/engine"),
       escape: () => this.escape(),
       "/": typing ? null : () => this.chat.composer.focus(),
       "?": typing ? null : () => showShortcuts(),
@@ -248,7 +273,8 @@ class Page {
   }
 
   escape() {
-    if (document.body.classList.contains("with-sidebar") && matchMedia("(max-width: 52rem)").matches) this.toggleSidebar(false);
+    if (document.body.classList.contains("with-sidebar") && matchMedia("(max-width: 52rem)").matches)
+      this.toggleSidebar(false);
     else if (!this.chat.stop() && !this.settings.element.hidden) this.toggleSettings(false);
   }
 }

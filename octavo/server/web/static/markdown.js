@@ -187,6 +187,9 @@ function splitRow(line) {
 function readParagraph(lines, at, depth) {
   let next = at + 1;
   while (next < lines.length && !isBlank(lines[next]) && !startsBlock(lines, next, depth)) next++;
-  const text = lines.slice(at, next).map((line) => line.trim()).join("\n");
+  const text = lines
+    .slice(at, next)
+    .map((line) => line.trim())
+    .join("\n");
   return [{ kind: "paragraph", inline: parseInline(text) }, next];
 }

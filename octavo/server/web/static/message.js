@@ -39,7 +39,9 @@ export class MessageView {
       this.prose.element,
       node.toolCalls?.length ? calls(node) : null,
       running && context.generation.waiting ? this.#wait(context.generation.waiting) : null,
-      thinking && !node.reasoning && !context.generation.waiting ? h("div", { class: "dots", role: "img", "aria-label": "Waiting for the answer" }, h("i"), h("i"), h("i")) : null,
+      thinking && !node.reasoning && !context.generation.waiting
+        ? h("div", { class: "dots", role: "img", "aria-label": "Waiting for the answer" }, h("i"), h("i"), h("i"))
+        : null,
       node.error ? this.#fault(node.error) : null,
       !running && node.toolCalls?.length && context.last ? this.#resultsForm() : null,
       this.#foot(running),
@@ -60,6 +62,8 @@ export class MessageView {
     if (!node.reasoning) return null;
     this.thought ??= makeThought();
     this.thought.text.update(node.reasoning);
+    // the whole answer is a thought: some was cut before it came to an end, some models mark no end
+    if (!this.context.generation && !node.content && !node.toolCalls?.length) this.thought.element.open = true;
     const seconds = node.stats?.thought;
     const spent = seconds === undefined || seconds === null ? "Thought" : `Thought for ${showSeconds(seconds)}`;
     this.thought.label.textContent = thinking ? "Thinking …" : spent;
@@ -70,24 +74,46 @@ export class MessageView {
   #wait({ seconds, reason, share, loading }) {
     const bar = share === null ? null : h("progress", { max: 1, value: share, "aria-label": reason });
     const words = loading ? `${reason}.` : `${reason}. Trying again in ${seconds} s.`;
-    const now = loading ? null : h("button", { type: "button", class: "quiet", onclick: () => this.actions.hurry(this.node) }, "Try now");
+    const now = loading
+      ? null
+      : h("button", { type: "button", class: "quiet", onclick: () => this.actions.hurry(this.node) }, "Try now");
     return h("div", { class: "notice" }, h("span", {}, words), bar, now);
   }
 
   #fault({ message, param, status }) {
     const where = param ? h("code", {}, param) : null;
-    const again = h("button", { type: "button", class: "quiet", onclick: () => this.actions.again(this.node) }, "Try again");
-    return h("div", { class: "notice fault", role: "alert" }, icon("warning"), h("span", {}, status ? `${message} ` : message, where), again);
+    const again = h(
+      "button",
+      { type: "button", class: "quiet", onclick: () => this.actions.again(this.node) },
+      "Try again",
+    );
+    return h(
+      "div",
+      { class: "notice fault", role: "alert" },
+      icon("warning"),
+      h("span", {}, status ? `${message} ` : message, where),
+      again,
+    );
   }
 
   #resultsForm() {
     if (this.form) return this.form;
-    const fields = this.node.toolCalls.map((call) => h("textarea", { rows: 2, "aria-label": `Result of ${call.name}`, placeholder: `Result of ${call.name}` }));
+    const fields = this.node.toolCalls.map((call) =>
+      h("textarea", { rows: 2, "aria-label": `Result of ${call.name}`, placeholder: `Result of ${call.name}` }),
+    );
     const send = (event) => {
       event.preventDefault();
-      this.actions.results(this.node, fields.map((field) => field.value));
+      this.actions.results(
+        this.node,
+        fields.map((field) => field.value),
+      );
     };
-    this.form = h("form", { class: "results", onsubmit: send }, fields, h("button", { type: "submit", class: "primary" }, "Send results"));
+    this.form = h(
+      "form",
+      { class: "results", onsubmit: send },
+      fields,
+      h("button", { type: "submit", class: "primary" }, "Send results"),
+    );
     return this.form;
   }
 
@@ -106,14 +132,21 @@ export class MessageView {
       }
       buttons.push(iconButton("trash", "Delete from here on", () => actions.remove(node)));
     }
-    return h("footer", { class: "foot" }, h("div", { class: "actions" }, buttons), node.role === "assistant" ? stats(node) : null);
+    return h(
+      "footer",
+      { class: "foot" },
+      h("div", { class: "actions" }, buttons),
+      node.role === "assistant" ? stats(node) : null,
+    );
   }
 
   #branches() {
     const { siblings } = this.context;
     const at = siblings.indexOf(this.node);
     const step = (by, name, label) =>
-      iconButton(name, label, () => this.actions.show(siblings[at + by]), { disabled: siblings[at + by] === undefined });
+      iconButton(name, label, () => this.actions.show(siblings[at + by]), {
+        disabled: siblings[at + by] === undefined,
+      });
     return h(
       "span",
       { class: "branches" },
@@ -147,7 +180,12 @@ export class MessageView {
     this.editing = true;
     const cancel = h("button", { type: "button", class: "quiet", onclick: end }, "Cancel");
     this.element.replaceChildren(
-      h("form", { class: "editor", onsubmit: save }, field, h("div", {}, cancel, h("button", { type: "submit", class: "primary" }, "Send"))),
+      h(
+        "form",
+        { class: "editor", onsubmit: save },
+        field,
+        h("div", {}, cancel, h("button", { type: "submit", class: "primary" }, "Send")),
+      ),
     );
     field.focus();
     field.setSelectionRange(field.value.length, field.value.length);
@@ -159,7 +197,12 @@ const NAMES = { user: "You", assistant: "Answer", tool: "Result of a tool" };
 function makeThought() {
   const text = new MarkdownView();
   const label = h("span");
-  const element = h("details", { class: "thought" }, h("summary", {}, icon("thought"), label, icon("down")), text.element);
+  const element = h(
+    "details",
+    { class: "thought" },
+    h("summary", {}, icon("thought"), label, icon("down")),
+    text.element,
+  );
   return { element, text, label };
 }
 
@@ -168,13 +211,23 @@ function calls(node) {
     "div",
     { class: "calls" },
     node.toolCalls.map((call) =>
-      h("figure", { class: "call" }, h("figcaption", {}, icon("tool"), h("span", {}, call.name || "…")), h("pre", { tabindex: "0" }, h("code", {}, json(call.arguments)))),
+      h(
+        "figure",
+        { class: "call" },
+        h("figcaption", {}, icon("tool"), h("span", {}, call.name || "…")),
+        h("pre", { tabindex: "0" }, h("code", {}, json(call.arguments))),
+      ),
     ),
   );
 }
 
 function result(node, name) {
-  return h("figure", { class: "call result" }, h("figcaption", {}, icon("tool"), h("span", {}, `Result of ${name}`)), h("pre", { tabindex: "0" }, node.content));
+  return h(
+    "figure",
+    { class: "call result" },
+    h("figcaption", {}, icon("tool"), h("span", {}, `Result of ${name}`)),
+    h("pre", { tabindex: "0" }, node.content),
+  );
 }
 
 function json(text) {
@@ -187,13 +240,19 @@ function json(text) {
   return highlight(shown, "json").map(([kind, piece]) => (kind ? h("span", { class: `code-${kind}` }, piece) : piece));
 }
 
-const REASONS = { length: "cut at the longest length", stopped: "stopped", abort: "ended by the server", error: "failed" };
+const REASONS = {
+  length: "cut at the longest length",
+  stopped: "stopped",
+  abort: "ended by the server",
+  error: "failed",
+};
 
 function stats(node) {
   const { speed, first, tokens, prompt, cached } = node.stats ?? {};
   const parts = [];
   if (speed) parts.push(h("b", { class: "speed" }, `${speed.toFixed(speed < 10 ? 1 : 0)} tokens/s`));
-  if (first !== undefined && first !== null) parts.push(h("span", { title: "Time to the first token" }, `first after ${showSeconds(first)}`));
+  if (first !== undefined && first !== null)
+    parts.push(h("span", { title: "Time to the first token" }, `first after ${showSeconds(first)}`));
   if (tokens) {
     const more = prompt ? `${prompt} tokens of prompt, ${cached} of them found in the cache` : null;
     parts.push(h("span", { title: more }, `${tokens} token${tokens === 1 ? "" : "s"}`));

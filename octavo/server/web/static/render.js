@@ -39,9 +39,15 @@ function block(data) {
 }
 
 function codeBlock({ language, text }) {
-  const copy = h("button", { type: "button", class: "icon-button", "aria-label": "Copy code", title: "Copy code" }, icon("copy"));
+  const copy = h(
+    "button",
+    { type: "button", class: "icon-button", "aria-label": "Copy code", title: "Copy code" },
+    icon("copy"),
+  );
   copy.addEventListener("click", () => copyFrom(copy, text));
-  const pieces = highlight(text, language).map(([kind, piece]) => (kind ? h("span", { class: `code-${kind}` }, piece) : piece));
+  const pieces = highlight(text, language).map(([kind, piece]) =>
+    kind ? h("span", { class: `code-${kind}` }, piece) : piece,
+  );
   return h(
     "figure",
     { class: "code" },
@@ -51,10 +57,18 @@ function codeBlock({ language, text }) {
 }
 
 function listBlock({ ordered, start, loose, items }) {
-  const list = h(ordered ? "ol" : "ul", { start: ordered && start !== 1 ? start : null, class: loose ? "loose" : null });
+  const list = h(ordered ? "ol" : "ul", {
+    start: ordered && start !== 1 ? start : null,
+    class: loose ? "loose" : null,
+  });
   for (const { checked, blocks } of items) {
-    const box = checked === null ? null : h("input", { type: "checkbox", checked, disabled: true, "aria-label": checked ? "done" : "to do" });
-    const content = blocks.map((each) => (!loose && each.kind === "paragraph" ? h("span", {}, spans(each.inline)) : block(each)));
+    const box =
+      checked === null
+        ? null
+        : h("input", { type: "checkbox", checked, disabled: true, "aria-label": checked ? "done" : "to do" });
+    const content = blocks.map((each) =>
+      !loose && each.kind === "paragraph" ? h("span", {}, spans(each.inline)) : block(each),
+    );
     list.append(h("li", { class: box ? "task" : null }, box, content));
   }
   return list;
@@ -65,7 +79,16 @@ function tableBlock({ align, head, rows }) {
   return h(
     "div",
     { class: "table", tabindex: "0" },
-    h("table", {}, h("thead", {}, h("tr", {}, head.map(cell("th")))), h("tbody", {}, rows.map((row) => h("tr", {}, row.map(cell("td")))))),
+    h(
+      "table",
+      {},
+      h("thead", {}, h("tr", {}, head.map(cell("th")))),
+      h(
+        "tbody",
+        {},
+        rows.map((row) => h("tr", {}, row.map(cell("td")))),
+      ),
+    ),
   );
 }
 

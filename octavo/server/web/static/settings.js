@@ -3,7 +3,15 @@
 import { h, iconButton } from "./dom.js";
 import { CONTROLS, toolsFault } from "./parameters.js";
 
-const FIRST_VALUE = { temperature: 0.7, top_p: 0.9, top_k: 40, min_p: 0.05, repetition_penalty: 1.1, presence_penalty: 0, frequency_penalty: 0 };
+const FIRST_VALUE = {
+  temperature: 0.7,
+  top_p: 0.9,
+  top_k: 40,
+  min_p: 0.05,
+  repetition_penalty: 1.1,
+  presence_penalty: 0,
+  frequency_penalty: 0,
+};
 
 export class SettingsPanel {
   /** onchange(settings): after each change; onclose(). */
@@ -28,7 +36,11 @@ export class SettingsPanel {
     const check = () => (fault.textContent = toolsFault(settings.tools) ?? "");
     tools.querySelector("textarea").addEventListener("input", check);
     check();
-    const reset = h("button", { type: "button", class: "quiet", onclick: () => this.#reset() }, "All to the model's defaults");
+    const reset = h(
+      "button",
+      { type: "button", class: "quiet", onclick: () => this.#reset() },
+      "All to the model's defaults",
+    );
     this.body.replaceChildren(
       system,
       h("h3", {}, "Sampling"),
@@ -43,16 +55,39 @@ export class SettingsPanel {
 
   #text(name, label, placeholder, rows) {
     const oninput = (event) => this.#set(name, event.target.value);
-    const field = h("textarea", { id: `setting-${name}`, rows, placeholder, value: this.settings[name] ?? "", oninput, spellcheck: name === "system" ? null : "false" });
+    const field = h("textarea", {
+      id: `setting-${name}`,
+      rows,
+      placeholder,
+      value: this.settings[name] ?? "",
+      oninput,
+      spellcheck: name === "system" ? null : "false",
+    });
     return h("div", { class: "setting" }, h("label", { for: field.id }, label), field);
   }
 
   #control(control) {
     const { name, label, least, most, step, about } = control;
     const id = `setting-${name}`;
-    const number = h("input", { type: "number", id, min: least, max: most, step, placeholder: "default", inputmode: "decimal", "aria-describedby": `${id}-about` });
-    const range = most === null ? null : h("input", { type: "range", min: least, max: most, step, "aria-label": `${label}, slider` });
-    const undo = h("button", { type: "button", class: "undo", title: "The model's default", "aria-label": `${label}: the model's default` }, "×");
+    const number = h("input", {
+      type: "number",
+      id,
+      min: least,
+      max: most,
+      step,
+      placeholder: "default",
+      inputmode: "decimal",
+      "aria-describedby": `${id}-about`,
+    });
+    const range =
+      most === null
+        ? null
+        : h("input", { type: "range", min: least, max: most, step, "aria-label": `${label}, slider` });
+    const undo = h(
+      "button",
+      { type: "button", class: "undo", title: "The model's default", "aria-label": `${label}: the model's default` },
+      "×",
+    );
     const show = () => {
       const value = this.settings[name];
       const set = typeof value === "number";
@@ -63,7 +98,11 @@ export class SettingsPanel {
     };
     const take = (text) => {
       const value = text.trim() === "" ? NaN : Number(text);
-      const good = Number.isFinite(value) && value >= least && (most === null || value <= most) && (step !== 1 || Number.isInteger(value));
+      const good =
+        Number.isFinite(value) &&
+        value >= least &&
+        (most === null || value <= most) &&
+        (step !== 1 || Number.isInteger(value));
       number.setAttribute("aria-invalid", String(text.trim() !== "" && !good));
       this.#set(name, good ? value : undefined);
       return good;
@@ -83,7 +122,14 @@ export class SettingsPanel {
       show();
       number.focus();
     });
-    const row = h("div", { class: "setting control" }, h("label", { for: id }, label), h("span", { class: "value" }, number, undo), range, h("p", { class: "fine", id: `${id}-about` }, about));
+    const row = h(
+      "div",
+      { class: "setting control" },
+      h("label", { for: id }, label),
+      h("span", { class: "value" }, number, undo),
+      range,
+      h("p", { class: "fine", id: `${id}-about` }, about),
+    );
     show();
     return row;
   }

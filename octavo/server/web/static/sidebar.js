@@ -12,13 +12,30 @@ export class Sidebar {
     this.conversations = [];
     this.current = null;
     this.busy = new Set();
-    this.find = h("input", { type: "search", placeholder: "Search", "aria-label": "Search conversations", oninput: () => this.#draw() });
+    this.find = h("input", {
+      type: "search",
+      placeholder: "Search",
+      "aria-label": "Search conversations",
+      oninput: () => this.#draw(),
+    });
     this.list = h("nav", { class: "conversations", "aria-label": "Conversations" });
-    this.file = h("input", { type: "file", accept: "application/json,.json", class: "unseen", tabIndex: -1, "aria-hidden": "true", onchange: () => this.#import() });
+    this.file = h("input", {
+      type: "file",
+      accept: "application/json,.json",
+      class: "unseen",
+      tabIndex: -1,
+      "aria-hidden": "true",
+      onchange: () => this.#import(),
+    });
     this.element = h(
       "aside",
       { class: "sidebar", id: "sidebar", "aria-label": "Conversations" },
-      h("header", {}, h("a", { class: "brand", href: "#/" }, mark(), "Octavo"), iconButton("close", "Close the list", actions.close, { class: "icon-button narrow-only" })),
+      h(
+        "header",
+        {},
+        h("a", { class: "brand", href: "#/" }, mark(), "Octavo"),
+        iconButton("close", "Close the list", actions.close, { class: "icon-button narrow-only" }),
+      ),
       h("button", { type: "button", class: "new", onclick: actions.create }, icon("plus"), "New conversation"),
       h("label", { class: "find" }, icon("search"), this.find),
       this.list,
@@ -50,7 +67,14 @@ export class Sidebar {
       groups.get(group).push(each);
     }
     const empty = words ? "Nothing found." : "Your conversations are kept here, in this browser.";
-    const parts = [...groups].flatMap(([name, list]) => [h("h2", {}, name), h("ul", {}, list.map((each) => this.#row(each)))]);
+    const parts = [...groups].flatMap(([name, list]) => [
+      h("h2", {}, name),
+      h(
+        "ul",
+        {},
+        list.map((each) => this.#row(each)),
+      ),
+    ]);
     this.list.replaceChildren(...(parts.length ? parts : [h("p", { class: "fine" }, empty)]));
   }
 
@@ -60,7 +84,12 @@ export class Sidebar {
     return h(
       "li",
       { class: current ? "current" : null },
-      h("a", { href: `#/c/${conversation.id}`, "aria-current": current ? "page" : null, title }, this.busy.has(conversation.id) ? h("i", { class: "pulse", role: "img", "aria-label": "being answered" }) : null, title),
+      h(
+        "a",
+        { href: `#/c/${conversation.id}`, "aria-current": current ? "page" : null, title },
+        this.busy.has(conversation.id) ? h("i", { class: "pulse", role: "img", "aria-label": "being answered" }) : null,
+        title,
+      ),
       iconButton("edit", `Rename ${title}`, () => this.actions.rename(conversation)),
       iconButton("trash", `Delete ${title}`, () => this.actions.remove(conversation)),
     );

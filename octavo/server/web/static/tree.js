@@ -128,7 +128,8 @@ const asTime = (value) => (Number.isFinite(value) ? value : Date.now());
 const asNumber = (value) => (Number.isFinite(value) ? value : null);
 
 function readConversation(data, number) {
-  if (!data || typeof data.nodes !== "object" || data.nodes === null) throw new Error(`Conversation ${number + 1} has no messages.`);
+  if (!data || typeof data.nodes !== "object" || data.nodes === null)
+    throw new Error(`Conversation ${number + 1} has no messages.`);
   const made = newConversation();
   made.title = asText(data.title);
   made.created = asTime(data.created);
@@ -146,10 +147,20 @@ function readConversation(data, number) {
 
 function readNode(data, id, ids) {
   if (!data || !ROLES.has(data.role)) throw new Error("A message has no role that is known.");
-  const node = { id, parent: ids.get(data.parent) ?? null, role: data.role, content: asText(data.content), created: asTime(data.created) };
+  const node = {
+    id,
+    parent: ids.get(data.parent) ?? null,
+    role: data.role,
+    content: asText(data.content),
+    created: asTime(data.created),
+  };
   for (const name of ["reasoning", "toolCallId", "finish", "model"]) if (data[name]) node[name] = asText(data[name]);
   if (Array.isArray(data.toolCalls)) {
-    node.toolCalls = data.toolCalls.map((call) => ({ id: asText(call?.id), name: asText(call?.name), arguments: asText(call?.arguments) }));
+    node.toolCalls = data.toolCalls.map((call) => ({
+      id: asText(call?.id),
+      name: asText(call?.name),
+      arguments: asText(call?.arguments),
+    }));
   }
   if (data.stats && typeof data.stats === "object") {
     node.stats = Object.fromEntries(Object.entries(data.stats).map(([name, value]) => [name, asNumber(value)]));
