@@ -10,7 +10,7 @@ import numpy as np
 from octavo.backends.cpu import native
 from octavo.backends.cpu.cache import Cells, make_cells
 from octavo.backends.cpu.lower import Lowering
-from octavo.backends.cpu.machine import LOGIT_BYTES, Heads
+from octavo.backends.cpu.machine import NO_HEADS, Heads, tail_rows
 from octavo.backends.cpu.native import BatchArrays, Lowered, Pool, pointer
 from octavo.backends.cpu.packed import Packed
 from octavo.backends.cpu.program import Program
@@ -36,8 +36,7 @@ class NativeMachine:
         self.block_size = block_size
         self.kv_cache_dtype = kv_cache_dtype
         self.max_tokens = max_tokens
-        vocab = program.tail_registers["logits"][0]
-        self.tail_rows = max(1, LOGIT_BYTES // (4 * vocab))
+        self.tail_rows = tail_rows(program)
         self._pool = pool
         self._packed = packed
         self._arrays = {n: np.empty((max_tokens, *s), np.float32) for n, s in program.registers.items()}
@@ -125,7 +124,13 @@ class NativeMachine:
         count = self._batch.num_tails = len(tails)
         self._tails[:count] = tails
         self._pool.run(self._lowered, self._batch, body=body)
+        if not self.program.tail:
+            return NO_HEADS
         return Heads(self._arrays["logits"][:count], self._tails_finite[:count], self._best[:count])
+
+    def states(self, count: int) -> np.ndarray:
+        """Final states [count, hidden] of the last batch, in a program that pools. Good until the next one."""
+        return self._arrays[self.program.states][:count]
 
     def draw(self, draws: list[Draw]) -> list[int]:
         """The token of each draw; -1 where none may be drawn."""

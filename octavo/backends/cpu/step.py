@@ -11,6 +11,7 @@ import numpy as np
 
 from octavo.backends.cpu.machine import Heads, Machine
 from octavo.backends.cpu.native_machine import NativeMachine
+from octavo.backends.cpu.pooling import Pooler
 from octavo.backends.cpu.rows import Row, RowError, Rows, Span
 from octavo.backends.cpu.sampler import Draw, token_logprobs
 from octavo.base.types.plan import StepPlan, StepResult, TokenLogprobs
@@ -37,21 +38,25 @@ class Outcome:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompts: dict[int, tuple[int, list[TokenLogprobs]]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    pooled: dict[int, bytes] = field(default_factory=dict)
 
 
 class Steps:
-    """Carries out plans, one after the other."""
+    """Carries out plans, one after the other. pooler: makes vectors, in a model that pools."""
 
-    def __init__(self, machine: Machine | NativeMachine, rows: Rows) -> None:
+    def __init__(self, machine: Machine | NativeMachine, rows: Rows, pooler: Pooler | None = None) -> None:
         self.machine = machine
         self.rows = rows
+        self.pooler = pooler
 
     def run(self, plan: StepPlan) -> StepResult:
         """One step. Raises only if the whole step failed."""
         outcome = Outcome()
         self._apply(plan, outcome)
         spans = self._spans(plan, outcome)
-        if spans:
+        if spans and self.pooler is not None:
+            self._pool(spans, self.pooler, outcome)
+        elif spans:
             self._forward(spans, outcome)
         sampled = [step.row for step in plan.rows if step.sample]
         return StepResult(
@@ -60,7 +65,25 @@ class Steps:
             logprobs=[outcome.logprobs.get(row) for row in sampled],
             prompt_logprobs={row: found for row, found in outcome.prompts.items() if row not in outcome.failed},
             failed=outcome.failed,
+            pooled=outcome.pooled,
         )
+
+    def _pool(self, spans: list[Span], pooler: Pooler, outcome: Outcome) -> None:
+        batch = self.rows.batch(spans, [])
+        self.machine.forward(batch)
+        states = self.machine.states(batch.num_tokens)
+        for span in spans:
+            vector = self._try(span.row, outcome, self._pooled, span, states, pooler)
+            if vector is not None:
+                outcome.pooled[span.row] = vector
+
+    def _pooled(self, span: Span, states: np.ndarray, pooler: Pooler) -> bytes:
+        row = self.rows.get(span.row)
+        if row.pooling is None or span.start or not span.sample:
+            raise RowError("this model makes a vector of a whole prompt at once, and nothing else")
+        vector = pooler(states[span.first : span.first + span.count], row.pooling)
+        _check(np.isfinite(vector), "vector")
+        return vector.astype("<f4").tobytes()
 
     def _apply(self, plan: StepPlan, outcome: Outcome) -> None:
         for row in plan.ended:
