@@ -56,6 +56,8 @@ class NativeMachine:
         self._finite = np.empty(max_tokens, np.bool_)
         self._tails_finite = np.empty(self.tail_rows, np.bool_)
         self._best = np.empty(self.tail_rows, np.int64)
+        self._types = np.zeros(max_tokens, np.int64)
+        self._typed = any("types" in step.arguments for step in program.body)
         self._batch = BatchArrays(
             block_size=block_size,
             spans=pointer(self._spans),
@@ -63,6 +65,7 @@ class NativeMachine:
             finite=pointer(self._finite),
             tails_finite=pointer(self._tails_finite),
             best=pointer(self._best),
+            types=pointer(self._types),
         )
         # what the body's products work in belongs to work_bytes before there is a cache
         products = tuple(step for step in program.body if step.op in ("linear", "experts"))
@@ -111,6 +114,8 @@ class NativeMachine:
             (span.first, span.start, span.count, span.row * width, span.row * known) for span in batch.spans
         ]
         arrays.tokens, arrays.num_spans = batch.num_tokens, len(batch.spans)
+        if self._typed:
+            self._types[: batch.num_tokens] = batch.types()
         heads = self._run(batch.tails, body=True)
         return (self._finite[: batch.num_tokens] if arrays.not_finite else None), heads
 

@@ -82,7 +82,7 @@ class CpuBackend:
         kv_cache_dtype = cache_dtype(self._kv_cache_dtype, rounds=not self._exact, stored=spec.dtype)
         self._vocab_size = spec.vocab_size
         self._pooler = Pooler(spec.pooling, weights) if spec.pooling else None
-        if self._library is not None and not spec.learned:
+        if self._library is not None:
             pool = Pool(self._library, self._threads)
             packed = load_packed(
                 program.packs, weights, pool=pool, exact=self._exact, folder=env.packed_folder(), progress=progress
