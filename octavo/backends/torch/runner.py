@@ -95,8 +95,11 @@ class TorchBackend:
                 quantization=self.quantization,
                 progress=progress,
             )
-            ops = choose_ops(spec, device=self._device, max_model_len=self._max_model_len, quantized=loaded.quantized())
-        self._decoder = Encoder(spec, loaded, spec.learned) if spec.learned else Decoder(spec, loaded, ops)
+            if spec.learned:
+                self._decoder = Encoder(spec, loaded, spec.learned)
+            else:
+                sizes = {"max_model_len": self._max_model_len, "quantized": loaded.quantized()}
+                self._decoder = Decoder(spec, loaded, choose_ops(spec, device=self._device, **sizes))
         self.graphs = self.graphs and spec.pooling is None
 
     def memory(self) -> DeviceMemory:

@@ -42,7 +42,7 @@ async def run(
     """One output a prompt; name: of the field that they came in. Raises what ended the first that did not succeed."""
     if len(prompts) > MAX_PROMPTS:
         raise InputError(f"{name} holds {len(prompts)} entries; at most {MAX_PROMPTS} are taken", param=name)
-    slots = asyncio.Semaphore(2 * services.llm.config.scheduler.max_num_seqs)  # so that the next step is never short
+    slots = asyncio.Semaphore(services.llm.config.scheduler.max_num_seqs)
 
     async def one(prompt: Prompt | Pair) -> AnyPoolingOutput:
         async with slots:
