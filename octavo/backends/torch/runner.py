@@ -98,8 +98,9 @@ class TorchBackend:
             if spec.learned:
                 self._decoder = Encoder(spec, loaded, spec.learned)
             else:
-                sizes = {"max_model_len": self._max_model_len, "quantized": loaded.quantized()}
-                self._decoder = Decoder(spec, loaded, choose_ops(spec, device=self._device, **sizes))
+                most, quantized = self._max_model_len, loaded.quantized()
+                ops = choose_ops(spec, device=self._device, max_model_len=most, quantized=quantized)
+                self._decoder = Decoder(spec, loaded, ops)
         self.graphs = self.graphs and spec.pooling is None
 
     def memory(self) -> DeviceMemory:
