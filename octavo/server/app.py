@@ -26,7 +26,8 @@ from octavo.server.names import ModelNames
 from octavo.server.openai.chat import create_chat_completion
 from octavo.server.openai.completions import create_completion
 from octavo.server.openai.models import list_models, show_model
-from octavo.server.openai.sse import error_events
+from octavo.server.openai.responses import routes as responses
+from octavo.server.openai.responses.store import ResponseStore
 from octavo.server.openai.tokenize import detokenize, tokenize
 from octavo.server.origins import Origins
 from octavo.server.services import Services
@@ -38,6 +39,7 @@ Handler = Callable[[Services, Exchange], Awaitable[Reply | None]]
 WORK: dict[str, Handler] = {
     "/v1/completions": create_completion,
     "/v1/chat/completions": create_chat_completion,
+    "/v1/responses": responses.create_response,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
@@ -54,6 +56,13 @@ ASK: dict[str, Handler] = {
     "/metrics": health.metrics,
 }
 """GET routes: answered at once, whatever the engine does."""
+
+CONTROL: list[tuple[str, str, Handler]] = [
+    ("GET", "/v1/responses/{id}", responses.show_response),
+    ("DELETE", "/v1/responses/{id}", responses.delete_response),
+    ("POST", "/v1/responses/{id}/cancel", responses.cancel_response),
+]
+"""Method, path: what is stored, asked for and changed; answered at once."""
 
 
 def create_app(llm: AsyncLLM, config: ServerConfig) -> App:
@@ -72,6 +81,7 @@ class App:
         self.routes = [
             *(Route(path, handler, methods=["POST"]) for path, handler in WORK.items()),
             *(Route(path, handler, methods=["GET"]) for path, handler in ASK.items()),
+            *(Route(path, handler, methods=[method]) for method, path, handler in CONTROL),
         ]
         self._origins = Origins(config.host, config.allowed_origins)
         self._services = Services(
@@ -81,6 +91,7 @@ class App:
             names=names,
             traffic=self.traffic,
             started_at=int(time.time()),
+            responses=ResponseStore(),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,9 +127,10 @@ class App:
             self._services.metrics.rejected(self._rejection())
         told = describe(error, request_id=exchange.request_id)
         if exchange.streaming:
-            await exchange.send_events(error_events(told.body), last=True)
+            await exchange.send_events(exchange.errors.events(told), last=True)
         elif not exchange.status:
-            await exchange.reply(Reply(told.body, told.status, headers=told.headers))
+            status, body = exchange.errors.whole(told)
+            await exchange.reply(Reply(body, status, headers=told.headers))
 
     def _rejection(self) -> Rejection:
         if self.traffic.draining:
@@ -134,7 +146,8 @@ class App:
         if preflight is not None:
             await exchange.reply(Reply(b"", 204, headers=preflight))
             return
-        self.keys.check(exchange.path, exchange.header_values(b"authorization"))
+        authorizations, api_keys = exchange.header_values(b"authorization"), exchange.header_values(b"x-api-key")
+        exchange.owner = self.keys.check(exchange.path, authorizations, api_keys)
         handler = self._find(scope, exchange)
         if exchange.route not in WORK:
             reply = await handler(self._services, exchange)

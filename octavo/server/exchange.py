@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.base.errors import OctavoError
-from octavo.server.errors import ClientGoneError
+from octavo.server.errors import ClientGoneError, ErrorForm, OpenAIErrors
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -33,12 +33,15 @@ class Exchange:
 
     `watch()` must be called before long work: servers do not fail a send to a client that is gone, so the closing is
     read from `receive`, and cancels the task that answers. `interrupt(error)` ends it from outside, with that error.
+    owner: a digest of the key it came with, empty where none is asked for: what is stored belongs to it.
+    errors: how this route, or a stream that has begun, tells an error.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
         self.request_id = request_id
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.has_query = bool(scope.get("query_string"))
         self.path_params: dict[str, str] = {}
         self.headers: list[tuple[bytes, bytes]] = list(scope["headers"])
         self.route = "unmatched"
@@ -46,6 +49,8 @@ class Exchange:
         self.started_at = time.monotonic()
         self.reply_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", request_id.encode("latin-1"))]
         self.streaming = False
+        self.owner = b""
+        self.errors: ErrorForm = OpenAIErrors()
         self.gone = False
         self.interruption: OctavoError | None = None
         self._receive = receive

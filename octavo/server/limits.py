@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from octavo.base.errors import OctavoError, OverloadedError
 from octavo.server.errors import HttpError
@@ -14,13 +15,19 @@ BODY_STALL_S = 30.0  # between two pieces of a body
 BODIES_IN_MEMORY = 8  # bodies of the largest size that may be in memory at once
 
 
+class Work(Protocol):
+    """What is in flight: an exchange, or work that goes on after its answer."""
+
+    def interrupt(self, error: OctavoError) -> None: ...
+
+
 class Traffic:
     """The requests being answered. While `draining`, no new ones are let in."""
 
     def __init__(self, max_body_bytes: int) -> None:
         self.max_body_bytes = max_body_bytes
         self.draining = False
-        self._exchanges: set[Exchange] = set()
+        self._exchanges: set[Work] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._body_bytes = 0
@@ -29,8 +36,8 @@ class Traffic:
         return len(self._exchanges)
 
     @contextmanager
-    def entered(self, exchange: Exchange) -> Iterator[None]:
-        """Count the exchange as in flight."""
+    def entered(self, exchange: Work) -> Iterator[None]:
+        """Count it as in flight."""
         self._exchanges.add(exchange)
         self._idle.clear()
         try:

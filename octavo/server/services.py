@@ -10,6 +10,7 @@ from octavo.base.errors import EngineDeadError, OverloadedError
 from octavo.server.limits import Traffic
 from octavo.server.metrics import Metrics
 from octavo.server.names import ModelNames
+from octavo.server.openai.responses.store import ResponseStore
 
 LOADING_RETRY_S = 5
 
@@ -24,6 +25,7 @@ class Services:
     names: ModelNames
     traffic: Traffic
     started_at: int
+    responses: ResponseStore
 
     def check_ready(self) -> None:
         """Raise a 503 with Retry-After unless requests can be taken now."""

@@ -9,7 +9,7 @@ from fake_llm import FakeLLM
 from serving import LiveServer
 
 from octavo.base.config.config import ServerConfig
-from octavo.server.app import ASK, WORK, create_app
+from octavo.server.app import ASK, CONTROL, WORK, create_app
 
 OPEN = {"/health", "/livez", "/readyz", "/ping", "/version"}
 KEY = "sk-secret-1"
@@ -27,10 +27,12 @@ def bearer(key: str) -> dict[str, str]:
 
 def test_every_route_is_decided(locked: LiveServer) -> None:
     paths = [route.path for route in locked.app.routes]
-    assert sorted(paths) == sorted([*WORK, *ASK])
-    for path in paths:
+    assert sorted(paths) == sorted([*WORK, *ASK, *(path for _, path, _ in CONTROL)])
+    for path in sorted(set(paths)):
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "FROB"):
-            status = locked.client.request(method, path.replace("{model:path}", "fake/model")).status_code
+            status = locked.client.request(
+                method, path.replace("{model:path}", "fake/model").replace("{id}", "x")
+            ).status_code
             if path in OPEN:
                 assert status == (200 if method == "GET" else 405), (method, path)
             else:
