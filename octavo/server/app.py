@@ -17,6 +17,8 @@ from octavo.base.config import env
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import EngineDeadError, OverloadedError
 from octavo.server import health
+from octavo.server.anthropic.errors import AnthropicErrors
+from octavo.server.anthropic.routes import count_tokens, create_message
 from octavo.server.auth import Keys
 from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
@@ -40,6 +42,8 @@ WORK: dict[str, Handler] = {
     "/v1/completions": create_completion,
     "/v1/chat/completions": create_chat_completion,
     "/v1/responses": responses.create_response,
+    "/v1/messages": create_message,
+    "/v1/messages/count_tokens": count_tokens,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
@@ -101,6 +105,9 @@ class App:
         if scope["type"] != "http":
             return
         exchange = Exchange(scope, receive, send, request_id=_request_id(scope))
+        if exchange.path.startswith("/v1/messages"):
+            exchange.errors = AnthropicErrors(exchange.request_id)
+            exchange.reply_headers.append((b"request-id", exchange.request_id.encode("latin-1")))
         try:
             await self._guarded(scope, exchange)
         finally:
