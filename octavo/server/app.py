@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from starlette.routing import Match, Route
@@ -20,8 +20,10 @@ from octavo.server import health
 from octavo.server.anthropic.errors import AnthropicErrors
 from octavo.server.anthropic.routes import count_tokens, create_message
 from octavo.server.auth import Keys
+from octavo.server.batch.run import Answer
 from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
+from octavo.server.inside import InsideCall
 from octavo.server.limits import Traffic
 from octavo.server.metrics import Metrics, Rejection
 from octavo.server.names import ModelNames
@@ -105,19 +107,31 @@ class App:
         if scope["type"] != "http":
             return
         exchange = Exchange(scope, receive, send, request_id=_request_id(scope))
+        await self._handle(exchange, self._admit(scope, exchange))
+
+    async def ask(self, path: str, body: bytes, *, owner: bytes = b"") -> Answer:
+        """Answer a POST of this process to itself as one over HTTP. owner: a key's digest, as Exchange's."""
+        call = InsideCall(path, body)
+        exchange = Exchange(call.scope, call.receive, call.send, request_id=uuid.uuid4().hex)
+        exchange.owner = owner
+        await self._handle(exchange, self._answer(call.scope, exchange))
+        retry_after = float(call.headers.get(b"retry-after", b"1"))
+        return Answer(call.status, call.answer, exchange.request_id, retry_after)
+
+    async def _handle(self, exchange: Exchange, answering: Coroutine[Any, Any, None]) -> None:
         if exchange.path.startswith("/v1/messages"):
             exchange.errors = AnthropicErrors(exchange.request_id)
             exchange.reply_headers.append((b"request-id", exchange.request_id.encode("latin-1")))
         try:
-            await self._guarded(scope, exchange)
+            await self._guarded(exchange, answering)
         finally:
             exchange.release()
             self._count(exchange)
 
-    async def _guarded(self, scope: Scope, exchange: Exchange) -> None:
+    async def _guarded(self, exchange: Exchange, answering: Coroutine[Any, Any, None]) -> None:
         """Answer; whatever goes wrong becomes the client's error, or nothing where the client is gone."""
         try:
-            await self._answer(scope, exchange)
+            await answering
         except asyncio.CancelledError:
             if exchange.interruption is None:
                 if exchange.gone:
@@ -144,7 +158,7 @@ class App:
             return "draining"
         return "overloaded" if self._services.llm.state == "ready" else "unavailable"
 
-    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
+    async def _admit(self, scope: Scope, exchange: Exchange) -> None:
         origin = exchange.header(b"origin")
         self._origins.check(exchange.header_values(b"host"), origin)
         exchange.reply_headers += self._origins.headers(origin)
@@ -155,6 +169,9 @@ class App:
             return
         authorizations, api_keys = exchange.header_values(b"authorization"), exchange.header_values(b"x-api-key")
         exchange.owner = self.keys.check(exchange.path, authorizations, api_keys)
+        await self._answer(scope, exchange)
+
+    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         handler = self._find(scope, exchange)
         if exchange.route not in WORK:
             reply = await handler(self._services, exchange)
