@@ -20,7 +20,10 @@ from octavo.server import health
 from octavo.server.anthropic.errors import AnthropicErrors
 from octavo.server.anthropic.routes import count_tokens, create_message
 from octavo.server.auth import Keys
+from octavo.server.batch import routes as batch
+from octavo.server.batch.batches import Batches
 from octavo.server.batch.run import Answer
+from octavo.server.batch.store import BatchStore
 from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
 from octavo.server.inside import InsideCall
@@ -64,6 +67,15 @@ ASK: dict[str, Handler] = {
 """GET routes: answered at once, whatever the engine does."""
 
 CONTROL: list[tuple[str, str, Handler]] = [
+    ("POST", "/v1/files", batch.upload_file),
+    ("GET", "/v1/files", batch.list_files),
+    ("GET", "/v1/files/{id}", batch.show_file),
+    ("DELETE", "/v1/files/{id}", batch.delete_file),
+    ("GET", "/v1/files/{id}/content", batch.fetch_file),
+    ("POST", "/v1/batches", batch.create_batch),
+    ("GET", "/v1/batches", batch.list_batches),
+    ("GET", "/v1/batches/{id}", batch.show_batch),
+    ("POST", "/v1/batches/{id}/cancel", batch.cancel_batch),
     ("GET", "/v1/responses/{id}", responses.show_response),
     ("DELETE", "/v1/responses/{id}", responses.delete_response),
     ("POST", "/v1/responses/{id}/cancel", responses.cancel_response),
@@ -89,6 +101,13 @@ class App:
             *(Route(path, handler, methods=["GET"]) for path, handler in ASK.items()),
             *(Route(path, handler, methods=[method]) for method, path, handler in CONTROL),
         ]
+        self.batches = Batches(
+            self.ask,
+            BatchStore(config.batch_dir),
+            urls=WORK.keys(),
+            at_once=max(1, llm.config.scheduler.max_num_seqs // 2),
+            max_body_bytes=config.max_body_bytes,
+        )
         self._origins = Origins(config.host, config.allowed_origins)
         self._services = Services(
             llm=llm,
@@ -98,6 +117,7 @@ class App:
             traffic=self.traffic,
             started_at=int(time.time()),
             responses=ResponseStore(),
+            batches=self.batches,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

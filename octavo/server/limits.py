@@ -56,9 +56,12 @@ class Traffic:
         for exchange in list(self._exchanges):
             exchange.interrupt(error)
 
-    async def read_body(self, exchange: Exchange) -> bytes:
-        """The whole body. 413, 415, 408 or 503 as soon as one is due: never after having read more than allowed."""
-        _check_head(exchange, self.max_body_bytes)
+    async def read_body(self, exchange: Exchange, *, kind: bytes = b"application/json") -> bytes:
+        """The whole body. 413, 415, 408 or 503 as soon as one is due: never after having read more than allowed.
+
+        kind: the content type that it must have.
+        """
+        _check_head(exchange, self.max_body_bytes, kind)
         pieces: list[bytes] = []
         size, more = 0, True
         try:
@@ -84,10 +87,11 @@ async def _next_piece(exchange: Exchange) -> tuple[bytes, bool]:
         raise HttpError(408, f"the body did not arrive within {BODY_STALL_S:g} s", kind="RequestTimeoutError") from None
 
 
-def _check_head(exchange: Exchange, most: int) -> None:
-    kind = (exchange.header(b"content-type") or b"").partition(b";")[0].strip().lower()
-    if kind != b"application/json":
-        raise HttpError(415, "send JSON, with the header 'Content-Type: application/json'", kind="UnsupportedMediaType")
+def _check_head(exchange: Exchange, most: int, kind: bytes) -> None:
+    if (exchange.header(b"content-type") or b"").partition(b";")[0].strip().lower() != kind:
+        what = "JSON" if kind == b"application/json" else "a form"
+        told = f"send {what}, with the header 'Content-Type: {kind.decode()}'"
+        raise HttpError(415, told, kind="UnsupportedMediaType")
     if exchange.header(b"content-encoding") not in (None, b"identity"):
         raise HttpError(415, "Content-Encoding is not supported: send the body as it is", kind="UnsupportedMediaType")
     length = exchange.header(b"content-length") or b"0"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import EngineDeadError, OverloadedError
+from octavo.server.batch.batches import Batches
 from octavo.server.limits import Traffic
 from octavo.server.metrics import Metrics
 from octavo.server.names import ModelNames
@@ -26,6 +27,7 @@ class Services:
     traffic: Traffic
     started_at: int
     responses: ResponseStore
+    batches: Batches
 
     def check_ready(self) -> None:
         """Raise a 503 with Retry-After unless requests can be taken now."""

@@ -60,7 +60,7 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
 
 async def show_response(services: Services, exchange: Exchange) -> Reply:
     """A stored response, as far as it has come; 404 for one that is not, or not for this key."""
-    if exchange.has_query:
+    if exchange.query():
         raise InputError("no query is supported here: streams are not kept, and all fields are told", param="query")
     entry = services.responses.get(exchange.path_params["id"], exchange.owner)
     return Reply(msgspec.json.encode(entry.response))
