@@ -24,6 +24,7 @@ from octavo.server.batch import routes as batch
 from octavo.server.batch.batches import Batches
 from octavo.server.batch.run import Answer
 from octavo.server.batch.store import BatchStore
+from octavo.server.docs_page import show_docs
 from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
 from octavo.server.inside import InsideCall
@@ -35,7 +36,8 @@ from octavo.server.openai.completions import create_completion
 from octavo.server.openai.models import list_models, show_model
 from octavo.server.openai.responses import routes as responses
 from octavo.server.openai.responses.store import ResponseStore
-from octavo.server.openai.tokenize import detokenize, tokenize
+from octavo.server.openai.tokenize import detokenize, show_tokenizer, tokenize
+from octavo.server.openapi import show_openapi
 from octavo.server.origins import Origins
 from octavo.server.services import Services
 
@@ -63,6 +65,10 @@ ASK: dict[str, Handler] = {
     "/readyz": health.ready,
     "/version": health.show_version,
     "/metrics": health.metrics,
+    "/load": health.load,
+    "/tokenizer_info": show_tokenizer,
+    "/openapi.json": show_openapi,
+    "/docs": show_docs,
 }
 """GET routes: answered at once, whatever the engine does."""
 
@@ -118,6 +124,7 @@ class App:
             started_at=int(time.time()),
             responses=ResponseStore(),
             batches=self.batches,
+            routes=self.routes,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

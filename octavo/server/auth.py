@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from octavo.server.errors import HttpError
 
-OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping", "/version"})
-"""What answers without a key: whether the server is there, and which version. A new route is closed until listed."""
+OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping", "/version", "/openapi.json", "/docs"})
+"""What answers without a key: whether the server is there, which version, and what any server of it takes. A new route
+is closed until listed."""
 
 
 class Keys:

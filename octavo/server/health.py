@@ -42,6 +42,22 @@ async def metrics(services: Services, exchange: Exchange) -> Reply:
     return Reply(services.metrics.render(), content_type=CONTENT_TYPE)
 
 
+class Load(msgspec.Struct, frozen=True):
+    """GET /load. server_load: requests that are being answered, of any kind; the others are the engine's sequences."""
+
+    server_load: int
+    num_requests_running: int
+    num_requests_waiting: int
+    kv_cache_usage_perc: float
+
+
+async def load(services: Services, exchange: Exchange) -> Reply:
+    """How much is going on."""
+    stats = services.llm.stats
+    told = Load(len(services.traffic), stats.num_running, stats.num_waiting, stats.kv_usage)
+    return Reply(msgspec.json.encode(told))
+
+
 def octavo_version() -> str:
     """The installed version; "unknown" where Octavo runs from a folder that was never installed."""
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from starlette.routing import Route
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import ServerConfig
@@ -28,6 +31,7 @@ class Services:
     started_at: int
     responses: ResponseStore
     batches: Batches
+    routes: Sequence[Route]
 
     def check_ready(self) -> None:
         """Raise a 503 with Retry-After unless requests can be taken now."""

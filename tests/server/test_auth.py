@@ -11,7 +11,7 @@ from serving import LiveServer
 from octavo.base.config.config import ServerConfig
 from octavo.server.app import ASK, CONTROL, WORK, create_app
 
-OPEN = {"/health", "/livez", "/readyz", "/ping", "/version"}
+OPEN = {"/health", "/livez", "/readyz", "/ping", "/version", "/openapi.json", "/docs"}
 KEY = "sk-secret-1"
 
 
@@ -39,7 +39,7 @@ def test_every_route_is_decided(locked: LiveServer) -> None:
                 assert status == 401, (method, path)
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/docs", "/v1", "/v1/", "/health/", "/HEALTH", "/health/../v1/models"])
+@pytest.mark.parametrize("path", ["/", "/nope", "/docs/", "/v1", "/v1/", "/health/", "/HEALTH", "/health/../v1/models"])
 def test_unknown_paths_need_a_key_too(locked: LiveServer, path: str) -> None:
     head = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode()
     assert b" 401 " in locked.raw(head).partition(b"\r\n")[0]

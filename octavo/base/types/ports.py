@@ -68,6 +68,7 @@ class TextTokenizer(Protocol):
 
     vocab_size: int
     eos_token_ids: list[int]
+    special_tokens: dict[str, str]
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str: ...

@@ -159,6 +159,20 @@ class TokenizeReply(msgspec.Struct, frozen=True, kw_only=True):
     token_strs: list[str] | None = None
 
 
+class TokenizerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /tokenizer_info, with the names of a checkpoint's tokenizer_config.json."""
+
+    model_max_length: int
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    eos_token_ids: list[int]
+    special_tokens: dict[str, int]
+    chat_template: str | None
+
+
 class DetokenizeReply(msgspec.Struct, frozen=True):
     """POST /detokenize."""
 
