@@ -126,6 +126,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allowed_origins: Annotated[list[str], _d("Origins that browsers may call from.")] = []
     log_format: Annotated[Literal["text", "json"], _d("Log lines.")] = "text"
     trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False
+    tool_call_parser: Annotated[
+        str | None, _d("Format of the model's tool calls (docs/tool-calling.md); the chat template's where not given.")
+    ] = None
+    reasoning_parser: Annotated[
+        str | None, _d("How the model's reasoning is marked (docs/tool-calling.md); the chat template's likewise.")
+    ] = None
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
