@@ -27,6 +27,7 @@ from octavo.base.types.output import Output, RequestOutput
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
+from octavo.text.tools.parser import Parsing
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +135,12 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
         chat: bool = False,
+        parsing: Parsing | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """RequestOutputs as params.output_kind asks for them; what a slow reader missed comes merged.
 
         Closing the iterator aborts the request.  chat: the prompt was made by a chat template and begins as it shall.
+        parsing: how the text is parted into content, reasoning and tool calls.
         Raises InputError, OverloadedError (busy, loading, restarting, draining), EngineDeadError. A request that fails
         by itself ends with `error` set.
         """
@@ -155,7 +158,12 @@ class AsyncLLM:
         if client is not self._client or self.state != "ready":
             client = self._admit()
         progress = RequestProgress(
-            request, request_id=request_id, prompt=row.text, tokenizer=self.tokenizer, texts=self._texts
+            request,
+            request_id=request_id,
+            prompt=row.text,
+            tokenizer=self.tokenizer,
+            texts=self._texts,
+            parsing=parsing,
         )
         stream = self._streams[request.request_id] = _Stream(progress)
         try:

@@ -121,6 +121,7 @@ class FakeLLM:
         priority: int = 0,
         cache_salt: str = "",
         chat: bool = False,
+        parsing: Any = None,
     ) -> AsyncIterator[RequestOutput]:
         if self.overloaded:
             raise OverloadedError("the queue is full", retry_after=7)

@@ -127,6 +127,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_format: Annotated[Literal["text", "json"], _d("Log lines.")] = "text"
     batch_dir: Annotated[str | None, _d("Folder of /v1/files and /v1/batches; a temporary one where not given.")] = None
     trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False
+    tool_call_parser: Annotated[
+        str | None, _d("Format of the model's tool calls (docs/tool-calling.md); the chat template's where not given.")
+    ] = None
+    reasoning_parser: Annotated[
+        str | None, _d("How the model's reasoning is marked (docs/tool-calling.md); the chat template's likewise.")
+    ] = None
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import msgspec
@@ -84,5 +84,10 @@ class TextTokenizer(Protocol):
     def token_strings(self, ids: Sequence[int]) -> list[str]: ...
     def token_bytes(self, token_id: int) -> bytes: ...
     def stream(
-        self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+        kept_tokens: Set[int] = frozenset(),
     ) -> TextStream: ...

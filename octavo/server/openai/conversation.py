@@ -28,6 +28,9 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     extra = request.chat_template_kwargs or {}
     if "documents" in extra:
         raise InputError("send documents as a field of the request", param="chat_template_kwargs")
+    if isinstance(request, ChatRequest) and request.reasoning_effort is not None:
+        _check_effort(services, request)
+        extra = {"reasoning_effort": request.reasoning_effort, **extra}
     tools = None if request.tool_choice == "none" else request.tools
     return await services.llm.render_chat(
         [_message(index, message) for index, message in enumerate(request.messages)],
@@ -37,6 +40,22 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
         continue_final_message=go_on,
         chat_template_kwargs=extra if request.documents is None else {**extra, "documents": request.documents},
     )
+
+
+def template_source(services: Services, request: ChatRequest | TokenizeChatRequest) -> str:
+    """The text of the template that the request is rendered by; "" where there is none."""
+    if request.chat_template is not None:
+        return request.chat_template
+    template = services.llm.model.template
+    return "" if template is None else template.source
+
+
+def _check_effort(services: Services, request: ChatRequest) -> None:
+    if "reasoning_effort" not in template_source(services, request):
+        raise UnsupportedError(
+            "reasoning_effort is not supported by this model: its chat template does not know it",
+            param="reasoning_effort",
+        )
 
 
 def _check_template(template: str, trusted: bool) -> None:
@@ -70,7 +89,13 @@ def echoed_message(request: ChatRequest) -> str:
     last = request.messages[-1]
     if last.role != reply_role(request):
         return ""
-    return "\n".join(part.text for part in last.content) if isinstance(last.content, list) else last.content or ""
+    return message_text(last)
+
+
+def message_text(message: Message) -> str:
+    """A message's content as one text."""
+    content = message.content
+    return "\n".join(part.text for part in content) if isinstance(content, list) else content or ""
 
 
 def reply_role(request: ChatRequest) -> str:

@@ -12,6 +12,7 @@ from octavo.base.errors import InputError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.conversation import echoed_message, render
+from octavo.server.openai.parsing import answer_parsing
 from octavo.server.openai.structured import field_name, structured_params
 from octavo.server.openai.types import (
     MAX_PROMPTS,
@@ -20,6 +21,7 @@ from octavo.server.openai.types import (
     GenerationRequest,
 )
 from octavo.server.services import Services
+from octavo.text.tools.parser import Parsing
 
 DEFAULT_MAX_TOKENS = 16  # of a completion; a chat may use the rest of the context
 
@@ -43,7 +45,7 @@ class Prompt:
 class Generation:
     """One HTTP request, made ready. id: shown to the client; internal: the engine's name for it, never the client's.
 
-    logprobs: alternatives to show a token, None for none.
+    logprobs: alternatives to show a token, None for none.  parsing: how a chat's answers are read.
     """
 
     request: GenerationRequest
@@ -54,6 +56,7 @@ class Generation:
     logprobs: int | None
     internal: str
     created: int
+    parsing: Parsing | None = None
 
 
 async def completion(services: Services, exchange: Exchange, request: CompletionRequest) -> Generation:
@@ -71,9 +74,9 @@ async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> 
     _check(services, request)
     ids = await render(services, request)
     echo = echoed_message(request) if request.echo else ""
-    return _generation(
-        services, exchange, request, [_prompt(services, request, params, ids, echo)], params, "chatcmpl-"
-    )
+    prompt = _prompt(services, request, params, ids, echo)
+    generation = _generation(services, exchange, request, [prompt], params, "chatcmpl-")
+    return replace(generation, parsing=answer_parsing(services, request, prompt.token_ids))
 
 
 def _generation(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import msgspec
+
 from octavo.base.types.output import RequestOutput
 from octavo.server.errors import DONE
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai.convert import Generation
-from octavo.server.openai.replies import PromptTokensDetails, Usage
+from octavo.server.openai.replies import CompletionTokensDetails, PromptTokensDetails, Usage
 from octavo.server.openai.results import Results
 from octavo.server.openai.sse import KEEP_ALIVE, Chunks
 from octavo.server.services import Services
@@ -108,15 +110,18 @@ class UsageCount:
 
     def __init__(self, generation: Generation) -> None:
         self._prompt = sum(len(prompt.token_ids) for prompt in generation.prompts)
-        self._generated = 0
+        self._generated = self._reasoning = 0
+        self._parsed = generation.parsing is not None
         self._cached: dict[int, int] = {}
 
     def take(self, number: int, output: RequestOutput) -> None:
         """Add an output of prompt `number`."""
         self._generated += sum(len(choice.token_ids) for choice in output.outputs)
+        self._reasoning += sum(choice.num_reasoning_tokens for choice in output.outputs)
         self._cached[number] = output.num_cached_tokens
 
     def usage(self) -> Usage:
         """The counts so far."""
         cached = PromptTokensDetails(sum(self._cached.values()))
-        return Usage(self._prompt, self._generated, self._prompt + self._generated, cached)
+        details = CompletionTokensDetails(self._reasoning) if self._parsed else msgspec.UNSET
+        return Usage(self._prompt, self._generated, self._prompt + self._generated, cached, details)

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from octavo.server.openai.refused import Empty, TextFormat
+from octavo.server.openai.refused import Empty
+from octavo.server.openai.structured import TextFormat
 from octavo.server.openai.types import Identifier, Priority, Salt
 
 Metadata = Annotated[dict[str, str], Meta(max_length=16)]

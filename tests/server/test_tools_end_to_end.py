@@ -1,0 +1,241 @@
+"""Tool calls and reasoning by openai's client: real tokenizer, template, engine and sockets, and scripted answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from replay import replay_model, replay_server
+from serving import LiveServer
+
+from octavo.text.reasoning import REASONINGS
+from octavo.text.tools.formats import FORMATS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
+
+from answers import RECORDED, TOOLS, Answer
+
+SCRIPTS = {
+    **{f"answer {number}": answer.text for number, answer in enumerate(RECORDED)},
+    "closed": "<think>\nHm, let me.\n</think>\n\nHello!",
+    "open": "<think>\nHm, let me",
+    "plain": "A <b>plain</b> answer.\n",
+    "broken": '<tool_call>{"name": "noop", "arguments": {"a": }}</tool_call>',
+    "other": "<|channel|>Hi<|python_tag|>!",
+}
+ASKED: list[Any] = [{"type": "function", "function": {"name": name, "parameters": one}} for name, one in TOOLS.items()]
+OPENAI_ID = r"call_[0-9a-f]{24}"
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return replay_model(checkpoint("llama"), tmp_path_factory.mktemp("replay") / "model", SCRIPTS)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[LiveServer]:
+    with replay_server(folder, trust_request_chat_template=True) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def client(server: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as talking:
+        yield talking
+
+
+def template(answer: Answer, folder: Path, opening: str = "") -> str:
+    """The model's template with the signs of the answer's formats. A script holds what the prompt begins, too."""
+    rows = {row.name: row for row in FORMATS}
+    ways = {"glm45": "deepseek_v3"}
+    signs = [*rows[answer.format].signs[:1]]
+    if answer.reasoning_parser:
+        way = ways.get(answer.reasoning_parser, answer.reasoning_parser)
+        signs += next(row.signs[:1] for row in REASONINGS if row.name == way)
+    own = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    return f"{own}{{# {' '.join(sign for group in signs for sign in group)} #}}"
+
+
+def ask(name: str, **more: Any) -> dict[str, Any]:
+    return {"model": "model", "messages": [{"role": "user", "content": name}], "max_tokens": 1000, **more}
+
+
+def joined(client: openai.OpenAI, **request: Any) -> dict[str, Any]:
+    """A stream's first choice put together as the client sees it."""
+    message: dict[str, Any] = {"content": "", "reasoning": "", "reasoning_content": "", "calls": []}
+    for chunk in client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}):
+        if not chunk.choices:
+            message["usage"] = chunk.usage
+            continue
+        (choice,) = chunk.choices
+        message["content"] += choice.delta.content or ""
+        for name in ("reasoning", "reasoning_content"):
+            message[name] += (choice.delta.model_extra or {}).get(name) or ""
+        for call in choice.delta.tool_calls or []:
+            if call.id is not None:
+                assert call.index == len(message["calls"])
+                assert (call.type, call.function and call.function.arguments) == ("function", "")
+                message["calls"].append([call.function and call.function.name, ""])
+            else:
+                message["calls"][call.index][1] += call.function and call.function.arguments
+        message["finish_reason"] = choice.finish_reason or message.get("finish_reason")
+    return message
+
+
+def check_same(streamed: dict[str, Any], reply: openai.types.chat.ChatCompletion) -> None:
+    (choice,) = reply.choices
+    message = choice.message
+    assert streamed["content"] == (message.content or "")
+    extra = message.model_extra or {}
+    assert streamed["reasoning"] == streamed["reasoning_content"] == extra.get("reasoning", "")
+    assert extra.get("reasoning_content", "") == extra.get("reasoning", "")
+    calls = [[call.function.name, call.function.arguments] for call in message.tool_calls or []]
+    assert streamed["calls"] == calls
+    assert streamed["finish_reason"] == choice.finish_reason
+    usage = reply.usage
+    assert usage is not None
+    assert streamed["usage"].completion_tokens == usage.completion_tokens
+    assert streamed["usage"].completion_tokens_details == usage.completion_tokens_details
+
+
+@pytest.mark.parametrize("number", range(len(RECORDED)), ids=lambda number: RECORDED[number].format)
+def test_every_format(client: openai.OpenAI, folder: Path, number: int) -> None:
+    answer = RECORDED[number]
+    if answer.format == "pythonic":
+        pytest.skip("no template tells it; see test_by_flag")
+    request = ask(f"answer {number}", tools=ASKED, extra_body={"chat_template": template(answer, folder)})
+    reply = client.chat.completions.create(**request)
+    (choice,) = reply.choices
+    calls = answer.calls[:1] if answer.format == "openai" else answer.calls  # <|call|> ends an answer
+    assert [(c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls or []] == calls
+    assert (choice.message.content or "") == answer.content
+    assert ((choice.message.model_extra or {}).get("reasoning") or "") == answer.reasoning
+    assert choice.finish_reason == ("tool_calls" if calls else "stop")
+    assert len({call.id for call in choice.message.tool_calls or []}) == len(calls)
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens_details is not None
+    assert bool(reply.usage.completion_tokens_details.reasoning_tokens) == bool(answer.reasoning)
+    check_same(joined(client, **request), reply)
+
+
+def test_ids_are_of_the_form_that_the_model_knows(client: openai.OpenAI, folder: Path) -> None:
+    for name, pattern in (("hermes", OPENAI_ID), ("mistral", r"[A-Za-z0-9]{9}"), ("kimi_k2", r"functions\.[\w-]+:\d")):
+        number, answer = next((n, a) for n, a in enumerate(RECORDED) if a.format == name)
+        request = ask(f"answer {number}", tools=ASKED, extra_body={"chat_template": template(answer, folder)})
+        for call in client.chat.completions.create(**request).choices[0].message.tool_calls or []:
+            assert re.fullmatch(pattern, call.id)
+
+
+HERMES = next(answer for answer in RECORDED if answer.format == "hermes" and answer.reasoning)
+TWO = next(answer for answer in RECORDED if answer.format == "hermes" and len(answer.calls) == 2)
+
+
+@pytest.fixture(scope="module")
+def by_flag(folder: Path) -> Iterator[openai.OpenAI]:
+    with (
+        replay_server(folder, tool_call_parser="hermes", reasoning_parser="qwen3") as live,
+        openai.OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0) as talking,
+    ):
+        yield talking
+
+
+def script(answer: Answer) -> str:
+    return f"answer {RECORDED.index(answer)}"
+
+
+def test_by_flag(by_flag: openai.OpenAI) -> None:
+    (choice,) = by_flag.chat.completions.create(**ask(script(HERMES), tools=ASKED)).choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    assert choice.message.model_extra == {"reasoning": HERMES.reasoning, "reasoning_content": HERMES.reasoning}
+
+
+def test_no_tools_no_calls(by_flag: openai.OpenAI) -> None:
+    for more in ({}, {"tools": ASKED, "tool_choice": "none"}):
+        (choice,) = by_flag.chat.completions.create(**ask(script(TWO), **more)).choices
+        assert choice.message.tool_calls is None
+        assert choice.finish_reason == "stop"
+        assert '"get_weather"' in (choice.message.content or "")
+
+
+def test_special_tokens_that_mark_nothing_are_not_shown(by_flag: openai.OpenAI) -> None:
+    (choice,) = by_flag.chat.completions.create(**ask("other", tools=ASKED)).choices
+    assert choice.message.content == "Hi!"
+    (choice,) = by_flag.chat.completions.create(**ask("plain", tools=ASKED)).choices
+    assert choice.message.content == SCRIPTS["plain"]
+    (choice,) = by_flag.chat.completions.create(**ask("broken", tools=ASKED)).choices
+    assert choice.message.content == SCRIPTS["broken"]
+    assert choice.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("opening", ["<think>\\n", ""])
+def test_a_prompt_that_begins_the_reasoning(client: openai.OpenAI, folder: Path, opening: str) -> None:
+    body = {
+        "chat_template": template(HERMES, folder).replace("{{ opening }}", "{{ '" + opening + "' }}"),
+        "chat_template_kwargs": {},
+    }
+    for name, content in (("closed", "Hello!"), ("open", None)):
+        request = ask(name, tools=ASKED, extra_body=body)
+        reply = client.chat.completions.create(**request)
+        message = reply.choices[0].message
+        assert message.content == content
+        assert (message.model_extra or {})["reasoning"].startswith("Hm, let me")
+        check_same(joined(client, **request), reply)
+
+
+def test_parallel_calls_stop_strings_several_choices_and_logprobs(by_flag: openai.OpenAI) -> None:
+    request = ask(script(TWO), tools=ASKED)
+    one = by_flag.chat.completions.create(**request, parallel_tool_calls=False)
+    assert [call.function.name for call in one.choices[0].message.tool_calls or []] == ["get_weather"]
+    stopped = by_flag.chat.completions.create(**request, stop=["search"])
+    assert [call.function.name for call in stopped.choices[0].message.tool_calls or []] == ["get_weather"]
+    assert stopped.choices[0].finish_reason == "tool_calls"
+    check_same(joined(by_flag, **request, stop=["search"]), stopped)
+    several = by_flag.chat.completions.create(**request, n=3, logprobs=True)
+    assert [len(choice.message.tool_calls or []) for choice in several.choices] == [2, 2, 2]
+    ids = [call.id for choice in several.choices for call in choice.message.tool_calls or []]
+    assert len(set(ids)) == 6
+    count = several.usage.completion_tokens if several.usage else 0
+    assert sum(len((choice.logprobs and choice.logprobs.content) or []) for choice in several.choices) == count
+    streamed: dict[int, int] = {}
+    for chunk in by_flag.chat.completions.create(**request, n=3, logprobs=True, stream=True):
+        for choice in chunk.choices:
+            begun = [call for call in choice.delta.tool_calls or [] if call.id]
+            streamed[choice.index] = streamed.get(choice.index, 0) + len(begun)
+            count -= len((choice.logprobs and choice.logprobs.content) or [])
+    assert streamed == {0: 2, 1: 2, 2: 2}
+    assert count == 0
+
+
+def test_cut_short(by_flag: openai.OpenAI) -> None:
+    for most in range(5, 60, 9):
+        request = ask(script(TWO), tools=ASKED) | {"max_tokens": most}
+        reply = by_flag.chat.completions.create(**request)
+        assert reply.choices[0].finish_reason == "length"
+        check_same(joined(by_flag, **request), reply)
+
+
+def test_reasoning_can_be_left_out(by_flag: openai.OpenAI) -> None:
+    request = ask(script(HERMES), tools=ASKED, extra_body={"include_reasoning": False})
+    reply = by_flag.chat.completions.create(**request)
+    assert reply.choices[0].message.model_extra == {}
+    assert joined(by_flag, **request)["reasoning"] == ""
+
+
+def test_a_conversation_with_calls_goes_back(by_flag: openai.OpenAI) -> None:
+    said = by_flag.chat.completions.create(**ask(script(HERMES), tools=ASKED)).choices[0].message
+    call = (said.tool_calls or [])[0]
+    messages: list[Any] = [
+        {"role": "user", "content": "Weather?"},
+        said.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "Rain"},
+        {"role": "user", "content": "plain"},
+    ]
+    reply = by_flag.chat.completions.create(**(ask("") | {"messages": messages}), tools=ASKED)
+    assert reply.choices[0].message.content == SCRIPTS["plain"]
