@@ -117,6 +117,20 @@ def test_a_last_turn_of_the_assistant_is_gone_on_from(client: anthropic.Anthropi
     assert (options["continue_final_message"], options["add_generation_prompt"]) == (True, False)
 
 
+def test_thinking_is_turned_on_and_off(server: LiveServer, llm: FakeLLM) -> None:
+    llm.model.template.source = "{% if not enable_thinking %}<think></think>{% endif %}"
+    with connect(server) as client:
+        asked: list[tuple[Any, bool]] = [
+            ({"type": "enabled", "budget_tokens": 1024}, True),
+            ({"type": "adaptive", "display": "omitted"}, True),
+            ({"type": "disabled"}, False),
+            (anthropic.omit, False),
+        ]
+        for thinking, on in asked:
+            client.messages.create(**ASK, thinking=thinking)
+            assert llm.rendered[-1][1]["chat_template_kwargs"] == {"enable_thinking": on}
+
+
 def test_keys() -> None:
     with LiveServer(FakeLLM(), api_key=["sk"]) as server:
         for good in ({"api_key": "sk"}, {"api_key": None, "auth_token": "sk"}):
@@ -197,11 +211,16 @@ def test_unknown_fields(shared: LiveServer, path: str, kind: Any, base: dict[str
             {"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "a"}]}]},
             "messages[0].content[0]",
         ),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
-        ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, "tools"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking is not supported by this model"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1}}, "thinking"),
+        ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
+        ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name"),
+        ({"tools": [{"name": "bash", "type": "bash_20250124"}]}, "tools"),
+        ({"tool_choice": {"type": "some"}}, "tool_choice"),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config"),
         ({"stop_sequences": ["a"] * 17}, "stop_sequences"),
         ({"service_tier": "priority"}, "service_tier"),
-        ({"output_config": {"effort": "low"}}, "output_config"),
+        ({"output_config": {"effort": "low"}}, "output_config.effort"),
     ],
 )
 def test_refused(shared: LiveServer, change: dict[str, Any], told: str) -> None:

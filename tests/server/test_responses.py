@@ -18,6 +18,7 @@ from octavo.server.openai.responses import background
 from octavo.server.openai.responses.items import as_messages, read_items
 from octavo.server.openai.responses.replies import ResponseObject
 from octavo.server.openai.responses.store import ResponseStore, Stored
+from octavo.server.openai.responses.types import ReasoningConfig
 from octavo.server.openai.types import Message
 
 MODEL = "fake/model"
@@ -251,7 +252,14 @@ def test_items_become_messages() -> None:
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
         ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"reasoning": {"effort": "high"}}, "reasoning"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning"),
+        ({"text": {"format": {"type": "xml"}}}, "text"),
+        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice"),
         ({"service_tier": "flex"}, "service_tier"),
         ({"messages": []}, "messages"),
         ({"n": 2}, "n"),
@@ -278,6 +286,7 @@ def entry(name: str, text: str = "") -> Stored:
         parallel_tool_calls=True,
         previous_response_id=None,
         prompt_cache_key=None,
+        reasoning=ReasoningConfig(),
         safety_identifier=None,
         store=True,
         temperature=1,

@@ -9,17 +9,31 @@ import msgspec
 from octavo.base.errors import InputError
 from octavo.server.anthropic.types import (
     Block,
+    ChooseAny,
+    ChooseAuto,
+    ChooseNone,
+    ChooseTool,
     MessageParam,
     MessagesRequest,
+    OutputConfig,
     PromptRequest,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
     ToolUseBlock,
 )
-from octavo.server.openai.types import ChatRequest, FunctionCall, Message, TextPart, ToolCall
+from octavo.server.openai.functions import as_tools, named
+from octavo.server.openai.structured import JsonSchema, JsonSchemaFormat
+from octavo.server.openai.types import ChatRequest, FunctionCall, Message, TextPart, ToolCall, ToolChoice
 
-TERMS = {"stop": "stop_sequences", "messages": "messages", "continue_final_message": "messages"}
+TERMS = {
+    "stop": "stop_sequences",
+    "messages": "messages",
+    "continue_final_message": "messages",
+    "reasoning_effort": "output_config.effort",
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+}
 """Fields of the chat -> fields of the request, for errors; the messages are not numbered alike."""
 
 
@@ -29,7 +43,18 @@ def as_chat(request: PromptRequest) -> ChatRequest:
     for index, turn in enumerate(request.messages):
         make = _user if turn.role == "user" else _assistant
         messages += make(turn, f"messages[{index}]")
-    chat = ChatRequest(messages=messages, continue_final_message=messages[-1].role == "assistant" or None)
+    tools, output = request.tools or [], request.output_config or OutputConfig()
+    choice, alone = _choice(request)
+    schema = output.format
+    chat = ChatRequest(
+        messages=messages,
+        continue_final_message=messages[-1].role == "assistant" or None,
+        tools=as_tools(tools, [tool.input_schema for tool in tools]),
+        tool_choice=choice,
+        parallel_tool_calls=False if alone else None,
+        reasoning_effort=output.effort,
+        response_format=None if schema is None else JsonSchemaFormat(JsonSchema(schema=schema.schema)),
+    )
     if not isinstance(request, MessagesRequest):
         return chat
     return msgspec.structs.replace(
@@ -42,6 +67,20 @@ def as_chat(request: PromptRequest) -> ChatRequest:
         top_p=request.top_p,
         top_k=request.top_k,
     )
+
+
+def _choice(request: PromptRequest) -> tuple[ToolChoice | None, bool]:
+    """tool_choice, and whether at most one call may be made."""
+    match request.tool_choice:
+        case ChooseAuto(disable_parallel_tool_use=alone):
+            return "auto", bool(alone)
+        case ChooseAny(disable_parallel_tool_use=alone):
+            return "required", bool(alone)
+        case ChooseTool(name=name, disable_parallel_tool_use=alone):
+            return named(name), bool(alone)
+        case ChooseNone():
+            return "none", False
+    return None, False
 
 
 def _text(content: str | Sequence[TextBlock]) -> str | list[TextPart]:

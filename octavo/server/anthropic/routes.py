@@ -7,6 +7,7 @@ import msgspec
 from octavo.server.anthropic.build import MessageBuilder
 from octavo.server.anthropic.convert import TERMS, as_chat
 from octavo.server.anthropic.replies import TokenCount
+from octavo.server.anthropic.thinking import is_told, with_thinking
 from octavo.server.anthropic.types import CountTokensRequest, MessagesRequest
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
@@ -23,10 +24,10 @@ async def create_message(services: Services, exchange: Exchange) -> Reply | None
     request = decode(await services.traffic.read_body(exchange), MessagesRequest)
     services.names.check(request.model)
     exchange.watch()
-    chat = as_chat(request)
+    chat = with_thinking(services, request.thinking, as_chat(request))
     with in_terms(TERMS):
         generation = await convert.chat(services, exchange, chat)
-        builder = MessageBuilder(generation)
+        builder = MessageBuilder(generation, with_thinking=is_told(request.thinking))
         async with Results(services, generation) as results:
             if request.stream:
                 await send_stream(exchange, results, builder)
@@ -43,7 +44,7 @@ async def count_tokens(services: Services, exchange: Exchange) -> Reply:
     request = decode(await services.traffic.read_body(exchange), CountTokensRequest)
     services.names.check(request.model)
     exchange.watch()
-    chat = as_chat(request)
+    chat = with_thinking(services, request.thinking, as_chat(request))
     with in_terms(TERMS):
         ids = await render(services, chat)
     return Reply(msgspec.json.encode(TokenCount(len(ids))))

@@ -73,7 +73,80 @@ class MessageParam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ThinkingDisabled(msgspec.Struct, frozen=True, tag="disabled", tag_field="type", forbid_unknown_fields=True):
-    """No thinking is asked for."""
+    """No thinking: where the chat template can turn it off, it does; none is told. The same as no `thinking`."""
+
+
+class ThinkingAdaptive(
+    msgspec.Struct, frozen=True, kw_only=True, tag="adaptive", tag_field="type", forbid_unknown_fields=True
+):
+    """The model thinks as it likes. display: "omitted" keeps it from being told."""
+
+    display: Literal["omitted"] | None = None
+
+
+class ThinkingEnabled(
+    msgspec.Struct, frozen=True, kw_only=True, tag="enabled", tag_field="type", forbid_unknown_fields=True
+):
+    """The same. budget_tokens is a target that the model does not know; max_tokens bounds thinking and answer."""
+
+    budget_tokens: Annotated[int, Meta(ge=1024)]
+    display: Literal["omitted"] | None = None
+
+
+Thinking = ThinkingDisabled | ThinkingAdaptive | ThinkingEnabled
+
+
+class ToolParam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A function that the model may call; input_schema is a JSON schema."""
+
+    name: str
+    input_schema: dict[str, Any]
+    description: str | None = None
+    type: Literal["custom"] | None = None
+    strict: bool | None = None
+    cache_control: CacheControl | None = None
+    defer_loading: Literal[False] | None = None
+    eager_input_streaming: Literal[False] | None = None
+    input_examples: Empty | None = None
+    allowed_callers: Annotated[list[Literal["direct"]], Meta(max_length=1)] | None = None
+
+
+class ChooseAuto(msgspec.Struct, frozen=True, kw_only=True, tag="auto", tag_field="type", forbid_unknown_fields=True):
+    """The model decides."""
+
+    disable_parallel_tool_use: bool | None = None
+
+
+class ChooseAny(msgspec.Struct, frozen=True, kw_only=True, tag="any", tag_field="type", forbid_unknown_fields=True):
+    """At least one call."""
+
+    disable_parallel_tool_use: bool | None = None
+
+
+class ChooseTool(msgspec.Struct, frozen=True, kw_only=True, tag="tool", tag_field="type", forbid_unknown_fields=True):
+    """A call of this function."""
+
+    name: str
+    disable_parallel_tool_use: bool | None = None
+
+
+class ChooseNone(msgspec.Struct, frozen=True, kw_only=True, tag="none", tag_field="type", forbid_unknown_fields=True):
+    """No call."""
+
+
+class SchemaOutput(
+    msgspec.Struct, frozen=True, kw_only=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
+):
+    """JSON of a schema."""
+
+    schema: dict[str, Any]
+
+
+class OutputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """format: the answer's form.  effort: goes to the chat template."""
+
+    format: SchemaOutput | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
 class MessageMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,17 +155,14 @@ class MessageMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     user_id: Identifier | None = None
 
 
-_TOOLS = "tools are not available on this route; use /v1/chat/completions"
-
-
 class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What makes the prompt; shared by both routes."""
 
     REASONS: ClassVar[dict[str, str]] = {
-        "tools": _TOOLS,
-        "tool_choice": _TOOLS,
-        "thinking": "thinking is not split from the answer; leave it out",
-        "output_config": "ask for the form in the prompt",
+        "tools": "tools are functions that the client carries out: {'name': ..., 'input_schema': {...}}",
+        "tool_choice": "its type is auto, any, tool or none",
+        "thinking": "its type is disabled, adaptive or enabled (budget_tokens from 1024), display null or 'omitted'",
+        "output_config": "format is of type 'json_schema', effort one of low, medium, high, xhigh, max",
         "speed": "there is one speed; leave it out or send 'standard'",
         "service_tier": "there is one tier; leave it out or send 'auto'",
         "container": "there are no containers here",
@@ -105,11 +175,11 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model: Annotated[str, Meta(max_length=512)]
     messages: Annotated[list[MessageParam], Meta(min_length=1)]
     system: str | list[TextBlock] | None = None
-    tools: Empty | None = None
-    tool_choice: None = None
-    thinking: ThinkingDisabled | None = None
+    tools: list[ToolParam] | None = None
+    tool_choice: ChooseAuto | ChooseAny | ChooseTool | ChooseNone | None = None
+    thinking: Thinking | None = None
     cache_control: CacheControl | None = None
-    output_config: None = None
+    output_config: OutputConfig | None = None
     speed: Literal["standard"] | None = None
 
 

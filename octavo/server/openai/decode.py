@@ -80,4 +80,4 @@ def _unknown(name: str, path: str, kind: type[msgspec.Struct]) -> InputError:
 
 
 def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    return f"{path}.{name}" if path and not name.startswith("[") else path + name

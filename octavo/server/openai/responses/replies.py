@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from octavo.server.openai.replies import TokenLogprob
+from octavo.server.openai.responses.types import FunctionTool, ReasoningConfig
 
 ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 
@@ -92,13 +93,6 @@ class IncompleteDetails(msgspec.Struct, frozen=True):
     reason: str
 
 
-class ReasoningTold(msgspec.Struct, frozen=True):
-    """Neither can be asked for."""
-
-    effort: str | None = None
-    summary: str | None = None
-
-
 class ResponseObject(msgspec.Struct, kw_only=True):
     """What POST and GET answer with, and what a stream's first and last events hold."""
 
@@ -118,7 +112,7 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     parallel_tool_calls: bool
     previous_response_id: str | None
     prompt_cache_key: str | None
-    reasoning: ReasoningTold = ReasoningTold()
+    reasoning: ReasoningConfig
     safety_identifier: str | None
     service_tier: str = "default"
     store: bool
@@ -127,7 +121,7 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     frequency_penalty: float
     text: dict[str, Any]
     tool_choice: Any
-    tools: list[Any]
+    tools: list[FunctionTool]
     top_logprobs: int
     top_p: float
     truncation: str = "disabled"

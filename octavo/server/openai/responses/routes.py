@@ -9,24 +9,34 @@ from octavo.server.errors import ErrorReply, OpenAIErrors
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
 from octavo.server.openai.decode import decode
+from octavo.server.openai.functions import as_tools, named
 from octavo.server.openai.generate import send_stream
 from octavo.server.openai.responses.background import BackgroundResponse, start
 from octavo.server.openai.responses.build import ResponseBuilder
 from octavo.server.openai.responses.items import as_messages, read_items
 from octavo.server.openai.responses.replies import DeletedResponse
 from octavo.server.openai.responses.store import Stored
-from octavo.server.openai.responses.types import ResponsesRequest
+from octavo.server.openai.responses.types import FunctionChoice, ResponsesRequest, SchemaFormat
 from octavo.server.openai.results import Results
+from octavo.server.openai.structured import JsonSchema, JsonSchemaFormat, ResponseFormat
 from octavo.server.openai.terms import in_terms
 from octavo.server.openai.types import ChatRequest, Message
 from octavo.server.services import Services
 
-TERMS = {"messages": "input", "max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
+TERMS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+}
 
+_OTHERWISE = ("store", "stream_options", "top_logprobs", "service_tier", "tools", "tool_choice")
 _SAME = tuple(
     name
     for name in ResponsesRequest.__struct_fields__
-    if name in ChatRequest.__struct_fields__ and name not in ("store", "stream_options", "top_logprobs", "service_tier")
+    if name in ChatRequest.__struct_fields__ and name not in _OTHERWISE
 )
 
 
@@ -113,13 +123,23 @@ def _earlier(services: Services, exchange: Exchange, request: ResponsesRequest) 
 def _chat(request: ResponsesRequest, messages: list[Message]) -> ChatRequest:
     """The same question as a chat."""
     system = [] if request.instructions is None else [Message(role="system", content=request.instructions)]
+    tools, choice = request.tools or [], request.tool_choice
     return ChatRequest(
         messages=[*system, *messages],
+        tools=as_tools(tools, [tool.parameters for tool in tools]),
+        tool_choice=named(choice.name) if isinstance(choice, FunctionChoice) else choice,
+        reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
+        response_format=_format(request),
         max_completion_tokens=request.max_output_tokens,
         logprobs=bool(request.include),
         top_logprobs=request.top_logprobs,
         **{name: getattr(request, name) for name in _SAME},
     )
+
+
+def _format(request: ResponsesRequest) -> ResponseFormat | None:
+    asked = None if request.text is None else request.text.format
+    return JsonSchemaFormat(JsonSchema(schema=asked.schema)) if isinstance(asked, SchemaFormat) else asked
 
 
 def _keep(services: Services, builder: ResponseBuilder, entry: Stored) -> None:

@@ -8,20 +8,56 @@ import msgspec
 from msgspec import Meta
 
 from octavo.server.openai.refused import Empty
-from octavo.server.openai.structured import TextFormat
-from octavo.server.openai.types import Identifier, Priority, Salt
+from octavo.server.openai.structured import JsonObjectFormat, TextFormat
+from octavo.server.openai.types import Identifier, Priority, ReasoningEffort, Salt
 
 Metadata = Annotated[dict[str, str], Meta(max_length=16)]
 
 _NOT_KEPT = "conversations are not kept; use previous_response_id, or send all items in input"
-_TEXT = "plain text is what there is; ask for the form in the instructions"
+
+
+class SchemaFormat(
+    msgspec.Struct, frozen=True, kw_only=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
+):
+    """JSON of a schema. It is enforced whatever `strict` says; name and description are the client's own."""
+
+    schema: dict[str, Any]
+    name: Annotated[str, Meta(max_length=64)] | None = None
+    description: str | None = None
+    strict: bool | None = None
 
 
 class TextConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The answer's form."""
 
-    format: TextFormat | None = None
+    format: TextFormat | JsonObjectFormat | SchemaFormat | None = None
     verbosity: Literal["medium"] | None = None
+
+
+class FunctionTool(
+    msgspec.Struct, frozen=True, kw_only=True, tag="function", tag_field="type", forbid_unknown_fields=True
+):
+    """A function that the model may call; parameters is a JSON schema."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionChoice(
+    msgspec.Struct, frozen=True, kw_only=True, tag="function", tag_field="type", forbid_unknown_fields=True
+):
+    """tool_choice that demands a call of one function."""
+
+    name: str
+
+
+class ReasoningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """effort goes to the chat template. The whole reasoning is told, so that "auto" asks for no summary beside it."""
+
+    effort: ReasoningEffort | None = None
+    summary: Literal["auto"] | None = None
 
 
 class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,10 +82,10 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         "truncation": "input that does not fit is refused; shorten it",
         "service_tier": "there is one tier; leave it out or send 'auto'",
         "moderation": "there is no moderation here",
-        "reasoning": "if the chat template knows it, send it in chat_template_kwargs",
-        "text": _TEXT,
-        "tools": "tools are not available on this route; use /v1/chat/completions",
-        "tool_choice": "there are no tools to choose from",
+        "reasoning": "effort is one of none, minimal, low, medium, high, xhigh, max; summaries are not made",
+        "text": "format is of type 'text', 'json_object' or 'json_schema', and verbosity 'medium'",
+        "tools": "tools are functions that the client carries out: {'type': 'function', 'name': ...}",
+        "tool_choice": "send 'none', 'auto', 'required' or {'type': 'function', 'name': ...}",
         "stream_options": "no obfuscation is added; leave it out",
         "prompt_cache_options": "prefixes are cached without being asked for",
         "prompt_cache_retention": "prefixes are kept in memory while there is room",
@@ -69,8 +105,9 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     top_logprobs: Annotated[int, Meta(ge=0)] | None = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
     text: TextConfig | None = None
-    tools: Empty | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    reasoning: ReasoningConfig | None = None
     parallel_tool_calls: bool | None = None
     metadata: Metadata | None = None
     user: Identifier | None = None
@@ -83,7 +120,6 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     prompt: None = None
     max_tool_calls: None = None
     moderation: None = None
-    reasoning: None = None
     prompt_cache_options: None = None
     prompt_cache_retention: Literal["in_memory"] | None = None
     top_k: int | None = None
