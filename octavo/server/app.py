@@ -16,7 +16,7 @@ from octavo.api.async_llm import AsyncLLM
 from octavo.base.config import env
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import EngineDeadError, OverloadedError
-from octavo.server import health
+from octavo.server import admin, health
 from octavo.server.anthropic.errors import AnthropicErrors
 from octavo.server.anthropic.routes import count_tokens, create_message
 from octavo.server.auth import Keys
@@ -90,6 +90,19 @@ CONTROL: list[tuple[str, str, Handler]] = [
 """Method, path: what is stored, asked for and changed; answered at once."""
 
 
+ADMIN: list[tuple[str, str, Handler]] = [
+    ("POST", "/reset_prefix_cache", admin.reset_prefix_cache),
+    ("POST", "/pause", admin.pause),
+    ("POST", "/resume", admin.resume),
+    ("GET", "/is_paused", admin.is_paused),
+    ("POST", "/sleep", admin.sleep),
+    ("POST", "/wake_up", admin.wake_up),
+    ("GET", "/is_sleeping", admin.is_sleeping),
+    ("POST", "/abort_requests", admin.abort_requests),
+]
+"""Method, path: there only with admin keys, and for them only."""
+
+
 def create_app(llm: AsyncLLM, config: ServerConfig) -> App:
     """The server as an ASGI application. It neither starts nor closes `llm`."""
     return App(llm, config)
@@ -104,10 +117,13 @@ class App:
         self.model = names.first
         self.traffic = Traffic(config.max_body_bytes)
         self.keys = Keys([*config.api_key, env.read("OCTAVO_API_KEY")])
+        self.admin_keys = Keys([*config.admin_api_key, env.read("OCTAVO_ADMIN_API_KEY")])
+        managed = ADMIN if self.admin_keys else []
+        self._admin_paths = frozenset(path for _, path, _ in managed)
         self.routes = [
             *(Route(path, handler, methods=["POST"]) for path, handler in WORK.items()),
             *(Route(path, handler, methods=["GET"]) for path, handler in ASK.items()),
-            *(Route(path, handler, methods=[method]) for method, path, handler in CONTROL),
+            *(Route(path, handler, methods=[method]) for method, path, handler in [*CONTROL, *managed]),
         ]
         self.batches = Batches(
             self.ask,
@@ -197,7 +213,8 @@ class App:
             await exchange.reply(Reply(b"", 204, headers=preflight))
             return
         authorizations, api_keys = exchange.header_values(b"authorization"), exchange.header_values(b"x-api-key")
-        exchange.owner = self.keys.check(exchange.path, authorizations, api_keys)
+        keys = self.admin_keys if exchange.path in self._admin_paths else self.keys
+        exchange.owner = keys.check(exchange.path, authorizations, api_keys)
         await self._answer(scope, exchange)
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:

@@ -24,7 +24,8 @@ async def live(services: Services, exchange: Exchange) -> Reply:
 
 async def ready(services: Services, exchange: Exchange) -> Reply:
     """200 while requests are let in; else 503, with how far loading is."""
-    state = "draining" if services.traffic.draining else services.llm.state
+    paused = services.traffic.paused and services.llm.state == "ready"
+    state = "draining" if services.traffic.draining else "paused" if paused else services.llm.state
     body: dict[str, Any] = {"status": state}
     if state == "loading":
         what, done, total = services.llm.loading

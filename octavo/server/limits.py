@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -22,11 +22,12 @@ class Work(Protocol):
 
 
 class Traffic:
-    """The requests being answered. While `draining`, no new ones are let in."""
+    """The requests being answered. While `draining` or `paused`, no new ones are let in."""
 
     def __init__(self, max_body_bytes: int) -> None:
         self.max_body_bytes = max_body_bytes
         self.draining = False
+        self.paused = False
         self._exchanges: set[Work] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -46,6 +47,13 @@ class Traffic:
             self._exchanges.discard(exchange)
             if not self._exchanges:
                 self._idle.set()
+
+    def interrupt(self, names: Collection[str], error: OctavoError) -> list[str]:
+        """End the requests of these X-Request-Ids with `error`; those that were found."""
+        found = [work for work in self._exchanges if isinstance(work, Exchange) and work.request_id in names]
+        for exchange in found:
+            exchange.interrupt(error)
+        return sorted({exchange.request_id for exchange in found})
 
     async def wait_idle(self) -> None:
         """Return once nothing is in flight."""

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import msgspec
 from starlette.routing import Route
 
+from octavo.server.admin import Aborted, AbortRequest, Done, Paused, Sleeping
 from octavo.server.anthropic import replies as anthropic_replies
 from octavo.server.anthropic import types as anthropic_types
 from octavo.server.batch import types as batch
@@ -58,6 +59,14 @@ TABLE: dict[tuple[str, str], Described] = {
     ("GET", "/v1/batches"): Described(batch.BatchList),
     ("GET", "/v1/batches/{id}"): Described(batch.BatchObject),
     ("POST", "/v1/batches/{id}/cancel"): Described(batch.BatchObject),
+    ("POST", "/reset_prefix_cache"): Described(Done),
+    ("POST", "/pause"): Described(Done),
+    ("POST", "/resume"): Described(Done),
+    ("GET", "/is_paused"): Described(Paused),
+    ("POST", "/sleep"): Described(Done),
+    ("POST", "/wake_up"): Described(Done),
+    ("GET", "/is_sleeping"): Described(Sleeping),
+    ("POST", "/abort_requests"): Described(Aborted, AbortRequest),
     ("GET", "/v1/models"): Described(replies.ModelList),
     ("GET", "/v1/models/{model:path}"): Described(replies.ModelCard),
     ("POST", "/tokenize"): Described(replies.TokenizeReply, (types.TokenizeTextRequest, types.TokenizeChatRequest)),

@@ -37,8 +37,12 @@ class Services:
         """Raise a 503 with Retry-After unless requests can be taken now."""
         if self.traffic.draining or self.llm.state == "draining":
             raise OverloadedError("the server is shutting down; try another one", retry_after=LOADING_RETRY_S)
+        if self.traffic.paused:
+            raise OverloadedError("the server is paused; try again later", retry_after=LOADING_RETRY_S)
         if self.llm.state == "ready":
             return
+        if self.llm.state == "sleeping":
+            raise OverloadedError("the engine is asleep; try again later", retry_after=LOADING_RETRY_S)
         if self.llm.state == "loading":
             raise OverloadedError("the model is still loading; GET /readyz tells how far", retry_after=LOADING_RETRY_S)
         if self.llm.state == "restarting":

@@ -120,6 +120,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host: Annotated[str, _d("Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, _d("Port; 0 takes a free one.", ge=0, le=65535)] = 8000
     api_key: Annotated[list[str], _d("Accepted keys (repeatable, or OCTAVO_API_KEY); none: open.")] = []
+    admin_api_key: Annotated[
+        list[str], _d("Keys of the admin routes (or OCTAVO_ADMIN_API_KEY); none: the routes are not there.")
+    ] = []
     served_model_name: Annotated[list[str], _d("Names the model answers to; the first is reported.")] = []
     max_body_bytes: Annotated[int, _d("Largest request body.", ge=1024)] = 32 << 20
     shutdown_timeout: Annotated[float, _d("Seconds that running requests get after SIGTERM.", ge=0)] = 30.0
