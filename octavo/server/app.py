@@ -201,7 +201,8 @@ class App:
     def _rejection(self) -> Rejection:
         if self.traffic.draining:
             return "draining"
-        return "overloaded" if self._services.llm.state == "ready" else "unavailable"
+        ready = self._services.llm.state == "ready" and not self.traffic.paused
+        return "overloaded" if ready else "unavailable"
 
     async def _admit(self, scope: Scope, exchange: Exchange) -> None:
         origin = exchange.header(b"origin")

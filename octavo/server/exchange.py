@@ -130,12 +130,12 @@ class Exchange:
             headers = [(b"content-type", b"application/octet-stream"), (b"content-length", str(size).encode())]
             self._check_stall()
             await self._send({"type": "http.response.start", "status": 200, "headers": headers + self.reply_headers})
-            left = size
+            left = 0 if self.method == "HEAD" else size
             while left:
                 data = file.read(min(left, 1 << 18))
                 left = left - len(data) if data else 0
                 await self.send_events(data, last=not left)
-            if not size:
+            if not size or self.method == "HEAD":
                 await self.send_events(b"", last=True)
 
     async def begin_stream(self) -> None:

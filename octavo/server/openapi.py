@@ -86,7 +86,8 @@ TABLE: dict[tuple[str, str], Described] = {
 
 _REF = "#/components/schemas/{name}"
 # responses/items.py reads the items by themselves, as a message may leave its type out
-_ITEMS = [{"$ref": _REF.format(name=kind.__name__)} for kind in get_args(items.Item)]
+_KINDS = (*get_args(items.Item), items.ItemReference)
+_ITEMS = [{"$ref": _REF.format(name=kind.__name__)} for kind in _KINDS]
 _INPUT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": _ITEMS}}]}
 _QUERIED = ("/v1/files", "/v1/batches")
 
@@ -101,7 +102,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     rows = [(method, route) for route in routes for method in sorted((route.methods or set()) - {"HEAD"})]
     told = [TABLE[method, route.path] for method, route in rows if (method, route.path) in TABLE]
     wanted = [kind for each in told for body in (each.request, each.reply) for kind in _types(body)]
-    extra = [items.Item, batch.Query, ErrorBody, anthropic_replies.AnthropicErrorBody]
+    extra = [*_KINDS, batch.Query, ErrorBody, anthropic_replies.AnthropicErrorBody]
     _, schemas = msgspec.json.schema_components([*wanted, *extra], ref_template=_REF)
     if "ResponsesRequest" in schemas:
         schemas["ResponsesRequest"]["properties"]["input"] = _INPUT

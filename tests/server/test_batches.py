@@ -90,10 +90,12 @@ def test_files(client: openai.OpenAI) -> None:
         client.files.retrieve(made.id)
 
 
-def test_a_large_file_comes_whole(client: openai.OpenAI) -> None:
+def test_a_large_file_comes_whole(client: openai.OpenAI, server: LiveServer) -> None:
     data = bytes(range(256)) * 8000
     made = client.files.create(file=("in", data), purpose="batch")
     assert client.files.content(made.id).content == data
+    head = server.client.head(f"/v1/files/{made.id}/content")
+    assert (head.content, head.headers["content-length"]) == (b"", str(len(data)))
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,17 @@ def test_stored_and_gone_on_from(client: openai.OpenAI, shared: LiveServer) -> N
     assert caught.value.param == "previous_response_id"
 
 
+def test_items_by_reference(client: openai.OpenAI, shared: LiveServer) -> None:
+    first = client.responses.create(**ASK, max_output_tokens=9)
+    named: Any = {"type": "item_reference", "id": first.output[0].id}
+    client.responses.create(model=MODEL, input=[named, {"role": "user", "content": "More"}], max_output_tokens=2)
+    assert [message["content"] for message in shared.llm.rendered[-1][0]] == [ANSWER[:9], "More"]
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.responses.create(model=MODEL, input=[{"role": "user", "content": "x"}, named])
+    assert caught.value.param == "input[1].id"
+
+
 def test_not_stored(client: openai.OpenAI) -> None:
     reply = client.responses.create(**ASK, store=False, max_output_tokens=2)
     with pytest.raises(openai.NotFoundError):
@@ -137,6 +148,8 @@ def test_answers_belong_to_their_key() -> None:
                 call(reply.id)
         with pytest.raises(openai.NotFoundError):
             two.responses.create(**ASK, previous_response_id=reply.id)
+        with pytest.raises(openai.NotFoundError):
+            two.responses.create(model=MODEL, input=[{"type": "item_reference", "id": str(reply.output[0].id)}])
 
 
 def test_background(server: LiveServer, llm: FakeLLM) -> None:
@@ -221,7 +234,8 @@ def test_items_become_messages() -> None:
             {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "2"}]},
             {"role": "assistant", "content": "a"},
             {"role": "assistant", "content": "b"},
-        ]
+        ],
+        lambda name, param: pytest.fail("nothing is named"),
     )
     messages = as_messages(items)
     assert [message.role for message in messages] == [

@@ -5,7 +5,7 @@ An assistant's reasoning, text and calls are items of their own; in a chat they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -102,6 +102,14 @@ class ReasoningItem(
     status: Status | None = None
 
 
+class ItemReference(
+    msgspec.Struct, frozen=True, kw_only=True, tag="item_reference", tag_field="type", forbid_unknown_fields=True
+):
+    """An item of a stored answer, by its id."""
+
+    id: Identifier
+
+
 Item = MessageItem | FunctionCallItem | FunctionCallOutput | ReasoningItem
 
 
@@ -111,25 +119,31 @@ class _Items(msgspec.Struct):
     REASONS: ClassVar[dict[str, str]] = {}
 
 
-def read_items(given: str | Sequence[dict[str, Any]]) -> list[Item]:
-    """The items of `input`; a text is one message of the user. InputError names item and field."""
+def read_items(given: str | Sequence[dict[str, Any]], find: Callable[[str, str], Item]) -> list[Item]:
+    """The items of `input`; a text is one message of the user. InputError names item and field.
+
+    find: an item by its id; with the field that names it, for an error.
+    """
     if isinstance(given, str):
         return [MessageItem(role="user", content=given)]
     if not given:
         raise InputError("input is empty; send a text or at least one item", param="input")
-    return [_read(index, item) for index, item in enumerate(given)]
+    return [
+        find(item.id, f"input[{index}].id") if isinstance(item, ItemReference) else item
+        for index, item in enumerate(map(_read, range(len(given)), given))
+    ]
 
 
-def _read(index: int, item: dict[str, Any]) -> Item:
+def _read(index: int, item: dict[str, Any]) -> Item | ItemReference:
     where = f"input[{index}]"
     try:
-        found: Item = msgspec.convert({"type": "message", **item}, Item)
+        found: Item | ItemReference = msgspec.convert({"type": "message", **item}, Item | ItemReference)
     except msgspec.ValidationError as error:
         told = explain(str(error), _Items, where=where)
         if told.param == where + ".type" and isinstance(item.get("type"), str):
             raise UnsupportedError(
-                f"{where} is of type {item['type'][:40]!r}; taken are message, function_call, function_call_output "
-                "and reasoning",
+                f"{where} is of type {item['type'][:40]!r}; taken are message, function_call, function_call_output, "
+                "reasoning and item_reference",
                 param=told.param,
             ) from None
         raise told from None

@@ -12,7 +12,7 @@ from octavo.server.openai.decode import decode
 from octavo.server.openai.functions import as_tools, named
 from octavo.server.openai.generate import send_stream
 from octavo.server.openai.responses.background import BackgroundResponse, start
-from octavo.server.openai.responses.build import ResponseBuilder
+from octavo.server.openai.responses.build import ResponseBuilder, as_item
 from octavo.server.openai.responses.items import as_messages, read_items
 from octavo.server.openai.responses.replies import DeletedResponse
 from octavo.server.openai.responses.store import Stored
@@ -47,7 +47,10 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
     exchange.watch()
     _check(request)
     with in_terms(TERMS):
-        messages = [*_earlier(services, exchange, request), *as_messages(read_items(request.input))]
+        items = read_items(
+            request.input, lambda name, param: as_item(services.responses.item(name, exchange.owner, param=param))
+        )
+        messages = [*_earlier(services, exchange, request), *as_messages(items)]
         generation = await convert.chat(services, exchange, _chat(request, messages))
         builder = ResponseBuilder(request, generation)
         entry = Stored(exchange.owner, builder.response, messages)

@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from octavo.server.errors import HttpError
-from octavo.server.openai.responses.replies import ResponseObject
+from octavo.server.openai.responses.replies import OutputItem, ResponseObject
 from octavo.server.openai.types import Message
 
 MAX_ENTRIES = 1024
@@ -45,6 +45,7 @@ class ResponseStore:
     def __init__(self, *, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES, keep_s: float = KEEP_S) -> None:
         self._max_entries, self._max_bytes, self._keep_s = max_entries, max_bytes, keep_s
         self._entries: OrderedDict[str, Stored] = OrderedDict()
+        self._items: dict[str, str] = {}  # item -> response
         self.num_bytes = 0
         self.jobs: set[Job] = set()
 
@@ -57,6 +58,7 @@ class ResponseStore:
         entry.size = len(msgspec.json.encode(entry.response)) + len(msgspec.json.encode(entry.messages))
         entry.expires_at = time.monotonic() + self._keep_s
         self._entries[entry.response.id] = entry
+        self._items.update((item.id, entry.response.id) for item in entry.response.output)
         self.num_bytes += entry.size
         self._expire()
         while self._entries and (len(self._entries) > self._max_entries or self.num_bytes > self._max_bytes):
@@ -75,6 +77,14 @@ class ResponseStore:
             )
         return entry
 
+    def item(self, name: str, owner: bytes, *, param: str) -> OutputItem:
+        """An item of a response that has ended, by the item's id; a 404 as for `get`."""
+        self._expire()
+        entry = self._entries.get(self._items.get(name, ""))
+        if entry is None or entry.owner != owner:
+            raise HttpError(404, f"there is no item {name[:80]!r} any more", kind="NotFoundError", param=param)
+        return next(item for item in entry.response.output if item.id == name)
+
     def delete(self, name: str, owner: bytes) -> None:
         """Forget a response; a 404 as for `get`."""
         self.get(name, owner)
@@ -92,3 +102,5 @@ class ResponseStore:
         entry = self._entries.pop(name, None)
         if entry is not None:
             self.num_bytes -= entry.size
+            for item in entry.response.output:
+                self._items.pop(item.id, None)
