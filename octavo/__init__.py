@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from octavo.api.llm import LLM
     from octavo.base.types.output import CompletionOutput, RequestOutput
     from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+    from octavo.base.types.structured import StructuredOutputsParams
     from octavo.models.registry import register_model
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ _HOMES = {
     "LLM": "octavo.api.llm",
     "AsyncLLM": "octavo.api.async_llm",
     "SamplingParams": "octavo.base.types.sampling",
+    "StructuredOutputsParams": "octavo.base.types.structured",
     "RequestOutputKind": "octavo.base.types.sampling",
     "RequestOutput": "octavo.base.types.output",
     "CompletionOutput": "octavo.base.types.output",
@@ -31,6 +33,7 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
     "register_model",
 ]

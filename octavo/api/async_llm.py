@@ -35,6 +35,7 @@ State = Literal["loading", "ready", "restarting", "draining", "dead"]
 Value = TypeVar("Value")
 
 TEXT_THREADS = 4
+GRAMMAR_THREADS = 2  # apart, as a grammar may take seconds to be refused
 FAILED_STARTS = 5  # in a row, then the engine is given up
 STEADY = 60.0  # seconds of life after which the next death counts as the first
 LONGEST_PAUSE = 30.0
@@ -78,6 +79,7 @@ class AsyncLLM:
         self._streams: dict[str, _Stream] = {}
         self._numbers = itertools.count()
         self._pool = ThreadPoolExecutor(TEXT_THREADS, "octavo-text")
+        self._grammar_pool = ThreadPoolExecutor(GRAMMAR_THREADS, "octavo-grammar")
         self._supervisor: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._deaths = 0
@@ -147,8 +149,12 @@ class AsyncLLM:
         make = partial(
             self._make_request, row, params, priority=priority, cache_salt=cache_salt or row.cache_salt, chat=chat
         )
-        heavy = row.token_ids is None or getattr(params, "bad_words", None)
-        request = await self._run(make) if heavy else make()
+        if getattr(params, "structured_outputs", None):
+            request = await asyncio.get_running_loop().run_in_executor(self._grammar_pool, make)
+        elif row.token_ids is None or getattr(params, "bad_words", None):
+            request = await self._run(make)
+        else:
+            request = make()
         if client is not self._client or self.state != "ready":
             client = self._admit()
         progress = RequestProgress(
@@ -203,6 +209,9 @@ class AsyncLLM:
         if self._process is not None:
             self._process.drop()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._grammar_pool.shutdown(wait=False, cancel_futures=True)
+        if self._limits is not None:
+            self._limits.close()
         self.state = "dead"
 
     def _text_tokenizer(self) -> TextTokenizer:

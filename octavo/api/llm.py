@@ -160,6 +160,7 @@ class LLM:
         client, self._client = self._client, None
         if client is not None:
             client.close()
+            self._limits.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -14,6 +14,7 @@ from octavo.base.errors import InputError
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import INT64, MAX_LOGPROBS, SamplingParams
+from octavo.engine.grammar.checker import Checker
 
 MAX_CACHE_SALT = 128
 MAX_REQUEST_ID = 256
@@ -21,7 +22,10 @@ MAX_REQUEST_ID = 256
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request is checked against. max_logprobs -1: no limit. seeds: draws the seeds that requests leave out."""
+    """What a request is checked against. max_logprobs -1: no limit. seeds: draws the seeds that requests leave out.
+
+    checker: tries structured outputs out, which may take seconds; without one the engine alone tells what is wrong.
+    """
 
     vocab_size: int
     max_model_len: int
@@ -29,6 +33,12 @@ class Limits:
     eos_token_ids: tuple[int, ...] = ()
     max_logprobs: int = MAX_LOGPROBS
     seeds: random.Random = field(default_factory=random.Random)
+    checker: Checker | None = None
+
+    def close(self) -> None:
+        """End the checker's process; idempotent."""
+        if self.checker is not None:
+            self.checker.close()
 
 
 def make_request(
@@ -53,6 +63,8 @@ def make_request(
     _check_logprobs("prompt_logprobs", params.prompt_logprobs, limits)
     if limits.tokenizer is None:
         _check_textless(params)
+    elif params.structured_outputs is not None and limits.checker is not None:
+        limits.checker.check(params.structured_outputs)
     return Request(
         request_id=request_id,
         prompt_token_ids=list(prompt_ids),
@@ -119,7 +131,7 @@ def _check_logprobs(name: str, asked: int | None, limits: Limits) -> None:
 
 
 def _check_textless(params: SamplingParams) -> None:
-    for name in ("stop", "bad_words"):
+    for name in ("stop", "bad_words", "structured_outputs"):
         if getattr(params, name):
             raise InputError(f"{name} needs a tokenizer, and skip_tokenizer_init is set", param=name)
 

@@ -42,7 +42,7 @@ VALUES = [
     *("{}", '{"a":1}', '{"5":1}', '{"99999":1}', '{"1":1e9}', "[" * 500 + "]" * 500, '{"a":' * 500 + "1" + "}" * 500),
 ]
 WRONG_FOR_ALL = '{"\\u0001zzz":[{}]}'  # no field takes this, but those for any JSON
-ANY_JSON = {"documents", "chat_template_kwargs"}
+ANY_JSON = {"documents", "chat_template_kwargs", "guided_json"}
 
 
 def with_field(base: dict[str, Any], name: str, value: str) -> bytes:
@@ -138,10 +138,8 @@ ASKING = {
     "best_of": 2,
     "suffix": "x",
     "logits_processors": ["x"],
-    "structured_outputs": {"json": {}},
-    "response_format": {"type": "json_object"},
-    "guided_json": {},
-    "guided_regex": "a",
+    "guided_decoding_backend": "outlines",
+    "structural_tag": "{}",
     "use_beam_search": True,
     "audio": {"voice": "x"},
     "modalities": ["audio"],

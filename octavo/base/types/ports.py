@@ -37,6 +37,13 @@ class Backend(Protocol):
     def begin(self, plan: StepPlan) -> None:
         """Start a step; at most two are begun and unfinished."""
 
+    def mask(self, masks: dict[int, bytes]) -> None:
+        """Masks for plan.masked of the step that was begun last, by row; returns at once, as begin does.
+
+        Bit i % 8 of byte i // 8 says whether token i may be sampled, in ceil(vocab / 32) * 4 bytes. A row without one
+        fails; all of them do where the next begin, or finish of the step, comes first.
+        """
+
     def finish(self) -> StepResult:
         """Wait for the oldest unfinished step. Raises only if the whole step failed."""
 
@@ -51,6 +58,7 @@ class Executor(Protocol):
     """Carries plans to one or more backends. What the engine sees of the devices; engine/fake is another."""
 
     def begin(self, plan: StepPlan) -> None: ...
+    def mask(self, masks: dict[int, bytes]) -> None: ...
     def finish(self) -> StepResult: ...
     def call(self, name: str, **arguments: Any) -> Any: ...
     def close(self) -> None: ...

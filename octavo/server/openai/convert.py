@@ -13,6 +13,7 @@ from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.conversation import echoed_message, render
 from octavo.server.openai.parsing import answer_parsing
+from octavo.server.openai.structured import field_name, structured_params
 from octavo.server.openai.types import (
     MAX_PROMPTS,
     ChatRequest,
@@ -27,7 +28,7 @@ DEFAULT_MAX_TOKENS = 16  # of a completion; a chat may use the rest of the conte
 _COPIED = tuple(
     name
     for name in SamplingParams.__struct_fields__
-    if name in GenerationRequest.__struct_fields__ and name != "max_tokens"
+    if name in GenerationRequest.__struct_fields__ and name not in ("max_tokens", "structured_outputs")
 )
 
 
@@ -109,6 +110,7 @@ def sampling_params(request: CompletionRequest | ChatRequest, defaults: Mapping[
         _completion_values(request, values)
     values["output_kind"] = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
     try:
+        values["structured_outputs"] = structured_params(request)
         return SamplingParams(**values)
     except InputError as error:
         raise in_terms_of(request, error) from None
@@ -123,8 +125,8 @@ def in_terms_of(request: GenerationRequest, error: InputError) -> InputError:
             names["max_tokens"] = "max_completion_tokens"
     elif request.prompt_logprobs is None:
         names = {"prompt_logprobs": "logprobs"}
-    name = names.get(error.param or "")
-    if name is None:
+    name = names.get(error.param or "") or field_name(request, error.param or "")
+    if name == (error.param or ""):
         return error
     return type(error)(error.message.replace(error.param or "", name), param=name)
 

@@ -12,10 +12,6 @@ EmptyObject = Annotated[dict[str, Any], Meta(max_length=0)]
 One = Annotated[float, Meta(ge=1, le=1)]
 
 
-class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
-    """response_format that asks for nothing."""
-
-
 class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every known field that is not supported; a value outside its type is refused with the reason in REASONS."""
 
@@ -25,14 +21,7 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     length_penalty: One | None = None
     early_stopping: Literal[False] | None = None
     logits_processors: Empty | None = None
-    response_format: TextFormat | None = None
-    structured_outputs: None = None
-    guided_json: None = None
-    guided_regex: None = None
-    guided_choice: None = None
-    guided_grammar: None = None
-    guided_decoding_backend: None = None
-    guided_whitespace_pattern: None = None
+    guided_decoding_backend: Literal["auto", "guidance"] | None = None
     structural_tag: None = None
     logprob_token_ids: Empty | None = None
     prompt_logprob_token_ids: Empty | None = None
@@ -63,7 +52,6 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     service_tier: Literal["auto", "default"] | None = None
 
 
-_STRUCTURED = "structured output is not available; ask for the form in the prompt"
 _BEAM = "beam search is not available; use n with a temperature above 0"
 _TEXT_ONLY = "this server takes and gives text only"
 
@@ -74,15 +62,8 @@ REASONS: dict[str, str] = {
     "length_penalty": _BEAM,
     "early_stopping": _BEAM,
     "logits_processors": "use logit_bias, allowed_token_ids or bad_words",
-    "response_format": _STRUCTURED,
-    "structured_outputs": _STRUCTURED,
-    "guided_json": _STRUCTURED,
-    "guided_regex": _STRUCTURED,
-    "guided_choice": _STRUCTURED,
-    "guided_grammar": _STRUCTURED,
-    "guided_decoding_backend": _STRUCTURED,
-    "guided_whitespace_pattern": _STRUCTURED,
-    "structural_tag": _STRUCTURED,
+    "guided_decoding_backend": "grammars are llguidance's; leave it out, or send 'auto' or 'guidance'",
+    "structural_tag": "send it in structured_outputs, or as response_format",
     "logprob_token_ids": "ask for the most likely tokens with logprobs",
     "prompt_logprob_token_ids": "ask for the most likely tokens with prompt_logprobs",
     "flat_logprobs": "logprobs come as OpenAI's objects",

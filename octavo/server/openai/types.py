@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from octavo.server.openai.refused import Empty, UnsupportedFields
+from octavo.server.openai.refused import Empty
+from octavo.server.openai.structured import StructuredFields
 from octavo.text.tools.bodies import NAME
 
 MAX_PROMPTS = 1024
@@ -30,7 +31,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     continuous_usage_stats: bool | None = None
 
 
-class GenerationRequest(UnsupportedFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GenerationRequest(StructuredFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What completions and chat share. Names and meanings are OpenAI's and vLLM's.
 
     user, metadata, safety_identifier and prompt_cache_key label a request for a provider's books; nothing here
