@@ -145,6 +145,15 @@ def by_flag(folder: Path) -> Iterator[openai.OpenAI]:
         yield talking
 
 
+@pytest.fixture(scope="module")
+def without_reasoning(folder: Path) -> Iterator[openai.OpenAI]:
+    with (
+        replay_server(folder, tool_call_parser="hermes") as live,
+        openai.OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0) as talking,
+    ):
+        yield talking
+
+
 def script(answer: Answer) -> str:
     return f"answer {RECORDED.index(answer)}"
 
@@ -239,3 +248,75 @@ def test_a_conversation_with_calls_goes_back(by_flag: openai.OpenAI) -> None:
     ]
     reply = by_flag.chat.completions.create(**(ask("") | {"messages": messages}), tools=ASKED)
     assert reply.choices[0].message.content == SCRIPTS["plain"]
+
+
+SMALL = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris"]}, "days": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+FORCED: list[Any] = [
+    {"type": "function", "function": {"name": "get_weather", "parameters": SMALL}},
+    {"type": "function", "function": {"name": "noop", "parameters": {"type": "object", "additionalProperties": False}}},
+]
+NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+
+
+@pytest.mark.parametrize("script", ["plain", "other", "broken"])
+def test_a_call_is_forced(without_reasoning: openai.OpenAI, script: str) -> None:
+    """Whatever the model would say, what comes is a call of the schema."""
+    by_flag = without_reasoning
+    for choice in ("required", NAMED):
+        request = ask(script, tools=FORCED, tool_choice=choice, parallel_tool_calls=False)
+        reply = by_flag.chat.completions.create(**request)
+        assert reply.choices[0].finish_reason == "tool_calls"
+        (call,) = reply.choices[0].message.tool_calls or []
+        given = json.loads(call.function.arguments)
+        if call.function.name == "get_weather" or choice is NAMED:
+            assert call.function.name == "get_weather"
+            assert given["city"] == "Paris"
+            assert given["days"] in range(10)
+        else:
+            assert (call.function.name, given) == ("noop", {})
+        check_same(joined(by_flag, **request), reply)
+
+
+def test_strict_functions(by_flag: openai.OpenAI) -> None:
+    strict: list[Any] = [{**FORCED[0], "function": {**FORCED[0]["function"], "strict": True}}, FORCED[1]]
+    reply = by_flag.chat.completions.create(**ask("plain", tools=strict))
+    assert reply.choices[0].message.content == SCRIPTS["plain"]
+    (call, *_) = by_flag.chat.completions.create(**ask(script(TWO), tools=strict)).choices[0].message.tool_calls or []
+    assert json.loads(call.function.arguments).keys() == {"city", "days"}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"tool_choice": "required", "tools": None}, "tool_choice", "tools are missing"),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "not in tools"),
+        ({"tool_choice": "sometimes"}, "tool_choice", "required"),
+        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "excludes"),
+        (
+            {
+                "tool_choice": "required",
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"if": {}, "type": "object"}}}],
+            },
+            "tools",
+            "'if'",
+        ),
+        ({"tools": [{"type": "function", "function": {"name": "no op"}}]}, "tools[0].function.name", "regex"),
+        ({"tools": [FORCED[1]] * 513}, "tools", "512"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 300_000}}]},
+            "tools[0]",
+            "JSON",
+        ),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "template"),
+    ],
+)
+def test_what_cannot_be_asked_for(by_flag: openai.OpenAI, change: dict[str, Any], param: str, words: str) -> None:
+    body = {**ask("plain"), "tools": FORCED, **change}
+    with pytest.raises(openai.BadRequestError, match=re.escape(words)) as caught:
+        by_flag.post("/chat/completions", body=body, cast_to=object)
+    assert caught.value.param == param
