@@ -14,8 +14,14 @@ import pytest
 from replay import replay_model, replay_server
 from serving import LiveServer
 
+from octavo.base.types.output import CompletionOutput, RequestOutput
+from octavo.base.types.sampling import SamplingParams
+from octavo.server.openai.chat import ChatForm
+from octavo.server.openai.convert import Generation, Prompt
+from octavo.server.openai.types import ChatRequest, Message
 from octavo.text.reasoning import REASONINGS
 from octavo.text.tools.formats import FORMATS
+from octavo.text.tools.parser import Parsing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
 
@@ -25,6 +31,8 @@ SCRIPTS = {
     **{f"answer {number}": answer.text for number, answer in enumerate(RECORDED)},
     "closed": "<think>\nHm, let me.\n</think>\n\nHello!",
     "open": "<think>\nHm, let me",
+    "json": '<think>\nSo.\n</think>\n\n{"a": 12}',
+    "json at once": '<think>\n\n</think>\n\n{"a": 12}',
     "plain": "A <b>plain</b> answer.\n",
     "broken": '<tool_call>{"name": "noop", "arguments": {"a": }}</tool_call>',
     "other": "<|channel|>Hi<|python_tag|>!",
@@ -320,3 +328,67 @@ def test_what_cannot_be_asked_for(by_flag: openai.OpenAI, change: dict[str, Any]
     with pytest.raises(openai.BadRequestError, match=re.escape(words)) as caught:
         by_flag.post("/chat/completions", body=body, cast_to=object)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("opening", ["<think>\\n", "<think>\\n\\n</think>\\n\\n", ""])
+def test_a_form_leaves_room_for_reasoning(client: openai.OpenAI, folder: Path, opening: str) -> None:
+    template_text = template(HERMES, folder).replace("{{ opening }}", "{{ '" + opening + "' }}")
+    schema = {"name": "x", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}}
+    name = "json" if opening != "<think>\\n\\n</think>\\n\\n" else "json at once"
+    request = ask(
+        name,
+        extra_body={"chat_template": template_text},
+        response_format={"type": "json_schema", "json_schema": schema},
+    )
+    reply = client.chat.completions.create(**request)
+    message = reply.choices[0].message
+    assert json.loads(message.content or "") == {"a": 12}
+    assert (message.model_extra or {}).get("reasoning") == ("So." if name == "json" else None)
+    check_same(joined(client, **request), reply)
+    body = {"chat_template": template_text, "structured_outputs": {"regex": "(yes|no)[.]"}}
+    only = client.chat.completions.create(**ask(name, extra_body=body))
+    assert only.choices[0].message.content in ("yes.", "no.")
+
+
+BARE = "{{ '<s>' }}{% for message in messages[:-1] %}{{ message | tojson }}{% endfor %}" + (
+    "{{ '<|user|>' + messages[-1].content + '<|assistant|>' }}"
+)
+
+
+def test_a_template_that_shows_no_tools(server: LiveServer, client: openai.OpenAI) -> None:
+    """They are told in the system message, as hermes has them; so are calls and results of before."""
+    call = {"id": "c", "type": "function", "function": {"name": "noop", "arguments": '{"a": 1}'}}
+    talk: list[Any] = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Go"},
+        {"role": "assistant", "content": "Well", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "12"},
+        {"role": "user", "content": script(TWO)},
+    ]
+    body = {"messages": talk, "tools": ASKED, "chat_template": BARE}
+    ids = server.post("/tokenize", body).json()["tokens"]
+    prompt = server.post("/detokenize", {"tokens": ids}).json()["prompt"]
+    told = [json.loads(part) for part in re.findall(r"\{\"role\".*?\}(?=\{\"role\"|<\|user\|>)", prompt)]
+    assert told[0]["content"].startswith("Be kind.\n\nYou can call")
+    assert all(json.dumps(tool) in told[0]["content"] for tool in ASKED)
+    assert told[2]["content"] == 'Well\n\n<tool_call>\n{"name": "noop", "arguments": {"a": 1}}\n</tool_call>'
+    assert told[3] == {"role": "user", "content": "<tool_response>\n12\n</tool_response>"}
+    reply = client.chat.completions.create(
+        model="model", messages=talk, tools=ASKED, extra_body={"chat_template": BARE}
+    )
+    assert [one.function.name for one in reply.choices[0].message.tool_calls or []] == ["get_weather", "search-all"]
+
+
+def test_a_stream_lives_while_a_call_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.server.openai.chat.KEEP_ALIVE_S", -1.0)
+    request = ChatRequest(messages=[Message(role="user", content="x")])
+    form = ChatForm(
+        Generation(request, [Prompt([1])], SamplingParams(), "id", "model", None, "internal", 0, Parsing(None, None))
+    )
+    nothing = [CompletionOutput(index=0, text="", token_ids=[5])]
+    output = RequestOutput("id", None, [1], None, nothing, finished=False)
+    assert len(form.pieces(0, output)) == 1  # the role
+    (empty,) = form.pieces(0, output)
+    assert json.loads(empty)["delta"] == {}
+    monkeypatch.setattr("octavo.server.openai.chat.KEEP_ALIVE_S", 60.0)
+    assert form.pieces(0, output) == []

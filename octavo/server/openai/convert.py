@@ -14,7 +14,7 @@ from octavo.base.errors import InputError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.conversation import echoed_message, render
-from octavo.server.openai.parsing import answer_parsing, constraint
+from octavo.server.openai.parsing import answer_parsing, behind_reasoning, constraint
 from octavo.server.openai.structured import field_name, structured_params
 from octavo.server.openai.types import (
     MAX_PROMPTS,
@@ -81,8 +81,10 @@ async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> 
     form = constraint(services, request, parsing, prompt.token_ids)
     if form is not None and params.structured_outputs is not None:
         raise InputError("a demanded tool call excludes every other form of the answer", param="tool_choice")
-    if form is not None:
-        params = msgspec.structs.replace(params, structured_outputs=form)
+    form = form or params.structured_outputs
+    if params.structured_outputs is not None and parsing is not None:
+        parsing, form = behind_reasoning(services, parsing, params.structured_outputs, prompt.token_ids)
+    params = msgspec.structs.replace(params, structured_outputs=form)
     generation = _generation(services, exchange, request, [prompt], params, "chatcmpl-")
     return replace(generation, parsing=parsing)
 

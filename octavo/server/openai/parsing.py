@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import string
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,12 +13,12 @@ from octavo.base.config.config import ServerConfig
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.output import ToolCall
 from octavo.base.types.structured import StructuredOutputsParams
-from octavo.server.openai.conversation import message_text, template_source
+from octavo.server.openai.conversation import message_text, template_source, tools_format
 from octavo.server.openai.types import ChatRequest, NamedToolChoice, Tool
 from octavo.server.services import Services
 from octavo.text.reasoning import Reasoning
 from octavo.text.tools.choose import reasoning_format, tool_format
-from octavo.text.tools.forced import Function, forced_grammar, free_grammar
+from octavo.text.tools.forced import Function, forced_grammar, free_grammar, reasoned_grammar
 from octavo.text.tools.formats import Format
 from octavo.text.tools.parser import Parsing
 
@@ -36,7 +37,7 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
     """None where the model's answers are text alone. InputError for tools that cannot be honoured."""
     template = template_source(services, request)
     tools = _tools(request)
-    tool = tool_format(services.config.tool_call_parser, template) if tools else None
+    tool = tools_format(services, request) if tools else None
     reasoning = reasoning_format(services.config.reasoning_parser, template)
     tokenizer = services.llm.tokenizer
     if tokenizer is None or (tool is None and reasoning is None):
@@ -79,17 +80,42 @@ def constraint(
         for index, tool in tools
         if not forced or tool.function.name == forced
     ]
-    ended = parsing.reasoning is not None and parsing.reasoning.ended(_prompt_end(services, prompt_ids))
     about: Any = {
         "special": tokenizer.special_ids().keys(),
         "reasoning": parsing.reasoning,
-        "opened": True if parsing.open else None if ended else False,
+        "opened": _opened(services, parsing, prompt_ids),
     }
     if forced is None:
         grammar = free_grammar(parsing.tool, functions, **about)
     else:
         grammar = forced_grammar(parsing.tool, functions, **about, many=not (forced or parsing.single))
     return StructuredOutputsParams(grammar=grammar)
+
+
+def behind_reasoning(
+    services: Services, parsing: Parsing, form: StructuredOutputsParams, prompt_ids: list[int]
+) -> tuple[Parsing, StructuredOutputsParams]:
+    """A form that a client demands of the answer, with room for reasoning before it.
+
+    Where no room can be made the answer has the form from its beginning, and no reasoning.
+    """
+    tokenizer = services.llm.tokenizer
+    if parsing.reasoning is None or tokenizer is None:
+        return parsing, form
+    opened = _opened(services, parsing, prompt_ids)
+    special = tokenizer.special_ids().keys()
+    grammar = reasoned_grammar(form, special=special, reasoning=parsing.reasoning, opened=opened)
+    if grammar is None:
+        return replace(parsing, open=False), form
+    return parsing, StructuredOutputsParams(grammar=grammar)
+
+
+def _opened(services: Services, parsing: Parsing, prompt_ids: list[int]) -> bool | None:
+    """Whether the prompt began the reasoning; None if it ended it."""
+    if parsing.open:
+        return True
+    ended = parsing.reasoning is not None and parsing.reasoning.ended(_prompt_end(services, prompt_ids))
+    return None if ended else False
 
 
 def _forced(request: ChatRequest) -> str | None:

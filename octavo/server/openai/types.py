@@ -132,10 +132,10 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An entry of `tools`."""
+    """An entry of `tools`. Templates print it in this order."""
 
-    function: FunctionSpec
     type: Literal["function"] = "function"
+    function: FunctionSpec
 
 
 class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.base.errors import InputError, UnsupportedError
+from octavo.base.types.structured import StructuredOutputsParams
 from octavo.text.reasoning import Reasoning
 from octavo.text.tools.formats import Format, Spelling
 from octavo.text.tools.values import schema_types
@@ -59,7 +60,7 @@ def forced_grammar(
     lark.rule("call", " | ".join(lark.call(spelling, function) for function in functions))
     more = f"({lark.text(spelling.between)} call){{0,{MOST_CALLS - 1}}}" if many and tool.many else ""
     calls = " ".join([lark.text(spelling.before), "call", more, lark.text(spelling.after)])
-    return lark.finish(f"{_reasoned(lark, tool, reasoning, opened)} {calls}")
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=tool.messages)} {calls}")
 
 
 def free_grammar(
@@ -89,7 +90,39 @@ def free_grammar(
     if spelling.before:
         parts += [f"({lark.text(spelling.between)} call)*", lark.text(spelling.after)]
     lark.rule("section", " ".join(parts))
-    return lark.finish(f"{_reasoned(lark, tool, reasoning, opened)} section* TEXT")
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=False)} section* TEXT")
+
+
+def reasoned_grammar(
+    params: StructuredOutputsParams, *, special: Collection[str], reasoning: Reasoning, opened: bool | None
+) -> str | None:
+    """Reasoning, then an answer of the form that params demand. None for a form that nothing can be put before."""
+    lark = _Lark(special)
+    if params.json_object:
+        answer = lark.json({"type": "object"}, _options(params))
+    elif params.json is not None and not params.disable_additional_properties:
+        try:
+            schema = json.loads(params.json) if isinstance(params.json, str) else params.json
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(schema, dict):
+            return None
+        answer = lark.json(schema, _options(params))
+    elif params.choice is not None:
+        answer = f"({' | '.join(map(_quoted, params.choice))})"
+    else:
+        return None
+    if reasoning.messages:
+        answer = f"{lark.text('<|channel|>final<|message|>')} {answer}"
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=reasoning.messages)} {answer}")
+
+
+def _options(params: StructuredOutputsParams) -> dict[str, Any]:
+    options: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
+    options["whitespace_flexible"] = not params.disable_any_whitespace
+    if params.whitespace_pattern is not None:
+        options["whitespace_pattern"] = params.whitespace_pattern
+    return options
 
 
 def _spelling(tool: Format) -> Spelling:
@@ -101,8 +134,8 @@ def _spelling(tool: Format) -> Spelling:
     return tool.spelling
 
 
-def _reasoned(lark: _Lark, tool: Format, reasoning: Reasoning | None, opened: bool | None) -> str:
-    if tool.messages:
+def _reasoned(lark: _Lark, reasoning: Reasoning | None, opened: bool | None, *, messages: bool) -> str:
+    if messages:
         inside = lark.upto("<|end|>")
         head, after = lark.text("<|channel|>analysis<|message|>"), lark.text("<|start|>assistant")
         return f"({head} {inside} {after})?"
@@ -170,9 +203,9 @@ class _Lark:
                     parts.append(self.text(part))
         return " ".join(part for part in parts if part)
 
-    def json(self, schema: Mapping[str, Any]) -> str:
+    def json(self, schema: Mapping[str, Any], options: Mapping[str, Any] = _JSON) -> str:
         """JSON of a schema."""
-        return self.rule(f"json_{len(self._rules)}", "%json " + json.dumps({**schema, "x-guidance": _JSON}))
+        return self.rule(f"json_{len(self._rules)}", "%json " + json.dumps({**schema, "x-guidance": options}))
 
     def _keywords(self, schema: Mapping[str, Any], function: Function) -> str:
         """key=value, ...: two rules a key, for whether one stands before it."""
@@ -241,7 +274,7 @@ def _properties(
     if not isinstance(found, dict) or not isinstance(needed, list):
         raise InputError(f"{where} must have properties as an object and required as a list", param=where)
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    rows = []
+    rows: list[tuple[str, Mapping[str, Any], bool]] = []
     for key, sub in found.items():
         if not re.fullmatch(pattern, key) or not isinstance(sub, dict):
             raise UnsupportedError(
