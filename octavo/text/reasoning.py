@@ -36,10 +36,13 @@ class Reasoning:
 
     def left_open(self, prompt_end: str) -> bool:
         """True if what follows a prompt that ends so begins inside reasoning."""
-        end = prompt_end.rstrip()
-        if any(end.endswith(marker) for marker in self.begins):
+        if prompt_end.rstrip().endswith(self.begins):
             return True
-        return self.open and not any(end.endswith(marker) for marker in self.ends)
+        return self.open and not self.ended(prompt_end)
+
+    def ended(self, prompt_end: str) -> bool:
+        """True if the prompt has ended the reasoning, so that none follows."""
+        return bool(self.ends) and prompt_end.rstrip().endswith(self.ends)
 
 
 _BEGIN, _END = ("<think>",), ("</think>",)

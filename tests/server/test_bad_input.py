@@ -154,7 +154,6 @@ ASKING = {
     "service_tier": "flex",
     "vllm_xargs": {"a": 1},
     "prompt_embeds": "AAAA",
-    "tool_choice": "required",
 }
 ASKING_NOTHING = {
     "best_of": 1,

@@ -13,7 +13,9 @@ import pydantic
 import pytest
 from replay import replay_model, replay_server
 from serving import LiveServer
-from test_real_engine import start
+from test_real_engine import OPTIONS, start
+
+from octavo.api.async_llm import AsyncLLM
 
 CALLS = (
     '<tool_call>{"name": "look", "arguments": {"at": "Paris"}}</tool_call>\n'
@@ -128,12 +130,21 @@ def test_a_loop_of_calls(ours: openai.OpenAI, server: LiveServer) -> None:
     assert by_store.usage.input_tokens == by_hand.usage.input_tokens  # type: ignore[union-attr]
 
 
-def test_forced_calls_are_refused_or_made(server: LiveServer) -> None:
-    for choice in ("required", {"type": "function", "name": "look"}):
-        answer = server.post("/v1/responses", {**respond("calls"), "tool_choice": choice})
-        told = answer.json()
-        refused = answer.status_code == 400 and told["error"]["param"] == "tool_choice"
-        assert refused or told["output"][0]["type"] == "function_call"
+def test_forced_calls(checkpoint: Callable[[str], Path]) -> None:
+    llm = AsyncLLM(str(checkpoint("llama")), **OPTIONS)  # type: ignore[arg-type]
+    closed = {"type": "object", "properties": {"at": {"enum": ["Paris"]}}, "required": ["at"]}
+    closed["additionalProperties"] = False
+    with LiveServer(llm, tool_call_parser="hermes", served_model_name=["m"]) as real:
+        tool = {"type": "function", "name": "look", "parameters": closed, "strict": True}
+        body = {**respond("x"), "tools": [tool], "tool_choice": {"type": "function", "name": "look"}, "temperature": 0}
+        made = real.post("/v1/responses", body).json()
+        (call,) = made["output"]
+        assert (call["name"], json.loads(call["arguments"])) == ("look", {"at": "Paris"}), made
+        body = messages_of("x", tool_choice={"type": "any", "disable_parallel_tool_use": True}, max_tokens=200)
+        body["tools"] = [{"name": "look", "input_schema": closed}]
+        made = real.post("/v1/messages", body).json()
+        (block,) = made["content"]
+        assert (block["name"], block["input"], made["stop_reason"]) == ("look", {"at": "Paris"}, "tool_use")
 
 
 @pytest.mark.parametrize("script", EXPECTED)

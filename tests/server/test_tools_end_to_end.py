@@ -14,8 +14,14 @@ import pytest
 from replay import replay_model, replay_server
 from serving import LiveServer
 
+from octavo.base.types.output import CompletionOutput, RequestOutput
+from octavo.base.types.sampling import SamplingParams
+from octavo.server.openai.chat import ChatForm
+from octavo.server.openai.convert import Generation, Prompt
+from octavo.server.openai.types import ChatRequest, Message
 from octavo.text.reasoning import REASONINGS
 from octavo.text.tools.formats import FORMATS
+from octavo.text.tools.parser import Parsing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
 
@@ -25,6 +31,8 @@ SCRIPTS = {
     **{f"answer {number}": answer.text for number, answer in enumerate(RECORDED)},
     "closed": "<think>\nHm, let me.\n</think>\n\nHello!",
     "open": "<think>\nHm, let me",
+    "json": '<think>\nSo.\n</think>\n\n{"a": 12}',
+    "json at once": '<think>\n\n</think>\n\n{"a": 12}',
     "plain": "A <b>plain</b> answer.\n",
     "broken": '<tool_call>{"name": "noop", "arguments": {"a": }}</tool_call>',
     "other": "<|channel|>Hi<|python_tag|>!",
@@ -145,6 +153,15 @@ def by_flag(folder: Path) -> Iterator[openai.OpenAI]:
         yield talking
 
 
+@pytest.fixture(scope="module")
+def without_reasoning(folder: Path) -> Iterator[openai.OpenAI]:
+    with (
+        replay_server(folder, tool_call_parser="hermes") as live,
+        openai.OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0) as talking,
+    ):
+        yield talking
+
+
 def script(answer: Answer) -> str:
     return f"answer {RECORDED.index(answer)}"
 
@@ -239,3 +256,139 @@ def test_a_conversation_with_calls_goes_back(by_flag: openai.OpenAI) -> None:
     ]
     reply = by_flag.chat.completions.create(**(ask("") | {"messages": messages}), tools=ASKED)
     assert reply.choices[0].message.content == SCRIPTS["plain"]
+
+
+SMALL = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris"]}, "days": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+FORCED: list[Any] = [
+    {"type": "function", "function": {"name": "get_weather", "parameters": SMALL}},
+    {"type": "function", "function": {"name": "noop", "parameters": {"type": "object", "additionalProperties": False}}},
+]
+NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+
+
+@pytest.mark.parametrize("script", ["plain", "other", "broken"])
+def test_a_call_is_forced(without_reasoning: openai.OpenAI, script: str) -> None:
+    """Whatever the model would say, what comes is a call of the schema."""
+    by_flag = without_reasoning
+    for choice in ("required", NAMED):
+        request = ask(script, tools=FORCED, tool_choice=choice, parallel_tool_calls=False)
+        reply = by_flag.chat.completions.create(**request)
+        assert reply.choices[0].finish_reason == "tool_calls"
+        (call,) = reply.choices[0].message.tool_calls or []
+        given = json.loads(call.function.arguments)
+        if call.function.name == "get_weather" or choice is NAMED:
+            assert call.function.name == "get_weather"
+            assert given["city"] == "Paris"
+            assert given["days"] in range(10)
+        else:
+            assert (call.function.name, given) == ("noop", {})
+        check_same(joined(by_flag, **request), reply)
+
+
+def test_strict_functions(by_flag: openai.OpenAI) -> None:
+    strict: list[Any] = [{**FORCED[0], "function": {**FORCED[0]["function"], "strict": True}}, FORCED[1]]
+    reply = by_flag.chat.completions.create(**ask("plain", tools=strict))
+    assert reply.choices[0].message.content == SCRIPTS["plain"]
+    (call, *_) = by_flag.chat.completions.create(**ask(script(TWO), tools=strict)).choices[0].message.tool_calls or []
+    assert json.loads(call.function.arguments).keys() == {"city", "days"}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"tool_choice": "required", "tools": None}, "tool_choice", "tools are missing"),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "not in tools"),
+        ({"tool_choice": "sometimes"}, "tool_choice", "required"),
+        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "excludes"),
+        (
+            {
+                "tool_choice": "required",
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"if": {}, "type": "object"}}}],
+            },
+            "tools",
+            "'if'",
+        ),
+        ({"tools": [{"type": "function", "function": {"name": "no op"}}]}, "tools[0].function.name", "regex"),
+        ({"tools": [FORCED[1]] * 513}, "tools", "512"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 300_000}}]},
+            "tools[0]",
+            "JSON",
+        ),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "template"),
+    ],
+)
+def test_what_cannot_be_asked_for(by_flag: openai.OpenAI, change: dict[str, Any], param: str, words: str) -> None:
+    body = {**ask("plain"), "tools": FORCED, **change}
+    with pytest.raises(openai.BadRequestError, match=re.escape(words)) as caught:
+        by_flag.post("/chat/completions", body=body, cast_to=object)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("opening", ["<think>\\n", "<think>\\n\\n</think>\\n\\n", ""])
+def test_a_form_leaves_room_for_reasoning(client: openai.OpenAI, folder: Path, opening: str) -> None:
+    template_text = template(HERMES, folder).replace("{{ opening }}", "{{ '" + opening + "' }}")
+    schema = {"name": "x", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}}
+    name = "json" if opening != "<think>\\n\\n</think>\\n\\n" else "json at once"
+    request = ask(
+        name,
+        extra_body={"chat_template": template_text},
+        response_format={"type": "json_schema", "json_schema": schema},
+    )
+    reply = client.chat.completions.create(**request)
+    message = reply.choices[0].message
+    assert json.loads(message.content or "") == {"a": 12}
+    assert (message.model_extra or {}).get("reasoning") == ("So." if name == "json" else None)
+    check_same(joined(client, **request), reply)
+    body = {"chat_template": template_text, "structured_outputs": {"regex": "(yes|no)[.]"}}
+    only = client.chat.completions.create(**ask(name, extra_body=body))
+    assert only.choices[0].message.content in ("yes.", "no.")
+
+
+BARE = "{{ '<s>' }}{% for message in messages[:-1] %}{{ message | tojson }}{% endfor %}" + (
+    "{{ '<|user|>' + messages[-1].content + '<|assistant|>' }}"
+)
+
+
+def test_a_template_that_shows_no_tools(server: LiveServer, client: openai.OpenAI) -> None:
+    """They are told in the system message, as hermes has them; so are calls and results of before."""
+    call = {"id": "c", "type": "function", "function": {"name": "noop", "arguments": '{"a": 1}'}}
+    talk: list[Any] = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Go"},
+        {"role": "assistant", "content": "Well", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "12"},
+        {"role": "user", "content": script(TWO)},
+    ]
+    body = {"messages": talk, "tools": ASKED, "chat_template": BARE}
+    ids = server.post("/tokenize", body).json()["tokens"]
+    prompt = server.post("/detokenize", {"tokens": ids}).json()["prompt"]
+    told = [json.loads(part) for part in re.findall(r"\{\"role\".*?\}(?=\{\"role\"|<\|user\|>)", prompt)]
+    assert told[0]["content"].startswith("Be kind.\n\nYou can call")
+    assert all(json.dumps(tool) in told[0]["content"] for tool in ASKED)
+    assert told[2]["content"] == 'Well\n\n<tool_call>\n{"name": "noop", "arguments": {"a": 1}}\n</tool_call>'
+    assert told[3] == {"role": "user", "content": "<tool_response>\n12\n</tool_response>"}
+    reply = client.chat.completions.create(
+        model="model", messages=talk, tools=ASKED, extra_body={"chat_template": BARE}
+    )
+    assert [one.function.name for one in reply.choices[0].message.tool_calls or []] == ["get_weather", "search-all"]
+
+
+def test_a_stream_lives_while_a_call_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.server.openai.chat.KEEP_ALIVE_S", -1.0)
+    request = ChatRequest(messages=[Message(role="user", content="x")])
+    form = ChatForm(
+        Generation(request, [Prompt([1])], SamplingParams(), "id", "model", None, "internal", 0, Parsing(None, None))
+    )
+    nothing = [CompletionOutput(index=0, text="", token_ids=[5])]
+    output = RequestOutput("id", None, [1], None, nothing, finished=False)
+    assert len(form.pieces(0, output)) == 1  # the role
+    (empty,) = form.pieces(0, output)
+    assert json.loads(empty)["delta"] == {}
+    monkeypatch.setattr("octavo.server.openai.chat.KEEP_ALIVE_S", 60.0)
+    assert form.pieces(0, output) == []

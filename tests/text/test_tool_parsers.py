@@ -1,6 +1,6 @@
 """Every tool call format and way of reasoning: what answers hold, however they are cut; hostile ones; linear time.
 
-OCTAVO_TEST_SPLITS: random splits a format, 200 where not set; 10000 is the full proof.
+OCTAVO_TEST_SPLITS: random splits a format, 100 where not set; 10000 is the full proof.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from octavo.text.tools.formats import ALIASES, FORMATS, Format
 from octavo.text.tools.markers import Markers
 from octavo.text.tools.parser import OutputParser, rules
 
-SPLITS = int(os.environ.get("OCTAVO_TEST_SPLITS", "200"))
+SPLITS = int(os.environ.get("OCTAVO_TEST_SPLITS", "100"))
 NAMES = [row.name for row in FORMATS]
 THINKING = ["qwen3", "deepseek_r1", "granite", "kimi_k2", "mistral", None]
 

@@ -53,10 +53,11 @@ class DecodeStep:
 
         blank: no kernel will run that makes token ids, so zeros stand in for them.
         """
-        return self.draw(size, kind, *self.layers(size, blank=blank))
+        h, finite = self.layers(size, blank=blank)
+        return self.draw(size, kind, self.logits(h), finite)
 
     def layers(self, size: int, *, blank: bool = False) -> tuple[Tensor, Tensor]:
-        """The part of `run` before sampling: logits float32 [size, vocab], and whether each row's state is finite."""
+        """The part of `run` before logits: the rows' states [size, hidden], and bool [size], whether they are finite."""
         rows, starts = self.inputs(size)[:, :size].unbind(0)
         held, device = self._rows, self._rows.device
         token_ids = (torch.zeros if blank else torch.empty)(size, dtype=torch.int32, device=device)
@@ -78,7 +79,11 @@ class DecodeStep:
             block_size=held.block_size,
         )
         h, finite = self._decoder.finish(self._decoder.forward(batch, self._cache, self._attention), every)
-        return self._decoder.logits(h), finite
+        return h, finite
+
+    def logits(self, h: Tensor) -> Tensor:
+        """float32 [size, vocab] of states."""
+        return self._decoder.logits(h)
 
     def draw(self, size: int, kind: Kind, logits: Tensor, finite: Tensor) -> Tensor:
         """The rest of `run`. logits: overwritten."""
@@ -159,7 +164,9 @@ class DecodeSteps:
             return None
         kind, size = self._rows.kinds.of(rows), self._size(len(rows))
         upload_into(self._step.inputs(size), inputs)
-        logits, finite = self._layers.run(size, lambda: self._step.layers(size))
+        # logits are made outside: a graph's results are kept, and of each size they would take up to 150 MB
+        h, finite = self._layers.run(size, lambda: self._step.layers(size))
+        logits = self._step.logits(h)
 
         def draw(download: Download) -> Callable[[], StepResult]:
             made = self._step.draw(size, kind, logits, finite)

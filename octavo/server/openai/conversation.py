@@ -12,7 +12,11 @@ import msgspec
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest
 from octavo.server.services import Services
+from octavo.text.tools.choose import tool_format
+from octavo.text.tools.formats import Format
+from octavo.text.tools.prompt import can_tell, shows_tools, tell_tools
 
+TOLD = "hermes"  # the format of calls where neither template nor flag tells one, and the template no tools
 _SHOWN = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content")
 
 
@@ -31,10 +35,14 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     if isinstance(request, ChatRequest) and request.reasoning_effort is not None:
         _check_effort(services, request)
         extra = {"reasoning_effort": request.reasoning_effort, **extra}
-    tools = None if request.tool_choice == "none" else request.tools
+    messages = [_message(index, message) for index, message in enumerate(request.messages)]
+    tools = msgspec.to_builtins(None if request.tool_choice == "none" else request.tools)
+    tool = tools_format(services, request) if tools else None
+    if tool is not None and not _shows_tools(services, request):
+        messages, tools = tell_tools(messages, tools, tool), None
     return await services.llm.render_chat(
-        [_message(index, message) for index, message in enumerate(request.messages)],
-        tools=msgspec.to_builtins(tools),
+        messages,
+        tools=tools,
         chat_template=request.chat_template,
         add_generation_prompt=not go_on if add is None else add,
         continue_final_message=go_on,
@@ -48,6 +56,30 @@ def template_source(services: Services, request: ChatRequest | TokenizeChatReque
         return request.chat_template
     template = services.llm.model.template
     return "" if template is None else template.source
+
+
+def _shows_tools(services: Services, request: ChatRequest | TokenizeChatRequest) -> bool:
+    template = template_source(services, request)
+    return not template or shows_tools(template)
+
+
+def tools_format(services: Services, request: ChatRequest | TokenizeChatRequest) -> Format | None:
+    """How the model writes tool calls; None where that is not known. A model that is told in plain text writes JSON.
+
+    UnsupportedError where the template has no place for tools, and the format is none that can be told.
+    """
+    tool = tool_format(services.config.tool_call_parser, template_source(services, request))
+    if _shows_tools(services, request):
+        return tool
+    if services.config.tool_call_parser is None:
+        tool = tool_format(TOLD, "")
+    if tool is None or not can_tell(tool):
+        raise UnsupportedError(
+            "tools are not supported: the model's chat template has no place for them, and calls of the format of "
+            "--tool-call-parser cannot be told in plain text; use hermes, or give another --chat-template",
+            param="tools",
+        )
+    return tool
 
 
 def _check_effort(services: Services, request: ChatRequest) -> None:

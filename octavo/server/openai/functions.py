@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from octavo.base.errors import InputError
 from octavo.server.openai.decode import explain
+from octavo.server.openai.terms import in_terms
 from octavo.server.openai.types import NamedFunction, NamedToolChoice, Tool, ToolChoice, Tools
 
 
@@ -42,12 +42,11 @@ def as_tools(functions: Sequence[Function], parameters: Sequence[dict[str, Any] 
         }
         for one, schema in zip(functions, parameters, strict=True)
     ]
-    try:
-        return msgspec.convert(rows, Tools) or None
-    except msgspec.ValidationError as error:
-        told = explain(str(error), _Tools, where="tools")
-        param = (told.param or "tools").replace("].function", "]")
-        raise InputError(told.message.replace(told.param or "tools", param), param=param) from None
+    with in_terms({}):
+        try:
+            return msgspec.convert(rows, Tools) or None
+        except msgspec.ValidationError as error:
+            raise explain(str(error), _Tools, where="tools") from None
 
 
 def named(function: str) -> ToolChoice:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import secrets
 import string
+from dataclasses import replace
+from typing import Any
 
 import msgspec
 
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.output import ToolCall
-from octavo.server.openai.conversation import message_text, template_source
+from octavo.base.types.structured import StructuredOutputsParams
+from octavo.server.openai.conversation import message_text, template_source, tools_format
 from octavo.server.openai.types import ChatRequest, NamedToolChoice, Tool
 from octavo.server.services import Services
 from octavo.text.reasoning import Reasoning
 from octavo.text.tools.choose import reasoning_format, tool_format
+from octavo.text.tools.forced import Function, forced_grammar, free_grammar, reasoned_grammar
 from octavo.text.tools.formats import Format
 from octavo.text.tools.parser import Parsing
 
@@ -33,14 +37,13 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
     """None where the model's answers are text alone. InputError for tools that cannot be honoured."""
     template = template_source(services, request)
     tools = _tools(request)
-    tool = tool_format(services.config.tool_call_parser, template) if tools else None
+    tool = tools_format(services, request) if tools else None
     reasoning = reasoning_format(services.config.reasoning_parser, template)
-    _check_choice(request)
     tokenizer = services.llm.tokenizer
     if tokenizer is None or (tool is None and reasoning is None):
         return None
     tokens = {*(tool.tokens if tool else ()), *(reasoning.tokens if reasoning else ())}
-    end = tokenizer.decode(prompt_ids[-_PROMPT_END:], skip_special_tokens=False)
+    end = _prompt_end(services, prompt_ids)
     return Parsing(
         tool=tool,
         reasoning=reasoning,
@@ -49,6 +52,90 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
         single=request.parallel_tool_calls is False,
         kept_tokens=frozenset(number for text, number in tokenizer.special_ids().items() if text in tokens),
     )
+
+
+def constraint(
+    services: Services, request: ChatRequest, parsing: Parsing | None, prompt_ids: list[int]
+) -> StructuredOutputsParams | None:
+    """The form that tool_choice or strict functions demand of the answer. InputError where it cannot be demanded."""
+    forced = _forced(request)
+    tools = list(enumerate(request.tools or [])) if request.tool_choice != "none" else []
+    strict = next((index for index, tool in tools if tool.function.strict), None)
+    if forced is None and strict is None:
+        return None
+    tokenizer = services.llm.tokenizer
+    if tokenizer is None or parsing is None or parsing.tool is None:
+        raise UnsupportedError(
+            "forced and strict calls are not supported for this model: its chat template does not tell how it writes "
+            "calls; start with --tool-call-parser",
+            param="tool_choice" if forced is not None else f"tools[{strict}].function.strict",
+        )
+    functions = [
+        Function(
+            name=tool.function.name,
+            schema=tool.function.parameters or {},
+            where=f"tools[{index}]",
+            free=forced is None and not tool.function.strict,
+        )
+        for index, tool in tools
+        if not forced or tool.function.name == forced
+    ]
+    about: Any = {
+        "special": tokenizer.special_ids().keys(),
+        "reasoning": parsing.reasoning,
+        "opened": _opened(services, parsing, prompt_ids),
+    }
+    if forced is None:
+        grammar = free_grammar(parsing.tool, functions, **about)
+    else:
+        grammar = forced_grammar(parsing.tool, functions, **about, many=not (forced or parsing.single))
+    return StructuredOutputsParams(grammar=grammar)
+
+
+def behind_reasoning(
+    services: Services, parsing: Parsing, form: StructuredOutputsParams, prompt_ids: list[int]
+) -> tuple[Parsing, StructuredOutputsParams]:
+    """A form that a client demands of the answer, with room for reasoning before it.
+
+    Where no room can be made the answer has the form from its beginning, and no reasoning.
+    """
+    tokenizer = services.llm.tokenizer
+    if parsing.reasoning is None or tokenizer is None:
+        return parsing, form
+    opened = _opened(services, parsing, prompt_ids)
+    special = tokenizer.special_ids().keys()
+    grammar = reasoned_grammar(form, special=special, reasoning=parsing.reasoning, opened=opened)
+    if grammar is None:
+        return replace(parsing, open=False), form
+    return parsing, StructuredOutputsParams(grammar=grammar)
+
+
+def _opened(services: Services, parsing: Parsing, prompt_ids: list[int]) -> bool | None:
+    """Whether the prompt began the reasoning; None if it ended it."""
+    if parsing.open:
+        return True
+    ended = parsing.reasoning is not None and parsing.reasoning.ended(_prompt_end(services, prompt_ids))
+    return None if ended else False
+
+
+def _forced(request: ChatRequest) -> str | None:
+    """The name of the function to call, "" for any; None where no call is demanded."""
+    choice = request.tool_choice
+    if choice != "required" and not isinstance(choice, NamedToolChoice):
+        return None
+    if not request.tools:
+        raise InputError("tool_choice demands a call, and tools are missing", param="tool_choice")
+    if not isinstance(choice, NamedToolChoice):
+        return ""
+    name = choice.function.name
+    if all(tool.function.name != name for tool in request.tools):
+        raise InputError(f"tool_choice names {name!r:.100}, which is not in tools", param="tool_choice")
+    return name
+
+
+def _prompt_end(services: Services, prompt_ids: list[int]) -> str:
+    tokenizer = services.llm.tokenizer
+    return "" if tokenizer is None else tokenizer.decode(prompt_ids[-_PROMPT_END:], skip_special_tokens=False)
 
 
 def call_id(call: ToolCall, tool: Format | None) -> str:
@@ -68,14 +155,6 @@ def _tools(request: ChatRequest) -> list[Tool]:
             where = f"tools[{index}]"
             raise InputError(f"{where} is {size} bytes of JSON; at most {MAX_TOOL_BYTES} are taken", param=where)
     return [] if request.tool_choice == "none" else tools
-
-
-def _check_choice(request: ChatRequest) -> None:
-    choice = request.tool_choice
-    if isinstance(choice, NamedToolChoice) or choice == "required":
-        raise UnsupportedError(
-            "forcing a tool call is not supported yet; send tool_choice 'auto' or 'none'", param="tool_choice"
-        )
 
 
 def _left_open(reasoning: Reasoning, request: ChatRequest, prompt_end: str) -> bool:

@@ -12,16 +12,18 @@ from octavo.base.errors import InputError
 def in_terms(names: Mapping[str, str]) -> Iterator[None]:
     """Raise an InputError of the block with the client's name for the field.
 
-    names: a field of ChatRequest -> the field that it was made of; it stands for what lies under it, too.
+    names: a field of ChatRequest -> the field that it was made of; it stands for what lies under it, too. An entry of
+    a chat's `tools` holds a function; the client's is one itself.
     """
     try:
         yield
     except InputError as error:
-        found = next((name for name in names if _is_under(error.param or "", name)), None)
-        if found is None:
-            raise
+        param = error.param or ""
+        found = next((name for name in names if _is_under(param, name)), None)
         # where the client's field is made of several, what lies under ours says nothing to the client
-        param, name = error.param or "", names[found]
+        name = param.replace("].function", "]", 1) if found is None else names[found]
+        if name == param:
+            raise
         raise type(error)(error.message.replace(param, name), param=name) from None
 
 

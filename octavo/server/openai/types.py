@@ -128,14 +128,14 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     name: Annotated[str, Meta(max_length=128, pattern=rf"^{NAME}\Z")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An entry of `tools`."""
+    """An entry of `tools`. Templates print it in this order."""
 
-    function: FunctionSpec
     type: Literal["function"] = "function"
+    function: FunctionSpec
 
 
 class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -208,7 +208,7 @@ def _escape(text: str, at: int) -> tuple[str, int]:
 
 def typed(text: str, schema: Mapping[str, Any]) -> Any:
     """A bare text as the type that its schema names; the text itself where it is a string, or nothing else fits."""
-    types = _types(schema)
+    types = schema_types(schema)
     bare = text.strip()
     if "null" in types and bare in ("null", "None"):
         return None
@@ -226,7 +226,8 @@ def typed(text: str, schema: Mapping[str, Any]) -> Any:
     return text if literal.skip() else value
 
 
-def _types(schema: Any, depth: int = 0) -> set[str]:
+def schema_types(schema: Any, depth: int = 0) -> set[str]:
+    """The types that a schema names, by itself or in its options; empty where it names none."""
     if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
         return set()
     kind = schema.get("type")
@@ -235,7 +236,7 @@ def _types(schema: Any, depth: int = 0) -> set[str]:
     for name in ("anyOf", "oneOf", "allOf"):
         options = schema.get(name)
         for option in options if isinstance(options, list) else ():
-            found |= _types(option, depth + 1)
+            found |= schema_types(option, depth + 1)
     if not found and isinstance(schema.get("enum"), list):
         return {"string"} if any(isinstance(one, str) for one in schema["enum"]) else {"number"}
     return found
