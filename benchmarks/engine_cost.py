@@ -30,6 +30,9 @@ class IdleExecutor:
         """Keep the plan."""
         self._plans.append(plan)
 
+    def mask(self, masks: dict[int, bytes]) -> None:
+        """No row is masked."""
+
     def finish(self) -> StepResult:
         """As many tokens as rows sample."""
         plan = self._plans.popleft()

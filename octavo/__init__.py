@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from octavo.base.types.pooling import PoolingParams
     from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+    from octavo.base.types.structured import StructuredOutputsParams
     from octavo.models.registry import register_model
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ _HOMES = {
     "LLM": "octavo.api.llm",
     "AsyncLLM": "octavo.api.async_llm",
     "SamplingParams": "octavo.base.types.sampling",
+    "StructuredOutputsParams": "octavo.base.types.structured",
     "RequestOutputKind": "octavo.base.types.sampling",
     "RequestOutput": "octavo.base.types.output",
     "CompletionOutput": "octavo.base.types.output",
@@ -57,6 +59,7 @@ __all__ = [
     "SamplingParams",
     "ScoringOutput",
     "ScoringRequestOutput",
+    "StructuredOutputsParams",
     "__version__",
     "register_model",
 ]

@@ -21,6 +21,7 @@ from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
 from octavo.engine.engine import Engine
 from octavo.engine.fake import ScriptedExecutor, continue_tokens, mix, score
+from octavo.engine.grammar.grammar import Grammars
 from octavo.engine.sequence import Sequence, Status, make_sequences
 
 VOCAB = 7
@@ -43,7 +44,7 @@ class Shape:
     max_queued: int | None = None
 
 
-def make_engine(shape: Shape, executor: ScriptedExecutor) -> Engine:
+def make_engine(shape: Shape, executor: ScriptedExecutor, grammars: Grammars | None = None) -> Engine:
     """The real engine. Block sizes below the smallest that a user may choose are meant: more happens in fewer steps."""
     return Engine(
         executor,
@@ -58,6 +59,7 @@ def make_engine(shape: Shape, executor: ScriptedExecutor) -> Engine:
         cache=CacheConfig(block_size=shape.block_size, enable_prefix_caching=shape.prefix_caching),  # type: ignore[arg-type]
         num_blocks=shape.num_blocks,
         max_model_len=shape.max_model_len,
+        grammars=grammars,
     )
 
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from octavo.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from octavo.engine.engine import Engine
+    from octavo.engine.grammar.grammar import Vocabulary
     from octavo.text.template import ChatTemplate
     from octavo.text.tokenizer import Tokenizer
     from octavo.weights.checkpoint import Checkpoint
@@ -259,6 +261,8 @@ def _eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None, vocab_si
 
 def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Limits:
     """What requests to this model are checked against."""
+    from octavo.engine.grammar.checker import Checker
+
     return Limits(
         vocab_size=model.spec.vocab_size,
         max_model_len=max_model_len,
@@ -269,6 +273,7 @@ def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Lim
         pooling=model.spec.pooling,
         hidden_size=model.spec.hidden_size,
         token_types=model.spec.learned.types if model.spec.learned else 0,
+        checker=None if model.tokenizer is None else Checker(model.tokenizer.special_ids()),
     )
 
 
@@ -276,6 +281,7 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
     """Weights onto the device, the cache beside them, the engine over both. Opens the model where none is given."""
     from octavo.engine.cache.sizing import num_blocks
     from octavo.engine.engine import Engine
+    from octavo.engine.grammar.compiler import Compiler
     from octavo.executor.local import LocalExecutor
 
     if model is None:
@@ -317,6 +323,26 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
         cache=config.cache,
         num_blocks=blocks,
         max_model_len=max_model_len,
+        grammars=None if config.model.skip_tokenizer_init else Compiler(partial(_vocabulary, config, model)),
+    )
+
+
+def _vocabulary(config: EngineConfig, model: Model) -> Vocabulary:
+    """What grammars must know of the tokens; of a model that was opened without text the tokenizer is read now."""
+    from octavo.engine.grammar.grammar import Vocabulary
+    from octavo.text.tokenizer import Tokenizer
+    from octavo.weights.checkpoint import open_tokenizer
+
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        located = locate(config, with_weights=False).model
+        tokenizer = Tokenizer.from_checkpoint(open_tokenizer(Path(located.tokenizer or located.model)))
+    size = model.spec.vocab_size
+    return Vocabulary(
+        tokens=[tokenizer.token_bytes(token) for token in range(min(size, tokenizer.vocab_size))],
+        special=dict(tokenizer.special_ids()),
+        eos_token_ids=_eos_token_ids(model.checkpoint, tokenizer, size),
+        size=size,
     )
 
 

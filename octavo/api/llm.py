@@ -68,6 +68,8 @@ class LLM:
 
     def __init__(self, model: str | EngineConfig, **engine_args: Any) -> None:
         self._client: InProcessClient | None = None
+        self._closed = False
+        self._enqueued: list[RequestProgress] = []
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._alive: dict[str, tuple[Row, _Batch]] = {}
@@ -230,11 +232,41 @@ class LLM:
         """The engine's counters and gauges by name (base.types.messages.EngineStats)."""
         return msgspec.structs.asdict(self._open_client().stats())
 
+    def enqueue(self, prompts: PromptType | Sequence[PromptType], sampling_params: Any = None) -> list[str]:
+        """Prompts for the next `wait_for_completion`, checked now; their request ids. Arguments as for `generate`."""
+        rows = parse_prompts(prompts)
+        params = spread("sampling_params", sampling_params, len(rows), self.get_default_sampling_params())
+        made = [self._progress(row, _final_only(one), priority=0) for row, one in zip(rows, params, strict=True)]
+        self._enqueued += made
+        return [progress.request_id for progress in made]
+
+    def wait_for_completion(self, *, use_tqdm: bool = True) -> list[RequestOutput]:
+        """Run all that was enqueued; its outputs, in order."""
+        rows, self._enqueued = self._enqueued, []
+        self._finish(rows, use_tqdm=use_tqdm)
+        return [output for row in rows if (output := row.take()) is not None]
+
+    def sleep(self) -> None:
+        """Free weights and cache until `wake_up` loads them again. Nothing may be running."""
+        with self._lock:
+            if self._alive:
+                raise ConfigError("requests are running; sleep when they have ended")
+            client, self._client = self._open_client(), None
+            client.close()
+
+    def wake_up(self) -> None:
+        """Load what `sleep` freed; nothing where nothing was."""
+        with self._lock:
+            if self._client is None and not self._closed:
+                self._client = InProcessClient(build_engine(self.config, self._model))
+
     def close(self) -> None:
         """Free the model; the object cannot be used afterwards. Idempotent."""
-        client, self._client = self._client, None
+        client, self._client, self._closed = self._client, None, True
         if client is not None:
             client.close()
+        if hasattr(self, "_limits"):
+            self._limits.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -251,7 +283,7 @@ class LLM:
 
     def _open_client(self) -> InProcessClient:
         if self._client is None:
-            raise ConfigError("this LLM was closed; make a new one")
+            raise ConfigError("this LLM was closed; make a new one" if self._closed else "it sleeps; call wake_up()")
         return self._client
 
     def _run(
@@ -290,7 +322,7 @@ class LLM:
     def _finish(self, rows: Sequence[Row], *, use_tqdm: bool) -> None:
         """Run rows to their ends."""
         with GenerationBar(len(rows), shown=use_tqdm) as bar:
-            batch = _Batch(rows, on_end=bar.update)
+            batch = _Batch(list(rows), on_end=bar.update)
             try:
                 while batch.left:
                     self._advance(batch)

@@ -14,6 +14,7 @@ from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import INT64, MAX_LOGPROBS, SamplingParams
+from octavo.engine.grammar.checker import Checker
 from octavo.models.spec import Pooling
 
 MAX_CACHE_SALT = 128
@@ -25,6 +26,7 @@ class Limits:
     """What a request is checked against. max_logprobs -1: no limit. seeds: draws the seeds that requests leave out.
 
     pooling: the model makes vectors of prompts, hidden_size long.  token_types: kinds of tokens that it tells apart.
+    checker: tries structured outputs out, which may take seconds; without one the engine alone tells what is wrong.
     """
 
     vocab_size: int
@@ -36,12 +38,18 @@ class Limits:
     pooling: Pooling | None = None
     hidden_size: int = 0
     token_types: int = 0
+    checker: Checker | None = None
 
     def check_generates(self) -> None:
         """UnsupportedError for a model that makes vectors."""
         if self.pooling is not None:
             what = "classifies texts" if self.pooling.labels else "makes embeddings"
             raise UnsupportedError(f"this model does not generate, it {what}", param="model")
+
+    def close(self) -> None:
+        """End the checker's process; idempotent."""
+        if self.checker is not None:
+            self.checker.close()
 
 
 def make_request(
@@ -67,6 +75,8 @@ def make_request(
     _check_logprobs("prompt_logprobs", params.prompt_logprobs, limits)
     if limits.tokenizer is None:
         _check_textless(params)
+    elif params.structured_outputs is not None and limits.checker is not None:
+        limits.checker.check(params.structured_outputs)
     return Request(
         request_id=request_id,
         prompt_token_ids=list(prompt_ids),
@@ -135,7 +145,7 @@ def _check_logprobs(name: str, asked: int | None, limits: Limits) -> None:
 
 
 def _check_textless(params: SamplingParams) -> None:
-    for name in ("stop", "bad_words"):
+    for name in ("stop", "bad_words", "structured_outputs"):
         if getattr(params, name):
             raise InputError(f"{name} needs a tokenizer, and skip_tokenizer_init is set", param=name)
 

@@ -16,6 +16,8 @@ from octavo.base.types.ports import Executor
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import INT64
 from octavo.engine.cache.manager import CacheManager
+from octavo.engine.grammar.constraints import Constraints
+from octavo.engine.grammar.grammar import Grammars
 from octavo.engine.scheduler import Limits, Scheduled, Scheduler
 from octavo.engine.sequence import Sequence, Status, make_sequences
 from octavo.engine.update import apply_result, fail_step
@@ -29,8 +31,16 @@ class Engine:
     """
 
     def __init__(
-        self, executor: Executor, *, scheduler: SchedulerConfig, cache: CacheConfig, num_blocks: int, max_model_len: int
+        self,
+        executor: Executor,
+        *,
+        scheduler: SchedulerConfig,
+        cache: CacheConfig,
+        num_blocks: int,
+        max_model_len: int,
+        grammars: Grammars | None = None,
     ) -> None:
+        """grammars: what compiles structured outputs; without it they are refused."""
         max_num_tokens = scheduler.max_num_batched_tokens or max(2048, max_model_len)
         block_size = cache.block_size or DEFAULT_BLOCK_SIZE
         _check_sizes(block_size, num_blocks, max_model_len, max_num_tokens, scheduler.enable_chunked_prefill)
@@ -48,6 +58,7 @@ class Engine:
             policy=scheduler.scheduling_policy,
         )
         self.scheduler = Scheduler(limits, self.cache)
+        self._constraints = Constraints(self.scheduler, grammars)
         self._depth = 2 if scheduler.async_scheduling else 1
         self._max_queued = scheduler.max_num_queued_reqs
         self._in_flight: deque[Scheduled] = deque()
@@ -64,6 +75,7 @@ class Engine:
             raise OverloadedError(f"{self.num_waiting} requests are waiting", retry_after=self._retry_after())
         self._order += 1
         sequences = make_sequences(request, self._order)
+        self._constraints.begin(sequences)
         self._requests[request.request_id] = sequences
         for seq in sequences:
             self.scheduler.add(seq)
@@ -88,19 +100,37 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Launch the next step if there is one, then read the oldest where it is due."""
+        outputs = self._account(self._constraints.settle())
         scheduled = self.scheduler.schedule()
-        outputs: list[Output] = []
-        if scheduled is not None:
-            try:
-                self.executor.begin(scheduled.plan)
-                self._in_flight.append(scheduled)
-                self._iteration_tokens = scheduled.plan.num_tokens
-            except Exception as error:  # one step's fault ends its own requests, not the engine
-                self.scheduler.undo(scheduled)
-                outputs += self._account(fail_step(self.scheduler, scheduled, error))
-        if self._in_flight and (scheduled is None or len(self._in_flight) >= self._depth):
+        if scheduled is None:
+            if not self._in_flight:
+                self._constraints.pause()
+                return outputs
+            return outputs + self._read()
+        try:
+            self.executor.begin(scheduled.plan)
+        except Exception as error:  # one step's fault ends its own requests, not the engine
+            self.scheduler.undo(scheduled)
+            outputs += self._account(fail_step(self.scheduler, scheduled, error))
+            return outputs + self._read() if len(self._in_flight) >= self._depth else outputs
+        self._in_flight.append(scheduled)
+        self._iteration_tokens = scheduled.plan.num_tokens
+        while len(self._in_flight) > 1:  # at most one: the step before
+            outputs += self._read()
+        if scheduled.plan.masked:
+            outputs += self._mask(scheduled)
+        if self._depth == 1:
             outputs += self._read()
         return outputs
+
+    def _mask(self, scheduled: Scheduled) -> list[Output]:
+        """Give the step that was begun last its masks: what came before it was read, so grammars are up to date."""
+        try:
+            masks, outputs = self._constraints.masks(scheduled)
+            self.executor.mask(masks)
+        except Exception as error:  # as above; the step is read in its turn
+            return self._account(fail_step(self.scheduler, scheduled, error))
+        return self._account(outputs)
 
     def _read(self) -> list[Output]:
         scheduled = self._in_flight.popleft()
@@ -183,6 +213,7 @@ class Engine:
 
     def close(self) -> None:
         """End the executor; idempotent."""
+        self._constraints.close()
         self.executor.close()
 
 

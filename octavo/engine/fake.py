@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,37 @@ def continue_tokens(tokens: list[int], count: int, *, vocab_size: int, seed: int
     return out
 
 
+def next_allowed(mask: bytes, token: int) -> int:
+    """The first token from `token` on, past the end from 0, whose bit is set."""
+    size = 8 * len(mask)
+    while not mask[token // 8] >> token % 8 & 1:
+        token = (token + 1) % size
+    return token
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A next_token that gives scripted answers, token by token, and `end` behind them and where it knows none.
+
+    A prompt ends with `question`, the tokens that name a script, and `answer`, after which the answer stands. Neither
+    mark may occur in a script.
+    """
+
+    scripts: Mapping[tuple[int, ...], list[int]]
+    question: int
+    answer: int
+    end: int
+
+    def __call__(self, tokens: list[int], state: int) -> int:
+        """See NextToken."""
+        done = tokens[::-1].index(self.answer) if self.answer in tokens else 0
+        begin = len(tokens) - done - 1
+        asked = tokens[:begin]
+        length = asked[::-1].index(self.question) if self.question in asked else 0
+        script = self.scripts.get(tuple(asked[len(asked) - length :]), [])
+        return script[done] if done < len(script) else self.end
+
+
 @dataclass
 class _Row:
     tokens: list[int]
@@ -79,13 +110,16 @@ class ScriptedExecutor:
         self._kv = [[_EMPTY] * block_size for _ in range(num_blocks)]
         self._rows: dict[int, _Row] = {}
         self._results: deque[StepResult | Exception] = deque()
+        self._unmasked: StepPlan | None = None
+        self._masks: dict[int, bytes] = {}
         self._next_token = next_token or (lambda _, state: state % vocab_size)
         self._seeded = seeded
         self._fail_row = fail_row
         self._fail_step = fail_step
 
     def begin(self, plan: StepPlan) -> None:
-        """Carry the plan out at once; the result waits for `finish`."""
+        """Carry the plan out at once, or when its masks come; the result waits for `finish`."""
+        self._settle({})
         if len(self._results) >= 2:
             raise RequestFailedError("more than two steps are unfinished")
         self.plans.append(plan)
@@ -99,10 +133,25 @@ class ScriptedExecutor:
         sources = [list(self._kv[source]) for source, _ in plan.copies]
         for (_, to), content in zip(plan.copies, sources, strict=True):
             self._kv[to] = content
-        self._results.append(self._run(plan))
+        self._unmasked, self._masks = plan, {}
+        if not plan.masked:
+            self._settle({})
+
+    def mask(self, masks: dict[int, bytes]) -> None:
+        """What the plan's masked rows may sample."""
+        if self._unmasked is None or not masks.keys() <= set(self._unmasked.masked):
+            raise RequestFailedError(f"no step waits for masks of rows {sorted(masks)}")
+        self._settle(masks)
+
+    def _settle(self, masks: dict[int, bytes]) -> None:
+        plan, self._unmasked, self._masks = self._unmasked, None, masks
+        if plan is not None:
+            self._results.append(self._run(plan))
 
     def finish(self) -> StepResult:
         """The oldest result."""
+        if not self._results:
+            self._settle({})
         result = self._results.popleft()
         if isinstance(result, Exception):
             raise result
@@ -125,6 +174,8 @@ class ScriptedExecutor:
             return RequestFailedError("scripted failure of a step")
         for step in plan.rows:
             reason = self._fail_row(plan, step) if self._fail_row else None
+            if step.row in plan.masked and not any(self._masks.get(step.row, b"")):
+                reason = "its mask is missing, or leaves no token"
             if reason:
                 failed[step.row] = reason
             if step.row in failed:
@@ -151,6 +202,8 @@ class ScriptedExecutor:
         row = self._rows[step.row]
         seeded = self._seeded and row.sampling.temperature > 0
         token = self._next_token(row.tokens, mix(state, row.sampling.seed) if seeded else state)
+        if step.row in self._masks:
+            token = next_allowed(self._masks[step.row], token)
         row.tokens[step.start + step.count :] = [token]
         if row.sampling.logprobs is None:
             return token, None

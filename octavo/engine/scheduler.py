@@ -78,13 +78,15 @@ class Scheduler:
         fresh = {seq.row for seq in begun}
         ended, self._ended_rows = self._ended_rows, []
         self.num_steps += 1
+        rows, masked = _advance(chosen)
         plan = StepPlan(
             step=self.num_steps,
-            rows=_advance(chosen),
+            rows=rows,
             begins=begins,
             updates=[update for update in updates if update.row not in fresh],
             ended=ended,
             copies=copies,
+            masked=masked,
         )
         return Scheduled(plan, chosen)
 
@@ -126,8 +128,8 @@ class Scheduler:
         for seq in list(self.waiting):
             if not self._free_rows or budget == 0:
                 break
-            if seq.num_pending or _parent_is_busy(seq):
-                continue  # its own result, or the shared prompt, is still under way
+            if seq.num_pending or seq.waits_for_grammar or _parent_is_busy(seq):
+                continue  # its own result, its grammar or the shared prompt is still under way
             shared, num_computed = self._starting_point(seq)
             count = self._count(seq.num_tokens - num_computed, budget)
             if count == 0 or not self._begin(seq, shared, num_computed=num_computed, count=count):
@@ -208,16 +210,20 @@ class Scheduler:
                 raise ValueError(f"running sequence {seq.request.request_id}:{seq.index} lacks blocks")
 
 
-def _advance(chosen: Chosen) -> list[RowStep]:
-    """The plan's rows; only now, as within a plan nobody may rely on what the same plan computes, all move on."""
+def _advance(chosen: Chosen) -> tuple[list[RowStep], list[int]]:
+    """The plan's rows, and which of them wait for a mask; only now, as within a plan nobody may rely on what the same
+    plan computes, all move on."""
     rows: list[RowStep] = []
+    masked: list[int] = []
     for seq, count, _ in chosen:
         start, end = seq.num_computed, seq.num_computed + count
         sample = end == len(seq.tokens) + seq.num_pending
         rows.append(RowStep(seq.row, start, count, sample))
         seq.num_computed = end
         seq.num_pending += sample
-    return rows
+        if sample and seq.grammar is not None:
+            masked.append(seq.row)
+    return rows, masked
 
 
 def _forked_from(seq: Sequence) -> Sequence | None:

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from octavo.base.types.output import RequestTimes
 from octavo.base.types.plan import RowSampling, TokenLogprobs
 from octavo.base.types.request import Request
+from octavo.engine.grammar.grammar import Grammar
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: far apart for neighbouring indices
 
@@ -32,7 +33,8 @@ class Sequence:
     `life` counts preemptions, so that a result of an earlier life is told apart.  parent: the sequence of the same
     prompt whose blocks this one shares once that has run the prompt (n > 1); None for index 0 and after admission.
     num_writable: positions before it, from num_computed on, stand in blocks that are this sequence's alone.
-    ending: tokens that may end it.
+    ending: tokens that may end it.  grammar: where it stands in the one it is constrained by; None until that is
+    compiled, and without one.  allowed: of a constrained one, allowed_token_ids as the bits of a number.
     """
 
     request: Request
@@ -51,6 +53,8 @@ class Sequence:
     num_pending: int = 0
     num_writable: int = 0
     num_cached: int = 0
+    grammar: Grammar | None = None
+    allowed: int | None = None
     life: int = 0
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     times: RequestTimes = field(default_factory=RequestTimes)
@@ -78,6 +82,11 @@ class Sequence:
         return known - self.num_computed if known < self.max_length else 0
 
     @property
+    def waits_for_grammar(self) -> bool:
+        """True while its grammar is being compiled."""
+        return self.sampling.masked and self.grammar is None
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """True while prompt log probabilities are asked for and not complete: then no prefix may be skipped."""
         return self.sampling.prompt_logprobs is not None and any(e is None for e in self.prompt_logprobs[1:])
@@ -97,6 +106,7 @@ def make_sequences(request: Request, order: int) -> list[Sequence]:
                 sampling=sampling,
                 tokens=list(request.prompt_token_ids),
                 parent=sequences[0] if index else None,
+                allowed=_bits(request) if sampling.masked else None,
                 prompt_logprobs=[None] * len(request.prompt_token_ids) if asked else [],
                 times=RequestTimes(arrival=request.arrival or time.monotonic()),
             )
@@ -106,6 +116,7 @@ def make_sequences(request: Request, order: int) -> list[Sequence]:
 
 def _row_sampling(request: Request, index: int) -> RowSampling:
     p = request.params
+    masked = p.structured_outputs is not None
     stops = list(p.stop_token_ids or ()) + ([] if p.ignore_eos else request.eos_token_ids)
     return RowSampling(
         temperature=0.0 if p.greedy else p.temperature,
@@ -119,8 +130,15 @@ def _row_sampling(request: Request, index: int) -> RowSampling:
         min_tokens=p.min_tokens,
         stop_token_ids=stops if p.min_tokens else [],
         logit_bias=p.logit_bias or {},
-        allowed_token_ids=p.allowed_token_ids,
+        allowed_token_ids=None if masked else p.allowed_token_ids,
         bad_words_ids=request.bad_words_ids,
         logprobs=p.logprobs,
         prompt_logprobs=p.prompt_logprobs if index == 0 else None,
+        masked=masked,
     )
+
+
+def _bits(request: Request) -> int | None:
+    """allowed_token_ids, bit i for token i; None where all are."""
+    ids = request.params.allowed_token_ids
+    return None if ids is None else sum(1 << token for token in set(ids))

@@ -67,6 +67,14 @@ def fail(scheduler: Scheduler, seq: Sequence, reason: str, *, kind: str) -> Outp
     return out
 
 
+def end(scheduler: Scheduler, seq: Sequence) -> Output:
+    """End a sequence as complete, without a token: none may follow."""
+    scheduler.finish(seq)
+    out = _output(seq, [])
+    out.finish_reason, out.times = "stop", seq.times
+    return out
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, OctavoError):
         return error.message

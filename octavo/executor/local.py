@@ -18,6 +18,10 @@ class LocalExecutor:
         """Start a step; returns at once."""
         self._backend.begin(plan)
 
+    def mask(self, masks: dict[int, bytes]) -> None:
+        """What the step begun last may sample, by row."""
+        self._backend.mask(masks)
+
     def finish(self) -> StepResult:
         """The oldest step's result."""
         return self._backend.finish()

@@ -78,11 +78,13 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             if starting.done() and not starting.result():
                 return 1
             if starting.done():
+                app.batches.resume()
                 tell(banner(address, app.model, chat=llm.model.template is not None, with_key=bool(app.keys)))
                 await asyncio.wait({first_signal, serving}, return_when=asyncio.FIRST_COMPLETED)
             await _drain(app, signals, config.shutdown_timeout)
             return 0
         finally:
+            await app.batches.close()
             await _stop(starting, llm, http, serving)
 
 

@@ -23,7 +23,7 @@ from octavo.base.types.sampling import SamplingParams
 
 _OURS = "octavo:"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST"})
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "POST"})
 FINISH_REASONS = ("stop", "length", "abort", "error")
 Rejection = Literal["overloaded", "unavailable", "draining"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -111,10 +111,15 @@ class Tokenizer:
         return self._pieces.join(token_id for token_id in ids if token_id not in skipped)
 
     def stream(
-        self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+        kept_tokens: Set[int] = frozenset(),
     ) -> TextStream:
-        """decode(), token by token, for a text that goes on from prompt_ids."""
-        skipped = self._skipped_ids(skip_special_tokens, spaces_between_special_tokens)
+        """decode(), token by token, for a text that goes on from prompt_ids. kept_tokens are shown, special or not."""
+        skipped = self._skipped_ids(skip_special_tokens, spaces_between_special_tokens) - kept_tokens
         return TextStream(self._pieces, prompt_ids, skipped=skipped)
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import VOCAB_SIZE
 
 from octavo.base.types.plan import BlockUpdate, RowBegin, RowSampling, RowStep, StepPlan, StepResult, TokenLogprobs
 from octavo.models.registry import build_spec, find_family
@@ -118,8 +119,11 @@ class Drive:
         self.free_rows.insert(0, seq.row)
         self.free_blocks[:0] = seq.blocks[shared:]
 
-    def launch(self, shares: list[tuple[Seq, int]]) -> None:
-        """Begin a step that runs so many tokens of each sequence, and samples where all known ones are run then."""
+    def launch(self, shares: list[tuple[Seq, int]], masks: dict[Seq, list[int]] | None = None) -> None:
+        """Begin a step that runs so many tokens of each sequence, and samples where all known ones are run then.
+
+        masks: tokens that masked sequences may sample.
+        """
         rows, begins, updates, work = [], [], self.updates, []
         for seq, count in shares:
             needed = -(-(seq.computed + count) // self.block_size) - len(seq.blocks)
@@ -139,10 +143,18 @@ class Drive:
                 seq.tokens.append(None)
         self.step_number += 1
         plan = StepPlan(
-            step=self.step_number, rows=rows, begins=begins, updates=updates, ended=self.ended, copies=self.copies
+            step=self.step_number,
+            rows=rows,
+            begins=begins,
+            updates=updates,
+            ended=self.ended,
+            copies=self.copies,
+            masked=[seq.row for seq, _ in work if seq.sampling.masked],
         )
         self.ended, self.copies, self.updates = [], [], []
         self.backend.begin(plan)
+        if masks is not None:
+            self.backend.mask({seq.row: mask_bytes(ids) for seq, ids in masks.items()})
         self.launched.append(work)
         self.of_row = {seq.row: seq for seq, _ in shares}
 
@@ -178,6 +190,13 @@ class Drive:
         """One token of each sequence a step."""
         for _ in range(steps):
             self.step([(seq, 1) for seq in seqs])
+
+
+def mask_bytes(ids: list[int], vocab_size: int = VOCAB_SIZE) -> bytes:
+    """A bit a token, as Backend.mask takes them."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
+    bits[ids] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
 
 
 def as_table(entry: TokenLogprobs, vocab_size: int) -> np.ndarray:

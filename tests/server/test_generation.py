@@ -48,7 +48,7 @@ def test_every_sampling_field_arrives(server: LiveServer, llm: FakeLLM, path: st
     assert params == expected
     assert salt == "s"
     untested = set(SamplingParams.__struct_fields__) - set(SAMPLING)
-    assert untested == {"logit_bias", "output_kind", "logprobs", "detokenize"}
+    assert untested == {"structured_outputs", "logit_bias", "output_kind", "logprobs", "detokenize"}
 
 
 def test_the_models_defaults(server: LiveServer, llm: FakeLLM) -> None:

@@ -170,6 +170,11 @@ def test_a_cross_encoder(classifier: LiveServer) -> None:
 def test_a_model_that_pools_does_not_generate(embedder: LiveServer, folder: Path) -> None:
     refused(embedder, "/v1/completions", "model", "makes embeddings", prompt="a")
     refused(embedder, "/v1/chat/completions", "model", "makes embeddings", messages=[{"role": "user", "content": "a"}])
+    refused(embedder, "/v1/responses", "model", "makes embeddings", model="e", input="a")
+    said = embedder.post(
+        "/v1/messages", {"model": "e", "max_tokens": 3, "messages": [{"role": "user", "content": "a"}]}
+    )
+    assert (said.status_code, "makes embeddings" in said.text) == (400, True)
     generates = checkpoints.make_checkpoint("llama", folder.parent / "llama")
     with LiveServer(AsyncLLM(str(generates), kv_cache_memory_bytes=4 << 20, **OPTIONS)) as live:
         for path, body in (("/v1/embeddings", {"input": "a"}), ("/rerank", {"query": "a", "documents": ["b"]})):

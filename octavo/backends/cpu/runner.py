@@ -73,7 +73,8 @@ class CpuBackend:
         self._pooler: Pooler | None = None
         self._vocab_size = 0
         self._num_begun = 0
-        self._worker: Worker[StepPlan, StepResult] = Worker("octavo-cpu")
+        self._unmasked = False
+        self._worker: Worker[StepResult] = Worker("octavo-cpu")
 
     def load(self, spec: ModelSpec, weights: Weights, progress: Progress | None = None) -> None:
         """Pack the weights; NumPy needs them as float32. Raises ModelFormatError for missing or misshapen ones."""
@@ -134,15 +135,30 @@ class CpuBackend:
         """Hand a step to the worker; at most two are begun and unfinished."""
         if self._steps is None:
             raise RuntimeError("begin before allocate")
+        self._mask({})
         if self._num_begun >= MAX_BEGUN:
             raise RuntimeError(f"{MAX_BEGUN} steps are begun and unfinished")
         self._num_begun += 1
-        self._worker.begin(self._steps.run, plan)
+        self._unmasked = bool(plan.masked)
+        self._worker.begin(self._steps.start if plan.masked else self._steps.run, plan)
+
+    def mask(self, masks: dict[int, bytes]) -> None:
+        """Let the step that was begun last sample."""
+        if not self._unmasked:
+            raise RuntimeError("no step waits for masks")
+        self._mask(masks)
+
+    def _mask(self, masks: dict[int, bytes]) -> None:
+        if self._unmasked and self._steps is not None:
+            self._unmasked = False
+            self._worker.begin(self._steps.sample, masks)
 
     def finish(self) -> StepResult:
         """Wait for the oldest unfinished step; raises what that step raised."""
         if not self._num_begun:
             raise RuntimeError("finish without begin")
+        if self._num_begun == 1:
+            self._mask({})
         self._num_begun -= 1
         return self._worker.finish()
 

@@ -1,8 +1,8 @@
 """In: one row's logits, its tokens and sampling parameters. Out: a token id, and log probabilities.
 
-Order (vLLM's): allowed ids, bad words, min_tokens, logit_bias, penalties make a Draw; then `choose`, here and natively:
-the best token if greedy, else temperature, min_p, top_k, top_p and a draw. Log probabilities are those of the logits as
-they come.
+Order (vLLM's): a mask, allowed ids, bad words, min_tokens, logit_bias, penalties make a Draw; then `choose`, here and
+natively: the best token if greedy, else temperature, min_p, top_k, top_p and a draw. Log probabilities are those of the
+logits as they come.
 """
 
 from __future__ import annotations
@@ -57,16 +57,17 @@ class RowSampler:
         self.edits = bool(
             self.allowed is not None or self.bad_words or len(self.bias) or self.has_penalties or sampling.min_tokens
         )
-        self.plain = self.greedy and not self.edits
+        self.plain = self.greedy and not self.edits and not sampling.masked
 
-    def draw(self, logits: np.ndarray, tokens: np.ndarray, *, num_prompt: int) -> Draw:
+    def draw(self, logits: np.ndarray, tokens: np.ndarray, *, num_prompt: int, mask: bytes | None = None) -> Draw:
         """For the token after `tokens` (all of the row's, the first num_prompt of them the prompt).
 
-        What comes of it is a function of logits [vocab], seed and len(tokens) alone.
+        What comes of it is a function of logits [vocab], mask, seed and len(tokens) alone.
         """
         sampling = self.sampling
+        scores = logits if mask is None else masked(logits, mask)
         return Draw(
-            scores=self._edited(logits, tokens, tokens[num_prompt:]) if self.edits else logits,
+            scores=self._edited(scores, tokens, tokens[num_prompt:]) if self.edits else scores,
             key=draw_key(sampling.seed, len(tokens)),
             temperature=0.0 if self.greedy else sampling.temperature,
             top_k=sampling.top_k if 0 < sampling.top_k < len(logits) else 0,
@@ -93,6 +94,15 @@ def _ids(field: str, ids: list[int], vocab_size: int) -> np.ndarray:
     if len(found) and (found.min() < 0 or found.max() >= vocab_size):
         raise ValueError(f"{field} holds a token id outside the vocabulary of {vocab_size}")
     return found
+
+
+def masked(logits: np.ndarray, mask: bytes) -> np.ndarray:
+    """A copy with -inf where a token's bit is not set. Raises ValueError for a mask of another size."""
+    bits = np.frombuffer(mask, np.uint8)
+    if len(bits) != -(-len(logits) // 32) * 4:
+        raise ValueError(f"a mask of {len(bits)} bytes is not one of {len(logits)} tokens")
+    kept = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)
+    return np.where(kept, logits, np.float32(-np.inf))
 
 
 def keep_only(scores: np.ndarray, ids: np.ndarray) -> None:

@@ -41,6 +41,17 @@ class Outcome:
     pooled: dict[int, bytes] = field(default_factory=dict)
 
 
+@dataclass
+class Started:
+    """A step up to its first logits, which stand in the machine. error: the whole step failed."""
+
+    plan: StepPlan
+    outcome: Outcome = field(default_factory=Outcome)
+    wishes: list[Wish] = field(default_factory=list)
+    heads: Heads | None = None
+    error: Exception | None = None
+
+
 class Steps:
     """Carries out plans, one after the other. pooler: makes vectors, in a model that pools."""
 
@@ -48,16 +59,41 @@ class Steps:
         self.machine = machine
         self.rows = rows
         self.pooler = pooler
+        self._started: Started | None = None
+        self._masks: dict[int, bytes] = {}
 
     def run(self, plan: StepPlan) -> StepResult:
         """One step. Raises only if the whole step failed."""
-        outcome = Outcome()
-        self._apply(plan, outcome)
-        spans = self._spans(plan, outcome)
-        if spans and self.pooler is not None:
-            self._pool(spans, self.pooler, outcome)
-        elif spans:
-            self._forward(spans, outcome)
+        self.start(plan)
+        return self.sample({})
+
+    def start(self, plan: StepPlan) -> None:
+        """The part of a step that needs no masks; `sample` is the rest, and raises what went wrong here."""
+        self._started = started = Started(plan)
+        try:
+            self._apply(plan, started.outcome)
+            spans = self._spans(plan, started.outcome)
+            if spans and self.pooler is not None:
+                self._pool(spans, self.pooler, started.outcome)
+            elif spans:
+                self._forward(spans, started)
+        except Exception as error:
+            started.error = error
+
+    def sample(self, masks: dict[int, bytes]) -> StepResult:
+        """What came of the step that was started. Raises only if the whole step failed."""
+        started, self._started = self._started, None
+        if started is None:
+            raise RuntimeError("no step was started")
+        if started.error is not None:
+            raise started.error
+        self._masks = masks
+        plan, outcome = started.plan, started.outcome
+        for row in plan.masked:
+            if row not in masks:
+                self._try(row, outcome, _no_mask)
+        if started.heads is not None:
+            self._grant_all(started.wishes, started.heads, outcome)
         sampled = [step.row for step in plan.rows if step.sample]
         return StepResult(
             step=plan.step,
@@ -122,14 +158,19 @@ class Steps:
         self.rows.fail(row, reason)
         return None
 
-    def _forward(self, spans: list[Span], outcome: Outcome) -> None:
-        wishes = [wish for span in spans for wish in self._wishes(span)]
-        rows = self.machine.tail_rows
-        first, others = wishes[:rows], wishes[rows:]
-        finite, heads = self.machine.forward(self.rows.batch(spans, [wish.index for wish in first]))
+    def _forward(self, spans: list[Span], started: Started) -> None:
+        started.wishes = wishes = [wish for span in spans for wish in self._wishes(span)]
+        first = wishes[: self.machine.tail_rows]
+        finite, started.heads = self.machine.forward(self.rows.batch(spans, [wish.index for wish in first]))
         if finite is not None:
             for span in spans:
-                self._try(span.row, outcome, _check, finite[span.first : span.first + span.count], "hidden state")
+                hidden = finite[span.first : span.first + span.count]
+                self._try(span.row, started.outcome, _check, hidden, "hidden state")
+
+    def _grant_all(self, wishes: list[Wish], heads: Heads, outcome: Outcome) -> None:
+        """heads: of the first wishes; of the others they are computed now, a batch at a time."""
+        rows = self.machine.tail_rows
+        first, others = wishes[:rows], wishes[rows:]
         self._grant(first, heads, outcome)
         for at in range(0, len(others), rows):
             some = others[at : at + rows]
@@ -164,7 +205,8 @@ class Steps:
 
     def _draw(self, wish: Wish, logits: np.ndarray) -> Draw:
         row = wish.row
-        return row.sampler.draw(logits, self.rows.tokens[wish.span.row, : wish.position], num_prompt=row.num_prompt)
+        tokens = self.rows.tokens[wish.span.row, : wish.position]
+        return row.sampler.draw(logits, tokens, num_prompt=row.num_prompt, mask=self._masks.get(wish.span.row))
 
     def _drawn(self, draws: list[Draw], rows: list[int], outcome: Outcome) -> list[int]:
         """All at once; where that fails one by one, so that the one at fault fails alone."""
@@ -178,7 +220,9 @@ class Steps:
         index, position = wish.span.row, wish.position
         sampling = wish.row.sampler.sampling
         if token < 0:
-            raise RowError("no token may be sampled: allowed_token_ids, bad_words and min_tokens leave none")
+            raise RowError(
+                "no token may be sampled: structured_outputs, allowed_token_ids, bad_words and min_tokens leave none"
+            )
         if sampling.logprobs is not None:
             outcome.logprobs[index] = token_logprobs(logits, token, sampling.logprobs)
         self.rows.append(index, position, token)
@@ -189,6 +233,10 @@ class Steps:
         count = wish.row.sampler.sampling.prompt_logprobs or 0
         entry = token_logprobs(logits, int(self.rows.tokens[index, wish.position]), count)
         outcome.prompts.setdefault(index, (wish.position, []))[1].append(entry)
+
+
+def _no_mask() -> None:
+    raise RowError("the row's mask is missing")
 
 
 def _check(finite: np.ndarray, what: str) -> None:

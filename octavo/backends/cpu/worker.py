@@ -1,33 +1,33 @@
-"""In: plans. Out: what became of each, in their order, worked out on a thread of its own."""
+"""In: plans, whole or in parts. Out: what became of each, in their order, worked out on a thread of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-Plan = TypeVar("Plan")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Worker(Generic[Plan, Result]):
+class Worker(Generic[Result]):
     """A queue to the thread and one back: a step's hand-over costs a fraction of what futures take."""
 
     def __init__(self, name: str) -> None:
-        self._plans: SimpleQueue[tuple[Callable[[Plan], Result], Plan] | None] = SimpleQueue()
+        self._items: SimpleQueue[tuple[Callable[[Any], Result | None], Any] | None] = SimpleQueue()
         self._results: SimpleQueue[Result | Exception] = SimpleQueue()
         self._thread = Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def begin(self, run: Callable[[Plan], Result], plan: Plan) -> None:
-        """run(plan), after all that was begun before."""
-        self._plans.put((run, plan))
+    def begin(self, run: Callable[[Item], Result | None], item: Item) -> None:
+        """run(item), after all that was begun before. None is no result: more work will give it."""
+        self._items.put((run, item))
 
     def finish(self) -> Result:
-        """Wait for the oldest that was begun and not finished; raises what it raised."""
+        """Wait for the oldest result that was not taken; raises what its work raised."""
         result = self._results.get()
         if isinstance(result, Exception):
             raise result
@@ -35,15 +35,18 @@ class Worker(Generic[Plan, Result]):
 
     def close(self) -> None:
         """Let what was begun end, then end the thread; idempotent."""
-        self._plans.put(None)
+        self._items.put(None)
         self._thread.join()
 
     def _work(self) -> None:
         # what overflows becomes inf or NaN and is found where rows are checked
         np.seterr(all="ignore")
-        while (work := self._plans.get()) is not None:
-            run, plan = work
+        while (work := self._items.get()) is not None:
+            run, item = work
             try:
-                self._results.put(run(plan))
+                result = run(item)
             except Exception as error:
                 self._results.put(error)
+            else:
+                if result is not None:
+                    self._results.put(result)

@@ -53,9 +53,13 @@ class DecodeStep:
 
         blank: no kernel will run that makes token ids, so zeros stand in for them.
         """
+        h, finite = self.layers(size, blank=blank)
+        return self.draw(size, kind, self.logits(h), finite)
+
+    def layers(self, size: int, *, blank: bool = False) -> tuple[Tensor, Tensor]:
+        """The part of `run` before logits: the rows' states [size, hidden], and bool [size], whether each is finite."""
         rows, starts = self.inputs(size)[:, :size].unbind(0)
         held, device = self._rows, self._rows.device
-        results = make_results(size, kind, device)
         token_ids = (torch.zeros if blank else torch.empty)(size, dtype=torch.int32, device=device)
         seq_lens = torch.empty(size, dtype=torch.int32, device=device)
         slots = torch.empty(size, dtype=torch.int64, device=device)
@@ -75,8 +79,18 @@ class DecodeStep:
             block_size=held.block_size,
         )
         h, finite = self._decoder.finish(self._decoder.forward(batch, self._cache, self._attention), every)
+        return h, finite
+
+    def logits(self, h: Tensor) -> Tensor:
+        """float32 [size, vocab] of states."""
+        return self._decoder.logits(h)
+
+    def draw(self, size: int, kind: Kind, logits: Tensor, finite: Tensor) -> Tensor:
+        """The rest of `run`. logits: overwritten."""
+        rows, starts = self.inputs(size)[:, :size].unbind(0)
+        results = make_results(size, kind, self._rows.device)
         unpack(results, size).finite.copy_(finite)
-        self.sample(self._decoder.logits(h), rows, starts + 1, results, kind)
+        self.sample(logits, rows, starts + 1, results, kind)
         return results
 
     def sample(self, logits: Tensor, rows: Tensor, positions: Tensor, results: Tensor, kind: Kind) -> None:
@@ -129,6 +143,7 @@ class DecodeSteps:
         most = len(rows.states)
         self._sizes = padded_sizes(most)
         self._graphs = Graphs[Tensor](pool)
+        self._layers = Graphs[tuple[Tensor, Tensor]](pool)
 
     def run(self, plan: StepPlan, download: Download) -> Callable[[], StepResult] | None:
         """Launch the step; what it returns gives the result after `download`. None: not a decode step."""
@@ -140,6 +155,24 @@ class DecodeSteps:
         upload_into(self._step.inputs(size), inputs)
         made = self._graphs.run((size, kind), lambda: self._step.run(size, kind))
         return partial(_result, plan, unpack(download.add(made), size), self._counts(rows, kind))
+
+    def start(self, plan: StepPlan) -> Callable[[Download], Callable[[], StepResult]] | None:
+        """As `run`, in two parts: the layers now, as a graph; what it returns draws, once the rows' masks are there."""
+        rows = [step.row for step in plan.rows]
+        inputs = self._inputs(plan.rows, rows)
+        if inputs is None:
+            return None
+        kind, size = self._rows.kinds.of(rows), self._size(len(rows))
+        upload_into(self._step.inputs(size), inputs)
+        # logits are made outside: a graph's results are kept, and of each size they would take up to 150 MB
+        h, finite = self._layers.run(size, lambda: self._step.layers(size))
+        logits = self._step.logits(h)
+
+        def draw(download: Download) -> Callable[[], StepResult]:
+            made = self._step.draw(size, kind, logits, finite)
+            return partial(_result, plan, unpack(download.add(made), size), self._counts(rows, kind))
+
+        return draw
 
     def draw(self, logits: Tensor, rows: list[int], positions: list[int], download: Download) -> Sampled:
         """As part of an eager step, for rows of which none is beyond the kernels. logits: overwritten."""

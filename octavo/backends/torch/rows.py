@@ -118,6 +118,14 @@ class Rows:
             held = state_now.num_blocks * self.block_size if usable and state_now is not None else 0
             self.room[row] = min(held, self.max_model_len)
 
+    def set_masks(self, masks: dict[int, bytes]) -> None:
+        """What rows may sample in the step under way, as ports.Backend.mask has it. ValueError for another size."""
+        if masks:
+            words = np.frombuffer(bytearray().join(masks.values()), np.int32)
+            rows = upload(list(masks), torch.int64, self.device)
+            table = self.edits.allowed
+            table.index_copy_(0, rows, upload_array(words.reshape(len(masks), table.shape[1]), self.device))
+
     def refusal(self, step: RowStep) -> str | None:
         """Why this row cannot run, or None."""
         state = self.states[step.row]
@@ -188,7 +196,7 @@ class Rows:
     def _integers(self, row: int, edits: RowEdits) -> list[int]:
         """In the order of INTEGERS."""
         state = self.state(row)
-        listed = int(edits.allowed is not None)
+        listed = int(edits.allowed is not None or state.sampling.masked)
         logprobs = self.kinds.logprobs.get(row, -1)
         return [
             _signed(state.sampling.seed),

@@ -74,6 +74,7 @@ class TorchBackend:
         self._flash: Flash4 | None = None
         self._runner: StepRunner | None = None
         self._unfinished: deque[Future[Launched]] = deque()
+        self._unmasked = False
         # on a GPU launching is all that a step does here, and a second thread would only pass it on
         on_host = self._device.type == "cpu"
         self._worker: Worker = ThreadPoolExecutor(1, "octavo-torch", _set_threads, (threads,)) if on_host else InPlace()
@@ -160,12 +161,28 @@ class TorchBackend:
             raise RuntimeError(f"{MAX_UNFINISHED} steps are begun and unfinished; call finish first")
         if plan.num_tokens > self._max_num_tokens:
             raise RuntimeError(f"step {plan.step} has {plan.num_tokens} tokens, the limit is {self._max_num_tokens}")
+        self._mask({})
         self._unfinished.append(self._worker.submit(_launch, runner, plan))
+        self._unmasked = bool(plan.masked)
+
+    def mask(self, masks: dict[int, bytes]) -> None:
+        """Let the step that was begun last sample."""
+        if not self._unmasked:
+            raise RuntimeError("no step waits for masks")
+        self._mask(masks)
+
+    def _mask(self, masks: dict[int, bytes]) -> None:
+        if self._unmasked and self._runner is not None:
+            self._unmasked = False
+            started = self._unfinished.pop()
+            self._unfinished.append(self._worker.submit(_resume, self._runner, started, masks))
 
     def finish(self) -> StepResult:
         """Wait for the oldest unfinished step; raises what the whole step raised."""
         if not self._unfinished:
             raise RuntimeError("finish without begin")
+        if len(self._unfinished) == 1:
+            self._mask({})
         return collect(self._unfinished.popleft().result())
 
     def call(self, name: str, **arguments: Any) -> Any:
@@ -244,3 +261,8 @@ def _set_threads(threads: int | None) -> None:
 def _launch(runner: StepRunner, plan: StepPlan) -> Launched:
     with torch.inference_mode():
         return runner.launch(plan)
+
+
+def _resume(runner: StepRunner, started: Future[Launched], masks: dict[int, bytes]) -> Launched:
+    with torch.inference_mode():
+        return runner.mask(started.result(), masks)

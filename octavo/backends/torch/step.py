@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -36,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 NOT_FINITE = "the model's output is not finite (NaN or infinity)"
 _NO_SECOND = 2**62  # no position reaches it
-NOTHING_TO_SAMPLE = "allowed_token_ids, bad_words and min_tokens together leave no token to sample"
+NOTHING_TO_SAMPLE = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to sample"
+NO_MASK = "the row's mask is missing"
 
 PROMPT_TILE_ELEMENTS = 1 << 25
 """Logits of prompt positions made at a time: 128 MiB of float32."""
@@ -57,7 +60,8 @@ class Sampled:
 class Launched:
     """A step under way. finite: bool, parallel to `ran`.  prompt: row -> (first position, log probabilities).
 
-    decoded: of a step of single tokens alone, gives the result after `download`.  pooled: row -> float32 vector.
+    decoded: of a step of single tokens alone, gives the result after `download`.  rest: what is to be launched when the
+    step's masks have come.  pooled: row -> float32 vector.
     """
 
     plan: StepPlan
@@ -69,6 +73,7 @@ class Launched:
     failed: dict[int, str] = field(default_factory=dict)
     decoded: Callable[[], StepResult] | None = None
     pooled: dict[int, Tensor] = field(default_factory=dict)
+    rest: Callable[[], None] | None = None
 
 
 class StepRunner:
@@ -88,20 +93,44 @@ class StepRunner:
         self._decodes, self._forwards = decodes, forwards
 
     def launch(self, plan: StepPlan) -> Launched:
-        """Carry the plan out. Raises only what concerns the whole step."""
+        """Carry the plan out, of a masked one as much as needs no masks. Raises only what concerns the whole step."""
         if self._rows.device.type != "cpu":
             staging().next_step()
         launched = Launched(plan, Download(self._rows.device))
         self._rows.apply(plan)
         self._cache.copy_blocks(plan.copies)
+        if plan.masked:
+            launched.rest = self._start(plan, launched)
+            return launched
         if self._decodes is not None:
             launched.decoded = self._decodes.run(plan, launched.download)
-        if launched.decoded is None:
-            self._run_eager(plan, launched)
+        if launched.decoded is None and (rest := self._start_eager(plan, launched)):
+            rest()
         launched.download.seal()
         return launched
 
-    def _run_eager(self, plan: StepPlan, launched: Launched) -> None:
+    def mask(self, launched: Launched, masks: dict[int, bytes]) -> Launched:
+        """Carry out the rest of a step that was launched last."""
+        launched.failed.update((row, NO_MASK) for row in launched.plan.masked if row not in masks)
+        self._rows.set_masks(masks)
+        if launched.rest is not None:
+            launched.rest()
+            launched.rest = None
+        launched.download.seal()
+        return launched
+
+    def _start(self, plan: StepPlan, launched: Launched) -> Callable[[], None] | None:
+        """Run the layers; what is to be done with the masks."""
+        draw = None if self._decodes is None else self._decodes.start(plan)
+        if draw is None:
+            return self._start_eager(plan, launched)
+
+        def rest() -> None:
+            launched.decoded = draw(launched.download)
+
+        return rest
+
+    def _start_eager(self, plan: StepPlan, launched: Launched) -> Callable[[], None] | None:
         steps: list[RowStep] = []
         for step in plan.rows:
             refusal = self._rows.refusal(step)
@@ -109,10 +138,13 @@ class StepRunner:
                 steps.append(step)
             else:
                 launched.failed[step.row] = refusal
-        if steps and self._model.spec.pooling is not None:
-            self._pool(make_batch(steps, self._rows), self._model.spec.pooling, launched)
-        elif steps:
-            self._run(make_batch(steps, self._rows), launched)
+        if not steps:
+            return None
+        batch = make_batch(steps, self._rows)
+        if self._model.spec.pooling is not None:
+            self._pool(batch, self._model.spec.pooling, launched)
+            return None
+        return partial(self._finish, batch, self._forward(batch), launched)
 
     def _pool(self, batch: Batch, pooling: Pooling, launched: Launched) -> None:
         asked = [self._rows.state(step.row).pooling for step in batch.steps]
@@ -134,8 +166,7 @@ class StepRunner:
             except Exception as error:
                 _fail(launched, step.row, "pooling", error)
 
-    def _run(self, batch: Batch, launched: Launched) -> None:
-        stream = self._forward(batch)
+    def _finish(self, batch: Batch, stream: Stream, launched: Launched) -> None:
         launched.ran = [step.row for step in batch.steps]
         launched.finite = launched.download.add(_finite_rows(stream, batch))
         for indices in self._sampling(batch):
@@ -216,6 +247,7 @@ class StepRunner:
             floats=self._rows.floats[row_ids],
             seeds=integers[:, 0],
             top_k=integers[:, 1],
+            allowed=self._rows.edits.allowed,
         )
 
     def _prompt_logprobs(self, index: int, count: int, batch: Batch, stream: Stream, launched: Launched) -> None:
@@ -240,7 +272,7 @@ def collect(launched: Launched) -> StepResult:
     """Wait for the results of a step."""
     launched.download.wait()
     if launched.decoded is not None:
-        return launched.decoded()
+        return _with_failed(launched.decoded(), launched.failed)
     failed = dict(launched.failed)
     for row, vector in launched.pooled.items():
         if not bool(vector.isfinite().all()):
@@ -276,6 +308,11 @@ def collect(launched: Launched) -> StepResult:
         failed=failed,
         pooled={row: vector.numpy().astype("<f4").tobytes() for row, vector in launched.pooled.items()},
     )
+
+
+def _with_failed(result: StepResult, failed: dict[int, str]) -> StepResult:
+    """failed: what went wrong on the host; it comes first."""
+    return msgspec.structs.replace(result, failed=result.failed | failed) if failed else result
 
 
 def _finite_rows(stream: Stream, batch: Batch) -> Tensor:

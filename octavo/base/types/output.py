@@ -55,9 +55,22 @@ class Logprob:
     decoded_token: str | None = None
 
 
+@dataclass(frozen=True)
+class ToolCall:
+    """A function that the model calls. arguments: a JSON object as text.  id: where the model gives one itself."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
 @dataclass
 class CompletionOutput:
-    """One completion of a request. finish_reason: stop, length, abort, error, or None while it goes on."""
+    """One completion of a request. finish_reason: stop, length, abort, error, or None while it goes on.
+
+    reasoning, tool_calls: what the text held of them, where it was parsed; then text is the rest.
+    num_reasoning_tokens: of token_ids.
+    """
 
     index: int
     text: str
@@ -66,6 +79,9 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    num_reasoning_tokens: int = 0
 
     def finished(self) -> bool:
         """True once nothing more will come."""

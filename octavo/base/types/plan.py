@@ -18,7 +18,8 @@ class RowSampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     of (logits, seed, position) alone.  stop_token_ids (end-of-text ids included) are not sampled before
     min_tokens outputs.  bad_words_ids: token sequences whose last token is not sampled after the others.
     logprobs: None, or alternatives per sampled token (0: the sampled one alone, -1: all);
-    prompt_logprobs: the same for prompt tokens.
+    prompt_logprobs: the same for prompt tokens.  masked: each sampled token is chosen under a mask of its own
+    (StepPlan.masked), which allowed_token_ids are part of.
     """
 
     temperature: float = 0.0
@@ -36,6 +37,7 @@ class RowSampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     bad_words_ids: list[list[int]] = []
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    masked: bool = False
 
 
 class RowBegin(msgspec.Struct, frozen=True, array_like=True):
@@ -76,6 +78,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One step. Carried out in this order: ended, begins, updates, copies (source, destination block), rows.
 
     All sources of `copies` are read before any destination is written; destinations are distinct.
+    masked: those of the rows that sample which wait for a mask (ports.Backend.mask).
     """
 
     step: int
@@ -84,6 +87,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     updates: list[BlockUpdate] = []
     ended: list[int] = []
     copies: list[tuple[int, int]] = []
+    masked: list[int] = []
 
     @property
     def num_tokens(self) -> int:

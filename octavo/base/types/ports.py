@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import msgspec
@@ -37,6 +37,13 @@ class Backend(Protocol):
     def begin(self, plan: StepPlan) -> None:
         """Start a step; at most two are begun and unfinished."""
 
+    def mask(self, masks: dict[int, bytes]) -> None:
+        """Masks for plan.masked of the step that was begun last, by row; returns at once, as begin does.
+
+        Bit i % 8 of byte i // 8 says whether token i may be sampled, in ceil(vocab / 32) * 4 bytes. A row without one
+        fails; all of them do where the next begin, or finish of the step, comes first.
+        """
+
     def finish(self) -> StepResult:
         """Wait for the oldest unfinished step. Raises only if the whole step failed."""
 
@@ -51,6 +58,7 @@ class Executor(Protocol):
     """Carries plans to one or more backends. What the engine sees of the devices; engine/fake is another."""
 
     def begin(self, plan: StepPlan) -> None: ...
+    def mask(self, masks: dict[int, bytes]) -> None: ...
     def finish(self) -> StepResult: ...
     def call(self, name: str, **arguments: Any) -> Any: ...
     def close(self) -> None: ...
@@ -68,6 +76,7 @@ class TextTokenizer(Protocol):
 
     vocab_size: int
     eos_token_ids: list[int]
+    special_tokens: dict[str, str]
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
     def encode_whole(
@@ -78,5 +87,10 @@ class TextTokenizer(Protocol):
     def token_strings(self, ids: Sequence[int]) -> list[str]: ...
     def token_bytes(self, token_id: int) -> bytes: ...
     def stream(
-        self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+        kept_tokens: Set[int] = frozenset(),
     ) -> TextStream: ...

@@ -8,6 +8,7 @@ from enum import IntEnum
 import msgspec
 
 from octavo.base.errors import InputError
+from octavo.base.types.structured import StructuredOutputsParams
 
 MAX_N = 128
 MAX_STOP_STRINGS = 16
@@ -33,7 +34,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     include_stop_str_in_output).  max_tokens: None means as many as the context allows.
     logprobs / prompt_logprobs: number of alternatives per position, at most `max_logprobs` of the engine.
     logit_bias: token id -> added to the logit.  allowed_token_ids: nothing else is sampled.
-    bad_words: strings never completed.  Raises InputError naming the field.
+    bad_words: strings never completed.  structured_outputs: the form that the answer must have.
+    Raises InputError naming the field.
     """
 
     n: int = 1
@@ -60,6 +62,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         for name, lowest, highest in _INTEGERS:
@@ -82,6 +85,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             raise InputError("allowed_token_ids is empty: no token could be sampled", param="allowed_token_ids")
         _check_bias(self.logit_bias)
         _check_strings("bad_words", self.bad_words, MAX_BAD_WORDS)
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise InputError("structured_outputs must be StructuredOutputsParams", param="structured_outputs")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InputError(
                 f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})", param="min_tokens"

@@ -12,10 +12,6 @@ EmptyObject = Annotated[dict[str, Any], Meta(max_length=0)]
 One = Annotated[float, Meta(ge=1, le=1)]
 
 
-class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
-    """response_format that asks for nothing."""
-
-
 class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every known field that is not supported; a value outside its type is refused with the reason in REASONS."""
 
@@ -25,14 +21,7 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     length_penalty: One | None = None
     early_stopping: Literal[False] | None = None
     logits_processors: Empty | None = None
-    response_format: TextFormat | None = None
-    structured_outputs: None = None
-    guided_json: None = None
-    guided_regex: None = None
-    guided_choice: None = None
-    guided_grammar: None = None
-    guided_decoding_backend: None = None
-    guided_whitespace_pattern: None = None
+    guided_decoding_backend: Literal["auto", "guidance"] | None = None
     structural_tag: None = None
     logprob_token_ids: Empty | None = None
     prompt_logprob_token_ids: Empty | None = None
@@ -42,8 +31,6 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     prompt_embeds: None = None
     truncation_side: Literal["left"] | None = None
     thinking_token_budget: None = None
-    reasoning_effort: None = None
-    include_reasoning: Literal[True] | None = None
     repetition_detection: None = None
     kv_transfer_params: None = None
     ec_transfer_params: None = None
@@ -65,7 +52,6 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     service_tier: Literal["auto", "default"] | None = None
 
 
-_STRUCTURED = "structured output is not available; ask for the form in the prompt"
 _BEAM = "beam search is not available; use n with a temperature above 0"
 _TEXT_ONLY = "this server takes and gives text only"
 
@@ -76,15 +62,8 @@ REASONS: dict[str, str] = {
     "length_penalty": _BEAM,
     "early_stopping": _BEAM,
     "logits_processors": "use logit_bias, allowed_token_ids or bad_words",
-    "response_format": _STRUCTURED,
-    "structured_outputs": _STRUCTURED,
-    "guided_json": _STRUCTURED,
-    "guided_regex": _STRUCTURED,
-    "guided_choice": _STRUCTURED,
-    "guided_grammar": _STRUCTURED,
-    "guided_decoding_backend": _STRUCTURED,
-    "guided_whitespace_pattern": _STRUCTURED,
-    "structural_tag": _STRUCTURED,
+    "guided_decoding_backend": "grammars are llguidance's; leave it out, or send 'auto' or 'guidance'",
+    "structural_tag": "send it in structured_outputs, or as response_format",
     "logprob_token_ids": "ask for the most likely tokens with logprobs",
     "prompt_logprob_token_ids": "ask for the most likely tokens with prompt_logprobs",
     "flat_logprobs": "logprobs come as OpenAI's objects",
@@ -93,8 +72,8 @@ REASONS: dict[str, str] = {
     "prompt_embeds": "send text or token ids",
     "truncation_side": "prompts are cut at the left",
     "thinking_token_budget": "limit the answer with max_tokens",
-    "reasoning_effort": "if the chat template knows it, send it in chat_template_kwargs",
-    "include_reasoning": "reasoning is not split from the answer",
+    "reasoning_effort": "it is for chats, one of none, minimal, low, medium, high, xhigh, max",
+    "include_reasoning": "reasoning is told apart in chats only",
     "repetition_detection": "use repetition_penalty or stop",
     "kv_transfer_params": "the KV cache stays in this server",
     "ec_transfer_params": "the KV cache stays in this server",
@@ -114,6 +93,6 @@ REASONS: dict[str, str] = {
     "prompt_cache_retention": "prefixes are kept in memory while there is room",
     "store": "nothing is stored; leave it out or send false",
     "service_tier": "there is one tier; leave it out or send 'auto'",
-    "tool_choice": "forcing a tool call is not available; send 'auto' or 'none'",
+    "tool_choice": 'send \'none\', \'auto\', \'required\', or {"type": "function", "function": {"name": ...}}',
 }
 """Why, or what to do instead, by field; tool_choice has values that are supported and values that are not."""

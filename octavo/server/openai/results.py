@@ -81,6 +81,7 @@ class Results:
             request_id=f"{generation.internal}-{index}",
             priority=request.priority or 0,
             cache_salt=request.cache_salt or "",
+            parsing=generation.parsing,
         )
         async with aclosing(cast("AsyncGenerator[RequestOutput, None]", outputs)):
             async for output in outputs:

@@ -143,10 +143,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "min_p": 0.001,
         "logprobs": 5,
     },
+    "mask, greedy": {"masked": True, "temperature": 0.0, "logprobs": 2},
+    "mask and all": {"masked": True, "logit_bias": {7: 2.0}, "repetition_penalty": 1.3, "top_p": 0.9, "logprobs": 3},
 }
 BEYOND: dict[str, dict[str, Any]] = {
     "all logprobs": {"logprobs": -1},
     "more logprobs": {"logprobs": MOST + 1},
+    "mask and all logprobs": {"masked": True, "logprobs": -1},
     "many bad words": {"bad_words_ids": [[a, a, b] for a in range(VOCAB) for b in range(20)]},
 }
 
@@ -205,13 +208,13 @@ def test_rows_of_each_kind_equal_plain_torch(name: str, monkeypatch: pytest.Monk
     mine = Crowd(driver, kinds)
     runner = driver.backend._runner
     assert runner is not None
-    eager = runner._run_eager
+    eager = runner._start_eager
 
-    def prompts_only(plan: StepPlan, launched: Any) -> None:
+    def prompts_only(plan: StepPlan, launched: Any) -> Any:
         assert plan.begins
-        eager(plan, launched)
+        return eager(plan, launched)
 
-    monkeypatch.setattr(runner, "_run_eager", prompts_only)
+    monkeypatch.setattr(runner, "_start_eager", prompts_only)
     mine.run()
     monkeypatch.undo()
     plain = Crowd(Driver(model, weights, rows=len(kinds)), kinds)

@@ -83,7 +83,8 @@ def _bits(ids: list[int], vocab_size: int) -> np.ndarray:
 
 class EditTables:
     """Persistent arrays by row: edits int32 [rows, len(FIELDS), MOST_EDITS], prefixes int32 [rows, MOST_EDITS], allowed
-    int32 [rows, ceil(vocab / 32)]. Where a row's lists end, and whether it has any, stands among its integers."""
+    int32 [rows, ceil(vocab / 32)], of masked rows the mask of the step under way. Where a row's lists end, and whether
+    it has any, stands among its integers."""
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
         self.edits = torch.zeros((num_rows, len(FIELDS), MOST_EDITS), dtype=torch.int32, device=device)

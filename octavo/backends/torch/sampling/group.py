@@ -26,6 +26,7 @@ class Group:
     tokens: int32 [all rows, max_model_len + 1], of which `rows` and, on the device, `row_ids` int64 [m] are these;
     what stands at a row's position and behind it is anything.
     floats: float32 [m, len(FLOATS)].  seeds, top_k: int64 [m]; top_k is 1..vocab.
+    allowed: int32 [all rows, ceil(vocab / 32)], of masked rows the step's masks, a bit a token; None if no row is.
     """
 
     sampling: list[RowSampling]
@@ -38,6 +39,7 @@ class Group:
     floats: Tensor
     seeds: Tensor
     top_k: Tensor
+    allowed: Tensor | None = None
 
     def column(self, name: str) -> Tensor:
         """[m, 1] of one of FLOATS."""
@@ -60,4 +62,5 @@ class Group:
             floats=self.floats[at],
             seeds=self.seeds[at],
             top_k=self.top_k[at],
+            allowed=self.allowed,
         )

@@ -40,7 +40,7 @@ class Kinds:
         """The row begins."""
         if is_filtered(sampling):
             self.filtered.add(row)
-        if not edits.empty or has_penalties(sampling):
+        if not edits.empty or sampling.masked or has_penalties(sampling):
             self.edited.add(row)
         count = sampling.logprobs
         if count is not None:

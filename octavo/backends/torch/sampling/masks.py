@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,8 +15,10 @@ _NONE = -2
 
 
 def apply_masks(logits: Tensor, group: Group) -> None:
-    """logits: float32 [m, vocab]. allowed_token_ids, bad_words, stop ids before min_tokens, then logit_bias."""
+    """logits: float32 [m, vocab]. Masks, allowed_token_ids, bad_words, stop ids before min_tokens, then logit_bias."""
     for i, tables in enumerate(group.tables):
+        if group.allowed is not None and group.sampling[i].masked:
+            _keep_only(logits[i], group.allowed[group.rows[i]])
         if tables.empty:
             continue
         row, position, num_prompt = logits[i], group.positions[i], group.num_prompts[i]
@@ -27,6 +30,12 @@ def apply_masks(logits: Tensor, group: Group) -> None:
             row[tables.stops] = REFUSED
         if tables.bias_ids is not None and tables.bias is not None:
             row[tables.bias_ids] += tables.bias
+
+
+def _keep_only(row: Tensor, words: Tensor) -> None:
+    """words: int32 [ceil(vocab / 32)], a bit a token."""
+    bits = (words[:, None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1
+    row.masked_fill_(bits.flatten()[: row.shape[0]] == 0, REFUSED)
 
 
 def _refuse_bad_words(row: Tensor, words: BadWords, tokens: Tensor, *, first: int, end: int) -> None:

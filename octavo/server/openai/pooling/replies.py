@@ -7,8 +7,8 @@ from msgspec import UNSET, UnsetType
 
 from octavo.server.openai.replies import Usage
 
-Vector = list[float] | list[list[float]] | str
-"""Numbers, or base64 of float32, little-endian."""
+Vector = list[float | list[float]] | str
+"""Numbers, or a list of them a token; or base64 of float32, little-endian."""
 
 
 class Embedding(msgspec.Struct, frozen=True):
@@ -45,14 +45,37 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class ListReply(msgspec.Struct, frozen=True, kw_only=True):
-    """/v1/embeddings, /pooling, /classify, /score: an entry an input."""
+    """What replies with an entry an input share."""
 
     id: str
     object: str = "list"
     created: int
     model: str
-    data: list[Embedding] | list[Pooled] | list[Classes] | list[Score]
     usage: Usage
+
+
+class EmbeddingsReply(ListReply, frozen=True, kw_only=True):
+    """POST /v1/embeddings."""
+
+    data: list[Embedding]
+
+
+class PoolingReply(ListReply, frozen=True, kw_only=True):
+    """POST /pooling."""
+
+    data: list[Pooled]
+
+
+class ClassesReply(ListReply, frozen=True, kw_only=True):
+    """POST /classify."""
+
+    data: list[Classes]
+
+
+class ScoresReply(ListReply, frozen=True, kw_only=True):
+    """POST /score."""
+
+    data: list[Score]
 
 
 class DocumentText(msgspec.Struct, frozen=True):

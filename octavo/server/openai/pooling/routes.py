@@ -43,7 +43,8 @@ async def create_embeddings(services: Services, exchange: Exchange) -> Reply:
         replies.Embedding(index, shown(output.outputs.data, request.encoding_format))
         for index, output in enumerate(outputs)
     ]
-    return _list(services, exchange, request, data=data, usage=usage(outputs), prefix="embd-")
+    begin = head(services, exchange, request, "embd-")
+    return Reply(msgspec.json.encode(replies.EmbeddingsReply(data=data, usage=usage(outputs), **begin)))
 
 
 async def create_pooling(services: Services, exchange: Exchange) -> Reply:
@@ -55,7 +56,8 @@ async def create_pooling(services: Services, exchange: Exchange) -> Reply:
         replies.Pooled(index, shown(output.outputs.data, request.encoding_format))
         for index, output in enumerate(outputs)
     ]
-    return _list(services, exchange, request, data=data, usage=usage(outputs), prefix="pool-")
+    begin = head(services, exchange, request, "pool-")
+    return Reply(msgspec.json.encode(replies.PoolingReply(data=data, usage=usage(outputs), **begin)))
 
 
 async def create_classes(services: Services, exchange: Exchange) -> Reply:
@@ -68,7 +70,8 @@ async def create_classes(services: Services, exchange: Exchange) -> Reply:
     for index, output in enumerate(outputs):
         probs = vector(output)
         data.append(replies.Classes(index, labels[probs.index(max(probs))], probs, len(probs)))
-    return _list(services, exchange, request, data=data, usage=usage(outputs), prefix="classify-")
+    begin = head(services, exchange, request, "classify-")
+    return Reply(msgspec.json.encode(replies.ClassesReply(data=data, usage=usage(outputs), **begin)))
 
 
 async def create_scores(services: Services, exchange: Exchange) -> Reply:
@@ -78,7 +81,8 @@ async def create_scores(services: Services, exchange: Exchange) -> Reply:
     seconds, second = _either(request, "text_2", "documents")
     scores, counted = await _score(services, match_pairs(firsts, seconds, (first, second)), request, name=second)
     data = [replies.Score(index, score) for index, score in enumerate(scores)]
-    return _list(services, exchange, request, data=data, usage=counted, prefix="score-")
+    begin = head(services, exchange, request, "score-")
+    return Reply(msgspec.json.encode(replies.ScoresReply(data=data, usage=counted, **begin)))
 
 
 async def create_rerank(services: Services, exchange: Exchange) -> Reply:
@@ -163,10 +167,3 @@ def _either(request: ScoreRequest, name: str, other: str) -> tuple[list[str], st
         raise InputError(f"{name} {what}", param=name)
     key, value = given[0]
     return [value] if isinstance(value, str) else value, key
-
-
-def _list(
-    services: Services, exchange: Exchange, request: PoolingRequest, *, data: Any, usage: Any, prefix: str
-) -> Reply:
-    begin = head(services, exchange, request, prefix)
-    return Reply(msgspec.json.encode(replies.ListReply(data=data, usage=usage, **begin)))

@@ -87,7 +87,7 @@ def usage(outputs: Sequence[AnyPoolingOutput]) -> Usage:
 def shown(data: list[float] | list[list[float]], encoding: str | None) -> Vector:
     """The numbers, or their bytes."""
     if encoding != "base64":
-        return data
+        return [*data]
     rows = (row if isinstance(row, list) else [row] for row in data)
     numbers = array("f", [number for row in rows for number in row])
     if sys.byteorder == "big":

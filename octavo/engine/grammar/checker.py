@@ -1,0 +1,121 @@
+"""Grammars tried out in a process of their own: StructuredOutputsParams in, an error out where they cannot be taken.
+
+A grammar can be a bomb: of time, of memory, of the stack of the library that compiles it. There it ends that process
+alone, which is started again. What has passed is compiled again by the engine, under the same limits but for the clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from multiprocessing.connection import Connection, Pipe
+
+import msgspec
+
+from octavo.base import errors
+from octavo.base.errors import InputError, OctavoError, OverloadedError
+from octavo.base.types.structured import StructuredOutputsParams
+
+DEADLINE_S = 2.0
+MAX_MEMORY = 64 << 20
+START_S = 30.0
+QUEUE_S = 10.0  # until a check that waits for others gives up
+MAX_KNOWN = 1024
+
+
+class Verdict(msgspec.Struct, array_like=True):
+    """The child's answer: nothing, or the error's class, message and field."""
+
+    kind: str = ""
+    message: str = ""
+    param: str | None = None
+
+
+class Checker:
+    """Checks one after the other, from any thread; the process starts with the first. Remembers what has passed.
+
+    special: control tokens, spelling -> id, which grammars may name.
+    """
+
+    def __init__(self, special: Mapping[str, int]) -> None:
+        self._special = dict(special)
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+
+    def check(self, params: StructuredOutputsParams) -> None:
+        """InputError naming the field where no grammar can be made. OverloadedError where too many wait."""
+        body = msgspec.msgpack.encode(params)
+        key = hashlib.sha256(body).digest()
+        if key in self._known:
+            return
+        if not self._lock.acquire(timeout=QUEUE_S):
+            raise OverloadedError("many new grammars wait to be checked; try again", retry_after=2)
+        try:
+            self._check(body, f"structured_outputs.{params.kind}")
+        finally:
+            self._lock.release()
+        self._known[key] = None
+        while len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+
+    def close(self) -> None:
+        """End the process; idempotent. Another check would start it again."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._connection = self._process = None
+
+    def _check(self, body: bytes, param: str) -> None:
+        answer = self._ask(body, param)
+        if answer is None:  # of a process that has served others: its memory may have been used up by them
+            answer = self._ask(body, param)
+        if answer is None:
+            most = MAX_MEMORY >> 20
+            raise InputError(f"{param}: it nests too deeply, or takes more than {most} MB to compile", param=param)
+        verdict = msgspec.msgpack.decode(answer, type=Verdict)
+        if verdict.kind:
+            kind = getattr(errors, verdict.kind, InputError)
+            if isinstance(kind, type) and issubclass(kind, OctavoError):
+                raise kind(verdict.message, param=verdict.param)
+            raise InputError(verdict.message, param=verdict.param)
+
+    def _ask(self, body: bytes, param: str) -> bytes | None:
+        """The child's answer; None where it died of the question, after which there is none."""
+        try:
+            connection = self._connection or self._start()
+            connection.send_bytes(body)
+            if connection.poll(DEADLINE_S):
+                return connection.recv_bytes()
+        except (EOFError, ConnectionError):
+            self.close()
+            return None
+        self.close()
+        raise InputError(f"{param}: compiling it takes more than {DEADLINE_S:.0f} s; make it simpler", param=param)
+
+    def _start(self) -> Connection:
+        ours, theirs = Pipe()
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "octavo.engine.grammar.checker_main", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # a fault of the library's prints what a client sent
+                env=environment,
+            )
+        self._connection = ours
+        ours.send_bytes(msgspec.msgpack.encode(self._special))
+        if not ours.poll(START_S):
+            self.close()
+            raise OverloadedError("the process that checks grammars does not start; try again", retry_after=2)
+        ours.recv_bytes()
+        return ours

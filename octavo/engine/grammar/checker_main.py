@@ -1,0 +1,85 @@
+"""The process behind checker.py: `python -m octavo.engine.grammar.checker_main FD`. It ends with its connection.
+
+Its vocabulary is the bytes and the model's control tokens: enough to tell whether a grammar can be compiled.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import msgspec
+from llguidance import LLTokenizer
+
+from octavo.base.errors import OctavoError
+from octavo.base.types.structured import StructuredOutputsParams
+from octavo.engine.grammar.checker import MAX_MEMORY, Verdict
+from octavo.engine.grammar.compiler import STACK_BYTES
+from octavo.engine.grammar.grammar import Vocabulary
+from octavo.engine.grammar.llguidance import compile_matcher, make_tokenizer
+
+SMALLER_STACK = STACK_BYTES // 4
+"""What passes here leaves the engine's threads the rest."""
+
+
+def small_vocabulary(special: dict[str, int]) -> Vocabulary:
+    """The bytes, then the control tokens under other ids, then one that ends the text."""
+    spellings = sorted(special)
+    tokens = [bytes([byte]) for byte in range(256)] + [spelling.encode() for spelling in spellings] + [b""]
+    ids = {spelling: 256 + i for i, spelling in enumerate(spellings)}
+    return Vocabulary(tokens, ids, (len(tokens) - 1,), len(tokens))
+
+
+def try_out(tokenizer: LLTokenizer, special: dict[str, int], params: StructuredOutputsParams) -> Verdict:
+    """Compile, and find what may come first."""
+    try:
+        matcher = compile_matcher(tokenizer, params, special.keys())
+        matcher.compute_bitmask()
+    except OctavoError as error:
+        return Verdict(type(error).__name__, error.message, error.param)
+    return Verdict()
+
+
+def limit_memory() -> None:
+    """At most MAX_MEMORY more than now, where the system counts."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        used = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
+        most = used + MAX_MEMORY + SMALLER_STACK
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def serve(connection: Connection) -> None:
+    """Answer until the other end is closed."""
+    special = msgspec.msgpack.decode(connection.recv_bytes(), type=dict[str, int])
+    tokenizer = make_tokenizer(small_vocabulary(special))
+    connection.send_bytes(b"ready")
+    limit_memory()
+    while True:
+        params = msgspec.msgpack.decode(connection.recv_bytes(), type=StructuredOutputsParams)
+        connection.send_bytes(msgspec.msgpack.encode(try_out(tokenizer, special, params)))
+
+
+def main(fd: int) -> int:
+    """Serve on the connection `fd`, on a thread with a stack of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.stack_size(SMALLER_STACK)
+
+    def work() -> None:
+        with Connection(fd) as connection, suppress(EOFError, ConnectionError):
+            serve(connection)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,105 @@
+"""One grammar over llguidance: a text of schema.py and a Vocabulary in, a matcher that follows a sequence out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from octavo.base.errors import ConfigError, OctavoError
+from octavo.base.types.structured import StructuredOutputsParams
+from octavo.engine.grammar.grammar import GrammarError, Vocabulary
+from octavo.engine.grammar.schema import explain, make_grammar
+
+MAX_LEXER_STATES = 32_000  # 1 to 2 kB each: 64 MB
+
+
+def parser_limits() -> LLParserLimits:
+    """What a grammar may use, while it is compiled and at each token."""
+    return LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+
+
+def make_tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
+    """The vocabulary as a trie. ConfigError where no token ends a text: no grammar could end."""
+    ends = [token for token in vocabulary.eos_token_ids if token < vocabulary.size]
+    if not ends:
+        raise ConfigError("structured outputs need an end-of-text token, and the model names none", param="model")
+    return LLTokenizer(
+        TokenizerWrapper(_Source(vocabulary, ends[0])),
+        n_vocab=vocabulary.size,
+        eos_token=ends,
+        slices=LLTokenizer.json_slices(),
+    )
+
+
+class _Source:
+    """What TokenizerWrapper asks for."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary, eos_token_id: int) -> None:
+        size = vocabulary.size
+        self.eos_token_id = eos_token_id
+        self.tokens = [*vocabulary.tokens[:size], *[b""] * (size - len(vocabulary.tokens))]
+        self.special_token_ids = sorted(token for token in vocabulary.special.values() if token < size)
+        self._by_byte = {token: i for i, token in reversed(list(enumerate(self.tokens))) if len(token) == 1}
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Tokens of a text; asked for by nothing that is used here (tokens are never forced), so byte by byte."""
+        data = text.encode() if isinstance(text, str) else text
+        return [self._by_byte[data[i : i + 1]] for i in range(len(data)) if data[i : i + 1] in self._by_byte]
+
+
+def compile_matcher(tokenizer: LLTokenizer, params: StructuredOutputsParams, special: Collection[str]) -> LLMatcher:
+    """A matcher at the beginning of the grammar. Raises InputError naming the field. Holds no lock while it works."""
+    text = make_grammar(params, special)
+    with _faults():
+        matcher = LLMatcher(tokenizer, text, log_level=0, limits=parser_limits())
+    if matcher.is_error():
+        raise explain(params, matcher.get_error())
+    return matcher
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """What the library raises becomes the request's error; its panics are no Exception, and would end the engine."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, OctavoError):
+        raise
+    except BaseException as error:
+        raise GrammarError(f"the grammar of structured_outputs failed ({type(error).__name__})") from error
+
+
+class LlguidanceGrammar:
+    """A matcher, and the masks of one sequence."""
+
+    def __init__(self, matcher: LLMatcher, mask_bytes: int) -> None:
+        self._matcher = matcher
+        self._mask_bytes = mask_bytes
+        self.num_taken = 0
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Go on by these tokens."""
+        with _faults():
+            taken = not tokens or self._matcher.consume_tokens(list(tokens))
+        if not taken:
+            raise self._error()
+        self.num_taken += len(tokens)
+
+    def over(self) -> bool:
+        """True if nothing but the end of the text may follow."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
+
+    def mask(self) -> bytes:
+        """A bit a token."""
+        with _faults():
+            mask: bytes = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise self._error()
+        return mask[: self._mask_bytes]
+
+    def _error(self) -> GrammarError:
+        words = " ".join(self._matcher.get_error().partition("\n<state>")[0].split())
+        return GrammarError(f"the grammar of structured_outputs cannot go on: {words[:200]}")

@@ -1,0 +1,132 @@
+"""response_format, structured_outputs and guided_*: their types, and the one StructuredOutputsParams they ask for."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from octavo.base.errors import InputError
+from octavo.base.types.structured import StructuredOutputsParams
+from octavo.server.openai.refused import UnsupportedFields
+
+GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+"""vLLM's earlier names, each for the field of structured_outputs that it ends in."""
+
+
+class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+    """Asks for nothing."""
+
+
+class JsonObjectFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field="type", forbid_unknown_fields=True):
+    """Any JSON object."""
+
+
+class JsonSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's named schema. It is enforced whatever `strict` says; name and description are the client's own."""
+
+    schema: dict[str, Any]
+    name: Annotated[str, Meta(max_length=64)] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
+    """JSON of a schema."""
+
+    json_schema: JsonSchema
+
+
+class StructuralTagFormat(
+    msgspec.Struct, frozen=True, tag="structural_tag", tag_field="type", forbid_unknown_fields=True
+):
+    """Free text in which a trigger starts a tag; checked as StructuredOutputsParams.structural_tag."""
+
+    structures: list[Any]
+    triggers: list[Any]
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | StructuralTagFormat
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """StructuredOutputsParams as a body has it: null means not given."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    whitespace_pattern: str | None = None
+
+
+class StructuredFields(UnsupportedFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """At most one of them asks for a form."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+
+
+def structured_params(request: StructuredFields) -> StructuredOutputsParams | None:
+    """What the request asks for, or None. Raises InputError in terms of StructuredOutputsParams, see `field_name`."""
+    asked = _asked(request)
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)} exclude each other; send one of them", param=asked[1])
+    if request.guided_whitespace_pattern is not None and asked != ["guided_json"]:
+        raise InputError("guided_whitespace_pattern goes with guided_json", param="guided_whitespace_pattern")
+    return StructuredOutputsParams(**_values(request, asked[0])) if asked else None
+
+
+def asks_for_form(request: StructuredFields) -> bool:
+    """True if any of the fields demands a form."""
+    return bool(_asked(request))
+
+
+def _asked(request: StructuredFields) -> list[str]:
+    found = [] if isinstance(request.response_format, TextFormat | None) else ["response_format"]
+    if request.structured_outputs is not None:
+        found.append("structured_outputs")
+    return found + [name for name in GUIDED if getattr(request, name) is not None]
+
+
+def _values(request: StructuredFields, name: str) -> dict[str, Any]:
+    if name == "structured_outputs":
+        given = msgspec.structs.asdict(request.structured_outputs)  # type: ignore[arg-type]
+        return {key: value for key, value in given.items() if value is not None}
+    if name != "response_format":
+        values = {name.removeprefix("guided_"): getattr(request, name)}
+        if request.guided_whitespace_pattern is not None:
+            values["whitespace_pattern"] = request.guided_whitespace_pattern
+        return values
+    match request.response_format:
+        case JsonSchemaFormat(json_schema):
+            return {"json": json_schema.schema}
+        case StructuralTagFormat(structures, triggers):
+            return {"structural_tag": json.dumps({"structures": structures, "triggers": triggers})}
+    return {"json_object": True}
+
+
+def field_name(request: StructuredFields, param: str) -> str:
+    """The client's own name for a field of StructuredOutputsParams that an error names."""
+    _, _, part = param.partition("structured_outputs.")
+    if not part or request.structured_outputs is not None:
+        return param
+    if not asks_for_form(request):
+        return "tools"  # the form is that of a call
+    field, _, rest = part.partition(".")
+    if field == "whitespace_pattern":
+        return "guided_whitespace_pattern"
+    if not isinstance(request.response_format, TextFormat | None):
+        where = {"json": ".json_schema.schema", "structural_tag": f".{rest}" if rest else ""}.get(field, "")
+        return "response_format" + where
+    return f"guided_{field}"

@@ -1,0 +1,69 @@
+"""The process that grammars are tried out in: what passes, what ends it, and that it comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from octavo.base.errors import InputError, OverloadedError, UnsupportedError
+from octavo.base.types.structured import StructuredOutputsParams
+from octavo.engine.grammar import checker as checker_module
+from octavo.engine.grammar.checker import Checker
+
+CHAIN = "start: r0\n" + "\n".join(f'r{i}: r{i + 1} "a" | r{i + 1}' for i in range(9000)) + '\nr9000: "a"'
+
+
+@pytest.fixture
+def checker() -> Iterator[Checker]:
+    made = Checker({"<|im_end|>": 2})
+    yield made
+    made.close()
+
+
+def test_what_passes_is_remembered(checker: Checker) -> None:
+    params = StructuredOutputsParams(grammar='start: "a" <|im_end|>')
+    checker.check(params)
+    process = checker._process
+    assert process is not None
+    checker.close()
+    checker.check(params)
+    assert checker._process is None
+    checker.check(StructuredOutputsParams(regex="a"))
+    assert checker._process is not process
+
+
+def test_errors_cross_with_class_and_field(checker: Checker) -> None:
+    with pytest.raises(UnsupportedError, match="'not'") as caught:
+        checker.check(StructuredOutputsParams(json={"not": {}}))
+    assert caught.value.param == "structured_outputs.json"
+    with pytest.raises(InputError, match="unknown special token"):
+        checker.check(StructuredOutputsParams(grammar="start: <|other|>"))
+
+
+def test_one_that_ends_the_process_is_refused_and_the_next_passes(checker: Checker) -> None:
+    with pytest.raises(InputError, match="nests too deeply, or takes more than 64 MB"):
+        checker.check(StructuredOutputsParams(grammar=CHAIN))
+    checker.check(StructuredOutputsParams(regex="a"))
+
+
+def test_one_that_takes_too_long_is_refused(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    checker.check(StructuredOutputsParams(regex="a"))
+    monkeypatch.setattr(checker_module, "DEADLINE_S", 0.0)
+    with pytest.raises(InputError, match="takes more than 0 s"):
+        checker.check(StructuredOutputsParams(json={"enum": [f"v{i}" for i in range(9000)]}))
+    monkeypatch.undo()
+    checker.check(StructuredOutputsParams(regex="b"))
+
+
+def test_many_that_wait_are_turned_away(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker_module, "QUEUE_S", 0.01)
+    with checker._lock, pytest.raises(OverloadedError, match="wait to be checked"):
+        checker.check(StructuredOutputsParams(regex="a"))
+
+
+def test_memory_of_what_passed_is_bounded(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker_module, "MAX_KNOWN", 3)
+    for i in range(10):
+        checker.check(StructuredOutputsParams(choice=[str(i)]))
+    assert len(checker._known) == 3
