@@ -135,6 +135,7 @@ class App:
         self.batches = Batches(
             self.ask,
             BatchStore(config.batch_dir),
+            ready=lambda: self._services.ready,
             urls=WORK.keys(),
             at_once=max(1, llm.config.scheduler.max_num_seqs // 2),
             max_body_bytes=config.max_body_bytes,
@@ -208,8 +209,7 @@ class App:
     def _rejection(self) -> Rejection:
         if self.traffic.draining:
             return "draining"
-        ready = self._services.llm.state == "ready" and not self.traffic.paused
-        return "overloaded" if ready else "unavailable"
+        return "overloaded" if self._services.ready else "unavailable"
 
     async def _admit(self, scope: Scope, exchange: Exchange) -> None:
         origin = exchange.header(b"origin")

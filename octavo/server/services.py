@@ -33,6 +33,11 @@ class Services:
     batches: Batches
     routes: Sequence[Route]
 
+    @property
+    def ready(self) -> bool:
+        """True if requests are let in now."""
+        return self.llm.state == "ready" and not (self.traffic.draining or self.traffic.paused)
+
     def check_ready(self) -> None:
         """Raise a 503 with Retry-After unless requests can be taken now."""
         if self.traffic.draining or self.llm.state == "draining":

@@ -115,6 +115,9 @@ class FakeLLM:
     def check_generates(self) -> None:
         """It does."""
 
+    async def check(self, params: SamplingParams) -> None:
+        """Every form is taken, and none is kept."""
+
     async def generate(
         self,
         prompt: list[int],

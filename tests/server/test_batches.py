@@ -14,6 +14,7 @@ from serving import LiveServer, wait_for
 from test_bad_input import check_form
 
 from octavo.base.errors import ConfigError, OverloadedError
+from octavo.server.batch import batches
 from octavo.server.batch.store import BatchStore, Bounds, Kept
 from octavo.server.batch.types import BatchObject, RequestCounts
 from octavo.server.errors import HttpError
@@ -144,6 +145,15 @@ def test_a_full_engine_is_waited_for(client: openai.OpenAI, llm: FakeLLM, monkey
     assert (batch.status, batch.request_counts.completed, len(refused)) == ("completed", 1, 2)
 
 
+def test_a_pause_is_waited_for(client: openai.OpenAI, server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "READY_S", 0.01)
+    server.app.traffic.paused = True
+    name = begin(client, line("a"))
+    wait_for(lambda: client.batches.retrieve(name).status == "in_progress")
+    server.app.traffic.paused = False
+    assert ended(client, name).request_counts.completed == 1
+
+
 def test_the_next_process_goes_on(tmp_path: Path) -> None:
     slow = FakeLLM()
     slow.delay = 0.02
@@ -163,6 +173,7 @@ def test_a_temporary_folder_is_gone_afterwards(llm: FakeLLM) -> None:
         client.files.create(file=("f", b"x"), purpose="batch")
         folder = server.app.batches.store.folder
         assert folder.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
     assert not folder.exists()
 
 

@@ -13,9 +13,8 @@ import pydantic
 import pytest
 from replay import replay_model, replay_server
 from serving import LiveServer
-from test_real_engine import OPTIONS, start
-
-from octavo.api.async_llm import AsyncLLM
+from test_bad_input import check_form
+from test_real_engine import start
 
 CALLS = (
     '<tool_call>{"name": "look", "arguments": {"at": "Paris"}}</tool_call>\n'
@@ -32,8 +31,12 @@ PLACES = [{"at": "Paris"}, {"at": "Rome"}]
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = replay_model(checkpoint("llama"), tmp_path_factory.mktemp("replay") / "model", SCRIPTS)
+def folder(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return replay_model(checkpoint("llama"), tmp_path_factory.mktemp("replay") / "model", SCRIPTS)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[LiveServer]:
     with replay_server(folder, tool_call_parser="hermes", reasoning_parser="qwen3", served_model_name=["m"]) as live:
         yield live
 
@@ -130,21 +133,23 @@ def test_a_loop_of_calls(ours: openai.OpenAI, server: LiveServer) -> None:
     assert by_store.usage.input_tokens == by_hand.usage.input_tokens  # type: ignore[union-attr]
 
 
-def test_forced_calls(checkpoint: Callable[[str], Path]) -> None:
-    llm = AsyncLLM(str(checkpoint("llama")), **OPTIONS)  # type: ignore[arg-type]
+def test_forced_calls(folder: Path) -> None:
+    """Whatever the model would say, what comes is a call of the schema."""
     closed = {"type": "object", "properties": {"at": {"enum": ["Paris"]}}, "required": ["at"]}
     closed["additionalProperties"] = False
-    with LiveServer(llm, tool_call_parser="hermes", served_model_name=["m"]) as real:
+    with replay_server(folder, tool_call_parser="hermes", reasoning_parser="none", served_model_name=["m"]) as server:
         tool = {"type": "function", "name": "look", "parameters": closed, "strict": True}
-        body = {**respond("x"), "tools": [tool], "tool_choice": {"type": "function", "name": "look"}, "temperature": 0}
-        made = real.post("/v1/responses", body).json()
+        body = {**respond("plain"), "tools": [tool], "tool_choice": {"type": "function", "name": "look"}}
+        made = server.post("/v1/responses", {**body, "parallel_tool_calls": False}).json()
         (call,) = made["output"]
-        assert (call["name"], json.loads(call["arguments"])) == ("look", {"at": "Paris"}), made
-        body = messages_of("x", tool_choice={"type": "any", "disable_parallel_tool_use": True}, max_tokens=200)
-        body["tools"] = [{"name": "look", "input_schema": closed}]
-        made = real.post("/v1/messages", body).json()
+        assert (call["name"], json.loads(call["arguments"])) == ("look", {"at": "Paris"})
+        body = messages_of("plain", tool_choice={"type": "any", "disable_parallel_tool_use": True})
+        made = server.post("/v1/messages", {**body, "tools": [{"name": "look", "input_schema": closed}]}).json()
         (block,) = made["content"]
         assert (block["name"], block["input"], made["stop_reason"]) == ("look", {"at": "Paris"}, "tool_use")
+        wrong = {**tool, "parameters": {"type": "stsring"}}
+        error = check_form(server.post("/v1/responses", {**respond("plain"), "tools": [wrong]}))
+        assert error["param"] == "tools[0].parameters"
 
 
 @pytest.mark.parametrize("script", EXPECTED)

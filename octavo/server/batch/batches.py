@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -15,13 +15,14 @@ import msgspec
 from octavo.base.errors import InputError
 from octavo.server.batch.lines import BatchLine, BatchResult, LineError, read_done, read_lines
 from octavo.server.batch.run import Answer, run_lines
-from octavo.server.batch.store import BatchStore, Kept, new_name
+from octavo.server.batch.store import BatchStore, Kept, new_name, open_private
 from octavo.server.batch.types import BatchFault, BatchFaults, BatchObject, RequestCounts
 from octavo.server.errors import HttpError
 
 log = logging.getLogger(__name__)
 
 WINDOW_S = 24 * 3600
+READY_S = 1.0  # between two looks whether requests are let in
 
 
 class AskFor(Protocol):
@@ -33,13 +34,22 @@ class AskFor(Protocol):
 class Batches:
     """Runs the batches of a store.
 
-    urls: what a batch may ask.  at_once: requests under way, over all batches, so that others find room, too.
+    ready: requests are let in; batches wait for it.  urls: what a batch may ask.  at_once: requests under way, over all
+    batches, so that others find room, too.
     """
 
     def __init__(
-        self, ask: AskFor, store: BatchStore, *, urls: Collection[str], at_once: int, max_body_bytes: int
+        self,
+        ask: AskFor,
+        store: BatchStore,
+        *,
+        ready: Callable[[], bool],
+        urls: Collection[str],
+        at_once: int,
+        max_body_bytes: int,
     ) -> None:
         self.store = store
+        self._ready = ready
         self.urls = urls
         self._ask = ask
         self._at_once = at_once
@@ -149,12 +159,14 @@ class Batches:
 
         async def ask(path: str, body: bytes) -> Answer:
             async with self._slots:
+                while not self._ready():  # noqa: ASYNC110 - it hangs on much, none of which tells
+                    await asyncio.sleep(READY_S)
                 return await self._ask(path, body, owner=kept.owner)
 
         with ExitStack() as files:
             outputs: dict[bool, BinaryIO] = {
-                True: files.enter_context(good.open("ab")),
-                False: files.enter_context(bad.open("ab")),
+                True: files.enter_context(open_private(good, "ab")),
+                False: files.enter_context(open_private(bad, "ab")),
             }
 
             def write(result: BatchResult) -> None:

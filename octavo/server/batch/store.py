@@ -13,6 +13,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import msgspec
 
@@ -204,9 +205,14 @@ def _missing(kind: str, name: str, param: str | None) -> HttpError:
     return HttpError(404, f"there is no {kind} {name[:80]!r}; it may have expired", kind="NotFoundError", param=param)
 
 
+def open_private(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO:
+    """Open a file for writing that only this user may read, whatever the folder lets others do."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
 def _write(path: Path, content: bytes) -> None:
     """All of it, or nothing."""
     torn = path.with_suffix(".torn")
-    with torn.open("wb") as file:
+    with open_private(torn, "wb") as file:
         file.write(content)
     os.replace(torn, path)
