@@ -175,6 +175,13 @@ class AsyncLLM:
         finally:
             self._forget(request.request_id, stream)
 
+    async def check(self, params: SamplingParams) -> None:
+        """InputError where structured_outputs ask for what cannot be done. `generate` tells it too, but later."""
+        checker = self._limits.checker if self._limits is not None else None
+        if params.structured_outputs is not None and checker is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._grammar_pool, checker.check, params.structured_outputs)
+
     async def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         """A conversation as the chat template makes it, in token ids. options: those of Model.render_chat."""
         (conversation,) = parse_conversations(messages)

@@ -218,6 +218,23 @@ def test_choices_regexes_and_grammars() -> None:
         admits("", grammar='root ::= "a"')
 
 
+def test_strings_that_are_too_long() -> None:
+    long = "x" * 8193
+    for asked in (
+        {"json": {"enum": ["a", long]}},
+        {"json": obj({long: TEXT})},
+        {"choice": ["a", long]},
+        {"regex": long},
+        {"grammar": f'start: "a" | "{long}"'},
+        {"grammar": f"start: A\nA: /{long}/"},
+        {"structural_tag": tag("<a>", "", ["<a"]).replace('"integer"', f'"{long}"')},
+    ):
+        with pytest.raises(InputError, match="a string of 819"):
+            admits("", **asked)
+    assert admits("1", json={"description": long, "type": "integer"})
+    assert admits("ab" * 300, grammar="start: X*\nX: " + " | ".join(f'"{chr(97 + i % 26)}b"' for i in range(3000)))
+
+
 def tag(begin: str, end: str, triggers: list[str], **more: Any) -> str:
     structures = [{"begin": begin, "schema": obj({"a": WHOLE}, "a"), "end": end}]
     return json.dumps({"type": "structural_tag", "structures": structures, "triggers": triggers, **more})

@@ -111,6 +111,9 @@ class FakeLLM:
         await asyncio.sleep(0)
         return [BOS, *"\n".join(f"{m['role']}: {m['content']}" for m in shown).encode()]
 
+    async def check(self, params: SamplingParams) -> None:
+        """Every form is taken, and none is kept."""
+
     async def generate(
         self,
         prompt: list[int],

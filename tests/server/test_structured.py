@@ -193,10 +193,11 @@ BOMBS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("bomb", BOMBS, ids=["refs", "enum", "parentheses", "rules"])
-def test_bombs_end_alone(real: LiveServer, bomb: dict[str, Any]) -> None:
+def test_bombs_end_alone(real: LiveServer, bomb: dict[str, Any], stream: bool) -> None:
     pid = real.llm.engine_pid
-    error = check_form(real.post("/v1/chat/completions", {**CHAT, "structured_outputs": bomb}))
+    error = check_form(real.post("/v1/chat/completions", {**CHAT, "structured_outputs": bomb, "stream": stream}))
     assert error["param"].startswith("structured_outputs.")
     assert re.fullmatch("ab", content(real, structured_outputs={"regex": "ab"}))
     assert real.llm.engine_pid == pid

@@ -379,6 +379,18 @@ def test_a_template_that_shows_no_tools(server: LiveServer, client: openai.OpenA
     assert [one.function.name for one in reply.choices[0].message.tool_calls or []] == ["get_weather", "search-all"]
 
 
+@pytest.mark.parametrize("depth", [70, 400, 900])
+def test_deep_schemas(client: openai.OpenAI, by_flag: openai.OpenAI, depth: int) -> None:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}]
+    for one, body in ((client, {"chat_template": BARE}), (by_flag, {})):
+        for choice in ("auto", "required"):
+            with pytest.raises(openai.BadRequestError, match=r"nest|deep"):
+                one.chat.completions.create(**ask("plain", tools=tools, tool_choice=choice, extra_body=body))
+
+
 def test_a_stream_lives_while_a_call_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("octavo.server.openai.chat.KEEP_ALIVE_S", -1.0)
     request = ChatRequest(messages=[Message(role="user", content="x")])

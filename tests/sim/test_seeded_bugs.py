@@ -176,7 +176,7 @@ BUGS = (
     Bug("queue bound ignored", E, "add", "self._max_queued is not None", "False"),
     Bug("request id used twice", E, "add", "request.request_id in self._requests", "False"),
     Bug("finished requests stay known", E, "_drop_if_done", "del self._requests[request_id]", "pass"),
-    Bug("three steps ahead", E, "step", "len(self._in_flight) >= self._depth", "len(self._in_flight) > self._depth"),
+    Bug("three steps ahead", E, "step", "len(self._in_flight) > 1", "len(self._in_flight) > 2"),
     Bug("results read in the wrong order", E, "_read", "self._in_flight.popleft()", "self._in_flight.pop()"),
 )
 

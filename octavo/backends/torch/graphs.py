@@ -57,7 +57,7 @@ class DecodeStep:
         return self.draw(size, kind, self.logits(h), finite)
 
     def layers(self, size: int, *, blank: bool = False) -> tuple[Tensor, Tensor]:
-        """The part of `run` before logits: the rows' states [size, hidden], and bool [size], whether they are finite."""
+        """The part of `run` before logits: rows' states [size, hidden], and bool [size], whether they are finite."""
         rows, starts = self.inputs(size)[:, :size].unbind(0)
         held, device = self._rows, self._rows.device
         token_ids = (torch.zeros if blank else torch.empty)(size, dtype=torch.int32, device=device)

@@ -20,8 +20,8 @@ from octavo.base.errors import OctavoError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker import MAX_MEMORY, Verdict
 from octavo.engine.grammar.compiler import STACK_BYTES
-from octavo.engine.grammar.grammar import Vocabulary
-from octavo.engine.grammar.llguidance import compile_matcher, make_tokenizer
+from octavo.engine.grammar.grammar import GrammarError, Vocabulary
+from octavo.engine.grammar.llguidance import LlguidanceGrammar, compile_matcher, make_tokenizer
 
 SMALLER_STACK = STACK_BYTES // 4
 """What passes here leaves the engine's threads the rest."""
@@ -39,7 +39,9 @@ def try_out(tokenizer: LLTokenizer, special: dict[str, int], params: StructuredO
     """Compile, and find what may come first."""
     try:
         matcher = compile_matcher(tokenizer, params, special.keys())
-        matcher.compute_bitmask()
+        LlguidanceGrammar(matcher, 0).mask()
+    except GrammarError as error:
+        return Verdict("InputError", error.message, "structured_outputs")
     except OctavoError as error:
         return Verdict(type(error).__name__, error.message, error.param)
     return Verdict()

@@ -17,7 +17,9 @@ from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 
 MAX_TAGS = 128
+MAX_LITERAL = 8192  # characters of a string that must come as it is: at each of its tokens all of the rest is walked
 MAX_MULTIPLE_OF = 10_000  # the automaton of a multiple of n has n states, each made from all digits
+_ANNOTATIONS = ("title", "description", "$comment", "default", "examples")
 _SHOWN = 300  # characters of the library's own words
 
 
@@ -31,8 +33,11 @@ def make_grammar(params: StructuredOutputsParams, special: Collection[str]) -> s
     if params.json is not None:
         return _json(_schema(params.json, _field("json")), params)
     if params.regex is not None:
+        _check_literal(params.regex, _field("regex"))
         return str(LLMatcher.grammar_from_regex(params.regex))
     if params.choice is not None:
+        for text in params.choice:
+            _check_literal(text, _field("choice"))
         return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, params.choice))))
     if params.grammar is not None:
         return _lark(params.grammar)
@@ -74,6 +79,8 @@ def _lark(text: str) -> str:
         raise UnsupportedError(
             f"{name} is in GBNF ('::='); write it in llguidance's form of Lark ('rule: ...')", param=name
         )
+    for literal in re.findall(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/', text):
+        _check_literal(literal, _field("grammar"))
     return str(LLMatcher.grammar_from_lark(text))
 
 
@@ -95,7 +102,7 @@ def _json(schema: dict[str, Any], params: StructuredOutputsParams) -> str:
     try:
         if params.disable_additional_properties:
             schema = _closed(schema)
-        _check_numbers(schema, name)
+        _check_values(schema, name)
         options: dict[str, Any] = {
             # these win over an "x-guidance" inside the schema: what is not enforced is refused whoever asks
             "lenient": False,
@@ -125,10 +132,13 @@ def _closed(schema: Any) -> Any:
     return closed
 
 
-def _check_numbers(schema: Any, name: str) -> None:
-    if isinstance(schema, list):
+def _check_values(schema: Any, name: str) -> None:
+    """Refuse what compiles, but costs too much: literals, and multiples."""
+    if isinstance(schema, str):
+        _check_literal(schema, name)
+    elif isinstance(schema, list):
         for item in schema:
-            _check_numbers(item, name)
+            _check_values(item, name)
     elif isinstance(schema, dict):
         step = schema.get("multipleOf")
         if isinstance(step, int | float) and _numerator(step) > MAX_MULTIPLE_OF:
@@ -137,8 +147,14 @@ def _check_numbers(schema: Any, name: str) -> None:
                 param=name,
             )
         for key, value in schema.items():
-            if key not in ("const", "enum", "default", "examples"):
-                _check_numbers(value, name)
+            _check_literal(key, name)
+            if key not in _ANNOTATIONS:
+                _check_values(value, name)
+
+
+def _check_literal(text: str, name: str) -> None:
+    if len(text) > MAX_LITERAL:
+        raise InputError(f"{name} has a string of {len(text)} characters; at most {MAX_LITERAL} are taken", param=name)
 
 
 def _numerator(step: float) -> int:
@@ -181,6 +197,6 @@ def _tag(item: Any, triggers: list[str], name: str) -> StructTag:
     if trigger is None:
         raise InputError(f"{name}.begin starts with none of the triggers", param=f"{name}.begin")
     schema = _schema(item["schema"], f"{name}.schema")
-    _check_numbers(schema, name)
+    _check_values(schema, name)
     strict = {"lenient": False, "coerce_one_of": False}
     return StructTag(trigger=trigger, begin=begin, grammar={**schema, "x-guidance": strict}, end=end)

@@ -6,9 +6,10 @@ from typing import Protocol
 
 import msgspec
 
+from octavo.base.errors import InputError
 from octavo.base.types.output import RequestOutput
 from octavo.server.exchange import Exchange, Reply
-from octavo.server.openai.convert import Generation
+from octavo.server.openai.convert import Generation, in_terms_of
 from octavo.server.openai.replies import CompletionTokensDetails, PromptTokensDetails, Usage
 from octavo.server.openai.results import Results
 from octavo.server.openai.sse import DONE, KEEP_ALIVE, Chunks
@@ -29,6 +30,10 @@ class Form(Protocol):
 
 async def answer(services: Services, exchange: Exchange, generation: Generation, form: Form) -> Reply | None:
     """Run the generation and answer with it; None where the answer was streamed."""
+    try:
+        await services.llm.check(generation.params)  # a stream's head would come before a refusal that takes seconds
+    except InputError as error:
+        raise in_terms_of(generation.request, error) from None
     async with Results(services, generation) as results:
         if generation.request.stream:
             await _stream(exchange, generation, form, results)
