@@ -116,7 +116,7 @@ def check_same(streamed: dict[str, Any], reply: openai.types.chat.ChatCompletion
 def test_every_format(client: openai.OpenAI, folder: Path, number: int) -> None:
     answer = RECORDED[number]
     if answer.format == "pythonic":
-        pytest.skip("no template tells it; see test_by_flag")
+        pytest.skip("no template tells it; see test_a_format_that_no_template_tells")
     request = ask(f"answer {number}", tools=ASKED, extra_body={"chat_template": template(answer, folder)})
     reply = client.chat.completions.create(**request)
     (choice,) = reply.choices
@@ -171,6 +171,19 @@ def test_by_flag(by_flag: openai.OpenAI) -> None:
     assert choice.finish_reason == "tool_calls"
     assert choice.message.content is None
     assert choice.message.model_extra == {"reasoning": HERMES.reasoning, "reasoning_content": HERMES.reasoning}
+
+
+def test_a_format_that_no_template_tells(folder: Path) -> None:
+    asked = [answer for answer in RECORDED if answer.format == "pythonic"]
+    with replay_server(folder, tool_call_parser="pythonic") as live:
+        for answer in asked:
+            reply = live.post("/v1/chat/completions", {**ask(script(answer), tools=ASKED), "model": None}).json()
+            message = reply["choices"][0]["message"]
+            calls = [
+                (c["function"]["name"], json.loads(c["function"]["arguments"])) for c in message.get("tool_calls", [])
+            ]
+            assert calls == answer.calls
+            assert (message["content"] or "") == answer.content
 
 
 def test_no_tools_no_calls(by_flag: openai.OpenAI) -> None:
