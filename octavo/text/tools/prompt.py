@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from octavo.text.messages import plain_list
 from octavo.text.tools.formats import Format, Spelling
 
 _HEAD = "You can call functions. Each line below describes one, as JSON:"
@@ -31,6 +30,8 @@ def tell_tools(
     messages, tools: as in a chat request; arguments as JSON text.  tool: one that can_tell.  InputError for tools that
     nest too deeply.
     """
+    from octavo.text.messages import plain_list  # with the tokenizers' library, which a server loads beside its model
+
     spelling = tool.spelling or Spelling("$NAME$ARGUMENTS")
     lines = "\n".join(json.dumps(one, ensure_ascii=False) for one in plain_list(tools, "tools") or [])
     example = _spelled(spelling, [("NAME", '{"KEY": VALUE}')])
