@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from octavo.api.arguments import engine_config
 from octavo.api.aside import aside, both
@@ -29,7 +29,9 @@ from octavo.base.types.pooling import PoolingParams
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
-from octavo.text.tools.parser import Parsing
+
+if TYPE_CHECKING:
+    from octavo.text.tools.parser import Parsing
 
 logger = logging.getLogger(__name__)
 

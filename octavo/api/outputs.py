@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from octavo.base.types.output import CompletionOutput, Logprob, Output, RequestOutput, RequestTimes, ToolCall
 from octavo.base.types.plan import TokenLogprobs
@@ -11,7 +12,9 @@ from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.text.detokenizer import Detokenizer
-from octavo.text.tools.parser import OutputParser, Parsing
+
+if TYPE_CHECKING:
+    from octavo.text.tools.parser import OutputParser, Parsing
 
 
 class TokenTexts:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from octavo.api.arguments import Foreign
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.config.options import build_struct, options
 from octavo.base.errors import ConfigError, InputError
@@ -20,7 +21,19 @@ if TYPE_CHECKING:
     from octavo.server.batch.lines import BatchResult
 
 FAILED = 1
-OPTIONS = ("served_model_name", "max_body_bytes", "trust_request_chat_template")
+OPTIONS = (
+    "served_model_name",
+    "max_body_bytes",
+    "trust_request_chat_template",
+    "tool_call_parser",
+    "reasoning_parser",
+)
+FOREIGN: dict[str, Foreign] = {
+    "output_tmp_dir": Foreign((None,), "results are written as they come", harmless=True),
+    "enable_metrics": Foreign((None, False), "there is no server to ask; see `octavo serve`"),
+    "enable_auto_tool_choice": Foreign((True, False), "", harmless=True),
+    "disable_log_requests": Foreign((True, False), "requests are not logged", harmless=True),
+}
 
 
 @dataclass
@@ -32,7 +45,7 @@ class _Count:
 
 def main(arguments: list[str]) -> int:
     """Run the batch; exit code 1 if a line has an error."""
-    parser = Parser("run-batch", "Answer a file of requests (OpenAI's batch JSONL) into another.")
+    parser = Parser("run-batch", "Answer a file of requests (OpenAI's batch JSONL) into another.", foreign=FOREIGN)
     add_model(parser)
     parser.add_argument("-i", "--input-file", metavar="FILE", required=True, help="one request a line")
     parser.add_argument("-o", "--output-file", metavar="FILE", required=True, help="one result a line, as they come")

@@ -14,10 +14,11 @@ is closed until listed."""
 
 
 class Keys:
-    """The accepted API keys, kept as digests. No keys: everything is open."""
+    """The accepted API keys, kept as digests. No keys: everything is open. also_open: paths beside OPEN_PATHS."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
+    def __init__(self, keys: Iterable[str], *, also_open: Iterable[str] = ()) -> None:
         self._digests = [_digest(key.encode()) for key in keys if key]
+        self._open = OPEN_PATHS.union(also_open)
 
     def __bool__(self) -> bool:
         return bool(self._digests)
@@ -28,7 +29,7 @@ class Keys:
         path: what the router matches on, so that no two readings of a URL can differ.  authorizations, api_keys: the
         values of Authorization (Bearer) and of X-Api-Key (Anthropic's clients); two of one name are none.
         """
-        if not self._digests or path in OPEN_PATHS:
+        if not self._digests or path in self._open:
             return b""
         for key in _keys(authorizations, api_keys):
             digest = _digest(key)

@@ -95,6 +95,8 @@ TABLE: dict[tuple[str, str], Described] = {
     ("GET", "/metrics"): Described(TEXT),
     ("GET", "/openapi.json"): Described(ANY_JSON),
     ("GET", "/docs"): Described("text/html"),
+    ("GET", "/"): Described("text/html"),
+    ("GET", "/ui/{name}"): Described("text/javascript"),
 }
 """Every route; a test compares it with the server's own table."""
 

@@ -218,3 +218,23 @@ def test_answers_of_a_schema(checkpoint: Callable[[str], Path]) -> None:
                 output_config={"format": {"type": "json_schema", "schema": Pet.model_json_schema()}},
             )
             assert isinstance(Pet.model_validate_json(made.content[0].text), Pet)  # type: ignore[union-attr]
+
+
+def test_every_route_says_the_same(checkpoint: Callable[[str], Path]) -> None:
+    """Greedy tokens do not depend on the protocol that asks for them."""
+    said = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "The quick brown"}]
+    common: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+    with start(checkpoint("llama")) as real:
+        chat = {"messages": said, **common}
+        body = real.post("/v1/chat/completions", chat).json()
+        expected, tokens = body["choices"][0]["message"]["content"], body["usage"]["prompt_tokens"]
+        asked = {"input": said[1:], "instructions": "Be brief", "temperature": 0, "max_output_tokens": 24}
+        body = real.post("/v1/responses", asked).json()
+        assert (body["output"][0]["content"][0]["text"], body["usage"]["input_tokens"]) == (expected, tokens)
+        asked = {"model": real.app.model, "system": "Be brief", "messages": said[1:], **common}
+        body = real.post("/v1/messages", asked).json()
+        usage = body["usage"]
+        assert body["content"][0]["text"] == expected
+        assert usage["input_tokens"] + usage["cache_read_input_tokens"] == tokens
+        answer = real.run(lambda: real.app.ask("/v1/chat/completions", json.dumps(chat).encode()))
+        assert json.loads(answer.body)["choices"][0]["message"]["content"] == expected

@@ -116,7 +116,7 @@ def check_same(streamed: dict[str, Any], reply: openai.types.chat.ChatCompletion
 def test_every_format(client: openai.OpenAI, folder: Path, number: int) -> None:
     answer = RECORDED[number]
     if answer.format == "pythonic":
-        pytest.skip("no template tells it; see test_by_flag")
+        pytest.skip("no template tells it; see test_a_format_that_no_template_tells")
     request = ask(f"answer {number}", tools=ASKED, extra_body={"chat_template": template(answer, folder)})
     reply = client.chat.completions.create(**request)
     (choice,) = reply.choices
@@ -171,6 +171,19 @@ def test_by_flag(by_flag: openai.OpenAI) -> None:
     assert choice.finish_reason == "tool_calls"
     assert choice.message.content is None
     assert choice.message.model_extra == {"reasoning": HERMES.reasoning, "reasoning_content": HERMES.reasoning}
+
+
+def test_a_format_that_no_template_tells(folder: Path) -> None:
+    asked = [answer for answer in RECORDED if answer.format == "pythonic"]
+    with replay_server(folder, tool_call_parser="pythonic") as live:
+        for answer in asked:
+            reply = live.post("/v1/chat/completions", {**ask(script(answer), tools=ASKED), "model": None}).json()
+            message = reply["choices"][0]["message"]
+            calls = [
+                (c["function"]["name"], json.loads(c["function"]["arguments"])) for c in message.get("tool_calls", [])
+            ]
+            assert calls == answer.calls
+            assert (message["content"] or "") == answer.content
 
 
 def test_no_tools_no_calls(by_flag: openai.OpenAI) -> None:
@@ -377,6 +390,18 @@ def test_a_template_that_shows_no_tools(server: LiveServer, client: openai.OpenA
         model="model", messages=talk, tools=ASKED, extra_body={"chat_template": BARE}
     )
     assert [one.function.name for one in reply.choices[0].message.tool_calls or []] == ["get_weather", "search-all"]
+
+
+@pytest.mark.parametrize("depth", [70, 400, 900])
+def test_deep_schemas(client: openai.OpenAI, by_flag: openai.OpenAI, depth: int) -> None:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}]
+    for one, body in ((client, {"chat_template": BARE}), (by_flag, {})):
+        for choice in ("auto", "required"):
+            with pytest.raises(openai.BadRequestError, match=r"nest|deep"):
+                one.chat.completions.create(**ask("plain", tools=tools, tool_choice=choice, extra_body=body))
 
 
 def test_a_stream_lives_while_a_call_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,6 +213,17 @@ CALLS: dict[str, Any] = {
 }
 
 
+def test_notes_may_be_long(vocabulary: Vocabularies) -> None:
+    """They are no part of the grammar; a property may be called what a note is called."""
+    tool = tool_format("hermes", "")
+    assert tool is not None
+    schema = {"description": "x" * 10_000, "properties": {"description": {"type": "integer", "title": "y" * 10_000}}}
+    grammar = forced_grammar(tool, [Function("f", schema, "tools[0]")], special=vocabulary.special)
+    assert len(grammar) < 1000
+    assert vocabulary.admits(grammar, CALLS["hermes"]("f", {"description": 1}))
+    assert not vocabulary.admits(grammar, CALLS["hermes"]("f", {"description": "1"}))
+
+
 def test_what_cannot_be_forced_is_refused_by_name() -> None:
     coder, llama, hermes = (tool_format(name, "") for name in ("qwen3_coder", "llama3_json", "hermes"))
     assert coder is not None

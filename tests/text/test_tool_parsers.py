@@ -11,16 +11,20 @@ import random
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from answers import HOSTILE, RECORDED, TOOLS, WRITERS, Answer, generated
+from chat_templates import ALL
 
 from octavo.base.errors import ConfigError
 from octavo.base.types.output import ToolCall
 from octavo.text import reasoning
 from octavo.text.reasoning import REASONINGS, Reasoning
+from octavo.text.template import ChatTemplate
+from octavo.text.tokenizer import Tokenizer
 from octavo.text.tools import choose
 from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.formats import ALIASES, FORMATS, Format
@@ -356,3 +360,23 @@ def test_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(own, Format)
     with pytest.raises(ConfigError, match="Format"):
         tool_format("bad", "")
+
+
+@pytest.mark.parametrize(("name", "source"), [("hermes", "qwen3"), ("mistral", "mistral"), ("llama3_json", "llama3")])
+def test_what_a_template_prints_is_read(name: str, source: str, byte_level: Tokenizer) -> None:
+    """Calls of earlier turns, as a template shows them to the model, are what the parser reads."""
+    template = ChatTemplate(ALL[source], byte_level)
+    arguments = {"city": 'Zürich "<b>"', "days": 2, "deep": {"x": [1.5, None, True]}}
+    call = {"id": "abcdef123", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    before = [{"role": "user", "content": "Weather?"}]
+    asked = template.render(before, add_generation_prompt=True)
+    talk = [*before, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    shown = template.render(talk, add_generation_prompt=False)
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(asked, shown, strict=False))
+    answer = shown[len(list(common)) :]
+    for end in ("<|im_end|>", "</s>", "<|eot_id|>"):
+        answer = answer.partition(end)[0]
+    answer = answer.removeprefix("assistant").lstrip()
+    content, _, calls = read(parser(name, "qwen3"), [answer])
+    assert content == ""
+    assert [(one.name, json.loads(one.arguments)) for one in calls] == [("get_weather", arguments)]

@@ -139,6 +139,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_body_bytes: Annotated[int, _d("Largest request body.", ge=1024)] = 32 << 20
     shutdown_timeout: Annotated[float, _d("Seconds that running requests get after SIGTERM.", ge=0)] = 30.0
     allowed_origins: Annotated[list[str], _d("Origins that browsers may call from.")] = []
+    disable_ui: Annotated[bool, _d("No page at /: chat and the engine seen live, for a browser.")] = False
     log_format: Annotated[Literal["text", "json"], _d("Log lines.")] = "text"
     batch_dir: Annotated[str | None, _d("Folder of /v1/files and /v1/batches; a temporary one where not given.")] = None
     trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False

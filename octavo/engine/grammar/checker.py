@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from multiprocessing.connection import Connection, Pipe
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from octavo.base import errors
 from octavo.base.errors import InputError, OctavoError, OverloadedError
 from octavo.base.types.structured import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    import subprocess
+    from multiprocessing.connection import Connection
 
 DEADLINE_S = 2.0
 MAX_MEMORY = 64 << 20
@@ -102,6 +105,9 @@ class Checker:
         raise InputError(f"{param}: compiling it takes more than {DEADLINE_S:.0f} s; make it simpler", param=param)
 
     def _start(self) -> Connection:
+        import subprocess  # here, as few processes come to it
+        from multiprocessing.connection import Pipe
+
         ours, theirs = Pipe()
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
         with theirs:

@@ -21,6 +21,8 @@ from octavo.text.tools.values import schema_types
 MOST_CALLS = 32
 _PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|PARAMETERS|PAIRS|KEYWORDS))")
 _UNENFORCED = ("pattern", "minLength", "maxLength", "format", "const")
+_NOTES = ("title", "description", "$comment", "default", "examples")
+_BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _JSON = {
     # as chat templates print JSON; these win over an "x-guidance" in the schema
     "whitespace_flexible": False,
@@ -205,7 +207,7 @@ class _Lark:
 
     def json(self, schema: Mapping[str, Any], options: Mapping[str, Any] = _JSON) -> str:
         """JSON of a schema."""
-        return self.rule(f"json_{len(self._rules)}", "%json " + json.dumps({**schema, "x-guidance": options}))
+        return self.rule(f"json_{len(self._rules)}", "%json " + json.dumps({**_bare(schema), "x-guidance": options}))
 
     def _keywords(self, schema: Mapping[str, Any], function: Function) -> str:
         """key=value, ...: two rules a key, for whether one stands before it."""
@@ -248,6 +250,21 @@ class _Lark:
                 param=where,
             )
         return self.upto(end)
+
+
+def _bare(schema: Any) -> Any:
+    """The schema without what demands nothing: notes may be long."""
+    if isinstance(schema, list):
+        return [_bare(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bare: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _BY_NAME and isinstance(value, dict):
+            bare[key] = {name: _bare(item) for name, item in value.items()}
+        elif key not in _NOTES:
+            bare[key] = value if key in ("enum", "const") else _bare(value)
+    return bare
 
 
 def _quoted(text: str) -> str:

@@ -207,7 +207,7 @@ FORMATS: tuple[Format, ...] = (
         closers=("</tool_call>",),
         between=",",
         spelling=Spelling(_OBJECT, "<|tool_call|>[", ", ", "]"),
-        signs=(("<|tool_call|>",), ("<|start_of_role|>", "tool")),
+        signs=(("<|tool_call|>",),),
     ),
     Format(
         "jamba",

@@ -27,10 +27,13 @@ def tell_tools(
 ) -> list[dict[str, Any]]:
     """The conversation with the tools in its system message, and earlier calls and their results as text.
 
-    messages, tools: as in a chat request; arguments as JSON text.  tool: one that can_tell.
+    messages, tools: as in a chat request; arguments as JSON text.  tool: one that can_tell.  InputError for tools that
+    nest too deeply.
     """
+    from octavo.text.messages import plain_list  # with the tokenizers' library, which a server loads beside its model
+
     spelling = tool.spelling or Spelling("$NAME$ARGUMENTS")
-    lines = "\n".join(json.dumps(one, ensure_ascii=False) for one in tools)
+    lines = "\n".join(json.dumps(one, ensure_ascii=False) for one in plain_list(tools, "tools") or [])
     example = _spelled(spelling, [("NAME", '{"KEY": VALUE}')])
     told: list[dict[str, Any]] = []
     for message in messages:
