@@ -19,7 +19,7 @@ from test_bad_input import VALUES, check_form, with_field
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.api.llm import LLM
-from octavo.server.openai.pooling import types
+from octavo.server.openai.pooling import run, types
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "max_num_seqs": 8, "max_num_queued_reqs": 64}
 TEXTS = ["An octavo is a sheet folded.", "The quick brown fox.", "Greedy output equals the reference's."]
@@ -112,6 +112,12 @@ def test_dimensions_and_normalization(embedder: LiveServer, expected: list[list[
     plain = ok(embedder, "/v1/embeddings", input=TEXTS[0], normalize=False)["data"][0]["embedding"]
     assert np.linalg.norm(plain) != pytest.approx(1.0, abs=1e-3)
     np.testing.assert_allclose(plain / np.linalg.norm(plain), expected[0], atol=1e-6)
+
+
+def test_every_tokens_vectors_are_bounded(embedder: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "MAX_NUMBERS", 3000)
+    refused(embedder, "/pooling", "input", "fewer texts", input=TEXTS * 4, task="token_embed")
+    assert len(ok(embedder, "/pooling", input=TEXTS * 4)["data"]) == 12
 
 
 def test_every_tokens_vector(embedder: LiveServer) -> None:

@@ -23,6 +23,8 @@ from octavo.server.openai.replies import PromptTokensDetails, Usage
 from octavo.server.openai.types import MAX_PROMPTS
 from octavo.server.services import Services
 
+MAX_NUMBERS = 1 << 23  # of every token's vectors in one answer: a long prompt of a large model, 170 MB of JSON
+
 Request = TypeVar("Request", bound=msgspec.Struct)
 
 
@@ -43,6 +45,7 @@ async def run(
     if len(prompts) > MAX_PROMPTS:
         raise InputError(f"{name} holds {len(prompts)} entries; at most {MAX_PROMPTS} are taken", param=name)
     slots = asyncio.Semaphore(services.llm.config.scheduler.max_num_seqs)
+    numbers = 0
 
     async def one(prompt: Prompt | Pair) -> AnyPoolingOutput:
         async with slots:
@@ -50,6 +53,13 @@ async def run(
         services.metrics.pooled(output)
         if output.error is not None:
             raise RequestFailedError(output.error)
+        nonlocal numbers
+        numbers += sum(len(row) for row in output.outputs.data if isinstance(row, list))
+        if numbers > MAX_NUMBERS:
+            raise InputError(
+                f"every token's vectors of this {name} are more than {MAX_NUMBERS} numbers; send fewer texts at once",
+                param=name,
+            )
         return output
 
     tasks = [asyncio.create_task(one(prompt)) for prompt in prompts]
