@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from octavo.api.arguments import engine_config
+from octavo.api.aside import aside, both
 from octavo.api.build import Model, locate, make_limits, open_model
 from octavo.api.engine_process import EngineProcess
 from octavo.api.outputs import RequestProgress, TokenTexts
+from octavo.api.pooling import AnyPoolingOutput, Pair, PoolingProgress, make_pooling_request
 from octavo.api.prompts import Prompt, parse_conversations, parse_prompt
 from octavo.api.requests import Limits, make_request
 from octavo.api.socket_client import SocketClient, make_error
@@ -24,13 +25,17 @@ from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError, EngineDeadError, OctavoError, OverloadedError
 from octavo.base.types.messages import EngineStats, Loading, Outputs
 from octavo.base.types.output import Output, RequestOutput
+from octavo.base.types.pooling import PoolingParams
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
 
+if TYPE_CHECKING:
+    from octavo.text.tools.parser import Parsing
+
 logger = logging.getLogger(__name__)
 
-State = Literal["loading", "ready", "restarting", "draining", "dead"]
+State = Literal["loading", "ready", "restarting", "sleeping", "draining", "dead"]
 Value = TypeVar("Value")
 
 TEXT_THREADS = 4
@@ -43,7 +48,7 @@ LONGEST_PAUSE = 30.0
 class _Stream:
     """One request under way: its progress, who waits for it, and what ended it early."""
 
-    def __init__(self, progress: RequestProgress) -> None:
+    def __init__(self, progress: RequestProgress | PoolingProgress) -> None:
         self.progress = progress
         self.failure: OctavoError | None = None
         self.news = asyncio.Event()
@@ -57,8 +62,8 @@ class AsyncLLM:
     """One model, many concurrent requests, in an engine process that is supervised.
 
     model: an EngineConfig, or a model's name with options as for LLM.  state: loading, ready, restarting (the process
-    died and comes back by itself), draining (closing: no new requests) or dead.  loading: what is being loaded, done,
-    total.  info: engine.info() of the living process.  All methods belong to the event loop that ran `start`.
+    died and comes back by itself), sleeping, draining (closing: no new requests) or dead.  loading: what is loaded,
+    done, total.  info: engine.info() of the living process.  All methods belong to the event loop that ran `start`.
     process: one that was spawned ahead, for the first life of the engine.
     The process knows families of installed packages (entry points), not what this one added by register_model.
     """
@@ -81,15 +86,16 @@ class AsyncLLM:
         self._grammar_pool = ThreadPoolExecutor(GRAMMAR_THREADS, "octavo-grammar")
         self._supervisor: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
+        self._turning = asyncio.Lock()  # to sleep, or awake
         self._deaths = 0
         self._born = 0.0
 
     async def start(self) -> None:
         """Load the model; returns when it is ready. Raises what prevents it, after which the state is dead."""
         try:
-            self._child_config = await _aside(locate, self.config, progress=self._note_loading)
-            opening = _aside(open_model, self._child_config.model, progress=self._note_loading)
-            self._model, _ = await _both(opening, self._spawn())
+            self._child_config = await aside(locate, self.config, progress=self._note_loading)
+            opening = aside(open_model, self._child_config.model, progress=self._note_loading)
+            self._model, _ = await both(opening, self._spawn())
         except BaseException:
             await self.close(0)
             raise
@@ -134,10 +140,12 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
         chat: bool = False,
+        parsing: Parsing | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """RequestOutputs as params.output_kind asks for them; what a slow reader missed comes merged.
 
         Closing the iterator aborts the request.  chat: the prompt was made by a chat template and begins as it shall.
+        parsing: how the text is parted into content, reasoning and tool calls.
         Raises InputError, OverloadedError (busy, loading, restarting, draining), EngineDeadError. A request that fails
         by itself ends with `error` set.
         """
@@ -155,7 +163,12 @@ class AsyncLLM:
         if client is not self._client or self.state != "ready":
             client = self._admit()
         progress = RequestProgress(
-            request, request_id=request_id, prompt=row.text, tokenizer=self.tokenizer, texts=self._texts
+            request,
+            request_id=request_id,
+            prompt=row.text,
+            tokenizer=self.tokenizer,
+            texts=self._texts,
+            parsing=parsing,
         )
         stream = self._streams[request.request_id] = _Stream(progress)
         try:
@@ -164,6 +177,26 @@ class AsyncLLM:
                 yield output
         finally:
             self._forget(request.request_id, stream)
+
+    async def pool(self, prompt: Prompt | Pair, params: PoolingParams, *, priority: int = 0) -> AnyPoolingOutput:
+        """What a model that pools makes of a prompt, or of two texts that it reads together; raises as `generate`."""
+        self._admit()
+        number = str(next(self._numbers))
+        request = await self._run(
+            make_pooling_request, prompt, params, limits=self._known_limits(), request_id=number, priority=priority
+        )
+        client, stream = self._admit(), _Stream(PoolingProgress(request, request_id=number))
+        self._streams[number] = stream
+        try:
+            client.add(request)
+            output: AnyPoolingOutput = await anext(self._read(stream))
+            return output
+        finally:
+            self._forget(number, stream)
+
+    def check_generates(self) -> None:
+        """UnsupportedError for a model that makes vectors."""
+        self._known_limits().check_generates()
 
     async def check(self, params: SamplingParams) -> None:
         """InputError where structured_outputs ask for what cannot be done. `generate` tells it too, but later."""
@@ -188,6 +221,26 @@ class AsyncLLM:
     async def call(self, name: str, **arguments: Any) -> Any:
         """A rare thing by name (engine.Engine.call). RequestFailedError where the engine refuses."""
         return await self._admit().call(name, arguments)
+
+    async def sleep(self) -> None:
+        """End the engine process: the device is free of weights and cache until `wake_up`. Requests under way fail."""
+        async with self._turning:
+            if self.state == "sleeping":
+                return
+            client = self._admit()
+            self.state, self._client, self.stats = "sleeping", None, EngineStats()
+            self._fail_all(OverloadedError("the engine was put to sleep; try again later", retry_after=5))
+            await client.close()
+
+    async def wake_up(self) -> None:
+        """Load the model again; returns when it is ready. Raises what prevents it: then it sleeps on."""
+        async with self._turning:
+            if self.state == "sleeping":
+                await self._spawn()
+                if self.state != "sleeping":  # closed meanwhile
+                    await self.close(0)
+                else:
+                    self.state = "ready"
 
     async def close(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - a grace period, not a deadline of the call
         """Take no more requests, give running ones `timeout` seconds, end the engine process. Idempotent."""
@@ -225,26 +278,31 @@ class AsyncLLM:
         reasons = {
             "loading": "the model is loading; try again",
             "restarting": "the engine is restarting; try again",
+            "sleeping": "the engine is asleep",
             "draining": "the server is shutting down",
             "dead": "the engine has ended",
         }
         raise OverloadedError(reasons.get(self.state, "the engine is not ready"), retry_after=2)
 
+    def _known_limits(self) -> Limits:
+        if self._limits is None:
+            raise OverloadedError("the model is loading; try again", retry_after=2)
+        return self._limits
+
     def _make_request(
         self, row: Prompt, params: SamplingParams, *, priority: int, cache_salt: str, chat: bool
     ) -> Request:
-        if self._limits is None:
-            raise OverloadedError("the model is loading; try again", retry_after=2)
+        limits = self._known_limits()
         return make_request(
-            row.ids(self._limits.tokenizer, add_special_tokens=not chat),
+            row.ids(limits.tokenizer, add_special_tokens=not chat),
             params,
-            limits=self._limits,
+            limits=limits,
             request_id=str(next(self._numbers)),
             priority=priority,
             cache_salt=cache_salt,
         )
 
-    async def _read(self, stream: _Stream) -> AsyncIterator[RequestOutput]:
+    async def _read(self, stream: _Stream) -> AsyncIterator[Any]:
         while True:
             await stream.news.wait()
             stream.news.clear()
@@ -340,36 +398,3 @@ class AsyncLLM:
             logger.warning("the engine process is back (restart %d)", self.num_restarts)
             return
         self.state = "dead"
-
-
-async def _aside(function: Callable[..., Value], *arguments: Any, **options: Any) -> Value:
-    """In a thread that the interpreter does not wait for: a download must not hold up the end of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Value] = loop.create_future()
-
-    def settle(set_it: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            set_it(value)
-
-    def work() -> None:
-        try:
-            outcome = partial(settle, future.set_result, function(*arguments, **options))
-        except BaseException as error:
-            outcome = partial(settle, future.set_exception, error)
-        with suppress(RuntimeError):  # the loop was closed: nobody waits
-            loop.call_soon_threadsafe(outcome)
-
-    threading.Thread(target=work, name="octavo-load", daemon=True).start()
-    return await future
-
-
-async def _both(first: Any, second: Any) -> tuple[Any, Any]:
-    """Await two coroutines at once; where one fails, the other is cancelled and waited for."""
-    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
-    try:
-        one, two = await asyncio.gather(*tasks)
-        return one, two
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)

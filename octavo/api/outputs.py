@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from octavo.base.types.output import CompletionOutput, Logprob, Output, RequestOutput, RequestTimes
+from octavo.base.types.output import CompletionOutput, Logprob, Output, RequestOutput, RequestTimes, ToolCall
 from octavo.base.types.plan import TokenLogprobs
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.text.detokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from octavo.text.tools.parser import OutputParser, Parsing
 
 
 class TokenTexts:
@@ -34,13 +39,30 @@ class _Completion:
 
     index: int
     detokenizer: Detokenizer | None
+    parser: OutputParser | None = None
     token_ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    num_reasoning_tokens: int = 0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     changed: bool = False
+
+    def take_text(self, text: str, *, last: bool = False) -> None:
+        """Add visible text; last: the sequence has ended with it."""
+        if self.parser is None:
+            self.pieces.append(text)
+            return
+        deltas = [self.parser.feed(text)]
+        if last:
+            deltas.append(self.parser.finish())
+        for delta in deltas:
+            self.pieces.append(delta.content)
+            self.reasoning.append(delta.reasoning)
+            self.tool_calls += delta.calls
 
 
 class RequestProgress:
@@ -58,6 +80,7 @@ class RequestProgress:
         prompt: str | None,
         tokenizer: TextTokenizer | None,
         texts: TokenTexts,
+        parsing: Parsing | None = None,
     ) -> None:
         self.request = request
         self.request_id = request_id
@@ -68,7 +91,12 @@ class RequestProgress:
         self._times: RequestTimes | None = None
         self._num_cached_tokens = 0
         self._completions = [
-            _Completion(index, make_detokenizer(tokenizer, request)) for index in range(request.params.n)
+            _Completion(
+                index,
+                make_detokenizer(tokenizer, request, parsing.kept_tokens if parsing else frozenset()),
+                parsing.parser() if parsing else None,
+            )
+            for index in range(request.params.n)
         ]
         self._num_going_on = len(self._completions)
 
@@ -145,6 +173,7 @@ class RequestProgress:
 
     def _append(self, completion: _Completion, output: Output) -> str | None:
         """Append tokens one by one: the result is the same however they were grouped. The stop string, or None."""
+        parser, detokenizer = completion.parser, completion.detokenizer
         silent_last = output.finish_reason == "stop" and not self.request.params.include_stop_str_in_output
         last = len(output.token_ids) - 1
         for position, token in enumerate(output.token_ids):
@@ -153,15 +182,16 @@ class RequestProgress:
                 entry = output.logprobs[position]
                 completion.logprobs.append(self._by_token(entry))
                 completion.cumulative_logprob += entry.logprobs[0]
-            if completion.detokenizer is None or (silent_last and position == last):
+            completion.num_reasoning_tokens += parser is not None and parser.in_reasoning
+            if detokenizer is None or (silent_last and position == last):
                 continue
-            text, stop = completion.detokenizer.push([token])
-            completion.pieces.append(text)
+            text, stop = detokenizer.push([token])
+            completion.take_text(text, last=stop is not None)
             if stop is not None:
                 return stop
-        if output.finish_reason is not None and completion.detokenizer is not None:
-            completion.pieces.append(completion.detokenizer.finish())
-            return completion.detokenizer.stopped  # text that was held back may complete a stop string
+        if output.finish_reason is not None and detokenizer is not None:
+            completion.take_text(detokenizer.finish(), last=True)
+            return detokenizer.stopped  # text that was held back may complete a stop string
         return None
 
     def _by_token(self, entry: TokenLogprobs) -> dict[int, Logprob]:
@@ -173,11 +203,13 @@ class RequestProgress:
         return table
 
 
-def make_detokenizer(tokenizer: TextTokenizer | None, request: Request) -> Detokenizer | None:
+def make_detokenizer(
+    tokenizer: TextTokenizer | None, request: Request, kept_tokens: Set[int] = frozenset()
+) -> Detokenizer | None:
     """None where the request or the engine wants no text."""
     if tokenizer is None or not request.params.detokenize:
         return None
-    return Detokenizer(tokenizer, request.params, request.prompt_token_ids)
+    return Detokenizer(tokenizer, request.params, request.prompt_token_ids, kept_tokens=kept_tokens)
 
 
 def _show(completion: _Completion, params: SamplingParams, *, delta: bool) -> CompletionOutput:
@@ -190,8 +222,13 @@ def _show(completion: _Completion, params: SamplingParams, *, delta: bool) -> Co
         logprobs=(completion.logprobs if delta else list(completion.logprobs)) if params.logprobs is not None else None,
         finish_reason=completion.finish_reason,
         stop_reason=completion.stop_reason,
+        reasoning="".join(completion.reasoning),
+        tool_calls=completion.tool_calls if delta else list(completion.tool_calls),
+        num_reasoning_tokens=completion.num_reasoning_tokens,
     )
     completion.pieces = [] if delta else [shown.text]
+    completion.reasoning = [] if delta else [shown.reasoning]
     if delta:
         completion.token_ids, completion.logprobs = [], []
+        completion.tool_calls, completion.num_reasoning_tokens = [], 0
     return shown

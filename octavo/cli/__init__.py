@@ -11,6 +11,7 @@ COMMANDS: dict[str, str] = {
     "chat": "Talk to a model in the terminal, or ask it one question",
     "complete": "Continue a text, streaming",
     "generate": "Run prompts from arguments, a file or stdin",
+    "run-batch": "Answer a file of requests (OpenAI's batch JSONL), resumable",
     "bench": "Measure throughput, latency, startup, or a running server",
     "plan": "What a model takes and whether it fits, before a weight is read",
     "collect-env": "Versions and hardware, for a bug report",

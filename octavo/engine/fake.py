@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,29 @@ def next_allowed(mask: bytes, token: int) -> int:
     while not mask[token // 8] >> token % 8 & 1:
         token = (token + 1) % size
     return token
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A next_token that gives scripted answers, token by token, and `end` behind them and where it knows none.
+
+    A prompt ends with `question`, the tokens that name a script, and `answer`, after which the answer stands. Neither
+    mark may occur in a script.
+    """
+
+    scripts: Mapping[tuple[int, ...], list[int]]
+    question: int
+    answer: int
+    end: int
+
+    def __call__(self, tokens: list[int], state: int) -> int:
+        """See NextToken."""
+        done = tokens[::-1].index(self.answer) if self.answer in tokens else 0
+        begin = len(tokens) - done - 1
+        asked = tokens[:begin]
+        length = asked[::-1].index(self.question) if self.question in asked else 0
+        script = self.scripts.get(tuple(asked[len(asked) - length :]), [])
+        return script[done] if done < len(script) else self.end
 
 
 @dataclass

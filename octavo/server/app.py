@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from starlette.routing import Match, Route
@@ -16,18 +16,30 @@ from octavo.api.async_llm import AsyncLLM
 from octavo.base.config import env
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import EngineDeadError, OverloadedError
-from octavo.server import health
+from octavo.server import admin, health
+from octavo.server.anthropic.errors import AnthropicErrors
+from octavo.server.anthropic.routes import count_tokens, create_message
 from octavo.server.auth import Keys
+from octavo.server.batch import routes as batch
+from octavo.server.batch.batches import Batches
+from octavo.server.batch.run import Answer
+from octavo.server.batch.store import BatchStore
+from octavo.server.docs_page import show_docs
 from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
+from octavo.server.inside import InsideCall
 from octavo.server.limits import Traffic
 from octavo.server.metrics import Metrics, Rejection
 from octavo.server.names import ModelNames
 from octavo.server.openai.chat import create_chat_completion
 from octavo.server.openai.completions import create_completion
 from octavo.server.openai.models import list_models, show_model
-from octavo.server.openai.sse import error_events
-from octavo.server.openai.tokenize import detokenize, tokenize
+from octavo.server.openai.parsing import check_parsers
+from octavo.server.openai.pooling import routes as pooling
+from octavo.server.openai.responses import routes as responses
+from octavo.server.openai.responses.store import ResponseStore
+from octavo.server.openai.tokenize import detokenize, show_tokenizer, tokenize
+from octavo.server.openapi import show_openapi
 from octavo.server.origins import Origins
 from octavo.server.services import Services
 from octavo.server.web import files
@@ -42,8 +54,17 @@ PAGE: dict[str, Handler] = {"/": files.show, files.PREFIX + "{name}": files.show
 WORK: dict[str, Handler] = {
     "/v1/completions": create_completion,
     "/v1/chat/completions": create_chat_completion,
+    "/v1/responses": responses.create_response,
+    "/v1/messages": create_message,
+    "/v1/messages/count_tokens": count_tokens,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
+    "/v1/embeddings": pooling.create_embeddings,
+    "/v2/embed": pooling.create_cohere_embeddings,
+    **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), pooling.create_rerank),
+    **dict.fromkeys(("/score", "/v1/score"), pooling.create_scores),
+    "/classify": pooling.create_classes,
+    "/pooling": pooling.create_pooling,
 }
 """POST routes that need a ready engine, and that a drain waits for."""
 
@@ -56,8 +77,41 @@ ASK: dict[str, Handler] = {
     "/readyz": health.ready,
     "/version": health.show_version,
     "/metrics": health.metrics,
+    "/load": health.load,
+    "/tokenizer_info": show_tokenizer,
+    "/openapi.json": show_openapi,
+    "/docs": show_docs,
 }
 """GET routes: answered at once, whatever the engine does."""
+
+CONTROL: list[tuple[str, str, Handler]] = [
+    ("POST", "/v1/files", batch.upload_file),
+    ("GET", "/v1/files", batch.list_files),
+    ("GET", "/v1/files/{id}", batch.show_file),
+    ("DELETE", "/v1/files/{id}", batch.delete_file),
+    ("GET", "/v1/files/{id}/content", batch.fetch_file),
+    ("POST", "/v1/batches", batch.create_batch),
+    ("GET", "/v1/batches", batch.list_batches),
+    ("GET", "/v1/batches/{id}", batch.show_batch),
+    ("POST", "/v1/batches/{id}/cancel", batch.cancel_batch),
+    ("GET", "/v1/responses/{id}", responses.show_response),
+    ("DELETE", "/v1/responses/{id}", responses.delete_response),
+    ("POST", "/v1/responses/{id}/cancel", responses.cancel_response),
+]
+"""Method, path: what is stored, asked for and changed; answered at once."""
+
+
+ADMIN: list[tuple[str, str, Handler]] = [
+    ("POST", "/reset_prefix_cache", admin.reset_prefix_cache),
+    ("POST", "/pause", admin.pause),
+    ("POST", "/resume", admin.resume),
+    ("GET", "/is_paused", admin.is_paused),
+    ("POST", "/sleep", admin.sleep),
+    ("POST", "/wake_up", admin.wake_up),
+    ("GET", "/is_sleeping", admin.is_sleeping),
+    ("POST", "/abort_requests", admin.abort_requests),
+]
+"""Method, path: there only with admin keys, and for them only."""
 
 
 def create_app(llm: AsyncLLM, config: ServerConfig) -> App:
@@ -69,16 +123,29 @@ class App:
     """routes: every route.  traffic: what is in flight, for the drain.  model: the name that replies carry."""
 
     def __init__(self, llm: AsyncLLM, config: ServerConfig) -> None:
+        check_parsers(config)
         names = ModelNames(llm.config.model.model, config.served_model_name)
         self.model = names.first
         self.traffic = Traffic(config.max_body_bytes)
+        self.admin_keys = Keys([*config.admin_api_key, env.read("OCTAVO_ADMIN_API_KEY")])
+        managed = ADMIN if self.admin_keys else []
+        self._admin_paths = frozenset(path for _, path, _ in managed)
         page = {} if config.disable_ui else PAGE
         self.keys = Keys([*config.api_key, env.read("OCTAVO_API_KEY")], also_open=files.files() if page else ())
         self.routes = [
             *(Route(path, handler, methods=["GET"]) for path, handler in page.items()),
             *(Route(path, handler, methods=["POST"]) for path, handler in WORK.items()),
             *(Route(path, handler, methods=["GET"]) for path, handler in ASK.items()),
+            *(Route(path, handler, methods=[method]) for method, path, handler in [*CONTROL, *managed]),
         ]
+        self.batches = Batches(
+            self.ask,
+            BatchStore(config.batch_dir),
+            ready=lambda: self._services.ready,
+            urls=WORK.keys(),
+            at_once=max(1, llm.config.scheduler.max_num_seqs // 2),
+            max_body_bytes=config.max_body_bytes,
+        )
         self._origins = Origins(config.host, config.allowed_origins)
         self._services = Services(
             llm=llm,
@@ -87,6 +154,9 @@ class App:
             names=names,
             traffic=self.traffic,
             started_at=int(time.time()),
+            responses=ResponseStore(),
+            batches=self.batches,
+            routes=self.routes,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,16 +166,31 @@ class App:
         if scope["type"] != "http":
             return
         exchange = Exchange(scope, receive, send, request_id=_request_id(scope))
+        await self._handle(exchange, self._admit(scope, exchange))
+
+    async def ask(self, path: str, body: bytes, *, owner: bytes = b"") -> Answer:
+        """Answer a POST of this process to itself as one over HTTP. owner: a key's digest, as Exchange's."""
+        call = InsideCall(path, body)
+        exchange = Exchange(call.scope, call.receive, call.send, request_id=uuid.uuid4().hex)
+        exchange.owner = owner
+        await self._handle(exchange, self._answer(call.scope, exchange))
+        retry_after = float(call.headers.get(b"retry-after", b"1"))
+        return Answer(call.status, call.answer, exchange.request_id, retry_after)
+
+    async def _handle(self, exchange: Exchange, answering: Coroutine[Any, Any, None]) -> None:
+        if exchange.path.startswith("/v1/messages"):
+            exchange.errors = AnthropicErrors(exchange.request_id)
+            exchange.reply_headers.append((b"request-id", exchange.request_id.encode("latin-1")))
         try:
-            await self._guarded(scope, exchange)
+            await self._guarded(exchange, answering)
         finally:
             exchange.release()
             self._count(exchange)
 
-    async def _guarded(self, scope: Scope, exchange: Exchange) -> None:
+    async def _guarded(self, exchange: Exchange, answering: Coroutine[Any, Any, None]) -> None:
         """Answer; whatever goes wrong becomes the client's error, or nothing where the client is gone."""
         try:
-            await self._answer(scope, exchange)
+            await answering
         except asyncio.CancelledError:
             if exchange.interruption is None:
                 if exchange.gone:
@@ -122,16 +207,17 @@ class App:
             self._services.metrics.rejected(self._rejection())
         told = describe(error, request_id=exchange.request_id)
         if exchange.streaming:
-            await exchange.send_events(error_events(told.body), last=True)
+            await exchange.send_events(exchange.errors.events(told), last=True)
         elif not exchange.status:
-            await exchange.reply(Reply(told.body, told.status, headers=told.headers))
+            status, body = exchange.errors.whole(told)
+            await exchange.reply(Reply(body, status, headers=told.headers))
 
     def _rejection(self) -> Rejection:
         if self.traffic.draining:
             return "draining"
-        return "overloaded" if self._services.llm.state == "ready" else "unavailable"
+        return "overloaded" if self._services.ready else "unavailable"
 
-    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
+    async def _admit(self, scope: Scope, exchange: Exchange) -> None:
         origin = exchange.header(b"origin")
         self._origins.check(exchange.header_values(b"host"), origin)
         exchange.reply_headers += self._origins.headers(origin)
@@ -140,7 +226,12 @@ class App:
         if preflight is not None:
             await exchange.reply(Reply(b"", 204, headers=preflight))
             return
-        self.keys.check(exchange.path, exchange.header_values(b"authorization"))
+        authorizations, api_keys = exchange.header_values(b"authorization"), exchange.header_values(b"x-api-key")
+        keys = self.admin_keys if exchange.path in self._admin_paths else self.keys
+        exchange.owner = keys.check(exchange.path, authorizations, api_keys)
+        await self._answer(scope, exchange)
+
+    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         handler = self._find(scope, exchange)
         if exchange.route not in WORK:
             reply = await handler(self._services, exchange)

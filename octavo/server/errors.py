@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Protocol
 
 import msgspec
 
@@ -14,6 +15,7 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 500  # characters; JSON takes at most 6 bytes for one, so a body stays under 4 kB
 MAX_PARAM = 80
+DONE = b"data: [DONE]\n\n"  # what OpenAI's streams end with
 
 
 class HttpError(OctavoError):
@@ -46,11 +48,30 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class ErrorReply:
-    """An error as status, JSON body and the headers that belong to it."""
+    """An error as status, what to tell about it, and the headers that belong to it."""
 
     status: int
-    body: bytes
+    detail: ErrorDetail
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class ErrorForm(Protocol):
+    """How a protocol tells an error: as a whole answer (status, body), or as the end of a stream that has begun."""
+
+    def whole(self, told: ErrorReply) -> tuple[int, bytes]: ...
+    def events(self, told: ErrorReply) -> bytes: ...
+
+
+class OpenAIErrors:
+    """OpenAI's error object as the body, or as a stream's last event before its end."""
+
+    def whole(self, told: ErrorReply) -> tuple[int, bytes]:
+        """Status and body."""
+        return told.status, msgspec.json.encode(ErrorBody(told.detail))
+
+    def events(self, told: ErrorReply) -> bytes:
+        """The body as an event, and the end."""
+        return b"data: " + msgspec.json.encode(ErrorBody(told.detail)) + b"\n\n" + DONE
 
 
 def describe(error: BaseException, *, request_id: str) -> ErrorReply:
@@ -66,7 +87,7 @@ def describe(error: BaseException, *, request_id: str) -> ErrorReply:
         param=None if error.param is None else _cut(error.param, MAX_PARAM),
         code=error.status,
     )
-    return ErrorReply(error.status, msgspec.json.encode(ErrorBody(detail)), _headers(error))
+    return ErrorReply(error.status, detail, _headers(error))
 
 
 def _headers(error: OctavoError) -> tuple[tuple[bytes, bytes], ...]:

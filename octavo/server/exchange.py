@@ -6,10 +6,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
-from octavo.base.errors import OctavoError
-from octavo.server.errors import ClientGoneError
+from octavo.base.errors import InputError, OctavoError
+from octavo.server.errors import ClientGoneError, ErrorForm, OpenAIErrors
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -33,12 +35,15 @@ class Exchange:
 
     `watch()` must be called before long work: servers do not fail a send to a client that is gone, so the closing is
     read from `receive`, and cancels the task that answers. `interrupt(error)` ends it from outside, with that error.
+    owner: a digest of the key it came with, empty where none is asked for: what is stored belongs to it.
+    errors: how this route, or a stream that has begun, tells an error.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
         self.request_id = request_id
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self._query: bytes = scope.get("query_string", b"")
         self.path_params: dict[str, str] = {}
         self.headers: list[tuple[bytes, bytes]] = list(scope["headers"])
         self.route = "unmatched"
@@ -46,6 +51,8 @@ class Exchange:
         self.started_at = time.monotonic()
         self.reply_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", request_id.encode("latin-1"))]
         self.streaming = False
+        self.owner = b""
+        self.errors: ErrorForm = OpenAIErrors()
         self.gone = False
         self.interruption: OctavoError | None = None
         self._receive = receive
@@ -62,6 +69,16 @@ class Exchange:
     def header(self, name: bytes) -> bytes | None:
         """A header's first value."""
         return next(iter(self.header_values(name)), None)
+
+    def query(self) -> dict[str, str]:
+        """The URL's query; InputError where a name comes twice."""
+        try:
+            pairs = parse_qsl(self._query.decode("latin-1"), keep_blank_values=True, max_num_fields=16)
+        except ValueError:
+            raise InputError("the query has too many fields", param="query") from None
+        if len(dict(pairs)) < len(pairs):
+            raise InputError("the query names a field twice", param="query")
+        return dict(pairs)
 
     async def receive_body(self) -> tuple[bytes, bool]:
         """The next piece of the body, and whether more follows. ClientGoneError if it will never come."""
@@ -106,6 +123,21 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": reply.status, "headers": headers})
         body = b"" if self.method == "HEAD" else reply.body
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def send_file(self, path: Path, size: int) -> None:
+        """Send a file's first `size` bytes as they are; waits while the client's buffers are full."""
+        with path.open("rb") as file:
+            self.status = 200
+            headers = [(b"content-type", b"application/octet-stream"), (b"content-length", str(size).encode())]
+            self._check_stall()
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers + self.reply_headers})
+            left = 0 if self.method == "HEAD" else size
+            while left:
+                data = file.read(min(left, 1 << 18))
+                left = left - len(data) if data else 0
+                await self.send_events(data, last=not left)
+            if not size or self.method == "HEAD":
+                await self.send_events(b"", last=True)
 
     async def begin_stream(self) -> None:
         """Send the head of an event stream."""

@@ -24,7 +24,8 @@ async def live(services: Services, exchange: Exchange) -> Reply:
 
 async def ready(services: Services, exchange: Exchange) -> Reply:
     """200 while requests are let in; else 503, with how far loading is."""
-    state = "draining" if services.traffic.draining else services.llm.state
+    paused = services.traffic.paused and services.llm.state == "ready"
+    state = "draining" if services.traffic.draining else "paused" if paused else services.llm.state
     body: dict[str, Any] = {"status": state}
     if state == "loading":
         what, done, total = services.llm.loading
@@ -40,6 +41,22 @@ async def show_version(services: Services, exchange: Exchange) -> Reply:
 async def metrics(services: Services, exchange: Exchange) -> Reply:
     """Prometheus text."""
     return Reply(services.metrics.render(), content_type=CONTENT_TYPE)
+
+
+class Load(msgspec.Struct, frozen=True):
+    """GET /load. server_load: requests that are being answered, of any kind; the others are the engine's sequences."""
+
+    server_load: int
+    num_requests_running: int
+    num_requests_waiting: int
+    kv_cache_usage_perc: float
+
+
+async def load(services: Services, exchange: Exchange) -> Reply:
+    """How much is going on."""
+    stats = services.llm.stats
+    told = Load(len(services.traffic), stats.num_running, stats.num_waiting, stats.kv_usage)
+    return Reply(msgspec.json.encode(told))
 
 
 def octavo_version() -> str:

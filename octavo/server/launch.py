@@ -78,6 +78,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             if starting.done() and not starting.result():
                 return 1
             if starting.done():
+                app.batches.resume()
                 tell(banner(address, app.model, chat=llm.model.template is not None, with_key=bool(app.keys)))
                 if not config.disable_ui:
                     tell(f"  or open {address} in a browser")
@@ -85,6 +86,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             await _drain(app, signals, config.shutdown_timeout)
             return 0
         finally:
+            await app.batches.close()
             await _stop(starting, llm, http, serving)
 
 

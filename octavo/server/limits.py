@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from octavo.base.errors import OctavoError, OverloadedError
 from octavo.server.errors import HttpError
@@ -14,13 +15,20 @@ BODY_STALL_S = 30.0  # between two pieces of a body
 BODIES_IN_MEMORY = 8  # bodies of the largest size that may be in memory at once
 
 
+class Work(Protocol):
+    """What is in flight: an exchange, or work that goes on after its answer."""
+
+    def interrupt(self, error: OctavoError) -> None: ...
+
+
 class Traffic:
-    """The requests being answered. While `draining`, no new ones are let in."""
+    """The requests being answered. While `draining` or `paused`, no new ones are let in."""
 
     def __init__(self, max_body_bytes: int) -> None:
         self.max_body_bytes = max_body_bytes
         self.draining = False
-        self._exchanges: set[Exchange] = set()
+        self.paused = False
+        self._exchanges: set[Work] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._body_bytes = 0
@@ -29,8 +37,8 @@ class Traffic:
         return len(self._exchanges)
 
     @contextmanager
-    def entered(self, exchange: Exchange) -> Iterator[None]:
-        """Count the exchange as in flight."""
+    def entered(self, exchange: Work) -> Iterator[None]:
+        """Count it as in flight."""
         self._exchanges.add(exchange)
         self._idle.clear()
         try:
@@ -39,6 +47,13 @@ class Traffic:
             self._exchanges.discard(exchange)
             if not self._exchanges:
                 self._idle.set()
+
+    def interrupt(self, names: Collection[str], error: OctavoError) -> list[str]:
+        """End the requests of these X-Request-Ids with `error`; those that were found."""
+        found = [work for work in self._exchanges if isinstance(work, Exchange) and work.request_id in names]
+        for exchange in found:
+            exchange.interrupt(error)
+        return sorted({exchange.request_id for exchange in found})
 
     async def wait_idle(self) -> None:
         """Return once nothing is in flight."""
@@ -49,9 +64,12 @@ class Traffic:
         for exchange in list(self._exchanges):
             exchange.interrupt(error)
 
-    async def read_body(self, exchange: Exchange) -> bytes:
-        """The whole body. 413, 415, 408 or 503 as soon as one is due: never after having read more than allowed."""
-        _check_head(exchange, self.max_body_bytes)
+    async def read_body(self, exchange: Exchange, *, kind: bytes = b"application/json") -> bytes:
+        """The whole body. 413, 415, 408 or 503 as soon as one is due: never after having read more than allowed.
+
+        kind: the content type that it must have.
+        """
+        _check_head(exchange, self.max_body_bytes, kind)
         pieces: list[bytes] = []
         size, more = 0, True
         try:
@@ -77,10 +95,11 @@ async def _next_piece(exchange: Exchange) -> tuple[bytes, bool]:
         raise HttpError(408, f"the body did not arrive within {BODY_STALL_S:g} s", kind="RequestTimeoutError") from None
 
 
-def _check_head(exchange: Exchange, most: int) -> None:
-    kind = (exchange.header(b"content-type") or b"").partition(b";")[0].strip().lower()
-    if kind != b"application/json":
-        raise HttpError(415, "send JSON, with the header 'Content-Type: application/json'", kind="UnsupportedMediaType")
+def _check_head(exchange: Exchange, most: int, kind: bytes) -> None:
+    if (exchange.header(b"content-type") or b"").partition(b";")[0].strip().lower() != kind:
+        what = "JSON" if kind == b"application/json" else "a form"
+        told = f"send {what}, with the header 'Content-Type: {kind.decode()}'"
+        raise HttpError(415, told, kind="UnsupportedMediaType")
     if exchange.header(b"content-encoding") not in (None, b"identity"):
         raise HttpError(415, "Content-Encoding is not supported: send the body as it is", kind="UnsupportedMediaType")
     length = exchange.header(b"content-length") or b"0"

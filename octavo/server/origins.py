@@ -60,8 +60,8 @@ class Origins:
         if method != "OPTIONS" or asked is None or origin is None or not self._accepts(origin):
             return None
         return [
-            (b"access-control-allow-methods", b"GET, POST"),
-            (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
+            (b"access-control-allow-methods", b"GET, POST, DELETE"),
+            (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id"),
             (b"access-control-max-age", b"600"),
         ]
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from starlette.routing import Route
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import EngineDeadError, OverloadedError
+from octavo.server.batch.batches import Batches
 from octavo.server.limits import Traffic
 from octavo.server.metrics import Metrics
 from octavo.server.names import ModelNames
+from octavo.server.openai.responses.store import ResponseStore
 
 LOADING_RETRY_S = 5
 
@@ -24,13 +29,25 @@ class Services:
     names: ModelNames
     traffic: Traffic
     started_at: int
+    responses: ResponseStore
+    batches: Batches
+    routes: Sequence[Route]
+
+    @property
+    def ready(self) -> bool:
+        """True if requests are let in now."""
+        return self.llm.state == "ready" and not (self.traffic.draining or self.traffic.paused)
 
     def check_ready(self) -> None:
         """Raise a 503 with Retry-After unless requests can be taken now."""
         if self.traffic.draining or self.llm.state == "draining":
             raise OverloadedError("the server is shutting down; try another one", retry_after=LOADING_RETRY_S)
+        if self.traffic.paused:
+            raise OverloadedError("the server is paused; try again later", retry_after=LOADING_RETRY_S)
         if self.llm.state == "ready":
             return
+        if self.llm.state == "sleeping":
+            raise OverloadedError("the engine is asleep; try again later", retry_after=LOADING_RETRY_S)
         if self.llm.state == "loading":
             raise OverloadedError("the model is still loading; GET /readyz tells how far", retry_after=LOADING_RETRY_S)
         if self.llm.state == "restarting":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.sampling import SamplingParams
@@ -16,13 +16,22 @@ class Detokenizer:
     stopped: the stop string that ended it, or None.  num_tokens: tokens taken; once stopped, those up to and with the
     one that completed the stop string: the sequence's output.  num_held: characters kept back, at most the longest
     stop string less one.
+    kept_tokens: special tokens that are shown whatever params.skip_special_tokens says.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        *,
+        kept_tokens: Set[int] = frozenset(),
+    ) -> None:
         self._stream = tokenizer.stream(
             prompt_ids,
             skip_special_tokens=params.skip_special_tokens,
             spaces_between_special_tokens=params.spaces_between_special_tokens,
+            kept_tokens=kept_tokens,
         )
         self._matcher = StopMatcher(params.stop_strings)
         self._min_tokens = params.min_tokens

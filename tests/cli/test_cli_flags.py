@@ -78,7 +78,6 @@ def test_harmless_foreign_flags_warn(caplog: pytest.LogCaptureFixture) -> None:
         (["--cpu_offload_gb", "4", "m"], "--cpu-offload-gb"),
         (["m", "--enable-lora"], "--enable-lora"),
         (["m", "--ssl-keyfile", "key.pem"], "--ssl-keyfile"),
-        (["m", "--tool-call-parser", "hermes"], "--tool-call-parser"),
     ],
 )
 def test_unsupported_flags_are_refused_by_name(arguments: list[str], flag: str) -> None:

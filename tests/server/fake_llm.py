@@ -27,6 +27,7 @@ class FakeTokenizer:
 
     vocab_size = 258
     eos_token_ids = [EOS]
+    special_tokens = {"bos_token": "<bos>", "eos_token": "<eos>"}
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         return ([BOS] if add_special_tokens else []) + list(text.encode())
@@ -57,7 +58,7 @@ class FakeLLM:
             scheduler=SchedulerConfig(scheduling_policy=policy, max_num_seqs=max_num_seqs),
         )
         self.tokenizer = FakeTokenizer()
-        self.model = SimpleNamespace(sampling={}, template=object())
+        self.model = SimpleNamespace(sampling={}, template=SimpleNamespace(source=""))
         self.info: dict[str, Any] = {"max_model_len": MAX_MODEL_LEN, "block_size": 16, "num_gpu_blocks": 100}
         self.answer = ANSWER
         self.state = "ready"
@@ -112,6 +113,9 @@ class FakeLLM:
         await asyncio.sleep(0)
         return [BOS, *"\n".join(f"{m['role']}: {m['content']}" for m in shown).encode()]
 
+    def check_generates(self) -> None:
+        """It does."""
+
     async def check(self, params: SamplingParams) -> None:
         """Every form is taken, and none is kept."""
 
@@ -124,6 +128,7 @@ class FakeLLM:
         priority: int = 0,
         cache_salt: str = "",
         chat: bool = False,
+        parsing: Any = None,
     ) -> AsyncIterator[RequestOutput]:
         if self.overloaded:
             raise OverloadedError("the queue is full", retry_after=7)

@@ -38,8 +38,10 @@ class LiveServer:
         self._http = HttpServer(self.app, listener)
         serving = asyncio.create_task(self._http.serve())
         await self.llm.start()
+        self.app.batches.resume()
         self._ready.set()
         await serving
+        await self.app.batches.close()
         await self.llm.close(0)
 
     def __enter__(self) -> LiveServer:

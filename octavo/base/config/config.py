@@ -23,6 +23,18 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Which model, and how it is read."""
 
     model: Annotated[str, _d("Path, hub id (org/name[:file.gguf]), package:NAME, or an alias such as smollm2.")]
+    runner: Annotated[
+        Literal["auto", "generate", "pooling"],
+        _d("pooling: vectors in place of text (docs/pooling.md); auto tells by the checkpoint."),
+    ] = "auto"
+    convert: Annotated[
+        Literal["auto", "none", "embed", "classify"],
+        _d("What a model that pools is for; auto: classify where the checkpoint has a classifier, else embed."),
+    ] = "auto"
+    pooler_config: Annotated[
+        dict[str, Any],
+        _d("Keys pooling_type (CLS, MEAN, LAST) and use_activation (normalize), in place of what the checkpoint says."),
+    ] = {}
     tokenizer: Annotated[str | None, _d("Where the tokenizer comes from, if not from the model.")] = None
     skip_tokenizer_init: Annotated[bool, _d("No tokenizer: prompts and outputs are token ids.")] = False
     revision: Annotated[str | None, _d("Branch, tag or commit on the hub, for every file.")] = None
@@ -127,13 +139,23 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host: Annotated[str, _d("Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, _d("Port; 0 takes a free one.", ge=0, le=65535)] = 8000
     api_key: Annotated[list[str], _d("Accepted keys (repeatable, or OCTAVO_API_KEY); none: open.")] = []
+    admin_api_key: Annotated[
+        list[str], _d("Keys of the admin routes (or OCTAVO_ADMIN_API_KEY); none: the routes are not there.")
+    ] = []
     served_model_name: Annotated[list[str], _d("Names the model answers to; the first is reported.")] = []
     max_body_bytes: Annotated[int, _d("Largest request body.", ge=1024)] = 32 << 20
     shutdown_timeout: Annotated[float, _d("Seconds that running requests get after SIGTERM.", ge=0)] = 30.0
     allowed_origins: Annotated[list[str], _d("Origins that browsers may call from.")] = []
     disable_ui: Annotated[bool, _d("No page at /: chat and the engine seen live, for a browser.")] = False
     log_format: Annotated[Literal["text", "json"], _d("Log lines.")] = "text"
+    batch_dir: Annotated[str | None, _d("Folder of /v1/files and /v1/batches; a temporary one where not given.")] = None
     trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False
+    tool_call_parser: Annotated[
+        str | None, _d("Format of the model's tool calls (docs/tool-calling.md); the chat template's where not given.")
+    ] = None
+    reasoning_parser: Annotated[
+        str | None, _d("How the model's reasoning is marked (docs/tool-calling.md); the chat template's likewise.")
+    ] = None
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 VARIABLES: dict[str, str] = {
     "OCTAVO_API_KEY": "Key that requests must carry, as --api-key.",
+    "OCTAVO_ADMIN_API_KEY": "Key of the admin routes, as --admin-api-key.",
     "OPENAI_API_KEY": "Key that `octavo bench serve` sends; OCTAVO_API_KEY where unset.",
     "OCTAVO_CACHE": "Folder for converted tokenizers and other derived files; ~/.cache/octavo where unset.",
     "OCTAVO_PACKED_CACHE": "0: do not keep weights as the CPU reads them (as large as the model) under OCTAVO_CACHE.",

@@ -28,7 +28,7 @@ class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
     token_ids, logprobs: new ones only.  prompt_logprobs: all of them (entry 0 is None), once, on the first output
     of sequence 0.  stop_reason: the stop token id, None for end-of-text.  error: message for finish_reason "error",
     error_kind: its class in base.errors, retry_after: seconds, where the engine was full.
-    num_cached_tokens: prompt tokens found in the prefix cache.
+    num_cached_tokens: prompt tokens found in the prefix cache.  pooled: as plan.StepResult has it.
     """
 
     request_id: str
@@ -43,6 +43,7 @@ class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
     retry_after: int = 0
     num_cached_tokens: int = 0
     times: RequestTimes | None = None
+    pooled: bytes | None = None
 
 
 @dataclass
@@ -54,9 +55,22 @@ class Logprob:
     decoded_token: str | None = None
 
 
+@dataclass(frozen=True)
+class ToolCall:
+    """A function that the model calls. arguments: a JSON object as text.  id: where the model gives one itself."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
 @dataclass
 class CompletionOutput:
-    """One completion of a request. finish_reason: stop, length, abort, error, or None while it goes on."""
+    """One completion of a request. finish_reason: stop, length, abort, error, or None while it goes on.
+
+    reasoning, tool_calls: what the text held of them, where it was parsed; then text is the rest.
+    num_reasoning_tokens: of token_ids.
+    """
 
     index: int
     text: str
@@ -65,6 +79,9 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    num_reasoning_tokens: int = 0
 
     def finished(self) -> bool:
         """True once nothing more will come."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import msgspec
@@ -76,12 +76,21 @@ class TextTokenizer(Protocol):
 
     vocab_size: int
     eos_token_ids: list[int]
+    special_tokens: dict[str, str]
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
+    def encode_whole(
+        self, first: str, second: str | None = None, *, longest: int | None = None
+    ) -> tuple[list[int], int]: ...
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str: ...
     def special_ids(self) -> Mapping[str, int]: ...
     def token_strings(self, ids: Sequence[int]) -> list[str]: ...
     def token_bytes(self, token_id: int) -> bytes: ...
     def stream(
-        self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+        kept_tokens: Set[int] = frozenset(),
     ) -> TextStream: ...

@@ -48,6 +48,8 @@ def explain(params: StructuredOutputsParams, reason: str) -> InputError:
     """The error for what llguidance says against a grammar."""
     name = _field(params.kind)
     words = reason.partition("\n<state>")[0]
+    if found := re.match(r"at \d+\(\d+\): failed to compile JSON schema: (.*)", words):  # of a %json inside Lark
+        words = found[1]
     if found := re.match(r"Unimplemented keys: \[(.*)\]", words):
         keys = found[1].replace('"', "'")
         return UnsupportedError(f"{name}: {keys}: not supported, as it could not be enforced; leave it out", param=name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from typing import cast
 
 import msgspec
@@ -13,9 +15,19 @@ from octavo.server.openai import convert
 from octavo.server.openai.conversation import reply_role
 from octavo.server.openai.convert import Generation
 from octavo.server.openai.decode import decode
-from octavo.server.openai.generate import answer
+from octavo.server.openai.generate import KEEP_ALIVE_S, answer
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
-from octavo.server.openai.replies import ChatChoice, ChatDelta, ChatLogprobs, ChatReply, ReplyMessage, Usage
+from octavo.server.openai.parsing import call_id
+from octavo.server.openai.replies import (
+    ChatChoice,
+    ChatDelta,
+    ChatLogprobs,
+    ChatReply,
+    ReplyFunction,
+    ReplyMessage,
+    ReplyToolCall,
+    Usage,
+)
 from octavo.server.openai.types import ChatRequest
 from octavo.server.services import Services
 
@@ -39,7 +51,11 @@ class ChatForm:
         self._prompt = generation.prompts[0]
         self._role = reply_role(cast(ChatRequest, generation.request))
         self._ids = bool(generation.request.return_token_ids)
+        self._reasoning = cast(ChatRequest, generation.request).include_reasoning is not False
+        self._tool = generation.parsing.tool if generation.parsing else None
         self._begun: set[int] = set()
+        self._shown_at = time.monotonic()
+        self._calls: Counter[int] = Counter()  # choice -> calls shown
 
     def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes:
         """The whole reply, of the one prompt's output."""
@@ -60,11 +76,30 @@ class ChatForm:
     def _choice(self, choice: CompletionOutput) -> ChatChoice:
         return ChatChoice(
             index=choice.index,
-            message=ReplyMessage(role=self._role, content=self._prompt.echo + choice.text),
+            message=self._message(choice),
             logprobs=self._logprobs(choice),
-            finish_reason=choice.finish_reason,
+            finish_reason=_finish_reason(choice, called=bool(choice.tool_calls)),
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if self._ids else UNSET,
+        )
+
+    def _message(self, choice: CompletionOutput) -> ReplyMessage:
+        reasoning = choice.reasoning if self._reasoning and choice.reasoning else UNSET
+        calls = [
+            ReplyToolCall(
+                id=call_id(call, self._tool),
+                type="function",
+                function=ReplyFunction(name=call.name, arguments=call.arguments),
+            )
+            for call in choice.tool_calls
+        ]
+        content = self._prompt.echo + choice.text
+        return ReplyMessage(
+            role=self._role,
+            content=content if content or not (calls or choice.reasoning) else None,
+            reasoning=reasoning,
+            reasoning_content=reasoning,
+            tool_calls=calls or UNSET,
         )
 
     def pieces(self, number: int, output: RequestOutput) -> list[bytes]:
@@ -73,8 +108,15 @@ class ChatForm:
         for choice in output.outputs:
             if choice.index not in self._begun:
                 found.append(self._opening(choice.index))
+            found += self._parsed(choice)
             if piece := self._piece(choice):
                 found.append(piece)
+        now = time.monotonic()
+        if not found and now - self._shown_at > KEEP_ALIVE_S:  # a call is being written, and comes when it is whole
+            found = [
+                msgspec.json.encode(ChatDelta(index=choice.index, delta=ReplyMessage())) for choice in output.outputs
+            ]
+        self._shown_at = now if found else self._shown_at
         return found
 
     def _opening(self, index: int) -> bytes:
@@ -100,13 +142,31 @@ class ChatForm:
                 index=choice.index,
                 delta=ReplyMessage(content=choice.text or UNSET),
                 logprobs=self._logprobs(choice),
-                finish_reason=choice.finish_reason,
+                finish_reason=_finish_reason(choice, called=bool(self._calls[choice.index])),
                 stop_reason=choice.stop_reason,
                 token_ids=choice.token_ids if self._ids else UNSET,
             )
         )
 
+    def _parsed(self, choice: CompletionOutput) -> list[bytes]:
+        """Reasoning and tool calls as chunks of their own: of a call its name, then its arguments."""
+        deltas = []
+        if choice.reasoning and self._reasoning:
+            deltas.append(ReplyMessage(reasoning=choice.reasoning, reasoning_content=choice.reasoning))
+        for call in choice.tool_calls:
+            number = self._calls[choice.index]
+            self._calls[choice.index] += 1
+            head = ReplyFunction(name=call.name, arguments="")
+            begun = ReplyToolCall(index=number, id=call_id(call, self._tool), type="function", function=head)
+            rest = ReplyToolCall(index=number, function=ReplyFunction(arguments=call.arguments))
+            deltas += [ReplyMessage(tool_calls=[begun]), ReplyMessage(tool_calls=[rest])]
+        return [msgspec.json.encode(ChatDelta(index=choice.index, delta=delta)) for delta in deltas]
+
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
         if self._generation.logprobs is None or choice.logprobs is None:
             return None
         return chat_logprobs(choice.token_ids, choice.logprobs, most=self._generation.logprobs)
+
+
+def _finish_reason(choice: CompletionOutput, *, called: bool) -> str | None:
+    return "tool_calls" if called and choice.finish_reason == "stop" else choice.finish_reason

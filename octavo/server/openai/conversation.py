@@ -12,7 +12,11 @@ import msgspec
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest
 from octavo.server.services import Services
+from octavo.text.tools.choose import tool_format
+from octavo.text.tools.formats import Format
+from octavo.text.tools.prompt import can_tell, shows_tools, tell_tools
 
+TOLD = "hermes"  # the format of calls where neither template nor flag tells one, and the template no tools
 _SHOWN = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content")
 
 
@@ -28,15 +32,62 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     extra = request.chat_template_kwargs or {}
     if "documents" in extra:
         raise InputError("send documents as a field of the request", param="chat_template_kwargs")
-    tools = None if request.tool_choice == "none" else request.tools
+    if isinstance(request, ChatRequest) and request.reasoning_effort is not None:
+        _check_effort(services, request)
+        extra = {"reasoning_effort": request.reasoning_effort, **extra}
+    messages = [_message(index, message) for index, message in enumerate(request.messages)]
+    tools = msgspec.to_builtins(None if request.tool_choice == "none" else request.tools)
+    tool = tools_format(services, request) if tools else None
+    if tool is not None and not _shows_tools(services, request):
+        messages, tools = tell_tools(messages, tools, tool), None
     return await services.llm.render_chat(
-        [_message(index, message) for index, message in enumerate(request.messages)],
-        tools=msgspec.to_builtins(tools),
+        messages,
+        tools=tools,
         chat_template=request.chat_template,
         add_generation_prompt=not go_on if add is None else add,
         continue_final_message=go_on,
         chat_template_kwargs=extra if request.documents is None else {**extra, "documents": request.documents},
     )
+
+
+def template_source(services: Services, request: ChatRequest | TokenizeChatRequest) -> str:
+    """The text of the template that the request is rendered by; "" where there is none."""
+    if request.chat_template is not None:
+        return request.chat_template
+    template = services.llm.model.template
+    return "" if template is None else template.source
+
+
+def _shows_tools(services: Services, request: ChatRequest | TokenizeChatRequest) -> bool:
+    template = template_source(services, request)
+    return not template or shows_tools(template)
+
+
+def tools_format(services: Services, request: ChatRequest | TokenizeChatRequest) -> Format | None:
+    """How the model writes tool calls; None where that is not known. A model that is told in plain text writes JSON.
+
+    UnsupportedError where the template has no place for tools, and the format is none that can be told.
+    """
+    tool = tool_format(services.config.tool_call_parser, template_source(services, request))
+    if _shows_tools(services, request):
+        return tool
+    if services.config.tool_call_parser is None:
+        tool = tool_format(TOLD, "")
+    if tool is None or not can_tell(tool):
+        raise UnsupportedError(
+            "tools are not supported: the model's chat template has no place for them, and calls of the format of "
+            "--tool-call-parser cannot be told in plain text; use hermes, or give another --chat-template",
+            param="tools",
+        )
+    return tool
+
+
+def _check_effort(services: Services, request: ChatRequest) -> None:
+    if "reasoning_effort" not in template_source(services, request):
+        raise UnsupportedError(
+            "reasoning_effort is not supported by this model: its chat template does not know it",
+            param="reasoning_effort",
+        )
 
 
 def _check_template(template: str, trusted: bool) -> None:
@@ -70,7 +121,13 @@ def echoed_message(request: ChatRequest) -> str:
     last = request.messages[-1]
     if last.role != reply_role(request):
         return ""
-    return "\n".join(part.text for part in last.content) if isinstance(last.content, list) else last.content or ""
+    return message_text(last)
+
+
+def message_text(message: Message) -> str:
+    """A message's content as one text."""
+    content = message.content
+    return "\n".join(part.text for part in content) if isinstance(content, list) else content or ""
 
 
 def reply_role(request: ChatRequest) -> str:

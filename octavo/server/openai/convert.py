@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from octavo.base.errors import InputError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.conversation import echoed_message, render
+from octavo.server.openai.parsing import answer_parsing, behind_reasoning, constraint
 from octavo.server.openai.structured import field_name, structured_params
 from octavo.server.openai.types import (
     MAX_PROMPTS,
@@ -20,6 +23,7 @@ from octavo.server.openai.types import (
     GenerationRequest,
 )
 from octavo.server.services import Services
+from octavo.text.tools.parser import Parsing
 
 DEFAULT_MAX_TOKENS = 16  # of a completion; a chat may use the rest of the context
 
@@ -43,7 +47,7 @@ class Prompt:
 class Generation:
     """One HTTP request, made ready. id: shown to the client; internal: the engine's name for it, never the client's.
 
-    logprobs: alternatives to show a token, None for none.
+    logprobs: alternatives to show a token, None for none.  parsing: how a chat's answers are read.
     """
 
     request: GenerationRequest
@@ -54,6 +58,7 @@ class Generation:
     logprobs: int | None
     internal: str
     created: int
+    parsing: Parsing | None = None
 
 
 async def completion(services: Services, exchange: Exchange, request: CompletionRequest) -> Generation:
@@ -71,9 +76,17 @@ async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> 
     _check(services, request)
     ids = await render(services, request)
     echo = echoed_message(request) if request.echo else ""
-    return _generation(
-        services, exchange, request, [_prompt(services, request, params, ids, echo)], params, "chatcmpl-"
-    )
+    prompt = _prompt(services, request, params, ids, echo)
+    parsing = answer_parsing(services, request, prompt.token_ids)
+    form = constraint(services, request, parsing, prompt.token_ids)
+    if form is not None and params.structured_outputs is not None:
+        raise InputError("a demanded tool call excludes every other form of the answer", param="tool_choice")
+    form = form or params.structured_outputs
+    if params.structured_outputs is not None and parsing is not None:
+        parsing, form = behind_reasoning(services, parsing, params.structured_outputs, prompt.token_ids)
+    params = msgspec.structs.replace(params, structured_outputs=form)
+    generation = _generation(services, exchange, request, [prompt], params, "chatcmpl-")
+    return replace(generation, parsing=parsing)
 
 
 def _generation(
@@ -153,6 +166,7 @@ def _chat_values(request: ChatRequest, values: dict[str, Any]) -> None:
 
 def _check(services: Services, request: GenerationRequest) -> None:
     """What belongs to no sampling parameter."""
+    services.llm.check_generates()
     if request.stream_options is not None and not request.stream:
         raise InputError("stream_options needs stream=true", param="stream_options")
     if request.stream and request.prompt_logprobs is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,7 +31,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     try:
         request: T = _decoder(kind).decode(body)
     except msgspec.ValidationError as error:
-        raise _explain(str(error), kind) from None
+        raise explain(str(error), kind) from None
     except msgspec.DecodeError as error:
         raise InputError(f"the body is not valid JSON: {str(error)[:_SHOWN]}") from None
     except UnicodeDecodeError:
@@ -40,21 +41,26 @@ def decode(body: bytes, kind: type[T]) -> T:
     return request
 
 
-def _explain(text: str, kind: type[msgspec.Struct]) -> InputError:
-    """An InputError made of msgspec's message, `what - at `$.path``."""
+def explain(text: str, kind: type[msgspec.Struct], *, where: str = "") -> InputError:
+    """An InputError made of msgspec's message, `what - at `$.path``.
+
+    kind: what was read; its REASONS tell why fields are not supported.  where: its path in the body.
+    """
     what, path = text, ""
     head, found, tail = text.rpartition(" - at ")
     if found and "`$" in tail:
         what, path = head, tail.partition("`$")[2].rstrip("`").replace("[...]", "").lstrip(".")
+    path = _joined(where, path) if path else where
+    reasons: Mapping[str, str] = getattr(kind, "REASONS", REASONS)
     if what.startswith(_UNKNOWN):
         return _unknown(what[len(_UNKNOWN) : -1], path, kind)
     if what.startswith(_MISSING):
         name = _joined(path, what[len(_MISSING) : -1])
         return InputError(f"{name} is required", param=name)
     top = re.match(r"\w*", path)
-    if top is not None and top[0] in REASONS:
+    if top is not None and top[0] in reasons:
         name = top[0]
-        return UnsupportedError(f"this value of {name} is not supported: {REASONS[name]}", param=name)
+        return UnsupportedError(f"this value of {name} is not supported: {reasons[name]}", param=name)
     if re.search(r"\.content\[\d+\]\.type$", path):
         return UnsupportedError(f"{path}: only parts of type 'text' are supported; this server takes text", param=path)
     reason = what.replace("`", "").replace(" | null", "")[:_SHOWN]
@@ -74,4 +80,4 @@ def _unknown(name: str, path: str, kind: type[msgspec.Struct]) -> InputError:
 
 
 def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    return f"{path}.{name}" if path and not name.startswith("[") else path + name

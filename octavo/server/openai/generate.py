@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from octavo.base.errors import InputError
+import msgspec
+
 from octavo.base.types.output import RequestOutput
+from octavo.server.errors import DONE
 from octavo.server.exchange import Exchange, Reply
-from octavo.server.openai.convert import Generation, in_terms_of
-from octavo.server.openai.replies import PromptTokensDetails, Usage
+from octavo.server.openai.convert import Generation
+from octavo.server.openai.replies import CompletionTokensDetails, PromptTokensDetails, Usage
 from octavo.server.openai.results import Results
-from octavo.server.openai.sse import DONE, KEEP_ALIVE, Chunks
+from octavo.server.openai.sse import KEEP_ALIVE, Chunks
 from octavo.server.services import Services
 
 FIRST_WAIT_S = 2.0  # so long a refusal can still become an HTTP status; then the stream's head is sent
@@ -28,13 +30,9 @@ class Form(Protocol):
 
 async def answer(services: Services, exchange: Exchange, generation: Generation, form: Form) -> Reply | None:
     """Run the generation and answer with it; None where the answer was streamed."""
-    try:
-        await services.llm.check(generation.params)  # a stream's head would come before a refusal that takes seconds
-    except InputError as error:
-        raise in_terms_of(generation.request, error) from None
     async with Results(services, generation) as results:
         if generation.request.stream:
-            await _stream(exchange, generation, form, results)
+            await send_stream(exchange, results, _ChunkStream(generation, form))
             return None
         return await _whole(generation, form, results)
 
@@ -50,33 +48,61 @@ async def _whole(generation: Generation, form: Form, results: Results) -> Reply:
     return Reply(form.reply([outputs[number] for number in range(len(generation.prompts))], count.usage()))
 
 
-async def _stream(exchange: Exchange, generation: Generation, form: Form, results: Results) -> None:
-    options = generation.request.stream_options
-    with_usage = options is not None and bool(options.include_usage)
-    always = with_usage and options is not None and bool(options.continuous_usage_stats)
-    chunks = Chunks(
-        id=generation.id,
-        object=form.chunk_object,
-        created=generation.created,
-        model=generation.model,
-        with_usage=with_usage,
-    )
-    count = UsageCount(generation)
+class Stream(Protocol):
+    """A protocol's event stream: its first bytes, those of each output, what keeps it alive, and its last bytes."""
+
+    idle: bytes
+
+    def start(self) -> bytes: ...
+    def piece(self, number: int, output: RequestOutput) -> bytes: ...
+    def end(self) -> bytes: ...
+
+
+async def send_stream(exchange: Exchange, results: Results, stream: Stream) -> None:
+    """Stream all results. The first is waited for a little, so that a refusal still has an HTTP status."""
     item = await results.take(FIRST_WAIT_S)
     await exchange.begin_stream()
+    head = stream.start()
     while True:
-        if item is None:
-            await exchange.send_events(KEEP_ALIVE)
-        else:
-            count.take(*item)
-            usage = count.usage() if always else None
-            data = b"".join([chunks.choice(piece, usage) for piece in form.pieces(*item)])
-            if data:
-                await exchange.send_events(data)
+        data = head + (stream.idle if item is None else stream.piece(*item))
+        head = b""
+        if data:
+            await exchange.send_events(data)
         if results.finished:
             break
         item = await results.take(KEEP_ALIVE_S)
-    await exchange.send_events((chunks.usage(count.usage()) if with_usage else b"") + DONE, last=True)
+    await exchange.send_events(stream.end(), last=True)
+
+
+class _ChunkStream:
+    """OpenAI's chunks of choices."""
+
+    idle = KEEP_ALIVE
+
+    def __init__(self, generation: Generation, form: Form) -> None:
+        options = generation.request.stream_options
+        self._with_usage = options is not None and bool(options.include_usage)
+        self._always = self._with_usage and options is not None and bool(options.continuous_usage_stats)
+        self._chunks = Chunks(
+            id=generation.id,
+            object=form.chunk_object,
+            created=generation.created,
+            model=generation.model,
+            with_usage=self._with_usage,
+        )
+        self._form = form
+        self._count = UsageCount(generation)
+
+    def start(self) -> bytes:
+        return b""
+
+    def piece(self, number: int, output: RequestOutput) -> bytes:
+        self._count.take(number, output)
+        usage = self._count.usage() if self._always else None
+        return b"".join([self._chunks.choice(piece, usage) for piece in self._form.pieces(number, output)])
+
+    def end(self) -> bytes:
+        return (self._chunks.usage(self._count.usage()) if self._with_usage else b"") + DONE
 
 
 class UsageCount:
@@ -84,15 +110,18 @@ class UsageCount:
 
     def __init__(self, generation: Generation) -> None:
         self._prompt = sum(len(prompt.token_ids) for prompt in generation.prompts)
-        self._generated = 0
+        self._generated = self._reasoning = 0
+        self._parsed = generation.parsing is not None
         self._cached: dict[int, int] = {}
 
     def take(self, number: int, output: RequestOutput) -> None:
         """Add an output of prompt `number`."""
         self._generated += sum(len(choice.token_ids) for choice in output.outputs)
+        self._reasoning += sum(choice.num_reasoning_tokens for choice in output.outputs)
         self._cached[number] = output.num_cached_tokens
 
     def usage(self) -> Usage:
         """The counts so far."""
         cached = PromptTokensDetails(sum(self._cached.values()))
-        return Usage(self._prompt, self._generated, self._prompt + self._generated, cached)
+        details = CompletionTokensDetails(self._reasoning) if self._parsed else msgspec.UNSET
+        return Usage(self._prompt, self._generated, self._prompt + self._generated, cached, details)

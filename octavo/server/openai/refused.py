@@ -31,8 +31,6 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     prompt_embeds: None = None
     truncation_side: Literal["left"] | None = None
     thinking_token_budget: None = None
-    reasoning_effort: None = None
-    include_reasoning: Literal[True] | None = None
     repetition_detection: None = None
     kv_transfer_params: None = None
     ec_transfer_params: None = None
@@ -74,8 +72,8 @@ REASONS: dict[str, str] = {
     "prompt_embeds": "send text or token ids",
     "truncation_side": "prompts are cut at the left",
     "thinking_token_budget": "limit the answer with max_tokens",
-    "reasoning_effort": "if the chat template knows it, send it in chat_template_kwargs",
-    "include_reasoning": "reasoning is not split from the answer",
+    "reasoning_effort": "it is for chats, one of none, minimal, low, medium, high, xhigh, max",
+    "include_reasoning": "reasoning is told apart in chats only",
     "repetition_detection": "use repetition_penalty or stop",
     "kv_transfer_params": "the KV cache stays in this server",
     "ec_transfer_params": "the KV cache stays in this server",
@@ -95,6 +93,6 @@ REASONS: dict[str, str] = {
     "prompt_cache_retention": "prefixes are kept in memory while there is room",
     "store": "nothing is stored; leave it out or send false",
     "service_tier": "there is one tier; leave it out or send 'auto'",
-    "tool_choice": "forcing a tool call is not available; send 'auto' or 'none'",
+    "tool_choice": 'send \'none\', \'auto\', \'required\', or {"type": "function", "function": {"name": ...}}',
 }
 """Why, or what to do instead, by field; tool_choice has values that are supported and values that are not."""

@@ -12,6 +12,12 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    """reasoning_tokens: of the completion's."""
+
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts of a request over all its prompts and choices."""
 
@@ -19,6 +25,7 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class PromptLogprob(msgspec.Struct, frozen=True):
@@ -88,11 +95,30 @@ class CompletionReply(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
 
 
+class ReplyFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """A call's function; arguments is JSON text, in a stream a piece of it."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ReplyToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool call, or in a stream what comes to the one at `index`."""
+
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: ReplyFunction
+
+
 class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message, or in a stream what comes to it."""
+    """A message, or in a stream what comes to it. Reasoning has both its names, today's and the older one."""
 
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ReplyToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +183,20 @@ class TokenizeReply(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None = None
+
+
+class TokenizerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /tokenizer_info, with the names of a checkpoint's tokenizer_config.json."""
+
+    model_max_length: int
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    eos_token_ids: list[int]
+    special_tokens: dict[str, int]
+    chat_template: str | None
 
 
 class DetokenizeReply(msgspec.Struct, frozen=True):

@@ -34,6 +34,11 @@ class Results:
         self._left = len(generation.prompts)
 
     async def __aenter__(self) -> Results:
+        generation = self._generation
+        try:
+            await self._services.llm.check(generation.params)  # a stream's head would come before a late refusal
+        except InputError as error:
+            raise in_terms_of(generation.request, error) from None
         self._tasks = [
             asyncio.create_task(self._run(index, prompt)) for index, prompt in enumerate(self._generation.prompts)
         ]
@@ -81,6 +86,7 @@ class Results:
             request_id=f"{generation.internal}-{index}",
             priority=request.priority or 0,
             cache_salt=request.cache_salt or "",
+            parsing=generation.parsing,
         )
         async with aclosing(cast("AsyncGenerator[RequestOutput, None]", outputs)):
             async for output in outputs:

@@ -6,7 +6,6 @@ import msgspec
 
 from octavo.server.openai.replies import Usage
 
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment: clients pass over it, proxies see that the stream lives
 
 
@@ -34,8 +33,3 @@ class Chunks:
     def usage(self, usage: Usage) -> bytes:
         """The chunk without choices that tells the token counts."""
         return self.choice(b"", usage)
-
-
-def error_events(body: bytes) -> bytes:
-    """How a stream that has begun ends with an error: its JSON body as an event, and the end."""
-    return b"data: " + body + b"\n\n" + DONE

@@ -11,7 +11,7 @@ from octavo.base.errors import InputError
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai.conversation import render
 from octavo.server.openai.decode import decode
-from octavo.server.openai.replies import DetokenizeReply, TokenizeReply
+from octavo.server.openai.replies import DetokenizeReply, TokenizeReply, TokenizerInfo
 from octavo.server.openai.types import DetokenizeRequest, TokenizeChatRequest, TokenizeTextRequest
 from octavo.server.services import Services
 
@@ -65,3 +65,21 @@ async def detokenize(services: Services, exchange: Exchange) -> Reply:
         )
     exchange.watch()
     return Reply(msgspec.json.encode(DetokenizeReply(await services.llm.decode(request.tokens))))
+
+
+async def show_tokenizer(services: Services, exchange: Exchange) -> Reply:
+    """What the tokenizer is, for clients that count or compare tokens."""
+    services.check_ready()
+    tokenizer = services.llm.tokenizer
+    if tokenizer is None:
+        raise InputError("this server runs without a tokenizer (skip_tokenizer_init)")
+    template, special = services.llm.model.template, tokenizer.special_tokens
+    info = TokenizerInfo(
+        model_max_length=services.llm.info["max_model_len"],
+        vocab_size=tokenizer.vocab_size,
+        **{name: special.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
+        eos_token_ids=list(tokenizer.eos_token_ids),
+        special_tokens=dict(tokenizer.special_ids()),
+        chat_template=None if template is None else template.source,
+    )
+    return Reply(msgspec.json.encode(info))

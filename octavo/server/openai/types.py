@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from octavo.server.openai.refused import Empty
 from octavo.server.openai.structured import StructuredFields
+from octavo.text.tools.bodies import NAME
 
 MAX_PROMPTS = 1024
 
@@ -79,6 +80,8 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unk
     prompt: str | list[int | str | list[int]]
     logprobs: int | None = None
     add_special_tokens: bool | None = None
+    include_reasoning: Literal[True] | None = None
+    reasoning_effort: None = None
 
 
 class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
@@ -122,28 +125,49 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A function that the model may call; parameters is a JSON schema, shown to the model as it is."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    name: Annotated[str, Meta(max_length=128, pattern=rf"^{NAME}\Z")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An entry of `tools`."""
+    """An entry of `tools`. Templates print it in this order."""
 
+    type: Literal["function"] = "function"
     function: FunctionSpec
+
+
+class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The function of a NamedToolChoice."""
+
+    name: str
+
+
+class NamedToolChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """tool_choice that demands a call of one function."""
+
+    function: NamedFunction
     type: Literal["function"] = "function"
 
 
+MAX_TOOLS = 512
+Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
+ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Messages = Annotated[list[Message], Meta(min_length=1)]
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/chat/completions. tool_choice "auto" shows the tools to the model; its answer is text."""
+    """POST /v1/chat/completions. include_reasoning false leaves reasoning out of the reply; reasoning_effort goes to
+    the chat template.
+    """
 
     messages: Messages
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -168,8 +192,8 @@ class TokenizeChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """POST /tokenize of a conversation."""
 
     messages: Messages
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

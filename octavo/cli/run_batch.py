@@ -1,0 +1,130 @@
+"""`octavo run-batch -i IN -o OUT --model M`: a file of OpenAI's batch requests in, their results, a line each, out.
+
+Started again, it goes on where it was broken off: lines that OUT holds are not asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from octavo.api.arguments import Foreign
+from octavo.base.config.config import EngineConfig, ServerConfig
+from octavo.base.config.options import build_struct, options
+from octavo.base.errors import ConfigError, InputError
+from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
+
+if TYPE_CHECKING:
+    from octavo.server.batch.lines import BatchResult
+
+FAILED = 1
+OPTIONS = (
+    "served_model_name",
+    "max_body_bytes",
+    "trust_request_chat_template",
+    "tool_call_parser",
+    "reasoning_parser",
+)
+FOREIGN: dict[str, Foreign] = {
+    "output_tmp_dir": Foreign((None,), "results are written as they come", harmless=True),
+    "enable_metrics": Foreign((None, False), "there is no server to ask; see `octavo serve`"),
+    "enable_auto_tool_choice": Foreign((True, False), "", harmless=True),
+    "disable_log_requests": Foreign((True, False), "requests are not logged", harmless=True),
+}
+
+
+@dataclass
+class _Count:
+    lines: int
+    done: int
+    failed: int
+
+
+def main(arguments: list[str]) -> int:
+    """Run the batch; exit code 1 if a line has an error."""
+    parser = Parser("run-batch", "Answer a file of requests (OpenAI's batch JSONL) into another.", foreign=FOREIGN)
+    add_model(parser)
+    parser.add_argument("-i", "--input-file", metavar="FILE", required=True, help="one request a line")
+    parser.add_argument("-o", "--output-file", metavar="FILE", required=True, help="one result a line, as they come")
+    table = options(ServerConfig)
+    add_options(parser.add_argument_group("request options"), [table[name] for name in OPTIONS])
+    add_engine(parser)
+    values = parser.parse(arguments)
+    source, target = Path(values.pop("input_file")), Path(values.pop("output_file"))
+    server: ServerConfig = build_struct(ServerConfig, {name: values.pop(name) for name in OPTIONS if name in values})
+    config = take_engine(values)
+    count, skipped = _check(source, target, server.max_body_bytes)
+    if count.done < count.lines:
+        asyncio.run(_run(config, server, source, target, count, skipped))
+    if count.failed:
+        print(f"{count.failed} of {count.lines} requests have errors; see the field error", file=sys.stderr)
+    return FAILED if count.failed else 0
+
+
+def _check(source: Path, target: Path, max_body_bytes: int) -> tuple[_Count, frozenset[str]]:
+    """Both files read, before anything is loaded: a line that is no request ends it here."""
+    from octavo.server.batch.lines import read_done, read_lines
+
+    try:
+        known = {line.custom_id for line in read_lines(source, max_body_bytes=max_body_bytes)}
+        done = read_done(target)
+        with target.open("ab"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    except InputError as error:
+        raise ConfigError(f"{source}: {error.message}" if error.param else error.message) from None
+    if not known:
+        raise ConfigError(f"{source} holds no request")
+    if not done.keys() <= known:
+        raise ConfigError(f"{target} holds results of another batch; name another file, or remove it")
+    if done:
+        print(f"{len(done)} of {len(known)} requests are answered already", file=sys.stderr)
+    return _Count(len(known), len(done), sum(not good for good in done.values())), frozenset(done)
+
+
+async def _run(
+    config: EngineConfig, server: ServerConfig, source: Path, target: Path, count: _Count, skipped: frozenset[str]
+) -> None:
+    import msgspec
+
+    from octavo.api.async_llm import AsyncLLM
+    from octavo.api.log import set_up_logging
+    from octavo.server.app import WORK, create_app
+    from octavo.server.batch.lines import read_lines
+    from octavo.server.batch.run import run_lines
+
+    set_up_logging("WARNING")
+    llm = AsyncLLM(config)
+    app = create_app(llm, server)
+    bar = _bar(count)
+    try:
+        await llm.start()
+        with target.open("ab") as file:
+
+            def write(result: BatchResult) -> None:
+                file.write(msgspec.json.encode(result) + b"\n")
+                file.flush()
+                count.failed += result.error is not None
+                bar.update()
+
+            lines = (
+                line
+                for line in read_lines(source, max_body_bytes=server.max_body_bytes)
+                if line.custom_id not in skipped
+            )
+            # twice as many as run, so that the engine never waits for one
+            await run_lines(app.ask, lines, write, urls=WORK.keys(), at_once=2 * config.scheduler.max_num_seqs)
+    finally:
+        bar.close()
+        await llm.close(0)
+
+
+def _bar(count: _Count) -> Any:
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty()
+    return tqdm(total=count.lines, initial=count.done, desc="Requests", dynamic_ncols=True, disable=not shown)

@@ -1,0 +1,127 @@
+"""Routes for whoever runs the server, behind a key of their own: caches, pauses, sleep, requests ended from outside."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from octavo.base.errors import OverloadedError, RequestFailedError
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.openai.decode import decode, explain
+from octavo.server.services import LOADING_RETRY_S, Services
+
+Query = TypeVar("Query", bound=msgspec.Struct)
+
+
+class Done(msgspec.Struct, frozen=True):
+    """It is done."""
+
+    success: bool = True
+
+
+class Paused(msgspec.Struct, frozen=True):
+    """GET /is_paused."""
+
+    is_paused: bool
+
+
+class Sleeping(msgspec.Struct, frozen=True):
+    """GET /is_sleeping."""
+
+    is_sleeping: bool
+
+
+class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /abort_requests: X-Request-Ids, as answers carry them."""
+
+    request_ids: Annotated[list[str], Meta(min_length=1, max_length=10_000)]
+
+
+class Aborted(msgspec.Struct, frozen=True):
+    """Those that were under way."""
+
+    aborted: list[str]
+
+
+class _PauseQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    mode: Literal["abort", "wait"] = "abort"
+
+
+class _SleepQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Annotated[int, Meta(ge=1, le=2)] = 1
+
+
+class _NoQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+async def reset_prefix_cache(services: Services, exchange: Exchange) -> Reply:
+    """Forget every cached prefix that no request uses."""
+    _query(exchange, _NoQuery)
+    services.check_ready()
+    await services.llm.call("reset_prefix_cache")
+    return _reply(Done())
+
+
+async def pause(services: Services, exchange: Exchange) -> Reply:
+    """Let no requests in. mode=abort ends those under way with a 503, mode=wait answers when they have ended."""
+    query = _query(exchange, _PauseQuery)
+    services.traffic.paused = True
+    if query.mode == "abort":
+        services.traffic.interrupt_all(OverloadedError("the server was paused", retry_after=LOADING_RETRY_S))
+    exchange.watch()
+    await services.traffic.wait_idle()
+    return _reply(Done())
+
+
+async def resume(services: Services, exchange: Exchange) -> Reply:
+    """Let requests in again."""
+    _query(exchange, _NoQuery)
+    services.traffic.paused = False
+    return _reply(Done())
+
+
+async def is_paused(services: Services, exchange: Exchange) -> Reply:
+    """Whether requests are kept out."""
+    return _reply(Paused(services.traffic.paused))
+
+
+async def sleep(services: Services, exchange: Exchange) -> Reply:
+    """End the engine process: weights and cache leave the device. Both of vLLM's levels free and reload all."""
+    _query(exchange, _SleepQuery)
+    if services.llm.state != "sleeping":
+        services.check_ready()
+        await services.llm.sleep()
+    return _reply(Done())
+
+
+async def wake_up(services: Services, exchange: Exchange) -> Reply:
+    """Load the model again; the answer comes when it is ready."""
+    _query(exchange, _NoQuery)
+    await services.llm.wake_up()
+    return _reply(Done())
+
+
+async def is_sleeping(services: Services, exchange: Exchange) -> Reply:
+    """Whether the engine sleeps."""
+    return _reply(Sleeping(services.llm.state == "sleeping"))
+
+
+async def abort_requests(services: Services, exchange: Exchange) -> Reply:
+    """End requests by their X-Request-Id, with an error for whoever waits."""
+    request = decode(await services.traffic.read_body(exchange), AbortRequest)
+    error = RequestFailedError("the request was ended by the server's operator")
+    return _reply(Aborted(services.traffic.interrupt(frozenset(request.request_ids), error)))
+
+
+def _reply(told: msgspec.Struct) -> Reply:
+    return Reply(msgspec.json.encode(told))
+
+
+def _query(exchange: Exchange, kind: type[Query]) -> Query:
+    try:
+        return msgspec.convert(exchange.query(), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise explain(str(error), kind) from None

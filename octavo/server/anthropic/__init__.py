@@ -1,0 +1,1 @@
+"""Anthropic's Messages protocol, over the same chat as OpenAI's."""

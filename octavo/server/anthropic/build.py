@@ -1,0 +1,118 @@
+"""RequestOutputs of one generation in; the message, and the events that tell how it came about, out."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Literal
+
+import msgspec
+
+from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
+from octavo.server.anthropic.replies import (
+    MessageReply,
+    MessageUsage,
+    ReplyBlock,
+    StopReason,
+    TextReply,
+    ThinkingReply,
+    ToolUseReply,
+)
+from octavo.server.openai.convert import Generation
+from octavo.server.openai.generate import UsageCount
+from octavo.server.openai.parsing import call_id
+
+
+class MessageBuilder:
+    """Takes outputs, deltas or the whole, and keeps the message up to date. Its methods return what a stream sends."""
+
+    idle = b'event: ping\ndata: {"type":"ping"}\n\n'
+
+    def __init__(self, generation: Generation, *, with_thinking: bool) -> None:
+        self._count = UsageCount(generation)
+        self._tool = None if generation.parsing is None else generation.parsing.tool
+        self._with_thinking = with_thinking
+        self._kind = ""  # of the block that is being written
+        self._pieces: list[str] = []
+        self.message = MessageReply(id=f"msg_{uuid.uuid4().hex}", model=generation.model, usage=self._usage())
+
+    def start(self) -> bytes:
+        """The first events. What is cached is not known yet; the last event tells."""
+        return _event("message_start", message=self.message) + self.idle
+
+    def piece(self, number: int, output: RequestOutput) -> bytes:
+        """The events of an output."""
+        self._count.take(number, output)
+        events = []
+        for choice in output.outputs:
+            if choice.reasoning and self._with_thinking:
+                events.append(self._write("thinking", choice.reasoning))
+            if choice.text:
+                events.append(self._write("text", choice.text))
+            events += [self._call(call) for call in choice.tool_calls]
+            if choice.finish_reason is not None:
+                called = any(isinstance(block, ToolUseReply) for block in self.message.content)
+                self.message.stop_reason, self.message.stop_sequence = _stop(choice, called=called)
+        return b"".join(events)
+
+    def end(self) -> bytes:
+        """The last events."""
+        events = self._close()
+        self.message.usage = self._usage()
+        delta = {"stop_reason": self.message.stop_reason, "stop_sequence": self.message.stop_sequence}
+        return events + _event("message_delta", delta=delta, usage=self.message.usage) + _event("message_stop")
+
+    def _usage(self) -> MessageUsage:
+        counted = self._count.usage()
+        cached = min(counted.prompt_tokens_details.cached_tokens, counted.prompt_tokens)
+        return MessageUsage(
+            input_tokens=counted.prompt_tokens - cached,
+            cache_read_input_tokens=cached,
+            output_tokens=counted.completion_tokens,
+        )
+
+    @property
+    def _index(self) -> int:
+        return len(self.message.content) - 1
+
+    def _write(self, kind: Literal["text", "thinking"], text: str) -> bytes:
+        events = b""
+        if self._kind != kind:
+            events = self._close() + self._begin(TextReply(text="") if kind == "text" else ThinkingReply(thinking=""))
+            self._kind = kind
+        self._pieces.append(text)
+        delta = {"type": f"{kind}_delta", kind: text}
+        return events + _event("content_block_delta", index=self._index, delta=delta)
+
+    def _call(self, call: ToolCall) -> bytes:
+        """A call comes whole."""
+        events = self._close()
+        block = ToolUseReply(id=call_id(call, self._tool), name=call.name, input={})
+        events += self._begin(block)
+        block.input = msgspec.json.decode(call.arguments)
+        delta = {"type": "input_json_delta", "partial_json": call.arguments}
+        events += _event("content_block_delta", index=self._index, delta=delta)
+        return events + _event("content_block_stop", index=self._index)
+
+    def _begin(self, block: ReplyBlock) -> bytes:
+        self.message.content.append(block)
+        return _event("content_block_start", index=self._index, content_block=block)
+
+    def _close(self) -> bytes:
+        if not self._kind:
+            return b""
+        text = "".join(self._pieces)
+        self.message.content[-1] = TextReply(text=text) if self._kind == "text" else ThinkingReply(thinking=text)
+        self._kind, self._pieces = "", []
+        return _event("content_block_stop", index=self._index)
+
+
+def _stop(choice: CompletionOutput, *, called: bool) -> tuple[StopReason, str | None]:
+    if choice.finish_reason == "length":
+        return "max_tokens", None
+    if isinstance(choice.stop_reason, str):
+        return "stop_sequence", choice.stop_reason
+    return "tool_use" if called else "end_turn", None
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))

@@ -1,0 +1,39 @@
+"""An error in; Anthropic's form of it out."""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.server.anthropic.replies import AnthropicError, AnthropicErrorBody
+from octavo.server.errors import ErrorReply
+
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+OVERLOADED = 529  # Anthropic's status for what is a 503 elsewhere
+
+
+class AnthropicErrors:
+    """The form of one exchange's errors."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+
+    def whole(self, told: ErrorReply) -> tuple[int, bytes]:
+        """Status and body."""
+        return OVERLOADED if told.status == 503 else told.status, self._body(told)
+
+    def events(self, told: ErrorReply) -> bytes:
+        """A stream that has begun ends with this event."""
+        return b"event: error\ndata: " + self._body(told) + b"\n\n"
+
+    def _body(self, told: ErrorReply) -> bytes:
+        kind = KINDS.get(told.status, "invalid_request_error" if told.status < 500 else "api_error")
+        return msgspec.json.encode(
+            AnthropicErrorBody(error=AnthropicError(kind, told.detail.message), request_id=self._request_id)
+        )

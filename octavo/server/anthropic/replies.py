@@ -1,0 +1,76 @@
+"""The JSON bodies that Anthropic's clients get, as types."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+
+
+class TextReply(msgspec.Struct, kw_only=True, tag="text", tag_field="type"):
+    """Text of the answer."""
+
+    text: str
+    citations: None = None
+
+
+class ThinkingReply(msgspec.Struct, kw_only=True, tag="thinking", tag_field="type"):
+    """What the model thought before; signature is empty, as there is nothing that it would guard."""
+
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseReply(msgspec.Struct, kw_only=True, tag="tool_use", tag_field="type"):
+    """A call that the client is asked to carry out."""
+
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+ReplyBlock = TextReply | ThinkingReply | ToolUseReply
+
+
+class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts. What was found in the prefix cache is told apart and not part of input_tokens."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int
+    output_tokens: int
+    service_tier: str = "standard"
+
+
+class MessageReply(msgspec.Struct, kw_only=True, tag="message", tag_field="type"):
+    """POST /v1/messages."""
+
+    id: str
+    role: str = "assistant"
+    model: str
+    content: list[ReplyBlock] = []
+    stop_reason: StopReason | None = None
+    stop_sequence: str | None = None
+    usage: MessageUsage
+
+
+class TokenCount(msgspec.Struct, frozen=True):
+    """POST /v1/messages/count_tokens."""
+
+    input_tokens: int
+
+
+class AnthropicError(msgspec.Struct, frozen=True):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(msgspec.Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):
+    """What every error answer of these routes holds."""
+
+    error: AnthropicError
+    request_id: str

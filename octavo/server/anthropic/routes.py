@@ -1,0 +1,50 @@
+"""POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.server.anthropic.build import MessageBuilder
+from octavo.server.anthropic.convert import TERMS, as_chat
+from octavo.server.anthropic.replies import TokenCount
+from octavo.server.anthropic.thinking import is_told, with_thinking
+from octavo.server.anthropic.types import CountTokensRequest, MessagesRequest
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.openai import convert
+from octavo.server.openai.conversation import render
+from octavo.server.openai.decode import decode
+from octavo.server.openai.generate import send_stream
+from octavo.server.openai.results import Results
+from octavo.server.openai.terms import in_terms
+from octavo.server.services import Services
+
+
+async def create_message(services: Services, exchange: Exchange) -> Reply | None:
+    """The route's handler; None where the answer was streamed."""
+    request = decode(await services.traffic.read_body(exchange), MessagesRequest)
+    services.names.check(request.model)
+    exchange.watch()
+    chat = with_thinking(services, request.thinking, as_chat(request))
+    with in_terms(TERMS):
+        generation = await convert.chat(services, exchange, chat)
+        builder = MessageBuilder(generation, with_thinking=is_told(request.thinking))
+        async with Results(services, generation) as results:
+            if request.stream:
+                await send_stream(exchange, results, builder)
+                return None
+            while not results.finished:
+                if (item := await results.take()) is not None:
+                    builder.piece(*item)
+    builder.end()
+    return Reply(msgspec.json.encode(builder.message))
+
+
+async def count_tokens(services: Services, exchange: Exchange) -> Reply:
+    """How many tokens the prompt of such a request has."""
+    request = decode(await services.traffic.read_body(exchange), CountTokensRequest)
+    services.names.check(request.model)
+    exchange.watch()
+    chat = with_thinking(services, request.thinking, as_chat(request))
+    with in_terms(TERMS):
+        ids = await render(services, chat)
+    return Reply(msgspec.json.encode(TokenCount(len(ids))))

@@ -1,0 +1,36 @@
+"""`thinking` of a Messages request in; what the chat template and what the client are told of it out."""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.base.errors import UnsupportedError
+from octavo.server.anthropic.types import Thinking, ThinkingDisabled
+from octavo.server.openai.conversation import template_source
+from octavo.server.openai.types import ChatRequest
+from octavo.server.services import Services
+from octavo.text.tools.choose import reasoning_format
+
+SWITCH = "enable_thinking"
+"""The variable by which templates turn reasoning on and off."""
+
+
+def is_told(thinking: Thinking | None) -> bool:
+    """True if the answer shall hold what the model thought."""
+    return not isinstance(thinking, ThinkingDisabled | None) and thinking.display is None
+
+
+def with_thinking(services: Services, thinking: Thinking | None, chat: ChatRequest) -> ChatRequest:
+    """The chat with reasoning on or off, where the template can turn it; UnsupportedError where there is none at all.
+
+    Without `thinking` it is off, as in Anthropic's protocol.
+    """
+    source = template_source(services, chat)
+    asked = not isinstance(thinking, ThinkingDisabled | None)
+    if asked and reasoning_format(services.config.reasoning_parser, source) is None:
+        raise UnsupportedError(
+            "thinking is not supported by this model: its answers mark no reasoning", param="thinking"
+        )
+    if SWITCH not in source:
+        return chat
+    return msgspec.structs.replace(chat, chat_template_kwargs={SWITCH: asked})

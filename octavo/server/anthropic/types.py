@@ -1,0 +1,205 @@
+"""The JSON bodies that Anthropic's clients send, as types. A field that is not here is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from octavo.server.openai.refused import Empty
+from octavo.server.openai.types import Identifier
+
+Name = Annotated[str, Meta(min_length=1, max_length=512)]
+
+
+class CacheControl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a prefix to be cached ends. Every prefix is cached here while there is room, so this asks for nothing."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class TextBlock(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+    """Text."""
+
+    text: str
+    cache_control: CacheControl | None = None
+    citations: Empty | None = None
+
+
+class ThinkingBlock(
+    msgspec.Struct, frozen=True, kw_only=True, tag="thinking", tag_field="type", forbid_unknown_fields=True
+):
+    """What the model thought in an earlier turn, as it was told then; there is nothing that a signature would guard."""
+
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(
+    msgspec.Struct, frozen=True, kw_only=True, tag="tool_use", tag_field="type", forbid_unknown_fields=True
+):
+    """A call that the model made."""
+
+    id: Name
+    name: str
+    input: dict[str, Any]
+    cache_control: CacheControl | None = None
+    caller: None = None
+    toolset_name: None = None
+
+
+class ToolResultBlock(
+    msgspec.Struct, frozen=True, kw_only=True, tag="tool_result", tag_field="type", forbid_unknown_fields=True
+):
+    """What came of a call. is_error: the model is told so, by "Error: " before the content."""
+
+    tool_use_id: Name
+    content: str | list[TextBlock] = ""
+    is_error: bool = False
+    cache_control: CacheControl | None = None
+    toolset_name: None = None
+
+
+Block = TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock
+
+
+class MessageParam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One turn. A last turn of the assistant is gone on from."""
+
+    role: Literal["user", "assistant"]
+    content: str | list[Block]
+
+
+class ThinkingDisabled(msgspec.Struct, frozen=True, tag="disabled", tag_field="type", forbid_unknown_fields=True):
+    """No thinking: where the chat template can turn it off, it does; none is told. The same as no `thinking`."""
+
+
+class ThinkingAdaptive(
+    msgspec.Struct, frozen=True, kw_only=True, tag="adaptive", tag_field="type", forbid_unknown_fields=True
+):
+    """The model thinks as it likes. display: "omitted" keeps it from being told."""
+
+    display: Literal["omitted"] | None = None
+
+
+class ThinkingEnabled(
+    msgspec.Struct, frozen=True, kw_only=True, tag="enabled", tag_field="type", forbid_unknown_fields=True
+):
+    """The same. budget_tokens is a target that the model does not know; max_tokens bounds thinking and answer."""
+
+    budget_tokens: Annotated[int, Meta(ge=1024)]
+    display: Literal["omitted"] | None = None
+
+
+Thinking = ThinkingDisabled | ThinkingAdaptive | ThinkingEnabled
+
+
+class ToolParam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A function that the model may call; input_schema is a JSON schema."""
+
+    name: str
+    input_schema: dict[str, Any]
+    description: str | None = None
+    type: Literal["custom"] | None = None
+    strict: bool | None = None
+    cache_control: CacheControl | None = None
+    defer_loading: Literal[False] | None = None
+    eager_input_streaming: Literal[False] | None = None
+    input_examples: Empty | None = None
+    allowed_callers: Annotated[list[Literal["direct"]], Meta(max_length=1)] | None = None
+
+
+class ChooseAuto(msgspec.Struct, frozen=True, kw_only=True, tag="auto", tag_field="type", forbid_unknown_fields=True):
+    """The model decides."""
+
+    disable_parallel_tool_use: bool | None = None
+
+
+class ChooseAny(msgspec.Struct, frozen=True, kw_only=True, tag="any", tag_field="type", forbid_unknown_fields=True):
+    """At least one call."""
+
+    disable_parallel_tool_use: bool | None = None
+
+
+class ChooseTool(msgspec.Struct, frozen=True, kw_only=True, tag="tool", tag_field="type", forbid_unknown_fields=True):
+    """A call of this function."""
+
+    name: str
+    disable_parallel_tool_use: bool | None = None
+
+
+class ChooseNone(msgspec.Struct, frozen=True, kw_only=True, tag="none", tag_field="type", forbid_unknown_fields=True):
+    """No call."""
+
+
+class SchemaOutput(
+    msgspec.Struct, frozen=True, kw_only=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
+):
+    """JSON of a schema."""
+
+    schema: dict[str, Any]
+
+
+class OutputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """format: the answer's form.  effort: goes to the chat template."""
+
+    format: SchemaOutput | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class MessageMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A label for a provider's books; nothing here depends on it."""
+
+    user_id: Identifier | None = None
+
+
+class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What makes the prompt; shared by both routes."""
+
+    REASONS: ClassVar[dict[str, str]] = {
+        "tools": "tools are functions that the client carries out: {'name': ..., 'input_schema': {...}}",
+        "tool_choice": "its type is auto, any, tool or none",
+        "thinking": "its type is disabled, adaptive or enabled (budget_tokens from 1024), display null or 'omitted'",
+        "output_config": "format is of type 'json_schema', effort one of low, medium, high, xhigh, max",
+        "speed": "there is one speed; leave it out or send 'standard'",
+        "service_tier": "there is one tier; leave it out or send 'auto'",
+        "container": "there are no containers here",
+        "context_management": "shorten the conversation yourself",
+        "mcp_servers": "this server calls no tools itself",
+        "diagnostics": "see GET /metrics",
+        "inference_geo": "the server is where it is; leave it out",
+    }
+
+    model: Annotated[str, Meta(max_length=512)]
+    messages: Annotated[list[MessageParam], Meta(min_length=1)]
+    system: str | list[TextBlock] | None = None
+    tools: list[ToolParam] | None = None
+    tool_choice: ChooseAuto | ChooseAny | ChooseTool | ChooseNone | None = None
+    thinking: Thinking | None = None
+    cache_control: CacheControl | None = None
+    output_config: OutputConfig | None = None
+    speed: Literal["standard"] | None = None
+
+
+class CountTokensRequest(PromptRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/messages/count_tokens."""
+
+
+class MessagesRequest(PromptRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/messages."""
+
+    max_tokens: int
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: MessageMetadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    container: None = None
+    context_management: None = None
+    mcp_servers: Empty | None = None
+    diagnostics: None = None
+    inference_geo: None = None

@@ -1,0 +1,112 @@
+"""Lines of OpenAI's batch JSONL: requests in, results out, and which of them a half-written output has already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from octavo.base.errors import InputError
+from octavo.server.openai.decode import decode
+
+MAX_LINES = 50_000  # OpenAI's own bound
+_ROOM = 1 << 16  # of a line, beside its body
+
+
+class BatchLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One request. body: as it would be sent to `url`."""
+
+    custom_id: Annotated[str, Meta(min_length=1, max_length=512)]
+    method: Literal["POST"]
+    url: Annotated[str, Meta(max_length=512)]
+    body: msgspec.Raw
+
+
+class BatchError(msgspec.Struct, frozen=True):
+    """Why a line has no good answer. code: the HTTP status where there is one."""
+
+    code: str
+    message: str
+
+
+class BatchResponse(msgspec.Struct, frozen=True):
+    """The route's answer."""
+
+    status_code: int
+    request_id: str
+    body: msgspec.Raw
+
+
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the output. An answer that is an error stands in both fields."""
+
+    id: str
+    custom_id: str
+    response: BatchResponse | None
+    error: BatchError | None
+
+
+class LineError(InputError):
+    """A line that is no request. number: counted from 1."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(f"line {number}: {message}", param=f"line {number}")
+        self.number = number
+
+
+def read_lines(path: Path, *, max_body_bytes: int) -> Iterator[BatchLine]:
+    """The file's requests; empty lines are passed over. LineError for what is none, and for a custom_id's second."""
+    seen: set[str] = set()
+    with path.open("rb") as file:
+        number = 0
+        while text := file.readline(max_body_bytes + _ROOM):
+            number += 1
+            if not text.strip():
+                continue
+            if len(text) == max_body_bytes + _ROOM:
+                raise LineError(number, f"longer than a request's {max_body_bytes} bytes")
+            line = _decode(number, text)
+            if line.custom_id in seen:
+                raise LineError(number, f"the custom_id {line.custom_id[:80]!r} came before")
+            if len(seen) == MAX_LINES:
+                raise LineError(number, f"a batch holds at most {MAX_LINES} requests; split it")
+            seen.add(line.custom_id)
+            yield line
+
+
+def _decode(number: int, text: bytes) -> BatchLine:
+    try:
+        return decode(text, BatchLine)
+    except InputError as error:
+        raise LineError(number, error.message) from None
+
+
+class _Done(msgspec.Struct):
+    custom_id: str
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def read_done(path: Path) -> dict[str, bool]:
+    """custom_id -> whether it has a good answer, of a batch that was broken off; a torn last line is cut off the file.
+
+    InputError where the file is no batch's output.
+    """
+    done: dict[str, bool] = {}
+    if not path.exists():
+        return done
+    end = 0
+    with path.open("r+b") as file:
+        for text in file:
+            if not text.endswith(b"\n"):
+                break
+            try:
+                row = msgspec.json.decode(text, type=_Done)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                raise InputError(f"{path} exists and is no output of a batch; name another file") from None
+            done[row.custom_id] = bytes(row.error) == b"null"
+            end += len(text)
+        file.truncate(end)
+    return done

@@ -1,0 +1,166 @@
+"""/v1/files and /v1/batches: what is uploaded, run, asked for and fetched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+
+from octavo.base.errors import InputError, UnsupportedError
+from octavo.server.batch.batches import WINDOW_S
+from octavo.server.batch.form import Field, parse_form
+from octavo.server.batch.store import KEEP_S, Kept, new_name
+from octavo.server.batch.types import (
+    BatchList,
+    BatchObject,
+    BatchRequest,
+    Deleted,
+    ExpiresAfter,
+    FileList,
+    FileObject,
+    Query,
+    RequestCounts,
+)
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.openai.decode import decode, explain
+from octavo.server.services import Services
+
+MAX_PAGE = {"files": 10_000, "batches": 100}
+_FIELDS = ("purpose", "file", "expires_after[anchor]", "expires_after[seconds]")
+
+Row = TypeVar("Row", FileObject, BatchObject)
+
+
+async def upload_file(services: Services, exchange: Exchange) -> Reply:
+    """POST /v1/files: a form with purpose ("batch") and file."""
+    body = await services.traffic.read_body(exchange, kind=b"multipart/form-data")
+    fields = parse_form(exchange.header(b"content-type") or b"", body)
+    for name in fields:
+        if name not in _FIELDS:
+            raise InputError(f"unknown field {name[:40]!r}; leave it out", param=name)
+    for name in ("purpose", "file"):
+        if name not in fields:
+            raise InputError(f"{name} is required", param=name)
+    if fields["purpose"].text != "batch":
+        raise UnsupportedError("this purpose is not supported: files are taken for 'batch'", param="purpose")
+    made = services.batches.store.add_file(
+        exchange.owner, fields["file"].content, filename=fields["file"].filename[:255], keep_s=_keep_s(fields)
+    )
+    return Reply(msgspec.json.encode(made))
+
+
+def _keep_s(fields: dict[str, Field]) -> int:
+    names = ("anchor", "seconds")
+    given = {name: field.text for name in names if (field := fields.get(f"expires_after[{name}]")) is not None}
+    if not given:
+        return KEEP_S
+    try:
+        return msgspec.convert(given, ExpiresAfter, strict=False).seconds
+    except msgspec.ValidationError as error:
+        raise explain(str(error), ExpiresAfter, where="expires_after") from None
+
+
+async def list_files(services: Services, exchange: Exchange) -> Reply:
+    """GET /v1/files: the newest first, unless asked otherwise."""
+    query = _query(exchange, "files")
+    files = services.batches.store.files(exchange.owner)
+    if query.purpose is not None:
+        files = [file for file in files if file.purpose == query.purpose]
+    rows, more = _page(files, query)
+    first, last = (rows[0].id, rows[-1].id) if rows else (None, None)
+    return Reply(msgspec.json.encode(FileList(data=rows, first_id=first, last_id=last, has_more=more)))
+
+
+async def show_file(services: Services, exchange: Exchange) -> Reply:
+    """GET /v1/files/{id}."""
+    return Reply(msgspec.json.encode(services.batches.store.file(exchange.path_params["id"], exchange.owner)))
+
+
+async def fetch_file(services: Services, exchange: Exchange) -> None:
+    """GET /v1/files/{id}/content."""
+    file = services.batches.store.file(exchange.path_params["id"], exchange.owner)
+    exchange.watch()
+    await exchange.send_file(services.batches.store.path(file.id), file.bytes)
+
+
+async def delete_file(services: Services, exchange: Exchange) -> Reply:
+    """DELETE /v1/files/{id}."""
+    name = exchange.path_params["id"]
+    services.batches.store.delete_file(name, exchange.owner)
+    return Reply(msgspec.json.encode(Deleted(name)))
+
+
+async def create_batch(services: Services, exchange: Exchange) -> Reply:
+    """POST /v1/batches: it begins at once."""
+    request = decode(await services.traffic.read_body(exchange), BatchRequest)
+    if request.endpoint not in services.batches.urls:
+        known = ", ".join(sorted(services.batches.urls))
+        raise InputError(f"the endpoint must be one of {known}", param="endpoint")
+    file = services.batches.store.file(request.input_file_id, exchange.owner, param="input_file_id")
+    if file.purpose != "batch":
+        raise InputError("the file is no upload with the purpose 'batch'", param="input_file_id")
+    now = int(time.time())
+    batch = BatchObject(
+        id=new_name("batch"),
+        endpoint=request.endpoint,
+        input_file_id=file.id,
+        completion_window=request.completion_window,
+        created_at=now,
+        expires_at=now + WINDOW_S,
+        request_counts=RequestCounts(),
+        metadata=request.metadata,
+    )
+    after = request.output_expires_after
+    services.batches.add(
+        Kept(owner=exchange.owner, batch=batch, keep_results_s=KEEP_S if after is None else after.seconds)
+    )
+    return Reply(msgspec.json.encode(batch))
+
+
+async def list_batches(services: Services, exchange: Exchange) -> Reply:
+    """GET /v1/batches: the newest first, unless asked otherwise."""
+    query = _query(exchange, "batches")
+    if query.purpose is not None:
+        raise InputError("batches have no purpose", param="purpose")
+    rows, more = _page(services.batches.store.batches(exchange.owner), query)
+    first, last = (rows[0].id, rows[-1].id) if rows else (None, None)
+    return Reply(msgspec.json.encode(BatchList(data=rows, first_id=first, last_id=last, has_more=more)))
+
+
+async def show_batch(services: Services, exchange: Exchange) -> Reply:
+    """GET /v1/batches/{id}."""
+    return Reply(msgspec.json.encode(_found(services, exchange).batch))
+
+
+async def cancel_batch(services: Services, exchange: Exchange) -> Reply:
+    """POST /v1/batches/{id}/cancel: its state is cancelling, and cancelled soon after."""
+    kept = _found(services, exchange)
+    services.batches.cancel(kept)
+    return Reply(msgspec.json.encode(kept.batch))
+
+
+def _found(services: Services, exchange: Exchange) -> Kept:
+    return services.batches.store.batch(exchange.path_params["id"], exchange.owner)
+
+
+def _query(exchange: Exchange, what: str) -> Query:
+    try:
+        query = msgspec.convert(exchange.query(), Query, strict=False)
+    except msgspec.ValidationError as error:
+        raise explain(str(error), Query) from None
+    if query.limit > MAX_PAGE[what]:
+        raise InputError(f"limit may be at most {MAX_PAGE[what]}", param="limit")
+    return query
+
+
+def _page(rows: Sequence[Row], query: Query) -> tuple[list[Row], bool]:
+    """The rows after `query.after`, and whether more follow."""
+    ordered = list(rows) if query.order == "desc" else list(rows)[::-1]
+    if query.after is not None:
+        at = next((number for number, row in enumerate(ordered, 1) if row.id == query.after), None)
+        if at is None:
+            raise InputError("after names nothing that is listed", param="after")
+        ordered = ordered[at:]
+    return ordered[: query.limit], len(ordered) > query.limit

@@ -1,0 +1,105 @@
+"""Requests of a batch in; their results, as they come, out. Each goes to its route as a request over HTTP does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from octavo.server.batch.lines import BatchError, BatchLine, BatchResponse, BatchResult
+
+PATIENCE_S = 600.0  # so long a request is sent again while the server is full, loading or restarting
+_BUSY = (429, 503, 529)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a route answered. retry_after: seconds, where it says so."""
+
+    status: int
+    body: bytes
+    request_id: str
+    retry_after: float = 1.0
+
+
+Ask = Callable[[str, bytes], Awaitable[Answer]]
+
+
+async def run_lines(
+    ask: Ask,
+    lines: Iterable[BatchLine],
+    write: Callable[[BatchResult], None],
+    *,
+    urls: Collection[str],
+    at_once: int,
+) -> None:
+    """Answer every line, `at_once` at a time; `write` gets the results in the order in which they come.
+
+    urls: those that a line may name.
+    """
+    running: set[asyncio.Task[BatchResult]] = set()
+    try:
+        for line in lines:
+            if len(running) >= at_once:
+                running = await _next(running, write)
+            running.add(asyncio.create_task(_answer(ask, line, urls)))
+        while running:
+            running = await _next(running, write)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _next(
+    running: set[asyncio.Task[BatchResult]], write: Callable[[BatchResult], None]
+) -> set[asyncio.Task[BatchResult]]:
+    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        write(task.result())
+    return running
+
+
+class _Streams(msgspec.Struct):
+    stream: Any = None
+
+
+class _Told(msgspec.Struct):
+    message: str = ""
+
+
+class _Failed(msgspec.Struct):
+    error: _Told
+
+
+async def _answer(ask: Ask, line: BatchLine, urls: Collection[str]) -> BatchResult:
+    if line.url not in urls:
+        return _result(line, None, BatchError("invalid_url", f"the url must be one of {', '.join(sorted(urls))}"))
+    if _asks_for_stream(line.body):
+        return _result(line, None, BatchError("invalid_request", "stream has no meaning in a batch; leave it out"))
+    end = time.monotonic() + PATIENCE_S
+    answer = await ask(line.url, bytes(line.body))
+    while answer.status in _BUSY and time.monotonic() < end:
+        await asyncio.sleep(answer.retry_after)
+        answer = await ask(line.url, bytes(line.body))
+    response = BatchResponse(answer.status, answer.request_id, msgspec.Raw(answer.body))
+    if answer.status < 400:
+        return _result(line, response, None)
+    told = msgspec.json.decode(answer.body, type=_Failed).error.message
+    return _result(line, response, BatchError(str(answer.status), told))
+
+
+def _asks_for_stream(body: msgspec.Raw) -> bool:
+    try:
+        return bool(msgspec.json.decode(body, type=_Streams).stream)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False  # the route says what is wrong
+
+
+def _result(line: BatchLine, response: BatchResponse | None, error: BatchError | None) -> BatchResult:
+    return BatchResult(id=f"batch_req_{uuid.uuid4().hex}", custom_id=line.custom_id, response=response, error=error)

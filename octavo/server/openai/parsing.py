@@ -1,0 +1,167 @@
+"""A chat request in; how its answers are read (content, reasoning, tool calls) out. The tools are checked."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from octavo.base.config.config import ServerConfig
+from octavo.base.errors import InputError, UnsupportedError
+from octavo.base.types.output import ToolCall
+from octavo.base.types.structured import StructuredOutputsParams
+from octavo.server.openai.conversation import message_text, template_source, tools_format
+from octavo.server.openai.types import ChatRequest, NamedToolChoice, Tool
+from octavo.server.services import Services
+from octavo.text.reasoning import Reasoning
+from octavo.text.tools.choose import reasoning_format, tool_format
+from octavo.text.tools.forced import Function, forced_grammar, free_grammar, reasoned_grammar
+from octavo.text.tools.formats import Format
+from octavo.text.tools.parser import Parsing
+
+MAX_TOOL_BYTES = 1 << 18  # of one entry of `tools`, as JSON
+_PROMPT_END = 16  # tokens in which a prompt that begins the reasoning does so
+_MISTRAL_ID = string.ascii_letters + string.digits
+
+
+def check_parsers(config: ServerConfig) -> None:
+    """ConfigError for names that are not known."""
+    tool_format(config.tool_call_parser, "")
+    reasoning_format(config.reasoning_parser, "")
+
+
+def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[int]) -> Parsing | None:
+    """None where the model's answers are text alone. InputError for tools that cannot be honoured."""
+    template = template_source(services, request)
+    tools = _tools(request)
+    tool = tools_format(services, request) if tools else None
+    reasoning = reasoning_format(services.config.reasoning_parser, template)
+    tokenizer = services.llm.tokenizer
+    if tokenizer is None or (tool is None and reasoning is None):
+        return None
+    tokens = {*(tool.tokens if tool else ()), *(reasoning.tokens if reasoning else ())}
+    end = _prompt_end(services, prompt_ids)
+    return Parsing(
+        tool=tool,
+        reasoning=reasoning,
+        tools={one.function.name: one.function.parameters or {} for one in tools},
+        open=reasoning is not None and _left_open(reasoning, request, end),
+        single=request.parallel_tool_calls is False,
+        kept_tokens=frozenset(number for text, number in tokenizer.special_ids().items() if text in tokens),
+    )
+
+
+def constraint(
+    services: Services, request: ChatRequest, parsing: Parsing | None, prompt_ids: list[int]
+) -> StructuredOutputsParams | None:
+    """The form that tool_choice or strict functions demand of the answer. InputError where it cannot be demanded."""
+    forced = _forced(request)
+    tools = list(enumerate(request.tools or [])) if request.tool_choice != "none" else []
+    strict = next((index for index, tool in tools if tool.function.strict), None)
+    if forced is None and strict is None:
+        return None
+    tokenizer = services.llm.tokenizer
+    if tokenizer is None or parsing is None or parsing.tool is None:
+        raise UnsupportedError(
+            "forced and strict calls are not supported for this model: its chat template does not tell how it writes "
+            "calls; start with --tool-call-parser",
+            param="tool_choice" if forced is not None else f"tools[{strict}].function.strict",
+        )
+    functions = [
+        Function(
+            name=tool.function.name,
+            schema=tool.function.parameters or {},
+            where=f"tools[{index}]",
+            free=forced is None and not tool.function.strict,
+        )
+        for index, tool in tools
+        if not forced or tool.function.name == forced
+    ]
+    about: Any = {
+        "special": tokenizer.special_ids().keys(),
+        "reasoning": parsing.reasoning,
+        "opened": _opened(services, parsing, prompt_ids),
+    }
+    if forced is None:
+        grammar = free_grammar(parsing.tool, functions, **about)
+    else:
+        grammar = forced_grammar(parsing.tool, functions, **about, many=not (forced or parsing.single))
+    return StructuredOutputsParams(grammar=grammar)
+
+
+def behind_reasoning(
+    services: Services, parsing: Parsing, form: StructuredOutputsParams, prompt_ids: list[int]
+) -> tuple[Parsing, StructuredOutputsParams]:
+    """A form that a client demands of the answer, with room for reasoning before it.
+
+    Where no room can be made the answer has the form from its beginning, and no reasoning.
+    """
+    tokenizer = services.llm.tokenizer
+    if parsing.reasoning is None or tokenizer is None:
+        return parsing, form
+    opened = _opened(services, parsing, prompt_ids)
+    special = tokenizer.special_ids().keys()
+    grammar = reasoned_grammar(form, special=special, reasoning=parsing.reasoning, opened=opened)
+    if grammar is None:
+        return replace(parsing, open=False), form
+    return parsing, StructuredOutputsParams(grammar=grammar)
+
+
+def _opened(services: Services, parsing: Parsing, prompt_ids: list[int]) -> bool | None:
+    """Whether the prompt began the reasoning; None if it ended it."""
+    if parsing.open:
+        return True
+    ended = parsing.reasoning is not None and parsing.reasoning.ended(_prompt_end(services, prompt_ids))
+    return None if ended else False
+
+
+def _forced(request: ChatRequest) -> str | None:
+    """The name of the function to call, "" for any; None where no call is demanded."""
+    choice = request.tool_choice
+    if choice != "required" and not isinstance(choice, NamedToolChoice):
+        return None
+    if not request.tools:
+        raise InputError("tool_choice demands a call, and tools are missing", param="tool_choice")
+    if not isinstance(choice, NamedToolChoice):
+        return ""
+    name = choice.function.name
+    if all(tool.function.name != name for tool in request.tools):
+        raise InputError(f"tool_choice names {name!r:.100}, which is not in tools", param="tool_choice")
+    return name
+
+
+def _prompt_end(services: Services, prompt_ids: list[int]) -> str:
+    tokenizer = services.llm.tokenizer
+    return "" if tokenizer is None else tokenizer.decode(prompt_ids[-_PROMPT_END:], skip_special_tokens=False)
+
+
+def call_id(call: ToolCall, tool: Format | None) -> str:
+    """The call's own id, or a new one of the form that the model knows."""
+    if call.id is not None:
+        return call.id
+    if tool is not None and tool.ids == "mistral":
+        return "".join(secrets.choice(_MISTRAL_ID) for _ in range(9))
+    return "call_" + secrets.token_hex(12)
+
+
+def _tools(request: ChatRequest) -> list[Tool]:
+    tools = request.tools or []
+    for index, tool in enumerate(tools):
+        size = len(msgspec.json.encode(tool))
+        if size > MAX_TOOL_BYTES:
+            where = f"tools[{index}]"
+            raise InputError(f"{where} is {size} bytes of JSON; at most {MAX_TOOL_BYTES} are taken", param=where)
+    return [] if request.tool_choice == "none" else tools
+
+
+def _left_open(reasoning: Reasoning, request: ChatRequest, prompt_end: str) -> bool:
+    """True if the answer begins inside reasoning."""
+    if not request.continue_final_message:
+        return reasoning.left_open(prompt_end)
+    said = message_text(request.messages[-1])
+    begun = max((said.rfind(marker) for marker in reasoning.begins), default=-1)
+    ended = max((said.rfind(marker) for marker in reasoning.ends), default=-1)
+    return begun > ended or (reasoning.open and ended < 0)

@@ -1,0 +1,77 @@
+"""Responses that are made while nobody waits: a task each, ended by its client, by a drain, or by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from octavo.base.errors import OctavoError, OverloadedError
+from octavo.server.errors import describe
+from octavo.server.exchange import Exchange
+from octavo.server.openai.convert import Generation
+from octavo.server.openai.responses.build import ResponseBuilder
+from octavo.server.openai.responses.store import Stored
+from octavo.server.openai.results import Results
+from octavo.server.services import Services
+
+MAX_RUNNING = 256
+
+
+@dataclass(frozen=True)
+class BackgroundResponse:
+    """What is to be made, and where it is kept."""
+
+    builder: ResponseBuilder
+    generation: Generation
+    entry: Stored
+
+
+def start(services: Services, exchange: Exchange, what: BackgroundResponse) -> None:
+    """Begin to make the response, and keep it from now on. OverloadedError where too many are being made."""
+    if len(services.responses.jobs) >= MAX_RUNNING:
+        raise OverloadedError(f"{MAX_RUNNING} responses are being made in the background", retry_after=5)
+    what.entry.job = _Job(services, what, exchange.request_id)
+    services.responses.put(what.entry)
+
+
+class _Job:
+    """One response's task. It counts as in flight, so that a drain waits for it, or ends it with an error."""
+
+    def __init__(self, services: Services, what: BackgroundResponse, request_id: str) -> None:
+        self._services, self._what, self._request_id = services, what, request_id
+        self._interruption: OctavoError | None = None
+        services.responses.jobs.add(self)
+        self._task = asyncio.create_task(self._make())
+        self._task.add_done_callback(self._ended)
+
+    def interrupt(self, error: OctavoError) -> None:
+        """End it with an error, now."""
+        self._interruption = error
+        self._task.cancel()
+
+    async def cancel(self) -> None:
+        """End it, unless it has ended; returns when it has."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        builder, entry = self._what.builder, self._what.entry
+        error = self._interruption if task.cancelled() else task.exception()
+        if error is not None:
+            builder.fail(describe(error, request_id=self._request_id))
+        elif task.cancelled():
+            builder.cancel()
+        else:
+            builder.end()
+            entry.messages = [*entry.messages, *builder.said()]
+        entry.job = None
+        self._services.responses.jobs.discard(self)
+        if builder.response.id in self._services.responses:
+            self._services.responses.put(entry)
+
+    async def _make(self) -> None:
+        with self._services.traffic.entered(self):
+            async with Results(self._services, self._what.generation) as results:
+                while not results.finished:
+                    if (item := await results.take()) is not None:
+                        self._what.builder.piece(*item)

@@ -1,0 +1,254 @@
+"""RequestOutputs of one generation in; the Response object and the events that tell how it came about out."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any, Literal
+
+import msgspec
+
+from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
+from octavo.server.errors import DONE, ErrorReply
+from octavo.server.openai.convert import Generation
+from octavo.server.openai.generate import UsageCount
+from octavo.server.openai.logprobs import chat_logprobs
+from octavo.server.openai.parsing import call_id
+from octavo.server.openai.replies import TokenLogprob
+from octavo.server.openai.responses.items import (
+    FunctionCallItem,
+    Item,
+    MessageItem,
+    OutputText,
+    ReasoningItem,
+    ReasoningText,
+    as_messages,
+)
+from octavo.server.openai.responses.replies import (
+    IncompleteDetails,
+    InputTokensDetails,
+    OutputCall,
+    OutputItem,
+    OutputMessage,
+    OutputReasoning,
+    OutputTextPart,
+    OutputTokensDetails,
+    ReasoningTextPart,
+    ResponseError,
+    ResponseObject,
+    ResponseStatus,
+    ResponseUsage,
+)
+from octavo.server.openai.responses.types import ReasoningConfig, ResponsesRequest
+from octavo.server.openai.sse import KEEP_ALIVE
+from octavo.server.openai.types import Message
+
+
+class ResponseBuilder:
+    """Takes outputs, deltas or the whole, and keeps the response up to date. Its methods return what a stream sends."""
+
+    idle = KEEP_ALIVE
+
+    def __init__(self, request: ResponsesRequest, generation: Generation) -> None:
+        self._generation = generation
+        self._count = UsageCount(generation)
+        self._number = 0
+        self._open: OutputMessage | OutputReasoning | None = None  # the last of the output, while it is written
+        self._pieces: list[str] = []
+        self._said_logprobs: list[TokenLogprob] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._finish: CompletionOutput | None = None
+        self.response = new_response(request, generation)
+
+    def start(self) -> bytes:
+        """The first two events."""
+        return self._whole("response.created") + self._whole("response.in_progress")
+
+    def piece(self, number: int, output: RequestOutput) -> bytes:
+        """The events of an output."""
+        self._count.take(number, output)
+        events = []
+        for choice in output.outputs:
+            if choice.reasoning:
+                events.append(self._reasoning(choice.reasoning))
+            self._logprobs += self._told_logprobs(choice)
+            if choice.text:
+                events.append(self._text(choice.text))
+            events += [self._call(call) for call in choice.tool_calls]
+            if choice.finish_reason is not None:
+                self._finish = choice
+        return b"".join(events)
+
+    def end(self) -> bytes:
+        """The last item is done, and so is the response."""
+        cut = self._finish is not None and self._finish.finish_reason == "length"
+        status: ResponseStatus = "incomplete" if cut else "completed"
+        events = b"" if self.response.output else self._begin("message")
+        events += self._close(status)
+        if cut:
+            self.response.incomplete_details = IncompleteDetails("max_output_tokens")
+        return events + self._over(status)
+
+    def fail(self, told: ErrorReply) -> bytes:
+        """The response ends with an error; what has come of it stays."""
+        self.response.error = ResponseError(_CODES.get(told.status, "server_error"), told.detail.message)
+        return self._close("incomplete") + self._over("failed")
+
+    def cancel(self) -> None:
+        """The response ends as its client asked."""
+        self._close("incomplete")
+        self._over("cancelled")
+
+    def said(self) -> list[Message]:
+        """What the model said, as messages of the conversation."""
+        return as_messages([as_item(item) for item in self.response.output])
+
+    def _over(self, status: ResponseStatus) -> bytes:
+        self.response.status = status
+        self.response.completed_at = int(time.time()) if status == "completed" else None
+        self.response.usage = self._usage()
+        return self._whole(f"response.{status}") + DONE
+
+    def _usage(self) -> ResponseUsage:
+        counted = self._count.usage()
+        details = counted.completion_tokens_details
+        return ResponseUsage(
+            input_tokens=counted.prompt_tokens,
+            input_tokens_details=InputTokensDetails(counted.prompt_tokens_details.cached_tokens),
+            output_tokens=counted.completion_tokens,
+            output_tokens_details=OutputTokensDetails(0 if details is msgspec.UNSET else details.reasoning_tokens),
+            total_tokens=counted.total_tokens,
+        )
+
+    def _told_logprobs(self, choice: CompletionOutput) -> list[TokenLogprob]:
+        """Of what is no reasoning; they are held back until text follows."""
+        if self._generation.logprobs is None or choice.logprobs is None:
+            return []
+        first = choice.num_reasoning_tokens
+        ids, entries = choice.token_ids[first:], choice.logprobs[first:]
+        return chat_logprobs(ids, entries, most=self._generation.logprobs).content
+
+    def _reasoning(self, text: str) -> bytes:
+        events = self._go_on("reasoning")
+        self._pieces.append(text)
+        return events + self._part("response.reasoning_text.delta", delta=text)
+
+    def _text(self, text: str) -> bytes:
+        events = self._go_on("message")
+        self._pieces.append(text)
+        told, self._logprobs = self._logprobs, []
+        self._said_logprobs += told
+        return events + self._part("response.output_text.delta", delta=text, logprobs=told)
+
+    def _call(self, call: ToolCall) -> bytes:
+        """A call comes whole."""
+        events = self._close("completed")
+        tool = None if self._generation.parsing is None else self._generation.parsing.tool
+        item = OutputCall(
+            id=new_id("fc"), call_id=call_id(call, tool), name=call.name, arguments="", status="in_progress"
+        )
+        where = {"item_id": item.id, "output_index": len(self.response.output)}
+        self.response.output.append(item)
+        events += self._event("response.output_item.added", output_index=where["output_index"], item=item)
+        events += self._event("response.function_call_arguments.delta", delta=call.arguments, **where)
+        item.arguments, item.status = call.arguments, "completed"
+        events += self._event("response.function_call_arguments.done", arguments=call.arguments, **where)
+        return events + self._event("response.output_item.done", output_index=where["output_index"], item=item)
+
+    def _go_on(self, kind: Literal["message", "reasoning"]) -> bytes:
+        """The item being written is of this kind; a new one begins where it is not."""
+        if isinstance(self._open, OutputMessage if kind == "message" else OutputReasoning):
+            return b""
+        return self._close("completed") + self._begin(kind)
+
+    def _begin(self, kind: Literal["message", "reasoning"]) -> bytes:
+        item: OutputMessage | OutputReasoning = (
+            OutputMessage(id=new_id("msg"), status="in_progress", content=[])
+            if kind == "message"
+            else OutputReasoning(id=new_id("rs"), status="in_progress", content=[])
+        )
+        self._open, self._pieces, self._said_logprobs = item, [], []
+        self.response.output.append(item)
+        events = self._event("response.output_item.added", output_index=len(self.response.output) - 1, item=item)
+        if isinstance(item, OutputMessage):
+            item.content.append(OutputTextPart(text=""))
+        else:
+            item.content.append(ReasoningTextPart(text=""))
+        return events + self._part("response.content_part.added", part=item.content[0])
+
+    def _close(self, status: str) -> bytes:
+        item = self._open
+        if item is None:
+            return b""
+        part, text = item.content[0], "".join(self._pieces)
+        part.text, item.status = text, status
+        if isinstance(part, OutputTextPart):
+            part.logprobs = self._said_logprobs
+            events = self._part("response.output_text.done", text=text, logprobs=part.logprobs)
+        else:
+            events = self._part("response.reasoning_text.done", text=text)
+        events += self._part("response.content_part.done", part=part)
+        self._open = None
+        index = len(self.response.output) - 1
+        return events + self._event("response.output_item.done", output_index=index, item=item)
+
+    def _part(self, kind: str, **fields: Any) -> bytes:
+        item, index = self._open, len(self.response.output) - 1
+        name = "" if item is None else item.id
+        return self._event(kind, item_id=name, output_index=index, content_index=0, **fields)
+
+    def _whole(self, kind: str) -> bytes:
+        return self._event(kind, response=self.response)
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        data = msgspec.json.encode({"type": kind, "sequence_number": self._number, **fields})
+        self._number += 1
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+
+
+_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+
+
+def as_item(item: OutputItem) -> Item:
+    """What was answered, as an item that could be sent back."""
+    if isinstance(item, OutputCall):
+        return FunctionCallItem(call_id=item.call_id, name=item.name, arguments=item.arguments)
+    if isinstance(item, OutputReasoning):
+        return ReasoningItem(content=[ReasoningText(part.text) for part in item.content])
+    return MessageItem(role="assistant", content=[OutputText(text=part.text) for part in item.content])
+
+
+def new_id(kind: str) -> str:
+    """A name that nobody can guess."""
+    return f"{kind}_{uuid.uuid4().hex}"
+
+
+def new_response(request: ResponsesRequest, generation: Generation) -> ResponseObject:
+    """The response before anything has come of it."""
+    params = generation.params
+    asked = None if request.text is None else request.text.format
+    return ResponseObject(
+        id=new_id("resp"),
+        created_at=generation.created,
+        status="in_progress",
+        background=bool(request.background),
+        instructions=request.instructions,
+        max_output_tokens=request.max_output_tokens,
+        model=generation.model,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        previous_response_id=request.previous_response_id,
+        prompt_cache_key=request.prompt_cache_key,
+        safety_identifier=request.safety_identifier,
+        store=request.store is not False,
+        temperature=params.temperature,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        reasoning=request.reasoning or ReasoningConfig(),
+        text={"format": {"type": "text"} if asked is None else asked},
+        tool_choice=request.tool_choice or "auto",
+        tools=request.tools or [],
+        top_logprobs=request.top_logprobs or 0,
+        top_p=params.top_p,
+        user=request.user,
+        metadata=request.metadata or {},
+    )

@@ -1,0 +1,170 @@
+"""POST /v1/responses, GET and DELETE /v1/responses/{id}, POST /v1/responses/{id}/cancel."""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.base.errors import InputError
+from octavo.server.errors import ErrorReply, OpenAIErrors
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.openai import convert
+from octavo.server.openai.decode import decode
+from octavo.server.openai.functions import as_tools, named
+from octavo.server.openai.generate import send_stream
+from octavo.server.openai.responses.background import BackgroundResponse, start
+from octavo.server.openai.responses.build import ResponseBuilder, as_item
+from octavo.server.openai.responses.items import as_messages, read_items
+from octavo.server.openai.responses.replies import DeletedResponse
+from octavo.server.openai.responses.store import Stored
+from octavo.server.openai.responses.types import FunctionChoice, ResponsesRequest, SchemaFormat
+from octavo.server.openai.results import Results
+from octavo.server.openai.structured import JsonSchema, JsonSchemaFormat, ResponseFormat
+from octavo.server.openai.terms import in_terms
+from octavo.server.openai.types import ChatRequest, Message
+from octavo.server.services import Services
+
+TERMS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+}
+
+_OTHERWISE = ("store", "stream_options", "top_logprobs", "service_tier", "tools", "tool_choice")
+_SAME = tuple(
+    name
+    for name in ResponsesRequest.__struct_fields__
+    if name in ChatRequest.__struct_fields__ and name not in _OTHERWISE
+)
+
+
+async def create_response(services: Services, exchange: Exchange) -> Reply | None:
+    """The route's handler; None where the answer was streamed."""
+    request = decode(await services.traffic.read_body(exchange), ResponsesRequest)
+    services.names.check(request.model)
+    exchange.watch()
+    _check(request)
+    with in_terms(TERMS):
+        items = read_items(
+            request.input, lambda name, param: as_item(services.responses.item(name, exchange.owner, param=param))
+        )
+        messages = [*_earlier(services, exchange, request), *as_messages(items)]
+        generation = await convert.chat(services, exchange, _chat(request, messages))
+        builder = ResponseBuilder(request, generation)
+        entry = Stored(exchange.owner, builder.response, messages)
+        if request.background:
+            start(services, exchange, BackgroundResponse(builder, generation, entry))
+            return Reply(msgspec.json.encode(builder.response))
+        async with Results(services, generation) as results:
+            if request.stream:
+                stream = _KeptStream(services, builder, entry)
+                exchange.errors = stream
+                await send_stream(exchange, results, stream)
+                return None
+            while not results.finished:
+                if (item := await results.take()) is not None:
+                    builder.piece(*item)
+            builder.end()
+    _keep(services, builder, entry)
+    return Reply(msgspec.json.encode(builder.response))
+
+
+async def show_response(services: Services, exchange: Exchange) -> Reply:
+    """A stored response, as far as it has come; 404 for one that is not, or not for this key."""
+    if exchange.query():
+        raise InputError("no query is supported here: streams are not kept, and all fields are told", param="query")
+    entry = services.responses.get(exchange.path_params["id"], exchange.owner)
+    return Reply(msgspec.json.encode(entry.response))
+
+
+async def delete_response(services: Services, exchange: Exchange) -> Reply:
+    """Forget it."""
+    name = exchange.path_params["id"]
+    entry = services.responses.get(name, exchange.owner)
+    if entry.job is not None:
+        await entry.job.cancel()
+    services.responses.delete(name, exchange.owner)
+    return Reply(msgspec.json.encode(DeletedResponse(name)))
+
+
+async def cancel_response(services: Services, exchange: Exchange) -> Reply:
+    """End one that runs in the background. One that has ended stays as it is."""
+    entry = services.responses.get(exchange.path_params["id"], exchange.owner)
+    if not entry.response.background:
+        raise InputError("only responses made with background=true can be cancelled; close a stream to end it")
+    if entry.job is not None:
+        await entry.job.cancel()
+    return Reply(msgspec.json.encode(entry.response))
+
+
+def _check(request: ResponsesRequest) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise InputError("stream_options needs stream=true", param="stream_options")
+    if request.top_logprobs and not request.include:
+        raise InputError("top_logprobs needs include=['message.output_text.logprobs']", param="top_logprobs")
+    if request.background and request.stream:
+        raise InputError("background does not go with stream; ask GET /v1/responses/{id}", param="background")
+    if request.background and request.store is False:
+        raise InputError("background needs store: the answer is fetched from there", param="background")
+
+
+def _earlier(services: Services, exchange: Exchange, request: ResponsesRequest) -> list[Message]:
+    name = request.previous_response_id
+    if name is None:
+        return []
+    entry = services.responses.get(name, exchange.owner, param="previous_response_id")
+    if entry.response.status not in ("completed", "incomplete"):
+        raise InputError(
+            f"the response {name!r} is {entry.response.status}; only an answer can be gone on from",
+            param="previous_response_id",
+        )
+    return entry.messages
+
+
+def _chat(request: ResponsesRequest, messages: list[Message]) -> ChatRequest:
+    """The same question as a chat."""
+    system = [] if request.instructions is None else [Message(role="system", content=request.instructions)]
+    tools, choice = request.tools or [], request.tool_choice
+    return ChatRequest(
+        messages=[*system, *messages],
+        tools=as_tools(tools, [tool.parameters for tool in tools]),
+        tool_choice=named(choice.name) if isinstance(choice, FunctionChoice) else choice,
+        reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
+        response_format=_format(request),
+        max_completion_tokens=request.max_output_tokens,
+        logprobs=bool(request.include),
+        top_logprobs=request.top_logprobs,
+        **{name: getattr(request, name) for name in _SAME},
+    )
+
+
+def _format(request: ResponsesRequest) -> ResponseFormat | None:
+    asked = None if request.text is None else request.text.format
+    return JsonSchemaFormat(JsonSchema(schema=asked.schema)) if isinstance(asked, SchemaFormat) else asked
+
+
+def _keep(services: Services, builder: ResponseBuilder, entry: Stored) -> None:
+    if builder.response.store:
+        entry.messages = [*entry.messages, *builder.said()]
+        services.responses.put(entry)
+
+
+class _KeptStream(OpenAIErrors):
+    """The builder as a stream whose response is kept when it is over, before its last bytes are sent."""
+
+    def __init__(self, services: Services, builder: ResponseBuilder, entry: Stored) -> None:
+        self._services, self._builder, self._entry = services, builder, entry
+        self.idle, self.start, self.piece = builder.idle, builder.start, builder.piece
+
+    def end(self) -> bytes:
+        events = self._builder.end()
+        _keep(self._services, self._builder, self._entry)
+        return events
+
+    def events(self, told: ErrorReply) -> bytes:
+        """A stream that has begun ends with response.failed."""
+        events = self._builder.fail(told)
+        _keep(self._services, self._builder, self._entry)
+        return events

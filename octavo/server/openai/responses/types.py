@@ -1,0 +1,142 @@
+"""The body of POST /v1/responses, as a type. A field that is not here is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from octavo.server.openai.refused import Empty
+from octavo.server.openai.structured import JsonObjectFormat, TextFormat
+from octavo.server.openai.types import Identifier, Priority, ReasoningEffort, Salt
+
+Metadata = Annotated[dict[str, str], Meta(max_length=16)]
+
+_NOT_KEPT = "conversations are not kept; use previous_response_id, or send all items in input"
+
+
+class SchemaFormat(
+    msgspec.Struct, frozen=True, kw_only=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
+):
+    """JSON of a schema. It is enforced whatever `strict` says; name and description are the client's own."""
+
+    schema: dict[str, Any]
+    name: Annotated[str, Meta(max_length=64)] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The answer's form."""
+
+    format: TextFormat | JsonObjectFormat | SchemaFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class FunctionTool(
+    msgspec.Struct, frozen=True, kw_only=True, tag="function", tag_field="type", forbid_unknown_fields=True
+):
+    """A function that the model may call; parameters is a JSON schema."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionChoice(
+    msgspec.Struct, frozen=True, kw_only=True, tag="function", tag_field="type", forbid_unknown_fields=True
+):
+    """tool_choice that demands a call of one function."""
+
+    name: str
+
+
+class ReasoningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """effort goes to the chat template. The whole reasoning is told, so that "auto" asks for no summary beside it."""
+
+    effort: ReasoningEffort | None = None
+    summary: Literal["auto"] | None = None
+
+
+class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """include_obfuscation: padding against eavesdroppers, which this server does not add."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/responses. input: a text, or items (messages, calls, their outputs, reasoning).
+
+    store: keep the answer for GET and previous_response_id, which it is unless false.  The fields from top_k on are
+    the same as a chat's.  user, metadata, safety_identifier and prompt_cache_key are labels, told back.
+    """
+
+    REASONS: ClassVar[dict[str, str]] = {
+        "conversation": _NOT_KEPT,
+        "context_management": "shorten the input yourself",
+        "prompt": "there are no stored prompts; send instructions and input",
+        "max_tool_calls": "there are no tools that this server would call itself",
+        "include": "only message.output_text.logprobs can be included",
+        "truncation": "input that does not fit is refused; shorten it",
+        "service_tier": "there is one tier; leave it out or send 'auto'",
+        "moderation": "there is no moderation here",
+        "reasoning": "effort is one of none, minimal, low, medium, high, xhigh, max; summaries are not made",
+        "text": "format is of type 'text', 'json_object' or 'json_schema', and verbosity 'medium'",
+        "tools": "tools are functions that the client carries out: {'type': 'function', 'name': ...}",
+        "tool_choice": "send 'none', 'auto', 'required' or {'type': 'function', 'name': ...}",
+        "stream_options": "no obfuscation is added; leave it out",
+        "prompt_cache_options": "prefixes are cached without being asked for",
+        "prompt_cache_retention": "prefixes are kept in memory while there is room",
+    }
+
+    input: str | list[dict[str, Any]]
+    model: Annotated[str, Meta(max_length=512)] | None = None
+    instructions: str | None = None
+    previous_response_id: Identifier | None = None
+    store: bool | None = None
+    background: bool | None = None
+    stream: bool | None = None
+    stream_options: ResponseStreamOptions | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: Annotated[int, Meta(ge=0)] | None = None
+    include: list[Literal["message.output_text.logprobs"]] | None = None
+    text: TextConfig | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    reasoning: ReasoningConfig | None = None
+    parallel_tool_calls: bool | None = None
+    metadata: Metadata | None = None
+    user: Identifier | None = None
+    safety_identifier: Identifier | None = None
+    prompt_cache_key: Identifier | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    conversation: None = None
+    context_management: Empty | None = None
+    prompt: None = None
+    max_tool_calls: None = None
+    moderation: None = None
+    prompt_cache_options: None = None
+    prompt_cache_retention: Literal["in_memory"] | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    skip_special_tokens: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    priority: Priority | None = None
+    cache_salt: Salt | None = None

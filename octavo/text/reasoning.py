@@ -1,0 +1,87 @@
+"""The table of how models set their reasoning apart from the answer, a row each. Names: vLLM's --reasoning-parser.
+
+text/tools/parser.py reads by these rows, together with the tool calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.text.tools.formats import HARMONY
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """One way. Reasoning begins with the answer, or behind a call, never inside the answer's text.
+
+    begins, ends: around reasoning.  implied: markers that end it without being its end: a call's.
+    wraps: markers around the answer, shown to nobody.  open: the answer begins inside reasoning though nothing says
+    so, unless the prompt closed it.  messages: by the heads of messages, as OpenAI's harmony has them.
+    signs: alternatives; a template with all strings of one is made for it.
+    """
+
+    name: str
+    begins: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    implied: tuple[str, ...] = ()
+    wraps: tuple[str, ...] = ()
+    open: bool = False
+    messages: bool = False
+    signs: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Every marker: special tokens among them must reach the parser."""
+        return (*self.begins, *self.ends, *self.wraps, *(HARMONY if self.messages else ()))
+
+    def left_open(self, prompt_end: str) -> bool:
+        """True if what follows a prompt that ends so begins inside reasoning."""
+        if prompt_end.rstrip().endswith(self.begins):
+            return True
+        return self.open and not self.ended(prompt_end)
+
+    def ended(self, prompt_end: str) -> bool:
+        """True if the prompt has ended the reasoning, so that none follows."""
+        return bool(self.ends) and prompt_end.rstrip().endswith(self.ends)
+
+
+_BEGIN, _END = ("<think>",), ("</think>",)
+
+# Told apart by their templates: the more special ones stand first.
+REASONINGS: tuple[Reasoning, ...] = (
+    Reasoning("openai_gptoss", messages=True, signs=(("<|channel|>", "<|message|>"),)),
+    Reasoning("gemma4", ("<|channel>thought",), ("<channel|>",), signs=(("<|channel>", "<channel|>"),)),
+    Reasoning("mistral", ("[THINK]",), ("[/THINK]",), signs=(("[THINK]",),)),
+    Reasoning("seed_oss", ("<seed:think>",), ("</seed:think>",), signs=(("<seed:think>",),)),
+    Reasoning(
+        "granite",
+        ("Here is my thought process:", "Here's my thought process:", "<think>"),
+        ("Here is my response:", "Here's my response:", "</think>"),
+        wraps=("<response>", "</response>"),
+        signs=(("Here is my thought process:",), ("<think>", "<response>")),
+    ),
+    Reasoning(
+        "hunyuan_a13b",
+        _BEGIN,
+        _END,
+        wraps=("<answer>", "</answer>"),
+        signs=(("<think>", "<answer>"),),
+    ),
+    Reasoning(
+        "kimi_k2", _BEGIN, _END, implied=("<|tool_calls_section_begin|>",), signs=(("<|tool_call_begin|>", "<think>"),)
+    ),
+    Reasoning("qwen3", _BEGIN, _END, implied=("<tool_call>",), signs=(("<think>", "<tool_call>"),)),
+    Reasoning("deepseek_v3", _BEGIN, _END, signs=(("<think>",), ("</think>",))),
+    Reasoning("deepseek_r1", _BEGIN, _END, open=True),
+)
+
+ALIASES = {
+    "glm45": "deepseek_v3",
+    "deepseek_v31": "deepseek_v3",
+    "step3": "deepseek_r1",
+    "minimax_m2": "deepseek_r1",
+    "olmo3": "deepseek_v3",
+    "ernie45": "deepseek_r1",
+    "nemotron_v3": "deepseek_r1",
+}
+"""Names of vLLM's for a way that has a row under another."""

@@ -1,0 +1,301 @@
+"""Tools in; a grammar of answers that call them, in the model's own format and llguidance's Lark, out.
+
+What the grammar admits OutputParser reads. Special tokens are named (<...>) where the tokenizer has them; other markers
+are text. Source of the syntax: llguidance's docs/syntax.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.base.errors import InputError, UnsupportedError
+from octavo.base.types.structured import StructuredOutputsParams
+from octavo.text.reasoning import Reasoning
+from octavo.text.tools.formats import Format, Spelling
+from octavo.text.tools.values import schema_types
+
+MOST_CALLS = 32
+_PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|PARAMETERS|PAIRS|KEYWORDS))")
+_UNENFORCED = ("pattern", "minLength", "maxLength", "format", "const")
+_NOTES = ("title", "description", "$comment", "default", "examples")
+_BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+_JSON = {
+    # as chat templates print JSON; these win over an "x-guidance" in the schema
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "lenient": False,
+    "coerce_one_of": False,
+}
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that may be called. where: its place in the request, for errors.  free: any arguments will do."""
+
+    name: str
+    schema: Mapping[str, Any]
+    where: str
+    free: bool = False
+
+
+def forced_grammar(
+    tool: Format,
+    functions: Sequence[Function],
+    *,
+    special: Collection[str],
+    reasoning: Reasoning | None = None,
+    opened: bool | None = False,
+    many: bool = True,
+) -> str:
+    """Answers that are calls and nothing else, perhaps behind reasoning.
+
+    special: the tokenizer's special tokens.  opened: whether the prompt began the reasoning; None if it ended it.
+    many: more than one call may come.  Raises InputError, UnsupportedError, naming the field.
+    """
+    lark = _Lark(special)
+    spelling = _spelling(tool)
+    lark.rule("call", " | ".join(lark.call(spelling, function) for function in functions))
+    more = f"({lark.text(spelling.between)} call){{0,{MOST_CALLS - 1}}}" if many and tool.many else ""
+    calls = " ".join([lark.text(spelling.before), "call", more, lark.text(spelling.after)])
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=tool.messages)} {calls}")
+
+
+def free_grammar(
+    tool: Format,
+    functions: Sequence[Function],
+    *,
+    special: Collection[str],
+    reasoning: Reasoning | None = None,
+    opened: bool | None = False,
+) -> str:
+    """Any text, in which calls have the form that their functions want; arguments as forced_grammar's."""
+    lark = _Lark(special)
+    spelling = _spelling(tool)
+    head = spelling.before + spelling.call
+    trigger = next((marker for marker in (*tool.wraps, *tool.begins) if head.startswith(marker)), None)
+    if trigger is None or tool.bare or tool.messages:
+        raise UnsupportedError(
+            "strict is supported for this model's format of tool calls with tool_choice 'required' or a named function "
+            "only",
+            param=next(f"{function.where}.function.strict" for function in functions if not function.free),
+        )
+    inside = spelling.before[len(trigger) :]
+    call = spelling.call if spelling.before else spelling.call[len(trigger) :]
+    rest = Spelling(call, between=spelling.between, after=spelling.after)
+    lark.rule("call", " | ".join(lark.call(rest, function) for function in functions))
+    parts = [lark.upto(trigger), lark.text(inside), "call"]
+    if spelling.before:
+        parts += [f"({lark.text(spelling.between)} call)*", lark.text(spelling.after)]
+    lark.rule("section", " ".join(parts))
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=False)} section* TEXT")
+
+
+def reasoned_grammar(
+    params: StructuredOutputsParams, *, special: Collection[str], reasoning: Reasoning, opened: bool | None
+) -> str | None:
+    """Reasoning, then an answer of the form that params demand. None for a form that nothing can be put before."""
+    lark = _Lark(special)
+    if params.json_object:
+        answer = lark.json({"type": "object"}, _options(params))
+    elif params.json is not None and not params.disable_additional_properties:
+        try:
+            schema = json.loads(params.json) if isinstance(params.json, str) else params.json
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(schema, dict):
+            return None
+        answer = lark.json(schema, _options(params))
+    elif params.choice is not None:
+        answer = f"({' | '.join(map(_quoted, params.choice))})"
+    else:
+        return None
+    if reasoning.messages:
+        answer = f"{lark.text('<|channel|>final<|message|>')} {answer}"
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=reasoning.messages)} {answer}")
+
+
+def _options(params: StructuredOutputsParams) -> dict[str, Any]:
+    options: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
+    options["whitespace_flexible"] = not params.disable_any_whitespace
+    if params.whitespace_pattern is not None:
+        options["whitespace_pattern"] = params.whitespace_pattern
+    return options
+
+
+def _spelling(tool: Format) -> Spelling:
+    if tool.spelling is None:
+        raise UnsupportedError(
+            f"forcing a call is not supported for the format {tool.name!r}; send tool_choice 'auto'",
+            param="tool_choice",
+        )
+    return tool.spelling
+
+
+def _reasoned(lark: _Lark, reasoning: Reasoning | None, opened: bool | None, *, messages: bool) -> str:
+    if messages:
+        inside = lark.upto("<|end|>")
+        head, after = lark.text("<|channel|>analysis<|message|>"), lark.text("<|start|>assistant")
+        return f"({head} {inside} {after})?"
+    if reasoning is None or opened is None or not reasoning.begins:
+        return ""
+    ends = " | ".join(lark.upto(marker) for marker in reasoning.ends)
+    lark.rule("reasoned", f"({ends}) /\\s{{0,4}}/")
+    if opened:
+        return "reasoned"
+    begins = " | ".join(lark.text(marker) for marker in reasoning.begins)
+    return f"(({begins}) reasoned)?"
+
+
+class _Lark:
+    """Rules of one grammar."""
+
+    def __init__(self, special: Collection[str]) -> None:
+        named = sorted((token for token in special if re.fullmatch(r"<[^<>\s\[\]]+>", token)), key=len, reverse=True)
+        self._special = re.compile("(" + "|".join(map(re.escape, named)) + ")") if named else None
+        self._rules: dict[str, str] = {"TEXT": r"/(?s:.*)/"}
+
+    def rule(self, name: str, body: str) -> str:
+        """Add a rule, or a token by a name in capitals."""
+        self._rules[name] = body
+        return name
+
+    def finish(self, start: str) -> str:
+        """The grammar."""
+        return "\n".join([f"start: {start}", *(f"{name}: {body}" for name, body in self._rules.items())])
+
+    def text(self, text: str) -> str:
+        """A fixed text."""
+        parts = self._special.split(text) if self._special else [text]
+        return " ".join(
+            part if self._special and self._special.fullmatch(part) else _quoted(part) for part in parts if part
+        )
+
+    def upto(self, end: str) -> str:
+        """Any text up to and with a marker, which does not occur before."""
+        if self._special and (found := self._special.match(end)):
+            rest = self.text(end[found.end() :])
+            return f"TEXT {self.text(found[0])} {rest}"
+        name = f"upto_{len(self._rules)}"
+        self.rule(f"{name}[lazy]", f"TEXT {_quoted(end)}")
+        return name
+
+    def call(self, spelling: Spelling, function: Function) -> str:
+        """One function's call."""
+        schema = _object_schema(function)
+        parts = []
+        for part in _PLACES.split(spelling.call.replace("$NAME", function.name)):
+            match part:
+                case "$ARGUMENTS":
+                    parts.append(self.json(schema))
+                case "$NUMBER":
+                    parts.append("/[0-9]{1,3}/")
+                case "$KEYWORDS":
+                    parts.append(self._keywords(schema, function))
+                case "$PARAMETERS":
+                    parts.append(self._bare_values(schema, function, "<parameter={}>\n", "\n</parameter>\n"))
+                case "$PAIRS":
+                    key = "<arg_key>{}</arg_key>\n<arg_value>"
+                    parts.append(self._bare_values(schema, function, key, "</arg_value>\n"))
+                case _:
+                    parts.append(self.text(part))
+        return " ".join(part for part in parts if part)
+
+    def json(self, schema: Mapping[str, Any], options: Mapping[str, Any] = _JSON) -> str:
+        """JSON of a schema."""
+        return self.rule(f"json_{len(self._rules)}", "%json " + json.dumps({**_bare(schema), "x-guidance": options}))
+
+    def _keywords(self, schema: Mapping[str, Any], function: Function) -> str:
+        """key=value, ...: two rules a key, for whether one stands before it."""
+        properties = list(_properties(schema, function, r"[A-Za-z_]\w*"))
+        number = len(self._rules)
+        first, later = [f"first_{number}_{i}" for i in range(len(properties) + 1)], ""
+        rest = [f"rest_{number}_{i}" for i in range(len(properties) + 1)]
+        for i, (key, sub, needed) in enumerate(properties):
+            value = f"{_quoted(key + '=')} {self.json(sub)} {rest[i + 1]}"
+            later = f"{_quoted(', ')} {value}"
+            self.rule(first[i], value if needed else f"{value} | {first[i + 1]}")
+            self.rule(rest[i], later if needed else f"{later} | {rest[i + 1]}")
+        self.rule(first[-1], '""')
+        self.rule(rest[-1], '""')
+        return first[0]
+
+    def _bare_values(self, schema: Mapping[str, Any], function: Function, head: str, end: str) -> str:
+        """Strings as they are, other values as JSON."""
+        if function.free:
+            before, after = head.split("{}")
+            return f"({self.text(before)} /[^<>\\n]{{1,128}}/ {self.text(after)} {self.upto(end)})*"
+        parts = []
+        for key, sub, needed in _properties(schema, function, r"[^<>\n]+"):
+            value = self._bare_value(sub, function, key, end)
+            parts.append(f"({self.text(head.format(key))} {value})" + ("" if needed else "?"))
+        return " ".join(parts)
+
+    def _bare_value(self, sub: Mapping[str, Any], function: Function, key: str, end: str) -> str:
+        options = sub.get("enum")
+        if isinstance(options, list) and options and all(isinstance(one, str) for one in options):
+            return f"({' | '.join(_quoted(one) for one in options)}) {self.text(end)}"
+        if "string" not in schema_types(sub):
+            return f"{self.json(sub)} {self.text(end)}"
+        wrong = next((name for name in _UNENFORCED if name in sub), None)
+        if wrong is not None:
+            where = f"{function.where}.function.parameters"
+            raise UnsupportedError(
+                f"{where}: {wrong!r} of the string {key!r:.80} is not supported, as it could not be enforced in this "
+                "model's format of tool calls; leave it out",
+                param=where,
+            )
+        return self.upto(end)
+
+
+def _bare(schema: Any) -> Any:
+    """The schema without what demands nothing: notes may be long."""
+    if isinstance(schema, list):
+        return [_bare(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bare: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _BY_NAME and isinstance(value, dict):
+            bare[key] = {name: _bare(item) for name, item in value.items()}
+        elif key not in _NOTES:
+            bare[key] = value if key in ("enum", "const") else _bare(value)
+    return bare
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text).replace("\x7f", "\\u007f") if text else ""
+
+
+def _object_schema(function: Function) -> dict[str, Any]:
+    if function.free:
+        return {"type": "object"}
+    schema = {**function.schema}
+    if schema.setdefault("type", "object") != "object":
+        where = f"{function.where}.function.parameters"
+        raise InputError(f"{where}.type must be 'object': arguments are an object", param=where)
+    return schema
+
+
+def _properties(
+    schema: Mapping[str, Any], function: Function, pattern: str
+) -> list[tuple[str, Mapping[str, Any], bool]]:
+    """(key, schema, required) in order; what is defined for references goes along."""
+    found = schema.get("properties") or {}
+    needed = schema.get("required") or []
+    where = f"{function.where}.function.parameters"
+    if not isinstance(found, dict) or not isinstance(needed, list):
+        raise InputError(f"{where} must have properties as an object and required as a list", param=where)
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    rows: list[tuple[str, Mapping[str, Any], bool]] = []
+    for key, sub in found.items():
+        if not re.fullmatch(pattern, key) or not isinstance(sub, dict):
+            raise UnsupportedError(
+                f"{where}: the property {key!r:.80} is not supported in this model's format of tool calls", param=where
+            )
+        rows.append((key, {**shared, **sub}, key in needed))
+    return rows

@@ -1,0 +1,238 @@
+"""The table of tool call formats, a row each. Names are those of vLLM's --tool-call-parser.
+
+A format is one that a family of models was trained on; where its chat template tells which, `signs` are what to look
+for in the template's text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from octavo.text.tools.bodies import (
+    NAME,
+    Body,
+    gemma_body,
+    headed_body,
+    json_body,
+    message_body,
+    mistral_body,
+    pairs_body,
+    python_body,
+    xml_body,
+)
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How calls are to be written where they are forced. call: with $NAME and a place for the arguments.
+
+    $ARGUMENTS: a JSON object.  $KEYWORDS: key=JSON, ....  $PARAMETERS, $PAIRS: xml_body's and pairs_body's.
+    $NUMBER: digits.  before, between, after: around all calls.
+    """
+
+    call: str
+    before: str = ""
+    between: str = "\n"
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    begins: what a call starts with.  bare: a call's first character, where one may also start the answer without
+    any marker.  closers: what may stand behind a call, in any order.  wraps: markers around calls, shown to nobody.
+    between: what separates calls.  inner: further markers inside of calls that may be special tokens.
+    many: an answer may have several calls.  ids: how ids are made.
+    messages: the answer is made of messages with heads, as OpenAI's harmony has them.
+    signs: alternatives; a template with all strings of one is made for the format.  spelling: None where calls cannot
+    be forced.
+    """
+
+    name: str
+    body: Body
+    begins: tuple[str, ...] = ()
+    bare: str = ""
+    closers: tuple[str, ...] = ()
+    wraps: tuple[str, ...] = ()
+    between: str = ""
+    inner: tuple[str, ...] = ()
+    ids: Literal["openai", "mistral"] = "openai"
+    messages: bool = False
+    many: bool = True
+    spelling: Spelling | None = None
+    signs: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Every marker: special tokens among them must reach the parser."""
+        return (*self.begins, *self.closers, *self.wraps, *self.inner, *(HARMONY if self.messages else ()))
+
+
+HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
+
+
+_OBJECT = '{"name": "$NAME", "arguments": $ARGUMENTS}'
+
+
+def _deepseek(name: str, head: str, written: str, *signs: str) -> Format:
+    return Format(
+        name,
+        headed_body(head),
+        ("<｜tool▁call▁begin｜>",),
+        closers=("```", "<｜tool▁call▁end｜>"),
+        wraps=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+        inner=("<｜tool▁sep｜>",),
+        spelling=Spelling(
+            f"<｜tool▁call▁begin｜>{written}<｜tool▁call▁end｜>", "<｜tool▁calls▁begin｜>", "", "<｜tool▁calls▁end｜>"
+        ),
+        signs=(("<｜tool▁call▁begin｜>", *signs),),
+    )
+
+
+# Told apart by their templates: the more special ones stand first.
+FORMATS: tuple[Format, ...] = (
+    Format(
+        "qwen3_coder",
+        xml_body("</tool_call>"),
+        ("<tool_call>",),
+        closers=("</tool_call>",),
+        spelling=Spelling("<tool_call>\n<function=$NAME>\n$PARAMETERS</function>\n</tool_call>"),
+        signs=(("<tool_call>", "<function="),),
+    ),
+    Format(
+        "glm45",
+        pairs_body("</tool_call>"),
+        ("<tool_call>",),
+        closers=("</tool_call>",),
+        inner=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+        spelling=Spelling("<tool_call>$NAME\n$PAIRS</tool_call>"),
+        signs=(("<tool_call>", "<arg_key>"),),
+    ),
+    Format(
+        "seed_oss",
+        xml_body("</seed:tool_call>"),
+        ("<seed:tool_call>",),
+        closers=("</seed:tool_call>",),
+        spelling=Spelling("<seed:tool_call>\n<function=$NAME>\n$PARAMETERS</function>\n</seed:tool_call>"),
+        signs=(("<seed:tool_call>",),),
+    ),
+    Format(
+        "openai",
+        message_body(rf".*\bto=(?:functions\.)?(?P<name>{NAME})(?:[\s<].*)?"),
+        messages=True,
+        many=False,
+        spelling=Spelling("<|channel|>commentary to=functions.$NAME <|constrain|>json<|message|>$ARGUMENTS"),
+        signs=(("<|channel|>", "<|message|>", "functions"),),
+    ),
+    Format(
+        "gemma4",
+        gemma_body("<tool_call|>", '<|"|>'),
+        ("<|tool_call>",),
+        closers=("<tool_call|>",),
+        inner=('<|"|>',),
+        spelling=Spelling("<|tool_call>call:$NAME$ARGUMENTS<tool_call|>", between=""),
+        signs=(("<|tool_call>", "<tool_call|>"),),
+    ),
+    Format(
+        "functiongemma",
+        gemma_body("<end_function_call>", "<escape>"),
+        ("<start_function_call>",),
+        closers=("<end_function_call>",),
+        inner=("<escape>",),
+        spelling=Spelling("<start_function_call>call:$NAME$ARGUMENTS<end_function_call>", between=""),
+        signs=(("<start_function_call>",),),
+    ),
+    _deepseek(
+        "deepseek_v3",
+        rf"function<｜tool▁sep｜>\s*(?P<name>{NAME})\s*(?:```json)?",
+        "function<｜tool▁sep｜>$NAME\n```json\n$ARGUMENTS\n```",
+        "```json",
+    ),
+    _deepseek("deepseek_v31", rf"(?P<name>{NAME})<｜tool▁sep｜>", "$NAME<｜tool▁sep｜>$ARGUMENTS"),
+    Format(
+        "kimi_k2",
+        headed_body(rf"(?P<id>(?:functions\.)?(?P<name>{NAME}):\d+)<\|tool_call_argument_begin\|>"),
+        ("<|tool_call_begin|>",),
+        closers=("<|tool_call_end|>",),
+        wraps=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+        inner=("<|tool_call_argument_begin|>",),
+        spelling=Spelling(
+            "<|tool_call_begin|>functions.$NAME:$NUMBER<|tool_call_argument_begin|>$ARGUMENTS<|tool_call_end|>",
+            "<|tool_calls_section_begin|>",
+            "",
+            "<|tool_calls_section_end|>",
+        ),
+        signs=(("<|tool_call_begin|>", "<|tool_call_argument_begin|>"),),
+    ),
+    Format(
+        "mistral",
+        mistral_body(rf"(?P<name>{NAME})\s*(?:\[CALL_ID\](?P<id>[A-Za-z0-9]{{1,64}}))?\s*(?:\[ARGS\])?"),
+        ("[TOOL_CALLS]",),
+        inner=("[CALL_ID]", "[ARGS]"),
+        ids="mistral",
+        spelling=Spelling(_OBJECT, "[TOOL_CALLS][", ", ", "]"),
+        signs=(("[TOOL_CALLS]",),),
+    ),
+    Format(
+        "llama4_pythonic",
+        python_body(),
+        ("<|python_start|>",),
+        bare="[",
+        closers=("<|python_end|>",),
+        spelling=Spelling("$NAME($KEYWORDS)", "<|python_start|>[", ", ", "]<|python_end|>"),
+        signs=(("<|python_start|>",),),
+    ),
+    Format(
+        "llama3_json",
+        json_body(known=True),
+        ("<|python_tag|>",),
+        bare="{",
+        between=";,",
+        spelling=Spelling(_OBJECT.replace("arguments", "parameters"), between="; "),
+        signs=(("<|python_tag|>",), ("<|eot_id|>", '"parameters":')),
+    ),
+    Format(
+        "phi4_mini_json",
+        json_body(),
+        ("functools",),
+        spelling=Spelling(_OBJECT, "functools[", ", ", "]"),
+        signs=(("<|tool|>", "<|/tool|>"),),
+    ),
+    Format(
+        "granite",
+        json_body(),
+        ("<|tool_call|>", "<tool_call>"),
+        closers=("</tool_call>",),
+        between=",",
+        spelling=Spelling(_OBJECT, "<|tool_call|>[", ", ", "]"),
+        signs=(("<|tool_call|>",),),
+    ),
+    Format(
+        "jamba",
+        json_body(),
+        ("<tool_calls>",),
+        closers=("</tool_calls>",),
+        spelling=Spelling(_OBJECT, "<tool_calls>[", ", ", "]</tool_calls>"),
+        signs=(("<tool_calls>",),),
+    ),
+    Format(
+        "hermes",
+        json_body(),
+        ("<tool_call>",),
+        closers=("</tool_call>",),
+        spelling=Spelling(f"<tool_call>\n{_OBJECT}\n</tool_call>"),
+        signs=(("<tool_call>",),),
+    ),
+    Format("pythonic", python_body(), bare="[", spelling=Spelling("$NAME($KEYWORDS)", "[", ", ", "]")),
+)
+
+ALIASES = {
+    "qwen3_xml": "qwen3_coder",
+    "glm47": "glm45",
+    "llama4_json": "llama3_json",
+    "hunyuan_a13b": "jamba",
+    "granite4": "hermes",
+}
+"""Names of vLLM's for a format that has a row under another."""

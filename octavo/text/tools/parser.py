@@ -1,0 +1,347 @@
+"""An answer's text in, piece by piece; its content, reasoning and tool calls out.
+
+All that comes out, joined, does not depend on how the text was cut. A call comes out once it is whole and its arguments
+are known to be JSON; a text that began like a call and is none is content. White space that borders on reasoning or a
+call is dropped; an answer without either comes out as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from octavo.base.types.output import ToolCall
+from octavo.text.reasoning import Reasoning
+from octavo.text.tools.bodies import Body, Tools
+from octavo.text.tools.formats import HARMONY, Format
+from octavo.text.tools.markers import Markers
+from octavo.text.tools.scanners import MAX_HEAD, SPACE, Scanner, Until, end_of
+from octavo.text.tools.values import NotAValueError
+
+_ANALYSIS = re.compile(r"<\|channel\|>\s*analysis\b")
+_RECIPIENT = re.compile(r"\bto=\S")
+_STARTS, _ENDS = HARMONY[:2], HARMONY[4:]
+_HEAD_END = Markers(HARMONY[3:4])
+
+
+@dataclass
+class Delta:
+    """What a piece of text brought."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+
+
+class Channel:
+    """Text of one kind; `border` says that something else stands here."""
+
+    def __init__(self, *, bordered: bool) -> None:
+        self._bordered, self._begun = bordered, False
+        self._space: list[str] = []
+
+    def push(self, text: str) -> str:
+        """The text as far as it is certain to be shown: white space at its end waits for what comes."""
+        head = text.rstrip()
+        if not head:
+            self._space.append(text)
+            return ""
+        joined = "".join([*self._space, head])
+        self._space = [text[len(head) :]]
+        if self._bordered:
+            shown = joined.lstrip()
+            between = joined[: len(joined) - len(shown)] or "\n"
+            joined = between + shown if self._begun else shown
+        self._bordered, self._begun = False, True
+        return joined
+
+    def border(self) -> None:
+        """From here to the next text is a border."""
+        self._bordered = True
+
+    def finish(self) -> str:
+        """White space at the end, where the text ends by itself."""
+        return "" if self._bordered else "".join(self._space)
+
+
+@dataclass
+class _Section:
+    """A call's text, or a message's head, as far as it has come."""
+
+    scanner: Scanner
+    body: Body | None
+    parts: list[str]
+    head: str = ""
+
+
+class OutputParser:
+    """One answer's parser. See the module.
+
+    tools: name -> JSON schema of its parameters, of the functions that may be called.  open: the prompt ended inside
+    reasoning.  single: calls after the first are dropped.
+    """
+
+    def __init__(
+        self,
+        tool: Format | None,
+        reasoning: Reasoning | None,
+        *,
+        tools: Tools | None = None,
+        open: bool = False,
+        single: bool = False,
+    ) -> None:
+        self._tool = tool
+        self._tools: Mapping[str, Mapping[str, Any]] = tools or {}
+        self._single, self._called = single, False
+        self._rules = rules(tool, reasoning)
+        self._content = Channel(bordered=False)
+        self._reasoning = Channel(bordered=True)
+        self._anchored, self._ends = self._rules.first, self._rules.ends
+        self._section: _Section | None = None
+        self._tail = ""
+        self._said: list[str] = []
+        self._reasoned: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._state: Callable[[str, int], int] = self._in_opening if open else self._at_start
+
+    def feed(self, text: str) -> Delta:
+        """What became certain with this text."""
+        text, at = self._tail + text, 0
+        self._tail = ""
+        while at < len(text):
+            at = self._state(text, at)
+        return self._take()
+
+    @property
+    def in_reasoning(self) -> bool:
+        """True while the text that comes is reasoning."""
+        return self._state == self._in_reasoning or self._state == self._in_opening
+
+    def finish(self) -> Delta:
+        """The rest, once the answer has ended."""
+        tail, self._tail = self._tail, ""
+        section = self._section
+        if section is not None:
+            whole = section.body is not None and section.scanner.finish()
+            if not (whole and self._take_calls(section)):
+                self._fail(section)
+        elif self.in_reasoning:
+            self._reason(tail)
+        elif not self._closing(tail):
+            self._say(tail)
+        self._said.append(self._content.finish())
+        return self._take()
+
+    def _take(self) -> Delta:
+        delta = Delta("".join(self._said), "".join(self._reasoned), self._calls)
+        self._said, self._reasoned, self._calls = [], [], []
+        return delta
+
+    def _closing(self, tail: str) -> bool:
+        """True for the beginning of a call's last marker, which the answer ended in."""
+        behind = self._state == self._at_start and self._anchored is self._rules.after_call
+        return behind and any(closer.startswith(tail) for closer in self._rules.closers)
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._said.append(self._content.push(text))
+
+    def _reason(self, text: str) -> None:
+        if text:
+            self._reasoned.append(self._reasoning.push(text))
+
+    def _wait(self, text: str, at: int) -> int:
+        self._tail = text[at:]
+        return len(text)
+
+    # Each state takes text from `at` on and returns how far; what must wait for more text becomes the tail.
+
+    def _at_start(self, text: str, at: int) -> int:
+        """The answer's beginning, and what follows reasoning or a call: white space, then a marker or text."""
+        behind = self._anchored is self._rules.after_call
+        start = end_of(self._rules.gap if behind else SPACE, text, at)
+        self._say(text[at:start].translate(self._rules.separators))
+        if start == len(text):
+            return start
+        found = self._anchored.match(text, start)
+        if found is not None:
+            return self._enter(found[0], found.end())
+        if self._anchored.begun(text, start):
+            return self._wait(text, start)
+        self._state = self._in_text
+        return start
+
+    def _in_text(self, text: str, at: int) -> int:
+        found = self._rules.always.search(text, at)
+        if found is None:
+            hold = len(text) - self._rules.always.held(text, at)
+            self._say(text[at:hold])
+            return self._wait(text, hold)
+        self._say(text[at : found.start()])
+        return self._enter(found[0], found.end())
+
+    def _in_opening(self, text: str, at: int) -> int:
+        """Inside reasoning that the prompt began; the model may repeat the marker."""
+        at = end_of(SPACE, text, at)
+        begins = self._rules.begins
+        found = begins.match(text, at)
+        if found is None and at < len(text) and begins.begun(text, at):
+            return self._wait(text, at)
+        if at < len(text):
+            self._state = self._in_reasoning
+            self._content.border()
+        return at if found is None else found.end()
+
+    def _in_reasoning(self, text: str, at: int) -> int:
+        found = self._ends.search(text, at)
+        if found is None:
+            hold = len(text) - self._ends.held(text, at)
+            self._reason(text[at:hold])
+            return self._wait(text, hold)
+        self._reason(text[at : found.start()])
+        self._reasoning.border()
+        self._state, self._anchored = self._at_start, self._rules.first
+        return found.start() if found[0] in self._rules.implied else found.end()
+
+    def _in_section(self, text: str, at: int) -> int:
+        section = self._section
+        if section is None:
+            self._state = self._in_text
+            return at
+        stop, done = section.scanner.feed(text, at)
+        section.parts.append(text[at:stop])
+        if done is None:
+            return stop
+        if not done:
+            self._fail(section)
+        elif section.body is None:
+            self._take_head(section)
+        elif not self._take_calls(section):
+            self._fail(section)
+        return stop
+
+    def _enter(self, marker: str, at: int) -> int:
+        rules = self._rules
+        if marker in rules.dropped or (marker in rules.closers and self._anchored is rules.after_call):
+            self._content.border()
+            return at
+        if marker in rules.begins.all:
+            self._content.border()
+            self._state = self._in_reasoning
+            return at
+        if marker in rules.heads:
+            section = _Section(Until(_HEAD_END, limit=MAX_HEAD), None, [marker])
+        elif self._tool is not None:
+            bare = marker == self._tool.bare
+            section = _Section(self._tool.body.scan(), self._tool.body, [], "" if bare else marker)
+            at -= len(marker) if bare else 0
+        else:
+            self._say(marker)
+            return at
+        self._section, self._state = section, self._in_section
+        return at
+
+    def _take_head(self, section: _Section) -> None:
+        """A message's head is whole: what it says of the message's text."""
+        head = "".join(section.parts)
+        self._section = None
+        self._content.border()
+        if self._tool is not None and _RECIPIENT.search(head):
+            self._section = _Section(self._tool.body.scan(), self._tool.body, [head])
+        elif _ANALYSIS.search(head):
+            self._state = self._in_reasoning
+        else:
+            self._state = self._in_text
+
+    def _take_calls(self, section: _Section) -> bool:
+        body = section.body
+        if body is None:
+            return False
+        try:
+            calls = body.read("".join(section.parts), self._tools)
+        except NotAValueError:
+            return False
+        if not calls or (body.known and any(call.name not in self._tools for call in calls)):
+            return False
+        if self._single:
+            calls = [] if self._called else calls[:1]
+        self._called = True
+        self._calls += calls
+        self._content.border()
+        self._section, self._state, self._anchored = None, self._at_start, self._rules.after_call
+        return True
+
+    def _fail(self, section: _Section) -> None:
+        """No call: its text is content."""
+        self._section, self._state = None, self._in_text
+        self._say(section.head + "".join(section.parts))
+
+
+@dataclass(frozen=True)
+class Parsing:
+    """How the answers to one request are read; the fields are OutputParser's.
+
+    kept_tokens: special tokens whose text the parser needs.
+    """
+
+    tool: Format | None
+    reasoning: Reasoning | None
+    tools: Tools = field(default_factory=dict)
+    open: bool = False
+    single: bool = False
+    kept_tokens: frozenset[int] = frozenset()
+
+    def parser(self) -> OutputParser:
+        """A parser for one answer."""
+        return OutputParser(self.tool, self.reasoning, tools=self.tools, open=self.open, single=self.single)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the two rows come to. first: markers at the answer's beginning, and behind reasoning; after_call: behind a
+    call; always: inside of text.  begins, ends: of reasoning.  heads: of messages.  dropped: shown to nobody.
+    """
+
+    first: Markers
+    after_call: Markers
+    always: Markers
+    begins: Markers
+    ends: Markers
+    implied: tuple[str, ...]
+    heads: tuple[str, ...]
+    dropped: tuple[str, ...]
+    closers: tuple[str, ...]
+    gap: re.Pattern[str]
+    separators: dict[int, None]
+
+
+@cache
+def rules(tool: Format | None, reasoning: Reasoning | None) -> Rules:
+    """ValueError where one marker stands inside another."""
+    messages = (tool is not None and tool.messages) or (reasoning is not None and reasoning.messages)
+    heads = (*_STARTS, "to=functions") if messages else ()
+    begins = reasoning.begins if reasoning else ()
+    dropped = ((*tool.wraps,) if tool else ()) + ((*reasoning.wraps,) if reasoning else ())
+    dropped += _ENDS if messages else ()
+    always = (*(tool.begins if tool else ()), *dropped, *(heads[:2]))
+    implied = tuple(marker for marker in reasoning.implied if marker in always) if reasoning else ()
+    implied += _STARTS if messages else ()
+    bare = (tool.bare,) if tool else ()
+    closers = tool.closers if tool else ()
+    between = tool.between if tool else ""
+    return Rules(
+        first=Markers((*always, *heads, *begins, *bare)),
+        after_call=Markers((*always, *heads, *begins, *bare, *closers)),
+        always=Markers(always),
+        begins=Markers(begins),
+        ends=Markers(((*reasoning.ends,) if reasoning else ()) + implied + (_ENDS if messages else ())),
+        implied=implied,
+        heads=heads,
+        dropped=dropped,
+        closers=closers,
+        gap=re.compile(rf"[\s{re.escape(between)}]*"),
+        separators={ord(char): None for char in between},
+    )

@@ -1,0 +1,37 @@
+"""LLM.sleep and wake_up, enqueue and wait_for_completion: the same answers as without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.base.errors import ConfigError, InputError
+
+PARAMS = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+
+def test_sleep_and_queue(checkpoint: Callable[[str], Path]) -> None:
+    prompts = ["The quick brown", "fox", "jumps"]
+    with LLM(str(checkpoint("llama")), device="cpu", threads=1, kv_cache_memory_bytes=2 << 20) as llm:
+        expected = [output.outputs[0].token_ids for output in llm.generate(prompts, PARAMS, use_tqdm=False)]
+        assert llm.wait_for_completion() == []
+        names = llm.enqueue(prompts[:2], PARAMS) + llm.enqueue(prompts[2], [PARAMS])
+        with pytest.raises(InputError):
+            llm.enqueue([[-1]])
+        llm.sleep()
+        with pytest.raises(ConfigError, match="wake_up"):
+            llm.generate("x", PARAMS, use_tqdm=False)
+        llm.wake_up()
+        llm.wake_up()
+        found = llm.wait_for_completion(use_tqdm=False)
+        assert [output.request_id for output in found] == names
+        assert [output.outputs[0].token_ids for output in found] == expected
+        assert llm.get_metrics()["generation_tokens"] == 24
+        assert llm.reset_prefix_cache()
+        llm.sleep()
+    llm.wake_up()
+    with pytest.raises(ConfigError, match="closed"):
+        llm.sleep()

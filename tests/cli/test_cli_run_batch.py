@@ -1,0 +1,118 @@
+"""`octavo run-batch` on a small model: every line answered, a run that was killed gone on with, mistakes told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.cli import main
+
+SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--served-model-name", "gpt"]
+ASK = {"model": "gpt", "prompt": "The quick brown", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+
+
+def line(name: str, body: dict[str, Any] = ASK, url: str = "/v1/completions") -> dict[str, Any]:
+    return {"custom_id": name, "method": "POST", "url": url, "body": body}
+
+
+def write(path: Path, lines: list[Any]) -> str:
+    path.write_text("".join((item if isinstance(item, str) else json.dumps(item)) + "\n" for item in lines))
+    return str(path)
+
+
+def read(path: Path) -> list[Any]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def test_every_line_is_answered(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = {"model": "gpt", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+    source = write(
+        tmp_path / "in",
+        [
+            line("text"),
+            "",
+            line("chat", chat, "/v1/chat/completions"),
+            line("responses", {"model": "gpt", "input": "Hi", "max_output_tokens": 3}, "/v1/responses"),
+            line("messages", chat, "/v1/messages"),
+            line("wrong value", {**ASK, "max_tokens": -1}),
+            line("wrong url", url="/v1/models"),
+            line("stream", {**ASK, "stream": True}),
+        ],
+    )
+    out = tmp_path / "out"
+    assert main(["run-batch", "-i", source, "-o", str(out), "--model", llama, *SMALL]) == 1
+    assert "3 of 7 requests have errors" in capsys.readouterr().err
+    found = {row["custom_id"]: row for row in read(out)}
+    for name in ("text", "chat", "responses", "messages"):
+        assert found[name]["error"] is None
+        assert found[name]["response"]["status_code"] == 200
+        assert found[name]["response"]["body"]["model"] == "gpt"
+    assert len({row["id"] for row in found.values()}) == 7
+    assert found["wrong value"]["response"]["body"]["error"]["param"] == "max_tokens"
+    assert found["wrong value"]["error"]["code"] == "400"
+    assert [found[name]["error"]["code"] for name in ("wrong url", "stream")] == ["invalid_url", "invalid_request"]
+
+
+def test_a_killed_run_goes_on(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"request {number}" for number in range(24)]
+    source, out = write(tmp_path / "in", [line(name, {**ASK, "max_tokens": 48}) for name in names]), tmp_path / "out"
+    command = ["run-batch", "-i", source, "-o", str(out), "--model", llama, *SMALL, "--max-num-seqs", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "octavo.cli", *command], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not out.exists() or out.read_bytes().count(b"\n") < 2:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    done = out.read_bytes()
+    kept = done[: done.rindex(b"\n") + 1]
+    out.write_bytes(kept + b'{"id":"batch_req_torn","custom_id":"request 23","resp')
+    assert main(command) == 0
+    assert "of 24 requests are answered already" in capsys.readouterr().err
+    assert out.read_bytes().startswith(kept)
+    rows = read(out)
+    assert sorted(row["custom_id"] for row in rows) == sorted(names)
+    assert len({row["response"]["body"]["choices"][0]["text"] for row in rows}) == 1
+    before = out.read_bytes()
+    assert main(command) == 0
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["{"], "line 1: the body is not valid JSON"),
+        ([line("a"), {"custom_id": "b"}], "line 2: method is required"),
+        ([line("a"), line("b"), line("a")], "line 3: the custom_id 'a' came before"),
+        ([{**line("a"), "method": "GET"}], "line 1: method"),
+        ([{**line("a"), "metod": "POST"}], "line 1: unknown field 'metod'; did you mean 'method'?"),
+        ([line("a", {"prompt": "x" * 200_000})], "line 1: longer than"),
+        ([], "holds no request"),
+    ],
+)
+def test_mistakes_end_it_before_anything_is_loaded(
+    lines: list[Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "in", lines)
+    command = ["run-batch", "-i", source, "-o", str(tmp_path / "out"), "--model", "/none", "--max-body-bytes", "2000"]
+    assert main(command) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_outputs_that_are_not_of_this_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write(tmp_path / "in", [line("a")]), tmp_path / "out"
+    command = ["run-batch", "-i", source, "-o", str(out), "--model", "/none"]
+    for content, told in (("hello\n", "no output of a batch"), ('{"custom_id":"z"}\n', "results of another batch")):
+        out.write_text(content)
+        assert main(command) == 2
+        assert told in capsys.readouterr().err
+        assert out.read_text() == content
+    assert main(["run-batch", "-i", str(tmp_path / "none"), "-o", str(out), "--model", "/none"]) == 2
+    assert "none: No such file" in capsys.readouterr().err

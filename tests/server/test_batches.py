@@ -1,0 +1,294 @@
+"""/v1/files and /v1/batches by the stock openai client; resumed by the next process; bounded; refused in form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from fake_llm import ANSWER, FakeLLM
+from serving import LiveServer, wait_for
+from test_bad_input import check_form
+
+from octavo.base.errors import ConfigError, OverloadedError
+from octavo.server.batch import batches
+from octavo.server.batch.store import BatchStore, Bounds, Kept
+from octavo.server.batch.types import BatchObject, RequestCounts
+from octavo.server.errors import HttpError
+
+URL = "/v1/completions"
+BODY = {"prompt": "Hi", "max_tokens": 5}
+
+
+def line(name: str, body: dict[str, Any] = BODY, url: str = URL) -> dict[str, Any]:
+    return {"custom_id": name, "method": "POST", "url": url, "body": body}
+
+
+def content(*lines: Any) -> bytes:
+    return b"".join(json.dumps(item).encode() + b"\n" for item in lines)
+
+
+def connect(server: LiveServer, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0)
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[openai.OpenAI]:
+    with connect(server) as talking:
+        yield talking
+
+
+def begin(client: openai.OpenAI, *lines: Any, **options: Any) -> str:
+    file = client.files.create(file=("in.jsonl", content(*lines)), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h", **options).id
+
+
+def ended(client: openai.OpenAI, name: str) -> Any:
+    going_on = ("validating", "in_progress", "finalizing", "cancelling")
+    wait_for(lambda: client.batches.retrieve(name).status not in going_on)
+    return client.batches.retrieve(name)
+
+
+def rows(client: openai.OpenAI, name: str | None) -> list[Any]:
+    return [json.loads(text) for text in client.files.content(name or "").text.splitlines()]
+
+
+def test_a_batch(client: openai.OpenAI) -> None:
+    name = begin(client, line("a"), line("bad", {**BODY, "max_tokens": -1}), line("b"), metadata={"k": "v"})
+    batch = ended(client, name)
+    assert (batch.status, batch.endpoint, batch.metadata) == ("completed", URL, {"k": "v"})
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (3, 2, 1)
+    good = {row["custom_id"]: row for row in rows(client, batch.output_file_id)}
+    assert sorted(good) == ["a", "b"]
+    assert good["a"]["response"]["body"]["choices"][0]["text"] == ANSWER[:5]
+    (bad,) = rows(client, batch.error_file_id)
+    assert (bad["custom_id"], bad["response"]["status_code"]) == ("bad", 400)
+    assert [item.id for item in client.batches.list()] == [name]
+    assert client.batches.cancel(name).status == "completed"
+
+
+def test_files(client: openai.OpenAI) -> None:
+    made = client.files.create(
+        file=("näme.jsonl", b"\r\n--x\r\n\x00\xff"),
+        purpose="batch",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    assert (made.bytes, made.purpose, made.filename) == (9, "batch", "näme.jsonl")
+    assert made.expires_at == made.created_at + 3600
+    assert client.files.content(made.id).content == b"\r\n--x\r\n\x00\xff"
+    assert client.files.retrieve(made.id) == made
+    empty = client.files.create(file=("e", b""), purpose="batch")
+    assert client.files.content(empty.id).content == b""
+    others = [client.files.create(file=("f", b"x"), purpose="batch").id for _ in range(3)]
+    assert [file.id for file in client.files.list(limit=2)] == [*others[::-1], empty.id, made.id]  # by pages
+    assert client.files.list(order="asc").data[0].id == made.id
+    assert client.files.list(purpose="batch_output").data == []
+    assert client.files.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(made.id)
+
+
+def test_a_large_file_comes_whole(client: openai.OpenAI, server: LiveServer) -> None:
+    data = bytes(range(256)) * 8000
+    made = client.files.create(file=("in", data), purpose="batch")
+    assert client.files.content(made.id).content == data
+    head = server.client.head(f"/v1/files/{made.id}/content")
+    assert (head.content, head.headers["content-length"]) == (b"", str(len(data)))
+
+
+@pytest.mark.parametrize(
+    ("lines", "told", "number"),
+    [
+        ([line("a"), line("b", url="/v1/responses")], "endpoint", 2),
+        ([line("a"), {"custom_id": "b"}], "method is required", 2),
+        ([line("a"), line("a")], "came before", 2),
+        ([], "no request", None),
+    ],
+)
+def test_input_that_cannot_be_run(client: openai.OpenAI, lines: list[Any], told: str, number: int | None) -> None:
+    batch = ended(client, begin(client, *lines))
+    assert batch.status == "failed"
+    assert told in batch.errors.data[0].message
+    assert batch.errors.data[0].line == number
+    assert batch.output_file_id is None
+
+
+def test_cancelling(client: openai.OpenAI, llm: FakeLLM) -> None:
+    name = begin(client, *(line(str(number)) for number in range(4)), line("long", {**BODY, "max_tokens": 400}))
+    wait_for(lambda: client.batches.retrieve(name).status == "completed")
+    llm.delay = 0.02
+    name = begin(client, line("short", {**BODY, "max_tokens": 1}), line("long", {**BODY, "max_tokens": 400}))
+    wait_for(lambda: client.batches.retrieve(name).request_counts.completed == 1)  # type: ignore[union-attr]
+    assert client.batches.cancel(name).status == "cancelling"
+    batch = ended(client, name)
+    assert (batch.status, batch.cancelled_at is None) == ("cancelled", False)
+    assert [row["custom_id"] for row in rows(client, batch.output_file_id)] == ["short"]
+    wait_for(lambda: not llm.running)
+
+
+def test_a_full_engine_is_waited_for(client: openai.OpenAI, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[str] = []
+    generate = llm.generate
+
+    async def busy_once(prompt: Any, params: Any, *, request_id: str, **options: Any) -> Any:
+        refused.append(request_id)
+        if len(refused) == 1:
+            raise OverloadedError("the queue is full", retry_after=1)
+        async for output in generate(prompt, params, request_id=request_id, **options):
+            yield output
+
+    monkeypatch.setattr(llm, "generate", busy_once)
+    batch = ended(client, begin(client, line("a")))
+    assert (batch.status, batch.request_counts.completed, len(refused)) == ("completed", 1, 2)
+
+
+def test_a_pause_is_waited_for(client: openai.OpenAI, server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "READY_S", 0.01)
+    server.app.traffic.paused = True
+    name = begin(client, line("a"))
+    wait_for(lambda: client.batches.retrieve(name).status == "in_progress")
+    server.app.traffic.paused = False
+    assert ended(client, name).request_counts.completed == 1
+
+
+def test_the_next_process_goes_on(tmp_path: Path) -> None:
+    slow = FakeLLM()
+    slow.delay = 0.02
+    with LiveServer(slow, batch_dir=str(tmp_path)) as first, connect(first) as client:
+        name = begin(client, line("short", {**BODY, "max_tokens": 1}), line("long", {**BODY, "max_tokens": 400}))
+        wait_for(lambda: client.batches.retrieve(name).request_counts.completed == 1)  # type: ignore[union-attr]
+    with LiveServer(FakeLLM(), batch_dir=str(tmp_path)) as second, connect(second) as client:
+        batch = ended(client, name)
+        assert (batch.status, batch.request_counts.completed) == ("completed", 2)
+        found = rows(client, batch.output_file_id)
+        assert [row["custom_id"] for row in found] == ["short", "long"]
+        assert len(client.files.list().data) == 2
+
+
+def test_a_temporary_folder_is_gone_afterwards(llm: FakeLLM) -> None:
+    with LiveServer(llm) as server, connect(server) as client:
+        client.files.create(file=("f", b"x"), purpose="batch")
+        folder = server.app.batches.store.folder
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert not folder.exists()
+
+
+def test_they_belong_to_their_key() -> None:
+    locked = LiveServer(FakeLLM(), api_key=["one", "two"])
+    with locked as server, connect(server, "one") as one, connect(server, "two") as two:
+        name = begin(one, line("a"))
+        file = ended(one, name).output_file_id
+        calls: list[Callable[[], Any]] = [
+            lambda: two.batches.retrieve(name),
+            lambda: two.batches.cancel(name),
+            lambda: two.files.retrieve(file),
+            lambda: two.files.content(file),
+            lambda: two.files.delete(file),
+            lambda: two.batches.create(input_file_id=file, endpoint="/v1/responses", completion_window="24h"),
+        ]
+        for call in calls:
+            with pytest.raises(openai.NotFoundError):
+                call()
+        assert (list(two.files.list()), list(two.batches.list())) == ([], [])
+
+
+FORM = "multipart/form-data; boundary=b"
+PART = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nx\r\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        (FORM, PART + FILE + b"--b--\r\n", 200),
+        (FORM.replace("=b", '="b"; charset=utf-8'), PART + FILE + b"--b--", 200),
+        ("application/json", b"{}", 415),
+        ("multipart/form-data", PART + FILE + b"--b--", 415),
+        (FORM + "x" * 80, b"", 415),
+        (FORM, b"", 400),
+        (FORM, PART + FILE, 400),
+        (FORM, PART + b"--b--", 400),
+        (FORM, FILE + b"--b--", 400),
+        (FORM, b"x" + PART + FILE + b"--b--", 400),
+        (FORM, PART + PART + FILE + b"--b--", 400),
+        (FORM, PART + FILE + PART.replace(b"purpose", b"zap") + b"--b--", 400),
+        (FORM, PART.replace(b"\nbatch", b"\nassistants") + FILE + b"--b--", 400),
+        (FORM, PART + FILE.replace(b"\r\n\r\n", b"\r\n") + b"--b--", 400),
+        (FORM, PART + FILE + b"".join(PART.replace(b"purpose", b"%d" % n) for n in range(20)) + b"--b--", 400),
+    ],
+)
+def test_uploads(shared: LiveServer, kind: str, body: bytes, status: int) -> None:
+    answer = shared.client.post("/v1/files", content=body, headers={"content-type": kind})
+    assert answer.status_code == status, answer.text
+    if status != 200:
+        check_form(answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("/v1/files?limit=0", "limit"),
+        ("/v1/files?limit=x", "limit"),
+        ("/v1/files?after=x", "after"),
+        ("/v1/files?frob=1", "frob"),
+        ("/v1/files?order=up", "order"),
+        ("/v1/files?limit=1&limit=2", "query"),
+        ("/v1/files?" + "&".join(f"a{n}=1" for n in range(40)), "query"),
+        ("/v1/batches?limit=101", "limit"),
+        ("/v1/batches?purpose=batch", "purpose"),
+    ],
+)
+def test_queries(shared: LiveServer, path: str, param: str) -> None:
+    assert check_form(shared.client.get(path))["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"endpoint": "/v1/models"}, "endpoint"),
+        ({"completion_window": "1h"}, "completion_window"),
+        ({"input_file_id": "file-x"}, "input_file_id"),
+        ({"frob": 1}, "frob"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds"),
+    ],
+)
+def test_batches_that_are_refused(shared: LiveServer, change: dict[str, Any], param: str) -> None:
+    body = {"input_file_id": "file-x", "endpoint": URL, "completion_window": "24h", **change}
+    assert check_form(shared.post("/v1/batches", body))["param"] == param
+
+
+def test_the_store_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BatchStore(str(tmp_path), bounds=Bounds(files=2, batches=1, bytes=10))
+    first = store.add_file(b"", b"12345", filename="a")
+    with pytest.raises(HttpError, match="no room"):
+        store.add_file(b"", b"123456", filename="b")
+    store.add_file(b"", b"", filename="b")
+    with pytest.raises(HttpError, match="no room"):
+        store.add_file(b"", b"", filename="c")
+    store.delete_file(first.id, b"")
+    store.add_file(b"", b"1234567890", filename="c", keep_s=1)
+    batch = BatchObject(
+        id="batch_1",
+        endpoint=URL,
+        input_file_id="",
+        completion_window="24h",
+        created_at=0,
+        expires_at=0,
+        request_counts=RequestCounts(),
+    )
+    store.add_batch(Kept(owner=b"", batch=batch))
+    with pytest.raises(HttpError):
+        store.add_batch(Kept(owner=b"", batch=batch))
+    (tmp_path / "torn.json").write_text("{")
+    again = BatchStore(str(tmp_path))
+    assert sorted(file.filename for file in again.files(b"")) == ["b", "c"]
+    assert [kept.batch for kept in again.unfinished()] == [batch]
+    monkeypatch.setattr("octavo.server.batch.store.time.time", lambda: 4e9)
+    assert again.files(b"") == []
+    assert not list(tmp_path.glob("*.data"))
+    with pytest.raises(ConfigError, match="batch-dir"):
+        BatchStore(str(tmp_path / "torn.json"))

@@ -1,0 +1,232 @@
+"""/v1/messages by the stock anthropic client: whole, streamed, counted, refused in Anthropic's own form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import httpx
+import pytest
+from fake_llm import ANSWER, FakeLLM
+from serving import LiveServer, parse_events
+from test_bad_input import LEAKS, VALUES, WRONG_FOR_ALL, with_field
+
+from octavo.base.errors import RequestFailedError
+from octavo.server.anthropic.types import CountTokensRequest, MessagesRequest
+
+MODEL = "fake/model"
+HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
+ASK: dict[str, Any] = {"model": MODEL, "messages": HELLO, "max_tokens": 12}
+
+
+def connect(server: LiveServer, **options: Any) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=server.url, max_retries=0, **{"api_key": "none", **options})
+
+
+@pytest.fixture(scope="module")
+def client(shared: LiveServer) -> Iterator[anthropic.Anthropic]:
+    with connect(shared) as talking:
+        yield talking
+
+
+def test_whole(client: anthropic.Anthropic, shared: LiveServer) -> None:
+    reply = client.messages.create(**ASK, system="Be brief", metadata={"user_id": "u"})
+    assert [block.text for block in reply.content] == [ANSWER[:12]]  # type: ignore[union-attr]
+    assert (reply.type, reply.role, reply.model) == ("message", "assistant", MODEL)
+    assert (reply.stop_reason, reply.stop_sequence) == ("max_tokens", None)
+    usage = reply.usage
+    assert (usage.input_tokens, usage.cache_read_input_tokens, usage.output_tokens) == (25, 4, 12)
+    assert [message["content"] for message in shared.llm.rendered[-1][0]] == ["Be brief", "Hello"]
+    assert reply._request_id
+
+
+def test_stream_helper(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(**{**ASK, "max_tokens": 200}, stop_sequences=["lazy"]) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text == final.content[0].text == ANSWER[: ANSWER.index("lazy")]  # type: ignore[union-attr]
+    assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", "lazy")
+    assert (final.usage.input_tokens, final.usage.output_tokens) == (8, len(text))
+
+
+def test_the_events(shared: LiveServer) -> None:
+    events = shared.events("/v1/messages", {**ASK, "max_tokens": 2})
+    assert [event["type"] for event in events] == [
+        *("message_start", "ping", "content_block_start", "content_block_delta", "content_block_delta"),
+        *("content_block_stop", "message_delta", "message_stop"),
+    ]
+    assert events[0]["message"]["content"] == []
+    assert events[2]["content_block"] == {"type": "text", "text": "", "citations": None}
+    assert events[-2]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
+
+
+def test_counting(client: anthropic.Anthropic) -> None:
+    counted = client.messages.count_tokens(model=MODEL, messages=HELLO, system="Be brief")
+    usage = client.messages.create(**ASK, system="Be brief").usage
+    assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
+def test_blocks(client: anthropic.Anthropic, shared: LiveServer) -> None:
+    messages: Any = [
+        {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "hm", "signature": ""},
+                {"type": "text", "text": "I look"},
+                {"type": "tool_use", "id": "t1", "name": "look", "input": {"at": 1}},
+                {"type": "tool_use", "id": "t2", "name": "look", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "t1", "content": "one"},
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "t2",
+                    "content": [{"type": "text", "text": "no"}],
+                    "is_error": True,
+                },
+                {"type": "text", "text": "well?"},
+            ],
+        },
+    ]
+    client.messages.create(**{**ASK, "messages": messages}, system=[{"type": "text", "text": "s"}])
+    sent = shared.llm.rendered[-1][0]
+    assert [(message["role"], message["content"]) for message in sent] == [
+        ("system", "s"),
+        ("user", "a"),
+        ("assistant", "I look"),
+        ("tool", "one"),
+        ("tool", "Error: no"),
+        ("user", "well?"),
+    ]
+    assert sent[2]["reasoning"] == "hm"
+    assert [call["function"] for call in sent[2]["tool_calls"]] == [
+        {"name": "look", "arguments": '{"at":1}'},
+        {"name": "look", "arguments": "{}"},
+    ]
+    assert [sent[3]["tool_call_id"], sent[4]["tool_call_id"]] == ["t1", "t2"]
+
+
+def test_a_last_turn_of_the_assistant_is_gone_on_from(client: anthropic.Anthropic, shared: LiveServer) -> None:
+    client.messages.create(**{**ASK, "messages": [*HELLO, {"role": "assistant", "content": "The"}]})
+    options = shared.llm.rendered[-1][1]
+    assert (options["continue_final_message"], options["add_generation_prompt"]) == (True, False)
+
+
+def test_thinking_is_turned_on_and_off(server: LiveServer, llm: FakeLLM) -> None:
+    llm.model.template.source = "{% if not enable_thinking %}<think></think>{% endif %}"
+    with connect(server) as client:
+        asked: list[tuple[Any, bool]] = [
+            ({"type": "enabled", "budget_tokens": 1024}, True),
+            ({"type": "adaptive", "display": "omitted"}, True),
+            ({"type": "disabled"}, False),
+            (anthropic.omit, False),
+        ]
+        for thinking, on in asked:
+            client.messages.create(**ASK, thinking=thinking)
+            assert llm.rendered[-1][1]["chat_template_kwargs"] == {"enable_thinking": on}
+
+
+def test_keys() -> None:
+    with LiveServer(FakeLLM(), api_key=["sk"]) as server:
+        for good in ({"api_key": "sk"}, {"api_key": None, "auth_token": "sk"}):
+            with connect(server, **good) as client:
+                client.messages.create(**ASK)
+        with connect(server, api_key="no") as client, pytest.raises(anthropic.AuthenticationError):
+            client.messages.create(**ASK)
+        for twice in ([("x-api-key", "sk"), ("x-api-key", "sk")], [("x-api-key", "")]):
+            answer = server.client.post("/v1/messages", headers=twice)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["type"] == "authentication_error"
+        assert server.client.get("/v1/models", headers={"x-api-key": "sk"}).status_code == 200
+
+
+def test_faults(server: LiveServer, llm: FakeLLM) -> None:
+    with connect(server) as client:
+        llm.overloaded = True
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            client.messages.create(**ASK)
+        assert (caught.value.status_code, caught.value.response.headers["retry-after"]) == (529, "7")
+        assert caught.value.body["error"]["type"] == "overloaded_error"  # type: ignore[index, call-overload]
+        llm.overloaded, llm.fail_at, llm.failure = False, 3, RequestFailedError("non-finite logits")
+        with pytest.raises(anthropic.APIError, match="non-finite"), client.messages.stream(**ASK) as stream:
+            stream.until_done()
+        events = parse_events(server.post("/v1/messages", {**ASK, "stream": True}).text)
+        assert events[-1]["type"] == "error"
+        assert events[-1]["error"]["type"] == "api_error"
+
+
+ROUTES: list[tuple[str, Any, dict[str, Any]]] = [
+    ("/v1/messages", MessagesRequest, ASK),
+    ("/v1/messages/count_tokens", CountTokensRequest, {"model": MODEL, "messages": HELLO}),
+]
+FIELDS = [(path, name, base) for path, kind, base in ROUTES for name in kind.__struct_fields__]
+
+
+def check_form(answer: httpx.Response) -> str:
+    """Anthropic's error; its message."""
+    assert 400 <= answer.status_code < 500, (answer.status_code, answer.text[:300])
+    assert len(answer.content) <= 4096
+    assert not LEAKS.search(answer.text), answer.text[:500]
+    body = answer.json()
+    assert set(body) == {"type", "error", "request_id"}
+    assert body["type"] == "error"
+    assert body["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
+    assert set(body["error"]) == {"type", "message"}
+    assert body["error"]["type"] == ("not_found_error" if answer.status_code == 404 else "invalid_request_error")
+    return str(body["error"]["message"])
+
+
+@pytest.mark.parametrize(("path", "name", "base"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_values(shared: LiveServer, path: str, name: str, base: dict[str, Any]) -> None:
+    for value in [*VALUES, WRONG_FOR_ALL]:
+        answer = shared.post(path, with_field(base, name, value))
+        if answer.status_code == 200:
+            continue
+        message = check_form(answer)
+        assert name in message or "JSON" in message or (name == "system" and "messages" in message), (
+            value[:40],
+            message,
+        )
+
+
+@pytest.mark.parametrize(("path", "kind", "base"), ROUTES, ids=lambda value: getattr(value, "__name__", ""))
+def test_unknown_fields(shared: LiveServer, path: str, kind: Any, base: dict[str, Any]) -> None:
+    assert "'frobnicate'" in check_form(shared.post(path, {**base, "frobnicate": None}))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": ""}]}]}, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "a"}]}]},
+            "messages[0].content[0]",
+        ),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking is not supported by this model"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1}}, "thinking"),
+        ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
+        ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name"),
+        ({"tools": [{"name": "bash", "type": "bash_20250124"}]}, "tools"),
+        ({"tool_choice": {"type": "some"}}, "tool_choice"),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config"),
+        ({"stop_sequences": ["a"] * 17}, "stop_sequences"),
+        ({"service_tier": "priority"}, "service_tier"),
+        ({"output_config": {"effort": "low"}}, "output_config.effort"),
+    ],
+)
+def test_refused(shared: LiveServer, change: dict[str, Any], told: str) -> None:
+    assert told in check_form(shared.post("/v1/messages", {**ASK, **change}))
+
+
+def test_paths_that_are_not_there_and_wrong_methods(shared: LiveServer) -> None:
+    assert shared.client.get("/v1/messages").json()["error"]["type"] == "invalid_request_error"
+    assert shared.client.post("/v1/messages/x").json()["error"]["type"] == "not_found_error"

@@ -1,0 +1,240 @@
+"""Reasoning, tool calls and schemas by /v1/responses and /v1/messages: stock clients, real front, scripted answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import anthropic
+import openai
+import pydantic
+import pytest
+from replay import replay_model, replay_server
+from serving import LiveServer
+from test_bad_input import check_form
+from test_real_engine import start
+
+CALLS = (
+    '<tool_call>{"name": "look", "arguments": {"at": "Paris"}}</tool_call>\n'
+    '<tool_call>{"name": "look", "arguments": {"at": "Rome"}}</tool_call>'
+)
+SCRIPTS = {
+    "all": f"<think>\nHm, let me.\n</think>\n\nI look. {CALLS}",
+    "calls": CALLS,
+    "thought": "<think>\nHm, let me.\n</think>\n\nHello!",
+    "plain": "A plain answer.",
+}
+SCHEMA = {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]}
+PLACES = [{"at": "Paris"}, {"at": "Rome"}]
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return replay_model(checkpoint("llama"), tmp_path_factory.mktemp("replay") / "model", SCRIPTS)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[LiveServer]:
+    with replay_server(folder, tool_call_parser="hermes", reasoning_parser="qwen3", served_model_name=["m"]) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def ours(server: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def theirs(server: LiveServer) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def respond(script: str) -> dict[str, Any]:
+    tool = {"type": "function", "name": "look", "parameters": SCHEMA, "strict": False}
+    return {"model": "m", "input": script, "tools": [tool], "max_output_tokens": 500}
+
+
+def items(response: Any) -> list[Any]:
+    """What a response holds, without the names made for it."""
+    found: list[Any] = []
+    for item in response.output:
+        if item.type == "function_call":
+            found.append((item.type, item.name, json.loads(item.arguments)))
+        else:
+            found.append((item.type, "".join(part.text for part in item.content)))
+    return found
+
+
+def messages_of(script: str, **more: Any) -> dict[str, Any]:
+    tool = {"name": "look", "input_schema": SCHEMA}
+    asked = {"model": "m", "messages": [{"role": "user", "content": script}], "tools": [tool], "max_tokens": 2000}
+    return {**asked, **more}
+
+
+def blocks(message: Any) -> list[Any]:
+    return [block.model_dump(include={"type", "thinking", "text", "name", "input"}) for block in message.content]
+
+
+EXPECTED = {
+    "all": [
+        ("reasoning", "Hm, let me."),
+        ("message", "I look."),
+        *(("function_call", "look", place) for place in PLACES),
+    ],
+    "calls": [("function_call", "look", place) for place in PLACES],
+    "thought": [("reasoning", "Hm, let me."), ("message", "Hello!")],
+    "plain": [("message", "A plain answer.")],
+}
+
+
+@pytest.mark.parametrize("script", EXPECTED)
+def test_responses(ours: openai.OpenAI, script: str) -> None:
+    whole = ours.responses.create(**respond(script))
+    assert whole.status == "completed"
+    assert [(kind, *map(_stripped, rest)) for kind, *rest in items(whole)] == EXPECTED[script]
+    with ours.responses.stream(**respond(script)) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert items(final) == items(whole)
+    assert [event.sequence_number for event in events if hasattr(event, "sequence_number")] == list(range(len(events)))
+    assert final.usage.output_tokens == whole.usage.output_tokens  # type: ignore[union-attr]
+    told = whole.usage.output_tokens_details.reasoning_tokens  # type: ignore[union-attr]
+    assert final.usage.output_tokens_details.reasoning_tokens == told  # type: ignore[union-attr]
+    assert (told > 0) == (script in ("all", "thought"))
+    names = [event.type for event in events]
+    for kind, *_ in EXPECTED[script]:
+        part = {"reasoning": "reasoning_text", "message": "output_text", "function_call": "function_call_arguments"}
+        assert f"response.{part[kind]}.delta" in names
+        assert f"response.{part[kind]}.done" in names
+    joined = "".join(event.delta for event in events if event.type == "response.reasoning_text.delta")
+    assert joined == "".join(text for kind, text, *_ in items(whole) if kind == "reasoning")
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+def test_a_loop_of_calls(ours: openai.OpenAI, server: LiveServer) -> None:
+    first = ours.responses.create(**respond("all"))
+    calls = [item for item in first.output if item.type == "function_call"]
+    assert len({call.call_id for call in calls}) == 2
+    results: list[Any] = [
+        {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"} for call in calls
+    ]
+    told = {**respond("plain"), "input": [*results, {"role": "user", "content": "plain"}]}
+    by_store = ours.responses.create(**told, previous_response_id=first.id)
+    sent_back: list[Any] = [{"role": "user", "content": "all"}, *first.output, *told["input"]]
+    by_hand = ours.responses.create(**{**told, "input": sent_back})
+    assert items(by_store) == items(by_hand) == [("message", "A plain answer.")]
+    assert by_store.usage.input_tokens == by_hand.usage.input_tokens  # type: ignore[union-attr]
+
+
+def test_forced_calls(folder: Path) -> None:
+    """Whatever the model would say, what comes is a call of the schema."""
+    closed = {"type": "object", "properties": {"at": {"enum": ["Paris"]}}, "required": ["at"]}
+    closed["additionalProperties"] = False
+    with replay_server(folder, tool_call_parser="hermes", reasoning_parser="none", served_model_name=["m"]) as server:
+        tool = {"type": "function", "name": "look", "parameters": closed, "strict": True}
+        body = {**respond("plain"), "tools": [tool], "tool_choice": {"type": "function", "name": "look"}}
+        made = server.post("/v1/responses", {**body, "parallel_tool_calls": False}).json()
+        (call,) = made["output"]
+        assert (call["name"], json.loads(call["arguments"])) == ("look", {"at": "Paris"})
+        body = messages_of("plain", tool_choice={"type": "any", "disable_parallel_tool_use": True})
+        made = server.post("/v1/messages", {**body, "tools": [{"name": "look", "input_schema": closed}]}).json()
+        (block,) = made["content"]
+        assert (block["name"], block["input"], made["stop_reason"]) == ("look", {"at": "Paris"}, "tool_use")
+        wrong = {**tool, "parameters": {"type": "stsring"}}
+        error = check_form(server.post("/v1/responses", {**respond("plain"), "tools": [wrong]}))
+        assert error["param"] == "tools[0].parameters"
+
+
+@pytest.mark.parametrize("script", EXPECTED)
+@pytest.mark.parametrize("thinking", [True, False])
+def test_messages(theirs: anthropic.Anthropic, script: str, thinking: bool) -> None:
+    more = {"thinking": {"type": "enabled", "budget_tokens": 1024}} if thinking else {}
+    whole = theirs.messages.create(**messages_of(script, **more))
+    kinds = {"reasoning": "thinking", "message": "text", "function_call": "tool_use"}
+    expected = [kinds[kind] for kind, *_ in EXPECTED[script] if thinking or kind != "reasoning"]
+    assert [block.type for block in whole.content] == expected
+    assert whole.stop_reason == ("tool_use" if "tool_use" in expected else "end_turn")
+    assert [block.input for block in whole.content if block.type == "tool_use"] == PLACES * ("tool_use" in expected)
+    with theirs.messages.stream(**messages_of(script, **more)) as stream:
+        final = stream.get_final_message()
+    assert blocks(final) == blocks(whole)
+    assert (final.stop_reason, final.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)
+
+
+def test_a_loop_of_uses(theirs: anthropic.Anthropic) -> None:
+    asked = messages_of("all", thinking={"type": "adaptive"})
+    first = theirs.messages.create(**asked)
+    uses = [block for block in first.content if block.type == "tool_use"]
+    results = [{"type": "tool_result", "tool_use_id": use.id, "content": "sunny"} for use in uses]
+    asked["messages"] += [
+        {"role": "assistant", "content": first.content},
+        {"role": "user", "content": [*results, {"type": "text", "text": "plain"}]},
+    ]
+    assert theirs.messages.create(**asked).content[0].text == "A plain answer."  # type: ignore[union-attr]
+    counted = theirs.messages.count_tokens(model="m", messages=asked["messages"], tools=asked["tools"])
+    assert counted.input_tokens > 20
+
+
+def test_schemas_are_enforced_and_named_by_their_route(ours: openai.OpenAI, theirs: anthropic.Anthropic) -> None:
+    wrong = {"type": "stsring"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        ours.responses.create(
+            model="m", input="plain", text={"format": {"type": "json_schema", "name": "a", "schema": wrong}}
+        )
+    assert str(caught.value.param).startswith("text.format")
+    with pytest.raises(anthropic.BadRequestError, match=r"output_config\.format"):
+        theirs.messages.create(
+            **messages_of("plain", output_config={"format": {"type": "json_schema", "schema": wrong}}, tools=[])
+        )
+
+
+class Pet(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    kind: Literal["cat", "dog"]
+    good: bool
+
+
+def test_answers_of_a_schema(checkpoint: Callable[[str], Path]) -> None:
+    with start(checkpoint("llama")) as real:
+        with openai.OpenAI(base_url=real.url + "/v1", api_key="none", max_retries=0) as client:
+            model = client.models.list().data[0].id
+            asked: Any = {"model": model, "input": "A pet", "max_output_tokens": 90, "temperature": 0}
+            assert isinstance(client.responses.parse(**asked, text_format=Pet).output_parsed, Pet)
+            with client.responses.stream(**asked, text_format=Pet) as stream:
+                assert isinstance(stream.get_final_response().output_parsed, Pet)
+        with anthropic.Anthropic(base_url=real.url, api_key="none", max_retries=0) as theirs:
+            made = theirs.messages.create(
+                model=model,
+                messages=[{"role": "user", "content": "A pet"}],
+                max_tokens=90,
+                extra_body={"temperature": 0},
+                output_config={"format": {"type": "json_schema", "schema": Pet.model_json_schema()}},
+            )
+            assert isinstance(Pet.model_validate_json(made.content[0].text), Pet)  # type: ignore[union-attr]
+
+
+def test_every_route_says_the_same(checkpoint: Callable[[str], Path]) -> None:
+    """Greedy tokens do not depend on the protocol that asks for them."""
+    said = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "The quick brown"}]
+    common: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+    with start(checkpoint("llama")) as real:
+        chat = {"messages": said, **common}
+        body = real.post("/v1/chat/completions", chat).json()
+        expected, tokens = body["choices"][0]["message"]["content"], body["usage"]["prompt_tokens"]
+        asked = {"input": said[1:], "instructions": "Be brief", "temperature": 0, "max_output_tokens": 24}
+        body = real.post("/v1/responses", asked).json()
+        assert (body["output"][0]["content"][0]["text"], body["usage"]["input_tokens"]) == (expected, tokens)
+        asked = {"model": real.app.model, "system": "Be brief", "messages": said[1:], **common}
+        body = real.post("/v1/messages", asked).json()
+        usage = body["usage"]
+        assert body["content"][0]["text"] == expected
+        assert usage["input_tokens"] + usage["cache_read_input_tokens"] == tokens
+        answer = real.run(lambda: real.app.ask("/v1/chat/completions", json.dumps(chat).encode()))
+        assert json.loads(answer.body)["choices"][0]["message"]["content"] == expected

@@ -1,0 +1,333 @@
+"""/v1/responses by the stock openai client: whole, streamed, stored, gone on from, in the background, failing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from fake_llm import ANSWER, FakeLLM
+from serving import LiveServer, wait_for
+from test_bad_input import check_form
+
+from octavo.base.errors import RequestFailedError
+from octavo.server.errors import HttpError
+from octavo.server.openai.responses import background
+from octavo.server.openai.responses.items import as_messages, read_items
+from octavo.server.openai.responses.replies import ResponseObject
+from octavo.server.openai.responses.store import ResponseStore, Stored
+from octavo.server.openai.responses.types import ReasoningConfig
+from octavo.server.openai.types import Message
+
+MODEL = "fake/model"
+ASK: dict[str, Any] = {"model": MODEL, "input": "Hello"}
+
+
+def connect(server: LiveServer, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def client(shared: LiveServer) -> Iterator[openai.OpenAI]:
+    with connect(shared) as talking:
+        yield talking
+
+
+def test_whole(client: openai.OpenAI, shared: LiveServer) -> None:
+    reply = client.responses.create(**ASK, instructions="Be brief", max_output_tokens=12, metadata={"a": "b"})
+    assert reply.output_text == ANSWER[:12]
+    assert (reply.object, reply.status, reply.model, reply.metadata) == ("response", "incomplete", MODEL, {"a": "b"})
+    assert reply.incomplete_details is not None
+    assert reply.incomplete_details.reason == "max_output_tokens"
+    assert reply.usage is not None
+    assert (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.total_tokens) == (29, 12, 41)
+    assert reply.usage.input_tokens_details.cached_tokens == 4
+    assert reply.usage.output_tokens_details.reasoning_tokens == 0
+    assert shared.llm.rendered[-1][0] == [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": "Hello"},
+    ]
+
+
+def test_ends_by_itself(client: openai.OpenAI) -> None:
+    reply = client.responses.create(**ASK, extra_body={"stop": ["brown"]})
+    assert (reply.status, reply.output_text, reply.incomplete_details) == ("completed", 'The "quick" ', None)
+    assert reply.completed_at is not None
+    assert reply.output[0].status == "completed"  # type: ignore[union-attr]
+
+
+def test_stream_helper(client: openai.OpenAI) -> None:
+    with client.responses.stream(**ASK, extra_body={"stop": ["lazy"]}) as stream:
+        kinds, text = [], ""
+        for event in stream:
+            kinds.append(event.type)
+            if event.type == "response.output_text.delta":
+                text += event.delta
+                assert event.snapshot == text
+        final = stream.get_final_response()
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert kinds[-4:] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert set(kinds[4:-4]) == {"response.output_text.delta"}
+    assert final.output_text == text == ANSWER[: ANSWER.index("lazy")]
+
+
+def test_stream_equals_whole(client: openai.OpenAI) -> None:
+    ask = {**ASK, "max_output_tokens": 40, "top_logprobs": 2, "include": ["message.output_text.logprobs"]}
+    whole = client.responses.create(**ask)
+    events = list(client.responses.create(**ask, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last = events[-1]
+    assert last.type == "response.incomplete"
+    ignored = {"id": True, "created_at": True, "output": {0: {"id": True}}}
+    assert last.response.model_dump(exclude=ignored) == whole.model_dump(exclude=ignored)
+    part = whole.output[0].content[0]  # type: ignore[union-attr]
+    assert [entry.token for entry in part.logprobs] == list(ANSWER[:40])  # type: ignore[union-attr]
+    assert {len(entry.top_logprobs) for entry in part.logprobs} == {2}  # type: ignore[union-attr]
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    assert [entry.token for delta in deltas for entry in delta.logprobs] == list(ANSWER[:40])
+
+
+def test_stored_and_gone_on_from(client: openai.OpenAI, shared: LiveServer) -> None:
+    first = client.responses.create(**ASK, instructions="Be brief", max_output_tokens=9)
+    assert client.responses.retrieve(first.id) == first
+    with client.responses.stream(
+        model=MODEL, input=[{"role": "user", "content": "More"}], previous_response_id=first.id, max_output_tokens=5
+    ) as stream:
+        second = list(stream)[-1].response  # type: ignore[union-attr]
+    assert second.previous_response_id == first.id
+    client.responses.create(**ASK, previous_response_id=second.id, max_output_tokens=2)
+    contents = [message["content"] for message in shared.llm.rendered[-1][0]]
+    assert contents == ["Hello", ANSWER[:9], "More", ANSWER[:5], "Hello"]
+    client.responses.delete(first.id)
+    for call in (client.responses.retrieve, client.responses.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(first.id)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.responses.create(**ASK, previous_response_id=first.id)
+    assert caught.value.param == "previous_response_id"
+
+
+def test_items_by_reference(client: openai.OpenAI, shared: LiveServer) -> None:
+    first = client.responses.create(**ASK, max_output_tokens=9)
+    named: Any = {"type": "item_reference", "id": first.output[0].id}
+    client.responses.create(model=MODEL, input=[named, {"role": "user", "content": "More"}], max_output_tokens=2)
+    assert [message["content"] for message in shared.llm.rendered[-1][0]] == [ANSWER[:9], "More"]
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.responses.create(model=MODEL, input=[{"role": "user", "content": "x"}, named])
+    assert caught.value.param == "input[1].id"
+
+
+def test_not_stored(client: openai.OpenAI) -> None:
+    reply = client.responses.create(**ASK, store=False, max_output_tokens=2)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(reply.id)
+    with pytest.raises(openai.BadRequestError):
+        client.responses.cancel(client.responses.create(**ASK, max_output_tokens=2).id)
+
+
+def test_answers_belong_to_their_key() -> None:
+    locked = LiveServer(FakeLLM(), api_key=["one", "two"])
+    with locked as server, connect(server, "one") as one, connect(server, "two") as two:
+        reply = one.responses.create(**ASK, max_output_tokens=2)
+        assert one.responses.retrieve(reply.id).id == reply.id
+        for call in (two.responses.retrieve, two.responses.cancel, two.responses.delete):
+            with pytest.raises(openai.NotFoundError):
+                call(reply.id)
+        with pytest.raises(openai.NotFoundError):
+            two.responses.create(**ASK, previous_response_id=reply.id)
+        with pytest.raises(openai.NotFoundError):
+            two.responses.create(model=MODEL, input=[{"type": "item_reference", "id": str(reply.output[0].id)}])
+
+
+def test_background(server: LiveServer, llm: FakeLLM) -> None:
+    with connect(server) as client:
+        reply = client.responses.create(**ASK, background=True, max_output_tokens=5)
+        assert (reply.status, reply.background) == ("in_progress", True)
+        wait_for(lambda: client.responses.retrieve(reply.id).status == "incomplete")
+        done = client.responses.retrieve(reply.id)
+        assert (done.output_text, done.usage.output_tokens) == (ANSWER[:5], 5)  # type: ignore[union-attr]
+        assert client.responses.cancel(reply.id).status == "incomplete"
+        llm.delay = 0.05
+        reply = client.responses.create(**ASK, background=True)
+        with pytest.raises(openai.BadRequestError):
+            client.responses.create(**ASK, previous_response_id=reply.id)
+        assert client.responses.cancel(reply.id).status == "cancelled"
+        assert client.responses.retrieve(reply.id).status == "cancelled"
+        reply = client.responses.create(**ASK, background=True)
+        client.responses.delete(reply.id)
+        wait_for(lambda: not llm.running)
+        assert len(server.app.traffic) == 0
+
+
+def test_background_failures(server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(server) as client:
+        llm.fail_at, llm.failure = 3, KeyError("secret")
+        reply = client.responses.create(**ASK, background=True)
+        wait_for(lambda: client.responses.retrieve(reply.id).status == "failed")
+        failed = client.responses.retrieve(reply.id)
+        assert failed.error is not None
+        assert failed.error.code == "server_error"
+        assert "secret" not in failed.error.message
+        llm.fail_at, llm.delay = None, 0.05
+        reply = client.responses.create(**ASK, background=True)
+        wait_for(lambda: len(server.app.traffic) == 1)
+        server.loop.call_soon_threadsafe(server.app.traffic.interrupt_all, RequestFailedError("shutting down"))
+        wait_for(lambda: client.responses.retrieve(reply.id).status == "failed")
+        monkeypatch.setattr(background, "MAX_RUNNING", 0)
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.responses.create(**ASK, background=True)
+        assert caught.value.response.headers["retry-after"] == "5"
+
+
+def test_a_stream_that_fails(server: LiveServer, llm: FakeLLM) -> None:
+    llm.fail_at, llm.failure = 3, RequestFailedError("non-finite logits")
+    with connect(server) as client:
+        with client.responses.stream(**ASK) as stream:
+            events = list(stream)
+        assert events[-1].type == "response.failed"
+        assert events[-1].response.error.message == "non-finite logits"  # type: ignore[union-attr]
+        assert events[-1].response.output[0].status == "incomplete"  # type: ignore[union-attr]
+        assert [event.type for event in events[-4:-1]] == [
+            "response.output_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+        ]
+        assert client.responses.retrieve(events[-1].response.id).status == "failed"  # type: ignore[union-attr]
+        llm.fail_at = None
+        llm.overloaded = True
+        with pytest.raises(openai.InternalServerError):
+            list(client.responses.create(**ASK, stream=True))
+
+
+def test_a_client_that_leaves(server: LiveServer, llm: FakeLLM) -> None:
+    llm.delay = 0.02
+    with connect(server) as client, client.responses.stream(**ASK) as stream:
+        next(iter(stream))
+        wait_for(lambda: bool(llm.running))
+    wait_for(lambda: not llm.running and len(server.app.traffic) == 0)
+    assert llm.finished == []
+
+
+def test_items_become_messages() -> None:
+    items = read_items(
+        [
+            {"role": "developer", "content": "d"},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "u"}]},
+            {"type": "reasoning", "id": "r", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "t", "annotations": []}], "id": "m"},
+            {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
+            {"type": "function_call", "call_id": "c2", "name": "g", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "1"},
+            {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "2"}]},
+            {"role": "assistant", "content": "a"},
+            {"role": "assistant", "content": "b"},
+        ],
+        lambda name, param: pytest.fail("nothing is named"),
+    )
+    messages = as_messages(items)
+    assert [message.role for message in messages] == [
+        *("developer", "user", "assistant", "tool", "tool", "assistant", "assistant")
+    ]
+    turn = messages[2]
+    assert (turn.reasoning, turn.content) == ("hm", "t")
+    assert [(call.id, call.function.name) for call in turn.tool_calls or []] == [("c1", "f"), ("c2", "g")]
+    assert [(message.tool_call_id, message.content) for message in messages[3:5]] == [("c1", "1"), ("c2", "2")]
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": [{"type": "web_search_call"}]}, "input[0].type"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
+        ({"input": [{"role": "user", "content": "x", "zap": 1}]}, "input[0].zap"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
+        ({"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{"}]}, "input"),
+        ({"input": "x" * 1000}, "input"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "top_logprobs"),
+        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"background": True, "stream": True}, "background"),
+        ({"background": True, "store": False}, "background"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning"),
+        ({"text": {"format": {"type": "xml"}}}, "text"),
+        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"messages": []}, "messages"),
+        ({"n": 2}, "n"),
+    ],
+)
+def test_refused(shared: LiveServer, change: dict[str, Any], param: str) -> None:
+    assert check_form(shared.post("/v1/responses", {**ASK, **change}))["param"] == param
+
+
+def test_retrieving_knows_no_query(shared: LiveServer, client: openai.OpenAI) -> None:
+    reply = client.responses.create(**ASK, max_output_tokens=2)
+    assert check_form(shared.client.get(f"/v1/responses/{reply.id}?stream=true"))["param"] == "query"
+
+
+def entry(name: str, text: str = "") -> Stored:
+    response = ResponseObject(
+        id=name,
+        created_at=0,
+        status="completed",
+        background=False,
+        instructions=text,
+        max_output_tokens=None,
+        model="m",
+        parallel_tool_calls=True,
+        previous_response_id=None,
+        prompt_cache_key=None,
+        reasoning=ReasoningConfig(),
+        safety_identifier=None,
+        store=True,
+        temperature=1,
+        presence_penalty=0,
+        frequency_penalty=0,
+        text={},
+        tool_choice="auto",
+        tools=[],
+        top_logprobs=0,
+        top_p=1,
+        user=None,
+        metadata={},
+    )
+    return Stored(b"", response, [Message(role="user", content="x")])
+
+
+def test_the_store_is_bounded() -> None:
+    store = ResponseStore(max_entries=3, max_bytes=20_000, keep_s=0.05)
+    for number in range(5):
+        store.put(entry(str(number)))
+    assert ["2" in store, "1" in store, len(store)] == [True, False, 3]
+    store.put(entry("2", "x" * 15_000))
+    assert store.num_bytes <= 20_000
+    store.put(entry("big", "x" * 30_000))
+    assert (len(store), store.num_bytes) == (0, 0)
+    store.put(entry("3"))
+    asyncio.run(asyncio.sleep(0.06))
+    with pytest.raises(HttpError):
+        store.get("3", b"")
+    assert (len(store), store.num_bytes) == (0, 0)

@@ -1,0 +1,331 @@
+"""Answers of each tool call format as models write them, with what they hold: recorded forms, and generated ones."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "exact": {"type": "boolean"},
+        "ratio": {"type": ["number", "null"]},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "deep": {"type": "object"},
+    },
+}
+TOOLS = dict.fromkeys(("get_weather", "search-all", "noop"), PARAMETERS)
+HOSTILE = "__import__('os').system('touch canary')"
+
+Calls = list[tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer and what is in it. reasoning_parser: to read it with, None for none."""
+
+    format: str
+    text: str
+    calls: Calls = field(default_factory=list)
+    content: str = ""
+    reasoning: str = ""
+    reasoning_parser: str | None = None
+
+
+WEATHER = ("get_weather", {"city": "Paris", "days": 2})
+SEARCH = ("search-all", {"tags": ["a", "b"], "deep": {"x": [1, None, True]}})
+_WEATHER_JSON = '{"city": "Paris", "days": 2}'
+_SEARCH_JSON = '{"tags": ["a", "b"], "deep": {"x": [1, null, true]}}'
+
+
+def _json(name: str, arguments: str, key: str = "arguments") -> str:
+    return f'{{"name": "{name}", "{key}": {arguments}}}'
+
+
+def _both(key: str = "arguments") -> str:
+    return f"{_json('get_weather', _WEATHER_JSON, key)}, {_json('search-all', _SEARCH_JSON, key)}"
+
+
+RECORDED = [
+    Answer(
+        "hermes",
+        f"I will look.\n<tool_call>\n{_json('get_weather', _WEATHER_JSON)}\n</tool_call>\n"
+        f"<tool_call>\n{_json('search-all', _SEARCH_JSON)}\n</tool_call>",
+        [WEATHER, SEARCH],
+        "I will look.",
+    ),
+    Answer(
+        "hermes",
+        f"<think>\nHm, a <tool_cal\n</think>\n\n<tool_call>\n{_json('get_weather', _WEATHER_JSON)}\n</tool_call>",
+        [WEATHER],
+        reasoning="Hm, a <tool_cal",
+        reasoning_parser="qwen3",
+    ),
+    Answer(
+        "hermes",
+        '<tool_call>{"name": "noop", "arguments": {"city": "</tool_call>"}}',
+        [("noop", {"city": "</tool_call>"})],
+    ),
+    Answer("hermes", " \n Hello, <b>world</b> \n", content=" \n Hello, <b>world</b> \n"),
+    Answer("hermes", 'A <tool_call>{"name": 1}</tool_call> b', content='A <tool_call>{"name": 1}</tool_call> b'),
+    Answer("llama3_json", _json("get_weather", _WEATHER_JSON, "parameters"), [WEATHER]),
+    Answer(
+        "llama3_json",
+        f"<|python_tag|>{_json('get_weather', _WEATHER_JSON, 'parameters')}; "
+        f"{_json('search-all', _SEARCH_JSON, 'parameters')}",
+        [WEATHER, SEARCH],
+    ),
+    Answer("llama3_json", '{"name": "Ada", "parameters": {}}', content='{"name": "Ada", "parameters": {}}'),
+    Answer("llama3_json", 'Say {"a": 1}', content='Say {"a": 1}'),
+    Answer(
+        "llama4_pythonic",
+        "<|python_start|>[get_weather(city='Paris', days=2), "
+        "search-all(tags=['a', \"b\"], deep={'x': [1, None, True]})]<|python_end|>",
+        [WEATHER, SEARCH],
+    ),
+    Answer("pythonic", "[get_weather(city='Paris', days=2)]", [WEATHER]),
+    Answer("pythonic", "[1, 2] is a list", content="[1, 2] is a list"),
+    Answer("mistral", f"[TOOL_CALLS][{_both()}]", [WEATHER, SEARCH]),
+    Answer(
+        "mistral",
+        f"[THINK]Hm.[/THINK]Well: [TOOL_CALLS]get_weather[CALL_ID]abcDEF123[ARGS]{_WEATHER_JSON}"
+        f"[TOOL_CALLS]search-all{_SEARCH_JSON}",
+        [WEATHER, SEARCH],
+        "Well:",
+        "Hm.",
+        "mistral",
+    ),
+    Answer(
+        "deepseek_v3",
+        f"Sure<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{_WEATHER_JSON}\n```"
+        f"<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>search-all\n```json\n{_SEARCH_JSON}\n```"
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        [WEATHER, SEARCH],
+        "Sure",
+    ),
+    Answer(
+        "deepseek_v31",
+        f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{_WEATHER_JSON}<｜tool▁call▁end｜>"
+        f"<｜tool▁call▁begin｜>search-all<｜tool▁sep｜>{_SEARCH_JSON}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        [WEATHER, SEARCH],
+    ),
+    Answer(
+        "qwen3_coder",
+        "Ok.\n\n<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n2\n"
+        "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=search-all>\n<parameter=tags>\n"
+        '["a", "b"]\n</parameter>\n<parameter=deep>\n{"x": [1, null, true]}\n</parameter>\n</function>\n</tool_call>',
+        [WEATHER, SEARCH],
+        "Ok.",
+    ),
+    Answer(
+        "glm45",
+        "<think>Hm.</think>Ok.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
+        "<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>\n<tool_call>search-all<arg_key>tags</arg_key>"
+        '<arg_value>["a", "b"]</arg_value><arg_key>deep</arg_key><arg_value>{"x": [1, null, true]}</arg_value>'
+        "</tool_call>",
+        [WEATHER, SEARCH],
+        "Ok.",
+        "Hm.",
+        "glm45",
+    ),
+    Answer(
+        "kimi_k2",
+        f"<think>Hm.<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+        f"{_WEATHER_JSON}<|tool_call_end|><|tool_call_begin|>functions.search-all:1<|tool_call_argument_begin|>"
+        f"{_SEARCH_JSON}<|tool_call_end|><|tool_calls_section_end|>",
+        [WEATHER, SEARCH],
+        reasoning="Hm.",
+        reasoning_parser="kimi_k2",
+    ),
+    Answer(
+        "granite",
+        f"Here is my thought process:\nHm.\nHere is my response:\n<|tool_call|>[{_both()}]",
+        [WEATHER, SEARCH],
+        reasoning="Hm.",
+        reasoning_parser="granite",
+    ),
+    Answer("phi4_mini_json", f"functools[{_both()}]", [WEATHER, SEARCH]),
+    Answer("jamba", f"<tool_calls>[{_both()}]</tool_calls>", [WEATHER, SEARCH]),
+    Answer(
+        "openai",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>analysis<|message|>More.<|end|>"
+        "<|start|>assistant<|channel|>commentary<|message|>I will look.<|end|><|start|>assistant<|channel|>commentary"
+        f" to=functions.get_weather <|constrain|>json<|message|>{_WEATHER_JSON}<|call|><|start|>assistant"
+        f" to=functions.search-all<|channel|>commentary json<|message|>{_SEARCH_JSON}<|call|>",
+        [WEATHER, SEARCH],
+        "I will look.",
+        "Hm.\nMore.",
+        "openai_gptoss",
+    ),
+    Answer(
+        "openai",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hello!",
+        [],
+        "Hello!",
+        "Hm.",
+        "openai_gptoss",
+    ),
+    Answer(
+        "gemma4",
+        '<|channel>thought\nHm.<channel|>Ok<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:2}<tool_call|>'
+        '<|tool_call>call:search-all{tags:[<|"|>a<|"|>,<|"|>b<|"|>],deep:{x:[1,null,true]}}<tool_call|>',
+        [WEATHER, SEARCH],
+        "Ok",
+        "Hm.",
+        "gemma4",
+    ),
+    Answer(
+        "functiongemma",
+        "<start_function_call>call:get_weather{city:<escape>Paris<escape>,days:2}<end_function_call>"
+        "<start_function_call>call:noop{}<end_function_call>",
+        [WEATHER, ("noop", {})],
+    ),
+    Answer(
+        "seed_oss",
+        "<seed:think>Hm.</seed:think><seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n"
+        "<parameter=days>2</parameter>\n</function>\n</seed:tool_call>",
+        [WEATHER],
+        reasoning="Hm.",
+        reasoning_parser="seed_oss",
+    ),
+]
+
+
+def generated(name: str, rng: random.Random) -> Answer:
+    """An answer of the format with random content and calls, spelled by the format's rules."""
+    calls = [(rng.choice(list(TOOLS)), _arguments(rng)) for _ in range(rng.randrange(1, 4))]
+    content = rng.choice(["", "Let me see.", "Zürich <b>1 < 2</b> {x} [y]", "日本 😀"])
+    if name in ("llama3_json", "pythonic", "llama4_pythonic") or content == "":
+        return Answer(name, WRITERS[name](calls), calls)
+    return Answer(name, _said(name, content) + WRITERS[name](calls), calls, content)
+
+
+def _said(name: str, content: str) -> str:
+    if name == "openai":
+        return f"<|channel|>commentary<|message|>{content}<|end|><|start|>assistant"
+    return content + "\n"
+
+
+_TEXTS = [
+    "Paris",
+    "",
+    "a b",
+    "é日本😀",
+    "</tool_cal",
+    "{[(",
+    'it\'s "so" \\ there',
+    "line\nline",
+    HOSTILE,
+    "null",
+    "1",
+    "<x>",
+]
+
+
+def _arguments(rng: random.Random) -> dict[str, Any]:
+    makers: dict[str, Any] = {
+        "city": lambda: rng.choice(_TEXTS),
+        "days": lambda: rng.randrange(-(10**20), 10**20),
+        "exact": lambda: rng.random() < 0.5,
+        "ratio": lambda: rng.choice([None, 0.5, -1e-7, 3]),
+        "tags": lambda: [rng.choice(_TEXTS) for _ in range(rng.randrange(3))],
+        "deep": lambda: {"a": {"b": [rng.choice([1, None, True, "x", [], {}])]}},
+    }
+    return {key: makers[key]() for key in rng.sample(sorted(makers), rng.randrange(len(makers) + 1))}
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _json_calls(calls: Calls, key: str = "arguments") -> list[str]:
+    return [_dump({"name": name, key: arguments}) for name, arguments in calls]
+
+
+def _python(calls: Calls) -> str:
+    spelled = [f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})" for name, given in calls]
+    return f"[{', '.join(spelled)}]"
+
+
+def _bare(value: Any) -> str:
+    return value if isinstance(value, str) else _dump(value)
+
+
+def _xml(calls: Calls, tag: str = "tool_call") -> str:
+    return "\n".join(
+        f"<{tag}>\n<function={name}>\n"
+        + "".join(f"<parameter={key}>\n{_bare(value)}\n</parameter>\n" for key, value in given.items())
+        + f"</function>\n</{tag}>"
+        for name, given in calls
+    )
+
+
+def _pairs(calls: Calls) -> str:
+    return "\n".join(
+        f"<tool_call>{name}\n"
+        + "".join(f"<arg_key>{k}</arg_key>\n<arg_value>{_bare(v)}</arg_value>\n" for k, v in given.items())
+        + "</tool_call>"
+        for name, given in calls
+    )
+
+
+def _gemma(value: Any, quote: str) -> str:
+    if isinstance(value, str):
+        return quote + value + quote
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_gemma(item, quote)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_gemma(item, quote) for item in value) + "]"
+    return _dump(value)
+
+
+def _wrapped(calls: Calls, before: str, after: str, quote: str) -> str:
+    return "".join(f"{before}call:{name}{_gemma(given, quote)}{after}" for name, given in calls)
+
+
+def _deepseek(calls: Calls, head: str, tail: str) -> str:
+    inner = "".join(
+        f"<｜tool▁call▁begin｜>{head.replace('NAME', name)}{_dump(given)}{tail}<｜tool▁call▁end｜>"
+        for name, given in calls
+    )
+    return f"<｜tool▁calls▁begin｜>{inner}<｜tool▁calls▁end｜>"
+
+
+def _kimi(calls: Calls) -> str:
+    inner = "".join(
+        f"<|tool_call_begin|>functions.{name}:{number}<|tool_call_argument_begin|>{_dump(given)}<|tool_call_end|>"
+        for number, (name, given) in enumerate(calls)
+    )
+    return f"<|tool_calls_section_begin|>{inner}<|tool_calls_section_end|>"
+
+
+def _harmony(calls: Calls) -> str:
+    return "<|start|>assistant".join(
+        f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{_dump(given)}<|call|>"
+        for name, given in calls
+    )
+
+
+WRITERS: dict[str, Any] = {
+    "hermes": lambda calls: "\n".join(f"<tool_call>\n{one}\n</tool_call>" for one in _json_calls(calls)),
+    "llama3_json": lambda calls: "; ".join(_json_calls(calls, "parameters")),
+    "llama4_pythonic": lambda calls: f"<|python_start|>{_python(calls)}<|python_end|>",
+    "pythonic": _python,
+    "mistral": lambda calls: f"[TOOL_CALLS][{', '.join(_json_calls(calls))}]",
+    "deepseek_v3": lambda calls: _deepseek(calls, "function<｜tool▁sep｜>NAME\n```json\n", "\n```"),
+    "deepseek_v31": lambda calls: _deepseek(calls, "NAME<｜tool▁sep｜>", ""),
+    "qwen3_coder": _xml,
+    "seed_oss": lambda calls: _xml(calls, "seed:tool_call"),
+    "glm45": _pairs,
+    "kimi_k2": _kimi,
+    "granite": lambda calls: f"<|tool_call|>[{', '.join(_json_calls(calls))}]",
+    "phi4_mini_json": lambda calls: f"functools[{', '.join(_json_calls(calls))}]",
+    "jamba": lambda calls: f"<tool_calls>[{', '.join(_json_calls(calls))}]</tool_calls>",
+    "openai": _harmony,
+    "gemma4": lambda calls: _wrapped(calls, "<|tool_call>", "<tool_call|>", '<|"|>'),
+    "functiongemma": lambda calls: _wrapped(calls, "<start_function_call>", "<end_function_call>", "<escape>"),
+}

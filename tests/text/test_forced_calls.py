@@ -1,0 +1,240 @@
+"""Grammars of forced calls: what they admit, walked at random, is read back as calls of the schema."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from octavo.base.errors import InputError, UnsupportedError
+from octavo.base.types.structured import StructuredOutputsParams
+from octavo.engine.grammar.grammar import Vocabulary
+from octavo.engine.grammar.llguidance import compile_matcher, make_tokenizer
+from octavo.text.reasoning import REASONINGS, Reasoning
+from octavo.text.tools.choose import reasoning_format, tool_format
+from octavo.text.tools.forced import Function, forced_grammar, free_grammar
+from octavo.text.tools.formats import FORMATS
+from octavo.text.tools.parser import OutputParser
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Paris", "Zürich <b>"]},
+        "days": {"type": "integer", "minimum": 0, "maximum": 20},
+        "note": {"type": "string"},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+FUNCTIONS = [Function("get_weather", SCHEMA, "tools[0]"), Function("noop", {}, "tools[1]")]
+MARKERS = sorted({token for row in (*FORMATS, *REASONINGS) for token in row.tokens if token[0] == "<"})
+EOS = 256
+NAMES = [row.name for row in FORMATS]
+
+
+class Vocabularies:
+    """Bytes, and the markers as special tokens, or no special tokens at all."""
+
+    def __init__(self, markers: list[str]) -> None:
+        special = {"<eos>": EOS, **{marker: EOS + 1 + i for i, marker in enumerate(markers)}}
+        self.special = special
+        self.texts = [bytes([i]) for i in range(256)] + [name.encode() for name in special]
+        vocabulary = Vocabulary(self.texts, special, (EOS,), len(self.texts))
+        self.tokenizer = make_tokenizer(vocabulary)
+
+    def matcher(self, grammar: str) -> Any:
+        return compile_matcher(self.tokenizer, StructuredOutputsParams(grammar=grammar), self.special.keys())
+
+    def walk(self, grammar: str, rng: random.Random, *, most: int = 3000) -> str | None:
+        """A text that the grammar admits; None for one that did not end in time."""
+        matcher = self.matcher(grammar)
+        taken: list[int] = []
+        while not matcher.is_stopped() and len(taken) < most:
+            mask = matcher.compute_bitmask()
+            free = [i for i in range(len(self.texts)) if mask[i // 8] >> i % 8 & 1]
+            if EOS in free and (rng.random() < 0.3 or len(free) == 1):
+                break
+            plain = [i for i in free if i != EOS and (i > 256 or 32 <= i < 127 or i == 10)]
+            # what ends something is likely to come, so that a walk ends
+            ends = [i for i in plain if i > 256 or chr(i) in '"]}</,\n']
+            token = rng.choice(ends if ends and rng.random() < 0.5 else plain or [i for i in free if i != EOS])
+            assert matcher.consume_tokens([token])
+            taken.append(token)
+        if len(taken) == most:
+            return None
+        return b"".join(self.texts[token] for token in taken).decode("utf-8", "replace")
+
+    def admits(self, grammar: str, text: str) -> bool:
+        matcher = self.matcher(grammar)
+        rest = text
+        while rest:
+            marker = next((m for m in self.special if rest.startswith(m)), None)
+            tokens = [self.special[marker]] if marker else list(rest[0].encode())
+            if not all(matcher.consume_tokens([token]) for token in tokens):
+                return False
+            rest = rest[len(marker) if marker else 1 :]
+        return bool(matcher.is_accepting())
+
+
+@pytest.fixture(scope="module", params=["special", "text"])
+def vocabulary(request: pytest.FixtureRequest) -> Vocabularies:
+    return Vocabularies(MARKERS if request.param == "special" else [])
+
+
+def reading(name: str, text: str, way: Reasoning | None = None, *, open: bool = False) -> tuple[str, list[Any]]:
+    tools = {function.name: function.schema for function in FUNCTIONS}
+    parser = OutputParser(tool_format(name, ""), way, tools=tools, open=open)
+    deltas = [parser.feed(text), parser.finish()]
+    return "".join(delta.content for delta in deltas), [call for delta in deltas for call in delta.calls]
+
+
+def check_calls(name: str, text: str, calls: list[Any], content: str) -> None:
+    assert content == "", text
+    assert calls, text
+    for call in calls:
+        given = json.loads(call.arguments)
+        if call.name == "get_weather":
+            assert {"city", "days"} <= given.keys() <= SCHEMA["properties"].keys(), text
+            assert given["city"] in SCHEMA["properties"]["city"]["enum"]
+            assert given["days"] in range(21)
+            assert isinstance(given.get("note", ""), str)
+            assert set(given.get("tags", [])) <= {"a", "b"}
+        else:
+            assert call.name == "noop"
+            assert isinstance(given, dict)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_forced_is_read(name: str, vocabulary: Vocabularies) -> None:
+    tool = tool_format(name, "")
+    assert tool is not None
+    grammar = forced_grammar(tool, FUNCTIONS, special=vocabulary.special)
+    one = forced_grammar(tool, FUNCTIONS[:1], special=vocabulary.special, many=False)
+    rng, ended = random.Random(name), 0
+    for _ in range(6):
+        if (text := vocabulary.walk(grammar, rng)) is not None:
+            ended += 1
+            content, calls = reading(name, text)
+            check_calls(name, text, calls, content)
+        if (text := vocabulary.walk(one, rng)) is not None:
+            ended += 1
+            content, calls = reading(name, text)
+            check_calls(name, text, calls, content)
+            assert [call.name for call in calls] == ["get_weather"]
+    assert ended >= 3
+    for text in ("", "Hello", "{}", '{"name": "other", "arguments": {}}', "<tool_call>", "[]"):
+        assert not vocabulary.admits(grammar, text)
+
+
+@pytest.mark.parametrize("way", ["qwen3", "granite", "mistral"])
+@pytest.mark.parametrize("opened", [False, True, None])
+def test_reasoning_comes_before(way: str, opened: bool | None, vocabulary: Vocabularies) -> None:
+    tool, reasoning = tool_format("hermes", ""), reasoning_format(way, "")
+    assert tool is not None
+    assert reasoning is not None
+    grammar = forced_grammar(tool, FUNCTIONS, special=vocabulary.special, reasoning=reasoning, opened=opened)
+    call = '<tool_call>\n{"name": "noop", "arguments": {"a": [1, 2]}}\n</tool_call>'
+    thought = f"Hm,\n<b>\n{reasoning.ends[0]}\n\n{call}"
+    begun = reasoning.begins[0] + thought
+    assert vocabulary.admits(grammar, call) is (opened is not True)
+    assert vocabulary.admits(grammar, thought) is (opened is True)
+    if not opened:
+        assert vocabulary.admits(grammar, begun) is (opened is False)
+    assert not vocabulary.admits(grammar, "Hm" + call)
+    text = {True: thought, False: begun, None: call}[opened]
+    assert [one.name for one in reading("hermes", text, reasoning, open=bool(opened))[1]] == ["noop"]
+
+
+def test_harmony_thinks_first(vocabulary: Vocabularies) -> None:
+    tool = tool_format("openai", "")
+    assert tool is not None
+    grammar = forced_grammar(tool, FUNCTIONS, special=vocabulary.special)
+    call = '<|channel|>commentary to=functions.noop <|constrain|>json<|message|>{"a": 1}'
+    assert vocabulary.admits(grammar, call)
+    assert vocabulary.admits(grammar, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant" + call)
+    assert not vocabulary.admits(grammar, "<|channel|>final<|message|>Hm.")
+
+
+STRICT = [FUNCTIONS[0], Function("noop", {"properties": {"x": {"type": "integer"}}}, "tools[1]", free=True)]
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "glm45", "deepseek_v31", "kimi_k2", "granite", "gemma4"])
+def test_strict_functions_in_free_text(name: str, vocabulary: Vocabularies) -> None:
+    tool = tool_format(name, "")
+    assert tool is not None
+    grammar = free_grammar(tool, STRICT, special=vocabulary.special)
+    assert vocabulary.admits(grammar, "Hello,\n <b>you</b> {")
+    assert vocabulary.admits(grammar, "")
+    spelled = CALLS[name]
+    right = spelled("get_weather", {"city": "Paris", "days": 3})
+    assert vocabulary.admits(grammar, "Well:\n" + right)
+    assert vocabulary.admits(grammar, right + " and " + right)
+    assert vocabulary.admits(grammar, spelled("noop", {"x": "any"}))
+    for wrong in (
+        spelled("get_weather", {"city": "Rome", "days": 3}),
+        spelled("other", {}),
+        spelled("get_weather", {}),
+    ):
+        assert not vocabulary.admits(grammar, wrong)
+
+
+def _bare(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _json_call(name: str, given: dict[str, Any]) -> str:
+    return json.dumps({"name": name, "arguments": given}, ensure_ascii=False)
+
+
+CALLS: dict[str, Any] = {
+    "hermes": lambda name, given: f"<tool_call>\n{_json_call(name, given)}\n</tool_call>",
+    "granite": lambda name, given: f"<|tool_call|>[{_json_call(name, given)}]",
+    "qwen3_coder": lambda name, given: (
+        f"<tool_call>\n<function={name}>\n"
+        + "".join(f"<parameter={key}>\n{_bare(value)}\n</parameter>\n" for key, value in given.items())
+        + "</function>\n</tool_call>"
+    ),
+    "glm45": lambda name, given: (
+        f"<tool_call>{name}\n"
+        + "".join(f"<arg_key>{k}</arg_key>\n<arg_value>{_bare(v)}</arg_value>\n" for k, v in given.items())
+        + "</tool_call>"
+    ),
+    "deepseek_v31": lambda name, given: (
+        f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{json.dumps(given)}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    ),
+    "kimi_k2": lambda name, given: (
+        f"<|tool_calls_section_begin|><|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>"
+        f"{json.dumps(given)}<|tool_call_end|><|tool_calls_section_end|>"
+    ),
+    "gemma4": lambda name, given: f"<|tool_call>call:{name}{json.dumps(given)}<tool_call|>",
+}
+
+
+def test_notes_may_be_long(vocabulary: Vocabularies) -> None:
+    """They are no part of the grammar; a property may be called what a note is called."""
+    tool = tool_format("hermes", "")
+    assert tool is not None
+    schema = {"description": "x" * 10_000, "properties": {"description": {"type": "integer", "title": "y" * 10_000}}}
+    grammar = forced_grammar(tool, [Function("f", schema, "tools[0]")], special=vocabulary.special)
+    assert len(grammar) < 1000
+    assert vocabulary.admits(grammar, CALLS["hermes"]("f", {"description": 1}))
+    assert not vocabulary.admits(grammar, CALLS["hermes"]("f", {"description": "1"}))
+
+
+def test_what_cannot_be_forced_is_refused_by_name() -> None:
+    coder, llama, hermes = (tool_format(name, "") for name in ("qwen3_coder", "llama3_json", "hermes"))
+    assert coder is not None
+    assert llama is not None
+    assert hermes is not None
+    pattern = Function("f", {"properties": {"a": {"type": "string", "pattern": "x"}}}, "tools[3]")
+    with pytest.raises(UnsupportedError, match="pattern") as caught:
+        forced_grammar(coder, [pattern], special=())
+    assert caught.value.param == "tools[3].function.parameters"
+    with pytest.raises(UnsupportedError, match="strict") as caught:
+        free_grammar(llama, STRICT, special=())
+    assert caught.value.param == "tools[0].function.strict"
+    with pytest.raises(InputError, match="type must be 'object'"):
+        forced_grammar(hermes, [Function("f", {"type": "array"}, "tools[0]")], special=())

@@ -1,0 +1,382 @@
+"""Every tool call format and way of reasoning: what answers hold, however they are cut; hostile ones; linear time.
+
+OCTAVO_TEST_SPLITS: random splits a format, 100 where not set; 10000 is the full proof.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answers import HOSTILE, RECORDED, TOOLS, WRITERS, Answer, generated
+from chat_templates import ALL
+
+from octavo.base.errors import ConfigError
+from octavo.base.types.output import ToolCall
+from octavo.text import reasoning
+from octavo.text.reasoning import REASONINGS, Reasoning
+from octavo.text.template import ChatTemplate
+from octavo.text.tokenizer import Tokenizer
+from octavo.text.tools import choose
+from octavo.text.tools.choose import reasoning_format, tool_format
+from octavo.text.tools.formats import ALIASES, FORMATS, Format
+from octavo.text.tools.markers import Markers
+from octavo.text.tools.parser import OutputParser, rules
+
+SPLITS = int(os.environ.get("OCTAVO_TEST_SPLITS", "100"))
+NAMES = [row.name for row in FORMATS]
+THINKING = ["qwen3", "deepseek_r1", "granite", "kimi_k2", "mistral", None]
+
+Read = tuple[str, str, list[ToolCall]]
+
+
+def parser(name: str | None, reasoning: str | None = None, **more: Any) -> OutputParser:
+    tool = tool_format(name, "") if name else None
+    way = reasoning_format(reasoning, "") if reasoning else None
+    return OutputParser(tool, way, **{"tools": TOOLS, **more})
+
+
+def read(parser: OutputParser, pieces: Iterable[str]) -> Read:
+    deltas = [*map(parser.feed, pieces), parser.finish()]
+    return (
+        "".join(delta.content for delta in deltas),
+        "".join(delta.reasoning for delta in deltas),
+        [call for delta in deltas for call in delta.calls],
+    )
+
+
+def cut(text: str, rng: random.Random) -> list[str]:
+    pieces, at = [], 0
+    most = rng.choice((1, 2, 5, 12, 60))
+    while at < len(text):
+        size = rng.randint(1, most)
+        pieces.append(text[at : at + size])
+        at += size
+    return pieces
+
+
+def check_arguments(calls: list[ToolCall]) -> None:
+    for call in calls:
+        assert isinstance(json.loads(call.arguments), dict)
+        call.arguments.encode("utf-8")
+
+
+def holds(answer: Answer) -> Read:
+    content, reasoning, calls = read(parser(answer.format, answer.reasoning_parser), [answer.text])
+    check_arguments(calls)
+    assert content == answer.content
+    assert reasoning == answer.reasoning
+    assert [(call.name, json.loads(call.arguments)) for call in calls] == answer.calls
+    return content, reasoning, calls
+
+
+@pytest.mark.parametrize("answer", RECORDED, ids=lambda answer: f"{answer.format}-{len(answer.text)}")
+def test_recorded(answer: Answer) -> None:
+    whole = holds(answer)
+    assert read(parser(answer.format, answer.reasoning_parser), answer.text) == whole
+    assert "{" not in "".join(call.id or "" for call in whole[2])
+
+
+def test_ids_that_models_give() -> None:
+    kimi = next(answer for answer in RECORDED if answer.format == "kimi_k2")
+    assert [call.id for call in holds(kimi)[2]] == ["functions.get_weather:0", "functions.search-all:1"]
+    mistral = [answer for answer in RECORDED if answer.format == "mistral"][1]
+    assert [call.id for call in holds(mistral)[2]] == ["abcDEF123", None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_generated_in_random_pieces(name: str) -> None:
+    rng = random.Random(name)
+    for _ in range(SPLITS):
+        answer = generated(name, rng)
+        whole = holds(answer)
+        assert read(parser(name), cut(answer.text, rng)) == whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_in_random_pieces(name: str) -> None:
+    """Truncated, mixed with other formats, with pieces left out: no exception, and the same however it is cut."""
+    rng = random.Random(name)
+    for _ in range(SPLITS):
+        text, reasoning = damaged(name, rng), None if name == "openai" else rng.choice(THINKING)
+        more = {"open": reasoning is not None and rng.random() < 0.4, "single": rng.random() < 0.2}
+        whole = read(parser(name, reasoning, **more), [text])
+        check_arguments(whole[2])
+        assert read(parser(name, reasoning, **more), cut(text, rng)) == whole, text
+
+
+def damaged(name: str, rng: random.Random) -> str:
+    text = generated(name, rng).text
+    for _ in range(rng.randrange(4)):
+        at, until = sorted((rng.randrange(len(text) + 1), rng.randrange(len(text) + 1)))
+        other = generated(rng.choice(list(WRITERS)), rng).text
+        part = rng.choice(
+            ["", other, other[: rng.randrange(len(other))], "<think>", "</think>", '"', "}", "\ud800", "a" * 600]
+        )
+        text = text[:at] + part + text[rng.choice((at, until)) :]
+    return text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_truncated_everywhere(name: str) -> None:
+    text = generated(name, random.Random(1)).text
+    for end in range(len(text)):
+        whole = read(parser(name, "qwen3" if name != "openai" else None), [text[:end]])
+        check_arguments(whole[2])
+        assert read(parser(name, "qwen3" if name != "openai" else None), text[:end]) == whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_evaluated(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    as_value = WRITERS[name]([("get_weather", {"city": HOSTILE, "deep": {HOSTILE.replace(":", ""): HOSTILE}})])
+    for text in (as_value, as_value.replace(repr(HOSTILE), HOSTILE), as_value.replace(json.dumps(HOSTILE), HOSTILE)):
+        for call in read(parser(name), [text])[2]:
+            assert HOSTILE in call.arguments.replace('\\"', '"')
+    for value in (HOSTILE, "(lambda: 1)()", "x", "[i for i in 'a']", "1+1", "f'{1}'", "f(g())", "...", "1j"):
+        assert read(parser("pythonic"), [f"[noop(city={value})]"])[0] == f"[noop(city={value})]"
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_JSON = [
+    *("NaN", "Infinity", "-Infinity", "1e999", "1" * 5000, "01", "'a'", "{", "[1,]", "undefined", "{a: 1}", '"\x00'),
+    "[" * 70 + "]" * 70,
+]
+
+
+@pytest.mark.parametrize("value", BAD_JSON, ids=lambda value: value[:12])
+def test_arguments_that_are_not_json_stay_text(value: str) -> None:
+    text = f'<tool_call>{{"name": "noop", "arguments": {{"a": {value}}}}}</tool_call>'
+    assert read(parser("hermes"), [text]) == (text, "", [])
+
+
+def test_arguments_as_models_spell_them() -> None:
+    for given, arguments in (
+        ('{"name": "noop", "arguments": "{\\"a\\": 1}"}', '{"a": 1}'),
+        ('{"name": "noop"}', "{}"),
+        ('{"name": "noop", "arguments": {"a": "line\nline"}}', '{"a": "line\\nline"}'),
+        ('{"name": "noop", "arguments": {"a": "\\ud800"}}', '{"a": "\\ud800"}'),
+        ('{"type": "function", "function": {"name": "noop", "arguments": {}}}', "{}"),
+    ):
+        (call,) = read(parser("hermes"), [f"<tool_call>{given}</tool_call>"])[2]
+        assert (call.name, call.arguments) == ("noop", arguments)
+    for given in (
+        '["a"]',
+        '{"name": "no op"}',
+        '{"name": ""}',
+        '{"arguments": {}}',
+        '{"name": "noop", "arguments": [1]}',
+        "[]",
+    ):
+        assert read(parser("hermes"), [f"<tool_call>{given}</tool_call>"])[2] == []
+
+
+def test_types_of_bare_values() -> None:
+    schema = {
+        "properties": {
+            "s": {"type": "string"},
+            "n": {"type": "integer"},
+            "b": {"type": "boolean"},
+            "u": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+            "e": {"enum": ["1", "2"]},
+            "bad": {"type": 5, "anyOf": "x"},
+        }
+    }
+    values = {"s": "12", "n": "12", "b": "True", "u": "null", "e": "1", "bad": "7", "free": '{"a": [1]}', "word": "yes"}
+    text = "<tool_call><function=f>" + "".join(f"<parameter={k}>{v}</parameter>" for k, v in values.items())
+    (call,) = read(parser("qwen3_coder", tools={"f": schema}), [text + "</function></tool_call>"])[2]
+    assert json.loads(call.arguments) == values | {"n": 12, "b": True, "u": None, "free": {"a": [1]}}
+    assert read(
+        parser("qwen3_coder", tools={"f": {"properties": {"n": {"type": "integer"}}}}),
+        ["<tool_call><function=f><parameter=n>many</parameter></function></tool_call>"],
+    )[2] == [ToolCall("f", '{"n": "many"}')]
+
+
+def test_one_call_where_only_one_is_wanted() -> None:
+    for answer in RECORDED:
+        calls = read(parser(answer.format, answer.reasoning_parser, single=True), answer.text)[2]
+        assert [(call.name, json.loads(call.arguments)) for call in calls] == answer.calls[:1]
+
+
+@pytest.mark.parametrize(
+    ("text", "open", "reasoning", "content"),
+    [
+        ("<think>\nA\n</think>\n\nB\n", False, "A", "B\n"),
+        ("\n<think>A</think>B", False, "A", "B"),
+        ("A\n</think>\n\nB", True, "A", "B"),
+        ("<think>A</think>B", True, "A", "B"),
+        ("A, not B", True, "A, not B", ""),
+        ("<think>A", False, "A", ""),
+        ("<think></think>B", False, "", "B"),
+        ("B says <think>A</think>", False, "", "B says <think>A</think>"),
+        ("</think>B", True, "", "B"),
+        ("A</thin", True, "A</thin", ""),
+        ("", True, "", ""),
+    ],
+)
+def test_think_tags(text: str, open: bool, reasoning: str, content: str) -> None:
+    for pieces in ([text], text):
+        assert read(parser(None, "qwen3", open=open), pieces) == (content, reasoning, [])
+
+
+def test_whether_a_prompt_began_the_reasoning() -> None:
+    plain, eager = reasoning_format("qwen3", ""), reasoning_format("deepseek_r1", "")
+    assert plain is not None
+    assert eager is not None
+    assert plain.left_open("<|im_start|>assistant\n<think>\n")
+    assert not plain.left_open("<|im_start|>assistant\n")
+    assert eager.left_open("<｜Assistant｜>")
+    assert not eager.left_open("<think>\n\n</think>\n\n")
+
+
+HOSTILE_UNITS = [
+    *(
+        "<tool_call>",
+        "{",
+        "[",
+        "<",
+        '<tool_call>{"',
+        '"',
+        "\\",
+        "[TOOL_CALLS]",
+        "[TOOL_CALLS]{",
+        "<|channel|>",
+        " ",
+        "a",
+    ),
+    *("<|start|>assistant<|channel|>analysis<|message|>", "<tool_call><function=f><parameter=a>", "[f(a=", "<think>"),
+    *(
+        "<tool_call>f<arg_key>a</arg_key>",
+        '[f(a="\\',
+        "functools[",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{",
+    ),
+    *(
+        "<|tool_call>call:f{a:[",
+        '{"name": "noop", "arguments": {"a": "',
+        '{"name": "noop"};',
+        "<|message|>",
+        "</think>",
+    ),
+]
+
+
+@pytest.mark.parametrize("unit", HOSTILE_UNITS)
+def test_time_is_linear(unit: str) -> None:
+    """Twice the text takes twice the calls."""
+    for name in (
+        "hermes",
+        "mistral",
+        "qwen3_coder",
+        "glm45",
+        "openai",
+        "gemma4",
+        "deepseek_v3",
+        "llama3_json",
+        "pythonic",
+    ):
+        small, large = (steps(name, unit * (size // len(unit))) for size in (2_000, 4_000))
+        assert large < 2.5 * small + 500, name
+
+
+def steps(name: str, text: str) -> int:
+    """Calls of Python functions and methods while the whole text is read, and while it comes by characters."""
+    count = 0
+
+    def note(frame: Any, event: str, arg: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    for pieces in ([text], text[: len(text) // 8]):
+        one = parser(name, "qwen3" if name != "openai" else "openai_gptoss")
+        sys.setprofile(note)
+        try:
+            read(one, pieces)
+        finally:
+            sys.setprofile(None)
+    return count
+
+
+def test_rows_fit_together() -> None:
+    """Any format goes with any way of reasoning: no marker stands inside another. All names are different."""
+    for tool in (*FORMATS, None):
+        for way in (*REASONINGS, None):
+            rules(tool, way)
+    assert len(set(NAMES)) == len(NAMES)
+    assert ALIASES.keys().isdisjoint(NAMES)
+    with pytest.raises(ValueError, match="stands inside"):
+        Markers(["<a>", "x<a>y"])
+
+
+def test_all_names_are_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tool-calling.md").read_text("utf-8")
+    for name in (*NAMES, *ALIASES, *(row.name for row in REASONINGS), *reasoning.ALIASES):
+        assert f"`{name}`" in page
+
+
+def test_by_template() -> None:
+    signs = {row.name: " ".join(row.signs[0]) for row in FORMATS if row.signs}
+    for name, text in signs.items():
+        found = tool_format(None, f"{{# {text} #}}")
+        assert found is not None
+        assert found.name == name
+    assert tool_format(None, "{{ messages }}") is None
+    assert reasoning_format(None, "{{ messages }}") is None
+    for row in REASONINGS:
+        if row.signs:
+            found_way = reasoning_format(None, " ".join(row.signs[0]))
+            assert found_way is not None
+            assert found_way.name == row.name
+
+
+def test_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tool_format("qwen3_xml", "") is tool_format("qwen3_coder", "")
+    assert tool_format("none", "<tool_call>") is None
+    with pytest.raises(ConfigError, match="hermes"):
+        tool_format("hermse", "")
+    with pytest.raises(ConfigError, match="deepseek_r1"):
+        reasoning_format("r1", "")
+    own = replace(FORMATS[0], name="own")
+    plugins = {"own": own, "bad": Reasoning("x")}
+
+    class Point:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def load(self) -> Any:
+            return plugins[self.name]
+
+    monkeypatch.setattr(choose, "entry_points", lambda group: map(Point, plugins) if "tool" in group else ())
+    assert tool_format("own", "") is own
+    assert isinstance(own, Format)
+    with pytest.raises(ConfigError, match="Format"):
+        tool_format("bad", "")
+
+
+@pytest.mark.parametrize(("name", "source"), [("hermes", "qwen3"), ("mistral", "mistral"), ("llama3_json", "llama3")])
+def test_what_a_template_prints_is_read(name: str, source: str, byte_level: Tokenizer) -> None:
+    """Calls of earlier turns, as a template shows them to the model, are what the parser reads."""
+    template = ChatTemplate(ALL[source], byte_level)
+    arguments = {"city": 'Zürich "<b>"', "days": 2, "deep": {"x": [1.5, None, True]}}
+    call = {"id": "abcdef123", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    before = [{"role": "user", "content": "Weather?"}]
+    asked = template.render(before, add_generation_prompt=True)
+    talk = [*before, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    shown = template.render(talk, add_generation_prompt=False)
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(asked, shown, strict=False))
+    answer = shown[len(list(common)) :]
+    for end in ("<|im_end|>", "</s>", "<|eot_id|>"):
+        answer = answer.partition(end)[0]
+    answer = answer.removeprefix("assistant").lstrip()
+    content, _, calls = read(parser(name, "qwen3"), [answer])
+    assert content == ""
+    assert [(one.name, json.loads(one.arguments)) for one in calls] == [("get_weather", arguments)]
