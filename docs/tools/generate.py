@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "parity")]
 
+import encoders  # noqa: E402
 import msgspec  # noqa: E402
 from checkpoints import CASES  # noqa: E402
 from drive import BACKENDS  # noqa: E402
@@ -30,7 +31,7 @@ def models_table() -> str:
     """Family x backend: ticked where tests/parity compares the two with Transformers."""
     rows = ["| family (`model_type`) | " + " | ".join(BACKENDS) + " |", "|---|" + "---|" * len(BACKENDS)]
     for family in families():
-        cases = [name for name in CASES if name == family or name.startswith(f"{family}_")]
+        cases = [name for name in (*CASES, *encoders.CASES) if name == family or name.startswith(f"{family}_")]
         ticks = ["✓" if cases else "untested"] * len(BACKENDS)
         rows.append(f"| `{family}` | " + " | ".join(ticks) + " |")
     return "\n".join(rows)

@@ -17,6 +17,7 @@ from octavo.api.aside import aside, both
 from octavo.api.build import Model, locate, make_limits, open_model
 from octavo.api.engine_process import EngineProcess
 from octavo.api.outputs import RequestProgress, TokenTexts
+from octavo.api.pooling import AnyPoolingOutput, Pair, PoolingProgress, make_pooling_request
 from octavo.api.prompts import Prompt, parse_conversations, parse_prompt
 from octavo.api.requests import Limits, make_request
 from octavo.api.socket_client import SocketClient, make_error
@@ -24,6 +25,7 @@ from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError, EngineDeadError, OctavoError, OverloadedError
 from octavo.base.types.messages import EngineStats, Loading, Outputs
 from octavo.base.types.output import Output, RequestOutput
+from octavo.base.types.pooling import PoolingParams
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
@@ -46,7 +48,7 @@ LONGEST_PAUSE = 30.0
 class _Stream:
     """One request under way: its progress, who waits for it, and what ended it early."""
 
-    def __init__(self, progress: RequestProgress) -> None:
+    def __init__(self, progress: RequestProgress | PoolingProgress) -> None:
         self.progress = progress
         self.failure: OctavoError | None = None
         self.news = asyncio.Event()
@@ -176,6 +178,26 @@ class AsyncLLM:
         finally:
             self._forget(request.request_id, stream)
 
+    async def pool(self, prompt: Prompt | Pair, params: PoolingParams, *, priority: int = 0) -> AnyPoolingOutput:
+        """What a model that pools makes of a prompt, or of two texts that it reads together; raises as `generate`."""
+        self._admit()
+        number = str(next(self._numbers))
+        request = await self._run(
+            make_pooling_request, prompt, params, limits=self._known_limits(), request_id=number, priority=priority
+        )
+        client, stream = self._admit(), _Stream(PoolingProgress(request, request_id=number))
+        self._streams[number] = stream
+        try:
+            client.add(request)
+            output: AnyPoolingOutput = await anext(self._read(stream))
+            return output
+        finally:
+            self._forget(number, stream)
+
+    def check_generates(self) -> None:
+        """UnsupportedError for a model that makes vectors."""
+        self._known_limits().check_generates()
+
     async def check(self, params: SamplingParams) -> None:
         """InputError where structured_outputs ask for what cannot be done. `generate` tells it too, but later."""
         checker = self._limits.checker if self._limits is not None else None
@@ -262,21 +284,25 @@ class AsyncLLM:
         }
         raise OverloadedError(reasons.get(self.state, "the engine is not ready"), retry_after=2)
 
+    def _known_limits(self) -> Limits:
+        if self._limits is None:
+            raise OverloadedError("the model is loading; try again", retry_after=2)
+        return self._limits
+
     def _make_request(
         self, row: Prompt, params: SamplingParams, *, priority: int, cache_salt: str, chat: bool
     ) -> Request:
-        if self._limits is None:
-            raise OverloadedError("the model is loading; try again", retry_after=2)
+        limits = self._known_limits()
         return make_request(
-            row.ids(self._limits.tokenizer, add_special_tokens=not chat),
+            row.ids(limits.tokenizer, add_special_tokens=not chat),
             params,
-            limits=self._limits,
+            limits=limits,
             request_id=str(next(self._numbers)),
             priority=priority,
             cache_salt=cache_salt,
         )
 
-    async def _read(self, stream: _Stream) -> AsyncIterator[RequestOutput]:
+    async def _read(self, stream: _Stream) -> AsyncIterator[Any]:
         while True:
             await stream.news.wait()
             stream.news.clear()

@@ -53,6 +53,7 @@ class Model:
     """An opened model: headers read, no weight touched. template is None where the checkpoint brings none.
 
     stored_bytes: of the weights as the checkpoint stores them; None if neither headers nor the hub told.
+    labels: a classifier's, by number.  prompts: what texts begin with, by kind, as sentence-transformers' files say.
     """
 
     config: ModelConfig
@@ -64,6 +65,8 @@ class Model:
     template: ChatTemplate | None = field(repr=False)
     sampling: dict[str, Any]
     eos_token_ids: tuple[int, ...]
+    labels: list[str] = field(default_factory=list)
+    prompts: dict[str, str] = field(default_factory=dict)
 
     def default_sampling_params(self) -> SamplingParams:
         """SamplingParams with what the model recommends."""
@@ -142,7 +145,6 @@ def open_model(
 
     with_weights=False downloads headers and configs only, which is enough for all but the engine.
     """
-    from octavo.models.registry import build_spec
     from octavo.weights.checkpoint import open_checkpoint
 
     sizes: list[int] = []
@@ -157,7 +159,7 @@ def open_model(
         with_weights=with_weights,
         with_tokenizer=wanted and located.tokenizer is None,
     )
-    spec = build_spec(checkpoint.config)
+    spec, labels, prompts = _build_spec(config, checkpoint)
     tokenizer = _open_tokenizer(located, checkpoint) if wanted else None
     return Model(
         config=config,
@@ -169,7 +171,29 @@ def open_model(
         template=None if tokenizer is None else _open_template(config, checkpoint, tokenizer),
         sampling={} if config.generation_config == "vllm" else _sampling_defaults(checkpoint.generation_config),
         eos_token_ids=_eos_token_ids(checkpoint, tokenizer, spec.vocab_size),
+        labels=labels,
+        prompts=prompts,
     )
+
+
+def _build_spec(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelSpec, list[str], dict[str, str]]:
+    """What is to run, the names of its classes, and the prompts of its texts."""
+    from octavo.models.config import Config
+    from octavo.models.pooling import SentencePooling, choose_pooling, read_labels
+    from octavo.models.registry import build_spec
+    from octavo.weights.sentence import read_sentence_files
+
+    files = read_sentence_files(checkpoint.path)
+    spec = choose_pooling(
+        build_spec(checkpoint.config),
+        checkpoint.config,
+        runner=config.runner,
+        convert=config.convert,
+        sentence=None if files is None else SentencePooling(files.kind, files.normalize, files.max_length),
+        pooler=config.pooler_config,
+    )
+    labels = read_labels(Config(checkpoint.config)) if spec.pooling and spec.pooling.labels else []
+    return spec, labels, files.prompts if files is not None and spec.pooling else {}
 
 
 def _open_tokenizer(located: ModelConfig, checkpoint: Checkpoint) -> Tokenizer:
@@ -246,6 +270,9 @@ def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Lim
         eos_token_ids=model.eos_token_ids,
         max_logprobs=config.max_logprobs,
         seeds=random.Random(config.seed),
+        pooling=model.spec.pooling,
+        hidden_size=model.spec.hidden_size,
+        token_types=model.spec.learned.types if model.spec.learned else 0,
         checker=None if model.tokenizer is None else Checker(model.tokenizer.special_ids()),
     )
 
@@ -263,7 +290,13 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
     for reason in reasons:
         logger.info("device: %s", reason)
     asked = preferred_block_size(device, config, model.spec)
-    config = resolve(config, max_position=model.spec.max_position, on_gpu=device == "cuda", block_size=asked)
+    config = resolve(
+        config,
+        max_position=model.spec.max_position,
+        on_gpu=device == "cuda",
+        block_size=asked,
+        pooling=model.spec.pooling is not None,
+    )
     max_model_len = config.model.max_model_len or model.spec.max_position
     quantization = online_quantization(model, device=device)
     backend = make_backend(device, config, max_model_len=max_model_len, quantization=quantization)

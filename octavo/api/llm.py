@@ -17,12 +17,26 @@ from octavo.api.build import Model, build_engine, make_limits, open_model
 from octavo.api.client import InProcessClient
 from octavo.api.interrupt import interrupt_after
 from octavo.api.outputs import RequestProgress, TokenTexts
+from octavo.api.pooling import (
+    AnyPoolingOutput,
+    Pair,
+    PoolingProgress,
+    as_classification,
+    as_embedding,
+    as_score,
+    cosine_score,
+    default_task,
+    make_pooling_request,
+    match_pairs,
+)
 from octavo.api.progress import GenerationBar, LoadingBar
 from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_prompts, spread
 from octavo.api.requests import make_request
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError, InputError, OverloadedError, RequestFailedError
 from octavo.base.types.output import Output, RequestOutput
+from octavo.base.types.pooled import ClassificationRequestOutput, EmbeddingRequestOutput, ScoringRequestOutput
+from octavo.base.types.pooling import PoolingParams, PoolingTask
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
@@ -31,12 +45,13 @@ from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 UNBOUNDED = 1 << 31
 
 
+Row = RequestProgress | PoolingProgress
+
+
 class _Batch:
     """The rows of one call. Threads step in turns, so any of them may end a row: on_end is called by that one."""
 
-    def __init__(
-        self, rows: list[RequestProgress], *, on_end: Callable[[RequestProgress], None] = lambda row: None
-    ) -> None:
+    def __init__(self, rows: Sequence[Row], *, on_end: Callable[[Row], None] = lambda row: None) -> None:
         self.rows = rows
         self.waiting = deque(rows)
         self.left = len(rows)
@@ -57,7 +72,7 @@ class LLM:
         self._enqueued: list[RequestProgress] = []
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        self._alive: dict[str, tuple[RequestProgress, _Batch]] = {}
+        self._alive: dict[str, tuple[Row, _Batch]] = {}
         config = engine_config(model, engine_args)
         if config.scheduler.max_num_queued_reqs is None:
             scheduler = msgspec.structs.replace(config.scheduler, max_num_queued_reqs=UNBOUNDED)
@@ -113,14 +128,74 @@ class LLM:
         prompts = [Prompt(decode(ids, skip_special_tokens=False), ids) for ids in rows]
         return self._run(prompts, sampling_params, priority=None, use_tqdm=use_tqdm)
 
+    def encode(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        pooling_task: PoolingTask | None = None,
+        use_tqdm: bool = True,
+    ) -> list[AnyPoolingOutput]:
+        """The vectors of each prompt, in order. pooling_task: for all of them, in place of params.task.
+
+        Raises InputError before anything runs, UnsupportedError for a model that generates. A request that fails later
+        has `error` set and leaves the others be.
+        """
+        return self._encode(parse_prompts(prompts), pooling_params, task=pooling_task, use_tqdm=use_tqdm)
+
+    def embed(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """An embedding of each prompt, in order; raises as `encode`."""
+        found = self._encode(parse_prompts(prompts), pooling_params, task="embed", use_tqdm=use_tqdm)
+        return [as_embedding(output) for output in found]
+
+    def classify(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[ClassificationRequestOutput]:
+        """The probabilities of a classifier's classes for each prompt, in order; raises as `encode`."""
+        found = self._encode(parse_prompts(prompts), pooling_params, task="classify", use_tqdm=use_tqdm)
+        return [as_classification(output) for output in found]
+
+    def score(
+        self,
+        data_1: str | list[str],
+        data_2: str | list[str],
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+    ) -> list[ScoringRequestOutput]:
+        """How well texts fit: one with each of many, or pair by pair. Raises as `encode`.
+
+        A cross-encoder reads each pair; of a model that makes embeddings it is the cosine of the two.
+        """
+        firsts, seconds = ([one] if isinstance(one, str) else list(one) for one in (data_1, data_2))
+        pairs = match_pairs(firsts, seconds, ("data_1", "data_2"))
+        if default_task(self._limits.pooling) == "classify":
+            found = self._encode(pairs, pooling_params, task="score", use_tqdm=use_tqdm)
+            return [as_score(output) for output in found]
+        texts = [Prompt(text, None) for text in dict.fromkeys([*firsts, *seconds])]
+        found = self._encode(texts, pooling_params, task="embed", use_tqdm=use_tqdm)
+        known = {text.text: out for text, out in zip(texts, found, strict=True)}
+        return [cosine_score(known[pair.first], known[pair.second]) for pair in pairs]
+
     def stream(self, prompt: PromptType, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """One prompt's RequestOutputs as they come (params.output_kind says whole or deltas). Closing it aborts."""
         (row,) = parse_prompts(prompt)
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
-        batch = _Batch([self._progress(row, params, priority=0)])
+        progress = self._progress(row, params, priority=0)
+        batch = _Batch([progress])
         try:
             while True:
-                if (output := batch.rows[0].take()) is None:
+                if (output := progress.take()) is None:
                     self._advance(batch)
                     continue
                 yield output
@@ -229,7 +304,22 @@ class LLM:
         self._finish(rows, use_tqdm=use_tqdm)
         return [output for row in rows if (output := row.take()) is not None]
 
-    def _finish(self, rows: Sequence[RequestProgress], *, use_tqdm: bool) -> None:
+    def _encode(
+        self, prompts: Sequence[Prompt | Pair], pooling_params: Any, *, task: PoolingTask | None, use_tqdm: bool
+    ) -> list[AnyPoolingOutput]:
+        rows = []
+        for prompt, params in zip(
+            prompts, spread("pooling_params", pooling_params, len(prompts), PoolingParams()), strict=True
+        ):
+            number = str(next(self._numbers))
+            if task is not None and isinstance(params, PoolingParams):
+                params = msgspec.structs.replace(params, task=task)
+            request = make_pooling_request(prompt, params, limits=self._limits, request_id=number)
+            rows.append(PoolingProgress(request, request_id=number))
+        self._finish(rows, use_tqdm=use_tqdm)
+        return [output for row in rows if (output := row.take()) is not None]
+
+    def _finish(self, rows: Sequence[Row], *, use_tqdm: bool) -> None:
         """Run rows to their ends."""
         with GenerationBar(len(rows), shown=use_tqdm) as bar:
             batch = _Batch(list(rows), on_end=bar.update)
@@ -294,7 +384,7 @@ def _final_only(params: Any) -> Any:
     raise InputError(f"sampling_params must be SamplingParams or a list of them, got {name}", param="sampling_params")
 
 
-def _try_add(client: InProcessClient, row: RequestProgress, *, alone: bool) -> bool:
+def _try_add(client: InProcessClient, row: Row, *, alone: bool) -> bool:
     try:
         client.add(row.request)
     except OverloadedError:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from octavo.api.outputs import RequestProgress
+from octavo.api.pooling import PoolingProgress
 
 
 class LoadingBar:
@@ -51,7 +52,7 @@ class GenerationBar:
         self._inputs = 0
         self._outputs = 0
 
-    def update(self, row: RequestProgress) -> None:
+    def update(self, row: RequestProgress | PoolingProgress) -> None:
         """Count a row that has ended."""
         if self._bar is None:
             return

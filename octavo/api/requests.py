@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from octavo.base.errors import InputError
+from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import INT64, MAX_LOGPROBS, SamplingParams
 from octavo.engine.grammar.checker import Checker
+from octavo.models.spec import Pooling
 
 MAX_CACHE_SALT = 128
 MAX_REQUEST_ID = 256
@@ -24,6 +25,7 @@ MAX_REQUEST_ID = 256
 class Limits:
     """What a request is checked against. max_logprobs -1: no limit. seeds: draws the seeds that requests leave out.
 
+    pooling: the model makes vectors of prompts, hidden_size long.  token_types: kinds of tokens that it tells apart.
     checker: tries structured outputs out, which may take seconds; without one the engine alone tells what is wrong.
     """
 
@@ -33,7 +35,16 @@ class Limits:
     eos_token_ids: tuple[int, ...] = ()
     max_logprobs: int = MAX_LOGPROBS
     seeds: random.Random = field(default_factory=random.Random)
+    pooling: Pooling | None = None
+    hidden_size: int = 0
+    token_types: int = 0
     checker: Checker | None = None
+
+    def check_generates(self) -> None:
+        """UnsupportedError for a model that makes vectors."""
+        if self.pooling is not None:
+            what = "classifies texts" if self.pooling.labels else "makes embeddings"
+            raise UnsupportedError(f"this model does not generate, it {what}", param="model")
 
     def close(self) -> None:
         """End the checker's process; idempotent."""
@@ -54,11 +65,12 @@ def make_request(
     if not isinstance(params, SamplingParams):
         name = type(params).__name__
         raise InputError(f"sampling_params must be SamplingParams, got {name}", param="sampling_params")
-    _check_labels(request_id, priority, cache_salt)
+    limits.check_generates()
+    check_labels(request_id, priority, cache_salt)
     _check_prompt(prompt_ids, limits)
-    _check_ids("stop_token_ids", params.stop_token_ids or (), limits.vocab_size)
-    _check_ids("allowed_token_ids", params.allowed_token_ids or (), limits.vocab_size)
-    _check_ids("logit_bias", params.logit_bias or (), limits.vocab_size)
+    check_ids("stop_token_ids", params.stop_token_ids or (), limits.vocab_size)
+    check_ids("allowed_token_ids", params.allowed_token_ids or (), limits.vocab_size)
+    check_ids("logit_bias", params.logit_bias or (), limits.vocab_size)
     _check_logprobs("logprobs", params.logprobs, limits)
     _check_logprobs("prompt_logprobs", params.prompt_logprobs, limits)
     if limits.tokenizer is None:
@@ -79,7 +91,8 @@ def make_request(
     )
 
 
-def _check_labels(request_id: str, priority: int, cache_salt: str) -> None:
+def check_labels(request_id: str, priority: int, cache_salt: str) -> None:
+    """InputError for what no request may be called or sorted by."""
     if not isinstance(request_id, str) or not 0 < len(request_id) <= MAX_REQUEST_ID:
         raise InputError(f"request_id must be a string of 1 to {MAX_REQUEST_ID} characters", param="request_id")
     if not _is_int(priority) or not -INT64 <= priority < INT64:
@@ -103,10 +116,11 @@ def _check_prompt(prompt_ids: list[int], limits: Limits) -> None:
             f"together, so at most {limits.max_model_len - 1} fit: shorten the prompt",
             param="prompt",
         )
-    _check_ids("prompt", prompt_ids, limits.vocab_size)
+    check_ids("prompt", prompt_ids, limits.vocab_size)
 
 
-def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
+def check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    """InputError for what is no token id of the vocabulary; name: the field they stand in."""
     # the set of types first: a bool is an int, and an id of another type could not be compared
     if not {int} >= set(map(type, ids)):
         wrong = next(i for i in ids if type(i) is not int)

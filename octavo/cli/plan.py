@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     set_up_logging("WARNING")
     config = take_engine(values)
     model = open_model(config.model, with_text=False, with_weights=False)
-    config = resolve(config, max_position=model.spec.max_position)
+    config = resolve(config, max_position=model.spec.max_position, pooling=model.spec.pooling is not None)
     device, reasons = choose_device(config.device)
     memory, element = device_memory(device), element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)
     reserve = int(memory.total * (1.0 - config.device.gpu_memory_utilization))

@@ -225,7 +225,7 @@ def _check_request(request: Request, max_model_len: int) -> None:
     if min(ids) < 0 or max(ids) >= INT64:
         wrong = min(ids) if min(ids) < 0 else max(ids)
         raise InputError(f"the prompt holds {wrong}; token ids are integers from 0", param="prompt")
-    if request.max_tokens < 1:
+    if request.max_tokens < 1 and request.pooling is None:
         raise InputError(f"max_tokens must be 1 or above, got {request.max_tokens}", param="max_tokens")
     if len(ids) + request.max_tokens > max_model_len:
         raise InputError(

@@ -71,7 +71,10 @@ class Scheduler:
             return None
         updates, copies = self.cache.take_changes()
         # copies: a backend may read the plan later, on a thread of its own, while these lists grow
-        begins = [RowBegin(s.row, s.tokens.copy(), s.num_prompt, s.blocks.copy(), s.sampling) for s in begun]
+        begins = [
+            RowBegin(s.row, s.tokens.copy(), s.num_prompt, s.blocks.copy(), s.sampling, s.request.pooling)
+            for s in begun
+        ]
         fresh = {seq.row for seq in begun}
         ended, self._ended_rows = self._ended_rows, []
         self.num_steps += 1

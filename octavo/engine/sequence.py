@@ -66,7 +66,8 @@ class Sequence:
         """What is fixed for its life, and asked for at each step."""
         request = self.request
         self.num_prompt = len(request.prompt_token_ids)
-        self.max_length = self.num_prompt + request.max_tokens
+        # a vector comes where a token would: after the prompt, once
+        self.max_length = self.num_prompt + (request.max_tokens if request.pooling is None else 1)
         self.ending = frozenset(request.eos_token_ids).union(request.params.stop_token_ids or ())
 
     @property

@@ -43,7 +43,10 @@ def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult)
             if life == seq.life:  # the step's KV is clean; of an earlier life there is none left to confirm
                 scheduler.cache.confirm(seq, step.start + step.count)
             if token is not None:
-                outputs.append(_take_token(scheduler, seq, token, entry, now))
+                if seq.request.pooling is None:
+                    outputs.append(_take_token(scheduler, seq, token, entry, now))
+                else:
+                    outputs.append(_take_pooled(scheduler, seq, result.pooled[step.row], now))
         except Exception as error:  # one row's fault ends its own request
             outputs.append(fail(scheduler, seq, _reason(error), kind="RequestFailedError"))
     return outputs
@@ -97,6 +100,15 @@ def _take_token(scheduler: Scheduler, seq: Sequence, token: int, entry: TokenLog
         if out.finish_reason:
             out.times = times
             scheduler.finish(seq)
+    return out
+
+
+def _take_pooled(scheduler: Scheduler, seq: Sequence, pooled: bytes, now: float) -> Output:
+    seq.num_pending -= 1
+    seq.times.first_token = seq.times.last_token = now
+    out = _output(seq, [])
+    out.finish_reason, out.pooled, out.times = "stop", pooled, seq.times
+    scheduler.finish(seq)
     return out
 
 

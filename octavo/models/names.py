@@ -44,6 +44,7 @@ def decoder_names(spec: ModelSpec, *, layer: Mapping[str, str] = LLAMA_LAYER, pr
     where the decoder is a part of a larger model.
     """
     outer = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
+    outer["classifier"] = "score.weight"
     table = {}
     for name in spec.parameters():
         if name in outer:
@@ -56,3 +57,33 @@ def decoder_names(spec: ModelSpec, *, layer: Mapping[str, str] = LLAMA_LAYER, pr
                 part = f"{kind}.{matrix}"
             table[name] = f"{prefix}model.layers.{index}.{layer[part].format(expert=expert)}"
     return table
+
+
+# Names of a layer's tensors under encoder.layer.{i}., as BERT has them; each has a .weight and a .bias.
+BERT_LAYER: dict[str, str] = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "o": "attention.output.dense",
+    "after_mixer": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "after_ffn": "output.LayerNorm",
+}
+
+
+def encoder_names(spec: ModelSpec, *, prefix: str, outer: Mapping[str, str]) -> dict[str, str]:
+    """As decoder_names, for BERT's layers. outer: names of what comes after them."""
+    table = {
+        "embed": f"{prefix}embeddings.word_embeddings.weight",
+        "positions": f"{prefix}embeddings.position_embeddings.weight",
+        "token_types": f"{prefix}embeddings.token_type_embeddings.weight",
+        "embed_norm": f"{prefix}embeddings.LayerNorm.weight",
+        "embed_norm_bias": f"{prefix}embeddings.LayerNorm.bias",
+        **outer,
+    }
+    for i in range(len(spec.layers)):
+        for part, name in BERT_LAYER.items():
+            for ours, theirs in ((part, "weight"), (f"{part}_bias", "bias")):
+                table[f"layers.{i}.{ours}"] = f"{prefix}encoder.layer.{i}.{name}.{theirs}"
+    return {name: table[name] for name in spec.parameters()}

@@ -131,11 +131,6 @@ def build_decoder(
     embedding_scale: float = 1.0,
 ) -> ModelSpec:
     """The ModelSpec around the layers: vocabulary, sizes, context and element type from the config."""
-    dtype = config.text("dtype", default=config.text("torch_dtype", default="float32")).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise UnsupportedError(
-            f"config.json: dtype {show(dtype)} is not supported; supported are {', '.join(DTYPES)}", param="dtype"
-        )
     return ModelSpec(
         family=family,
         vocab_size=config.integer("vocab_size"),
@@ -145,5 +140,15 @@ def build_decoder(
         head=head,
         max_position=max_position(config, default=default_position),
         embedding_scale=embedding_scale,
-        dtype=dtype,
+        dtype=read_dtype(config),
     )
+
+
+def read_dtype(config: Config) -> str:
+    """The checkpoint's element type: dtype, or torch_dtype as older configs call it."""
+    dtype = config.text("dtype", default=config.text("torch_dtype", default="float32")).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UnsupportedError(
+            f"config.json: dtype {show(dtype)} is not supported; supported are {', '.join(DTYPES)}", param="dtype"
+        )
+    return dtype

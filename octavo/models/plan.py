@@ -29,7 +29,7 @@ class PlanReport:
     kv_bytes_full: K and V of one sequence of max_model_len tokens.
     flops_per_token: without a context;  flops_per_token_full: the last token of a full context, attention included.
     free_bytes: what weights and cache may take together;  sequences: full ones that fit in what the weights leave
-    (None if free_bytes is not known).
+    (None if free_bytes is not known); of a model that caches nothing 1, or 0 where the weights do not fit.
     """
 
     family: str
@@ -69,6 +69,7 @@ def plan_report(
     parts = _parts(spec)
     token = sum(part.flops for part in parts)
     full = kv_bytes_per_token * max_model_len
+    left = None if free_bytes is None else max(0, free_bytes - weight_bytes)
     return PlanReport(
         family=spec.family,
         layers=len(spec.layers),
@@ -82,7 +83,7 @@ def plan_report(
         flops_per_token=token,
         flops_per_token_full=token + _attention_flops(spec, max_model_len),
         free_bytes=free_bytes,
-        sequences=None if free_bytes is None else max(0, free_bytes - weight_bytes) // full,
+        sequences=None if left is None else left // full if full else int(left > 0),
         parts=parts,
     )
 
@@ -114,6 +115,8 @@ def _verdict(report: PlanReport) -> str:
     free = _bytes(report.free_bytes)
     if report.weight_bytes > report.free_bytes:
         return f"Does not fit: the weights take {_bytes(report.weight_bytes)}, {free} are free."
+    if not report.kv_bytes_per_token:
+        return f"Fits: {_bytes(report.weight_bytes)} of weights in {free}; nothing is cached."
     if not report.sequences:
         tokens = (report.free_bytes - report.weight_bytes) // report.kv_bytes_per_token
         return f"The weights fit in {free}, a full context does not: lower max_model_len to {tokens:,} or less."
@@ -131,7 +134,7 @@ def _parts(spec: ModelSpec) -> tuple[Part, ...]:
         sizes[part] += size
         if len(parameter.shape) == 2 and part != "embedding" and not _is_idle(spec, name):
             flops[part] += 2 * size
-    if spec.head.tied:
+    if spec.head and spec.head.tied:
         flops["head"] = 2 * spec.vocab_size * spec.hidden_size
     return tuple(Part(name, sizes[name], flops[name]) for name in PARTS)
 
@@ -145,11 +148,13 @@ def _is_idle(spec: ModelSpec, name: str) -> bool:
 
 
 def _part_of(name: str) -> str:
-    if name in ("embed", "head"):
-        return "embedding" if name == "embed" else "head"
+    if name in ("embed", "positions", "token_types"):
+        return "embedding"
+    if name.startswith(("head", "pooler", "classifier")):
+        return "head"
     if name.startswith(("gate", "up", "down", "router", "shared_router")):
         return "feed-forward"
-    if name in ("q_norm", "k_norm", "final_norm") or name.startswith(("pre_", "post_")):
+    if name in ("q_norm", "k_norm", "final_norm") or name.startswith(("pre_", "post_", "after_", "embed_norm")):
         return "norms"
     return "attention"
 

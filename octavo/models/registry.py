@@ -21,7 +21,7 @@ ENTRY_POINTS = "octavo.models"
 """Entry-point group: name = model_type, value = a module with spec and names."""
 
 # Modules of this package that are not families.
-HELPERS = frozenset({"config", "names", "parts", "plan", "registry", "rope", "spec"})
+HELPERS = frozenset({"config", "names", "parts", "plan", "pooling", "registry", "rope", "spec"})
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ def find_family(config: Mapping[str, Any]) -> Family:
             f"config.json: model_type must be a string, got {show(model_type)}; the architecture is chosen by it",
             param="model_type",
         )
-    if model_type in _built_in():
-        return _as_family(importlib.import_module(f"octavo.models.{model_type}"), origin=model_type)
+    module = model_type.replace("-", "_")
+    if module in _built_in():
+        return _as_family(importlib.import_module(f"octavo.models.{module}"), origin=model_type)
     if model_type in _registered:
         return _registered[model_type]
     for point in _entry_points():

@@ -11,6 +11,8 @@ from math import prod
 from typing import Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+PoolingKind = Literal["cls", "mean", "last"]
+ClassActivation = Literal["softmax", "sigmoid", "identity"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,27 @@ class RMSNorm:
 
     eps: float
     offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * w + b."""
+
+    eps: float
+
+
+@dataclass(frozen=True)
+class LearnedEmbedding:
+    """What is added to the tokens' embeddings before the first layer, and the norm of the sum.
+
+    positions: rows of a table of which a token at position p takes row p + offset.  types: rows of a table of token
+    types, which tell the texts of a pair apart; with one row every token takes it.
+    """
+
+    positions: int
+    offset: int
+    types: int
+    norm: LayerNorm
 
 
 @dataclass(frozen=True)
@@ -41,6 +64,7 @@ class Attention:
 
     window: a token sees itself and the window - 1 tokens before it; None: all.
     qk_norm: RMSNorm over head_dim on q and k, before rope.  qkv_bias, output_bias: the projections add one.
+    causal: False where a token sees all tokens of its own prompt (an encoder): nothing is cached then.
     """
 
     heads: int
@@ -53,6 +77,16 @@ class Attention:
     qk_norm: RMSNorm | None = None
     qkv_bias: bool = False
     output_bias: bool = False
+    causal: bool = True
+
+
+@dataclass(frozen=True)
+class MLP:
+    """down(act(up(x))), `width` wide."""
+
+    width: int
+    act: Activation
+    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,14 +117,38 @@ class MoE:
 
 @dataclass(frozen=True)
 class Layer:
-    """x += post_mixer(mixer(pre_mixer(x))); x += post_ffn(ffn(pre_ffn(x))); a norm that is None is left out."""
+    """x += post_mixer(mixer(pre_mixer(x))); x += post_ffn(ffn(pre_ffn(x))); a norm that is None is left out.
+
+    after_mixer, after_ffn: norms of x itself after each of the two (BERT's residual pattern).
+    """
 
     mixer: Attention
-    ffn: GatedMLP | MoE
+    ffn: GatedMLP | MLP | MoE
     pre_mixer: RMSNorm | None
     pre_ffn: RMSNorm | None
     post_mixer: RMSNorm | None = None
     post_ffn: RMSNorm | None = None
+    after_mixer: LayerNorm | None = None
+    after_ffn: LayerNorm | None = None
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What a prompt's hidden states become in a model that does not generate: one vector.
+
+    kind: the first token's state (cls), the last one's, or the mean of all.  dense: v = tanh(W v + b) comes next.
+    labels: 0 for an embedding; else logits = W v (+ b with label_bias), so many, and `activation` of them.
+    normalize: an embedding is divided by its length.  dimensions: shorter lengths that an embedding may be cut to
+    before (Matryoshka): None none, an empty tuple any.
+    """
+
+    kind: PoolingKind
+    normalize: bool = True
+    dimensions: tuple[int, ...] | None = None
+    dense: bool = False
+    labels: int = 0
+    label_bias: bool = False
+    activation: ClassActivation = "softmax"
 
 
 @dataclass(frozen=True)
@@ -112,8 +170,9 @@ class Parameter:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder. dtype: the checkpoint's element type, as torch names it.
+    """A decoder, or an encoder (a Pooling and no head). dtype: the checkpoint's element type, as torch names it.
 
+    pooling: the model does not generate; head is None then.  final_norm: None where the last layer ends in a norm.
     embedding_scale multiplies embeddings, once it has been rounded to the element type of the arithmetic: a model that
     runs in bfloat16 was trained with sqrt(hidden_size) in bfloat16 (Gemma), in float32 the exact value is right.
     """
@@ -122,11 +181,13 @@ class ModelSpec:
     vocab_size: int
     hidden_size: int
     layers: tuple[Layer, ...]
-    final_norm: RMSNorm
-    head: Head
+    final_norm: RMSNorm | None
+    head: Head | None
     max_position: int
     embedding_scale: float = 1.0
     dtype: str = "float32"
+    learned: LearnedEmbedding | None = None
+    pooling: Pooling | None = None
 
     def parameters(self) -> dict[str, Parameter]:
         """Every weight by its internal name, in the order in which a forward pass meets them.
@@ -134,14 +195,23 @@ class ModelSpec:
         embed, layers.{i}.{pre_mixer,q,k,v,q_bias,k_bias,v_bias,q_norm,k_norm,o,o_bias,post_mixer,pre_ffn,
         gate,up,down,gate_bias,up_bias,down_bias,post_ffn}, final_norm, head (absent if tied). A MoE has router,
         experts.{e}.{gate,up,down}, shared.{gate,up,down} and shared_router in place of gate to down_bias.
+        Of encoders also positions, token_types, embed_norm, layers.{i}.{after_mixer,after_ffn}, and of poolings
+        pooler, pooler_bias, classifier, classifier_bias; a LayerNorm's bias is its name with _bias.
         """
         table = {"embed": Parameter((self.vocab_size, self.hidden_size), 0)}
+        if self.learned:
+            table["positions"] = Parameter((self.learned.positions, self.hidden_size))
+            table["token_types"] = Parameter((self.learned.types, self.hidden_size))
+            table.update(_layer_norm("embed_norm", self.hidden_size))
         for i, layer in enumerate(self.layers):
             for name, parameter in _layer_parameters(layer, self.hidden_size):
                 table[f"layers.{i}.{name}"] = parameter
-        table["final_norm"] = Parameter((self.hidden_size,))
-        if not self.head.tied:
+        if self.final_norm:
+            table["final_norm"] = Parameter((self.hidden_size,))
+        if self.head and not self.head.tied:
             table["head"] = Parameter((self.vocab_size, self.hidden_size), 0)
+        if self.pooling:
+            table.update(_pooling_parameters(self.pooling, self.hidden_size))
         return table
 
     def num_parameters(self) -> int:
@@ -156,7 +226,7 @@ class ModelSpec:
 
     def kv_bytes_per_token(self, element_bytes: int, *, scale_bytes: int = 0) -> int:
         """Bytes of K and V that one token takes over all layers. scale_bytes: beside each head's elements."""
-        mixers = [layer.mixer for layer in self.layers]
+        mixers = [layer.mixer for layer in self.layers if layer.mixer.causal]
         return sum(2 * mixer.kv_heads * (mixer.head_dim * element_bytes + scale_bytes) for mixer in mixers)
 
 
@@ -177,6 +247,8 @@ def _layer_parameters(layer: Layer, hidden: int) -> Iterator[tuple[str, Paramete
         yield "o_bias", Parameter((hidden,))
     if layer.post_mixer:
         yield "post_mixer", Parameter((hidden,))
+    if layer.after_mixer:
+        yield from _layer_norm("after_mixer", hidden)
     if layer.pre_ffn:
         yield "pre_ffn", Parameter((hidden,))
     if isinstance(layer.ffn, MoE):
@@ -185,10 +257,27 @@ def _layer_parameters(layer: Layer, hidden: int) -> Iterator[tuple[str, Paramete
         yield from _mlp_parameters(layer.ffn, hidden)
     if layer.post_ffn:
         yield "post_ffn", Parameter((hidden,))
+    if layer.after_ffn:
+        yield from _layer_norm("after_ffn", hidden)
 
 
-def _mlp_parameters(f: GatedMLP, hidden: int) -> Iterator[tuple[str, Parameter]]:
-    for name in ("gate", "up"):
+def _layer_norm(name: str, hidden: int) -> Iterator[tuple[str, Parameter]]:
+    yield name, Parameter((hidden,))
+    yield f"{name}_bias", Parameter((hidden,))
+
+
+def _pooling_parameters(p: Pooling, hidden: int) -> Iterator[tuple[str, Parameter]]:
+    if p.dense:
+        yield "pooler", Parameter((hidden, hidden))
+        yield "pooler_bias", Parameter((hidden,))
+    if p.labels:
+        yield "classifier", Parameter((p.labels, hidden))
+        if p.label_bias:
+            yield "classifier_bias", Parameter((p.labels,))
+
+
+def _mlp_parameters(f: GatedMLP | MLP, hidden: int) -> Iterator[tuple[str, Parameter]]:
+    for name in ("gate", "up") if isinstance(f, GatedMLP) else ("up",):
         yield name, Parameter((f.width, hidden), 0)
         if f.bias:
             yield f"{name}_bias", Parameter((f.width,), 0)

@@ -35,6 +35,7 @@ from octavo.server.openai.chat import create_chat_completion
 from octavo.server.openai.completions import create_completion
 from octavo.server.openai.models import list_models, show_model
 from octavo.server.openai.parsing import check_parsers
+from octavo.server.openai.pooling import routes as pooling
 from octavo.server.openai.responses import routes as responses
 from octavo.server.openai.responses.store import ResponseStore
 from octavo.server.openai.tokenize import detokenize, show_tokenizer, tokenize
@@ -58,6 +59,12 @@ WORK: dict[str, Handler] = {
     "/v1/messages/count_tokens": count_tokens,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
+    "/v1/embeddings": pooling.create_embeddings,
+    "/v2/embed": pooling.create_cohere_embeddings,
+    **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), pooling.create_rerank),
+    **dict.fromkeys(("/score", "/v1/score"), pooling.create_scores),
+    "/classify": pooling.create_classes,
+    "/pooling": pooling.create_pooling,
 }
 """POST routes that need a ready engine, and that a drain waits for."""
 

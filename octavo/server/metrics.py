@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -18,6 +18,7 @@ from prometheus_client.samples import Sample
 
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import RequestOutput, RequestTimes
+from octavo.base.types.pooled import PoolingRequestOutput
 from octavo.base.types.sampling import SamplingParams
 
 _OURS = "octavo:"
@@ -100,6 +101,17 @@ class Metrics:
     def rejected(self, reason: Rejection) -> None:
         """A request got a 503: the queue is full, the engine is not there, or the server is shutting down."""
         self._rejected[reason].inc()
+
+    def pooled(self, output: PoolingRequestOutput[Any]) -> None:
+        """A prompt of a model that pools ended; it has no tokens, so no times of them."""
+        self.finished("stop" if output.error is None else "error")
+        self.observe("request_prompt_tokens", len(output.prompt_token_ids))
+        times = output.metrics
+        if times is not None and times.last_token:
+            self.observe("e2e_request_latency_seconds", times.last_token - times.arrival)
+            self.observe("request_queue_time_seconds", times.scheduled - times.arrival)
+            self.observe("request_prefill_time_seconds", times.last_token - times.scheduled)
+            self.observe("request_inference_time_seconds", times.last_token - times.scheduled)
 
     def finished(self, reason: str) -> None:
         """A choice ended for one of FINISH_REASONS."""

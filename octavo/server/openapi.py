@@ -18,6 +18,8 @@ from octavo.server.errors import ErrorBody
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.health import Load, octavo_version
 from octavo.server.openai import replies, types
+from octavo.server.openai.pooling import replies as pooling_replies
+from octavo.server.openai.pooling import types as pooling_types
 from octavo.server.openai.responses import items
 from octavo.server.openai.responses import replies as response_replies
 from octavo.server.openai.responses import types as response_types
@@ -69,6 +71,18 @@ TABLE: dict[tuple[str, str], Described] = {
     ("POST", "/abort_requests"): Described(Aborted, AbortRequest),
     ("GET", "/v1/models"): Described(replies.ModelList),
     ("GET", "/v1/models/{model:path}"): Described(replies.ModelCard),
+    ("POST", "/v1/embeddings"): Described(pooling_replies.EmbeddingsReply, pooling_types.EmbeddingRequest),
+    ("POST", "/v2/embed"): Described(pooling_replies.EmbedReply, pooling_types.EmbedRequest),
+    **dict.fromkeys(
+        (("POST", path) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+        Described(pooling_replies.RerankReply, pooling_types.RerankRequest),
+    ),
+    **dict.fromkeys(
+        (("POST", path) for path in ("/score", "/v1/score")),
+        Described(pooling_replies.ScoresReply, pooling_types.ScoreRequest),
+    ),
+    ("POST", "/classify"): Described(pooling_replies.ClassesReply, pooling_types.ClassifyRequest),
+    ("POST", "/pooling"): Described(pooling_replies.PoolingReply, pooling_types.PoolRequest),
     ("POST", "/tokenize"): Described(replies.TokenizeReply, (types.TokenizeTextRequest, types.TokenizeChatRequest)),
     ("POST", "/detokenize"): Described(replies.DetokenizeReply, types.DetokenizeRequest),
     ("GET", "/tokenizer_info"): Described(replies.TokenizerInfo),

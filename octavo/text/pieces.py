@@ -28,7 +28,9 @@ class Pieces:
         kinds = {step["type"] for step in steps}
         self._byte_level = "ByteLevel" in kinds
         self._byte_fallback = "ByteFallback" in kinds
-        self.joined_by_spaces = not steps
+        self._inner = next((step["prefix"] for step in steps if step["type"] == "WordPiece"), None)
+        self._cleaned = any(step.get("cleanup") for step in steps)
+        self.joined_by_spaces = not steps or self._inner is not None
         self.leading_spaces = 1 if self.joined_by_spaces else 0
         self._replaced: list[tuple[str, str]] = []
         for step in steps:
@@ -43,10 +45,10 @@ class Pieces:
             self.leading_spaces = 0 if step["prepend_scheme"] == "never" else 1
         elif kind == "Strip" and step["content"] == " " and step["stop"] == 0:
             self.leading_spaces = step["start"]
-        elif kind not in ("ByteLevel", "ByteFallback", "Fuse"):
+        elif kind not in ("ByteLevel", "ByteFallback", "Fuse", "WordPiece"):
             raise UnsupportedError(
-                f"tokenizer.json has a decoder of type {kind}; supported are ByteLevel and SentencePiece's (Replace, "
-                "ByteFallback, Fuse, Strip, Metaspace)",
+                f"tokenizer.json has a decoder of type {kind}; supported are ByteLevel, WordPiece and SentencePiece's "
+                "(Replace, ByteFallback, Fuse, Strip, Metaspace)",
                 param="tokenizer",
             )
 
@@ -80,7 +82,16 @@ class Pieces:
                 pass
         for old, new in self._replaced:
             token = token.replace(old, new)
-        return (" " + token if self.joined_by_spaces else token).encode("utf-8")
+        if self._inner is not None and token.startswith(self._inner):
+            return self._clean(token.removeprefix(self._inner)).encode("utf-8")
+        return self._clean(" " + token if self.joined_by_spaces else token).encode("utf-8")
+
+    def _clean(self, text: str) -> str:
+        """No spaces before punctuation and contractions, where the decoder has it so."""
+        if self._cleaned:
+            for old, new in _CLEAN:
+                text = text.replace(old, new)
+        return text
 
     def join(self, token_ids: Iterable[int]) -> str:
         """The text of these tokens, from a text's beginning."""
@@ -88,6 +99,15 @@ class Pieces:
         for _ in range(self.leading_spaces):
             data = data.removeprefix(b" ")
         return data.decode("utf-8", "replace")
+
+
+# What the library's WordPiece decoder replaces within each token and the space before it.
+_CLEAN = (
+    *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+    (" do not", " don't"),
+)
 
 
 class TextStream:

@@ -71,6 +71,23 @@ class Tokenizer:
         # The batch call is the one that releases the GIL and leaves offsets out.
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
+    def encode_whole(
+        self, first: str, second: str | None = None, *, longest: int | None = None
+    ) -> tuple[list[int], int]:
+        """Token ids of a text or a pair, special tokens around them, and where the second's begin (0: not told apart).
+
+        longest: cut to so many, at the end of each text and of a pair's longer one first, as Transformers'
+        longest_first does; special tokens stay. InputError where there is room for those alone.
+        """
+        for text in (first, second or ""):
+            check_text(text)
+        (encoding,) = self._backend.encode_batch([first if second is None else (first, second)])
+        ids, types = encoding.ids, encoding.type_ids
+        if longest is not None and len(ids) > longest:
+            kept = _kept(encoding.sequence_ids, longest)
+            ids, types = [ids[i] for i in kept], [types[i] for i in kept]
+        return ids, types.index(1) if second is not None and 1 in types else 0
+
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
         """Token ids of a text in parts: str is plain text, int a control token. Nothing is added around it."""
         for part in parts:
@@ -139,6 +156,28 @@ class Tokenizer:
                 param="spaces_between_special_tokens",
             )
         return self._skipped if skip_special_tokens else frozenset()
+
+
+def _kept(sequences: Sequence[int | None], longest: int) -> list[int]:
+    """Places to keep of a text (0), or a pair (0 and 1), with special tokens (None) among them."""
+    sizes = [sequences.count(0), sequences.count(1)]
+    room = longest - sequences.count(None)
+    if room < 1:
+        raise InputError(
+            f"truncate_prompt_tokens={longest} leaves no room beside {sequences.count(None)} special tokens",
+            param="truncate_prompt_tokens",
+        )
+    short = 1 if sizes[1] < sizes[0] else 0
+    sizes[short] = min(sizes[short], room // 2 if sizes[1] else room)
+    sizes[1 - short] = min(sizes[1 - short], room - sizes[short])
+    kept, seen = [], [0, 0]
+    for place, sequence in enumerate(sequences):
+        if sequence is not None:
+            seen[sequence] += 1
+            if seen[sequence] > sizes[sequence]:
+                continue
+        kept.append(place)
+    return kept
 
 
 def check_text(text: str) -> None:

@@ -33,6 +33,10 @@ SMALL_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
     "chat_template*.jinja",
+    "modules.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+    "*_Pooling/config.json",
     INDEX,
 )
 TOKENIZER = "tokenizer.json"

@@ -11,6 +11,7 @@ from octavo.base.types.tensor import PART_SCHEMES, QuantizedTensor, StoredTensor
 from octavo.weights.checkpoint import Checkpoint
 from octavo.weights.experts import find_expert
 
+BODIES = ("model.", "bert.", "roberta.")
 _log = logging.getLogger(__name__)
 
 
@@ -56,4 +57,8 @@ def _find(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> StoredTe
         quantized = quantization.find(tensors, name.removesuffix(".weight"), shape)
         if quantized is not None:
             return quantized
-    return tensors.get(name) or find_expert(tensors, name)
+    found = tensors.get(name) or find_expert(tensors, name)
+    if found is None and name.startswith(BODIES):
+        # a checkpoint of the body alone (BertModel, Qwen3Model) has no name for it
+        return _find(checkpoint, name.partition(".")[2], shape)
+    return found

@@ -10,23 +10,40 @@ from math import erf
 
 import numpy as np
 
-from octavo.models.spec import Attention, GatedMLP, ModelSpec, MoE, RMSNorm, Rope
+from octavo.models.spec import MLP, Attention, GatedMLP, LayerNorm, ModelSpec, MoE, RMSNorm, Rope
 
 Weights = Mapping[str, np.ndarray]
 
 
 def forward(spec: ModelSpec, weights: Weights, token_ids: Sequence[int]) -> np.ndarray:
     """weights: float32 by the names of spec.parameters(). Returns logits, float32 [tokens, vocab]."""
+    x = rms_norm(spec.final_norm, states(spec, weights, token_ids), weights["final_norm"])
+    logits = linear(x, weights["embed" if spec.head.tied else "head"]) * np.float32(spec.head.scale)
+    return soft_cap(logits, spec.head.softcap)
+
+
+def states(spec: ModelSpec, weights: Weights, token_ids: Sequence[int], types: Sequence[int] | int = 0) -> np.ndarray:
+    """What the last layer leaves, float32 [tokens, hidden]. types: of the tokens, where there is a table of them."""
     x = weights["embed"][list(token_ids)] * np.float32(spec.embedding_scale)  # [tokens, hidden]
+    if spec.learned:
+        places = np.arange(len(x)) + spec.learned.offset
+        x = x + weights["positions"][places] + weights["token_types"][types]
+        x = layer_norm(spec.learned.norm, x, weights, "embed_norm")
     for i, layer in enumerate(spec.layers):
         w = {name.split(".", 2)[2]: value for name, value in weights.items() if name.startswith(f"layers.{i}.")}
         y = attention(layer.mixer, w, normed(layer.pre_mixer, x, w, "pre_mixer"))
-        x = x + normed(layer.post_mixer, y, w, "post_mixer")
+        x = layer_norm(layer.after_mixer, x + normed(layer.post_mixer, y, w, "post_mixer"), w, "after_mixer")
         y = feed(layer.ffn, w, normed(layer.pre_ffn, x, w, "pre_ffn"))
-        x = x + normed(layer.post_ffn, y, w, "post_ffn")
-    x = rms_norm(spec.final_norm, x, weights["final_norm"])
-    logits = linear(x, weights["embed" if spec.head.tied else "head"]) * np.float32(spec.head.scale)
-    return soft_cap(logits, spec.head.softcap)
+        x = layer_norm(layer.after_ffn, x + normed(layer.post_ffn, y, w, "post_ffn"), w, "after_ffn")
+    return x
+
+
+def layer_norm(norm: LayerNorm | None, x: np.ndarray, w: Weights, name: str) -> np.ndarray:
+    if norm is None:
+        return x
+    x = x - x.mean(axis=-1, keepdims=True)
+    scale = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(norm.eps))
+    return x / scale * w[name] + w[f"{name}_bias"]
 
 
 def normed(norm: RMSNorm | None, x: np.ndarray, w: Weights, name: str) -> np.ndarray:
@@ -63,7 +80,7 @@ def attention(a: Attention, w: Weights, x: np.ndarray) -> np.ndarray:
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = soft_cap(np.einsum("qhd,khd->hqk", q, k) * np.float32(a.scale), a.softcap)
     back = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]  # [query, key]: how far back the key lies
-    seen = (back >= 0) & (back < (a.window or tokens))
+    seen = (back >= 0) & (back < (a.window or tokens)) if a.causal else np.full(back.shape, True)
     scores = np.where(seen, scores, -np.inf)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     scores = scores / scores.sum(axis=-1, keepdims=True)
@@ -85,7 +102,10 @@ def rotate(rope: Rope, x: np.ndarray) -> np.ndarray:
     return y
 
 
-def feed(f: GatedMLP | MoE, w: Weights, x: np.ndarray) -> np.ndarray:
+def feed(f: GatedMLP | MLP | MoE, w: Weights, x: np.ndarray) -> np.ndarray:
+    if isinstance(f, MLP):
+        biases = (w["up_bias"], w["down_bias"]) if f.bias else (None, None)
+        return linear(ACTIVATIONS[f.act](linear(x, w["up"], biases[0])), w["down"], biases[1])
     return mixture(f, w, x) if isinstance(f, MoE) else gated_mlp(f, w, x)
 
 

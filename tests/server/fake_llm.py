@@ -113,6 +113,9 @@ class FakeLLM:
         await asyncio.sleep(0)
         return [BOS, *"\n".join(f"{m['role']}: {m['content']}" for m in shown).encode()]
 
+    def check_generates(self) -> None:
+        """It does."""
+
     async def check(self, params: SamplingParams) -> None:
         """Every form is taken, and none is kept."""
 

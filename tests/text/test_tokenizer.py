@@ -233,9 +233,9 @@ def test_damaged_and_unsupported_files(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="special token"):
         Tokenizer.from_checkpoint(wrap(byte_level_files(tmp_path, bos_token=5)))
     state: dict[str, Any] = json.loads(byte_level_backend().to_str())
-    state["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    state["decoder"] = {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}
     path.write_text(json.dumps(state))
-    with pytest.raises(UnsupportedError, match="WordPiece"):
+    with pytest.raises(UnsupportedError, match="CTC"):
         Tokenizer.from_checkpoint(wrap(TokenizerFiles(path, {})))
 
 

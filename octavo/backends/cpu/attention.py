@@ -231,3 +231,34 @@ def _mask(scores: np.ndarray, tile: Tile, window: int | None) -> None:
         passed = tile.position - window + 1 - tile.low  # keys before this one are behind query 0's window: <= 0
         behind = min(n, max(0, count - 1 + passed))
         np.copyto(scores[..., :behind], -np.inf, where=np.arange(behind) < i + passed)
+
+
+def attend_spans(out: np.ndarray, qkv: np.ndarray, plan: AttentionPlan, *, scale: float) -> None:
+    """out [T, heads, D], qkv [T, heads + 2 kv_heads, D]; meanings as in ops.span_attention."""
+    heads, kv_heads = out.shape[1], (qkv.shape[1] - out.shape[1]) // 2
+
+    def one(span: Span, member: int) -> None:
+        rows = slice(span.first, span.first + span.count)
+        keys = qkv[rows, heads : heads + kv_heads].transpose(1, 2, 0)  # [kv_heads, D, n]
+        values = qkv[rows, heads + kv_heads :].transpose(1, 0, 2)  # [kv_heads, n, D]
+        most = max(1, SCORES // (heads * span.count))
+        for at in range(0, span.count, most):
+            count = min(most, span.count - at)
+            tile = slice(span.first + at, span.first + at + count)
+            _attend_dense(out[tile], qkv[tile, :heads] * np.float32(scale), keys, values, plan.scratch[member])
+
+    plan.team.each(one, sorted(plan.spans, key=lambda span: -span.count))
+
+
+def _attend_dense(out: np.ndarray, q: np.ndarray, keys: np.ndarray, values: np.ndarray, scratch: np.ndarray) -> None:
+    """Every query sees every key. The queries of a group's heads are stacked, as in _attend_many."""
+    count, heads, dim = q.shape
+    kv_heads, _, n = keys.shape
+    group = heads // kv_heads
+    stacked = scratch[: heads * count * n].reshape(kv_heads, group * count, n)
+    queries = q.reshape(count, kv_heads, group, dim).transpose(1, 2, 0, 3).reshape(kv_heads, group * count, dim)
+    np.matmul(queries, keys, out=stacked)
+    sums = _exp_rows(stacked)
+    result = np.matmul(stacked, values)
+    result /= sums
+    out[...] = result.reshape(kv_heads, group, count, dim).transpose(2, 0, 1, 3).reshape(count, heads, dim)

@@ -62,9 +62,24 @@ class Lowering:
     def _add(self, x: str, delta: str) -> None:
         self._rows("add", k=self._width(x), out=self.arrays[x], in_=self.arrays[delta])
 
-    def _embed(self, out: str, _tokens: str, weight: str, *, scale: float) -> None:
+    def _embed(self, out: str, ids: str, weight: str, *, scale: float, offset: int = 0) -> None:
         (matrix,) = self.packed.matrices[weight]
-        self._rows("embed", out=self.arrays[out], a=scale, **_of(matrix))
+        self._rows("embed", out=self.arrays[out], a=scale, flag=native.IDS[ids], window=offset, **_of(matrix))
+
+    def _layer_norm(self, out: str, x: str, weight: str, bias: str, delta: str, *, eps: float) -> None:
+        vectors = {"weight": self.packed.vectors[weight], "bias": self.packed.vectors[bias]}
+        given = {"out": self.arrays[out], "in_": self.arrays[x], "delta": self.arrays[delta]}
+        self._rows("layer_norm", k=self._width(x), a=eps, **given, **vectors)
+
+    def _activate(self, out: str, x: str, *, act: str) -> None:
+        given = {"out": self.arrays[out], "in_": self.arrays[x], "flag": native.ACTIVATIONS[act]}
+        self._rows("activate", k=self._width(out), **given)
+
+    def _span_attention(self, out: str, qkv: str, _plan: str, *, scale: float) -> None:
+        heads, dim = self.arrays[out].shape[1:]
+        kv_heads = (self.arrays[qkv].shape[1] - heads) // 2
+        given = {"out": self.arrays[out], "in_": self.arrays[qkv], "ld_in": self._width(qkv), "a": scale}
+        self._emit("span_attention", native.SPANS, heads=heads, kv_heads=kv_heads, dim=dim, **given)
 
     def _rms_norm(self, out: str, x: str, weight: str, delta: str | None = None, *, eps: float, offset: float) -> None:
         given = {"out": self.arrays[out], "in_": self.arrays[x], "bias": self.packed.vectors[weight]}
@@ -209,7 +224,7 @@ class Lowering:
 
     def _emit(self, op: str, kind: int, **fields: Any) -> None:
         # rows follow rows without a barrier, and so do the products of one linear step, as nothing stands between them
-        alone = kind in (native.ATTEND, native.MIX)
+        alone = kind in (native.ATTEND, native.MIX, native.SPANS)
         if alone or not self._groups or self._groups[-1][::2] != (kind, self._tails):
             self._groups.append((kind, len(self._made), self._tails))
         values = {name: pointer(v) if isinstance(v, np.ndarray) else v for name, v in fields.items()}

@@ -30,6 +30,16 @@ class Heads:
     best: np.ndarray
 
 
+NO_HEADS = Heads(np.empty((0, 1), np.float32), np.empty(0, np.bool_), np.empty(0, np.int64))
+
+
+def tail_rows(program: Program) -> int:
+    """Tokens whose logits are made at once; 0 in a program without logits."""
+    if not program.tail:
+        return 0
+    return max(1, LOGIT_BYTES // (4 * program.tail_registers["logits"][0]))
+
+
 class Machine:
     """Walks a program with a team. Arrays are made at once but take memory only where they are used."""
 
@@ -49,8 +59,7 @@ class Machine:
         self.kv_cache_dtype = kv_cache_dtype
         self._team = team
         self.max_tokens = max_tokens
-        vocab = program.tail_registers["logits"][0]
-        self.tail_rows = max(1, LOGIT_BYTES // (4 * vocab))
+        self.tail_rows = tail_rows(program)
         self._weights = weights
         self._registers = {n: np.empty((max_tokens, *s), np.float32) for n, s in program.registers.items()}
         self._tail = {n: np.empty((self.tail_rows, *s), np.float32) for n, s in program.tail_registers.items()}
@@ -92,11 +101,18 @@ class Machine:
             names[f"cos.{i}"], names[f"sin.{i}"] = ops.rope_tables(
                 arrays.positions, self._inv_freq[i], attention_factor=rope.attention_factor
             )
+        names |= {"positions": arrays.positions, "types": arrays.types}
         self._walk(self.program.body, names)
         return (None if finite.all() else finite), self.heads(batch.tails)
 
+    def states(self, count: int) -> np.ndarray:
+        """Final states [count, hidden] of the last batch, in a program that pools. Good until the next one."""
+        return self._registers[self.program.states][:count]
+
     def heads(self, tails: list[int]) -> Heads:
         """The heads of further tokens of the last batch, as many as tail_rows."""
+        if not self.program.tail:
+            return NO_HEADS
         names = self._names(self.max_tokens)
         names |= {name: array[: len(tails)] for name, array in self._tail.items()}
         heads = Heads(names["logits"], np.empty(len(tails), np.bool_), np.empty(len(tails), np.int64))

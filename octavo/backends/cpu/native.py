@@ -17,7 +17,7 @@ from octavo.backends.cpu.sampler import Draw
 from octavo.base.types.tensor import SCHEMES
 
 _log = logging.getLogger(__name__)
-_ABI = 4
+_ABI = 5
 LIBRARY = Path(__file__).with_name("libocta_cpu.so")
 SCHEME_IDS = {name: index for index, name in enumerate(SCHEMES)}
 """Scheme name -> its number in csrc/matmul.h."""
@@ -35,16 +35,21 @@ OPS = {
     "check": 9,
     "gather": 10,
     "add_gated": 11,
+    "layer_norm": 12,
+    "activate": 13,
     "matmul": 20,
     "attention": 21,
     "head": 22,
     "experts": 23,
     "gate_up": 24,
+    "span_attention": 25,
 }
 CELL_IDS = {dtype: index for index, dtype in enumerate(CELLS.values())}
 """What a cache is an array of -> OctCells of csrc/program.h."""
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
-ROWS, PRODUCTS, ATTEND, MIX = 0, 1, 2, 3
+IDS = {"tokens": 0, "positions": 1, "types": 2}
+"""What embed looks up -> its flag."""
+ROWS, PRODUCTS, ATTEND, MIX, SPANS = 0, 1, 2, 3, 4
 _LONG, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
@@ -88,7 +93,7 @@ class BatchArrays(ctypes.Structure):
     _fields_ = [
         *((name, _LONG) for name in ("tokens", "num_spans", "num_tails", "block_size", "num_blocks", "not_finite")),
         *((name, _POINTER) for name in ("ids", "positions", "slots", "spans", "table", "known", "tails")),
-        *((name, _POINTER) for name in ("finite", "tails_finite", "best")),
+        *((name, _POINTER) for name in ("finite", "tails_finite", "best", "types")),
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from octavo.backends.cpu import native
 from octavo.backends.cpu.cache import Cells, make_cells
 from octavo.backends.cpu.lower import Lowering
-from octavo.backends.cpu.machine import LOGIT_BYTES, Heads
+from octavo.backends.cpu.machine import NO_HEADS, Heads, tail_rows
 from octavo.backends.cpu.native import BatchArrays, Lowered, Pool, pointer
 from octavo.backends.cpu.packed import Packed
 from octavo.backends.cpu.program import Program
@@ -36,8 +36,7 @@ class NativeMachine:
         self.block_size = block_size
         self.kv_cache_dtype = kv_cache_dtype
         self.max_tokens = max_tokens
-        vocab = program.tail_registers["logits"][0]
-        self.tail_rows = max(1, LOGIT_BYTES // (4 * vocab))
+        self.tail_rows = tail_rows(program)
         self._pool = pool
         self._packed = packed
         self._arrays = {n: np.empty((max_tokens, *s), np.float32) for n, s in program.registers.items()}
@@ -57,6 +56,8 @@ class NativeMachine:
         self._finite = np.empty(max_tokens, np.bool_)
         self._tails_finite = np.empty(self.tail_rows, np.bool_)
         self._best = np.empty(self.tail_rows, np.int64)
+        self._types = np.zeros(max_tokens, np.int64)
+        self._typed = any("types" in step.arguments for step in program.body)
         self._batch = BatchArrays(
             block_size=block_size,
             spans=pointer(self._spans),
@@ -64,6 +65,7 @@ class NativeMachine:
             finite=pointer(self._finite),
             tails_finite=pointer(self._tails_finite),
             best=pointer(self._best),
+            types=pointer(self._types),
         )
         # what the body's products work in belongs to work_bytes before there is a cache
         products = tuple(step for step in program.body if step.op in ("linear", "experts"))
@@ -112,6 +114,8 @@ class NativeMachine:
             (span.first, span.start, span.count, span.row * width, span.row * known) for span in batch.spans
         ]
         arrays.tokens, arrays.num_spans = batch.num_tokens, len(batch.spans)
+        if self._typed:
+            self._types[: batch.num_tokens] = batch.types()
         heads = self._run(batch.tails, body=True)
         return (self._finite[: batch.num_tokens] if arrays.not_finite else None), heads
 
@@ -125,7 +129,13 @@ class NativeMachine:
         count = self._batch.num_tails = len(tails)
         self._tails[:count] = tails
         self._pool.run(self._lowered, self._batch, body=body)
+        if not self.program.tail:
+            return NO_HEADS
         return Heads(self._arrays["logits"][:count], self._tails_finite[:count], self._best[:count])
+
+    def states(self, count: int) -> np.ndarray:
+        """Final states [count, hidden] of the last batch, in a program that pools. Good until the next one."""
+        return self._arrays[self.program.states][:count]
 
     def draw(self, draws: list[Draw]) -> list[int]:
         """The token of each draw; -1 where none may be drawn."""

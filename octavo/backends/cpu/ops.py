@@ -10,15 +10,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from octavo.backends.cpu.attention import AttentionPlan, attend
+from octavo.backends.cpu.attention import AttentionPlan, attend, attend_spans
 from octavo.backends.cpu.cache import Cells, encode
 
 Op = Callable[..., None]
 
 
-def embed(out: np.ndarray, tokens: np.ndarray, weight: np.ndarray, *, scale: float) -> None:
-    """out [T, hidden] = weight[:, tokens].T * scale; weight [hidden, vocab], tokens [T] in [0, vocab)."""
-    np.multiply(weight[:, tokens].T, np.float32(scale), out=out)
+def embed(out: np.ndarray, tokens: np.ndarray, weight: np.ndarray, *, scale: float, offset: int = 0) -> None:
+    """out [T, hidden] = weight[:, tokens + offset].T * scale; weight [hidden, rows], tokens [T] + offset in [0, rows).
+
+    tokens may be the tokens' positions or types, and weight the table of those.
+    """
+    np.multiply(weight[:, tokens + offset if offset else tokens].T, np.float32(scale), out=out)
 
 
 def add(x: np.ndarray, delta: np.ndarray) -> None:
@@ -38,6 +41,21 @@ def rms_norm(
     np.sqrt(scale, out=scale)
     np.divide(x, scale[:, None], out=out)
     out *= weight + np.float32(offset) if offset else weight
+
+
+def layer_norm(
+    out: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, delta: np.ndarray, *, eps: float
+) -> None:
+    """x += delta; out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias.  [T, width]; out may be x."""
+    x += delta
+    np.subtract(x, x.mean(axis=1, keepdims=True), out=out)
+    scale = np.einsum("ij,ij->i", out, out)
+    scale /= x.shape[1]
+    scale += np.float32(eps)
+    np.sqrt(scale, out=scale)
+    out /= scale[:, None]
+    out *= weight
+    out += bias
 
 
 def linear(out: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
@@ -115,6 +133,19 @@ def paged_attention(
     scores = scale * q.k, then softcap * tanh(scores / softcap) where set; keys, values as in write_kv, run first.
     """
     attend(out, qkv[:, : out.shape[1]], keys, values, plan, scale=scale, window=window, softcap=softcap)
+
+
+def span_attention(out: np.ndarray, qkv: np.ndarray, plan: AttentionPlan, *, scale: float) -> None:
+    """out [T, heads, D]: each token's heads attend to all tokens of its own row in this step, which is all of the row.
+
+    qkv [T, heads + 2 kv_heads, D]; scores = scale * q.k. Nothing is kept.
+    """
+    attend_spans(out, qkv, plan, scale=scale)
+
+
+def activate(out: np.ndarray, x: np.ndarray, *, act: str) -> None:
+    """out [T, width] = act(x [T, width])."""
+    ACTIVATIONS[act](out, x)
 
 
 def gated(out: np.ndarray, gate_up: np.ndarray, *, act: str) -> None:
@@ -259,6 +290,7 @@ OPS: dict[str, Op] = {
     op.__name__: op
     for op in (
         *(embed, add, rms_norm, linear, qk_norm, rope, write_kv, paged_attention, gated, experts, add_gated),
+        *(layer_norm, span_attention, activate),
         *(check, gather, head, scan),
     )
 }

@@ -1,8 +1,8 @@
 """In: a ModelSpec. Out: its forward pass as a list of ops, their registers, and how weights are packed for them.
 
 A program is walked once a step; nothing in it depends on the step. Arguments are names: registers, packed weights,
-the layer caches `keys.{i}` and `values.{i}`, the step's own `tokens, slots, plan, cos.{i}, sin.{i}, tails`, and what
-comes of it beside the logits: `finite, tails_finite, best`.
+the layer caches `keys.{i}` and `values.{i}`, the step's own `tokens, positions, types, slots, plan, cos.{i}, sin.{i},
+tails`, and what comes of it beside the logits: `finite, tails_finite, best`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.models.spec import Attention, GatedMLP, Layer, ModelSpec, MoE, RMSNorm, Rope
+from octavo.models.spec import (
+    MLP,
+    Attention,
+    GatedMLP,
+    Head,
+    Layer,
+    LayerNorm,
+    LearnedEmbedding,
+    ModelSpec,
+    MoE,
+    RMSNorm,
+    Rope,
+)
 
 _PARTS = ("q", "k", "v")
 
@@ -40,7 +52,8 @@ class Pack:
 
 @dataclass(frozen=True)
 class Program:
-    """body: all tokens, from `tokens` to the residual stream `x`.  tail: chosen tokens, from `x` to `logits`.
+    """body: all tokens, from `tokens` to the residual stream `x`.  tail: chosen tokens, from `x` to `logits`; empty in
+    a model that pools, whose body ends with all tokens' final states in register `states`.
 
     registers: name -> shape a token; those of the tail are kept apart.  ropes: distinct, cos.{i} belongs to ropes[i].
     caches: (kv_heads, head_dim) by layer.  heads: most query heads of a layer.
@@ -54,6 +67,7 @@ class Program:
     ropes: tuple[Rope, ...]
     caches: tuple[tuple[int, int], ...]
     heads: int
+    states: str = "x"
 
 
 def build_program(spec: ModelSpec) -> Program:
@@ -62,8 +76,8 @@ def build_program(spec: ModelSpec) -> Program:
     builder.embed()
     for index, layer in enumerate(spec.layers):
         builder.layer(index, layer)
-    builder.finish_body()
-    tail, tail_registers = builder.tail()
+    states = builder.finish_body()
+    tail, tail_registers = builder.tail(spec.head) if spec.head else ((), {})
     return Program(
         body=tuple(builder.body),
         tail=tail,
@@ -71,8 +85,9 @@ def build_program(spec: ModelSpec) -> Program:
         tail_registers=tail_registers,
         packs=builder.packs,
         ropes=tuple(builder.ropes),
-        caches=tuple((layer.mixer.kv_heads, layer.mixer.head_dim) for layer in spec.layers),
+        caches=tuple((layer.mixer.kv_heads, layer.mixer.head_dim) for layer in spec.layers if layer.mixer.causal),
         heads=max(layer.mixer.heads for layer in spec.layers),
+        states=states,
     )
 
 
@@ -92,35 +107,63 @@ class _Builder:
     def embed(self) -> None:
         self._pack("embed", "embed")
         self._emit("embed", "x", "tokens", "embed", scale=self.spec.embedding_scale)
+        if self.spec.learned:
+            self._learned(self.spec.learned)
 
     def layer(self, index: int, layer: Layer) -> None:
         prefix = f"layers.{index}."
         self._attention(index, layer.mixer, self._norm_in(prefix + "pre_mixer", layer.pre_mixer))
         self._norm_out(prefix + "post_mixer", layer.post_mixer)
+        self._norm_after(prefix + "after_mixer", layer.after_mixer)
         source = self._norm_in(prefix + "pre_ffn", layer.pre_ffn)
         if isinstance(layer.ffn, MoE):
             self._experts(prefix, layer.ffn, source)
+        elif isinstance(layer.ffn, MLP):
+            self._plain_mlp(prefix, layer.ffn, source)
         else:
             self._mlp(prefix, layer.ffn, source, "y")
         self._norm_out(prefix + "post_ffn", layer.post_ffn)
+        self._norm_after(prefix + "after_ffn", layer.after_ffn)
 
-    def finish_body(self) -> None:
-        if self.waiting:
+    def finish_body(self) -> str:
+        """The register that holds the last layer's states, or where the model pools the final ones."""
+        states = "x"
+        if self.spec.pooling and self.spec.final_norm:
+            states = self._norm_in("final_norm", self.spec.final_norm)
+        elif self.waiting:
             self._emit("add", "x", "y")
-        self._emit("check", "finite", "x")
+        self._emit("check", "finite", states)
+        return states
 
-    def tail(self) -> tuple[tuple[Instruction, ...], dict[str, tuple[int, ...]]]:
-        spec, head = self.spec, self.spec.head
-        self._pack("final_norm", "final_norm")
+    def tail(self, head: Head) -> tuple[tuple[Instruction, ...], dict[str, tuple[int, ...]]]:
+        spec = self.spec
+        norm: tuple[Instruction, ...] = ()
+        if spec.final_norm:
+            self._pack("final_norm", "final_norm")
+            options = {"eps": spec.final_norm.eps, "offset": spec.final_norm.offset}
+            norm = (Instruction("rms_norm", ("last", "last", "final_norm"), options),)
         weight = "embed" if head.tied else self._pack("head", "head")
-        norm = {"eps": spec.final_norm.eps, "offset": spec.final_norm.offset}
         tail = (
             Instruction("gather", ("last", "x", "tails")),
-            Instruction("rms_norm", ("last", "last", "final_norm"), norm),
+            *norm,
             Instruction("head", ("logits", "last", weight), {"scale": head.scale, "softcap": head.softcap}),
             Instruction("scan", ("tails_finite", "best", "logits")),
         )
         return tail, {"last": (spec.hidden_size,), "logits": (spec.vocab_size,)}
+
+    def _learned(self, learned: LearnedEmbedding) -> None:
+        places = self._pack("embed_positions", "positions")
+        self._emit("embed", "y", "positions", places, scale=1.0, offset=learned.offset)
+        self._emit("add", "x", "y")
+        self._emit("embed", "y", "types", self._pack("embed_types", "token_types"), scale=1.0)
+        self._norm_after("embed_norm", learned.norm)
+
+    def _norm_after(self, name: str, norm: LayerNorm | None) -> None:
+        """Add `y` to `x`, then norm `x` itself."""
+        if norm is not None:
+            weights = (self._pack(name, name), self._pack(f"{name}_bias", f"{name}_bias"))
+            self._emit("layer_norm", "x", "x", *weights, "y", eps=norm.eps)
+            self.waiting = False
 
     def _attention(self, index: int, a: Attention, source: str) -> None:
         prefix = f"layers.{index}."
@@ -139,12 +182,23 @@ class _Builder:
             which = self.ropes.index(a.rope)
             tables = (f"cos.{which}", f"sin.{which}")
             self._emit("rope", qkv, *tables, heads=a.heads + a.kv_heads, interleaved=a.rope.interleaved)
-        keys, values = f"keys.{index}", f"values.{index}"
-        self._emit("write_kv", keys, values, qkv, "slots")
-        options: dict[str, Any] = {"scale": a.scale, "window": a.window, "softcap": a.softcap}
-        self._emit("paged_attention", attended, qkv, keys, values, "plan", **options)
+        if a.causal:
+            keys, values = f"keys.{index}", f"values.{index}"
+            self._emit("write_kv", keys, values, qkv, "slots")
+            options: dict[str, Any] = {"scale": a.scale, "window": a.window, "softcap": a.softcap}
+            self._emit("paged_attention", attended, qkv, keys, values, "plan", **options)
+        else:
+            self._emit("span_attention", attended, qkv, "plan", scale=a.scale)
         output_bias = self._pack(prefix + "o_bias", prefix + "o_bias") if a.output_bias else None
         self._emit("linear", "y", attended, self._pack(prefix + "o", prefix + "o"), output_bias)
+
+    def _plain_mlp(self, prefix: str, f: MLP, source: str) -> None:
+        up, wide = self._register("up", f.width), self._register("wide", f.width)
+        biases = [self._pack(f"{prefix}{name}_bias", f"{prefix}{name}_bias") for name in ("up", "down") if f.bias]
+        up_bias, down_bias = biases or (None, None)
+        self._emit("linear", up, source, self._pack(prefix + "up", prefix + "up"), up_bias)
+        self._emit("activate", wide, up, act=f.act)
+        self._emit("linear", "y", wide, self._pack(prefix + "down", prefix + "down"), down_bias)
 
     def _mlp(self, prefix: str, f: GatedMLP, source: str, out: str) -> None:
         gate_up = self._register("gate_up", 2 * f.width)

@@ -14,6 +14,7 @@ import numpy as np
 
 from octavo.backends.cpu.sampler import RowSampler
 from octavo.base.types.plan import BlockUpdate, RowBegin, RowStep
+from octavo.base.types.pooling import RowPooling
 
 
 class RowError(Exception):
@@ -22,13 +23,17 @@ class RowError(Exception):
 
 @dataclass
 class Row:
-    """One sequence's life in its row. failed: the reason, once it has failed; it stays so until a new begin."""
+    """One sequence's life in its row. failed: the reason, once it has failed; it stays so until a new begin.
+
+    pooling: what its states become, where the model pools.
+    """
 
     length: int
     num_prompt: int
     num_blocks: int
     sampler: RowSampler
     failed: str | None = None
+    pooling: RowPooling | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Span:
     """A row's share of a step: batch tokens [first, first + count) are its positions from `start`.
 
     blocks: the row's block table, as far as position start + count needs it.
+    second: the position from which on tokens are of the second text of a pair; 0: there is none.
     """
 
     row: int
@@ -44,15 +50,20 @@ class Span:
     count: int
     sample: bool
     blocks: np.ndarray
+    second: int = 0
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """A batch token by token, int64 [T]: token ids, positions in their rows, and slots of the cache that they write."""
+    """A batch token by token, int64 [T]: token ids, positions in their rows, and slots of the cache that they write.
+
+    types: 1 for tokens of the second text of a pair, else 0.
+    """
 
     tokens: np.ndarray
     positions: np.ndarray
     slots: np.ndarray
+    types: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,16 @@ class Batch:
         row = np.repeat([span.row for span in self.spans], counts)
         positions = np.arange(len(row)) + np.repeat([span.start - span.first for span in self.spans], counts)
         block, offset = np.divmod(positions, self.block_size)
-        return Arrays(self.tokens[row, positions], positions, self.blocks[row, block] * self.block_size + offset)
+        slots = self.blocks[row, block] * self.block_size + offset
+        return Arrays(self.tokens[row, positions], positions, slots, self.types())
+
+    def types(self) -> np.ndarray:
+        """As in Arrays."""
+        types = np.zeros(self.num_tokens, np.int64)
+        for span in self.spans:
+            if span.second:
+                types[span.first + max(0, span.second - span.start) : span.first + span.count] = 1
+        return types
 
 
 class Rows:
@@ -118,7 +138,7 @@ class Rows:
             sampler = RowSampler(begin.sampling, vocab_size=self.vocab_size)
         except (ValueError, OverflowError) as error:
             raise RowError(str(error)) from error
-        self.rows[begin.row] = Row(len(tokens), begin.num_prompt, 0, sampler)
+        self.rows[begin.row] = Row(len(tokens), begin.num_prompt, 0, sampler, pooling=begin.pooling)
         self.tokens[begin.row, : len(tokens)] = tokens
         self.update(BlockUpdate(begin.row, 0, begin.blocks))
 
@@ -160,7 +180,8 @@ class Rows:
         needed = -(-end // self.block_size)
         if needed > row.num_blocks:
             raise RowError(f"position {end - 1} lies past the row's {row.num_blocks} blocks")
-        return Span(step.row, first, step.start, step.count, step.sample, self.blocks[step.row, :needed])
+        second = row.pooling.second if row.pooling else 0
+        return Span(step.row, first, step.start, step.count, step.sample, self.blocks[step.row, :needed], second)
 
     def batch(self, spans: list[Span], tails: list[int]) -> Batch:
         """A step of these spans."""

@@ -10,6 +10,7 @@ from octavo.backends.cpu.machine import Machine
 from octavo.backends.cpu.native import Pool, library, rounds
 from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.packed import load_packed
+from octavo.backends.cpu.pooling import Pooler
 from octavo.backends.cpu.program import build_program
 from octavo.backends.cpu.rows import Rows
 from octavo.backends.cpu.step import Steps
@@ -69,6 +70,7 @@ class CpuBackend:
             )
         self._machine: Machine | NativeMachine | None = None
         self._steps: Steps | None = None
+        self._pooler: Pooler | None = None
         self._vocab_size = 0
         self._num_begun = 0
         self._unmasked = False
@@ -80,6 +82,7 @@ class CpuBackend:
         program = build_program(spec)
         kv_cache_dtype = cache_dtype(self._kv_cache_dtype, rounds=not self._exact, stored=spec.dtype)
         self._vocab_size = spec.vocab_size
+        self._pooler = Pooler(spec.pooling, weights) if spec.pooling else None
         if self._library is not None:
             pool = Pool(self._library, self._threads)
             packed = load_packed(
@@ -126,7 +129,7 @@ class CpuBackend:
             num_blocks=num_blocks,
             vocab_size=self._vocab_size,
         )
-        self._steps = Steps(machine, rows)
+        self._steps = Steps(machine, rows, self._pooler)
 
     def begin(self, plan: StepPlan) -> None:
         """Hand a step to the worker; at most two are begun and unfinished."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from octavo.backends.cpu.machine import Heads, Machine
 from octavo.backends.cpu.native_machine import NativeMachine
+from octavo.backends.cpu.pooling import Pooler
 from octavo.backends.cpu.rows import Row, RowError, Rows, Span
 from octavo.backends.cpu.sampler import Draw, token_logprobs
 from octavo.base.types.plan import StepPlan, StepResult, TokenLogprobs
@@ -37,6 +38,7 @@ class Outcome:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompts: dict[int, tuple[int, list[TokenLogprobs]]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    pooled: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass
@@ -51,11 +53,12 @@ class Started:
 
 
 class Steps:
-    """Carries out plans, one after the other."""
+    """Carries out plans, one after the other. pooler: makes vectors, in a model that pools."""
 
-    def __init__(self, machine: Machine | NativeMachine, rows: Rows) -> None:
+    def __init__(self, machine: Machine | NativeMachine, rows: Rows, pooler: Pooler | None = None) -> None:
         self.machine = machine
         self.rows = rows
+        self.pooler = pooler
         self._started: Started | None = None
         self._masks: dict[int, bytes] = {}
 
@@ -70,7 +73,9 @@ class Steps:
         try:
             self._apply(plan, started.outcome)
             spans = self._spans(plan, started.outcome)
-            if spans:
+            if spans and self.pooler is not None:
+                self._pool(spans, self.pooler, started.outcome)
+            elif spans:
                 self._forward(spans, started)
         except Exception as error:
             started.error = error
@@ -96,7 +101,25 @@ class Steps:
             logprobs=[outcome.logprobs.get(row) for row in sampled],
             prompt_logprobs={row: found for row, found in outcome.prompts.items() if row not in outcome.failed},
             failed=outcome.failed,
+            pooled=outcome.pooled,
         )
+
+    def _pool(self, spans: list[Span], pooler: Pooler, outcome: Outcome) -> None:
+        batch = self.rows.batch(spans, [])
+        self.machine.forward(batch)
+        states = self.machine.states(batch.num_tokens)
+        for span in spans:
+            vector = self._try(span.row, outcome, self._pooled, span, states, pooler)
+            if vector is not None:
+                outcome.pooled[span.row] = vector
+
+    def _pooled(self, span: Span, states: np.ndarray, pooler: Pooler) -> bytes:
+        row = self.rows.get(span.row)
+        if row.pooling is None or span.start or not span.sample:
+            raise RowError("this model makes a vector of a whole prompt at once, and nothing else")
+        vector = pooler(states[span.first : span.first + span.count], row.pooling)
+        _check(np.isfinite(vector), "vector")
+        return vector.astype("<f4").tobytes()
 
     def _apply(self, plan: StepPlan, outcome: Outcome) -> None:
         for row in plan.ended:

@@ -23,19 +23,21 @@ from octavo.backends.torch.sampling.kinds import Kinds
 from octavo.backends.torch.sampling.tables import NO_TABLES, TokenTables, make_tables
 from octavo.base.errors import OctavoError
 from octavo.base.types.plan import BlockUpdate, RowBegin, RowSampling, RowStep, StepPlan
+from octavo.base.types.pooling import RowPooling
 
 _INT64 = 1 << 64
 
 
 @dataclass
 class RowState:
-    """What the host knows of a row in use. error: why it cannot run, if it cannot."""
+    """What the host knows of a row in use. error: why it cannot run, if it cannot.  pooling: for models that pool."""
 
     sampling: RowSampling
     num_prompt: int
     num_blocks: int = 0
     tables: TokenTables = NO_TABLES
     error: str | None = None
+    pooling: RowPooling | None = None
 
 
 @dataclass
@@ -92,7 +94,7 @@ class Rows:
         begun: dict[int, RowEdits] = {}
         for begin in plan.begins:
             self._end(begin.row)
-            state = self.states[begin.row] = RowState(begin.sampling, begin.num_prompt)
+            state = self.states[begin.row] = RowState(begin.sampling, begin.num_prompt, pooling=begin.pooling)
             try:
                 self._begin(begin, state, tokens, tables)
                 if state.error is None:

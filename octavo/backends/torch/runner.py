@@ -20,6 +20,7 @@ from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_dev
 from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes, row_bytes
 from octavo.backends.torch.forward_graphs import ForwardGraphs, graphed_tokens
 from octavo.backends.torch.layers.decoder import Decoder, check_words
+from octavo.backends.torch.layers.encoder import Encoder
 from octavo.backends.torch.ops.select import choose_ops
 from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.step import Launched, StepRunner, collect
@@ -68,7 +69,7 @@ class TorchBackend:
         """Decode steps as graphs; to be turned off before `allocate`."""
         self.quantization: str | None = None
         """Of quant.ONLINE, what matrices that are stored plainly become; to be set before `load`."""
-        self._decoder: Decoder | None = None
+        self._decoder: Decoder | Encoder | None = None
         self._attention: AttentionStack | None = None
         self._flash: Flash4 | None = None
         self._runner: StepRunner | None = None
@@ -95,8 +96,13 @@ class TorchBackend:
                 quantization=self.quantization,
                 progress=progress,
             )
-            ops = choose_ops(spec, device=self._device, max_model_len=self._max_model_len, quantized=loaded.quantized())
-        self._decoder = Decoder(spec, loaded, ops)
+            if spec.learned:
+                self._decoder = Encoder(spec, loaded, spec.learned)
+            else:
+                most, quantized = self._max_model_len, loaded.quantized()
+                ops = choose_ops(spec, device=self._device, max_model_len=most, quantized=quantized)
+                self._decoder = Decoder(spec, loaded, ops)
+        self.graphs = self.graphs and spec.pooling is None
 
     def memory(self) -> DeviceMemory:
         """`free` leaves room for the rows, a step's intermediate values, those of graphs, and a widened matrix."""
@@ -199,10 +205,10 @@ class TorchBackend:
         self._decoder = self._attention = self._flash = self._runner = None
 
     def _captured_steps(
-        self, decoder: Decoder, rows: Rows, cache: KVCache, attention: AttentionStack
+        self, decoder: Decoder | Encoder, rows: Rows, cache: KVCache, attention: AttentionStack
     ) -> tuple[DecodeSteps, ForwardGraphs] | tuple[()]:
         """Nothing where there are no kernels."""
-        if not attention.capturable:
+        if not attention.capturable or not isinstance(decoder, Decoder) or decoder.spec.pooling:
             return ()
         from octavo.backends.torch.graphs import DecodeStep, DecodeSteps
 
@@ -217,7 +223,7 @@ class TorchBackend:
                 decodes.warm()
         return decodes, forwards
 
-    def _loaded(self) -> Decoder:
+    def _loaded(self) -> Decoder | Encoder:
         if self._decoder is None:
             raise RuntimeError("the model is not loaded, or was closed")
         return self._decoder

@@ -20,12 +20,15 @@ from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch, make_batch
 from octavo.backends.torch.device.transfer import Download, staging, upload
 from octavo.backends.torch.layers.decoder import Decoder
+from octavo.backends.torch.layers.encoder import Encoder
 from octavo.backends.torch.ops.port import Stream
+from octavo.backends.torch.pooling import pool
 from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.sampling.group import Group
 from octavo.backends.torch.sampling.logprobs import Logprobs, PackedLogprobs, is_finite, token_logprobs
 from octavo.backends.torch.sampling.sampler import choose_tokens
 from octavo.base.types.plan import RowStep, StepPlan, StepResult, TokenLogprobs
+from octavo.models.spec import Pooling
 
 if TYPE_CHECKING:
     from octavo.backends.torch.forward_graphs import ForwardGraphs
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOT_FINITE = "the model's output is not finite (NaN or infinity)"
+_NO_SECOND = 2**62  # no position reaches it
 NOTHING_TO_SAMPLE = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to sample"
 NO_MASK = "the row's mask is missing"
 
@@ -57,7 +61,7 @@ class Launched:
     """A step under way. finite: bool, parallel to `ran`.  prompt: row -> (first position, log probabilities).
 
     decoded: of a step of single tokens alone, gives the result after `download`.  rest: what is to be launched when the
-    step's masks have come.
+    step's masks have come.  pooled: row -> float32 vector.
     """
 
     plan: StepPlan
@@ -68,6 +72,7 @@ class Launched:
     prompt: dict[int, tuple[int, list[Logprobs]]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     decoded: Callable[[], StepResult] | None = None
+    pooled: dict[int, Tensor] = field(default_factory=dict)
     rest: Callable[[], None] | None = None
 
 
@@ -77,14 +82,14 @@ class StepRunner:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Decoder | Encoder,
         rows: Rows,
         cache: KVCache,
         attention: PagedAttention,
         decodes: DecodeSteps | None = None,
         forwards: ForwardGraphs | None = None,
     ) -> None:
-        self._decoder, self._rows, self._cache, self._attention = decoder, rows, cache, attention
+        self._model, self._rows, self._cache, self._attention = decoder, rows, cache, attention
         self._decodes, self._forwards = decodes, forwards
 
     def launch(self, plan: StepPlan) -> Launched:
@@ -136,7 +141,30 @@ class StepRunner:
         if not steps:
             return None
         batch = make_batch(steps, self._rows)
+        if self._model.spec.pooling is not None:
+            self._pool(batch, self._model.spec.pooling, launched)
+            return None
         return partial(self._finish, batch, self._forward(batch), launched)
+
+    def _pool(self, batch: Batch, pooling: Pooling, launched: Launched) -> None:
+        asked = [self._rows.state(step.row).pooling for step in batch.steps]
+        types = None
+        if any(one is not None and one.second for one in asked):
+            seconds = [one.second if one is not None and one.second else _NO_SECOND for one in asked]
+            begins = upload(seconds, torch.int64, self._rows.device)[batch.row_index]
+            types = (batch.positions >= begins).long()
+        states = self._model.states(batch, self._cache, self._attention, types)
+        first = 0
+        for step, one in zip(batch.steps, asked, strict=True):
+            span = states[first : first + step.count]
+            first += step.count
+            try:
+                if one is None or step.start or not step.sample:
+                    raise ValueError("this model makes a vector of a whole prompt at once, and nothing else")
+                vector = pool(span, pooling, self._model.weights.more, one)
+                launched.pooled[step.row] = launched.download.add(vector)
+            except Exception as error:
+                _fail(launched, step.row, "pooling", error)
 
     def _finish(self, batch: Batch, stream: Stream, launched: Launched) -> None:
         launched.ran = [step.row for step in batch.steps]
@@ -155,6 +183,12 @@ class StepRunner:
     def _forward(self, batch: Batch) -> Stream:
         stream = None if self._forwards is None else self._forwards.run(batch)
         return self._decoder.forward(batch, self._cache, self._attention) if stream is None else stream
+
+    @property
+    def _decoder(self) -> Decoder:
+        if not isinstance(self._model, Decoder):
+            raise RuntimeError("an encoder samples nothing")
+        return self._model
 
     def _sampling(self, batch: Batch) -> list[list[int]]:
         """Indices of the steps that sample; where there are kernels, those that are beyond them apart."""
@@ -231,7 +265,7 @@ class StepRunner:
         if end <= step.start:
             return
         first = sum(before.count for before in batch.steps[:index])
-        tile = max(1, PROMPT_TILE_ELEMENTS // self._decoder.spec.vocab_size)
+        tile = max(1, PROMPT_TILE_ELEMENTS // self._model.spec.vocab_size)
         parts: list[Logprobs] = []
         for low in range(step.start, end, tile):
             high = min(low + tile, end)
@@ -248,6 +282,9 @@ def collect(launched: Launched) -> StepResult:
     if launched.decoded is not None:
         return _with_failed(launched.decoded(), launched.failed)
     failed = dict(launched.failed)
+    for row, vector in launched.pooled.items():
+        if not bool(vector.isfinite().all()):
+            failed.setdefault(row, NOT_FINITE)
     if launched.finite is not None:
         for row, finite in zip(launched.ran, launched.finite.tolist(), strict=True):
             if not finite:
@@ -277,6 +314,7 @@ def collect(launched: Launched) -> StepResult:
         logprobs=[None if row in failed else logprobs.get(row) for row in rows],
         prompt_logprobs={row: entries for row, entries in prompt.items() if row not in failed},
         failed=failed,
+        pooled={row: vector.numpy().astype("<f4").tobytes() for row, vector in launched.pooled.items()},
     )
 
 

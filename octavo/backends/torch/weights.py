@@ -6,7 +6,7 @@ What is stored quantized stays so where a layer's own matrices are; experts are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from octavo.backends.torch.quant import JOINS, ONLINE, REQUANTIZE, Matrix, Quant
 from octavo.base.errors import ModelFormatError, UnsupportedError
 from octavo.base.types.ports import Progress
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor, Weights
-from octavo.models.spec import Layer, ModelSpec, MoE, RMSNorm
+from octavo.models.spec import MLP, GatedMLP, Layer, LayerNorm, ModelSpec, MoE, RMSNorm
 from octavo.quant.scheme import dequantize
 from octavo.weights.dummy import STANDARD_DEVIATION, DummyWeights
 
@@ -27,7 +27,7 @@ _PLAIN: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "B
 
 @dataclass(frozen=True)
 class MlpWeights:
-    """Matrices are [out, in], here and below.  gate_up: [2 * width, hidden], gate's rows first."""
+    """Matrices are [out, in], here and below.  gate_up: [2 * width, hidden], gate's rows first; of an MLP up alone."""
 
     gate_up: Matrix
     down: Matrix
@@ -53,7 +53,7 @@ class MoEWeights:
 class LayerWeights:
     """Norm weights are float32 with the norm's offset added. Absent ones are None.
 
-    qkv: [(heads + 2 * kv_heads) * head_dim, hidden], q's rows first.
+    qkv: [(heads + 2 * kv_heads) * head_dim, hidden], q's rows first.  after_mixer, after_ffn: [2, hidden], w and b.
     """
 
     qkv: Matrix
@@ -67,17 +67,24 @@ class LayerWeights:
     post_mixer: Tensor | None = None
     pre_ffn: Tensor | None = None
     post_ffn: Tensor | None = None
+    after_mixer: Tensor | None = None
+    after_ffn: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """embed, head: [vocab, hidden], one tensor if tied.  num_bytes: on the device, counted once."""
+    """embed, head: [vocab, hidden], one tensor if tied or if there is no head.  num_bytes: on the device, counted once.
+
+    more: what an encoder and a pooling have besides, by internal name (spec.ModelSpec.parameters); float32, but for the
+    tables that are looked up.
+    """
 
     embed: Tensor
     head: Tensor
-    final_norm: Tensor
+    final_norm: Tensor | None
     layers: tuple[LayerWeights, ...]
     num_bytes: int
+    more: Mapping[str, Tensor] = field(default_factory=dict)
 
     def quantized(self) -> list[QuantizedMatrix]:
         """Those that are."""
@@ -114,10 +121,13 @@ def load_weights(
         loader.schemes = weights.quantized
     embed = loader.dense("embed")
     layers = tuple(_load_layer(loader, f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
-    final_norm = loader.norm("final_norm", spec.final_norm)
-    head = embed if spec.head.tied else loader.dense("head")
-    model = ModelWeights(embed, head, final_norm, layers, 0)
-    return ModelWeights(embed, head, final_norm, layers, _count_bytes(model))
+    final_norm = loader.norm("final_norm", spec.final_norm) if spec.final_norm else None
+    head = embed if spec.head is None or spec.head.tied else loader.dense("head")
+    tables, rest = ("positions", "token_types"), ("embed_norm", "pooler", "classifier")
+    more = {name: loader.dense(name) for name in spec.parameters() if name in tables}
+    more |= {name: loader.plain(name) for name in spec.parameters() if name.removesuffix("_bias") in rest}
+    model = ModelWeights(embed, head, final_norm, layers, 0, more)
+    return replace(model, num_bytes=_count_bytes(model))
 
 
 def to_torch(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
@@ -250,6 +260,10 @@ class _Loader:
         weight = torch.empty(self._source.shape(name), dtype=torch.float32, device=self._device)
         return self._fill(weight, (name,)) + norm.offset
 
+    def plain(self, name: str) -> Tensor:
+        """In float32."""
+        return self._fill(torch.empty(self._source.shape(name), dtype=torch.float32, device=self._device), (name,))
+
     def _fill(self, whole: Tensor, names: Sequence[str]) -> Tensor:
         at = 0
         for name in names:
@@ -270,11 +284,14 @@ def _load_layer(loader: _Loader, prefix: str, layer: Layer) -> LayerWeights:
     def norm(name: str, word: RMSNorm | None) -> Tensor | None:
         return loader.norm(prefix + name, word) if word else None
 
+    def after(name: str, word: LayerNorm | None) -> Tensor | None:
+        return torch.stack([loader.plain(f"{prefix}{name}{part}") for part in ("", "_bias")]) if word else None
+
     mixer, ffn = layer.mixer, layer.ffn
     return LayerWeights(
         qkv=matrix("q", "k", "v"),
         o=matrix("o"),
-        ffn=_load_moe(loader, prefix, ffn) if isinstance(ffn, MoE) else _load_mlp(loader, prefix, bias=ffn.bias),
+        ffn=_load_moe(loader, prefix, ffn) if isinstance(ffn, MoE) else _load_mlp(loader, prefix, ffn),
         qkv_bias=bias("q", "k", "v") if mixer.qkv_bias else None,
         o_bias=bias("o") if mixer.output_bias else None,
         q_norm=norm("q_norm", mixer.qk_norm),
@@ -283,15 +300,18 @@ def _load_layer(loader: _Loader, prefix: str, layer: Layer) -> LayerWeights:
         post_mixer=norm("post_mixer", layer.post_mixer),
         pre_ffn=norm("pre_ffn", layer.pre_ffn),
         post_ffn=norm("post_ffn", layer.post_ffn),
+        after_mixer=after("after_mixer", layer.after_mixer),
+        after_ffn=after("after_ffn", layer.after_ffn),
     )
 
 
-def _load_mlp(loader: _Loader, prefix: str, *, bias: bool) -> MlpWeights:
+def _load_mlp(loader: _Loader, prefix: str, ffn: GatedMLP | MLP) -> MlpWeights:
+    sides = ("up",) if isinstance(ffn, MLP) else ("gate", "up")
     return MlpWeights(
-        gate_up=loader.matrix(prefix + "gate", prefix + "up"),
+        gate_up=loader.matrix(*(prefix + side for side in sides)),
         down=loader.matrix(prefix + "down"),
-        gate_up_bias=loader.dense(prefix + "gate_bias", prefix + "up_bias") if bias else None,
-        down_bias=loader.dense(prefix + "down_bias") if bias else None,
+        gate_up_bias=loader.dense(*(f"{prefix}{side}_bias" for side in sides)) if ffn.bias else None,
+        down_bias=loader.dense(prefix + "down_bias") if ffn.bias else None,
     )
 
 
@@ -341,7 +361,8 @@ def _reporter(spec: ModelSpec, source: _Source, progress: Progress | None) -> Ca
 
 
 def _count_bytes(model: ModelWeights) -> int:
-    outer = [model.embed, model.final_norm] + ([] if model.head is model.embed else [model.head])
+    outer = [model.embed, *model.more.values()] + ([] if model.head is model.embed else [model.head])
+    outer += [] if model.final_norm is None else [model.final_norm]
     inner = [matrix for layer in model.layers for matrix in _matrices(layer)]
     return sum(tensor.nbytes for matrix in (*outer, *inner) for tensor in _tensors(matrix))
 
@@ -352,8 +373,8 @@ def _tensors(matrix: Matrix) -> tuple[Tensor, ...]:
 
 def _matrices(weights: LayerWeights | MlpWeights | MoEWeights) -> Iterator[Matrix]:
     """Vectors too."""
-    for field in fields(weights):
-        value = getattr(weights, field.name)
+    for each in fields(weights):
+        value = getattr(weights, each.name)
         if isinstance(value, MlpWeights | MoEWeights):
             yield from _matrices(value)
         elif value is not None:

@@ -23,6 +23,18 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Which model, and how it is read."""
 
     model: Annotated[str, _d("Path, hub id (org/name[:file.gguf]), package:NAME, or an alias such as smollm2.")]
+    runner: Annotated[
+        Literal["auto", "generate", "pooling"],
+        _d("pooling: vectors in place of text (docs/pooling.md); auto tells by the checkpoint."),
+    ] = "auto"
+    convert: Annotated[
+        Literal["auto", "none", "embed", "classify"],
+        _d("What a model that pools is for; auto: classify where the checkpoint has a classifier, else embed."),
+    ] = "auto"
+    pooler_config: Annotated[
+        dict[str, Any],
+        _d("Keys pooling_type (CLS, MEAN, LAST) and use_activation (normalize), in place of what the checkpoint says."),
+    ] = {}
     tokenizer: Annotated[str | None, _d("Where the tokenizer comes from, if not from the model.")] = None
     skip_tokenizer_init: Annotated[bool, _d("No tokenizer: prompts and outputs are token ids.")] = False
     revision: Annotated[str | None, _d("Branch, tag or commit on the hub, for every file.")] = None

@@ -28,13 +28,22 @@ def from_options(options: dict[str, Any]) -> EngineConfig:
 
 
 def resolve(
-    config: EngineConfig, *, max_position: int, on_gpu: bool = False, block_size: int | None = None
+    config: EngineConfig,
+    *,
+    max_position: int,
+    on_gpu: bool = False,
+    block_size: int | None = None,
+    pooling: bool = False,
 ) -> EngineConfig:
     """Fill in max_model_len, block_size, max_num_batched_tokens and max_num_queued_reqs.
 
-    max_position: tokens the model was made for.  block_size: the device's own default.
-    ConfigError where options contradict each other or the model.
+    max_position: tokens the model was made for.  block_size: the device's own default.  pooling: prompts run whole,
+    and their states cannot be found in a cache. ConfigError where options contradict each other or the model.
     """
+    if pooling:
+        whole = msgspec.structs.replace(config.scheduler, enable_chunked_prefill=False)
+        uncached = msgspec.structs.replace(config.cache, enable_prefix_caching=False)
+        config = msgspec.structs.replace(config, scheduler=whole, cache=uncached)
     max_model_len = _max_model_len(config.model, max_position)
     default = block_size or (DEFAULT_BLOCK_SIZE_GPU if on_gpu else DEFAULT_BLOCK_SIZE)
     return msgspec.structs.replace(
@@ -73,8 +82,9 @@ def _scheduler(scheduler: SchedulerConfig, max_model_len: int, *, on_gpu: bool) 
         )
     if not scheduler.enable_chunked_prefill and batched < max_model_len:
         raise ConfigError(
-            f"max_num_batched_tokens={batched} is below max_model_len={max_model_len} while chunked prefill is off: "
-            f"a long prompt could never run; raise it, lower max_model_len, or enable_chunked_prefill",
+            f"max_num_batched_tokens={batched} is below max_model_len={max_model_len} while chunked prefill is off (as "
+            f"it is for models that pool): a long prompt could never run; raise it, lower max_model_len, or "
+            f"enable_chunked_prefill",
             param="max_num_batched_tokens",
         )
     queued = scheduler.max_num_queued_reqs

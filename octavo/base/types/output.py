@@ -28,7 +28,7 @@ class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
     token_ids, logprobs: new ones only.  prompt_logprobs: all of them (entry 0 is None), once, on the first output
     of sequence 0.  stop_reason: the stop token id, None for end-of-text.  error: message for finish_reason "error",
     error_kind: its class in base.errors, retry_after: seconds, where the engine was full.
-    num_cached_tokens: prompt tokens found in the prefix cache.
+    num_cached_tokens: prompt tokens found in the prefix cache.  pooled: as plan.StepResult has it.
     """
 
     request_id: str
@@ -43,6 +43,7 @@ class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
     retry_after: int = 0
     num_cached_tokens: int = 0
     times: RequestTimes | None = None
+    pooled: bytes | None = None
 
 
 @dataclass

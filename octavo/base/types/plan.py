@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from octavo.base.types.pooling import RowPooling
+
 
 class RowSampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a row's sampler needs, fixed for the row's life; meanings as in SamplingParams.
@@ -39,13 +41,17 @@ class RowSampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class RowBegin(msgspec.Struct, frozen=True, array_like=True):
-    """A sequence takes a row: all its known tokens, of which the first num_prompt are the prompt, and its blocks."""
+    """A sequence takes a row: all its known tokens, of which the first num_prompt are the prompt, and its blocks.
+
+    pooling: the row is for a vector, in a model that pools; it runs whole in one step.
+    """
 
     row: int
     token_ids: list[int]
     num_prompt: int
     blocks: list[int]
     sampling: RowSampling
+    pooling: RowPooling | None = None
 
 
 class BlockUpdate(msgspec.Struct, frozen=True, array_like=True):
@@ -106,6 +112,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_logprobs: row -> (position of the first, entries), for rows that asked and ran prompt tokens; the
     entry at position p describes the prompt's token p, so the first possible position is 1.
     failed: row -> reason; its token (if any) is meaningless and its blocks must not be cached.
+    pooled: row -> float32, little-endian, one vector or one a token; its token is meaningless.
     """
 
     step: int
@@ -113,3 +120,4 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: list[TokenLogprobs | None] = []
     prompt_logprobs: dict[int, tuple[int, list[TokenLogprobs]]] = {}
     failed: dict[int, str] = {}
+    pooled: dict[int, bytes] = {}

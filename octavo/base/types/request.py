@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from octavo.base.types.pooling import RowPooling
 from octavo.base.types.sampling import SamplingParams
 
 
@@ -14,6 +15,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     bad_words_ids: params.bad_words as token id sequences.  seed: never None, drawn where params.seed is None.
     max_tokens: resolved against the context length.  priority: lower runs first (policy "priority").
     arrival: time.monotonic() seconds.  cache_salt: prefixes are shared only between equal salts.
+    pooling: a vector is wanted and nothing is sampled; max_tokens is 0 then and params tell nothing.
     """
 
     request_id: str
@@ -26,3 +28,4 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     arrival: float = 0.0
     cache_salt: str = ""
+    pooling: RowPooling | None = None

@@ -30,6 +30,8 @@ def num_blocks(
     block_size = cache.block_size or DEFAULT_BLOCK_SIZE
     block_bytes = kv_bytes_per_token * block_size
     one_context = -(-max_model_len // block_size)
+    if not block_bytes:  # an encoder's: blocks are counted and hold nothing
+        return one_context * max_num_seqs
     if cache.num_gpu_blocks_override is not None:
         blocks, flag = cache.num_gpu_blocks_override, "--num-gpu-blocks-override"
     elif cache.kv_cache_memory_bytes is not None:

@@ -166,6 +166,7 @@ def _chat_values(request: ChatRequest, values: dict[str, Any]) -> None:
 
 def _check(services: Services, request: GenerationRequest) -> None:
     """What belongs to no sampling parameter."""
+    services.llm.check_generates()
     if request.stream_options is not None and not request.stream:
         raise InputError("stream_options needs stream=true", param="stream_options")
     if request.stream and request.prompt_logprobs is not None:

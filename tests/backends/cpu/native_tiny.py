@@ -71,7 +71,7 @@ def run(
     block_size: int = 1,
     **given: Any,
 ) -> None:
-    """One step, or some in turn, over named arrays; given: ids, positions, slots, spans, num_blocks, finite.
+    """One step, or some in turn, over named arrays; given: ids, positions, slots, types, spans, num_blocks, finite.
 
     With tails, the step is of a program's tail, and tails_finite and best are given.
     """
@@ -94,7 +94,7 @@ def run(
     places = np.cumsum([0, *[len(span.blocks) for span in spans]]).tolist()
     rows = [(s.first, s.start, s.count, place, 0) for s, place in zip(spans, places, strict=False)]
     table = np.concatenate([span.blocks for span in spans]).astype(np.int64) if spans else None
-    names = ("ids", "positions", "slots", "tails")
+    names = ("ids", "positions", "slots", "tails", "types")
     kept = {name: np.ascontiguousarray(given[name], np.int64) for name in names if name in given}
     kept |= {name: given[name] for name in ("finite", "tails_finite", "best") if name in given}
     kept["spans"] = np.array(rows, np.int64)

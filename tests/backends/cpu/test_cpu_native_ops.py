@@ -21,6 +21,7 @@ from octavo.backends.cpu.team import Team
 
 pytestmark = pytest.mark.timeout(1200)  # the first use of a place compiles the kernels for it
 TESTED = {"experts", "add_gated"}  # by test_cpu_experts.py
+TESTED |= {"layer_norm", "activate", "span_attention"}  # by test_cpu_native_encoder_ops.py
 TEAM = Team(1)
 SHAPES = [(1, 1), (1, 7), (3, 33), (19, 80)]
 

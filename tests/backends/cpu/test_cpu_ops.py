@@ -17,6 +17,7 @@ from octavo.backends.cpu.team import Team
 from octavo.models.spec import Attention, RMSNorm
 
 TESTED = {"experts", "add_gated"}  # by test_cpu_experts.py
+TESTED |= {"layer_norm", "activate", "span_attention"}  # by test_cpu_encoder_ops.py
 TEAM = Team(2)
 
 

@@ -9,11 +9,12 @@
 // in this order: the others use the first
 #include "ops_rows.inl"
 #include "ops_attention.inl"
+#include "ops_spans.inl"
 #include "ops_sampling.inl"
 
 namespace octa {
 
-const Ops kOpsAvx512 = {"avx512", rows, attend, merge, scan, combine, finish, draw};
+const Ops kOpsAvx512 = {"avx512", rows, attend, attend_span, merge, scan, combine, finish, draw};
 
 }  // namespace octa
 #endif

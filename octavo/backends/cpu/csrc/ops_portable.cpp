@@ -8,10 +8,11 @@
 // in this order: the others use the first
 #include "ops_rows.inl"
 #include "ops_attention.inl"
+#include "ops_spans.inl"
 #include "ops_sampling.inl"
 
 namespace octa {
 
-const Ops kOpsPortable = {"portable", rows, attend, merge, scan, combine, finish, draw};
+const Ops kOpsPortable = {"portable", rows, attend, attend_span, merge, scan, combine, finish, draw};
 
 }  // namespace octa

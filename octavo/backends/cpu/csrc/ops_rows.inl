@@ -32,9 +32,10 @@ inline void put(float* p, vf v, int64_t lanes) {
 }
 
 void embed(const OctInstruction& o, const OctBatch& batch, OctRange range) {
+    const int64_t* which = o.flag == 0 ? batch.ids : o.flag == 1 ? batch.positions : batch.types;
     for (int64_t t = range.begin; t < range.end; t++) {
         float* out = o.out + t * o.k;
-        oct_dequantize_row(o.scheme, o.weight, out, o.n, o.k, batch.ids[t]);
+        oct_dequantize_row(o.scheme, o.weight, out, o.n, o.k, which[t] + o.window);
         if (o.a != 1.0f) over(o.k, [&](int64_t i, int64_t n) { put(out + i, get(out + i, n) * o.a, n); });
     }
 }
@@ -75,6 +76,37 @@ void rms_norm(const OctInstruction& o, OctRange range) {
             put(out + i, get(in + i, n) * scale * (get(o.bias + i, n) + o.b), n);
         });
     }
+}
+
+void layer_norm(const OctInstruction& o, OctRange range) {
+    const float* weight = static_cast<const float*>(o.weight);
+    for (int64_t t = range.begin; t < range.end; t++) {
+        float *in = o.in + t * o.k, *out = o.out + t * o.k;
+        const float* delta = o.delta + t * o.k;
+        vf total{}, squares{};
+        over(o.k, [&](int64_t i, int64_t n) {
+            const vf v = get(in + i, n) + get(delta + i, n);
+            put(in + i, v, n);
+            total += v;
+        });
+        const float mean = sum(total) / static_cast<float>(o.k);
+        over(o.k, [&](int64_t i, int64_t n) {
+            vf v = get(in + i, n) - mean;
+            for (int64_t lane = n; lane < W; lane++) v[lane] = 0;
+            squares += v * v;
+        });
+        const float scale = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(o.k) + o.a);
+        over(o.k, [&](int64_t i, int64_t n) {
+            put(out + i, (get(in + i, n) - mean) * scale * get(weight + i, n) + get(o.bias + i, n), n);
+        });
+    }
+}
+
+template <vf (*act)(vf)>
+void activate(const OctInstruction& o, OctRange range) {
+    float* out = o.out + range.begin * o.k;
+    const float* in = o.in + range.begin * o.k;
+    over(range.size() * o.k, [&](int64_t i, int64_t n) { put(out + i, act(get(in + i, n)), n); });
 }
 
 void qk_norm(const OctInstruction& o, OctRange range) {
@@ -213,6 +245,11 @@ void rows(const OctInstruction& o, const OctBatch& batch, int64_t begin, int64_t
                                             : write_kv<int8_t>(o, batch, range);
         case OCT_GATED:
             return o.flag == 0 ? gated<silu>(o, range) : o.flag == 1 ? gated<gelu>(o, range) : gated<gelu_tanh>(o, range);
+        case OCT_LAYER_NORM: return layer_norm(o, range);
+        case OCT_ACTIVATE:
+            return o.flag == 0   ? activate<silu>(o, range)
+                   : o.flag == 1 ? activate<gelu>(o, range)
+                                 : activate<gelu_tanh>(o, range);
         case OCT_CHECK: return check(o, batch, range);
         case OCT_GATHER: return gather(o, batch, range);
         default: return;

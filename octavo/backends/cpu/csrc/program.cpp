@@ -160,6 +160,9 @@ void prepare(Step& step) {
             const Cut cut(panels_of(o), machine.pool.size());
             machine.found.resize(static_cast<size_t>(cut.pieces() * step.batch.num_tails));
         }
+        if (step.groups[g].kind == OCT_SPANS)
+            for (int64_t s = 0; s < step.batch.num_spans; s++)
+                scratch = std::max(scratch, octa::span_scratch(step.batch.spans[s].count, o.dim));
         if (step.groups[g].kind != OCT_ATTEND) continue;
         if (static_cast<size_t>(o.shape) >= step.shapes.size()) step.shapes.resize(o.shape + 1);
         Tasks& tasks = step.shapes[o.shape];
@@ -261,6 +264,13 @@ void run_attention(Step& step, const OctGroup& group, Pool& pool, int member) {
     }
 }
 
+void run_spans(Step& step, const OctGroup& group, Pool& pool, int member) {
+    const OctInstruction& o = step.instructions[group.first];
+    float* scratch = step.machine.scratch[member].data();
+    for (int64_t at; (at = pool.take()) < step.batch.num_spans * o.kv_heads;)
+        step.ops.attend_span(o, step.batch.spans[at / o.kv_heads], at % o.kv_heads, scratch);
+}
+
 // Every member walks the whole program; what they share is who takes which piece.
 void walk(void* argument, Pool& pool, int member) {
     Step& step = *static_cast<Step*>(argument);
@@ -274,6 +284,8 @@ void walk(void* argument, Pool& pool, int member) {
         else if (group.kind == OCT_MIX)
             octa::run_experts(*static_cast<const OctExperts*>(step.instructions[group.first].weight), step.ops, batch,
                               pool, member);
+        else if (group.kind == OCT_SPANS)
+            run_spans(step, group, pool, member);
         else
             run_attention(step, group, pool, member);
         if (g + 1 < step.num_groups) pool.barrier();
@@ -316,7 +328,7 @@ void draw(void* argument, Pool& pool, int member) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 4; }
+int32_t oct_abi() { return 5; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 

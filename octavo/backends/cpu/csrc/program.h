@@ -18,7 +18,7 @@ extern "C" {
 enum OctOp : int32_t {
     // row by row: a token's result depends on that token alone
     OCT_ROPE_TABLE = 0,  // cos, sin [T, k] of positions * inv_freq [k], times a
-    OCT_EMBED = 1,       // out = row of packed weight [n, k] * a
+    OCT_EMBED = 1,       // out = row of packed weight [n, k] * a; flag: 0 a token's id tells which, 1 its position, 2 its type; + window
     OCT_ADD = 2,         // out += in [T, k]
     OCT_RMS_NORM = 3,    // in += delta where given; out = in / sqrt(mean(in^2) + a) * (b + bias) [T, k]
     OCT_QUANTIZE = 4,    // act = in [T, k], in the form that products with `scheme` read
@@ -30,12 +30,15 @@ enum OctOp : int32_t {
     OCT_CHECK = 9,       // batch.finite [T]: whether a row of in [T, k] holds finite numbers only
     OCT_GATHER = 10,     // out [N, k] = the tails' rows of in [T, k]
     OCT_ADD_GATED = 11,  // out [T, k] += sigmoid(delta [T]) * in [T, k]
+    OCT_LAYER_NORM = 12,  // in += delta; out = (in - mean) / sqrt(variance + a) * weight + bias [T, k]; weight: floats [k]
+    OCT_ACTIVATE = 13,   // out [T, k] = act(in); flag: as OCT_GATED
     // cut otherwise
     OCT_MATMUL = 20,     // out [T, n] (rows ld_out apart) = in [T, k] @ weight [n, k].T + bias
     OCT_ATTENTION = 21,  // out [T, heads, D] of queries in [T, ld_in] over the cache; a scale, b softcap (0: none), flag: OctCells
     OCT_HEAD = 22,       // as OCT_MATMUL, then out * a, then b * tanh(out / b) where b is not 0; and what is best in it
     OCT_GATE_UP = 24,    // out [T, n] = act(in @ weight.T + bias) * (in @ second.weight.T + its bias); flag: as OCT_GATED
     OCT_EXPERTS = 23,    // a mixture of experts; weight: its OctExperts (experts.h)
+    OCT_SPAN_ATTENTION = 25,  // out [T, heads, D] of in [T, heads + 2 kv_heads, D], each span's tokens over all of the span; a scale
 };
 
 // What a cache keeps of a float. bfloat16: its upper half, rounded to nearest even. int8: x / scale, so rounded, with
@@ -68,12 +71,12 @@ typedef struct {
 } OctInstruction;
 
 // Instructions [first, first + count) that run without a barrier between them: all row by row, or all products, or
-// one attention, or one mixture of experts. tails: whether their rows are the batch's tails.
+// one attention of either kind, or one mixture of experts. tails: whether their rows are the batch's tails.
 typedef struct {
     int32_t kind, first, count, tails;
 } OctGroup;
 
-enum OctKind : int32_t { OCT_ROWS = 0, OCT_PRODUCTS = 1, OCT_ATTEND = 2, OCT_MIX = 3 };
+enum OctKind : int32_t { OCT_ROWS = 0, OCT_PRODUCTS = 1, OCT_ATTEND = 2, OCT_MIX = 3, OCT_SPANS = 4 };
 
 // Tokens [first, first + count) of the batch are a row's positions from `start`; its block table is
 // table[blocks ...], as far as position start + count needs it, and known[tokens ...] are its token ids.
@@ -81,7 +84,7 @@ typedef struct {
     int64_t first, start, count, blocks, tokens;
 } OctSpan;
 
-// ids, positions, slots: [T], made from the spans where null.
+// ids, positions, slots: [T], made from the spans where null.  types: [T], for what looks them up.
 // What the step leaves beside its registers: finite [T], and how many are not; and for each tail, whether its logits are finite and where the
 // first of the largest stands.
 typedef struct {
@@ -96,6 +99,7 @@ typedef struct {
     uint8_t* finite;
     uint8_t* tails_finite;
     int64_t* best;
+    const int64_t* types;
 } OctBatch;
 
 // A draw from logits [vocab], by the order and meaning of sampler.py. temperature 0: the best token, whatever the rest.
@@ -148,6 +152,14 @@ inline int64_t attention_scratch(int64_t rows, int64_t dim) {
     return rows * (dim + 2 * padded(dim) + 4 + 16) + kTile * (2 * kTogether + 2 * (dim + padded(dim)));
 }
 
+// Places that a span's keys, and elements that a value, are padded to.
+inline int64_t span_padded(int64_t count) { return (count + 31) / 32 * 32; }
+
+// Floats that a member needs for attention over a span of `count` tokens: ops_spans.inl lays them out.
+inline int64_t span_scratch(int64_t count, int64_t dim) {
+    return (dim + 4) * span_padded(count) + count * span_padded(dim) + 4 * (dim + span_padded(dim));
+}
+
 // Tokens [begin, end).
 struct OctRange {
     int64_t begin, end;
@@ -168,6 +180,8 @@ struct Ops {
     // one task and KV head, and what the member will take next; `sums`: where it puts unmerged sums
     void (*attend)(const OctInstruction& instruction, const OctBatch& batch, HeadTask now, HeadTask next, float* sums,
                    float* scratch);
+    // an attention over one span, which runs whole, of the heads that share a KV head
+    void (*attend_span)(const OctInstruction& instruction, const OctSpan& span, int64_t kv_head, float* scratch);
     // out of one query group from its `parts` unmerged sums, partial_floats apart
     void (*merge)(const OctInstruction& instruction, const float* sums, int64_t stride, int64_t parts, int64_t token,
                   int64_t head, float* scratch);

@@ -40,6 +40,7 @@ class KVCache:
         self._layers = [
             make((2, num_blocks, block_size, layer.mixer.kv_heads, layer.mixer.head_dim), dtype=dtype, device=device)
             for layer in spec.layers
+            if layer.mixer.causal  # an encoder's layers keep nothing
         ]
 
     def layer(self, layer: int) -> Tensor:

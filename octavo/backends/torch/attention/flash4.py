@@ -121,7 +121,7 @@ def preferred_block_size(
     """Tokens a block with which these kernels run some of the model's layers; None where they run none."""
     if missing(device) is not None:
         return None
-    mixers = {layer.mixer for layer in spec.layers}
+    mixers = {layer.mixer for layer in spec.layers if layer.mixer.causal}
     taken = [m for m in mixers if not refusals(m, dtype=dtype, cache_dtype=cache_dtype, block_size=BLOCK_SIZE)]
     return BLOCK_SIZE if taken else None
 
@@ -136,7 +136,7 @@ class Flash4:
         self._variants: list[Variant | None] = []
         self._reasons: list[str] = []
         reason = missing(device)
-        for layer in (each.mixer for each in spec.layers):
+        for layer in (each.mixer for each in spec.layers if each.mixer.causal):
             reasons = [reason] if reason else []
             if reason is None:
                 reasons = refusals(layer, dtype=dtype, cache_dtype=cache_dtype, block_size=block_size)

@@ -45,6 +45,8 @@ class AttentionStack:
         chosen: dict[str, tuple[Implementation, dict[int, Attention]]] = {}
         told: set[str] = set()
         for i, layer in enumerate(spec.layers):
+            if not layer.mixer.causal:
+                continue  # an encoder attends without a cache
             case = Case(layer.mixer, cache.dtype, cache.device.type, cache.block_size)
             implementation, refusals = choose(case)
             chosen.setdefault(implementation.name, (implementation, {}))[1][i] = layer.mixer

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from octavo.backends.torch.sampling.edits import FIELDS, MOST_EDITS
-from octavo.models.spec import GatedMLP, ModelSpec, MoE
+from octavo.models.spec import MLP, GatedMLP, ModelSpec, MoE
 
 _GROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -50,9 +50,9 @@ def row_bytes(*, max_model_len: int, block_size: int, vocab_size: int) -> int:
     return known + lists + vocab_size // 4 + 4 * (max_model_len + 1)
 
 
-def _feed_bytes(ffn: GatedMLP | MoE, hidden: int, element: int) -> int:
+def _feed_bytes(ffn: GatedMLP | MLP | MoE, hidden: int, element: int) -> int:
     """Of one token: gate_up, its halves and their product; with experts also their inputs and outputs, and p."""
-    if isinstance(ffn, GatedMLP):
+    if isinstance(ffn, GatedMLP | MLP):
         return ffn.width * 4 * element
     routed = ffn.top_k * (ffn.width * 4 * element + hidden * (3 * element + 4))
     return routed + (ffn.shared_width or 0) * 4 * element + ffn.experts * 8

@@ -16,9 +16,10 @@ from octavo.backends.torch.layers.mlp import ACTIVATIONS
 from octavo.backends.torch.ops.port import Ops, Stream
 from octavo.backends.torch.weights import LayerWeights, MlpWeights, ModelWeights, MoEWeights
 from octavo.base.errors import UnsupportedError
-from octavo.models.spec import Attention, GatedMLP, Layer, ModelSpec, MoE, RMSNorm
+from octavo.models.spec import MLP, Attention, GatedMLP, Head, Layer, LayerNorm, ModelSpec, MoE, RMSNorm
 
 WORDS = (Attention, GatedMLP, MoE, RMSNorm)
+ENCODER_WORDS = (Attention, MLP, LayerNorm)
 
 
 class Decoder:
@@ -57,11 +58,19 @@ class Decoder:
 
     def finish(self, stream: Stream, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """For tokens int64 [n]: what the head reads, [n, hidden], and int32 [n]: 1 where the stream is finite."""
-        return self.ops.finish(stream, tokens, self.weights.final_norm, self.spec.final_norm)
+        weight, norm = self.weights.final_norm, self.spec.final_norm
+        if weight is None or norm is None:
+            raise RuntimeError("a decoder ends in a norm")
+        return self.ops.finish(stream, tokens, weight, norm)
+
+    def states(self, batch: Batch, cache: KVCache, attention: PagedAttention, types: Tensor | None) -> Tensor:
+        """Every token's final state, [tokens, hidden], for a model that pools. types: not for decoders."""
+        stream = self.forward(batch, cache, attention)
+        return self.finish(stream, torch.arange(len(batch.token_ids), device=batch.token_ids.device))[0]
 
     def logits(self, h: Tensor) -> Tensor:
         """h: of `finish` -> float32 [n, vocab]."""
-        head = self.spec.head
+        head = self.spec.head or Head(tied=True)
         logits = self.ops.logits(h, self.weights.head)
         if head.scale != 1.0:
             logits = logits * head.scale
@@ -95,10 +104,11 @@ class Decoder:
 
 def check_words(spec: ModelSpec) -> None:
     """UnsupportedError naming the layer and the word, where a layer is made of anything that is not implemented."""
+    known = ENCODER_WORDS if spec.learned else WORDS
     for i, layer in enumerate(spec.layers):
-        norms = (layer.pre_mixer, layer.post_mixer, layer.pre_ffn, layer.post_ffn)
+        norms = (layer.pre_mixer, layer.post_mixer, layer.pre_ffn, layer.post_ffn, layer.after_mixer, layer.after_ffn)
         for word in (layer.mixer, layer.ffn, *(norm for norm in norms if norm)):
-            if type(word) not in WORDS:
+            if type(word) not in known:
                 raise UnsupportedError(f"layers.{i}: the torch backend cannot run {type(word).__name__}")
         if layer.ffn.act not in ACTIVATIONS:
             raise UnsupportedError(

@@ -1,0 +1,65 @@
+"""In: a prompt's final states. Out: the vector that a Pooling makes of them, in NumPy: it is little work."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from octavo.base.types.pooling import RowPooling
+from octavo.base.types.tensor import StoredTensor, Weights
+from octavo.models.spec import Pooling
+from octavo.quant import dequantize, dequantize_matrix
+
+
+class Pooler:
+    """A Pooling with its weights, float32."""
+
+    def __init__(self, pooling: Pooling, weights: Weights) -> None:
+        self._pooling = pooling
+        names = ["pooler", "pooler_bias"] if pooling.dense else []
+        names += ["classifier"] if pooling.labels else []
+        names += ["classifier_bias"] if pooling.label_bias else []
+        self._weights = {name: _load(weights, name) for name in names}
+
+    def __call__(self, states: np.ndarray, asked: RowPooling) -> np.ndarray:
+        """states [tokens, hidden] -> float32 [width], or [tokens, width] with asked.tokens."""
+        if asked.tokens:
+            return self._embedding(states, asked)
+        vector = _pool(states, self._pooling.kind)
+        if self._pooling.dense:
+            vector = np.tanh(self._weights["pooler"] @ vector + self._weights["pooler_bias"])
+        if not self._pooling.labels:
+            return self._embedding(vector, asked)
+        logits = self._weights["classifier"] @ vector
+        if self._pooling.label_bias:
+            logits += self._weights["classifier_bias"]
+        return _activated(logits, self._pooling.activation) if asked.activate else logits
+
+    def _embedding(self, vectors: np.ndarray, asked: RowPooling) -> np.ndarray:
+        if asked.dimensions:
+            vectors = vectors[..., : asked.dimensions]
+        if not asked.activate:
+            return vectors
+        # a vector of zeros stays one, as in PyTorch's normalize
+        lengths = np.maximum(np.sqrt(np.square(vectors, dtype=np.float64).sum(-1, keepdims=True)), 1e-12)
+        unit: np.ndarray = (vectors / lengths).astype(np.float32)
+        return unit
+
+
+def _pool(states: np.ndarray, kind: str) -> np.ndarray:
+    pooled: np.ndarray = (
+        states.mean(axis=0, dtype=np.float64) if kind == "mean" else states[-1 if kind == "last" else 0]
+    )
+    return pooled.astype(np.float32)
+
+
+def _activated(logits: np.ndarray, name: str) -> np.ndarray:
+    if name == "identity":
+        return logits
+    p: np.ndarray = np.exp(logits - logits.max()) if name == "softmax" else 1 / (1 + np.exp(-logits))
+    return p / p.sum() if name == "softmax" else p
+
+
+def _load(weights: Weights, name: str) -> np.ndarray:
+    stored = weights[name]
+    whole = dequantize(stored) if isinstance(stored, StoredTensor) else dequantize_matrix(stored)
+    return np.ascontiguousarray(whole, np.float32)

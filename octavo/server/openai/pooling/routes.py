@@ -1,0 +1,169 @@
+"""POST /v1/embeddings, /pooling, /classify, /score, /rerank (Jina's and Cohere's) and /v2/embed (Cohere's)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from octavo.api.pooling import Pair, as_score, cosine_score, default_task, match_pairs, vector
+from octavo.api.prompts import Prompt
+from octavo.base.errors import InputError
+from octavo.base.types.pooling import PoolingParams
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.openai.pooling import replies
+from octavo.server.openai.pooling.run import head, read, run, shown, split, usage
+from octavo.server.openai.pooling.types import (
+    ClassifyRequest,
+    Document,
+    EmbeddingRequest,
+    EmbedRequest,
+    PoolingRequest,
+    PoolRequest,
+    RerankRequest,
+    ScoreRequest,
+)
+from octavo.server.services import Services
+
+# Cohere's input types -> sentence-transformers' usual names of prompts, in order
+PROMPTS = {
+    "search_query": ("query", "search_query"),
+    "search_document": ("document", "passage", "search_document"),
+    "classification": ("classification", "Classification"),
+    "clustering": ("clustering", "Clustering"),
+}
+
+
+async def create_embeddings(services: Services, exchange: Exchange) -> Reply:
+    """A vector an input."""
+    request = await read(services, exchange, EmbeddingRequest)
+    params = _params(request, task="embed")
+    outputs = await run(services, split(request.input), params, name="input", request=request)
+    data = [
+        replies.Embedding(index, shown(output.outputs.data, request.encoding_format))
+        for index, output in enumerate(outputs)
+    ]
+    begin = head(services, exchange, request, "embd-")
+    return Reply(msgspec.json.encode(replies.EmbeddingsReply(data=data, usage=usage(outputs), **begin)))
+
+
+async def create_pooling(services: Services, exchange: Exchange) -> Reply:
+    """What the model makes of each input, or the task that is asked for."""
+    request = await read(services, exchange, PoolRequest)
+    params = _params(request, task=request.task)
+    outputs = await run(services, split(request.input), params, name="input", request=request)
+    data = [
+        replies.Pooled(index, shown(output.outputs.data, request.encoding_format))
+        for index, output in enumerate(outputs)
+    ]
+    begin = head(services, exchange, request, "pool-")
+    return Reply(msgspec.json.encode(replies.PoolingReply(data=data, usage=usage(outputs), **begin)))
+
+
+async def create_classes(services: Services, exchange: Exchange) -> Reply:
+    """Probabilities of the classes, and the likeliest class, an input."""
+    request = await read(services, exchange, ClassifyRequest)
+    outputs = await run(
+        services, split(request.input), _params(request, task="classify"), name="input", request=request
+    )
+    labels, data = services.llm.model.labels, []
+    for index, output in enumerate(outputs):
+        probs = vector(output)
+        data.append(replies.Classes(index, labels[probs.index(max(probs))], probs, len(probs)))
+    begin = head(services, exchange, request, "classify-")
+    return Reply(msgspec.json.encode(replies.ClassesReply(data=data, usage=usage(outputs), **begin)))
+
+
+async def create_scores(services: Services, exchange: Exchange) -> Reply:
+    """How well texts fit."""
+    request = await read(services, exchange, ScoreRequest)
+    firsts, first = _either(request, "text_1", "queries")
+    seconds, second = _either(request, "text_2", "documents")
+    scores, counted = await _score(services, match_pairs(firsts, seconds, (first, second)), request, name=second)
+    data = [replies.Score(index, score) for index, score in enumerate(scores)]
+    begin = head(services, exchange, request, "score-")
+    return Reply(msgspec.json.encode(replies.ScoresReply(data=data, usage=counted, **begin)))
+
+
+async def create_rerank(services: Services, exchange: Exchange) -> Reply:
+    """Documents by how well they fit the query, the best first."""
+    request = await read(services, exchange, RerankRequest)
+    texts = [document.text if isinstance(document, Document) else document for document in request.documents]
+    scores, counted = await _score(services, [Pair(request.query, text) for text in texts], request, name="documents")
+    order = sorted(range(len(texts)), key=lambda index: -scores[index])[: request.top_n or None]
+    results = [
+        replies.RerankResult(index, scores[index])
+        if request.return_documents is False
+        else replies.RerankResult(index, scores[index], replies.DocumentText(texts[index]))
+        for index in order
+    ]
+    begin = head(services, exchange, request, "rerank-")
+    reply = replies.RerankReply(id=begin["id"], model=begin["model"], usage=counted, results=results)
+    return Reply(msgspec.json.encode(reply))
+
+
+async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Reply:
+    """Vectors of texts, in each of the types that are asked for."""
+    request = await read(services, exchange, EmbedRequest)
+    longest = request.max_tokens
+    if request.truncate == "NONE":
+        if longest is not None:
+            raise InputError("max_tokens cuts texts: it needs truncate END", param="max_tokens")
+    elif longest is None:
+        longest = -1
+    params = PoolingParams(task="embed", dimensions=request.output_dimension, truncate_prompt_tokens=longest)
+    known = services.llm.model.prompts
+    names = PROMPTS[request.input_type] if request.input_type else ()
+    prefix = next((known[name] for name in names if name in known), "")
+    prompts = [Prompt(prefix + text, None) for text in request.texts]
+    outputs = await run(services, prompts, params, name="texts", request=request)
+    embeddings = {
+        kind: [shown(output.outputs.data, kind) for output in outputs]
+        for kind in dict.fromkeys(request.embedding_types or ["float"])
+    }
+    billed = replies.BilledUnits(usage(outputs).prompt_tokens)
+    reply = replies.EmbedReply(
+        id=exchange.request_id,
+        embeddings=embeddings,
+        texts=request.texts,
+        meta=replies.EmbedMeta(replies.ApiVersion(), billed),
+    )
+    return Reply(msgspec.json.encode(reply))
+
+
+async def _score(
+    services: Services, pairs: list[Pair], request: PoolingRequest, *, name: str
+) -> tuple[list[float], Any]:
+    """A cross-encoder reads each pair; of a model that makes embeddings it is the cosine of the two texts'."""
+    if default_task(services.llm.model.spec.pooling) == "classify":
+        found = await run(services, pairs, _params(request, task="score"), name=name, request=request)
+        return [as_score(output).outputs.score for output in found], usage(found)
+    texts = list(dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second)))
+    prompts = [Prompt(text, None) for text in texts]
+    found = await run(services, prompts, _params(request, task="embed"), name=name, request=request)
+    known = dict(zip(texts, found, strict=True))
+    return [cosine_score(known[p.first], known[p.second]).outputs.score for p in pairs], usage(found)
+
+
+def _params(request: PoolingRequest, *, task: Any) -> PoolingParams:
+    activate = request.use_activation
+    if isinstance(request, EmbeddingRequest) and request.normalize is not None:
+        if activate is not None and activate != request.normalize:
+            raise InputError("normalize and use_activation are one thing, and contradict each other", param="normalize")
+        activate = request.normalize
+    return PoolingParams(
+        task=task,
+        dimensions=request.dimensions if isinstance(request, EmbeddingRequest) else None,
+        use_activation=activate,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+    )
+
+
+def _either(request: ScoreRequest, name: str, other: str) -> tuple[list[str], str]:
+    """The texts in the one of two fields that is given, and its name."""
+    given = [(key, value) for key in (name, other) if (value := getattr(request, key)) is not None]
+    if len(given) != 1:
+        what = "is required" if not given else f"and {other} are one thing; send one of them"
+        raise InputError(f"{name} {what}", param=name)
+    key, value = given[0]
+    return [value] if isinstance(value, str) else value, key

@@ -1,0 +1,104 @@
+"""Texts and PoolingParams of one HTTP request in; the outputs of all, in order, out. Leaving aborts the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sys
+import time
+from array import array
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from octavo.api.pooling import AnyPoolingOutput, Pair
+from octavo.api.prompts import Prompt
+from octavo.base.errors import InputError, RequestFailedError
+from octavo.base.types.pooling import PoolingParams
+from octavo.server.exchange import Exchange
+from octavo.server.openai.decode import decode
+from octavo.server.openai.pooling.replies import Vector
+from octavo.server.openai.replies import PromptTokensDetails, Usage
+from octavo.server.openai.types import MAX_PROMPTS
+from octavo.server.services import Services
+
+Request = TypeVar("Request", bound=msgspec.Struct)
+
+
+async def read(services: Services, exchange: Exchange, kind: type[Request]) -> Request:
+    """The body as `kind`, its model checked; from now on a client that goes away ends the work."""
+    request = decode(await services.traffic.read_body(exchange), kind)
+    services.names.check(getattr(request, "model", None))
+    if getattr(request, "priority", None) and services.llm.config.scheduler.scheduling_policy != "priority":
+        raise InputError("priority needs a server started with --scheduling-policy priority", param="priority")
+    exchange.watch()
+    return request
+
+
+async def run(
+    services: Services, prompts: Sequence[Prompt | Pair], params: PoolingParams, *, name: str, request: Any
+) -> list[AnyPoolingOutput]:
+    """One output a prompt; name: of the field that they came in. Raises what ended the first that did not succeed."""
+    if len(prompts) > MAX_PROMPTS:
+        raise InputError(f"{name} holds {len(prompts)} entries; at most {MAX_PROMPTS} are taken", param=name)
+    slots = asyncio.Semaphore(services.llm.config.scheduler.max_num_seqs)
+
+    async def one(prompt: Prompt | Pair) -> AnyPoolingOutput:
+        async with slots:
+            output = await services.llm.pool(prompt, params, priority=request.priority or 0)
+        services.metrics.pooled(output)
+        if output.error is not None:
+            raise RequestFailedError(output.error)
+        return output
+
+    tasks = [asyncio.create_task(one(prompt)) for prompt in prompts]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except InputError as error:
+        if error.param != "prompt":
+            raise
+        raise type(error)(error.message, param=name) from None
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def split(source: str | list[int | str | list[int]], *, prefix: str = "") -> list[Prompt]:
+    """A text, token ids, or a list of either, as prompts. prefix: stands before each text."""
+    if isinstance(source, str):
+        return [Prompt(prefix + source, None)]
+    kinds = set(map(type, source))
+    if len(kinds) != 1:
+        what = "mixes texts, token ids and lists; send one kind" if kinds else "is empty; send a text or token ids"
+        raise InputError(f"input {what}", param="input")
+    if kinds == {int}:
+        return [Prompt(None, [token for token in source if isinstance(token, int)])]
+    return [Prompt(prefix + one, None) if isinstance(one, str) else Prompt(None, one) for one in source]  # type: ignore[arg-type]
+
+
+def usage(outputs: Sequence[AnyPoolingOutput]) -> Usage:
+    """Tokens of all prompts."""
+    tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    return Usage(tokens, 0, tokens, PromptTokensDetails(sum(output.num_cached_tokens for output in outputs)))
+
+
+def shown(data: list[float] | list[list[float]], encoding: str | None) -> Vector:
+    """The numbers, or their bytes."""
+    if encoding != "base64":
+        return [*data]
+    rows = (row if isinstance(row, list) else [row] for row in data)
+    numbers = array("f", [number for row in rows for number in row])
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def head(services: Services, exchange: Exchange, request: Any, prefix: str) -> dict[str, Any]:
+    """What replies begin with."""
+    return {
+        "id": prefix + (getattr(request, "request_id", None) or exchange.request_id),
+        "created": int(time.time()),
+        "model": request.model or services.names.first,
+    }

@@ -1,0 +1,88 @@
+"""The JSON bodies of the routes that pool, as types. A field that is not here is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from octavo.server.openai.types import Identifier, Label, Priority
+
+Model = Annotated[str, Meta(max_length=512)] | None
+Texts = Annotated[list[str], Meta(min_length=1)]
+Input = str | list[int | str | list[int]]
+"""A text, token ids, or a list of either."""
+
+
+class PoolingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all routes share; truncate_prompt_tokens and use_activation as in PoolingParams. user is a label."""
+
+    model: Model = None
+    truncate_prompt_tokens: int | None = None
+    use_activation: bool | None = None
+    priority: Priority | None = None
+    request_id: Label | None = None
+    user: Identifier | None = None
+
+
+class EmbeddingRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/embeddings. normalize: vLLM's older name of use_activation."""
+
+    input: Input
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    normalize: bool | None = None
+
+
+class PoolRequest(EmbeddingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /pooling. task: as in PoolingParams."""
+
+    task: Literal["embed", "classify", "token_embed"] | None = None
+
+
+class ClassifyRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /classify."""
+
+    input: Input
+
+
+class ScoreRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /score. One text with each of many, or pair by pair; queries and documents are further names of the two."""
+
+    text_1: str | Texts | None = None
+    text_2: str | Texts | None = None
+    queries: str | Texts | None = None
+    documents: str | Texts | None = None
+
+
+class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A document as an object."""
+
+    text: str
+
+
+class RerankRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /rerank, as Jina and Cohere have it. top_n: most results; 0 or absent: all."""
+
+    query: str
+    documents: Annotated[list[str | Document], Meta(min_length=1)]
+    top_n: Annotated[int, Meta(ge=0)] | None = None
+    return_documents: bool | None = None
+
+
+class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v2/embed, as Cohere has it.
+
+    input_type: chooses what texts begin with, where the model's sentence-transformers files have prompts.
+    truncate: NONE refuses a text that is too long, END cuts it.
+    """
+
+    model: Model = None
+    texts: Texts
+    input_type: Literal["search_document", "search_query", "classification", "clustering"] | None = None
+    embedding_types: Annotated[list[Literal["float", "base64"]], Meta(min_length=1)] | None = None
+    output_dimension: int | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    truncate: Literal["NONE", "END"] | None = None
+    priority: Priority | None = None

@@ -1,0 +1,127 @@
+"""Vectors, probabilities and scores of random models beside Transformers' own code, on both backends."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import encoders
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from octavo import LLM, PoolingParams
+
+DEVICES = ("cpu", "torch:cpu")
+LENGTHS = (5, 1, 23, 64, 5, 40)
+TEXTS = ["An octavo is a sheet folded.", "The quick brown fox.", "Greedy output equals the reference's."]
+QUERY = "eight pages"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("encoders")
+
+
+def folder_of(folders: Path, name: str) -> Path:
+    folder = folders / name
+    if folder.exists():
+        return folder
+    make = encoders.make_encoder if name in encoders.CASES else checkpoints.make_checkpoint
+    return make(name, folder)
+
+
+def prompts(vocab: int = encoders.VOCAB_SIZE, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
+    return [np.random.default_rng(i).integers(5, vocab, n).tolist() for i, n in enumerate(lengths)]
+
+
+def hidden(model: Any, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+
+
+def pooled(states: torch.Tensor, kind: str) -> np.ndarray:
+    vector = {"CLS": states[0], "LAST": states[-1], "MEAN": states.mean(0)}[kind]
+    return torch.nn.functional.normalize(vector, dim=0).numpy()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bert", "MEAN"), ("bert", "LAST"), ("roberta", "CLS"), ("xlm_roberta", "CLS")]
+)
+def test_embeddings_are_transformers_own(folders: Path, device: Any, name: str, kind: str) -> None:
+    folder = folder_of(folders, name)
+    model = encoders.hf_encoder(name, folder)
+    rows = [ids[:62] for ids in prompts()]  # RoBERTa's positions begin after two rows
+    with LLM(str(folder), device=device, pooler_config={"pooling_type": kind}) as llm:
+        outputs = llm.embed(rows, use_tqdm=False)
+        alone = llm.embed(rows[2], use_tqdm=False)[0].outputs.embedding
+        states = llm.encode(rows[0], PoolingParams(use_activation=False), pooling_task="token_embed", use_tqdm=False)
+    for ids, output in zip(rows, outputs, strict=True):
+        np.testing.assert_allclose(output.outputs.embedding, pooled(hidden(model, ids), kind), atol=1e-5)
+    np.testing.assert_allclose(alone, outputs[2].outputs.embedding, atol=1e-6)
+    np.testing.assert_allclose(states[0].outputs.data, hidden(model, rows[0]).numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_classes_are_transformers_own(folders: Path, device: Any) -> None:
+    folder = folder_of(folders, "bert_classifier")
+    model = encoders.hf_encoder("bert_classifier", folder)
+    with LLM(str(folder), device=device) as llm:
+        outputs = llm.classify(prompts(), use_tqdm=False)
+        raw = llm.classify(prompts()[0], pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+    for ids, output in zip(prompts(), outputs, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0]
+        np.testing.assert_allclose(output.outputs.probs, logits.softmax(-1).numpy(), atol=1e-5)
+        if ids == prompts()[0]:
+            np.testing.assert_allclose(raw[0].outputs.probs, logits.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["bert_cross", "roberta_cross"])
+def test_scores_are_transformers_own(folders: Path, device: Any, name: str) -> None:
+    folder = folder_of(folders, name)
+    model = encoders.hf_encoder(name, folder)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    with LLM(str(folder), device=device) as llm:
+        outputs = llm.score(QUERY, TEXTS, use_tqdm=False)
+    for text, output in zip(TEXTS, outputs, strict=True):
+        pair = tokenizer(QUERY, text, return_tensors="pt", return_token_type_ids=True)
+        if name.startswith("roberta"):
+            pair["token_type_ids"].zero_()
+        with torch.no_grad():
+            logit = model(**pair).logits[0, 0]
+        assert output.outputs.score == pytest.approx(float(logit.sigmoid()), abs=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "kind"), [("qwen3", "LAST"), ("gemma3_text", "MEAN")])
+def test_decoders_pool_transformers_states(folders: Path, device: Any, name: str, kind: str) -> None:
+    folder = folder_of(folders, name)
+    model = checkpoints.hf_model(folder).model
+    rows = prompts(checkpoints.VOCAB_SIZE - 4)
+    with LLM(str(folder), device=device, runner="pooling", pooler_config={"pooling_type": kind}) as llm:
+        outputs = llm.embed(rows, use_tqdm=False)
+    for ids, output in zip(rows, outputs, strict=True):
+        np.testing.assert_allclose(output.outputs.embedding, pooled(hidden(model, ids), kind), atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_decoder_that_classifies(folders: Path, device: Any) -> None:
+    folder = folders / "qwen3_classifier"
+    if not folder.exists():
+        config = transformers.Qwen3Config(**checkpoints.BASE, head_dim=16, num_labels=3)
+        model = transformers.Qwen3ForSequenceClassification(config)
+        checkpoints.save_random(model, folder, seed=zlib.crc32(b"classifier"))
+    model = transformers.Qwen3ForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = prompts(checkpoints.VOCAB_SIZE - 4)
+    with LLM(str(folder), device=device, skip_tokenizer_init=True) as llm:
+        outputs = llm.classify(rows, use_tqdm=False)
+    for ids, output in zip(rows, outputs, strict=True):
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([ids])).logits[0].softmax(-1)
+        np.testing.assert_allclose(output.outputs.probs, expected.numpy(), atol=1e-5)

@@ -1,0 +1,210 @@
+"""The routes that pool, over real engines with small random encoders: shapes, equality with LLM, errors by name."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import encoders
+import msgspec
+import numpy as np
+import openai
+import pytest
+from serving import LiveServer, wait_for
+from test_bad_input import VALUES, check_form, with_field
+
+from octavo.api.async_llm import AsyncLLM
+from octavo.api.llm import LLM
+from octavo.server.openai.pooling import types
+
+OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "max_num_seqs": 8, "max_num_queued_reqs": 64}
+TEXTS = ["An octavo is a sheet folded.", "The quick brown fox.", "Greedy output equals the reference's."]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = encoders.make_encoder("bert", tmp_path_factory.mktemp("bert"))
+    encoders.write_sentence_files(path, mode="mean_tokens", normalize=True)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "matryoshka_dimensions": [8, 16]}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def embedder(folder: Path) -> Iterator[LiveServer]:
+    with LiveServer(AsyncLLM(str(folder), **OPTIONS), served_model_name=["e"]) as live:
+        yield live
+        wait_for(lambda: len(live.app.traffic) == 0)
+        assert live.run(lambda: live.llm.call("check")) is True
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[list[float]]:
+    with LLM(str(folder), device="cpu") as llm:
+        return [output.outputs.embedding for output in llm.embed(TEXTS, use_tqdm=False)]
+
+
+@pytest.fixture(scope="module", params=["bert_classifier", "bert_cross"])
+def classifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    path = encoders.make_encoder(request.param, tmp_path_factory.mktemp(request.param))
+    with LiveServer(AsyncLLM(str(path), **OPTIONS)) as live:
+        yield live
+
+
+def ok(server: LiveServer, path: str, **body: Any) -> Any:
+    answer = server.post(path, body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(server: LiveServer, path: str, param: str | None, text: str, **body: Any) -> None:
+    error = check_form(server.post(path, body))
+    assert error["param"] == param, error
+    assert text in error["message"]
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_openais_client(embedder: LiveServer, expected: list[list[float]], encoding: Any) -> None:
+    client = openai.OpenAI(base_url=embedder.url + "/v1", api_key="none")
+    reply = client.embeddings.create(model="e", input=TEXTS, encoding_format=encoding)
+    for index, entry in enumerate(reply.data):
+        vector: Any = entry.embedding
+        if encoding == "base64":
+            vector = np.frombuffer(base64.b64decode(vector), "<f4")
+        np.testing.assert_allclose(vector, expected[index], atol=1e-6)
+    assert [entry.index for entry in reply.data] == [0, 1, 2]
+    assert reply.usage.prompt_tokens == reply.usage.total_tokens > 20
+    # the client's own default asks for base64 and gives numbers
+    np.testing.assert_allclose(
+        client.embeddings.create(model="e", input=TEXTS[0]).data[0].embedding, expected[0], atol=1e-6
+    )
+    short = client.embeddings.create(model="e", input=TEXTS[:1], dimensions=8).data[0].embedding
+    cut = np.array(expected[0][:8])
+    np.testing.assert_allclose(short, cut / np.linalg.norm(cut), atol=1e-6)
+
+
+def test_inputs_as_token_ids(embedder: LiveServer, expected: list[list[float]]) -> None:
+    ids = ok(embedder, "/tokenize", prompt=TEXTS[1])["tokens"]
+    for given in (ids, [ids]):
+        vector = ok(embedder, "/v1/embeddings", input=given)["data"][0]["embedding"]
+        np.testing.assert_allclose(vector, expected[1], atol=1e-6)
+    refused(embedder, "/v1/embeddings", "input", "token id -1", input=[5, -1])
+    refused(embedder, "/v1/embeddings", "input", f"token id {encoders.VOCAB_SIZE}", input=[[encoders.VOCAB_SIZE]])
+    refused(embedder, "/v1/embeddings", "input", "mixes", input=[5, "a"])
+    refused(embedder, "/v1/embeddings", "input", "empty", input=[])
+
+
+def test_long_texts(embedder: LiveServer) -> None:
+    text = "fox " * 50
+    refused(embedder, "/v1/embeddings", "input", "truncate_prompt_tokens", input=[TEXTS[0], text])
+    whole = ok(embedder, "/v1/embeddings", input=text, truncate_prompt_tokens=-1)
+    assert whole["usage"]["prompt_tokens"] == 32
+    assert ok(embedder, "/v1/embeddings", input=text, truncate_prompt_tokens=9)["usage"]["prompt_tokens"] == 9
+    refused(embedder, "/v1/embeddings", "truncate_prompt_tokens", "32 tokens", input=text, truncate_prompt_tokens=33)
+
+
+def test_dimensions_and_normalization(embedder: LiveServer, expected: list[list[float]]) -> None:
+    refused(embedder, "/v1/embeddings", "dimensions", "one of 8, 16", input="a", dimensions=9)
+    plain = ok(embedder, "/v1/embeddings", input=TEXTS[0], normalize=False)["data"][0]["embedding"]
+    assert np.linalg.norm(plain) != pytest.approx(1.0, abs=1e-3)
+    np.testing.assert_allclose(plain / np.linalg.norm(plain), expected[0], atol=1e-6)
+
+
+def test_every_tokens_vector(embedder: LiveServer) -> None:
+    reply = ok(embedder, "/pooling", input=TEXTS[:1], task="token_embed")
+    assert np.array(reply["data"][0]["data"]).shape == (reply["usage"]["prompt_tokens"], encoders.BASE["hidden_size"])
+    one = ok(embedder, "/pooling", input=TEXTS[0])["data"][0]
+    assert (one["object"], len(one["data"])) == ("pooling", encoders.BASE["hidden_size"])
+    refused(embedder, "/pooling", "task", "makes embeddings", input="a", task="classify")
+
+
+def test_coheres_embeddings(embedder: LiveServer, expected: list[list[float]]) -> None:
+    body = {"texts": TEXTS, "input_type": "search_document", "embedding_types": ["float", "base64"]}
+    reply = ok(embedder, "/v2/embed", model="e", **body)
+    np.testing.assert_allclose(reply["embeddings"]["float"], expected, atol=1e-6)
+    decoded = [np.frombuffer(base64.b64decode(one), "<f4") for one in reply["embeddings"]["base64"]]
+    np.testing.assert_allclose(decoded, expected, atol=1e-6)
+    assert reply["texts"] == TEXTS
+    assert reply["meta"]["billed_units"]["input_tokens"] > 20
+    query = ok(embedder, "/v2/embed", texts=TEXTS[:1], input_type="search_query")["embeddings"]["float"][0]
+    prefixed = ok(embedder, "/v1/embeddings", input="query: " + TEXTS[0])["data"][0]["embedding"]
+    np.testing.assert_allclose(query, prefixed, atol=1e-6)
+    assert ok(embedder, "/v2/embed", texts=["fox " * 50])["meta"]["billed_units"]["input_tokens"] == 32
+    refused(embedder, "/v2/embed", "texts", "32", texts=["fox " * 50], truncate="NONE")
+    assert check_form(embedder.post("/v2/embed", {"texts": ["a"], "truncate": "START"}))["param"] == "truncate"
+
+
+def test_scores_of_embeddings_are_cosines(embedder: LiveServer, expected: list[list[float]]) -> None:
+    scores = [entry["score"] for entry in ok(embedder, "/score", text_1=TEXTS[0], text_2=TEXTS)["data"]]
+    np.testing.assert_allclose(scores, np.array(expected) @ expected[0], atol=1e-6)
+    results = ok(embedder, "/rerank", query=TEXTS[0], documents=[TEXTS[1], {"text": TEXTS[0]}], top_n=1)["results"]
+    assert [(entry["index"], entry["document"]["text"]) for entry in results] == [(1, TEXTS[0])]
+    refused(embedder, "/classify", "task", "makes embeddings", input="a")
+    refused(embedder, "/score", "text_1", "3 of text_2", text_1=TEXTS[:2], text_2=TEXTS)
+
+
+def test_a_cross_encoder(classifier: LiveServer) -> None:
+    labels = len(classifier.llm.model.labels)
+    reply = ok(classifier, "/classify", input=TEXTS)
+    for index, entry in enumerate(reply["data"]):
+        assert (entry["index"], entry["num_classes"], len(entry["probs"])) == (index, labels, labels)
+        assert entry["label"] == f"LABEL_{int(np.argmax(entry['probs']))}"
+    if labels > 1:
+        refused(classifier, "/score", "task", "one label", text_1="a", text_2="b")
+        return
+    scores = [entry["score"] for entry in ok(classifier, "/v1/score", queries="fox", documents=TEXTS)["data"]]
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        results = ok(classifier, path, query="fox", documents=TEXTS, return_documents=False)["results"]
+        assert [entry["index"] for entry in results] == sorted(range(3), key=lambda i: -scores[i])
+        assert [entry["relevance_score"] for entry in results] == sorted(scores, reverse=True)
+        assert not any("document" in entry for entry in results)
+    raw = ok(classifier, "/score", text_1="fox", text_2=TEXTS[0], use_activation=False)["data"][0]["score"]
+    assert 1 / (1 + np.exp(-raw)) == pytest.approx(scores[0], abs=1e-6)
+    refused(classifier, "/v1/embeddings", "task", "convert=embed", input="a")
+
+
+def test_a_model_that_pools_does_not_generate(embedder: LiveServer, folder: Path) -> None:
+    refused(embedder, "/v1/completions", "model", "makes embeddings", prompt="a")
+    refused(embedder, "/v1/chat/completions", "model", "makes embeddings", messages=[{"role": "user", "content": "a"}])
+    refused(embedder, "/v1/responses", "model", "makes embeddings", model="e", input="a")
+    said = embedder.post(
+        "/v1/messages", {"model": "e", "max_tokens": 3, "messages": [{"role": "user", "content": "a"}]}
+    )
+    assert (said.status_code, "makes embeddings" in said.text) == (400, True)
+    generates = checkpoints.make_checkpoint("llama", folder.parent / "llama")
+    with LiveServer(AsyncLLM(str(generates), kv_cache_memory_bytes=4 << 20, **OPTIONS)) as live:
+        for path, body in (("/v1/embeddings", {"input": "a"}), ("/rerank", {"query": "a", "documents": ["b"]})):
+            refused(live, path, "model", "--runner pooling", **body)
+
+
+def test_metrics_count_prompts(embedder: LiveServer) -> None:
+    ok(embedder, "/v1/embeddings", input=TEXTS)
+    lines = embedder.client.get("/metrics").text.splitlines()
+    finished = next(line for line in lines if line.startswith("vllm:request_success_total") and '"stop"' in line)
+    assert float(finished.split()[-1]) >= 3
+    tokens = next(line for line in lines if line.startswith("vllm:prompt_tokens_total"))
+    assert float(tokens.split()[-1]) > 20
+
+
+ROUTES: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
+    ("/v1/embeddings", types.EmbeddingRequest, {"input": "hi"}),
+    ("/pooling", types.PoolRequest, {"input": "hi"}),
+    ("/classify", types.ClassifyRequest, {"input": "hi"}),
+    ("/score", types.ScoreRequest, {"text_1": "hi", "text_2": "ho"}),
+    ("/rerank", types.RerankRequest, {"query": "hi", "documents": ["ho"]}),
+    ("/v2/embed", types.EmbedRequest, {"texts": ["hi"]}),
+]
+
+
+@pytest.mark.parametrize(("path", "kind", "base"), ROUTES, ids=[route[0] for route in ROUTES])
+def test_values(embedder: LiveServer, path: str, kind: Any, base: dict[str, Any]) -> None:
+    for name in kind.__struct_fields__:
+        for value in VALUES:
+            answer = embedder.post(path, with_field(base, name, value))
+            if answer.status_code != 200:
+                check_form(answer)
+    check_form(embedder.post(path, {**base, "nonsense": 1}))

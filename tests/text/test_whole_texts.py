@@ -1,0 +1,53 @@
+"""Texts and pairs for models that pool: special tokens, truncation as Transformers has it, WordPiece's text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import encoders
+import pytest
+import tokenizers
+import transformers
+
+from octavo.base.errors import InputError
+from octavo.text.tokenizer import Tokenizer
+from octavo.weights.checkpoint import open_tokenizer
+
+TEXTS = ("An octavo is a sheet folded into eight pages; isn't it?", "The quick, brown fox!", "a", "")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("wordpiece")
+    encoders._tokenizer().save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.mark.parametrize("longest", [None, 4, 5, 9, 17, 200])
+def test_truncation_is_transformers_own(folder: Path, longest: int | None) -> None:
+    ours = Tokenizer.from_checkpoint(open_tokenizer(folder))
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    options = {"truncation": "longest_first", "max_length": longest} if longest else {}
+    for first in TEXTS:
+        assert ours.encode_whole(first, longest=longest)[0] == theirs(first, **options)["input_ids"]
+        for second in TEXTS[:-1]:  # Transformers takes an empty second text for none
+            pair = theirs(first, second, return_token_type_ids=True, **options)
+            ids, begin = ours.encode_whole(first, second, longest=longest)
+            assert ids == pair["input_ids"]
+            assert [int(bool(begin) and i >= begin) for i in range(len(ids))] == pair["token_type_ids"]
+
+
+def test_no_room_beside_special_tokens(folder: Path) -> None:
+    tokenizer = Tokenizer.from_checkpoint(open_tokenizer(folder))
+    with pytest.raises(InputError, match="leaves no room beside 2 special tokens"):
+        tokenizer.encode_whole("The quick brown fox", longest=2)
+
+
+def test_wordpiece_decodes_as_its_library(folder: Path) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_checkpoint(open_tokenizer(folder))
+    for text in TEXTS:
+        ids = backend.encode(text).ids
+        assert tokenizer.decode(ids) == backend.decode(ids)
+        stream = tokenizer.stream([])
+        assert "".join([*map(stream.feed, ids), stream.finish()]) == backend.decode(ids)

@@ -1,0 +1,68 @@
+"""sentence-transformers' files: what they say, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import encoders
+import pytest
+
+from octavo.base.errors import ModelFormatError, OctavoError, UnsupportedError
+from octavo.weights.hub import choose
+from octavo.weights.sentence import SentenceFiles, read_sentence_files
+
+
+def test_a_whole_set(tmp_path: Path) -> None:
+    assert read_sentence_files(tmp_path) is None
+    encoders.write_sentence_files(tmp_path, mode="lasttoken", normalize=True, max_length=77)
+    prompts = {"query": "query: ", "document": ""}
+    assert read_sentence_files(tmp_path) == SentenceFiles("last", True, 77, prompts)
+    encoders.write_sentence_files(tmp_path, mode="cls_token", normalize=False)
+    found = read_sentence_files(tmp_path)
+    assert found is not None
+    assert (found.kind, found.normalize) == ("cls", False)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    found = read_sentence_files(tmp_path)
+    assert found is not None
+    assert found.kind == "mean"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "kind", "text"),
+    [
+        ("modules.json", "[", ModelFormatError, "not valid JSON"),
+        ("modules.json", "{}", ModelFormatError, "list of objects"),
+        ("modules.json", '[{"path": "../x", "type": "a.Pooling"}]', ModelFormatError, "leaves the model's folder"),
+        ("modules.json", '[{"path": "2_Dense", "type": "a.Dense"}]', UnsupportedError, "'Dense'"),
+        ("1_Pooling/config.json", '{"pooling_mode_max_tokens": true}', UnsupportedError, "max_tokens"),
+        ("1_Pooling/config.json", "{}", UnsupportedError, "nothing"),
+        (
+            "1_Pooling/config.json",
+            '{"pooling_mode": "cls", "include_prompt": false}',
+            UnsupportedError,
+            "include_prompt",
+        ),
+        ("sentence_bert_config.json", '{"max_seq_length": 0}', ModelFormatError, "max_seq_length"),
+        ("sentence_bert_config.json", '{"do_lower_case": true}', UnsupportedError, "do_lower_case"),
+        ("config_sentence_transformers.json", '{"prompts": {"a": 1}}', ModelFormatError, "prompts"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, file: str, content: str, kind: type[OctavoError], text: str) -> None:
+    encoders.write_sentence_files(tmp_path, mode="mean_tokens", normalize=True)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(kind, match=text):
+        read_sentence_files(tmp_path)
+
+
+def test_a_cross_encoders_modules(tmp_path: Path) -> None:
+    modules: list[dict[str, Any]] = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert read_sentence_files(tmp_path) is None
+
+
+def test_the_hub_sends_them() -> None:
+    files = ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json"]
+    names = ["config.json", "model.safetensors", "onnx/model.onnx", "pytorch_model.bin", *files]
+    assert set(choose("o/n", dict.fromkeys(names, 1), None)[0]) == {"config.json", "model.safetensors", *files}
