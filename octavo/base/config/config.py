@@ -116,6 +116,13 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_num_batched_tokens: Annotated[
         Positive | None, _d("Most tokens in one step; where not given 2048 on a CPU and 8192 on a GPU.")
     ] = None
+    max_num_mixed_tokens: Annotated[
+        Positive | None,
+        _d(
+            "Most tokens in a step in which sequences decode, which wait for the prompts beside them; where not given "
+            "256 on a CPU, and max_num_batched_tokens on a GPU, offline and without chunked prefill."
+        ),
+    ] = None
     enable_chunked_prefill: Annotated[bool, _d("A prompt may be split over steps.")] = True
     scheduling_policy: Annotated[Literal["fcfs", "priority"], _d("priority: lower values first, then arrival.")] = (
         "fcfs"
