@@ -153,7 +153,7 @@ def _operation(route: Route, path: str, told: Described, schemas: Mapping[str, A
     if told.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     operation: dict[str, Any] = {
-        "summary": (route.endpoint.__doc__ or "").strip().split("\n")[0],
+        "summary": (route.endpoint.__doc__ or "").strip().split("\n")[0].partition("; None ")[0],
         "responses": {
             "200": {"description": "The answer.", "content": content},
             "default": {"description": "What was wrong.", "content": {ANY_JSON: {"schema": _ref(error)}}},

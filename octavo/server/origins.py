@@ -14,6 +14,8 @@ from octavo.server.errors import HttpError
 
 Headers = list[tuple[bytes, bytes]]
 
+_HEADERS = b"authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta"
+
 
 def is_loopback(host: str) -> bool:
     """True for localhost, names under .localhost, 127.0.0.0/8 and ::1; brackets and a final dot are allowed."""
@@ -61,7 +63,7 @@ class Origins:
             return None
         return [
             (b"access-control-allow-methods", b"GET, POST, DELETE"),
-            (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id"),
+            (b"access-control-allow-headers", _HEADERS),
             (b"access-control-max-age", b"600"),
         ]
 

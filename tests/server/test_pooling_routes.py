@@ -214,3 +214,24 @@ def test_values(embedder: LiveServer, path: str, kind: Any, base: dict[str, Any]
             if answer.status_code != 200:
                 check_form(answer)
     check_form(embedder.post(path, {**base, "nonsense": 1}))
+
+
+def test_a_batch_of_embeddings(embedder: LiveServer, expected: list[list[float]]) -> None:
+    url = "/v1/embeddings"
+    lines = [{"custom_id": text, "method": "POST", "url": url, "body": {"model": "e", "input": text}} for text in TEXTS]
+    with openai.OpenAI(base_url=embedder.url + "/v1", api_key="none", max_retries=0) as client:
+        content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        file = client.files.create(file=("in.jsonl", content), purpose="batch")
+        name = client.batches.create(input_file_id=file.id, endpoint=url, completion_window="24h").id
+        wait_for(lambda: client.batches.retrieve(name).status == "completed")
+        results = client.files.content(client.batches.retrieve(name).output_file_id or "").text
+    rows = [json.loads(line) for line in results.splitlines()]
+    found = {row["custom_id"]: row["response"]["body"]["data"][0]["embedding"] for row in rows}
+    for text, vector in zip(TEXTS, expected, strict=True):
+        np.testing.assert_allclose(found[text], vector, atol=1e-5)
+
+
+def test_other_protocols_tell_that_it_does_not_generate(embedder: LiveServer) -> None:
+    assert "does not generate" in check_form(embedder.post("/v1/responses", {"input": "x"}))["message"]
+    asked = {"model": "e", "max_tokens": 2, "messages": [{"role": "user", "content": "x"}]}
+    assert "does not generate" in embedder.post("/v1/messages", asked).json()["error"]["message"]

@@ -329,7 +329,7 @@ def test_strict_functions(by_flag: openai.OpenAI) -> None:
         ({"tools": [{"type": "function", "function": {"name": "no op"}}]}, "tools[0].function.name", "regex"),
         ({"tools": [FORCED[1]] * 513}, "tools", "512"),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 300_000}}]},
+            {"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 1_100_000}}]},
             "tools[0]",
             "JSON",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,7 +162,9 @@ def test_harmony_thinks_first(vocabulary: Vocabularies) -> None:
 STRICT = [FUNCTIONS[0], Function("noop", {"properties": {"x": {"type": "integer"}}}, "tools[1]", free=True)]
 
 
-@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "glm45", "deepseek_v31", "kimi_k2", "granite", "gemma4"])
+@pytest.mark.parametrize(
+    "name", ["hermes", "qwen3_coder", "glm45", "deepseek_v31", "kimi_k2", "granite", "gemma4", "jamba"]
+)
 def test_strict_functions_in_free_text(name: str, vocabulary: Vocabularies) -> None:
     tool = tool_format(name, "")
     assert tool is not None
@@ -181,6 +184,39 @@ def test_strict_functions_in_free_text(name: str, vocabulary: Vocabularies) -> N
         assert not vocabulary.admits(grammar, wrong)
 
 
+@pytest.mark.parametrize("name", ["llama3_json", "pythonic", "llama4_pythonic"])
+def test_strict_functions_where_calls_have_no_marker(name: str, vocabulary: Vocabularies) -> None:
+    tool = tool_format(name, "")
+    assert tool is not None
+    grammar = free_grammar(tool, STRICT, special=vocabulary.special)
+    for text in ("Hello, {you} [there]", "", "\n a"):
+        assert vocabulary.admits(grammar, text)
+    if name == "llama3_json":
+        right, wrong = (
+            f'{{"name": "get_weather", "parameters": {{"city": "{city}", "days": 3}}}}' for city in ("Paris", "Rome")
+        )
+        marked = "<|python_tag|>" + right
+    else:
+        right, wrong = (f'[get_weather(city="{city}", days=3)]' for city in ("Paris", "Rome"))
+        marked = right if name == "pythonic" else f"<|python_start|>{right}<|python_end|>"
+    assert vocabulary.admits(grammar, right)
+    assert vocabulary.admits(grammar, marked)
+    assert [call.name for call in reading(name, right)[1]] == ["get_weather"]
+    assert not vocabulary.admits(grammar, wrong)
+
+
+def test_strict_functions_in_harmony(vocabulary: Vocabularies) -> None:
+    tool = tool_format("openai", "")
+    assert tool is not None
+    grammar = free_grammar(tool, STRICT, special=vocabulary.special)
+    call = '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris", "days": 3}'
+    said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    for text in (call, said + call, said + said + "<|channel|>final<|message|>Hello!", "<|channel|>final<|message|>"):
+        assert vocabulary.admits(grammar, text)
+    for text in (call.replace("Paris", "Rome"), said + "Hello", call.replace("get_weather", "other")):
+        assert not vocabulary.admits(grammar, text)
+
+
 def _bare(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -192,6 +228,7 @@ def _json_call(name: str, given: dict[str, Any]) -> str:
 CALLS: dict[str, Any] = {
     "hermes": lambda name, given: f"<tool_call>\n{_json_call(name, given)}\n</tool_call>",
     "granite": lambda name, given: f"<|tool_call|>[{_json_call(name, given)}]",
+    "jamba": lambda name, given: f"<tool_calls>[{_json_call(name, given)}, {_json_call(name, given)}]</tool_calls>",
     "qwen3_coder": lambda name, given: (
         f"<tool_call>\n<function={name}>\n"
         + "".join(f"<parameter={key}>\n{_bare(value)}\n</parameter>\n" for key, value in given.items())
@@ -225,16 +262,15 @@ def test_notes_may_be_long(vocabulary: Vocabularies) -> None:
 
 
 def test_what_cannot_be_forced_is_refused_by_name() -> None:
-    coder, llama, hermes = (tool_format(name, "") for name in ("qwen3_coder", "llama3_json", "hermes"))
+    coder, hermes = (tool_format(name, "") for name in ("qwen3_coder", "hermes"))
     assert coder is not None
-    assert llama is not None
     assert hermes is not None
     pattern = Function("f", {"properties": {"a": {"type": "string", "pattern": "x"}}}, "tools[3]")
     with pytest.raises(UnsupportedError, match="pattern") as caught:
         forced_grammar(coder, [pattern], special=())
     assert caught.value.param == "tools[3].function.parameters"
-    with pytest.raises(UnsupportedError, match="strict") as caught:
-        free_grammar(llama, STRICT, special=())
-    assert caught.value.param == "tools[0].function.strict"
+    with pytest.raises(UnsupportedError, match="hermes") as caught:
+        forced_grammar(replace(hermes, spelling=None), FUNCTIONS, special=())
+    assert caught.value.param == "tool_choice"
     with pytest.raises(InputError, match="type must be 'object'"):
         forced_grammar(hermes, [Function("f", {"type": "array"}, "tools[0]")], special=())

@@ -20,7 +20,7 @@ from octavo.server.services import Services
 
 
 async def create_message(services: Services, exchange: Exchange) -> Reply | None:
-    """The route's handler; None where the answer was streamed."""
+    """Answer a conversation, by Anthropic's protocol; None where it was streamed."""
     request = decode(await services.traffic.read_body(exchange), MessagesRequest)
     services.names.check(request.model)
     exchange.watch()

@@ -34,7 +34,7 @@ Row = TypeVar("Row", FileObject, BatchObject)
 
 
 async def upload_file(services: Services, exchange: Exchange) -> Reply:
-    """POST /v1/files: a form with purpose ("batch") and file."""
+    """Keep a file: a form with purpose ("batch") and file."""
     body = await services.traffic.read_body(exchange, kind=b"multipart/form-data")
     fields = parse_form(exchange.header(b"content-type") or b"", body)
     for name in fields:
@@ -63,7 +63,7 @@ def _keep_s(fields: dict[str, Field]) -> int:
 
 
 async def list_files(services: Services, exchange: Exchange) -> Reply:
-    """GET /v1/files: the newest first, unless asked otherwise."""
+    """All files, the newest first, unless asked otherwise."""
     query = _query(exchange, "files")
     files = services.batches.store.files(exchange.owner)
     if query.purpose is not None:
@@ -74,26 +74,28 @@ async def list_files(services: Services, exchange: Exchange) -> Reply:
 
 
 async def show_file(services: Services, exchange: Exchange) -> Reply:
-    """GET /v1/files/{id}."""
+    """What is known of a file."""
     return Reply(msgspec.json.encode(services.batches.store.file(exchange.path_params["id"], exchange.owner)))
 
 
 async def fetch_file(services: Services, exchange: Exchange) -> None:
-    """GET /v1/files/{id}/content."""
+    """A file's content, as it is."""
     file = services.batches.store.file(exchange.path_params["id"], exchange.owner)
     exchange.watch()
     await exchange.send_file(services.batches.store.path(file.id), file.bytes)
 
 
 async def delete_file(services: Services, exchange: Exchange) -> Reply:
-    """DELETE /v1/files/{id}."""
+    """Forget a file."""
     name = exchange.path_params["id"]
     services.batches.store.delete_file(name, exchange.owner)
     return Reply(msgspec.json.encode(Deleted(name)))
 
 
 async def create_batch(services: Services, exchange: Exchange) -> Reply:
-    """POST /v1/batches: it begins at once."""
+    """Begin a batch with the requests of a file."""
+    if services.traffic.draining:
+        services.check_ready()
     request = decode(await services.traffic.read_body(exchange), BatchRequest)
     if request.endpoint not in services.batches.urls:
         known = ", ".join(sorted(services.batches.urls))
@@ -120,7 +122,7 @@ async def create_batch(services: Services, exchange: Exchange) -> Reply:
 
 
 async def list_batches(services: Services, exchange: Exchange) -> Reply:
-    """GET /v1/batches: the newest first, unless asked otherwise."""
+    """All batches, the newest first, unless asked otherwise."""
     query = _query(exchange, "batches")
     if query.purpose is not None:
         raise InputError("batches have no purpose", param="purpose")
@@ -130,12 +132,12 @@ async def list_batches(services: Services, exchange: Exchange) -> Reply:
 
 
 async def show_batch(services: Services, exchange: Exchange) -> Reply:
-    """GET /v1/batches/{id}."""
+    """How far a batch is, and its results' files."""
     return Reply(msgspec.json.encode(_found(services, exchange).batch))
 
 
 async def cancel_batch(services: Services, exchange: Exchange) -> Reply:
-    """POST /v1/batches/{id}/cancel: its state is cancelling, and cancelled soon after."""
+    """End a batch: its state is cancelling, and cancelled soon after."""
     kept = _found(services, exchange)
     services.batches.cancel(kept)
     return Reply(msgspec.json.encode(kept.batch))

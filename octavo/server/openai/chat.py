@@ -33,7 +33,7 @@ from octavo.server.services import Services
 
 
 async def create_chat_completion(services: Services, exchange: Exchange) -> Reply | None:
-    """The route's handler; None where the answer was streamed."""
+    """Answer a conversation; None where it was streamed."""
     request = decode(await services.traffic.read_body(exchange), ChatRequest)
     services.names.check(request.model)
     exchange.watch()

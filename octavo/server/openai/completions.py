@@ -18,7 +18,7 @@ from octavo.server.services import Services
 
 
 async def create_completion(services: Services, exchange: Exchange) -> Reply | None:
-    """The route's handler; None where the answer was streamed."""
+    """Continue texts, or token ids; None where it was streamed."""
     request = decode(await services.traffic.read_body(exchange), CompletionRequest)
     services.names.check(request.model)
     exchange.watch()

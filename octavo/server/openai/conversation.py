@@ -5,18 +5,21 @@ The template's side of the checks (nesting, reserved names, a call's arguments) 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from octavo.base.errors import InputError, UnsupportedError
-from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest
+from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest, Tool
 from octavo.server.services import Services
 from octavo.text.tools.choose import tool_format
 from octavo.text.tools.formats import Format
 from octavo.text.tools.prompt import can_tell, shows_tools, tell_tools
 
 TOLD = "hermes"  # the format of calls where neither template nor flag tells one, and the template no tools
+MAX_TOOLS_BYTES = 1 << 20  # of all tools of a request, as JSON
 _SHOWN = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content")
 
 
@@ -35,11 +38,12 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     if isinstance(request, ChatRequest) and request.reasoning_effort is not None:
         _check_effort(services, request)
         extra = {"reasoning_effort": request.reasoning_effort, **extra}
+    _check_tools(request.tools or [])
     messages = [_message(index, message) for index, message in enumerate(request.messages)]
     tools = msgspec.to_builtins(None if request.tool_choice == "none" else request.tools)
     tool = tools_format(services, request) if tools else None
     if tool is not None and not _shows_tools(services, request):
-        messages, tools = tell_tools(messages, tools, tool), None
+        messages, tools = await asyncio.to_thread(tell_tools, messages, tools, tool), None
     return await services.llm.render_chat(
         messages,
         tools=tools,
@@ -56,6 +60,21 @@ def template_source(services: Services, request: ChatRequest | TokenizeChatReque
         return request.chat_template
     template = services.llm.model.template
     return "" if template is None else template.source
+
+
+def _check_tools(tools: Sequence[Tool]) -> None:
+    size = 0
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        try:
+            size += len(msgspec.json.encode(tool))
+        except RecursionError:
+            raise InputError(f"{where} nests too deeply", param=where) from None
+        if size > MAX_TOOLS_BYTES:
+            raise InputError(
+                f"tools are more than {MAX_TOOLS_BYTES} bytes of JSON with {where}; send fewer or shorter ones",
+                param=where,
+            )
 
 
 def _shows_tools(services: Services, request: ChatRequest | TokenizeChatRequest) -> bool:

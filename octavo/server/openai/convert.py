@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from octavo.base.errors import InputError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.conversation import echoed_message, render
-from octavo.server.openai.parsing import answer_parsing, behind_reasoning, constraint
+from octavo.server.openai.parsing import answer_parsing, behind_reasoning, constraint, demands_form
 from octavo.server.openai.structured import field_name, structured_params
 from octavo.server.openai.types import (
     MAX_PROMPTS,
@@ -78,12 +79,13 @@ async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> 
     echo = echoed_message(request) if request.echo else ""
     prompt = _prompt(services, request, params, ids, echo)
     parsing = answer_parsing(services, request, prompt.token_ids)
-    form = constraint(services, request, parsing, prompt.token_ids)
-    if form is not None and params.structured_outputs is not None:
-        raise InputError("a demanded tool call excludes every other form of the answer", param="tool_choice")
-    form = form or params.structured_outputs
-    if params.structured_outputs is not None and parsing is not None:
-        parsing, form = behind_reasoning(services, parsing, params.structured_outputs, prompt.token_ids)
+    form = params.structured_outputs
+    if demands_form(request):
+        if form is not None:
+            raise InputError("a demanded tool call excludes every other form of the answer", param="tool_choice")
+        form = await asyncio.to_thread(constraint, services, request, parsing, prompt.token_ids)
+    elif form is not None and parsing is not None:
+        parsing, form = await asyncio.to_thread(behind_reasoning, services, parsing, form, prompt.token_ids)
     params = msgspec.structs.replace(params, structured_outputs=form)
     generation = _generation(services, exchange, request, [prompt], params, "chatcmpl-")
     return replace(generation, parsing=parsing)

@@ -7,8 +7,6 @@ import string
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.output import ToolCall
@@ -22,7 +20,6 @@ from octavo.text.tools.forced import Function, forced_grammar, free_grammar, rea
 from octavo.text.tools.formats import Format
 from octavo.text.tools.parser import Parsing
 
-MAX_TOOL_BYTES = 1 << 18  # of one entry of `tools`, as JSON
 _PROMPT_END = 16  # tokens in which a prompt that begins the reasoning does so
 _MISTRAL_ID = string.ascii_letters + string.digits
 
@@ -52,6 +49,12 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
         single=request.parallel_tool_calls is False,
         kept_tokens=frozenset(number for text, number in tokenizer.special_ids().items() if text in tokens),
     )
+
+
+def demands_form(request: ChatRequest) -> bool:
+    """True if tool_choice or strict functions demand a form of the answer."""
+    strict = request.tool_choice != "none" and any(tool.function.strict for tool in request.tools or [])
+    return strict or _forced(request) is not None
 
 
 def constraint(
@@ -148,13 +151,7 @@ def call_id(call: ToolCall, tool: Format | None) -> str:
 
 
 def _tools(request: ChatRequest) -> list[Tool]:
-    tools = request.tools or []
-    for index, tool in enumerate(tools):
-        size = len(msgspec.json.encode(tool))
-        if size > MAX_TOOL_BYTES:
-            where = f"tools[{index}]"
-            raise InputError(f"{where} is {size} bytes of JSON; at most {MAX_TOOL_BYTES} are taken", param=where)
-    return [] if request.tool_choice == "none" else tools
+    return [] if request.tool_choice == "none" else request.tools or []
 
 
 def _left_open(reasoning: Reasoning, request: ChatRequest, prompt_end: str) -> bool:

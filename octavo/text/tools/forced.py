@@ -76,23 +76,48 @@ def free_grammar(
     """Any text, in which calls have the form that their functions want; arguments as forced_grammar's."""
     lark = _Lark(special)
     spelling = _spelling(tool)
-    head = spelling.before + spelling.call
-    trigger = next((marker for marker in (*tool.wraps, *tool.begins) if head.startswith(marker)), None)
-    if trigger is None or tool.bare or tool.messages:
-        raise UnsupportedError(
-            "strict is supported for this model's format of tool calls with tool_choice 'required' or a named function "
-            "only",
-            param=next(f"{function.where}.function.strict" for function in functions if not function.free),
-        )
-    inside = spelling.before[len(trigger) :]
-    call = spelling.call if spelling.before else spelling.call[len(trigger) :]
-    rest = Spelling(call, between=spelling.between, after=spelling.after)
-    lark.rule("call", " | ".join(lark.call(rest, function) for function in functions))
-    parts = [lark.upto(trigger), lark.text(inside), "call"]
+    before = _reasoned(lark, reasoning, opened, messages=False)
+    if tool.messages:
+        return lark.finish(_free_messages(lark, spelling, functions))
+    if tool.bare:
+        return lark.finish(f"{before} {_calls_or_text(lark, tool, spelling, functions)}")
+    begin = next((marker for marker in tool.begins if spelling.call.startswith(marker)), "")
+    inner = Spelling(spelling.call[len(begin) :])
+    lark.rule("inner", " | ".join(lark.call(inner, function) for function in functions))
+    lark.rule("call", f"{lark.text(begin)} inner")
+    sections = [f"{lark.upto(begin)} inner"] if begin else []
     if spelling.before:
-        parts += [f"({lark.text(spelling.between)} call)*", lark.text(spelling.after)]
-    lark.rule("section", " ".join(parts))
-    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=False)} section* TEXT")
+        first = next(marker for marker in (*tool.wraps, *tool.begins) if spelling.before.startswith(marker))
+        head, after = lark.text(spelling.before[len(first) :]), lark.text(spelling.after)
+        calls = f"{head} call ({lark.text(spelling.between)} call)* {after}"
+        sections += [f"{lark.upto(marker)} {calls}" for marker in ((first,) if begin else tool.begins)]
+    lark.rule("section", " | ".join(sections))
+    return lark.finish(f"{before} section* TEXT")
+
+
+def _calls_or_text(lark: _Lark, tool: Format, spelling: Spelling, functions: Sequence[Function]) -> str:
+    """An answer that begins like a call is one."""
+    lark.rule("call", " | ".join(lark.call(spelling, function) for function in functions))
+    marks = [marker for marker in (*tool.begins, *tool.closers) if marker]
+    head, after = (_without(text, marks) for text in (spelling.before, spelling.after))
+    begins, closers = (" | ".join(map(lark.text, some)) for some in (tool.begins, tool.closers))
+    calls = f"{lark.text(head)} call ({lark.text(spelling.between)} call)* {lark.text(after)}"
+    text = lark.rule("FREE", rf"/\s*[^\s\{tool.bare}](?s:.*)/")
+    return f"({f'({begins})?' if begins else ''} {calls} {f'({closers})?' if closers else ''} | {text}?)"
+
+
+def _without(text: str, marks: Sequence[str]) -> str:
+    for mark in marks:
+        text = text.replace(mark, "")
+    return text
+
+
+def _free_messages(lark: _Lark, spelling: Spelling, functions: Sequence[Function]) -> str:
+    """Harmony's messages; a call is the last."""
+    lark.rule("call", " | ".join(lark.call(spelling, function) for function in functions))
+    channel = f"{lark.text('<|channel|>')} /analysis|commentary|final/ {lark.text('<|message|>')}"
+    lark.rule("said", f"{channel} {lark.upto('<|end|>')} {lark.text('<|start|>assistant')}")
+    return f"said* (call | {channel} TEXT)"
 
 
 def reasoned_grammar(

@@ -41,7 +41,7 @@ _SAME = tuple(
 
 
 async def create_response(services: Services, exchange: Exchange) -> Reply | None:
-    """The route's handler; None where the answer was streamed."""
+    """Answer a conversation of items, and keep the answer; None where it was streamed."""
     request = decode(await services.traffic.read_body(exchange), ResponsesRequest)
     services.names.check(request.model)
     exchange.watch()
@@ -80,7 +80,7 @@ async def show_response(services: Services, exchange: Exchange) -> Reply:
 
 
 async def delete_response(services: Services, exchange: Exchange) -> Reply:
-    """Forget it."""
+    """Forget a stored response; one that is being made ends."""
     name = exchange.path_params["id"]
     entry = services.responses.get(name, exchange.owner)
     if entry.job is not None:
