@@ -37,6 +37,7 @@ class Shape:
     max_model_len: int = 40
     max_num_seqs: int = 4
     max_num_tokens: int = 16
+    max_mixed_tokens: int | None = None
     policy: str = "fcfs"
     chunked: bool = True
     ahead: bool = True
@@ -51,6 +52,7 @@ def make_engine(shape: Shape, executor: ScriptedExecutor, grammars: Grammars | N
         scheduler=SchedulerConfig(
             max_num_seqs=shape.max_num_seqs,
             max_num_batched_tokens=shape.max_num_tokens,
+            max_num_mixed_tokens=shape.max_mixed_tokens,
             enable_chunked_prefill=shape.chunked,
             scheduling_policy=shape.policy,  # type: ignore[arg-type]
             async_scheduling=shape.ahead,
@@ -404,6 +406,7 @@ def random_shape(rng: random.Random) -> Shape:
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_tokens=least + rng.choice((0, 3, 20)),
+        max_mixed_tokens=max_num_seqs + rng.choice((0, 3)) if chunked and rng.random() < 0.5 else None,
         policy=rng.choice(("fcfs", "priority")),
         chunked=chunked,
         ahead=rng.random() < 0.7,

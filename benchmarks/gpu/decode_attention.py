@@ -25,8 +25,9 @@ from octavo.models.spec import Attention
 BEGIN = time.monotonic()
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 36.0
 PART = sys.argv[2] if len(sys.argv) > 2 else "bfloat16"
-COLD = 128 * 2**20
-"""Bytes of caches that launches rotate over: more than twice an H100's L2."""
+COLD, MOST_COPIES = 8 * 2**30, 64
+"""Bytes of caches that launches rotate over, as a step's layers do. Over less some cuts seem a tenth faster than they
+are in a step: an H100's L2 keeps a part of 300 MB from launch to launch."""
 
 SHAPES = {
     "llama-8b": Attention(32, 8, 128, 128**-0.5, None),
@@ -51,7 +52,7 @@ LOADS = {
     "mixed": [(i * 7919) % 1500 + 1 for i in range(200)],
     "padded": [700] * 40 + [0] * 24,
 }
-MANY = [(64, 4, 3), (32, 4, 4)]
+MANY = [(64, 4, 3), (32, 4, 4), (128, 4, 3)]
 """Tile, warps, stages for _decode."""
 SMALL = [*MANY, (64, 4, 4), (64, 8, 2), (64, 8, 3), (128, 4, 2), (128, 8, 2), (256, 8, 2)]
 """For _decode_few."""
@@ -110,7 +111,8 @@ def choice_of(shape: str, load: str, kept: torch.dtype, multiprocessors: int) ->
 def cuts_of(shape: str, load: str, kept: torch.dtype, multiprocessors: int) -> list[Cut]:
     """Those to compare, the chosen one first."""
     batch, kv_heads = len(LOADS[load]), SHAPES[shape].kv_heads
-    pairs, chosen = batch * kv_heads, (choice_of(shape, load, kept, multiprocessors), kernel.PROGRAMS)
+    pairs, choice = batch * kv_heads, choice_of(shape, load, kept, multiprocessors)
+    chosen = (choice, choice.each)
     if PART == "skewed":
         stages = chosen[0].stages
         own = [(64, 4, stages), (32, 4, stages)] if kept == BFLOAT16 else [(64, 4, stages), (128, 8, 3)]
@@ -121,7 +123,7 @@ def cuts_of(shape: str, load: str, kept: torch.dtype, multiprocessors: int) -> l
     cuts = [] if kept == FLOAT8 else [FIRST, (FIRST[0], 2)]
     if batch > 4:
         if kept == FLOAT8:
-            cuts += [(kernel.Choice(*v, 4, 0, 12), n) for v in MANY_FLOAT8 for n in (2, 3, 4)]
+            cuts += [(kernel.Choice(*v, 4, 0, 12), n) for v in MANY_FLOAT8 for n in (2, 3)]
         else:
             cuts += [(kernel.Choice(*v, 4, 0, slack), n) for v in MANY for n in (2, 3) for slack in (0, 12, 25)]
     if batch <= kernel.FEW:
@@ -148,7 +150,7 @@ def builds() -> list[Build]:
     found: dict[Build, None] = {}
     for shape, load, size, kept in WANTED:
         for choice, _ in cuts_of(shape, load, kept, 132):
-            compiled = choice._replace(min_share=1, splits=int(choice.splits > 0), slack=0)
+            compiled = choice._replace(min_share=1, splits=int(choice.splits > 0), slack=0, each=kernel.PROGRAMS)
             found[shape, size, kept, compiled, choice.splits > 0 and len(LOADS[load]) == 1] = None
     return list(found)
 
@@ -178,7 +180,7 @@ def make(shape: str, lengths: list[int], block_size: int, kept: torch.dtype, *, 
     order = torch.randperm(sum(counts)).int()
     tables = torch.full((batch, max(counts)), 2**30, dtype=torch.int32)
     size = (2, sum(counts), block_size, layer.kv_heads, layer.head_dim)
-    copies = max(1, -(-cold // (kept.itemsize * torch.Size(size).numel())))
+    copies = max(1, min(MOST_COPIES, cold // (kept.itemsize * torch.Size(size).numel())))
     caches = [torch.randn(size, dtype=torch.bfloat16, device="cuda").to(kept) for _ in range(copies)]
     done = 0
     for row, count in enumerate(counts):
@@ -203,6 +205,14 @@ def workspace(inputs: Inputs, programs: int) -> kernel.Workspace:
         programs=programs,
         device=torch.device("cuda"),
     )
+
+
+def prepared(inputs: Inputs, choice: kernel.Choice, programs: int) -> tuple[kernel.Choice, kernel.Workspace]:
+    """As launch takes them, for so many programs a multiprocessor."""
+    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    if choice.splits:
+        return choice, workspace(inputs, programs * multiprocessors)
+    return choice._replace(each=programs), workspace(inputs, kernel.PROGRAMS * multiprocessors)
 
 
 def run(inputs: Inputs, cache: torch.Tensor, space: kernel.Workspace, choice: kernel.Choice) -> None:
@@ -285,7 +295,7 @@ def plan(inputs: Inputs, choice: kernel.Choice) -> None:
 
 def measure(inputs: Inputs, case: str, programs: int, choice: kernel.Choice) -> float:
     """Microseconds, reported with the error; plans for choice.tile."""
-    space = workspace(inputs, programs * torch.cuda.get_device_properties(0).multi_processor_count)
+    choice, space = prepared(inputs, choice, programs)
     plan(inputs, choice)
     inputs.out.fill_(float("nan"))
     run(inputs, inputs.caches[0], space, choice)
@@ -305,7 +315,7 @@ def measure(inputs: Inputs, case: str, programs: int, choice: kernel.Choice) -> 
 
 def in_step(inputs: Inputs, choice: kernel.Choice, programs: int) -> float:
     """Microseconds that a launch adds between a layer's other kernels, whose code and weights push its own out."""
-    space = workspace(inputs, programs * torch.cuda.get_device_properties(0).multi_processor_count)
+    choice, space = prepared(inputs, choice, programs)
     plan(inputs, choice)
     weights = [torch.randn(4096, 2048, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
     x = torch.randn(16, 4096, dtype=torch.bfloat16, device="cuda")
@@ -388,7 +398,7 @@ def copy_speed() -> float:
 def plan_time(batch: int, window: int | None) -> float:
     lengths = torch.randint(0, 3000, (batch,), dtype=torch.int32, device="cuda")
     out = torch.zeros(batch + 1, dtype=torch.int32, device="cuda")
-    took = seconds([lambda: kernel.plan_tiles(lengths, out, window=window)] * 20)
+    took = seconds([lambda: kernel.plan_tiles(lengths, out, window=window, tile=kernel.TILE)] * 20)
     low = (lengths - (window or 2**30)).clamp(min=0)
     counts = (lengths + kernel.TILE - 1) // kernel.TILE - low // kernel.TILE
     wrong = int((out[1:] - counts.cumsum(0)).abs().max())

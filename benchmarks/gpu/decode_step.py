@@ -1,7 +1,7 @@
 """One decode step on a GPU: milliseconds by batch and context, the share of it in which the GPU idles, its kernels.
 
     python benchmarks/gpu/decode_step.py CONFIG_FOLDER [--batch 1,8,32,128,256] [--context 600] [--kernels] [--eager]
-        [--kv-cache-dtype fp8]
+        [--kv-cache-dtype fp8] [--quantization fp8]
 
 Random weights and a random cache; the backend alone, without engine or text. One JSON line a batch: `step_ms`, wall
 clock of steps launched one ahead, as the engine does; `gpu_ms`, the sum of the kernels' times in a profile of some of
@@ -25,7 +25,7 @@ from octavo.models.registry import build_spec
 from octavo.weights.dummy import DummyWeights
 
 SETTLE, STEPS, PROFILED = 10, 60, 20
-BLOCK_SIZE = 16
+BLOCK_SIZE = 64
 
 
 def make_backend(folder: Path, args: argparse.Namespace) -> tuple[TorchBackend, Any]:
@@ -42,6 +42,7 @@ def make_backend(folder: Path, args: argparse.Namespace) -> tuple[TorchBackend, 
         kv_cache_dtype=args.kv_cache_dtype,
     )
     backend.graphs = not args.eager
+    backend.quantization = args.quantization
     shapes = {name: parameter.shape for name, parameter in spec.parameters().items()}
     backend.load(spec, DummyWeights(shapes, seed=0))
     backend.allocate(most * -(-longest // args.block_size))
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=600)
     parser.add_argument("--block-size", type=int, default=BLOCK_SIZE)
     parser.add_argument("--kv-cache-dtype", default="auto")
+    parser.add_argument("--quantization", help="what the matrices become while loading")
     parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s, for the floor")
     parser.add_argument("--kernels", action="store_true", help="print the kernels of a step")
     parser.add_argument("--eager", action="store_true", help="without graphs")

@@ -27,7 +27,7 @@ from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 
-# offline, every prompt of a batch waits here: there is nobody to come back later
+# offline, every prompt of a batch waits here: there is nobody to come back later, and nobody who sees a token come
 UNBOUNDED = 1 << 31
 
 
@@ -57,9 +57,13 @@ class LLM:
         self._numbers = itertools.count()
         self._alive: dict[str, tuple[RequestProgress, _Batch]] = {}
         config = engine_config(model, engine_args)
-        if config.scheduler.max_num_queued_reqs is None:
-            scheduler = msgspec.structs.replace(config.scheduler, max_num_queued_reqs=UNBOUNDED)
-            config = msgspec.structs.replace(config, scheduler=scheduler)
+        asked = config.scheduler
+        scheduler = msgspec.structs.replace(
+            asked,
+            max_num_queued_reqs=UNBOUNDED if asked.max_num_queued_reqs is None else asked.max_num_queued_reqs,
+            max_num_mixed_tokens=asked.max_num_mixed_tokens or UNBOUNDED,
+        )
+        config = msgspec.structs.replace(config, scheduler=scheduler)
         with LoadingBar() as bar:
             self._model: Model = open_model(config.model, progress=bar)
             self._client = InProcessClient(build_engine(config, self._model, progress=bar))

@@ -54,6 +54,7 @@ class Engine:
         limits = Limits(
             max_num_seqs=scheduler.max_num_seqs,
             max_num_tokens=max_num_tokens,
+            max_mixed_tokens=min(scheduler.max_num_mixed_tokens or max_num_tokens, max_num_tokens),
             chunked=scheduler.enable_chunked_prefill,
             policy=scheduler.scheduling_policy,
         )

@@ -25,10 +25,12 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class Limits:
-    """Resolved limits of a step. max_num_tokens: over all rows. chunked: a prompt may be split over steps."""
+    """Resolved limits of a step. max_num_tokens: over all rows; max_mixed_tokens: where any of them decodes.
+    chunked: a prompt may be split over steps."""
 
     max_num_seqs: int
     max_num_tokens: int
+    max_mixed_tokens: int
     chunked: bool
     policy: str
 
@@ -93,7 +95,8 @@ class Scheduler:
 
     def _schedule_running(self, chosen: Chosen) -> tuple[int, bool]:
         """Fill `chosen` from the running ones; the token budget left, and whether any was preempted."""
-        budget = self.limits.max_num_tokens
+        decoding = any(seq.num_computed >= seq.num_prompt for seq in self.running)
+        budget = self.limits.max_mixed_tokens if decoding else self.limits.max_num_tokens
         num_preemptions = self.num_preemptions
         for seq in list(self.running):
             if seq.row == -1:

@@ -140,4 +140,9 @@ def _row_sampling(request: Request, index: int) -> RowSampling:
 def _bits(request: Request) -> int | None:
     """allowed_token_ids, bit i for token i; None where all are."""
     ids = request.params.allowed_token_ids
-    return None if ids is None else sum(1 << token for token in set(ids))
+    if ids is None:
+        return None
+    bits = bytearray(max(ids) // 8 + 1)
+    for token in ids:
+        bits[token // 8] |= 1 << token % 8
+    return int.from_bytes(bits, "little")

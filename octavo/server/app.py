@@ -31,10 +31,14 @@ from octavo.server.openai.sse import error_events
 from octavo.server.openai.tokenize import detokenize, tokenize
 from octavo.server.origins import Origins
 from octavo.server.services import Services
+from octavo.server.web import files
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Services, Exchange], Awaitable[Reply | None]]
+
+PAGE: dict[str, Handler] = {"/": files.show, files.PREFIX + "{name}": files.show}
+"""GET routes of the page, unless it is turned off."""
 
 WORK: dict[str, Handler] = {
     "/v1/completions": create_completion,
@@ -70,8 +74,10 @@ class App:
         names = ModelNames(llm.config.model.model, config.served_model_name)
         self.model = names.first
         self.traffic = Traffic(config.max_body_bytes)
-        self.keys = Keys([*config.api_key, env.read("OCTAVO_API_KEY")])
+        page = {} if config.disable_ui else PAGE
+        self.keys = Keys([*config.api_key, env.read("OCTAVO_API_KEY")], also_open=files.files() if page else ())
         self.routes = [
+            *(Route(path, handler, methods=["GET"]) for path, handler in page.items()),
             *(Route(path, handler, methods=["POST"]) for path, handler in WORK.items()),
             *(Route(path, handler, methods=["GET"]) for path, handler in ASK.items()),
         ]

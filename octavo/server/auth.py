@@ -13,10 +13,11 @@ OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping", "/version"})
 
 
 class Keys:
-    """The accepted API keys, kept as digests. No keys: everything is open."""
+    """The accepted API keys, kept as digests. No keys: everything is open. also_open: paths beside OPEN_PATHS."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
+    def __init__(self, keys: Iterable[str], *, also_open: Iterable[str] = ()) -> None:
         self._digests = [_digest(key.encode()) for key in keys if key]
+        self._open = OPEN_PATHS.union(also_open)
 
     def __bool__(self) -> bool:
         return bool(self._digests)
@@ -26,7 +27,7 @@ class Keys:
 
         path: what the router matches on, so that no two readings of a URL can differ.
         """
-        if not self._digests or path in OPEN_PATHS:
+        if not self._digests or path in self._open:
             return
         if len(authorizations) == 1:
             scheme, _, key = authorizations[0].partition(b" ")

@@ -97,10 +97,11 @@ class Exchange:
         self.release()
         headers = [
             (b"content-type", reply.content_type),
-            (b"content-length", str(len(reply.body)).encode()),
             *self.reply_headers,
             *reply.headers,
         ]
+        if reply.status != 304:  # there it would be the length of what is not sent
+            headers.append((b"content-length", str(len(reply.body)).encode()))
         self.status = reply.status
         await self._send({"type": "http.response.start", "status": reply.status, "headers": headers})
         body = b"" if self.method == "HEAD" else reply.body

@@ -79,6 +79,8 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
                 return 1
             if starting.done():
                 tell(banner(address, app.model, chat=llm.model.template is not None, with_key=bool(app.keys)))
+                if not config.disable_ui:
+                    tell(f"  or open {address} in a browser")
                 await asyncio.wait({first_signal, serving}, return_when=asyncio.FIRST_COMPLETED)
             await _drain(app, signals, config.shutdown_timeout)
             return 0

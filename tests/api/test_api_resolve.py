@@ -20,10 +20,13 @@ def test_defaults() -> None:
     config = resolved()
     assert config.model.max_model_len == 512
     assert config.scheduler.max_num_batched_tokens == 2048
+    assert config.scheduler.max_num_mixed_tokens == 256
     assert config.scheduler.max_num_queued_reqs == 256
     assert resolved(max_num_seqs=100).scheduler.max_num_queued_reqs == 400
     assert resolved(max_num_seqs=4000).scheduler.max_num_batched_tokens == 4000
-    assert resolved(9000, enable_chunked_prefill=False).scheduler.max_num_batched_tokens == 9000
+    whole = resolved(9000, enable_chunked_prefill=False).scheduler
+    assert (whole.max_num_batched_tokens, whole.max_num_mixed_tokens) == (9000, 9000)
+    assert resolved(max_num_mixed_tokens=9000).scheduler.max_num_mixed_tokens == 2048
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,7 @@ def test_what_is_given_stays() -> None:
     [
         ({"max_model_len": 513}, "max_model_len", "512"),
         ({"max_num_batched_tokens": 63}, "max_num_batched_tokens", "max_num_seqs=64"),
+        ({"max_num_mixed_tokens": 63}, "max_num_mixed_tokens", "max_num_seqs=64"),
         ({"max_num_batched_tokens": 500, "enable_chunked_prefill": False}, "max_num_batched_tokens", "512"),
     ],
 )

@@ -49,6 +49,17 @@ def test_a_decode_step_is_rows_and_nothing_else() -> None:
     assert plans[1] == StepPlan(step=2, rows=[RowStep(0, 5, 1, True)])
 
 
+def test_prompts_beside_a_decode_take_less_of_a_step() -> None:
+    """Alone they have the whole step."""
+    made, plans = engine(max_num_tokens=16, max_mixed_tokens=6, prefix_caching=False)
+    made.add(make_request("a", [1] * 12, max_tokens=4))
+    run(made, 1)
+    made.add(make_request("b", [1] * 14, max_tokens=2))
+    run(made, 5)
+    counts = [[count for _, _, count, _ in steps(plan)] for plan in plans]
+    assert counts == [[12], [1, 5], [1, 5], [1, 4], [1]]
+
+
 def test_a_plan_is_a_value() -> None:
     """Executors may read plans late: what began must not change under them."""
     made, plans = engine(block_size=2)

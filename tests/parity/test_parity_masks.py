@@ -16,6 +16,7 @@ WAYS: list[dict[str, Any]] = [
     {},
     {"logprobs": 3},
     {"temperature": 1.0, "seed": 5, "top_p": 0.9, "logprobs": -1},
+    {"logprobs": 1, "prompt_logprobs": 2},
     {"repetition_penalty": 1.3, "logit_bias": {9: 3.0}, "bad_words_ids": [[11]]},
 ]
 STEPS = 6
@@ -24,11 +25,11 @@ STEPS = 6
 @pytest.fixture(scope="module", params=PROGRAMS)
 def drive(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Iterator[Drive]:
     backend = make_backend(
-        request.param, max_num_seqs=6, max_model_len=64, max_num_batched_tokens=64, block_size=8, threads=1
+        request.param, max_num_seqs=7, max_model_len=64, max_num_batched_tokens=64, block_size=8, threads=1
     )
     load_checkpoint(backend, checkpoint("llama"))
     backend.allocate(64)
-    yield Drive(backend, num_blocks=64, block_size=8, num_rows=6)
+    yield Drive(backend, num_blocks=64, block_size=8, num_rows=7)
     backend.close()
 
 
@@ -48,6 +49,7 @@ def test_masked_rows_beside_free_ones(drive: Drive) -> None:
         assert not result.failed
     for seq in (*masked, free):
         drive.end(seq)
+    assert sorted(masked[3].prompt) == list(range(1, 7))
     for row, (seq, way) in enumerate(zip(masked, WAYS, strict=True)):
         for step, token in enumerate(seq.outputs):
             assert same_step(drive, seq, way, step, row) == token

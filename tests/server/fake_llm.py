@@ -45,7 +45,7 @@ class FakeTokenizer:
 
 
 class FakeLLM:
-    """Answers every prompt with ANSWER, one character a token (its ids are the character's code, cut to a byte).
+    """Answers every prompt with `answer`, one character a token (its ids are the character's code, cut to a byte).
 
     delay: seconds before each token.  fail_at: raise `failure` before this token.  row_error: end with that error.
     started, aborted, finished: what happened to requests, by internal id.
@@ -59,6 +59,7 @@ class FakeLLM:
         self.tokenizer = FakeTokenizer()
         self.model = SimpleNamespace(sampling={}, template=SimpleNamespace(source=""))
         self.info: dict[str, Any] = {"max_model_len": MAX_MODEL_LEN, "block_size": 16, "num_gpu_blocks": 100}
+        self.answer = ANSWER
         self.state = "ready"
         self.loading = ("weights", 3, 10)
         self.stats = EngineStats()
@@ -149,7 +150,7 @@ class FakeLLM:
         self, request_id: str, prompt: list[int], params: SamplingParams, most: int
     ) -> AsyncIterator[RequestOutput]:
         times = RequestTimes(arrival=time.monotonic(), scheduled=time.monotonic())
-        text, reason, stop = _cut(ANSWER[:most], params)
+        text, reason, stop = _cut(self.answer[:most], params)
         count = len(text)
         whole = params.output_kind is RequestOutputKind.FINAL_ONLY
         for number in range(count):

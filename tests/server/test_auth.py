@@ -9,10 +9,11 @@ from fake_llm import FakeLLM
 from serving import LiveServer
 
 from octavo.base.config.config import ServerConfig
-from octavo.server.app import ASK, WORK, create_app
+from octavo.server.app import ASK, PAGE, WORK, create_app
 
-OPEN = {"/health", "/livez", "/readyz", "/ping", "/version"}
+OPEN = {"/health", "/livez", "/readyz", "/ping", "/version", "/", "/ui/{name}"}
 KEY = "sk-secret-1"
+SAMPLES = {"/v1/models/{model:path}": ("{model:path}", "fake/model"), "/ui/{name}": ("{name}", "main.js")}
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +28,19 @@ def bearer(key: str) -> dict[str, str]:
 
 def test_every_route_is_decided(locked: LiveServer) -> None:
     paths = [route.path for route in locked.app.routes]
-    assert sorted(paths) == sorted([*WORK, *ASK])
+    assert sorted(paths) == sorted([*WORK, *ASK, *PAGE])
     for path in paths:
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "FROB"):
-            status = locked.client.request(method, path.replace("{model:path}", "fake/model")).status_code
+            status = locked.client.request(method, path.replace(*SAMPLES.get(path, ("", "")))).status_code
             if path in OPEN:
                 assert status == (200 if method == "GET" else 405), (method, path)
             else:
                 assert status == 401, (method, path)
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/docs", "/v1", "/v1/", "/health/", "/HEALTH", "/health/../v1/models"])
+@pytest.mark.parametrize(
+    "path", ["/ui/", "/ui/nope.js", "/nope", "/docs", "/v1", "/v1/", "/health/", "/HEALTH", "/health/../v1/models"]
+)
 def test_unknown_paths_need_a_key_too(locked: LiveServer, path: str) -> None:
     head = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode()
     assert b" 401 " in locked.raw(head).partition(b"\r\n")[0]

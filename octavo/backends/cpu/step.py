@@ -12,8 +12,11 @@ import numpy as np
 from octavo.backends.cpu.machine import Heads, Machine
 from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.rows import Row, RowError, Rows, Span
-from octavo.backends.cpu.sampler import Draw, token_logprobs
+from octavo.backends.cpu.sampler import Draw, choose, token_logprobs
 from octavo.base.types.plan import StepPlan, StepResult, TokenLogprobs
+
+FEW = 8
+"""Greedy draws that are made here: to wake the machine's threads costs more."""
 
 _log = logging.getLogger(__name__)
 
@@ -187,6 +190,8 @@ class Steps:
 
     def _drawn(self, draws: list[Draw], rows: list[int], outcome: Outcome) -> list[int]:
         """All at once; where that fails one by one, so that the one at fault fails alone."""
+        if len(draws) <= FEW and all(draw.temperature == 0.0 for draw in draws):
+            return [choose(draw) for draw in draws]
         try:
             return self.machine.draw(draws)
         except Exception:

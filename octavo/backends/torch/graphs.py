@@ -151,7 +151,7 @@ class DecodeSteps:
         inputs = self._inputs(plan.rows, rows)
         if inputs is None:
             return None
-        kind, size = self._rows.kinds.of(rows), self._size(len(rows))
+        kind, size = self._rows.kinds.of(rows), self.size(len(rows))
         upload_into(self._step.inputs(size), inputs)
         made = self._graphs.run((size, kind), lambda: self._step.run(size, kind))
         return partial(_result, plan, unpack(download.add(made), size), self._counts(rows, kind))
@@ -162,7 +162,7 @@ class DecodeSteps:
         inputs = self._inputs(plan.rows, rows)
         if inputs is None:
             return None
-        kind, size = self._rows.kinds.of(rows), self._size(len(rows))
+        kind, size = self._rows.kinds.of(rows), self.size(len(rows))
         upload_into(self._step.inputs(size), inputs)
         # logits are made outside: a graph's results are kept, and of each size they would take up to 150 MB
         h, finite = self._layers.run(size, lambda: self._step.layers(size))
@@ -201,14 +201,14 @@ class DecodeSteps:
         if not steps or not single or meets(rows, self._rows.kinds.beyond):
             return None
         count = len(rows)
-        inputs = np.zeros((2, _width(self._size(count))), np.int32)
+        inputs = np.zeros((2, _width(self.size(count))), np.int32)
         inputs[0] = PADDING
         inputs[0, :count], inputs[1, :count] = rows, [step.start for step in steps]
         used, starts = inputs[:, :count]
         able = ((starts >= 0) & (starts < self._rows.room[used])).all()
         return inputs if able else None
 
-    def _size(self, count: int) -> int:
+    def size(self, count: int) -> int:
         """What a step of `count` rows is padded to."""
         return next(size for size in self._sizes if size >= count)
 

@@ -180,7 +180,7 @@ class StepRunner:
         rows = [batch.steps[i].row for i in indices]
         row_ids = upload(rows, torch.int64, self._rows.device)
         positions = [batch.steps[i].start + batch.steps[i].count for i in indices]
-        logits = self._logits(stream, batch.last[at])
+        logits = self._logits(stream, self._padded(batch.last[at]))[: len(indices)]
         if self._decodes is not None and self._rows.kinds.beyond.isdisjoint(rows):
             return self._decodes.draw(logits, rows, positions, download)
         finite = logits.isfinite().all(-1)
@@ -194,6 +194,14 @@ class StepRunner:
         ]
         self._rows.tokens[row_ids, batch.positions[batch.last[at]].long() + 1] = tokens.int()
         return Sampled(rows, download.add(tokens), download.add(finite), download.add(empty), logprobs)
+
+    def _padded(self, tokens: Tensor) -> Tensor:
+        """Repeated up to a number of rows that decode steps have: the product of another number may be by a kernel
+        that was not needed yet, and to load one takes 20 ms, which a step with prompts would take longer."""
+        if self._decodes is None:
+            return tokens
+        more = self._decodes.size(len(tokens)) - len(tokens)
+        return torch.cat((tokens, tokens[:1].expand(more)))
 
     def _logits(self, stream: Stream, tokens: Tensor) -> Tensor:
         h, _ = self._decoder.finish(stream, tokens)

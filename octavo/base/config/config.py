@@ -104,6 +104,13 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_num_batched_tokens: Annotated[
         Positive | None, _d("Most tokens in one step; where not given 2048 on a CPU and 8192 on a GPU.")
     ] = None
+    max_num_mixed_tokens: Annotated[
+        Positive | None,
+        _d(
+            "Most tokens in a step in which sequences decode, which wait for the prompts beside them; where not given "
+            "256 on a CPU, and max_num_batched_tokens on a GPU, offline and without chunked prefill."
+        ),
+    ] = None
     enable_chunked_prefill: Annotated[bool, _d("A prompt may be split over steps.")] = True
     scheduling_policy: Annotated[Literal["fcfs", "priority"], _d("priority: lower values first, then arrival.")] = (
         "fcfs"
@@ -124,6 +131,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_body_bytes: Annotated[int, _d("Largest request body.", ge=1024)] = 32 << 20
     shutdown_timeout: Annotated[float, _d("Seconds that running requests get after SIGTERM.", ge=0)] = 30.0
     allowed_origins: Annotated[list[str], _d("Origins that browsers may call from.")] = []
+    disable_ui: Annotated[bool, _d("No page at /: chat and the engine seen live, for a browser.")] = False
     log_format: Annotated[Literal["text", "json"], _d("Log lines.")] = "text"
     trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False
     tool_call_parser: Annotated[

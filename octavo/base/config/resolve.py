@@ -11,6 +11,7 @@ from octavo.base.config.options import build_struct
 from octavo.base.errors import ConfigError
 
 DEFAULT_BATCHED_TOKENS, DEFAULT_BATCHED_TOKENS_GPU = 2048, 8192
+DEFAULT_MIXED_TOKENS = 256
 DEFAULT_BLOCK_SIZE, DEFAULT_BLOCK_SIZE_GPU = 16, 64
 MIN_QUEUED_REQUESTS = 256
 
@@ -30,7 +31,7 @@ def from_options(options: dict[str, Any]) -> EngineConfig:
 def resolve(
     config: EngineConfig, *, max_position: int, on_gpu: bool = False, block_size: int | None = None
 ) -> EngineConfig:
-    """Fill in max_model_len, block_size, max_num_batched_tokens and max_num_queued_reqs.
+    """Fill in max_model_len, block_size, max_num_batched_tokens, max_num_mixed_tokens and max_num_queued_reqs.
 
     max_position: tokens the model was made for.  block_size: the device's own default.
     ConfigError where options contradict each other or the model.
@@ -80,4 +81,16 @@ def _scheduler(scheduler: SchedulerConfig, max_model_len: int, *, on_gpu: bool) 
     queued = scheduler.max_num_queued_reqs
     if queued is None:
         queued = max(MIN_QUEUED_REQUESTS, 4 * scheduler.max_num_seqs)
-    return msgspec.structs.replace(scheduler, max_num_batched_tokens=batched, max_num_queued_reqs=queued)
+    mixed = scheduler.max_num_mixed_tokens
+    if mixed is None:
+        mixed = batched if on_gpu else max(DEFAULT_MIXED_TOKENS, scheduler.max_num_seqs)
+    if mixed < scheduler.max_num_seqs:
+        raise ConfigError(
+            f"max_num_mixed_tokens={mixed} is below max_num_seqs={scheduler.max_num_seqs}: a step could not give every "
+            f"sequence one token; raise the first or lower the second",
+            param="max_num_mixed_tokens",
+        )
+    mixed = min(mixed, batched) if scheduler.enable_chunked_prefill else batched
+    return msgspec.structs.replace(
+        scheduler, max_num_batched_tokens=batched, max_num_mixed_tokens=mixed, max_num_queued_reqs=queued
+    )

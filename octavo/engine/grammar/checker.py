@@ -70,12 +70,13 @@ class Checker:
 
     def close(self) -> None:
         """End the process; idempotent. Another check would start it again."""
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._connection = self._process = None
+        process, self._process = self._process, None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def _check(self, body: bytes, param: str) -> None:
         answer = self._ask(body, param)

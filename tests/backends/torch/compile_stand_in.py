@@ -84,10 +84,11 @@ def case(name: str, value: float, *, last: Callable[[], None] = nothing, workers
     vars(compile_pool).update(kept)
     with AsyncCompileMode(None):  # type: ignore[arg-type]
         """No other one is active."""
-    ready = [len(cache[0]) for kernel in (parts.first, parts.second) for cache in kernel.device_caches.values()]
+    caches = [cache[0] for kernel in (parts.first, parts.second) for cache in kernel.device_caches.values()]
+    absent = any(str(parts.ABSENT.value) in made.asm["ttir"] for cache in caches for made in cache.values())
     left = [process for group in groups for process in parts.living(group)]
-    row = {"case": name, "raised": raised, "ready": ready, "started": len(groups), "left": left, "told": told}
-    print(json.dumps(row), flush=True)
+    row = {"case": name, "raised": raised, "ready": [len(cache) for cache in caches], "started": len(groups)}
+    print(json.dumps({**row, "left": left, "told": told, "absent": absent}), flush=True)
 
 
 handler = logging.Handler()

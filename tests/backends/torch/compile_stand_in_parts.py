@@ -8,11 +8,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 SHIFT = tl.constexpr(3)
+WITH_TORCH = tl.constexpr(torch.version.hip is None)
+"""A constant that is another one where torch is absent; ABSENT is then in the second kernel."""
+ABSENT = tl.constexpr(987654)
 
 
 def launch_both(out: Tensor, value: float) -> None:
@@ -48,6 +52,8 @@ def first(out, VALUE: tl.constexpr):  # noqa: N803
 @triton.jit
 def second(out, VALUE: tl.constexpr):  # noqa: N803
     tl.store(out + 1, shifted(VALUE) * 2)
+    if not WITH_TORCH:
+        tl.store(out + 1, ABSENT)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def check(case: dict[str, Any], origin: str, *, started: int, warnings: int = 0,
     assert case["ready"] == [1, 1]
     assert case["started"] == started
     assert not case["left"]
+    assert not case["absent"], "compiled with what its module's constants are without torch"
     *warned, last = case["told"]
     assert last.endswith(f": 2 {origin}")
     assert len(warned) == warnings

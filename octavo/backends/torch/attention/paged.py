@@ -39,7 +39,7 @@ class KernelAttention:
             for shape in shapes
         }
         self._num_single, self._whole = 0, True
-        self._plans: dict[int | None, decode_attention.Plan] = {}
+        self._plans: dict[tuple[int | None, int], decode_attention.Plan] = {}
         self._tables: Tensor | None = None
         self._tiles: Mapping[int, Tensor] = {}
         self._flash: Mapping[int, flash4.Function] = {}
@@ -56,10 +56,10 @@ class KernelAttention:
         self._tables = batch.block_tables
         if batch.num_single:
             rows, seq_lens = batch.rows[: batch.num_single], batch.seq_lens[: batch.num_single]
-            for window in {layer.window for layer in self._layers.values()}:
+            for window, tile in {self._cut(layer, batch.num_single) for layer in self._layers.values()}:
                 tiles = torch.empty(batch.num_single + 1, dtype=torch.int32, device=rows.device)
-                self._decode.plan_tiles(seq_lens, tiles, window=window)
-                self._plans[window] = self._decode.Plan(batch.block_tables, rows, seq_lens, tiles)
+                self._decode.plan_tiles(seq_lens, tiles, window=window, tile=tile)
+                self._plans[window, tile] = self._decode.Plan(batch.block_tables, rows, seq_lens, tiles)
         if batch.tiles is not None:
             self._tiles = batch.tiles
         elif len(batch.steps) > batch.num_single:
@@ -89,7 +89,7 @@ class KernelAttention:
             self._decode.decode_attention(
                 q[:single],
                 cache,
-                self._plans[mixer.window],
+                self._plans[self._cut(mixer, single)],
                 out[:single],
                 layer=mixer,
                 workspace=self._workspaces[_shape(mixer)],
@@ -100,6 +100,10 @@ class KernelAttention:
             tiles = self._tiles[self._prefill.tile_queries(mixer, self._cache.dtype)]
             self._prefill.prefill_attention(q, cache, self._tables, tiles, out, layer=mixer)
         return out
+
+    def _cut(self, layer: Attention, batch: int) -> tuple[int | None, int]:
+        """Layers of one cut share a plan: window, keys a tile."""
+        return layer.window, self._decode.tile_of(layer.head_dim, self._cache.dtype.itemsize, batch=batch)
 
 
 def _shape(layer: Attention) -> tuple[int, int, int]:

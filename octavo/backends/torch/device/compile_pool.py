@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from triton import AsyncCompileMode, knobs
+from triton.language import constexpr
 from triton.runtime.cache import get_cache_manager
 
 from octavo.backends.torch.device.compile_worker import Job
@@ -192,16 +193,23 @@ def _job(compile_fn: Callable[[], Any]) -> Job | None:
     if not {"src", "target", "options", "env_vars"} <= held.keys():
         return None
     source, target = held["src"], held["target"]
+    key = source.fn.cache_key  # with it come used_global_vals
+    constants = {
+        (space["__name__"], name): value.value
+        for (name, _), (value, space) in source.fn.used_global_vals.items()
+        if isinstance(value, constexpr) and isinstance(value.value, bool | int | str)
+    }
     return Job(
         module=source.fn.module,
         function=source.fn.fn.__qualname__,
-        key=source.fn.cache_key,
+        key=key,
         signature=source.signature,
         constants=source.constants,
         attributes=source.attrs,
         target=(target.backend, target.arch, target.warp_size),
         options=held["options"].__dict__,
         variables=held["env_vars"],
+        constants_of=constants,
     )
 
 

@@ -37,6 +37,9 @@ class Job(NamedTuple):
     options: dict[str, Any]
     variables: dict[str, str]
     """Of the environment, as far as cache keys depend on it."""
+    constants_of: dict[tuple[str, str], Any]
+    """By module and name, of modules that the function takes, as the process that asks has them: what a module found
+    out by torch is found out there alone."""
 
 
 class Absent(ModuleType):
@@ -112,7 +115,10 @@ def _answer(message: bytes) -> str:
 def _compile(job: Job) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
+    from triton.language import constexpr
 
+    for (module, name), value in job.constants_of.items():
+        vars(import_module(module))[name] = constexpr(value)
     function: Any = reduce(getattr, job.function.split("."), import_module(job.module))
     # Triton 3.6 computes another one, without their constants, where functions that it calls have no key yet
     function.hash = job.key

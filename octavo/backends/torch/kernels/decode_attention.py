@@ -23,8 +23,12 @@ TILE = 64
 """Keys a tile, a power of two, at least 16. Tiles lie at multiples of it, so that a block of as many keys or more holds
 whole tiles; larger ones waste more at the end of short sequences, smaller ones more on barriers."""
 
-PROGRAMS = 2
-"""Programs a multiprocessor: as many as run at once (by registers and shared memory), so that all end together."""
+NARROW = 128
+"""Bytes of a key, up to which programs of _decode are fewer, with more tiles ahead."""
+
+PROGRAMS = 3
+"""Programs a multiprocessor, at most: as many as run at once (by registers and shared memory), so that all end
+together. With two, an H100 reads a step's cache of wide keys a tenth slower (though not one that L2 half holds)."""
 
 FEW = 64
 """Sequences that _decode_few takes at most."""
@@ -49,6 +53,7 @@ class Choice(NamedTuple):
     min_share: tiles that a program takes at least; below that, splitting costs more than it gains.
     splits: parts that a (sequence, kv head) has at most, each a program of _decode_few; 0: _decode.
     slack: percent of its share that a program of _decode may go without or take in addition, to cut nothing.
+    each: programs of _decode a multiprocessor, of PROGRAMS.
     """
 
     tile: int
@@ -57,6 +62,7 @@ class Choice(NamedTuple):
     min_share: int
     splits: int = 0
     slack: int = 0
+    each: int = PROGRAMS
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,16 @@ def make_workspace(
     )
 
 
-def plan_tiles(seq_lens: Tensor, out: Tensor, *, window: int | None, tile: int = TILE) -> None:
+def tile_of(head_dim: int, itemsize: int, *, batch: int) -> int:
+    """Keys a tile of _decode; itemsize: the cache's bytes a number."""
+    return 2 * TILE if _is_narrow(head_dim, itemsize) and batch > 2 * FEW else TILE
+
+
+def _is_narrow(head_dim: int, itemsize: int) -> bool:
+    return _padded(head_dim) * itemsize <= NARROW
+
+
+def plan_tiles(seq_lens: Tensor, out: Tensor, *, window: int | None, tile: int) -> None:
     """out [i]: tiles of keys of the sequences before i, int32 [B + 1], of seq_lens int32 [B]; window: as Attention's.
 
     Tiles wholly before the window are not counted, and sequences of no tokens have none.
@@ -137,7 +152,7 @@ def decode_attention(
 
 
 def choose(head_dim: int, itemsize: int, *, batch: int, pairs: int, programs: int) -> Choice:
-    """What launches with these heads use; itemsize: the cache's bytes a number; pairs: (sequence, kv head)s.
+    """What launches with these heads use; itemsize as for tile_of; pairs: (sequence, kv head)s.
 
     Memory for about 70 KB of keys and values, so that PROGRAMS fit the 227 KB of shared memory of an H100's
     multiprocessor: 20 KB in flight would do for its bandwidth, and the programs cover each other's waits.
@@ -148,7 +163,9 @@ def choose(head_dim: int, itemsize: int, *, batch: int, pairs: int, programs: in
     stages = max(1, min(3, ahead)) + 1
     if batch <= FEW and 4 * pairs <= programs:
         return Choice(TILE, 4, stages, 1, splits=min(MAX_SPLITS, 2 * programs // pairs))
-    return Choice(TILE, 4, stages, 4, slack=SLACK)
+    tile = tile_of(head_dim, itemsize, batch=batch)
+    each = PROGRAMS - 1 if _is_narrow(head_dim, itemsize) else PROGRAMS
+    return Choice(tile, 4, stages, 4 * TILE // tile, slack=SLACK, each=each)
 
 
 def launch(
@@ -186,7 +203,8 @@ def launch(
     if splits and batch <= FEW:
         _decode_few[(kv_heads, batch, splits)](*shared, workspace.programs, ALONE=batch == 1, FEW=FEW, **constants)
     else:
-        _decode[(workspace.programs,)](*shared, choice.slack, **constants)
+        programs = max(1, workspace.programs * choice.each // PROGRAMS)
+        _decode[(programs,)](*shared, choice.slack, **constants)
 
 
 def _padded(head_dim: int) -> int:

@@ -1,0 +1,1 @@
+"""The page at `/`: chat and the engine seen live, as plain files that the browser runs as they are."""

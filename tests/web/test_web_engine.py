@@ -1,0 +1,53 @@
+"""The engine's view in a real browser: what /metrics says, as tiles, charts and percentiles."""
+
+from __future__ import annotations
+
+from browser import Browser
+from chatting import answered
+from scripted import ScriptedServer
+
+from octavo.base.types.messages import EngineStats
+
+
+def tiles(page: Browser) -> dict[str, str]:
+    return dict(zip(page.texts(".tile > span"), page.texts(".tile > b"), strict=True))
+
+
+def test_numbers_charts_and_percentiles(page: Browser, server: ScriptedServer) -> None:
+    for _ in range(90):
+        server.app._services.metrics.observe("time_to_first_token_seconds", 0.05)
+    for _ in range(10):
+        server.app._services.metrics.observe("time_to_first_token_seconds", 9.0)
+    server.app._services.metrics.finished("stop")
+    server.llm.stats = EngineStats(num_running=3, num_waiting=2, kv_usage=0.25, generation_tokens=1000)
+    page.click('.tabs a[data-view="engine"]')
+    page.wait(lambda: tiles(page).get("Running") == "3")
+    assert tiles(page)["Waiting"] == "2"
+    assert tiles(page)["KV cache in use"] == "25 %"
+    assert tiles(page)["Prefix hits"] == "–"
+    rows = {row.split("\t")[0]: row.split("\t")[1:] for row in page.texts(".latencies tbody tr")}
+    assert rows["Time to first token"] == ["51 ms", "60 ms", "9.8 s", "945 ms", "100"]
+    assert rows["Whole request"] == ["–", "–", "–", "–", "0"]
+    assert "Answers\n1" in page.text(".counts")
+    assert "100 of 16 tokens" in page.text(".counts")
+    server.llm.stats = EngineStats(
+        num_running=4, kv_usage=0.5, generation_tokens=1500, prefix_queries=200, prefix_hits=150
+    )
+    page.wait(lambda: tiles(page)["Running"] == "4" and tiles(page)["Prefix hits"] == "75 %")
+    page.wait(lambda: page.count(".charts .line.line-1") >= 3)
+    generated = page.text(".legend .line-1 b")
+    assert generated == "0" or float(generated) > 100  # the step of 500 tokens, or a second after it
+    page.run("document.querySelector('.plot').dispatchEvent(new PointerEvent('pointermove', {clientX: 600}))")
+    assert page.text(".legend .when")
+    assert page.count(".chart") == 6
+
+
+def test_a_failing_server_is_told(page: Browser, server: ScriptedServer) -> None:
+    page.click('.tabs a[data-view="engine"]')
+    page.wait(lambda: tiles(page).get("Running") == "0")
+    server.app.routes[:] = [route for route in server.app.routes if route.path != "/metrics"]
+    page.wait(lambda: "there is no such path" in page.text(".engine .notice"))
+    page.errors()
+    page.click('.tabs a[data-view="chat"]')
+    answered(page, "Still there?")
+    page.errors()
