@@ -33,6 +33,8 @@ SCRIPTS = {
     "open": "<think>\nHm, let me",
     "json": '<think>\nSo.\n</think>\n\n{"a": 12}',
     "json at once": '<think>\n\n</think>\n\n{"a": 12}',
+    "call at once": '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>',
+    "answer in json": '{"a": 12}',
     "plain": "A <b>plain</b> answer.\n",
     "broken": '<tool_call>{"name": "noop", "arguments": {"a": }}</tool_call>',
     "other": "<|channel|>Hi<|python_tag|>!",
@@ -311,13 +313,31 @@ def test_strict_functions(by_flag: openai.OpenAI) -> None:
     assert json.loads(call.function.arguments).keys() == {"city", "days"}
 
 
+def test_a_form_and_tools(without_reasoning: openai.OpenAI) -> None:
+    """An answer is a call, or has the form."""
+    schema: Any = {
+        "name": "x",
+        "schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+    }
+    form: Any = {"type": "json_schema", "json_schema": schema}
+    for tools in (FORCED, [{**FORCED[0], "function": {**FORCED[0]["function"], "strict": True}}]):
+        request = ask("answer in json", tools=tools, response_format=form)
+        said = without_reasoning.chat.completions.create(**request).choices[0].message
+        assert (said.content, said.tool_calls) == ('{"a": 12}', None)
+        request = ask("call at once", tools=tools, response_format=form)
+        called = without_reasoning.chat.completions.create(**request).choices[0].message
+        assert [call.function.name for call in called.tool_calls or []][:1] == ["get_weather"]
+    forced = ask("answer in json", tools=FORCED, tool_choice=NAMED, response_format=form)
+    (call,) = without_reasoning.chat.completions.create(**forced).choices[0].message.tool_calls or []
+    assert json.loads(call.function.arguments)["city"] == "Paris"
+
+
 @pytest.mark.parametrize(
     ("change", "param", "words"),
     [
         ({"tool_choice": "required", "tools": None}, "tool_choice", "tools are missing"),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "not in tools"),
         ({"tool_choice": "sometimes"}, "tool_choice", "required"),
-        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "excludes"),
         (
             {
                 "tool_choice": "required",

@@ -15,7 +15,7 @@ from octavo.base.errors import InputError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.conversation import echoed_message, render
-from octavo.server.openai.parsing import answer_parsing, behind_reasoning, constraint, demands_form
+from octavo.server.openai.parsing import answer_form, answer_parsing, demands_form
 from octavo.server.openai.structured import field_name, structured_params
 from octavo.server.openai.types import (
     MAX_PROMPTS,
@@ -80,12 +80,8 @@ async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> 
     prompt = _prompt(services, request, params, ids, echo)
     parsing = answer_parsing(services, request, prompt.token_ids)
     form = params.structured_outputs
-    if demands_form(request):
-        if form is not None:
-            raise InputError("a demanded tool call excludes every other form of the answer", param="tool_choice")
-        form = await asyncio.to_thread(constraint, services, request, parsing, prompt.token_ids)
-    elif form is not None and parsing is not None:
-        parsing, form = await asyncio.to_thread(behind_reasoning, services, parsing, form, prompt.token_ids)
+    if form is not None or demands_form(request):
+        parsing, form = await asyncio.to_thread(answer_form, services, request, parsing, form, prompt.token_ids)
     params = msgspec.structs.replace(params, structured_outputs=form)
     generation = _generation(services, exchange, request, [prompt], params, "chatcmpl-")
     return replace(generation, parsing=parsing)

@@ -53,64 +53,67 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
 
 def demands_form(request: ChatRequest) -> bool:
     """True if tool_choice or strict functions demand a form of the answer."""
-    strict = request.tool_choice != "none" and any(tool.function.strict for tool in request.tools or [])
-    return strict or _forced(request) is not None
+    return _forced(request) is not None or _strict(request) is not None
 
 
-def constraint(
-    services: Services, request: ChatRequest, parsing: Parsing | None, prompt_ids: list[int]
-) -> StructuredOutputsParams | None:
-    """The form that tool_choice or strict functions demand of the answer. InputError where it cannot be demanded."""
-    forced = _forced(request)
-    tools = list(enumerate(request.tools or [])) if request.tool_choice != "none" else []
-    strict = next((index for index, tool in tools if tool.function.strict), None)
-    if forced is None and strict is None:
-        return None
-    tokenizer = services.llm.tokenizer
-    if tokenizer is None or parsing is None or parsing.tool is None:
+def answer_form(
+    services: Services,
+    request: ChatRequest,
+    parsing: Parsing | None,
+    form: StructuredOutputsParams | None,
+    prompt_ids: list[int],
+) -> tuple[Parsing | None, StructuredOutputsParams | None]:
+    """The form of the answer, of what tool_choice, strict functions and the client's own `form` demand.
+
+    Reasoning and, unless they are forced, calls stay possible; where that cannot be told beside `form`, the answer has
+    it from its beginning. Raises InputError where a call cannot be demanded.
+    """
+    tokenizer, forced, strict = services.llm.tokenizer, _forced(request), _strict(request)
+    tool = parsing.tool if parsing is not None else None
+    if (forced is not None or strict is not None) and tool is None:
         raise UnsupportedError(
             "forced and strict calls are not supported for this model: its chat template does not tell how it writes "
             "calls; start with --tool-call-parser",
             param="tool_choice" if forced is not None else f"tools[{strict}].function.strict",
         )
-    functions = [
+    if parsing is None or tokenizer is None:
+        return parsing, form
+    about: Any = {
+        "special": tokenizer.special_ids().keys(),
+        "reasoning": parsing.reasoning,
+        "opened": _opened(services, parsing, prompt_ids),
+    }
+    grammar = None
+    if tool is not None and (forced is not None or form is not None):
+        many = not (forced or parsing.single)
+        instead = None if forced is not None else form
+        grammar = forced_grammar(tool, _functions(request, forced), **about, many=many, instead=instead)
+    elif tool is not None and strict is not None:
+        grammar = free_grammar(tool, _functions(request, forced), **about)
+    elif form is not None and parsing.reasoning is not None:
+        grammar = reasoned_grammar(form, **about)
+    if grammar is not None:
+        return parsing, StructuredOutputsParams(grammar=grammar)
+    return (parsing if form is None else replace(parsing, open=False)), form
+
+
+def _functions(request: ChatRequest, forced: str | None) -> list[Function]:
+    return [
         Function(
             name=tool.function.name,
             schema=tool.function.parameters or {},
             where=f"tools[{index}]",
             free=forced is None and not tool.function.strict,
         )
-        for index, tool in tools
+        for index, tool in enumerate(request.tools or [])
         if not forced or tool.function.name == forced
     ]
-    about: Any = {
-        "special": tokenizer.special_ids().keys(),
-        "reasoning": parsing.reasoning,
-        "opened": _opened(services, parsing, prompt_ids),
-    }
-    if forced is None:
-        grammar = free_grammar(parsing.tool, functions, **about)
-    else:
-        grammar = forced_grammar(parsing.tool, functions, **about, many=not (forced or parsing.single))
-    return StructuredOutputsParams(grammar=grammar)
 
 
-def behind_reasoning(
-    services: Services, parsing: Parsing, form: StructuredOutputsParams, prompt_ids: list[int]
-) -> tuple[Parsing, StructuredOutputsParams]:
-    """A form that a client demands of the answer, with room for reasoning before it.
-
-    Where no room can be made the answer has the form from its beginning, and no reasoning.
-    """
-    tokenizer = services.llm.tokenizer
-    if parsing.reasoning is None or tokenizer is None:
-        return parsing, form
-    opened = _opened(services, parsing, prompt_ids)
-    special = tokenizer.special_ids().keys()
-    grammar = reasoned_grammar(form, special=special, reasoning=parsing.reasoning, opened=opened)
-    if grammar is None:
-        return replace(parsing, open=False), form
-    return parsing, StructuredOutputsParams(grammar=grammar)
+def _strict(request: ChatRequest) -> int | None:
+    """The first function whose calls must have the form of its parameters."""
+    tools = request.tools or [] if request.tool_choice != "none" else []
+    return next((index for index, tool in enumerate(tools) if tool.function.strict), None)
 
 
 def _opened(services: Services, parsing: Parsing, prompt_ids: list[int]) -> bool | None:

@@ -51,17 +51,24 @@ def forced_grammar(
     reasoning: Reasoning | None = None,
     opened: bool | None = False,
     many: bool = True,
-) -> str:
+    instead: StructuredOutputsParams | None = None,
+) -> str | None:
     """Answers that are calls and nothing else, perhaps behind reasoning.
 
     special: the tokenizer's special tokens.  opened: whether the prompt began the reasoning; None if it ended it.
-    many: more than one call may come.  Raises InputError, UnsupportedError, naming the field.
+    many: more than one call may come.  instead: the form of an answer that is no call; None where that cannot be told.
+    Raises InputError, UnsupportedError, naming the field.
     """
     lark = _Lark(special)
     spelling = _spelling(tool)
     lark.rule("call", " | ".join(lark.call(spelling, function) for function in functions))
     more = f"({lark.text(spelling.between)} call){{0,{MOST_CALLS - 1}}}" if many and tool.many else ""
     calls = " ".join([lark.text(spelling.before), "call", more, lark.text(spelling.after)])
+    if instead is not None:
+        answer = _answer(lark, instead, messages=tool.messages)
+        if answer is None:
+            return None
+        calls = f"({calls} | {answer})"
     return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=tool.messages)} {calls}")
 
 
@@ -125,6 +132,14 @@ def reasoned_grammar(
 ) -> str | None:
     """Reasoning, then an answer of the form that params demand. None for a form that nothing can be put before."""
     lark = _Lark(special)
+    answer = _answer(lark, params, messages=reasoning.messages)
+    if answer is None:
+        return None
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=reasoning.messages)} {answer}")
+
+
+def _answer(lark: _Lark, params: StructuredOutputsParams, *, messages: bool) -> str | None:
+    """What params demand, as a part of a grammar; None where that cannot be told."""
     if params.json_object:
         answer = lark.json({"type": "object"}, _options(params))
     elif params.json is not None and not params.disable_additional_properties:
@@ -139,9 +154,7 @@ def reasoned_grammar(
         answer = f"({' | '.join(map(_quoted, params.choice))})"
     else:
         return None
-    if reasoning.messages:
-        answer = f"{lark.text('<|channel|>final<|message|>')} {answer}"
-    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=reasoning.messages)} {answer}")
+    return f"{lark.text('<|channel|>final<|message|>')} {answer}" if messages else answer
 
 
 def _options(params: StructuredOutputsParams) -> dict[str, Any]:
