@@ -20,11 +20,18 @@ Samples = dict[str, list[float]]  # by side, tokens a second
 
 
 class Worker:
-    """The process of one side; the others sleep while it answers."""
+    """The process of one side; the others sleep while it answers. tree: where octavo is, if not in Python's path."""
 
-    def __init__(self, side: str, model: Path, *, threads: int, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, side: str, model: Path, *, threads: int, options: Mapping[str, Any], tree: Path | None = None
+    ) -> None:
         self._side = side
-        place = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        places = [
+            str(Path(__file__).parents[1]),
+            *([str(tree.resolve())] if tree else []),
+            os.environ.get("PYTHONPATH", ""),
+        ]
+        place = os.pathsep.join(places).rstrip(os.pathsep)
         command = [sys.executable, "-m", "peers.worker", side, str(model), "--threads", str(threads)]
         self._process = subprocess.Popen(
             [*command, "--options", json.dumps(options)],
@@ -33,6 +40,10 @@ class Worker:
             text=True,
             env={**os.environ, "PYTHONPATH": place},
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def call(self, *message: Any) -> Any:
         """A method's name and arguments; its result. Exits where the process died."""

@@ -159,8 +159,14 @@ class Lowering:
         numbers = {"a": scale, "b": softcap or 0.0, "shape": self._shapes.index(shape)}
         self._emit("attention", native.ATTEND, **given, **numbers, **cache)
 
-    def _gated(self, out: str, gate_up: str, *, act: str) -> None:
-        given = {"out": self.arrays[out], "in_": self.arrays[gate_up], "flag": native.ACTIVATIONS[act]}
+    def _gated(self, out: str, gate_up: str, *, act: str, joined: bool = False) -> None:
+        """joined: after a `gate_up` that does this by itself for many tokens."""
+        given = {
+            "out": self.arrays[out],
+            "in_": self.arrays[gate_up],
+            "flag": native.ACTIVATIONS[act],
+            "shape": int(joined),
+        }
         self._rows("gated", k=self._width(out), **given)
 
     def _joins(self, step: Step, after: Step) -> bool:
@@ -169,8 +175,8 @@ class Lowering:
         return pair and len(self.packed.matrices[str(step.arguments[2])]) == 2
 
     def _gate_up(self, linear: Step, gated: Step) -> None:
-        """Both in one product, so that its sides are never written."""
-        _, x, weight, bias = linear.arguments
+        """Both in one product, whose sides are written for few tokens only (csrc/program.h)."""
+        sides, x, weight, bias = linear.arguments
         out = str(gated.arguments[0])
         gate, up = self.packed.matrices[str(weight)]
         acts = self._quantized_once((gate, up), self.arrays[str(x)])
@@ -179,8 +185,10 @@ class Lowering:
         second: dict[str, Any] = {"second_scheme": native.SCHEME_IDS[up.scheme], "second_weight": up.data}
         second |= {"second_act": acts[up.scheme], "second_bias": biases[1]}
         given = {"out": self.arrays[out], "act": acts[gate.scheme], "bias": biases[0], "ld_out": self._width(out)}
+        given["delta"] = self.arrays[str(sides)]
         flag = native.ACTIVATIONS[gated.options["act"]]
         self._emit("gate_up", native.PRODUCTS, flag=flag, **given, **second, **_of(gate))
+        self._gated(out, str(sides), act=gated.options["act"], joined=True)
 
     def _add_gated(self, x: str, delta: str, logit: str) -> None:
         self._rows("add_gated", k=self._width(x), out=self.arrays[x], in_=self.arrays[delta], delta=self.arrays[logit])

@@ -287,7 +287,7 @@ def q8_0(pool: Pool, n: int, k: int, seed: int) -> Matrix:
     ("tokens", "width", "forms"), [(1, 130, "88"), (3, 3, "ff"), (17, 48, "8f"), (70, 33, "88"), (65, 17, "ff")]
 )
 def test_gate_and_up_in_one_product(pool: Pool, act: str, with_bias: bool, tokens: int, width: int, forms: str) -> None:
-    """As precise as the two steps apart, and of the same bits."""
+    """As precise as the two steps apart, and of the same bits; for few tokens it is those."""
     k, weights = 64, [rand(width, 64, seed=seed) for seed in (1, 2)]
     pair = [
         q8_0(pool, width, k, i) if form == "8" else native_tiny.pack(pool, weights[i])[0]
@@ -302,7 +302,7 @@ def test_gate_and_up_in_one_product(pool: Pool, act: str, with_bias: bool, token
     native_tiny.run(pool, gated, {"gate_up": both, "wide": apart}, tokens=tokens)
     unused = poisoned(tokens, 2 * width)
     native_tiny.run(pool, (linear, gated), {"x": x, "gate_up": unused, "wide": out}, packed=packed, tokens=tokens)
-    assert np.isnan(unused).all()
+    assert np.isnan(unused).all() == (tokens >= 64)
     np.testing.assert_array_equal(out.view(np.uint32), apart.view(np.uint32))
     if forms == "ff":
         gate, up = (x.astype(np.float64) @ w.T.astype(np.float64) for w in weights)

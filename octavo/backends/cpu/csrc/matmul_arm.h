@@ -49,6 +49,7 @@ struct Quad {
     static OCT_INLINE inline F to_float(I a) { return vcvtq_f32_s32(a); }
 
     static OCT_INLINE inline C codes(const uint8_t *p) { return vld1q_u8(p); }
+    static OCT_INLINE inline C add(C a, C b) { return vaddq_u8(a, b); }
     static OCT_INLINE inline C mask(C a, int bits) { return vandq_u8(a, vdupq_n_u8((uint8_t)bits)); }
     static OCT_INLINE inline C merge(C base, C a, int bits) { return vorrq_u8(base, mask(a, bits)); }
     template <int count> static OCT_INLINE inline C shift(C a) {

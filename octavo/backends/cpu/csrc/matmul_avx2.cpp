@@ -36,6 +36,7 @@ struct Avx2 {
     static OCT_INLINE inline F to_float(I a) { return _mm256_cvtepi32_ps(a); }
 
     static OCT_INLINE inline C codes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+    static OCT_INLINE inline C add(C a, C b) { return _mm256_add_epi8(a, b); }
     static OCT_INLINE inline C mask(C a, int bits) { return _mm256_and_si256(a, _mm256_set1_epi8((char)bits)); }
     static OCT_INLINE inline C merge(C base, C a, int bits) { return _mm256_or_si256(base, mask(a, bits)); }
     // To the right, or to the left if negative; bits that cross from the neighbouring byte are masked by the caller.

@@ -36,6 +36,7 @@ struct Avx512 {
     static OCT_INLINE inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 
     static OCT_INLINE inline C codes(const uint8_t *p) { return _mm512_loadu_si512(p); }
+    static OCT_INLINE inline C add(C a, C b) { return _mm512_add_epi8(a, b); }
     static OCT_INLINE inline C mask(C a, int bits) { return _mm512_and_si512(a, _mm512_set1_epi8((char)bits)); }
     // base | (a & bits)
     static OCT_INLINE inline C merge(C base, C a, int bits) {

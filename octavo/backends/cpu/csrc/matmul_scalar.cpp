@@ -44,6 +44,8 @@ struct Scalar {
     static OCT_INLINE inline F to_float(I a) { return __builtin_convertvector(a, F); }
 
     static OCT_INLINE inline C codes(const uint8_t *p) { return load<C>(p); }
+    // Byte by byte: no sum passes 255.
+    static OCT_INLINE inline C add(C a, C b) { return a + b; }
     static OCT_INLINE inline C mask(C a, uint32_t bits) { return a & bits * 0x01010101u; }
     static OCT_INLINE inline C merge(C base, C a, int bits) { return base | mask(a, (uint32_t)bits); }
     // To the right, or to the left if negative; bits that cross from the neighbouring byte are masked by the caller.

@@ -150,6 +150,18 @@ template <class V, Codes kind> OCT_INLINE inline typename V::C unpack_quad(const
 
 constexpr uint8_t kOnes[4] = {1, 1, 1, 1};
 
+// Of `count` quads, how many can be added byte by byte, every sum below 128.
+constexpr int quads_added(Codes codes, int count) {
+    const int most = codes == Codes::kNibbles        ? 15
+                     : codes == Codes::kNibblesSingle ? 31
+                     : codes == Codes::kNibblesPairs  ? 63
+                     : codes == Codes::kPairs         ? 3
+                     : codes == Codes::kPairsSingle   ? 7
+                                                      : 255;
+    while (count > 1 && count * most > 127) count /= 2;
+    return count;
+}
+
 // A group of 32 of a pass of a panel, ready to be multiplied. total: the sums of its weights, minima left out.
 template <class V, int scheme> struct Group {
     using F = typename V::F;
@@ -159,6 +171,8 @@ template <class V, int scheme> struct Group {
     static constexpr bool kWide = f.codes == Codes::kBytes || f.codes == Codes::kLevels;
     static constexpr bool kOffset = f.offset != 0 && !(kWide && V::kSignedWide);
     static constexpr int kUnpacked = 8 * 64 + (1 + f.subs * (f.minimum ? 2 : 1)) * 64;
+
+    static constexpr int kAdded = quads_added(f.codes, 8 / f.subs);
 
     C quads[8];
     F scale[2], minimum[2], total;
@@ -174,8 +188,11 @@ template <class V, int scheme> struct Group {
         each<f.subs>([&](auto s) OCT_INLINE {
             scales<V, scheme>(p, s, d, dmin, scale[s], minimum[s]);
             I sum = V::splat(kOffset ? -f.offset * kGroup / f.subs : 0);
-            each<8 / f.subs>([&](auto i) OCT_INLINE {
-                sum = V::template dot<kWide>(sum, quads[s * 8 / f.subs + i], kOnes);
+            each<8 / f.subs / kAdded>([&](auto i) OCT_INLINE {
+                constexpr int first = s * 8 / f.subs + i * kAdded;
+                C added = quads[first];
+                each<kAdded - 1>([&](auto j) OCT_INLINE { added = V::add(added, quads[first + 1 + j]); });
+                sum = V::template dot<kWide>(sum, added, kOnes);
             });
             total = V::fma(V::to_float(sum), scale[s], total);
         });
@@ -458,7 +475,7 @@ template <int scheme> void find_tiles(const Product &p, int64_t row, int64_t cou
 }
 
 // Tiles of all 16 rows from which on it pays to unpack a panel once for them all.
-constexpr int kUnpackTiles = 3;
+constexpr int kUnpackTiles = 5;
 
 // One panel times `count` whole tiles.
 template <class V, int scheme>

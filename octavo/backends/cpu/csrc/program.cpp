@@ -214,26 +214,44 @@ void run_rows(Step& step, const OctGroup& group, const OctBatch& batch, Pool& po
             step.ops.rows(step.instructions[group.first + i], batch, begin, std::min(begin + piece, tokens));
 }
 
+// Whether it is two products, side by side in delta.
+bool apart(const OctInstruction& o, int64_t tokens) { return o.op == OCT_GATE_UP && tokens < octa::kJoined; }
+
+// Panels `piece` of one product, or of gate and up one after the other.
+void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, OctRange piece, int64_t taken) {
+    const int64_t tokens = batch.tokens;
+    if (apart(o, tokens)) {
+        const auto side = [&](int64_t first, int64_t scheme, const void* weight, const void* act, const float* bias, float* out) {
+            const int64_t begin = std::max(piece.begin - first, int64_t{0}) * OCT_PANEL;
+            const int64_t end = std::min((piece.end - first) * OCT_PANEL, o.n);
+            if (begin >= end) return;
+            oct_matmul(static_cast<int>(scheme), weight, act, nullptr, out, 2 * o.n, tokens, o.n, o.k, begin, end, bias);
+        };
+        side(0, o.scheme, o.weight, o.act, o.bias, o.delta);
+        return side(panels_of(o), o.second.scheme, o.second.weight, o.second.act, o.second.bias, o.delta + o.n);
+    }
+    const int64_t begin = piece.begin * OCT_PANEL, end = std::min(piece.end * OCT_PANEL, o.n);
+    if (o.op == OCT_GATE_UP) {
+        const oct_side gate{o.scheme, o.weight, o.act, o.bias};
+        const oct_side up{o.second.scheme, o.second.weight, o.second.act, o.second.bias};
+        return oct_matmul_gated(&gate, &up, o.out, o.ld_out, tokens, o.k, begin, end, step.ops.combine, o.flag);
+    }
+    oct_matmul(o.scheme, o.weight, o.act, o.in, o.out, o.ld_out, tokens, o.n, o.k, begin, end, o.bias);
+    if (o.op == OCT_HEAD) finish_head(step, o, tokens, {begin, end}, taken * tokens);
+}
+
 void run_products(Step& step, const OctGroup& group, const OctBatch& batch, Pool& pool) {
     const OctInstruction* products = step.instructions + group.first;
+    const auto panels_in = [&](const OctInstruction& o) { return panels_of(o) * (apart(o, batch.tokens) ? 2 : 1); };
     int64_t panels = 0;
-    for (int32_t i = 0; i < group.count; i++) panels += panels_of(products[i]);
+    for (int32_t i = 0; i < group.count; i++) panels += panels_in(products[i]);
     const Cut cut(panels, pool.size());
     for (int64_t taken; (taken = pool.take()) < cut.pieces();) {
         const OctRange piece = cut.piece(taken);
-        for (int64_t i = 0, before = 0; i < group.count && before < piece.end; before += panels_of(products[i++])) {
-            const OctInstruction& o = products[i];
-            const int64_t begin = std::max(piece.begin - before, int64_t{0}) * OCT_PANEL;
-            const int64_t end = std::min((piece.end - before) * OCT_PANEL, o.n);
-            if (begin >= end) continue;
-            if (o.op == OCT_GATE_UP) {
-                const oct_side gate{o.scheme, o.weight, o.act, o.bias};
-                const oct_side up{o.second.scheme, o.second.weight, o.second.act, o.second.bias};
-                oct_matmul_gated(&gate, &up, o.out, o.ld_out, batch.tokens, o.k, begin, end, step.ops.combine, o.flag);
-                continue;
-            }
-            oct_matmul(o.scheme, o.weight, o.act, o.in, o.out, o.ld_out, batch.tokens, o.n, o.k, begin, end, o.bias);
-            if (o.op == OCT_HEAD) finish_head(step, o, batch.tokens, {begin, end}, taken * batch.tokens);
+        for (int64_t i = 0, before = 0; i < group.count && before < piece.end; before += panels_in(products[i++])) {
+            const int64_t begin = std::max(piece.begin - before, int64_t{0});
+            const int64_t end = std::min(piece.end - before, panels_in(products[i]));
+            if (begin < end) run_product(step, products[i], batch, {begin, end}, taken);
         }
     }
 }
@@ -328,7 +346,7 @@ void draw(void* argument, Pool& pool, int member) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 5; }
+int32_t oct_abi() { return 6; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 
