@@ -234,6 +234,18 @@ class World:
         assert self.engine.call("reset_prefix_cache") is True
         assert len(self.engine.cache.prefix) == 0
 
+    def crash(self) -> None:
+        """The engine is lost, with what it had not told yet; another one goes on from what callers have."""
+        self.executor = AuditedExecutor(self)
+        self.engine = make_engine(self.shape, self.executor)
+        self.last_stats, self.num_tokens, self.quiet = self.engine.stats(), 0, 0
+        self.doomed = {key for key in self.doomed if self.followed[key].ended is not None}
+        going_on = {f.request.request_id: f.request for f in self.followed.values() if f.ended is None}
+        for name, request in going_on.items():
+            all_n = [self.followed[name, index] for index in range(request.params.n)]
+            self.engine.add(request, [None if f.ended is not None else list(f.got) for f in all_n])
+        self.check()
+
     # ---- faults to come
 
     def take_begin_fault(self, plan: StepPlan) -> str | None:
@@ -356,8 +368,9 @@ class World:
         if not out.num_cached_tokens:
             return
         assert self.shape.prefix_caching
-        assert out.num_cached_tokens % self.shape.block_size == 0
-        prefix = tuple(followed.request.prompt_token_ids[: out.num_cached_tokens])
+        prompt, size = followed.request.prompt_token_ids, self.shape.block_size
+        assert out.num_cached_tokens % size == 0 or out.num_cached_tokens == len(prompt)
+        prefix = tuple(prompt[: out.num_cached_tokens // size * size])
         others = 1 if followed.index else 2
         assert self.prefixes[followed.request.cache_salt, prefix] >= others, "a prefix was found that nobody else had"
         self.num_cached += 1

@@ -67,15 +67,20 @@ class Engine:
         self._order = 0
         self._generation_tokens = self._iteration_tokens = 0
 
-    def add(self, request: Request) -> None:
-        """Queue a request. InputError: it can never run here. OverloadedError: the queue is full."""
+    def add(self, request: Request, emitted: list[list[int] | None] | None = None) -> None:
+        """Queue a request. InputError: it can never run here. OverloadedError: the queue is full.
+
+        emitted: as in messages.Add; such a request was let in before, and is let in however full the queue is.
+        """
         if request.request_id in self._requests:
             raise InputError(f"request id {request.request_id!r} is in use", param="request_id")
         _check_request(request, self.max_model_len)
-        if self._max_queued is not None and self.num_waiting >= max(self._max_queued, 1):
+        if emitted is not None:
+            _check_emitted(request, emitted)
+        elif self._max_queued is not None and self.num_waiting >= max(self._max_queued, 1):
             raise OverloadedError(f"{self.num_waiting} requests are waiting", retry_after=self._retry_after())
         self._order += 1
-        sequences = make_sequences(request, self._order)
+        sequences = make_sequences(request, self._order, emitted)
         self._constraints.begin(sequences)
         self._requests[request.request_id] = sequences
         for seq in sequences:
@@ -234,6 +239,15 @@ def _check_request(request: Request, max_model_len: int) -> None:
             f"{max_model_len} tokens; shorten the prompt or lower max_tokens",
             param="max_tokens",
         )
+
+
+def _check_emitted(request: Request, emitted: list[list[int] | None]) -> None:
+    """InputError unless there is something to go on from, of every sequence, and something to come."""
+    going_on = [tokens for tokens in emitted if tokens is not None]
+    if len(emitted) != request.params.n or not going_on or (request.pooling is not None and any(going_on)):
+        raise InputError(f"the outputs of {request.params.n} sequences are needed, at least one of which goes on")
+    if request.pooling is None and max(map(len, going_on)) >= request.max_tokens:
+        raise InputError(f"a sequence has max_tokens={request.max_tokens} outputs already", param="max_tokens")
 
 
 def _check_sizes(block_size: int, num_blocks: int, max_model_len: int, max_num_tokens: int, chunked: bool) -> None:

@@ -238,7 +238,7 @@ def _handle(engine: Engine, connection: _Connection, message: ToEngine | Output)
         return [message]
     if isinstance(message, Add):
         try:
-            engine.add(message.request)
+            engine.add(message.request, message.emitted)
         except OctavoError as error:
             return [_refusal(message.request.request_id, error)]
     elif isinstance(message, Abort):

@@ -161,7 +161,7 @@ class Scheduler:
         if not seq.times.scheduled:
             seq.times.scheduled = time.monotonic()
             parent = _forked_from(seq)
-            seq.num_cached = num_computed if parent is None else parent.num_cached
+            seq.num_cached = min(num_computed, seq.num_prompt) if parent is None else parent.num_cached
             self._count_prompt(seq)
         seq.parent = None
         seq.status = Status.RUNNING

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+import msgspec
+
 from octavo.base.types.output import RequestTimes
 from octavo.base.types.plan import RowSampling, TokenLogprobs
 from octavo.base.types.request import Request
@@ -92,11 +94,20 @@ class Sequence:
         return self.sampling.prompt_logprobs is not None and any(e is None for e in self.prompt_logprobs[1:])
 
 
-def make_sequences(request: Request, order: int) -> list[Sequence]:
-    """The n sequences of a request; those after the first name it as parent."""
+def make_sequences(request: Request, order: int, emitted: list[list[int] | None] | None = None) -> list[Sequence]:
+    """The n sequences of a request; those after the first name it as parent.
+
+    emitted: as in messages.Add. Such sequences have no parent: equal prompts find each other in the prefix cache. Log
+    probabilities of the prompt went out with sequence 0's first token, and are not made again after that.
+    """
     sequences: list[Sequence] = []
     for index in range(request.params.n):
+        known = emitted[index] if emitted is not None else []
+        if known is None:
+            continue
         sampling = _row_sampling(request, index)
+        if known:
+            sampling = msgspec.structs.replace(sampling, prompt_logprobs=None)
         asked = sampling.prompt_logprobs is not None
         sequences.append(
             Sequence(
@@ -104,8 +115,8 @@ def make_sequences(request: Request, order: int) -> list[Sequence]:
                 index=index,
                 order=order,
                 sampling=sampling,
-                tokens=list(request.prompt_token_ids),
-                parent=sequences[0] if index else None,
+                tokens=request.prompt_token_ids + known,
+                parent=sequences[0] if index and emitted is None else None,
                 allowed=_bits(request) if sampling.masked else None,
                 prompt_logprobs=[None] * len(request.prompt_token_ids) if asked else [],
                 times=RequestTimes(arrival=request.arrival or time.monotonic()),

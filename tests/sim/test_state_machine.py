@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from simulation import EOS, VOCAB, Shape, World, make_request, simulate
 
+from octavo.base.errors import InputError
+
 MIN_STEPS = 20_000
 
 shapes = st.builds(
@@ -116,6 +118,10 @@ class EngineMachine(RuleBasedStateMachine):
         assert not self.world.add(make_request("refused", [0]))
 
     @rule()
+    def crash(self) -> None:
+        self.world.crash()
+
+    @rule()
     def drain(self) -> None:
         self.world.drain()
 
@@ -159,6 +165,35 @@ def test_long_run() -> None:
     assert steps >= MIN_STEPS
     assert min(preemptions, hits, errors) > 100, "the run did not meet what it is for"
     assert tokens > MIN_STEPS
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_another_engine_goes_on_from_what_callers_have(seed: int) -> None:
+    """Lost every few steps, short of blocks; the World compares every token with those of a whole run."""
+    rng = random.Random(seed)
+    world = World(Shape(num_blocks=14, max_num_seqs=4, max_num_tokens=20, max_queued=2 * seed or None))
+    for i in range(16):
+        prompt = [rng.randint(0, 1) for _ in range(rng.randint(1, 20))]
+        n, logprobs = rng.choice((1, 1, 3)), rng.choice((None, 0))
+        world.add(
+            make_request(
+                f"r{i}", prompt, max_tokens=20, n=n, temperature=1.0, logprobs=logprobs, prompt_logprobs=logprobs
+            )
+        )
+    for _ in range(10):
+        for _ in range(rng.randint(1, 12)):
+            world.step()
+        world.crash()
+    world.drain()
+
+
+def test_what_cannot_be_gone_on_from_is_refused() -> None:
+    world = World(Shape())
+    request = make_request("a", [1], max_tokens=3, n=2, temperature=1.0)
+    for emitted in ([], [[1]], [[1], [2], [3]], [None, None], [[1, 2, 3], [1]]):
+        with pytest.raises(InputError):
+            world.engine.add(request, emitted)
+    assert not world.engine.has_work()
 
 
 @pytest.mark.parametrize("ahead", [True, False])

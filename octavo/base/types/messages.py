@@ -11,9 +11,14 @@ from octavo.base.types.request import Request
 
 
 class Add(msgspec.Struct, tag=True, frozen=True):
-    """Run this request."""
+    """Run this request.
+
+    emitted: where an engine process that is gone had begun it, the output tokens of each of its params.n sequences, to
+    be gone on from; None in place of those of a sequence that has ended.
+    """
 
     request: Request
+    emitted: list[list[int] | None] | None = None
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
