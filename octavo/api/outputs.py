@@ -6,6 +6,8 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from octavo.base.types.output import CompletionOutput, Logprob, Output, RequestOutput, RequestTimes, ToolCall
 from octavo.base.types.plan import TokenLogprobs
 from octavo.base.types.ports import TextTokenizer
@@ -35,11 +37,15 @@ class TokenTexts:
 
 @dataclass
 class _Completion:
-    """One sequence's output, as far as it has come and has not been handed out."""
+    """One sequence's output, as far as it has come and has not been handed out.
+
+    handed_out: the tokens before token_ids.
+    """
 
     index: int
     detokenizer: Detokenizer | None
     parser: OutputParser | None = None
+    handed_out: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
@@ -89,6 +95,7 @@ class RequestProgress:
         self._texts = texts
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._times: RequestTimes | None = None
+        self._begun: RequestTimes | None = None  # by an engine that is gone
         self._num_cached_tokens = 0
         self._completions = [
             _Completion(
@@ -151,6 +158,11 @@ class RequestProgress:
             error=self.error.error if self.error else None,
         )
 
+    def resume(self) -> list[list[int] | None]:
+        """Another engine is to go on with it: output tokens by sequence, None where it has ended (messages.Add)."""
+        self._begun = self._times
+        return [None if c.finish_reason is not None else c.handed_out + c.token_ids for c in self._completions]
+
     def _end(self, completion: _Completion, finish: str, stop: int | str | None) -> None:
         completion.finish_reason, completion.stop_reason = finish, stop
         self._num_going_on -= 1
@@ -162,9 +174,10 @@ class RequestProgress:
     def _take_request_fields(self, output: Output) -> None:
         if output.error is not None:
             self.error = self.error or output
-        if output.index == 0:
+        if output.index == 0 and self._begun is None:
             self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
-        self._times = output.times or self._times
+        if output.times is not None:
+            self._times = _joined(self._begun, output.times)
         if output.prompt_logprobs is not None:
             ids = self.request.prompt_token_ids
             self._prompt_logprobs = [
@@ -212,6 +225,16 @@ def make_detokenizer(
     return Detokenizer(tokenizer, request.params, request.prompt_token_ids, kept_tokens=kept_tokens)
 
 
+def _joined(begun: RequestTimes | None, times: RequestTimes) -> RequestTimes:
+    """Times told by an engine that went on with what another one had begun."""
+    if begun is None:
+        return times
+    preemptions = begun.num_preemptions + times.num_preemptions
+    return msgspec.structs.replace(
+        times, scheduled=begun.scheduled, first_token=begun.first_token, num_preemptions=preemptions
+    )
+
+
 def _show(completion: _Completion, params: SamplingParams, *, delta: bool) -> CompletionOutput:
     completion.changed = False
     shown = CompletionOutput(
@@ -229,6 +252,7 @@ def _show(completion: _Completion, params: SamplingParams, *, delta: bool) -> Co
     completion.pieces = [] if delta else [shown.text]
     completion.reasoning = [] if delta else [shown.reasoning]
     if delta:
+        completion.handed_out += completion.token_ids
         completion.token_ids, completion.logprobs = [], []
         completion.tool_calls, completion.num_reasoning_tokens = [], 0
     return shown

@@ -150,6 +150,10 @@ class PoolingProgress:
         """True once the vector has come, or an error."""
         return self._last is not None
 
+    def resume(self) -> list[list[int] | None]:
+        """Another engine is to make it: nothing has come before (messages.Add)."""
+        return [[]]
+
     def push(self, output: Output) -> list[str]:
         """Take the one Output in; nothing is ever to be aborted because of it."""
         self._last = self._last or output

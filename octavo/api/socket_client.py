@@ -78,9 +78,9 @@ class SocketClient(asyncio.Protocol):
         self._write(frame(msgspec.msgpack.encode(config)))
         return await self._ready
 
-    def add(self, request: Request) -> None:
-        """Send a request; a refusal comes back as its Output."""
-        self._write(encode(Add(request)))
+    def add(self, request: Request, emitted: list[list[int] | None] | None = None) -> None:
+        """Send a request; a refusal comes back as its Output.  emitted: as in messages.Add."""
+        self._write(encode(Add(request, emitted)))
 
     def abort(self, names: list[str]) -> None:
         """Forget requests or single sequences."""
@@ -107,6 +107,13 @@ class SocketClient(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         self._lose(EngineDeadError("the engine was closed"))
+
+    def kill(self) -> None:
+        """End the process at once: it is lost."""
+        if self._process is not None:
+            self._process.process.kill()
+        if self._transport is not None:  # a process that a device holds back may live on
+            self._transport.abort()
 
     def _write(self, frame: bytes) -> None:
         if self._transport is None or self._transport.is_closing():

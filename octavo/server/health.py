@@ -11,14 +11,12 @@ from octavo.server.exchange import Exchange, Reply
 from octavo.server.metrics import CONTENT_TYPE
 from octavo.server.services import LOADING_RETRY_S, Services
 
-HEARTBEAT_LIMIT_S = 30.0  # the engine says something every second, also while it is idle
-
 
 async def live(services: Services, exchange: Exchange) -> Reply:
-    """200 unless the server should be killed: its engine is dead for good, or silent though it should speak."""
+    """200 unless the engine is dead for good or hangs: silent too long, as it speaks every second, idle or not."""
     state, age = services.llm.state, services.llm.heartbeat_age()
-    stuck = state in ("ready", "draining") and age > HEARTBEAT_LIMIT_S
-    alive = state != "dead" and not stuck
+    silent = state in ("ready", "draining") and age > services.config.watchdog_timeout
+    alive = state != "dead" and not (silent or services.llm.hung)
     return _json({"status": "ok" if alive else "failed", "engine": state, "heartbeat_age": round(age, 3)}, alive)
 
 

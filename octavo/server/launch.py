@@ -41,7 +41,8 @@ def serve(config: EngineConfig, server: ServerConfig, *, process: EngineProcess 
     set_up_server_logging(server.log_format)
     listener = listen(server.host, server.port)
     with listener:
-        return asyncio.run(run(AsyncLLM(config, process=process), server, listener=listener))
+        llm = AsyncLLM(config, process=process, watchdog_timeout=server.watchdog_timeout)
+        return asyncio.run(run(llm, server, listener=listener))
 
 
 def leave(status: int) -> NoReturn:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -12,8 +10,7 @@ from typing import Any
 import pytest
 
 from octavo import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
-from octavo.api import async_llm
-from octavo.api.socket_client import SocketClient, make_error
+from octavo.api.socket_client import make_error
 from octavo.base.errors import (
     ConfigError,
     EngineDeadError,
@@ -150,7 +147,7 @@ def test_closing_the_iterator_aborts(llama_engine: Any) -> None:
         await until(lambda: llm.stats.num_running == 0 and llm.stats.num_waiting == 0)
         assert await llm.call("check") is True
         assert llm.stats.kv_usage == 0
-        assert not llm._streams
+        assert not llm._supervisor.streams
 
     llama_engine(test)
 
@@ -163,7 +160,7 @@ def test_slow_reader_gets_merged_deltas(llama_engine: Any) -> None:
             async for output in outputs:
                 seen.append(output.outputs[0].token_ids)
                 if len(seen) == 1:
-                    await until(lambda: all(s.progress.finished for s in llm._streams.values()))
+                    await until(lambda: all(s.progress.finished for s in llm._supervisor.streams.values()))
         assert len(seen) == 2
         assert [token for tokens in seen for token in tokens] == whole
 
@@ -188,7 +185,7 @@ def test_text_that_cannot_be_made_ends_its_own_request_only(llama_engine: Any, m
         healthy = asyncio.create_task(last(llm, **LONG))
         async with stream(llm, request_id="bad", **LONG) as outputs:
             await anext(outputs)
-            (bad,) = (s for s in llm._streams.values() if s.progress.request_id == "bad")
+            (bad,) = (s for s in llm._supervisor.streams.values() if s.progress.request_id == "bad")
             monkeypatch.setattr(bad.progress, "push", lambda output: 1 / 0)
             with pytest.raises(RequestFailedError, match="ZeroDivisionError"):
                 _ = [output async for output in outputs]
@@ -209,66 +206,6 @@ def test_a_full_queue_refuses_with_retry_after(llama: str) -> None:
         assert any(isinstance(result, RequestOutput) for result in results)
 
     with_llm(llama, test, max_num_seqs=1, max_num_queued_reqs=1)
-
-
-def test_killed_engine_fails_its_streams_and_comes_back(llama: str) -> None:
-    async def test(llm: AsyncLLM) -> None:
-        expected = (await last(llm)).outputs[0].token_ids
-        for _ in range(2):
-            first = llm.engine_pid
-            assert first is not None
-            tasks = [asyncio.create_task(last(llm, **LONG)) for _ in range(4)]
-            call = asyncio.create_task(llm.call("check"))
-            await until(lambda: llm.stats.num_running > 0)
-            os.kill(first, signal.SIGKILL)
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert all(isinstance(result, EngineDeadError | RequestOutput) for result in results)
-            assert any(isinstance(result, EngineDeadError) for result in results)
-            assert isinstance((await asyncio.gather(call, return_exceptions=True))[0], bool | EngineDeadError)
-            assert llm.state == "restarting"
-            with pytest.raises(OverloadedError) as caught:
-                await last(llm)
-            assert caught.value.retry_after >= 1
-            await until(lambda: llm.state == "ready")
-            assert llm.engine_pid != first
-            assert (await last(llm)).outputs[0].token_ids == expected
-        assert llm.num_restarts == 2
-
-    with_llm(llama, test)
-
-
-def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(async_llm, "LONGEST_PAUSE", 0.0)
-    starts = []
-
-    async def refuse(self: SocketClient, config: Any, process: Any) -> dict[str, Any]:
-        starts.append(1)
-        raise (OSError("no more processes") if len(starts) % 2 else ConfigError("no memory"))
-
-    async def test(llm: AsyncLLM) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(SocketClient, "start", refuse)
-            assert llm.engine_pid is not None
-            os.kill(llm.engine_pid, signal.SIGKILL)
-            await until(lambda: llm.state == "dead")
-        assert len(starts) == async_llm.FAILED_STARTS
-        with pytest.raises(OverloadedError, match="ended"):
-            await last(llm)
-
-    with_llm(llama, test)
-
-
-def test_closing_while_it_restarts_leaves_no_process(llama: str) -> None:
-    async def test(llm: AsyncLLM) -> None:
-        assert llm.engine_pid is not None
-        os.kill(llm.engine_pid, signal.SIGKILL)
-        await until(lambda: llm.state == "restarting")
-        await llm.close(0)
-        assert llm.state == "dead"
-        with pytest.raises(OverloadedError, match="ended"):
-            await last(llm)
-
-    with_llm(llama, test)
 
 
 def test_close_waits_for_running_requests(llama: str) -> None:

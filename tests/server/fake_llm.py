@@ -65,6 +65,7 @@ class FakeLLM:
         self.loading = ("weights", 3, 10)
         self.stats = EngineStats()
         self.age = 0.0
+        self.hung = False
         self.delay = 0.0
         self.fail_at: int | None = None
         self.failure: Exception = EngineDeadError("the engine process ended")

@@ -47,12 +47,14 @@ def test_other_states(server: LiveServer, state: str, live: int) -> None:
 
 
 def test_a_silent_engine_is_not_alive(server: LiveServer) -> None:
-    server.llm.age = 31.0
+    server.llm.age = 301.0
     assert server.client.get("/livez").status_code == 503
-    server.llm.age = 29.0
+    server.llm.age = 299.0
     assert server.client.get("/livez").status_code == 200
-    server.llm.state, server.llm.age = "loading", 300.0
+    server.llm.state, server.llm.age = "loading", 900.0
     assert server.client.get("/livez").status_code == 200
+    server.llm.state, server.llm.age, server.llm.hung = "restarting", 0.0, True
+    assert server.client.get("/livez").status_code == 503
 
 
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info")

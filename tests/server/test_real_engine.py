@@ -181,36 +181,58 @@ def test_a_full_queue_is_told(clean: LiveServer) -> None:
     assert len(refused) <= 60 - 16
 
 
-def test_a_killed_engine_ends_streams_cleanly_and_comes_back(checkpoint: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_streams_outlive_a_killed_engine(checkpoint: Callable[[str], Path], path: str) -> None:
+    """Clients see a pause, and the same text and usage; one that meets a second crash is told so."""
     # a context so long that no stream ends before the last of them has begun, however busy the machine
     with start(checkpoint("llama"), hf_overrides={"max_position_embeddings": 2048}) as server:
-        expected = control(server)
+        what = {"prompt": "The quick brown"} if path == "/v1/completions" else {"messages": MESSAGES}
+        request = {**what, "max_tokens": 1200, "temperature": 0, "ignore_eos": True, "stream": True}
+        request["stream_options"] = {"include_usage": True}
+        expected = told(server.events(path, request))
         pid = server.llm.engine_pid
-        events: list[list[Any]] = []
-        begun = threading.Barrier(4)
-
-        def read() -> None:
-            request = {**CONTROL, "max_tokens": 1900, "stream": True}
-            with (
-                httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
-                client.stream("POST", "/v1/completions", json=request) as response,
-            ):
-                pieces = response.iter_text()
-                first = next(pieces)
-                begun.wait(20)
-                events.append(parse_events(first + "".join(pieces)))
-
-        threads = [threading.Thread(target=read) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        begun.wait(20)
-        os.kill(pid, signal.SIGKILL)
-        for thread in threads:
-            thread.join()
-        for one in events:
-            assert one[-1] == "[DONE]"
-            assert one[-2]["error"]["code"] == 503
-        wait_for(lambda: server.client.get("/readyz").status_code == 200, seconds=30)
-        assert server.client.get("/livez").status_code == 200
+        for crashes in (1, 2):
+            events: list[list[Any]] = []
+            begun = threading.Barrier(4)
+            threads = [threading.Thread(target=read, args=(server, path, request, begun, events)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            begun.wait(20)
+            for _ in range(crashes):
+                wait_for(lambda: server.llm.stats.num_running == 3, seconds=30)
+                os.kill(server.llm.engine_pid, signal.SIGKILL)
+                wait_for(lambda: server.llm.state == "restarting")
+                wait_for(lambda: server.client.get("/readyz").status_code == 200, seconds=30)
+                assert server.client.get("/livez").status_code == 200
+            for thread in threads:
+                thread.join()
+            assert len(events) == 3
+            for one in events:
+                if crashes == 1:
+                    assert told(one) == expected
+                else:
+                    assert one[-1] == "[DONE]"
+                    assert one[-2]["error"]["code"] == 500
+                    assert "not tried again" in one[-2]["error"]["message"]
         assert server.llm.engine_pid != pid
-        assert control(server) == expected
+        assert told(server.events(path, request)) == expected
+
+
+def read(server: LiveServer, path: str, request: Any, begun: threading.Barrier, events: list[list[Any]]) -> None:
+    with (
+        httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client,
+        client.stream("POST", path, json=request) as response,
+    ):
+        pieces = response.iter_text()
+        first = next(pieces)
+        begun.wait(20)
+        events.append(parse_events(first + "".join(pieces)))
+
+
+def told(events: list[Any]) -> tuple[str, Any, Any]:
+    """A stream's text, how it ended, and its usage."""
+    assert events[-1] == "[DONE]"
+    choices = [choice for event in events[:-1] for choice in event["choices"]]
+    text = "".join(c.get("text") or c.get("delta", {}).get("content") or "" for c in choices)
+    usage = events[-2]["usage"]
+    return text, choices[-1]["finish_reason"], (usage["prompt_tokens"], usage["completion_tokens"])

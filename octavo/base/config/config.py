@@ -145,6 +145,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     served_model_name: Annotated[list[str], _d("Names the model answers to; the first is reported.")] = []
     max_body_bytes: Annotated[int, _d("Largest request body.", ge=1024)] = 32 << 20
     shutdown_timeout: Annotated[float, _d("Seconds that running requests get after SIGTERM.", ge=0)] = 30.0
+    watchdog_timeout: Annotated[
+        float,
+        _d(
+            "Seconds of silence after which the engine process is taken to hang: /livez is 503, the process is killed "
+            "and started again. Longer than any step: a large model's prompts take minutes on a small CPU.",
+            ge=2,
+        ),
+    ] = 300.0
     allowed_origins: Annotated[list[str], _d("Origins that browsers may call from.")] = []
     disable_ui: Annotated[bool, _d("No page at /: chat and the engine seen live, for a browser.")] = False
     log_format: Annotated[Literal["text", "json"], _d("Log lines.")] = "text"

@@ -1,0 +1,213 @@
+"""A config in, an engine process kept alive: it is started again when it ends or hangs, and goes on with its requests.
+
+Tokens are a function of the request alone (its seed is drawn before it is sent), so a new process makes from the
+prompt and the tokens that have come what the old one would have made, and a reader sees but a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import Any, Literal
+
+from octavo.api.engine_process import EngineProcess
+from octavo.api.socket_client import SocketClient
+from octavo.api.streams import Stream
+from octavo.base.config.config import EngineConfig
+from octavo.base.errors import EngineDeadError, OctavoError, OverloadedError, RequestFailedError
+from octavo.base.types.messages import EngineStats, Loading, Outputs
+
+logger = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "restarting", "sleeping", "draining", "dead"]
+
+FAILED_STARTS = 5  # in a row, then the engine is given up
+STEADY = 60.0  # seconds of life after which the next death counts as the first
+LONGEST_PAUSE = 30.0
+MAX_CRASHES = 2  # that a request may meet: it may be what they come from
+_LOOKS = 4  # a watchdog's, in its time
+
+_REASONS: dict[State, str] = {
+    "loading": "the model is loading; try again",
+    "restarting": "the engine is restarting; try again",
+    "sleeping": "the engine is asleep",
+    "draining": "the server is shutting down",
+    "dead": "the engine has ended",
+}
+
+
+class Supervisor:
+    """One engine process after another, and the requests that outlive them.
+
+    process: one that was spawned ahead, for the first life.  watchdog_timeout: seconds of silence after which a
+    process is taken to hang and is killed.  hung: that happened, and no new one is ready yet.  Other attributes are
+    AsyncLLM's.  All methods belong to one event loop.
+    """
+
+    def __init__(self, config: EngineConfig, process: EngineProcess | None, *, watchdog_timeout: float) -> None:
+        self.config = config
+        self.state: State = "loading"
+        self.loading: tuple[str, int, int] = ("starting", 0, 1)
+        self.info: dict[str, Any] = {}
+        self.stats = EngineStats()
+        self.num_restarts = 0
+        self.hung = False
+        self.client: SocketClient | None = None
+        self.streams: dict[str, Stream] = {}
+        self._process = process
+        self._watchdog_timeout = watchdog_timeout
+        self._watchdog: asyncio.Task[None] | None = None
+        self._restart: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._ending = False
+        self._deaths = 0
+        self._born = 0.0
+
+    def heartbeat_age(self) -> float:
+        """Seconds since the process was last heard of; 0 while there is none."""
+        return time.monotonic() - self.client.last_heard if self.client else 0.0
+
+    def admit(self) -> SocketClient:
+        """The client that takes requests now, or OverloadedError saying what is going on."""
+        if self.state == "ready" and self.client is not None:
+            return self.client
+        raise OverloadedError(_REASONS.get(self.state, "the engine is not ready"), retry_after=2)
+
+    def open(self, stream: Stream) -> None:
+        """Send a stream's request; `forget` it afterwards, whatever becomes of it."""
+        client, request = self.admit(), stream.progress.request
+        self.streams[request.request_id] = stream
+        client.add(request)
+
+    def forget(self, stream: Stream) -> None:
+        """Nobody reads it any more: it is aborted unless it has ended."""
+        number = stream.progress.request.request_id
+        self.streams.pop(number, None)
+        if stream.going_on:
+            self._abort([number])
+        if not self.streams:
+            self._idle.set()
+
+    async def spawn(self) -> None:
+        """Start a process; returns when it is ready. Raises what prevents it."""
+        client = SocketClient(on_message=self._on_message, on_lost=self._on_lost)
+        process, self._process = self._process, None
+        try:
+            self.info = await client.start(self.config, process)
+        except BaseException:
+            await client.close(grace=0)
+            raise
+        if client.lost:  # it told that it was ready and died before this task ran again
+            raise EngineDeadError("the engine process ended as soon as it was ready")
+        self.client, self._born, self.hung = client, time.monotonic(), False
+        self._watchdog = asyncio.get_running_loop().create_task(self._watch(client))
+
+    async def sleep(self) -> None:
+        """End the process until `wake_up`; requests under way fail."""
+        if self.state == "sleeping":
+            return
+        client = self.admit()
+        self.state, self.client, self.stats = "sleeping", None, EngineStats()
+        self.fail_all(OverloadedError("the engine was put to sleep; try again later", retry_after=5))
+        await client.close()
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - a grace period, not a deadline of the call
+        """Give running requests `timeout` seconds, then end the process, and the one that is being started."""
+        self.state = "draining"
+        if self.streams and timeout > 0:
+            self._idle.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), timeout)
+        self._ending = True
+        for task in (self._restart, self._watchdog):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        self.fail_all(EngineDeadError("the server is shutting down; the request was cut off"))
+        client, self.client = self.client, None
+        if client is not None:
+            await client.close()
+        if self._process is not None:
+            self._process.drop()
+
+    def fail_all(self, error: OctavoError) -> None:
+        """End every stream with `error`."""
+        for stream in self.streams.values():
+            stream.fail(error)
+
+    def _on_message(self, message: Loading | Outputs) -> None:
+        if isinstance(message, Loading):
+            self.loading = (message.what, message.done, message.total)
+            return
+        self.stats = message.stats
+        for output in message.outputs:
+            stream = self.streams.get(output.request_id)
+            if stream is not None and (names := stream.push(output)):
+                self._abort(names)
+
+    def _abort(self, names: list[str]) -> None:
+        if self.client is not None:
+            with suppress(EngineDeadError):  # then there is nothing left to abort
+                self.client.abort(names)
+
+    async def _watch(self, client: SocketClient) -> None:
+        """Kill a process that is silent for too long. Time counts in looks: this process may have been stopped too."""
+        pause, silent, heard = self._watchdog_timeout / _LOOKS, 0, 0.0
+        while client is self.client:
+            silent, heard = silent + 1 if client.last_heard == heard else 0, client.last_heard
+            if silent >= _LOOKS:
+                logger.error("the engine process hangs: silent for %.1f s; it is killed", self.heartbeat_age())
+                self.hung = True
+                client.kill()
+                return
+            await asyncio.sleep(pause)
+
+    def _on_lost(self, error: OctavoError) -> None:
+        logger.error("the engine process is lost: %s", error.message)
+        self.client = None
+        for stream in self.streams.values():
+            stream.num_crashes += 1
+            if stream.going_on and stream.num_crashes >= MAX_CRASHES:
+                stream.fail(
+                    RequestFailedError(
+                        f"the engine process ended {stream.num_crashes} times while this request was under way; it "
+                        "is not tried again"
+                    )
+                )
+        if self.state == "ready":
+            self.state = "restarting"
+        if self.state in ("restarting", "draining") and not self._ending:
+            self._deaths = self._deaths + 1 if time.monotonic() - self._born < STEADY else 1
+            self._restart = asyncio.get_running_loop().create_task(self._start_again())
+        else:
+            self.fail_all(error if isinstance(error, EngineDeadError) else EngineDeadError(error.message))
+
+    async def _start_again(self) -> None:
+        """Start the process again, after pauses that double; after FAILED_STARTS failed starts in a row it is dead."""
+        for attempt in range(FAILED_STARTS):
+            pause = min(0.1 * 2 ** (self._deaths - 1 + attempt), LONGEST_PAUSE) if self._deaths + attempt > 1 else 0.0
+            await asyncio.sleep(pause)
+            try:
+                await self.spawn()
+            except (OctavoError, OSError) as error:
+                logger.error("the engine process does not start: %s", error)
+                continue
+            self.num_restarts += 1
+            if self.state == "restarting":
+                self.state = "ready"
+            logger.warning("the engine process is back (restart %d)", self.num_restarts)
+            self._resume()
+            return
+        self.fail_all(EngineDeadError("the engine process ended and does not start again; try another server"))
+        self.state = "dead"
+
+    def _resume(self) -> None:
+        """Give the new process what the old one had not ended."""
+        if self.client is None:
+            return
+        with suppress(EngineDeadError):  # lost again: it will be told
+            for stream in self.streams.values():
+                if stream.going_on:
+                    self.client.add(stream.progress.request, stream.progress.resume())

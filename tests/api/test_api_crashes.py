@@ -1,0 +1,171 @@
+"""An engine process that is killed or hangs: what becomes of its requests, and that it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import pytest
+from test_api_async_llm import LONG, last, stream, until, with_llm
+
+from octavo import AsyncLLM, RequestOutput, RequestOutputKind, StructuredOutputsParams
+from octavo.api import supervisor
+from octavo.api.socket_client import SocketClient
+from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError, RequestFailedError
+
+GREEDY = {**LONG, "max_tokens": 700}
+LONGER = {"max_position_embeddings": 1024}
+CRASHING: list[dict[str, Any]] = [
+    {**GREEDY, "ignore_eos": False, "structured_outputs": StructuredOutputsParams(regex="([a-z ]{1,3}[0-9]){300}")},
+    GREEDY,
+    {**GREEDY, "logprobs": 2, "prompt_logprobs": 1},
+    {**GREEDY, "temperature": 0.9, "seed": 7, "n": 3, "logprobs": 0},
+    {**GREEDY, "temperature": 0.9, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "min_tokens": 9, "seed": 1},
+]
+
+
+def kill(llm: AsyncLLM, how: signal.Signals = signal.SIGKILL) -> None:
+    assert llm.engine_pid is not None
+    os.kill(llm.engine_pid, how)
+
+
+async def read(llm: AsyncLLM, kind: RequestOutputKind, **params: Any) -> list[RequestOutput]:
+    async with stream(llm, output_kind=kind, **params) as outputs:
+        return [output async for output in outputs]
+
+
+CRASHED = {f"c{number}" for number in range(len(CRASHING))}
+
+
+def begun(llm: AsyncLLM) -> set[str]:
+    """Names of requests of which tokens have come, and more are to."""
+    streams = [s.progress for s in llm._supervisor.streams.values() if s.going_on]
+    return {p.request_id for p in streams if any(c.handed_out or c.token_ids for c in p._completions)}  # type: ignore[union-attr]
+
+
+def joined(outputs: list[RequestOutput]) -> list[Any]:
+    """All that a reader of deltas has in the end."""
+    whole: dict[int, list[Any]] = {}
+    for output in outputs:
+        for one in output.outputs:
+            known = whole.setdefault(one.index, ["", [], [], None])
+            known[0] += one.text
+            known[1] += one.token_ids
+            known[2] += one.logprobs or []
+            known[3] = one.finish_reason
+    prompts = [output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None]
+    return [sorted(whole.items()), prompts, outputs[-1].prompt_token_ids, outputs[-1].num_cached_tokens]
+
+
+@pytest.mark.parametrize("how", ["killed", "hung"])
+def test_streams_go_on_as_if_nothing_had_happened(llama: str, how: str) -> None:
+    deltas = RequestOutputKind.DELTA
+
+    async def test(llm: AsyncLLM) -> None:
+        expected = [joined(await read(llm, deltas, **params)) for params in CRASHING]
+        tasks = []
+        for number, params in enumerate(CRASHING):
+            tasks.append(asyncio.create_task(read(llm, deltas, request_id=f"c{number}", **params)))
+            if number == 0:  # its grammar has to be compiled
+                await until(lambda: "c0" in begun(llm))
+        await until(lambda: begun(llm) >= CRASHED)
+        queued = [asyncio.create_task(last(llm, **GREEDY)) for _ in range(12)]
+        whole = asyncio.create_task(last(llm, output_kind=RequestOutputKind.FINAL_ONLY, **GREEDY))
+        await until(lambda: len(llm._supervisor.streams) == len(CRASHING) + 13)
+        first = llm.engine_pid
+        kill(llm, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        if how == "hung":
+            await until(lambda: llm.hung)
+        await until(lambda: llm.state == "restarting")
+        assert begun(llm) >= CRASHED, "they must be under way"
+        with pytest.raises(OverloadedError) as caught:
+            await last(llm)
+        assert caught.value.retry_after >= 1
+        assert [joined(outputs) for outputs in await asyncio.gather(*tasks)] == expected
+        tokens = expected[1][0][0][1][1]
+        for output in await asyncio.gather(*queued, whole):
+            assert output.outputs[0].token_ids == tokens
+            assert output.metrics is not None
+            assert output.metrics.arrival <= output.metrics.scheduled <= output.metrics.first_token
+        assert llm.engine_pid != first
+        assert llm.num_restarts == 1
+        assert not llm.hung
+        assert await llm.call("check") is True
+
+    with_llm(llama, test, enable_prefix_caching=False, watchdog_timeout=2.0, hf_overrides=LONGER)
+
+
+def test_a_request_that_meets_two_crashes_is_refused(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        expected = (await last(llm, **LONG)).outputs[0].token_ids
+        for number in range(1, 3):
+            task = asyncio.create_task(read(llm, RequestOutputKind.CUMULATIVE, **LONG))
+            call = asyncio.create_task(llm.call("check"))
+            for _ in range(2):
+                await until(lambda: llm.stats.num_running > 0)
+                kill(llm)
+                await until(lambda: llm.state == "restarting")
+                await until(lambda: llm.state == "ready")
+            assert isinstance((await asyncio.gather(call, return_exceptions=True))[0], bool | EngineDeadError)
+            with pytest.raises(RequestFailedError, match=r"ended 2 times .* not tried again") as caught:
+                await task
+            assert caught.value.status == 500
+            assert (await last(llm, **LONG)).outputs[0].token_ids == expected
+            assert llm.num_restarts == 2 * number
+
+    with_llm(llama, test)
+
+
+def test_a_drain_waits_for_streams_that_go_on(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        expected = (await last(llm, **LONG)).outputs[0].token_ids
+        task = asyncio.create_task(last(llm, **LONG))
+        await until(lambda: llm.stats.num_running > 0)
+        closing = asyncio.create_task(llm.close(30))
+        await asyncio.sleep(0)
+        kill(llm)
+        assert (await task).outputs[0].token_ids == expected
+        await closing
+        assert llm.state == "dead"
+
+    with_llm(llama, test)
+
+
+def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.0)
+    starts = []
+
+    async def refuse(self: SocketClient, config: Any, process: Any) -> dict[str, Any]:
+        starts.append(1)
+        raise (OSError("no more processes") if len(starts) % 2 else ConfigError("no memory"))
+
+    async def test(llm: AsyncLLM) -> None:
+        task = asyncio.create_task(last(llm, **LONG))
+        await until(lambda: llm.stats.num_running > 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(SocketClient, "start", refuse)
+            assert llm.engine_pid is not None
+            os.kill(llm.engine_pid, signal.SIGKILL)
+            await until(lambda: llm.state == "dead")
+        assert len(starts) == supervisor.FAILED_STARTS
+        with pytest.raises(EngineDeadError, match="does not start again"):
+            await task
+        with pytest.raises(OverloadedError, match="ended"):
+            await last(llm)
+
+    with_llm(llama, test)
+
+
+def test_closing_while_it_restarts_leaves_no_process(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        assert llm.engine_pid is not None
+        os.kill(llm.engine_pid, signal.SIGKILL)
+        await until(lambda: llm.state == "restarting")
+        await llm.close(0)
+        assert llm.state == "dead"
+        with pytest.raises(OverloadedError, match="ended"):
+            await last(llm)
+
+    with_llm(llama, test)
