@@ -146,7 +146,7 @@ class SocketClient(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the other side is gone."""
-        if self._process is not None and not self._closing and self._fatal is None:
+        if self._process is not None and not self._closing:
             asyncio.get_running_loop().run_in_executor(None, _reap, self._process)
         self._lose(self._fatal or EngineDeadError("the engine process ended; try again"))
 
@@ -163,5 +163,5 @@ class SocketClient(asyncio.Protocol):
 
 
 def _reap(process: EngineProcess) -> None:
-    """The socket closed without a word: see the process ended, and say how."""
+    """The socket closed: see the process ended, and say how."""
     logger.error("the engine process %d ended with exit code %d", process.pid, process.end(2.0))

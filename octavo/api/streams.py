@@ -13,6 +13,8 @@ from octavo.api.socket_client import make_error
 from octavo.base.errors import OctavoError
 from octavo.base.types.output import Output
 
+_OWN_FAULTS = (None, "RequestFailedError", "NumericalError")  # told by the output; others are raised
+
 logger = logging.getLogger(__name__)
 
 
@@ -40,7 +42,7 @@ class Stream:
 
     def push(self, output: Output) -> list[str]:
         """Take one Output in; returns the names that the engine must abort because of it."""
-        if output.finish_reason == "error" and output.error_kind not in (None, "RequestFailedError"):
+        if output.finish_reason == "error" and output.error_kind not in _OWN_FAULTS:
             self.fail(make_error(output.error_kind, output.error or "", retry_after=output.retry_after))
             return []
         try:

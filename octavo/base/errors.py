@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+NOT_FINITE = "the model's output is not finite (NaN or infinity)"
+"""Of a row whose numbers are not: NumericalError's message."""
+
 
 class OctavoError(Exception):
     """Base of all intended errors; its message is safe to show to a user."""
@@ -66,6 +69,17 @@ class OverloadedError(OctavoError):
 
 class RequestFailedError(OctavoError):
     """One request ended by an internal fault (a failed step, non-finite logits); the engine goes on."""
+
+
+class NumericalError(RequestFailedError):
+    """The model computed NaN or infinity for one request; the engine goes on, and nothing of it stays cached."""
+
+    kind = "numerical_error"
+
+
+def row_failure(reason: str) -> RequestFailedError:
+    """The error of a request that ended for a reason in StepResult.failed, or for another of its own."""
+    return NumericalError(reason) if reason == NOT_FINITE else RequestFailedError(reason)
 
 
 class EngineDeadError(OctavoError):

@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
+from octavo.base import faults
 from octavo.base.config.config import CacheConfig, SchedulerConfig
 from octavo.base.config.resolve import DEFAULT_BLOCK_SIZE
-from octavo.base.errors import ConfigError, InputError, OverloadedError, UnsupportedError
+from octavo.base.errors import ConfigError, InputError, NumericalError, OverloadedError, UnsupportedError
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import Output
 from octavo.base.types.ports import Executor
@@ -18,6 +19,7 @@ from octavo.base.types.sampling import INT64
 from octavo.engine.cache.manager import CacheManager
 from octavo.engine.grammar.constraints import Constraints
 from octavo.engine.grammar.grammar import Grammars
+from octavo.engine.retry import QueueRate
 from octavo.engine.scheduler import Limits, Scheduled, Scheduler
 from octavo.engine.sequence import Sequence, Status, make_sequences
 from octavo.engine.update import apply_result, fail_step
@@ -62,10 +64,11 @@ class Engine:
         self._constraints = Constraints(self.scheduler, grammars)
         self._depth = 2 if scheduler.async_scheduling else 1
         self._max_queued = scheduler.max_num_queued_reqs
+        self._queue_rate = QueueRate()
         self._in_flight: deque[Scheduled] = deque()
         self._requests: dict[str, list[Sequence]] = {}
         self._order = 0
-        self._generation_tokens = self._iteration_tokens = 0
+        self._generation_tokens = self._iteration_tokens = self._numerical_errors = 0
 
     def add(self, request: Request, emitted: list[list[int] | None] | None = None) -> None:
         """Queue a request. InputError: it can never run here. OverloadedError: the queue is full.
@@ -79,6 +82,7 @@ class Engine:
             _check_emitted(request, emitted)
         elif self._max_queued is not None and self.num_waiting >= max(self._max_queued, 1):
             raise OverloadedError(f"{self.num_waiting} requests are waiting", retry_after=self._retry_after())
+        self._queue_rate.note(self.scheduler.num_prompt_tokens, empty=not len(self.scheduler.waiting))
         self._order += 1
         sequences = make_sequences(request, self._order, emitted)
         self._constraints.begin(sequences)
@@ -114,12 +118,16 @@ class Engine:
                 return outputs
             return outputs + self._read()
         try:
+            if faults.ON:
+                faults.hit("allocated")
             self.executor.begin(scheduled.plan)
         except Exception as error:  # one step's fault ends its own requests, not the engine
             self.scheduler.undo(scheduled)
             outputs += self._account(fail_step(self.scheduler, scheduled, error))
             return outputs + self._read() if len(self._in_flight) >= self._depth else outputs
         self._in_flight.append(scheduled)
+        if faults.ON:
+            faults.hit("begun")
         self._iteration_tokens = scheduled.plan.num_tokens
         while len(self._in_flight) > 1:  # at most one: the step before
             outputs += self._read()
@@ -141,7 +149,10 @@ class Engine:
     def _read(self) -> list[Output]:
         scheduled = self._in_flight.popleft()
         try:
-            outputs = apply_result(self.scheduler, scheduled, self.executor.finish())
+            result = self.executor.finish()
+            if faults.ON:
+                faults.hit("finish")
+            outputs = apply_result(self.scheduler, scheduled, result)
         except Exception as error:
             outputs = fail_step(self.scheduler, scheduled, error)
         return self._account(outputs)
@@ -149,6 +160,7 @@ class Engine:
     def _account(self, outputs: list[Output]) -> list[Output]:
         for out in outputs:
             self._generation_tokens += len(out.token_ids)
+            self._numerical_errors += out.error_kind == NumericalError.__name__
             if out.finish_reason is not None:
                 self._drop_if_done(out.request_id)
         return outputs
@@ -164,7 +176,14 @@ class Engine:
         return self.scheduler.waiting.num_requests
 
     def _retry_after(self) -> int:
-        """Seconds: a coarse guess of one second per four full batches that wait."""
+        """Seconds until what waits now has begun, at the rate of late.
+
+        Before there is one, a coarse guess of one second per four full batches that wait.
+        """
+        tokens = sum(seq.num_tokens for seq in self.scheduler.waiting if seq.parent is None)
+        measured = self._queue_rate.seconds(tokens, self.scheduler.num_prompt_tokens)
+        if measured is not None:
+            return measured
         return 1 + len(self.scheduler.waiting) // (4 * self.scheduler.limits.max_num_seqs)
 
     def stats(self) -> EngineStats:
@@ -180,6 +199,7 @@ class Engine:
             prompt_tokens=self.scheduler.num_prompt_tokens,
             generation_tokens=self._generation_tokens,
             iteration_tokens=self._iteration_tokens,
+            numerical_errors=self._numerical_errors,
         )
 
     def info(self) -> dict[str, Any]:

@@ -6,7 +6,9 @@ Frame: 4-byte little-endian length, then msgpack of one message (base/types/mess
 from __future__ import annotations
 
 import logging
+import os
 import selectors
+import signal
 import socket
 import threading
 import time
@@ -15,6 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
+from octavo.base import faults
 from octavo.base.errors import EngineDeadError, InputError, ModelFormatError, OctavoError, OverloadedError
 from octavo.base.types.messages import (
     Abort,
@@ -115,6 +118,9 @@ class _Connection:
 
     def send(self, message: FromEngine) -> None:
         frame = encode(message)
+        if faults.ON and faults.hit("frame") == "truncate":
+            self.sock.sendall(frame[: len(frame) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
         with self._lock:
             self._out += frame
             self._flush()

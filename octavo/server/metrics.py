@@ -198,6 +198,7 @@ class _EngineCollector(Collector):
         yield self._counter("num_preemptions", "Sequences put back for want of blocks.", stats.num_preemptions)
         yield self._counter("prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
         yield self._counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
+        yield self._counter("numerical_errors", "Requests ended by NaN or infinity.", stats.numerical_errors)
         yield self._counter("engine_steps", "Steps of the engine.", stats.step)
         yield self._cache_config()
 

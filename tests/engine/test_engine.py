@@ -11,6 +11,7 @@ from simulation import VOCAB, Shape, World, make_engine, make_request
 from octavo.base.errors import ConfigError, InputError, OverloadedError, UnsupportedError
 from octavo.engine.engine import Engine
 from octavo.engine.fake import ScriptedExecutor
+from octavo.engine.retry import LONGEST, QueueRate
 from octavo.engine.sequence import make_sequences
 
 
@@ -91,6 +92,44 @@ def test_retry_after_grows_with_the_queue() -> None:
     with pytest.raises(OverloadedError) as caught:
         made.add(make_request("late", [1]))
     assert caught.value.retry_after == 26
+
+
+def test_retry_after_is_what_waits_over_the_measured_rate() -> None:
+    now = 100.0
+    rate = QueueRate(lambda: now)
+    assert rate.seconds(1000, 0) is None
+    rate.note(0, empty=True)
+    now += 0.5
+    rate.note(100, empty=False)
+    assert rate.seconds(1000, 100) is None, "half a second tells little"
+    now += 1.5
+    rate.note(400, empty=False)
+    assert rate.seconds(1000, 400) == 5  # 200 a second
+    assert rate.seconds(1, 400) == 1
+    assert rate.seconds(10**9, 400) == LONGEST
+    for _ in range(100):  # ten times slower for longer than the window
+        now += 1.0
+        rate.note(400 + 20, empty=False)
+    assert rate.seconds(1000, 420) == LONGEST, "nothing has moved"
+    rate.note(420, empty=True)
+    now += 2.0
+    assert rate.seconds(100, 520) == 2, "from the time on at which a queue began"
+
+
+def test_a_refusal_tells_the_measured_time() -> None:
+    made = engine(max_queued=4, max_num_seqs=1)
+    now = 0.0
+    made._queue_rate = QueueRate(lambda: now)
+    for i in range(4):
+        made.add(make_request(f"r{i}", [1] * 10, max_tokens=1))
+    while made.num_waiting > 2:
+        made.step()
+    now = 4.0  # two prompts of ten tokens in four seconds
+    for i in range(2):
+        made.add(make_request(f"s{i}", [1] * 10, max_tokens=1))
+    with pytest.raises(OverloadedError) as caught:
+        made.add(make_request("late", [1]))
+    assert caught.value.retry_after == 8
 
 
 def test_without_a_bound_everyone_may_wait() -> None:

@@ -60,7 +60,7 @@ def test_a_silent_engine_is_not_alive(server: LiveServer) -> None:
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info")
 COUNTERS = (
     *("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens", "generation_tokens"),
-    *("request_success", "admission_rejections"),
+    *("request_success", "admission_rejections", "numerical_errors"),
 )
 HISTOGRAMS = (
     *("time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds"),

@@ -12,7 +12,7 @@ import pytest
 from fake_llm import ANSWER, FakeLLM
 from serving import LiveServer, parse_events, wait_for
 
-from octavo.base.errors import EngineDeadError, RequestFailedError
+from octavo.base.errors import NOT_FINITE, EngineDeadError, RequestFailedError
 from octavo.server import exchange as exchange_module
 from octavo.server.openai import generate
 
@@ -118,6 +118,9 @@ def test_a_failure_of_a_whole_reply(server: LiveServer, llm: FakeLLM, path: str)
     assert answer.json()["error"]["message"] == "non-finite logits"
     events = server.events(path, body(path))
     assert events[-2]["error"]["message"] == "non-finite logits"
+    llm.row_error = NOT_FINITE
+    answer = server.post(path, body(path))
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "numerical_error")
 
 
 def test_one_failed_prompt_aborts_its_siblings(server: LiveServer, llm: FakeLLM) -> None:

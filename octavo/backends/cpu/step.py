@@ -14,6 +14,8 @@ from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.pooling import Pooler
 from octavo.backends.cpu.rows import Row, RowError, Rows, Span
 from octavo.backends.cpu.sampler import Draw, choose, token_logprobs
+from octavo.base import faults
+from octavo.base.errors import NOT_FINITE
 from octavo.base.types.plan import StepPlan, StepResult, TokenLogprobs
 
 FEW = 8
@@ -121,7 +123,7 @@ class Steps:
         if row.pooling is None or span.start or not span.sample:
             raise RowError("this model makes a vector of a whole prompt at once, and nothing else")
         vector = pooler(states[span.first : span.first + span.count], row.pooling)
-        _check(np.isfinite(vector), "vector")
+        _check(np.isfinite(vector))
         return vector.astype("<f4").tobytes()
 
     def _apply(self, plan: StepPlan, outcome: Outcome) -> None:
@@ -168,7 +170,7 @@ class Steps:
         if finite is not None:
             for span in spans:
                 hidden = finite[span.first : span.first + span.count]
-                self._try(span.row, started.outcome, _check, hidden, "hidden state")
+                self._try(span.row, started.outcome, _check, hidden)
 
     def _grant_all(self, wishes: list[Wish], heads: Heads, outcome: Outcome) -> None:
         """heads: of the first wishes; of the others they are computed now, a batch at a time."""
@@ -191,8 +193,10 @@ class Steps:
     def _grant(self, wishes: list[Wish], heads: Heads, outcome: Outcome) -> None:
         tokens, drawing, draws = heads.best.tolist(), [], []
         for i, (wish, finite) in enumerate(zip(wishes, heads.finite.tolist(), strict=True)):
+            if faults.ON and faults.hit("row") == "nan":
+                heads.logits[i], heads.finite[i], finite = np.nan, False, False
             if not finite:
-                self._try(wish.span.row, outcome, _check, heads.finite[i], "logit")
+                self._try(wish.span.row, outcome, _check, heads.finite[i])
             elif wish.sample and not wish.row.sampler.plain:
                 draw = self._try(wish.span.row, outcome, self._draw, wish, heads.logits[i])
                 if draw is not None:
@@ -244,6 +248,6 @@ def _no_mask() -> None:
     raise RowError("the row's mask is missing")
 
 
-def _check(finite: np.ndarray, what: str) -> None:
+def _check(finite: np.ndarray) -> None:
     if not finite.all():
-        raise RowError(f"the model computed a {what} that is not a finite number")
+        raise RowError(NOT_FINITE)

@@ -12,6 +12,7 @@ VARIABLES: dict[str, str] = {
     "OCTAVO_CACHE": "Folder for converted tokenizers and other derived files; ~/.cache/octavo where unset.",
     "OCTAVO_PACKED_CACHE": "0: do not keep weights as the CPU reads them (as large as the model) under OCTAVO_CACHE.",
     "OCTAVO_LOG_LEVEL": "DEBUG, INFO, WARNING or ERROR; INFO where unset.",
+    "OCTAVO_FAULTS": "Faults on purpose, for tests only (octavo/base/faults.py).",
     "OMP_NUM_THREADS": "CPU threads where --threads is not given.",
     "HF_HOME": "Where hub downloads are kept.",
     "HF_ENDPOINT": "The hub's address.",

@@ -66,6 +66,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: int = 0
     generation_tokens: int = 0
     iteration_tokens: int = 0
+    numerical_errors: int = 0
 
 
 class Outputs(msgspec.Struct, tag=True, frozen=True):

@@ -111,7 +111,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     prompt_logprobs: row -> (position of the first, entries), for rows that asked and ran prompt tokens; the
     entry at position p describes the prompt's token p, so the first possible position is 1.
-    failed: row -> reason; its token (if any) is meaningless and its blocks must not be cached.
+    failed: row -> reason (errors.NOT_FINITE where its numbers are not); its token (if any) is meaningless and its
+    blocks must not be cached.
     pooled: row -> float32, little-endian, one vector or one a token; its token is meaningless.
     """
 

@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import cast
 
-from octavo.base.errors import InputError, RequestFailedError
+from octavo.base.errors import InputError, RequestFailedError, row_failure
 from octavo.base.types.output import RequestOutput
 from octavo.server.metrics import RequestRecorder
 from octavo.server.openai.convert import Generation, Prompt, in_terms_of
@@ -92,7 +92,7 @@ class Results:
             async for output in outputs:
                 recorder.take(output)
                 if output.error is not None:
-                    raise RequestFailedError(output.error)
+                    raise row_failure(output.error)
                 await self._queue.put((index, output))
                 if output.finished:
                     return

@@ -18,7 +18,7 @@ from octavo.backends.cpu.native import library
 from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.runner import CpuBackend
 from octavo.backends.cpu.sampler import Draw
-from octavo.base.errors import ConfigError, ModelFormatError, UnsupportedError
+from octavo.base.errors import NOT_FINITE, ConfigError, ModelFormatError, UnsupportedError
 from octavo.base.types.plan import BlockUpdate, RowBegin, RowSampling, RowStep, StepPlan
 from octavo.models.spec import Head
 
@@ -218,7 +218,7 @@ def test_infinite_logits_fail_the_row(drive: Drive, monkeypatch: pytest.MonkeyPa
     first, second = drive.add([1, 2], GREEDY), drive.add([1, 2], GREEDY)
     result = drive.step([(first, 2), (second, 2)])
     assert list(result.failed) == [first.row]
-    assert "logit" in result.failed[first.row]
+    assert result.failed[first.row] == NOT_FINITE
 
 
 def test_unexpected_error_in_sampling_fails_the_row(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:

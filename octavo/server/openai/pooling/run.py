@@ -14,7 +14,7 @@ import msgspec
 
 from octavo.api.pooling import AnyPoolingOutput, Pair
 from octavo.api.prompts import Prompt
-from octavo.base.errors import InputError, RequestFailedError
+from octavo.base.errors import InputError, row_failure
 from octavo.base.types.pooling import PoolingParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.decode import decode
@@ -52,7 +52,7 @@ async def run(
             output = await services.llm.pool(prompt, params, priority=request.priority or 0)
         services.metrics.pooled(output)
         if output.error is not None:
-            raise RequestFailedError(output.error)
+            raise row_failure(output.error)
         nonlocal numbers
         numbers += sum(len(row) for row in output.outputs.data if isinstance(row, list))
         if numbers > MAX_NUMBERS:
