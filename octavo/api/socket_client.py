@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -147,7 +148,7 @@ class SocketClient(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the other side is gone."""
         if self._process is not None and not self._closing:
-            asyncio.get_running_loop().run_in_executor(None, _reap, self._process)
+            threading.Thread(target=_reap, args=(self._process,), name="octavo-reap", daemon=True).start()
         self._lose(self._fatal or EngineDeadError("the engine process ended; try again"))
 
     def _lose(self, error: OctavoError) -> None:

@@ -41,9 +41,7 @@ def answers(outputs: list[RequestOutput]) -> list[Any]:
     return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
 
 
-@pytest.mark.parametrize(
-    "plan", ["allocated:kill@30", "finish:kill@30", "frame:truncate@30", "begun:raise@30", "begun:stop@30"]
-)
+@pytest.mark.parametrize("plan", ["allocated:kill@30", "frame:truncate@30", "begun:raise@30", "begun:stop@30"])
 def test_where_the_process_ends_does_not_matter(llama: str, monkeypatch: pytest.MonkeyPatch, plan: str) -> None:
     async def test(llm: AsyncLLM) -> None:
         outputs = await everyone(llm)
