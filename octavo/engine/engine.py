@@ -175,6 +175,7 @@ class Engine:
             prompt_tokens=self.scheduler.num_prompt_tokens,
             generation_tokens=self._generation_tokens,
             iteration_tokens=self._iteration_tokens,
+            num_deferred=self._constraints.num_waiting,
         )
 
     def info(self) -> dict[str, Any]:

@@ -150,7 +150,12 @@ class App:
         self._services = Services(
             llm=llm,
             config=config,
-            metrics=Metrics(names.first, stats=lambda: llm.stats, info=lambda: llm.info),
+            metrics=Metrics(
+                names.first,
+                stats=lambda: llm.stats,
+                info=lambda: llm.info,
+                asleep=lambda: llm.state == "sleeping",
+            ),
             names=names,
             traffic=self.traffic,
             started_at=int(time.time()),

@@ -49,7 +49,10 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
-    """The engine at one moment; counters run from its start. kv_usage is 0..1."""
+    """The engine at one moment; counters run from its start. kv_usage is 0..1.
+
+    num_deferred: of num_waiting, those whose grammar is being compiled.
+    """
 
     step: int = 0
     num_running: int = 0
@@ -61,6 +64,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: int = 0
     generation_tokens: int = 0
     iteration_tokens: int = 0
+    num_deferred: int = 0
 
 
 class Outputs(msgspec.Struct, tag=True, frozen=True):

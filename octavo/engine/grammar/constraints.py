@@ -25,6 +25,11 @@ class Constraints:
         self._grammars = grammars
         self._compiling: dict[Future[Grammar], Sequence] = {}
 
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for their grammar."""
+        return sum(seq.status is Status.WAITING for seq in self._compiling.values())
+
     def begin(self, sequences: list[Sequence]) -> None:
         """Compile for a request's sequences, which wait. Raises InputError where nothing can be compiled."""
         params = sequences[0].request.params.structured_outputs

@@ -49,6 +49,7 @@ class Generation:
     """One HTTP request, made ready. id: shown to the client; internal: the engine's name for it, never the client's.
 
     logprobs: alternatives to show a token, None for none.  parsing: how a chat's answers are read.
+    route: its path, as in the route table.
     """
 
     request: GenerationRequest
@@ -60,6 +61,7 @@ class Generation:
     internal: str
     created: int
     parsing: Parsing | None = None
+    route: str = ""
 
 
 async def completion(services: Services, exchange: Exchange, request: CompletionRequest) -> Generation:
@@ -105,6 +107,7 @@ def _generation(
         logprobs=shown,
         internal=prefix + uuid.uuid4().hex,
         created=int(time.time()),
+        route=exchange.route,
     )
 
 

@@ -79,7 +79,13 @@ class Results:
 
     async def _generate(self, index: int, prompt: Prompt) -> None:
         generation, request = self._generation, self._generation.request
-        recorder = RequestRecorder(self._services.metrics, generation.params, streaming=bool(request.stream))
+        reads_tools = generation.parsing is not None and generation.parsing.tool is not None
+        recorder = RequestRecorder(
+            self._services.metrics,
+            generation.params,
+            streaming=bool(request.stream),
+            tools_of=generation.route if reads_tools else None,
+        )
         outputs = self._services.llm.generate(
             prompt.token_ids,
             generation.params,
