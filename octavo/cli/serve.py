@@ -6,6 +6,7 @@ from typing import Any
 
 from octavo.api.arguments import Foreign
 from octavo.api.engine_process import spawn
+from octavo.api.log import set_up_logging
 from octavo.base.config.config import ServerConfig
 from octavo.base.config.options import build_struct, options
 from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
@@ -36,7 +37,7 @@ FOREIGN: dict[str, Foreign] = {
     "enable_server_load_tracking": Foreign(_OFF, "see /metrics", harmless=True),
     "uvicorn_log_level": Foreign((), "set OCTAVO_LOG_LEVEL", harmless=True),
     "log_config_file": Foreign((None,), "see --log-format and OCTAVO_LOG_LEVEL", harmless=True),
-    "max_log_len": Foreign((), "requests are not logged", harmless=True),
+    "max_log_len": Foreign((), "no text of a request is logged", harmless=True),
 }
 
 
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
     server = build_struct(ServerConfig, {name: values.pop(name) for name in server_options if name in values})
     config = take_engine(values)
     # once the flags are known to be right; the process's imports and ours go on side by side
+    set_up_logging(form=server.log_format)
     process = spawn(config.device.device)
     try:
         from octavo.server.launch import leave, serve

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.routing import Match, Route
 
 from octavo.api.async_llm import AsyncLLM
+from octavo.api.log import REQUEST_ID
 from octavo.base.config import env
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import EngineDeadError, OverloadedError
@@ -29,7 +30,7 @@ from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
 from octavo.server.inside import InsideCall
 from octavo.server.limits import Traffic
-from octavo.server.metrics import Metrics, Rejection
+from octavo.server.metrics import METHODS, Metrics, Rejection
 from octavo.server.names import ModelNames
 from octavo.server.openai.chat import create_chat_completion
 from octavo.server.openai.completions import create_completion
@@ -186,11 +187,13 @@ class App:
         if exchange.path.startswith("/v1/messages"):
             exchange.errors = AnthropicErrors(exchange.request_id)
             exchange.reply_headers.append((b"request-id", exchange.request_id.encode("latin-1")))
+        context = REQUEST_ID.set(exchange.request_id)
         try:
             await self._guarded(exchange, answering)
         finally:
             exchange.release()
             self._count(exchange)
+            REQUEST_ID.reset(context)
 
     async def _guarded(self, exchange: Exchange, answering: Coroutine[Any, Any, None]) -> None:
         """Answer; whatever goes wrong becomes the client's error, or nothing where the client is gone."""
@@ -268,6 +271,12 @@ class App:
         self._services.metrics.answered(exchange.method, exchange.route, exchange.status, seconds)
         level = logging.INFO if exchange.route in WORK else logging.DEBUG
         shown = exchange.status or "closed by the client"
+        fields = {
+            "method": exchange.method if exchange.method in METHODS else "other",
+            "route": exchange.route,
+            "status": exchange.status or None,
+            "seconds": round(seconds, 6),
+        }
         log.log(
             level,
             "%s %s: %s in %.3f s, request %s",
@@ -276,6 +285,7 @@ class App:
             shown,
             seconds,
             exchange.request_id,
+            extra={"fields": fields},
         )
 
 

@@ -18,11 +18,11 @@ from typing import NoReturn
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.api.engine_process import EngineProcess
+from octavo.api.log import set_up_logging
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.errors import OctavoError, OverloadedError
 from octavo.server.app import App, create_app
 from octavo.server.listener import HttpServer, listen
-from octavo.server.logs import set_up_server_logging
 from octavo.server.origins import is_loopback
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def serve(config: EngineConfig, server: ServerConfig, *, process: EngineProcess 
 
     process: as AsyncLLM's.
     """
-    set_up_server_logging(server.log_format)
+    set_up_logging(form=server.log_format)
     listener = listen(server.host, server.port)
     with listener:
         return asyncio.run(run(AsyncLLM(config, process=process), server, listener=listener))
