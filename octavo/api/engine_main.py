@@ -1,4 +1,6 @@
-"""The engine process's entry: `python -m octavo.api.engine_main FD DEVICE FORM`; the first frame on FD is the EngineConfig.
+"""The engine process's entry: `python -m octavo.api.engine_main FD DEVICE LOG_FORM`.
+
+The first frame on FD is the EngineConfig.
 
 It lives as long as the other end of the socket: signals meant for the serving process are ignored.
 """
@@ -35,7 +37,10 @@ def _read_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def main(fd: int, device: str, form: LogForm) -> int:
-    """Serve the engine on the socket `fd`; the exit code.  device: what the config is going to name.  form: of log lines."""
+    """Serve the engine on the socket `fd`; the exit code.
+
+    device: what the config is going to name.  form: of log lines.
+    """
     # Ctrl-C and a service manager's SIGTERM reach the whole process group, but draining needs the engine
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

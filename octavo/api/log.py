@@ -55,8 +55,8 @@ def set_up_logging(default: str = "INFO", *, form: LogForm = "text") -> None:
         logger.addHandler(handler)
         logger.propagate = False
     if form == "json":
-        for handler in logger.handlers:
-            handler.setFormatter(JsonFormatter())
+        for own in logger.handlers:
+            own.setFormatter(JsonFormatter())
 
 
 def log_form() -> LogForm:

@@ -33,6 +33,7 @@ FOREIGN: dict[str, Foreign] = {
     "disable_fastapi_docs": Foreign((True, False), "", harmless=True),
     "disable_uvicorn_access_log": Foreign((True, False), "", harmless=True),
     "disable_frontend_multiprocessing": Foreign(_OFF, "the engine is always a process of its own", harmless=True),
+    "enable_per_request_metrics": Foreign((True, False), "ask with include_metrics in the request", harmless=True),
     "enable_prompt_tokens_details": Foreign((True, False), "cached tokens are always told", harmless=True),
     "enable_server_load_tracking": Foreign(_OFF, "see /metrics", harmless=True),
     "uvicorn_log_level": Foreign((), "set OCTAVO_LOG_LEVEL", harmless=True),

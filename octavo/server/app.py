@@ -271,12 +271,14 @@ class App:
         self._services.metrics.answered(exchange.method, exchange.route, exchange.status, seconds)
         level = logging.INFO if exchange.route in WORK else logging.DEBUG
         shown = exchange.status or "closed by the client"
-        fields = {
+        fields: dict[str, Any] = {
             "method": exchange.method if exchange.method in METHODS else "other",
             "route": exchange.route,
             "status": exchange.status or None,
             "seconds": round(seconds, 6),
         }
+        if exchange.timing is not None and (metrics := exchange.timing.metrics()) is not None:
+            fields["metrics"] = metrics
         log.log(
             level,
             "%s %s: %s in %.3f s, request %s",

@@ -147,7 +147,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     shutdown_timeout: Annotated[float, _d("Seconds that running requests get after SIGTERM.", ge=0)] = 30.0
     allowed_origins: Annotated[list[str], _d("Origins that browsers may call from.")] = []
     disable_ui: Annotated[bool, _d("No page at /: chat and the engine seen live, for a browser.")] = False
-    log_format: Annotated[Literal["text", "json"], _d("Log lines; json: an object a line (docs/monitoring.md).")] = "text"
+    log_format: Annotated[Literal["text", "json"], _d("Log lines; json: an object a line (docs/monitoring.md).")] = (
+        "text"
+    )
     enable_log_requests: Annotated[bool, _d("Log each request's parameters as it comes in, never its text.")] = False
     batch_dir: Annotated[str | None, _d("Folder of /v1/files and /v1/batches; a temporary one where not given.")] = None
     trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from octavo.base.errors import InputError, OctavoError
@@ -51,6 +52,7 @@ class Constraints:
                 continue
             try:
                 seq.grammar = future.result()
+                seq.times.grammar = time.monotonic() - seq.times.arrival
             except OctavoError as error:
                 outputs.append(fail(self._scheduler, seq, error.message, kind=type(error).__name__))
             except Exception as error:  # one grammar's fault ends its own request

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, suppress
 from types import TracebackType
@@ -43,10 +44,13 @@ class Results:
         generation = self._generation
         if self._services.config.enable_log_requests:
             _log_request(generation)
+        began = time.monotonic()
         try:
             await self._services.llm.check(generation.params)  # a stream's head would come before a late refusal
         except InputError as error:
             raise in_terms_of(generation.request, error) from None
+        if generation.timing is not None:
+            generation.timing.checked(time.monotonic() - began)
         self._tasks = [
             asyncio.create_task(self._run(index, prompt)) for index, prompt in enumerate(self._generation.prompts)
         ]
@@ -105,6 +109,8 @@ class Results:
         async with aclosing(cast("AsyncGenerator[RequestOutput, None]", outputs)):
             async for output in outputs:
                 recorder.take(output)
+                if generation.timing is not None:
+                    generation.timing.take(output)
                 if output.error is not None:
                     raise RequestFailedError(output.error)
                 await self._queue.put((index, output))
