@@ -83,7 +83,7 @@ def _wrong_versions(package: str) -> list[str]:
     for line in wanted:
         text, _, marker = (part.strip() for part in line.partition(";"))
         found = re.match(r"([\w.-]+)(\[[\w,-]*\])?\s*(==\s*([\w.+]+))?", text)
-        if found is None or marker and not ("linux" in marker.lower() and found[4]):
+        if found is None or (marker and not ("linux" in marker.lower() and found[4])):
             continue
         try:
             version = metadata.version(found[1])

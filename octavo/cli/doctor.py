@@ -1,4 +1,4 @@
-"""`octavo doctor [MODEL]`: the flags of `octavo serve` in; what would make its start fail or slow, and the remedy, out."""
+"""`octavo doctor [MODEL]`: flags of `octavo serve` in; what would make that start fail or slow, and remedies, out."""
 
 from __future__ import annotations
 
