@@ -25,6 +25,7 @@ from octavo.server.batch import routes as batch
 from octavo.server.batch.batches import Batches
 from octavo.server.batch.run import Answer
 from octavo.server.batch.store import BatchStore
+from octavo.server.canary import Canary
 from octavo.server.docs_page import show_docs
 from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
@@ -148,15 +149,20 @@ class App:
             max_body_bytes=config.max_body_bytes,
         )
         self._origins = Origins(config.host, config.allowed_origins)
+        metrics = Metrics(
+            names.first,
+            stats=lambda: llm.stats,
+            info=lambda: llm.info,
+            asleep=lambda: llm.state == "sleeping",
+        )
+        self.canary = Canary(
+            llm, idle=lambda: self._services.idle, count=metrics.checked, interval=config.canary_interval
+        )
         self._services = Services(
             llm=llm,
             config=config,
-            metrics=Metrics(
-                names.first,
-                stats=lambda: llm.stats,
-                info=lambda: llm.info,
-                asleep=lambda: llm.state == "sleeping",
-            ),
+            metrics=metrics,
+            canary=self.canary,
             names=names,
             traffic=self.traffic,
             started_at=int(time.time()),

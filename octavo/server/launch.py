@@ -79,6 +79,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
                 return 1
             if starting.done():
                 app.batches.resume()
+                app.canary.start()
                 tell(banner(address, app.model, chat=llm.model.template is not None, with_key=bool(app.keys)))
                 if not config.disable_ui:
                     tell(f"  or open {address} in a browser")
@@ -86,6 +87,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             await _drain(app, signals, config.shutdown_timeout)
             return 0
         finally:
+            await app.canary.close()
             await app.batches.close()
             await _stop(starting, llm, http, serving)
 

@@ -21,6 +21,7 @@ from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import RequestOutput, RequestTimes
 from octavo.base.types.pooled import PoolingRequestOutput
 from octavo.base.types.sampling import SamplingParams
+from octavo.server.canary import Outcome
 
 _OURS = "octavo:"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -96,6 +97,8 @@ class Metrics:
         for mode, outcome in product(("streaming", "non_streaming"), ("tool_call", "no_tool_call")):
             for kind in (*TOOL_ROUTES.values(), "other"):
                 self._tools.labels(**self._labels, mode=mode, outcome=outcome, request_type=kind)
+        canary = Counter("octavo:canary_checks", "Checks by the canary.", (*self._labels, "outcome"), registry=own)
+        self._canary = {outcome: canary.labels(**self._labels, outcome=outcome) for outcome in get_args(Outcome)}
         labels = ("method", "handler", "status")
         self._http = Counter("http_requests", "HTTP answers by route.", labels, registry=own)
         self._http_time = Histogram(
@@ -126,6 +129,10 @@ class Metrics:
     def rejected(self, reason: Rejection) -> None:
         """A request got a 503: the queue is full, the engine is not there, or the server is shutting down."""
         self._rejected[reason].inc()
+
+    def checked(self, outcome: Outcome) -> None:
+        """The canary asked its prompt."""
+        self._canary[outcome].inc()
 
     def pooled(self, output: PoolingRequestOutput[Any]) -> None:
         """A prompt of a model that pools ended; it has no tokens, so no times of them."""

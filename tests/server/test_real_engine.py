@@ -77,6 +77,16 @@ def test_where_the_time_went_adds_up(clean: LiveServer) -> None:
         assert parts["prefill"] > 0 < parts["decode"]
 
 
+def test_the_canary_is_answered_the_same(clean: LiveServer) -> None:
+    for _ in range(2):
+        clean.run(clean.app.canary.check)
+        assert clean.client.get("/readyz").json() == {"status": "ready"}
+    outcomes = [
+        line for line in clean.client.get("/metrics").text.splitlines() if "octavo:canary_checks_total{" in line
+    ]
+    assert [line.split()[-1] for line in outcomes if '"match"' in line] == ["2.0"]
+
+
 def test_streamed_equals_whole(clean: LiveServer) -> None:
     with openai.OpenAI(base_url=clean.url + "/v1", api_key="none", max_retries=0) as client:
         check_stream(client)

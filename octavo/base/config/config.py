@@ -151,6 +151,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "text"
     )
     enable_log_requests: Annotated[bool, _d("Log each request's parameters as it comes in, never its text.")] = False
+    canary_interval: Annotated[
+        float, _d("Seconds between checks, while idle, that a prompt is answered as at the start; 0: none.", ge=0)
+    ] = 300.0
     batch_dir: Annotated[str | None, _d("Folder of /v1/files and /v1/batches; a temporary one where not given.")] = None
     trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False
     tool_call_parser: Annotated[
