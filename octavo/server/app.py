@@ -44,6 +44,7 @@ from octavo.server.openai.tokenize import detokenize, show_tokenizer, tokenize
 from octavo.server.openapi import show_openapi
 from octavo.server.origins import Origins
 from octavo.server.services import Services
+from octavo.server.tracing import open_tracer
 from octavo.server.web import files
 
 log = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ class App:
             at_once=max(1, llm.config.scheduler.max_num_seqs // 2),
             max_body_bytes=config.max_body_bytes,
         )
+        self.tracer = open_tracer(config.otlp_traces_endpoint, model=names.first, version=health.octavo_version())
         self._origins = Origins(config.host, config.allowed_origins)
         metrics = Metrics(
             names.first,
@@ -276,6 +278,8 @@ class App:
         seconds = time.monotonic() - exchange.started_at
         self._services.metrics.answered(exchange.method, exchange.route, exchange.status, seconds)
         level = logging.INFO if exchange.route in WORK else logging.DEBUG
+        if self.tracer is not None and exchange.route in WORK:
+            self.tracer.record(exchange, seconds)
         shown = exchange.status or "closed by the client"
         fields: dict[str, Any] = {
             "method": exchange.method if exchange.method in METHODS else "other",

@@ -28,6 +28,7 @@ from octavo.server.origins import is_loopback
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 0.5  # for the error events of requests that are cut off
+LAST_SPANS_S = 2.0
 _WILDCARDS = ("0.0.0.0", "::", "")
 
 Tell = Callable[[str], None]
@@ -90,6 +91,8 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             await app.canary.close()
             await app.batches.close()
             await _stop(starting, llm, http, serving)
+            if app.tracer is not None:
+                await asyncio.wait({asyncio.create_task(asyncio.to_thread(app.tracer.close))}, timeout=LAST_SPANS_S)
 
 
 async def _start(llm: AsyncLLM) -> bool:

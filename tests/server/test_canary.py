@@ -89,13 +89,19 @@ def test_it_runs_when_idle_only(server: LiveServer, llm: FakeLLM) -> None:
 
     async def watch() -> None:
         nonlocal idle
-        canary = Canary(llm, idle=lambda: idle, count=seen.append, interval=0.01)  # type: ignore[arg-type]
+        thrice = asyncio.Event()
+
+        def count(outcome: str) -> None:
+            seen.append(outcome)
+            if len(seen) == 3:
+                thrice.set()
+
+        canary = Canary(llm, idle=lambda: idle, count=count, interval=0.01)  # type: ignore[arg-type]
         canary.start()
         await asyncio.sleep(0.1)
         assert not seen
         idle = True
-        while len(seen) < 3:
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(thrice.wait(), 20)
         await canary.close()
 
     server.run(watch)

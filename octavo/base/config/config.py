@@ -151,6 +151,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "text"
     )
     enable_log_requests: Annotated[bool, _d("Log each request's parameters as it comes in, never its text.")] = False
+    otlp_traces_endpoint: Annotated[
+        str | None, _d("Send a span for each request there, as OTLP over HTTP (octavo[otel]; docs/monitoring.md).")
+    ] = None
     canary_interval: Annotated[
         float, _d("Seconds between checks, while idle, that a prompt is answered as at the start; 0: none.", ge=0)
     ] = 300.0

@@ -38,14 +38,17 @@ PARTS = ("preprocessing", "grammar", "queue", "prefill", "decode", "preempted", 
 
 
 class Timing:
-    """One completion's moments (time.monotonic()), gathered while it is made. started_at: its HTTP request's."""
+    """One completion's moments (time.monotonic()), gathered while it is made. started_at: its HTTP request's.
+
+    num_prompt, num_tokens: tokens of the prompt, and those that came.
+    """
 
     def __init__(self, started_at: float = 0.0) -> None:
         self._started_at = started_at
         self._checked = 0.0
         self._times: RequestTimes | None = None
         self._end = 0.0
-        self._num_tokens = self._num_cached = 0
+        self.num_prompt = self.num_tokens = self._num_cached = 0
 
     def checked(self, seconds: float) -> None:
         """The grammar was looked at for so long before the engine had the request."""
@@ -53,9 +56,10 @@ class Timing:
 
     def take(self, output: RequestOutput) -> None:
         """Note an output, as it comes; the last one completes this."""
-        self._num_tokens += sum(len(choice.token_ids) for choice in output.outputs)
+        self.num_tokens += sum(len(choice.token_ids) for choice in output.outputs)
         if output.finished and output.metrics is not None and output.metrics.first_token:
             self._times, self._num_cached = output.metrics, output.num_cached_tokens
+            self.num_prompt = len(output.prompt_token_ids)
             # a stop string ends a choice here, and the engine's own last time is then an earlier one
             by_text = any(isinstance(choice.stop_reason, str) for choice in output.outputs)
             self._end = time.monotonic() if by_text else output.metrics.last_token
@@ -73,8 +77,8 @@ class Timing:
         return RequestMetrics(
             time_to_first_token_ms=_ms(times.first_token - times.arrival),
             generation_time_ms=_ms(generation),
-            mean_itl_ms=_ms(generation / (self._num_tokens - 1)) if self._num_tokens > 1 else None,
-            tokens_per_second=round((self._num_tokens - 1) / generation, 3) if generation > 0 else None,
+            mean_itl_ms=_ms(generation / (self.num_tokens - 1)) if self.num_tokens > 1 else None,
+            tokens_per_second=round((self.num_tokens - 1) / generation, 3) if generation > 0 else None,
             total_time_ms=_ms(now - self._started_at),
             cached_tokens=self._num_cached,
             num_preemptions=times.num_preemptions,
