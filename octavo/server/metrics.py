@@ -176,6 +176,11 @@ class RequestRecorder:
         self._last = 0.0
         self._counts: dict[int, int] = {}
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far, over all choices."""
+        return sum(self._counts.values())
+
     def take(self, output: RequestOutput) -> None:
         """Count an output's tokens, and the whole request with its last."""
         now = time.monotonic()
@@ -203,7 +208,7 @@ class RequestRecorder:
 
     def _finish(self, output: RequestOutput, now: float) -> None:
         observe = self._metrics.observe
-        prompt, generated = len(output.prompt_token_ids), sum(self._counts.values())
+        prompt, generated = len(output.prompt_token_ids), self.num_tokens
         observe("request_prompt_tokens", prompt)
         observe("request_generation_tokens", generated)
         observe("request_max_num_generation_tokens", max(self._counts.values(), default=0))

@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
-import logging
-from collections.abc import Iterator
-from typing import Any
-
-import pytest
 from fake_llm import FakeLLM
+from log_lines import Lines
 from serving import LiveServer
 
 from octavo.api.engine_process import spawn
-from octavo.api.log import JsonFormatter, log_form
-
-
-class Lines:
-    """What is logged, as it is written."""
-
-    def __init__(self) -> None:
-        self.stream = io.StringIO()
-        self.handler = logging.StreamHandler(self.stream)
-        self.handler.setFormatter(JsonFormatter())
-
-    def all(self, **fields: Any) -> list[dict[str, Any]]:
-        found = [json.loads(line) for line in self.stream.getvalue().splitlines()]
-        return [line for line in found if fields.items() <= line.items()]
-
-
-@pytest.fixture
-def lines() -> Iterator[Lines]:
-    found, logger = Lines(), logging.getLogger("octavo")
-    level = logger.level
-    logger.addHandler(found.handler)
-    logger.setLevel(logging.DEBUG)
-    yield found
-    logger.setLevel(level)
-    logger.removeHandler(found.handler)
+from octavo.api.log import log_form
 
 
 def test_every_answer_is_a_line_with_its_request(lines: Lines) -> None:

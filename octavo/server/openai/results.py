@@ -109,8 +109,8 @@ class Results:
         async with aclosing(cast("AsyncGenerator[RequestOutput, None]", outputs)):
             async for output in outputs:
                 recorder.take(output)
-                if generation.timing is not None:
-                    generation.timing.take(output)
+                if output.finished and generation.timing is not None:
+                    generation.timing.end(output, recorder.num_tokens)
                 if output.error is not None:
                     raise RequestFailedError(output.error)
                 await self._queue.put((index, output))

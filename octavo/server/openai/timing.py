@@ -54,10 +54,10 @@ class Timing:
         """The grammar was looked at for so long before the engine had the request."""
         self._checked += seconds
 
-    def take(self, output: RequestOutput) -> None:
-        """Note an output, as it comes; the last one completes this."""
-        self.num_tokens += sum(len(choice.token_ids) for choice in output.outputs)
-        if output.finished and output.metrics is not None and output.metrics.first_token:
+    def end(self, output: RequestOutput, num_tokens: int) -> None:
+        """Note the last output, as it comes, and how many tokens there were in all."""
+        self.num_tokens = num_tokens
+        if output.metrics is not None and output.metrics.first_token:
             self._times, self._num_cached = output.metrics, output.num_cached_tokens
             self.num_prompt = len(output.prompt_token_ids)
             # a stop string ends a choice here, and the engine's own last time is then an earlier one
