@@ -92,7 +92,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             await app.batches.close()
             await _stop(starting, llm, http, serving)
             if app.tracer is not None:
-                await asyncio.wait({asyncio.create_task(asyncio.to_thread(app.tracer.close))}, timeout=LAST_SPANS_S)
+                await asyncio.to_thread(app.tracer.close, LAST_SPANS_S)
 
 
 async def _start(llm: AsyncLLM) -> bool:

@@ -7,6 +7,7 @@ and vLLM's.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +67,11 @@ class Tracer:
             span.set_status(Status(StatusCode.ERROR, "closed by the client" if exchange.status == 0 else None))
         span.end(end)
 
-    def close(self) -> None:
-        """Send what is left. May take the exporter's timeout: not for the event loop."""
-        self._provider.shutdown()
+    def close(self, seconds: float = 10.0) -> None:
+        """Send what is left; what a collector has not taken after `seconds` is lost. Blocks: not for the event loop."""
+        thread = threading.Thread(target=self._provider.shutdown, daemon=True)
+        thread.start()
+        thread.join(seconds)
 
 
 def _timing(timing: Timing | None) -> dict[str, Any]:
