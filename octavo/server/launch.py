@@ -99,7 +99,7 @@ async def _start(llm: AsyncLLM) -> bool:
     try:
         await llm.start()
     except OctavoError as error:
-        log.error("the model does not load: %s", error.message)
+        log.error("the model does not load: %s (octavo doctor, with the same flags, looks for causes)", error.message)
         return False
     return True
 

@@ -273,6 +273,7 @@ class _EngineCollector(Collector):
         yield self._counter("num_preemptions", "Sequences put back for want of blocks.", stats.num_preemptions)
         yield self._counter("prompt_tokens", "Prompt tokens, computed or found in the cache.", stats.prompt_tokens)
         yield self._counter("prompt_tokens_cached", "Prompt tokens found in the cache.", stats.prefix_hits)
+        yield self._sources(stats)
         yield self._counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
         yield self._counter("engine_steps", "Steps of the engine.", stats.step)
         yield self._cache_config()
@@ -290,11 +291,23 @@ class _EngineCollector(Collector):
         return family
 
     def _counter(self, name: str, text: str, value: int) -> Metric:
+        family = CounterMetricFamily(f"octavo:{name}", text, labels=self._names)
+        family.add_metric(self._values, self._total(name, value))
+        return family
+
+    def _total(self, name: str, value: int) -> int:
         base, last = self._seen.get(name, (0, 0))
         base = base + last if value < last else base
         self._seen[name] = (base, value)
-        family = CounterMetricFamily(f"octavo:{name}", text, labels=self._names)
-        family.add_metric(self._values, base + value)
+        return base + value
+
+    def _sources(self, stats: EngineStats) -> Metric:
+        name, text = "prompt_tokens_by_source", "Prompt tokens, computed here or found in the cache."
+        cached = self._total("prompt_tokens_cached", stats.prefix_hits)
+        computed = self._total("prompt_tokens", stats.prompt_tokens) - cached
+        family = CounterMetricFamily(f"octavo:{name}", text, labels=(*self._names, "source"))
+        family.add_metric((*self._values, "local_compute"), computed)
+        family.add_metric((*self._values, "local_cache_hit"), cached)
         return family
 
     def _cache_config(self) -> Metric:

@@ -53,6 +53,7 @@ OTHERS = [
     ("prefix_cache_queries_total", "counter", {"model_name", "engine"}),
     ("prefix_cache_hits_total", "counter", {"model_name", "engine"}),
     ("prompt_tokens_cached_total", "counter", {"model_name", "engine"}),
+    ("prompt_tokens_by_source_total", "counter", {"model_name", "engine", "source"}),
     ("num_preemptions_total", "counter", {"model_name", "engine"}),
     ("admission_rejections_total", "counter", {"model_name", "engine", "reason"}),
     ("cache_config_info", "gauge", {"block_size", "num_gpu_blocks", "enable_prefix_caching"}),
@@ -93,11 +94,13 @@ def test_exported(live: LiveServer, name: str, kind: str, labels: set[str]) -> N
 
 
 def test_older_names_have_the_newer_ones_values(live: LiveServer) -> None:
-    live.llm.stats = EngineStats(kv_usage=0.25, prefix_queries=40, prefix_hits=30)
+    live.llm.stats = EngineStats(kv_usage=0.25, prompt_tokens=50, prefix_queries=40, prefix_hits=30)
     text = live.client.get("/metrics").text
     assert value(text, "vllm:gpu_cache_usage_perc") == value(text, "vllm:kv_cache_usage_perc") == 0.25
     assert value(text, "vllm:gpu_prefix_cache_hits_total") == value(text, "vllm:prefix_cache_hits_total") == 30
     assert value(text, "vllm:prompt_tokens_cached_total") == 30
+    assert value(text, "vllm:prompt_tokens_by_source_total", source="local_compute") == 20
+    assert value(text, "vllm:prompt_tokens_by_source_total", source="local_cache_hit") == 30
     assert value(text, "vllm:time_per_output_token_seconds_count") == 4
     assert "octavo:gpu_cache_usage_perc" not in text
 
