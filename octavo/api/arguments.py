@@ -67,7 +67,7 @@ FOREIGN: dict[str, Foreign] = {
     "prefix_caching_hash_algo": Foreign((), "block hashes are always cryptographic here", harmless=True),
     "swap_space": _TUNING,
     "disable_log_stats": Foreign((True, False), "", harmless=True),
-    "enable_log_requests": Foreign((False,), "requests are not logged", harmless=True),
+    "enable_log_requests": Foreign((False,), "octavo serve logs requests", harmless=True),
     "disable_log_requests": Foreign((True, False), "", harmless=True),
     "compilation_config": Foreign(_NONE, _TUNING.remedy, harmless=True),
     "attention_config": Foreign(_NONE, _TUNING.remedy, harmless=True),
@@ -78,7 +78,7 @@ FOREIGN: dict[str, Foreign] = {
     "num_scheduler_steps": Foreign((1,), _TUNING.remedy, harmless=True),
     "use_v2_block_manager": _TUNING,
     "enable_sleep_mode": Foreign(_OFF, _LATER),
-    "otlp_traces_endpoint": Foreign((None,), _LATER),
+    "otlp_traces_endpoint": Foreign((None,), "octavo serve sends traces; here see RequestOutput.metrics"),
 }
 
 

@@ -103,6 +103,17 @@ def _no_cuda() -> str | None:
     return None
 
 
+def diagnose_kernels(device: str) -> tuple[str, str]:
+    """How a device's kernels are, and what would make them faster: "" where nothing would."""
+    if device == "cpu":
+        from octavo.backends.cpu import native
+
+        return native.diagnose()
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: PyTorch's own operators run the model", "pip install 'octavo[cuda]'"
+    return ("Triton's" if device == "cuda" else "PyTorch's own"), ""
+
+
 def prepare(device: str) -> None:
     """Import what an engine on this device (DeviceConfig.device) will need, in the time before its config is known."""
     names = ["octavo.engine.engine", "octavo.executor.local", "octavo.models.registry", "octavo.weights.source"]

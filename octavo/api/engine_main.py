@@ -1,4 +1,6 @@
-"""The engine process's entry: `python -m octavo.api.engine_main FD DEVICE`; the first frame on FD is the EngineConfig.
+"""The engine process's entry: `python -m octavo.api.engine_main FD DEVICE LOG_FORM`.
+
+The first frame on FD is the EngineConfig.
 
 It lives as long as the other end of the socket: signals meant for the serving process are ignored.
 """
@@ -13,7 +15,7 @@ import msgspec
 
 from octavo.api.build import build_engine
 from octavo.api.devices import prepare
-from octavo.api.log import set_up_logging
+from octavo.api.log import LogForm, set_up_logging
 from octavo.base.config.config import EngineConfig
 from octavo.engine.process import HEAD, run
 
@@ -34,12 +36,15 @@ def _read_exactly(sock: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def main(fd: int, device: str) -> int:
-    """Serve the engine on the socket `fd`; the exit code.  device: what the config is going to name."""
+def main(fd: int, device: str, form: LogForm) -> int:
+    """Serve the engine on the socket `fd`; the exit code.
+
+    device: what the config is going to name.  form: of log lines.
+    """
     # Ctrl-C and a service manager's SIGTERM reach the whole process group, but draining needs the engine
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    set_up_logging()
+    set_up_logging(form=form)
     with socket.socket(fileno=fd) as sock:
         prepare(device)
         try:
@@ -50,4 +55,4 @@ def main(fd: int, device: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2], "json" if sys.argv[3] == "json" else "text"))

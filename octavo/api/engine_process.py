@@ -8,6 +8,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from octavo.api.log import log_form
+
 
 @dataclass(frozen=True)
 class EngineProcess:
@@ -38,13 +40,13 @@ class EngineProcess:
 def spawn(device: str) -> EngineProcess:
     """Start engine_main.py, which imports what the device (DeviceConfig.device) needs while it waits for its config.
 
-    It imports from where this process does.
+    It imports from where this process does, and logs in the same form.
     """
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "octavo.api.engine_main", str(theirs.fileno()), device],
+            [sys.executable, "-P", "-m", "octavo.api.engine_main", str(theirs.fileno()), device, log_form()],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment,

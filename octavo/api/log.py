@@ -1,17 +1,48 @@
-"""OCTAVO_LOG_LEVEL in, a handler on stderr out, for Octavo's own processes. A program that uses LLM keeps its own."""
+"""OCTAVO_LOG_LEVEL and a form in, a handler on stderr out, for Octavo's own processes. A program that uses LLM keeps
+its own."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import msgspec
 
 from octavo.base.config import env
 from octavo.base.errors import ConfigError
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+LogForm = Literal["text", "json"]
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the HTTP request that is being answered; JSON lines carry it."""
 
 
-def set_up_logging(default: str = "INFO") -> None:
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (Unix), level, logger, message; request_id in a request; error where there is one.
+
+    A record's `fields` (`extra={"fields": {...}}`) are members of the object too.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        line: dict[str, Any] = {
+            "time": record.created,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if REQUEST_ID.get():
+            line["request_id"] = REQUEST_ID.get()
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def set_up_logging(default: str = "INFO", *, form: LogForm = "text") -> None:
     """Log the `octavo` loggers to stderr at OCTAVO_LOG_LEVEL, or at `default` where that is unset."""
     level = env.read("OCTAVO_LOG_LEVEL", default).upper()
     if level not in LEVELS:
@@ -23,3 +54,12 @@ def set_up_logging(default: str = "INFO") -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False
+    if form == "json":
+        for own in logger.handlers:
+            own.setFormatter(JsonFormatter())
+
+
+def log_form() -> LogForm:
+    """The form that was set up: a child process logs in the same."""
+    handlers = logging.getLogger("octavo").handlers
+    return "json" if any(isinstance(handler.formatter, JsonFormatter) for handler in handlers) else "text"

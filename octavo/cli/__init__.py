@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "run-batch": "Answer a file of requests (OpenAI's batch JSONL), resumable",
     "bench": "Measure throughput, latency, startup, or a running server",
     "plan": "What a model takes and whether it fits, before a weight is read",
+    "doctor": "Why a start fails or is slow, and what to do about it",
     "collect-env": "Versions and hardware, for a bug report",
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from octavo.api.arguments import Foreign
 from octavo.api.engine_process import spawn
+from octavo.api.log import set_up_logging
 from octavo.base.config.config import ServerConfig
 from octavo.base.config.options import build_struct, options
 from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
@@ -32,11 +33,12 @@ FOREIGN: dict[str, Foreign] = {
     "disable_fastapi_docs": Foreign((True, False), "", harmless=True),
     "disable_uvicorn_access_log": Foreign((True, False), "", harmless=True),
     "disable_frontend_multiprocessing": Foreign(_OFF, "the engine is always a process of its own", harmless=True),
+    "enable_per_request_metrics": Foreign((True, False), "ask with include_metrics in the request", harmless=True),
     "enable_prompt_tokens_details": Foreign((True, False), "cached tokens are always told", harmless=True),
     "enable_server_load_tracking": Foreign(_OFF, "see /metrics", harmless=True),
     "uvicorn_log_level": Foreign((), "set OCTAVO_LOG_LEVEL", harmless=True),
     "log_config_file": Foreign((None,), "see --log-format and OCTAVO_LOG_LEVEL", harmless=True),
-    "max_log_len": Foreign((), "requests are not logged", harmless=True),
+    "max_log_len": Foreign((), "no text of a request is logged", harmless=True),
 }
 
 
@@ -51,6 +53,7 @@ def main(arguments: list[str]) -> int:
     server = build_struct(ServerConfig, {name: values.pop(name) for name in server_options if name in values})
     config = take_engine(values)
     # once the flags are known to be right; the process's imports and ours go on side by side
+    set_up_logging(form=server.log_format)
     process = spawn(config.device.device)
     try:
         from octavo.server.launch import leave, serve

@@ -188,6 +188,7 @@ class Scheduler:
         self.running.remove(seq)
         seq.status = Status.WAITING
         seq.life += 1
+        seq.preempted_at = seq.preempted_at or time.monotonic()
         seq.num_computed = seq.num_confirmed = seq.num_registered = 0
         seq.times.num_preemptions += 1
         self.num_preemptions += 1

@@ -32,8 +32,10 @@ class Sequence:
     on device:                                          [ up to 2 sampled, not yet read ] = num_pending
     KV:        [ num_confirmed: steps read | steps begun ]        = num_computed <= num_tokens + num_pending
 
-    `life` counts preemptions, so that a result of an earlier life is told apart.  parent: the sequence of the same
-    prompt whose blocks this one shares once that has run the prompt (n > 1); None for index 0 and after admission.
+    `life` counts preemptions, so that a result of an earlier life is told apart.  preempted_at: since when it has had
+    no token because of one (time.monotonic(); 0: that is over).  tells_times: the next output is to carry `times`.
+    parent: the sequence of the same prompt whose blocks this one shares once that has run the prompt (n > 1); None for
+    index 0 and after admission.
     num_writable: positions before it, from num_computed on, stand in blocks that are this sequence's alone.
     ending: tokens that may end it.  grammar: where it stands in the one it is constrained by; None until that is
     compiled, and without one.  allowed: of a constrained one, allowed_token_ids as the bits of a number.
@@ -58,6 +60,8 @@ class Sequence:
     grammar: Grammar | None = None
     allowed: int | None = None
     life: int = 0
+    preempted_at: float = 0.0
+    tells_times: bool = False
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     times: RequestTimes = field(default_factory=RequestTimes)
     num_prompt: int = field(init=False)

@@ -43,6 +43,8 @@ def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult)
             if life == seq.life:  # the step's KV is clean; of an earlier life there is none left to confirm
                 scheduler.cache.confirm(seq, step.start + step.count)
             if token is not None:
+                if seq.preempted_at:
+                    _end_preemption(seq, now, late=life != seq.life)
                 if seq.request.pooling is None:
                     outputs.append(_take_token(scheduler, seq, token, entry, now))
                 else:
@@ -91,6 +93,8 @@ def _take_token(scheduler: Scheduler, seq: Sequence, token: int, entry: TokenLog
         out.logprobs = [entry]
     times = seq.times
     times.last_token = now
+    if seq.tells_times:
+        out.times, seq.tells_times = times, False
     if not times.first_token:
         times.first_token = now
         out.times = times
@@ -126,6 +130,18 @@ def _finished(seq: Sequence, token: int) -> tuple[FinishReason | None, int | Non
 
 def _take_prompt_logprobs(seq: Sequence, start: int, entries: list[TokenLogprobs]) -> None:
     seq.prompt_logprobs[start : start + len(entries)] = entries
+
+
+def _end_preemption(seq: Sequence, now: float, *, late: bool) -> None:
+    """late: the token was under way when it was preempted, so the wait for the next one begins now."""
+    if late:
+        seq.preempted_at = now
+        return
+    times, seconds = seq.times, now - seq.preempted_at
+    times.preempted += seconds
+    if not times.first_token:
+        times.prefill_preempted += seconds
+    seq.preempted_at, seq.tells_times = 0.0, True
 
 
 def _output(seq: Sequence, token_ids: list[int]) -> Output:

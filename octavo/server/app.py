@@ -13,6 +13,7 @@ from typing import Any
 from starlette.routing import Match, Route
 
 from octavo.api.async_llm import AsyncLLM
+from octavo.api.log import REQUEST_ID
 from octavo.base.config import env
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import EngineDeadError, OverloadedError
@@ -24,12 +25,13 @@ from octavo.server.batch import routes as batch
 from octavo.server.batch.batches import Batches
 from octavo.server.batch.run import Answer
 from octavo.server.batch.store import BatchStore
+from octavo.server.canary import Canary
 from octavo.server.docs_page import show_docs
 from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
 from octavo.server.inside import InsideCall
 from octavo.server.limits import Traffic
-from octavo.server.metrics import Metrics, Rejection
+from octavo.server.metrics import METHODS, Metrics, Rejection
 from octavo.server.names import ModelNames
 from octavo.server.openai.chat import create_chat_completion
 from octavo.server.openai.completions import create_completion
@@ -42,6 +44,7 @@ from octavo.server.openai.tokenize import detokenize, show_tokenizer, tokenize
 from octavo.server.openapi import show_openapi
 from octavo.server.origins import Origins
 from octavo.server.services import Services
+from octavo.server.tracing import open_tracer
 from octavo.server.web import files
 
 log = logging.getLogger(__name__)
@@ -146,11 +149,22 @@ class App:
             at_once=max(1, llm.config.scheduler.max_num_seqs // 2),
             max_body_bytes=config.max_body_bytes,
         )
+        self.tracer = open_tracer(config.otlp_traces_endpoint, model=names.first, version=health.octavo_version())
         self._origins = Origins(config.host, config.allowed_origins)
+        metrics = Metrics(
+            names.first,
+            stats=lambda: llm.stats,
+            info=lambda: llm.info,
+            asleep=lambda: llm.state == "sleeping",
+        )
+        self.canary = Canary(
+            llm, idle=lambda: self._services.idle, count=metrics.checked, interval=config.canary_interval
+        )
         self._services = Services(
             llm=llm,
             config=config,
-            metrics=Metrics(names.first, stats=lambda: llm.stats, info=lambda: llm.info),
+            metrics=metrics,
+            canary=self.canary,
             names=names,
             traffic=self.traffic,
             started_at=int(time.time()),
@@ -181,11 +195,13 @@ class App:
         if exchange.path.startswith("/v1/messages"):
             exchange.errors = AnthropicErrors(exchange.request_id)
             exchange.reply_headers.append((b"request-id", exchange.request_id.encode("latin-1")))
+        context = REQUEST_ID.set(exchange.request_id)
         try:
             await self._guarded(exchange, answering)
         finally:
             exchange.release()
             self._count(exchange)
+            REQUEST_ID.reset(context)
 
     async def _guarded(self, exchange: Exchange, answering: Coroutine[Any, Any, None]) -> None:
         """Answer; whatever goes wrong becomes the client's error, or nothing where the client is gone."""
@@ -262,7 +278,17 @@ class App:
         seconds = time.monotonic() - exchange.started_at
         self._services.metrics.answered(exchange.method, exchange.route, exchange.status, seconds)
         level = logging.INFO if exchange.route in WORK else logging.DEBUG
+        if self.tracer is not None and exchange.route in WORK:
+            self.tracer.record(exchange, seconds)
         shown = exchange.status or "closed by the client"
+        fields: dict[str, Any] = {
+            "method": exchange.method if exchange.method in METHODS else "other",
+            "route": exchange.route,
+            "status": exchange.status or None,
+            "seconds": round(seconds, 6),
+        }
+        if exchange.timing is not None and (metrics := exchange.timing.metrics()) is not None:
+            fields["metrics"] = metrics
         log.log(
             level,
             "%s %s: %s in %.3f s, request %s",
@@ -271,6 +297,7 @@ class App:
             shown,
             seconds,
             exchange.request_id,
+            extra={"fields": fields},
         )
 
 

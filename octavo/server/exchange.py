@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 from octavo.base.errors import InputError, OctavoError
 from octavo.server.errors import ClientGoneError, ErrorForm, OpenAIErrors
+from octavo.server.openai.timing import Timing
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -36,7 +37,7 @@ class Exchange:
     `watch()` must be called before long work: servers do not fail a send to a client that is gone, so the closing is
     read from `receive`, and cancels the task that answers. `interrupt(error)` ends it from outside, with that error.
     owner: a digest of the key it came with, empty where none is asked for: what is stored belongs to it.
-    errors: how this route, or a stream that has begun, tells an error.
+    errors: how this route, or a stream that has begun, tells an error.  timing: of the one completion that answers it.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
@@ -53,6 +54,7 @@ class Exchange:
         self.streaming = False
         self.owner = b""
         self.errors: ErrorForm = OpenAIErrors()
+        self.timing: Timing | None = None
         self.gone = False
         self.interruption: OctavoError | None = None
         self._receive = receive

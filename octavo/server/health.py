@@ -21,10 +21,13 @@ async def live(services: Services, exchange: Exchange) -> Reply:
 
 
 async def ready(services: Services, exchange: Exchange) -> Reply:
-    """200 while requests are let in; else 503, with how far loading is."""
+    """200 while requests are let in; else 503, with how far loading is, or what the canary found."""
     paused = services.traffic.paused and services.llm.state == "ready"
     state = "draining" if services.traffic.draining else "paused" if paused else services.llm.state
     body: dict[str, Any] = {"status": state}
+    fault = services.canary.fault
+    if state == "ready" and fault is not None:
+        return _json({"status": "corrupted", "reason": fault}, False)
     if state == "loading":
         what, done, total = services.llm.loading
         body["loading"] = {"what": what, "done": done, "total": total}

@@ -18,16 +18,17 @@ from typing import NoReturn
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.api.engine_process import EngineProcess
+from octavo.api.log import set_up_logging
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.errors import OctavoError, OverloadedError
 from octavo.server.app import App, create_app
 from octavo.server.listener import HttpServer, listen
-from octavo.server.logs import set_up_server_logging
 from octavo.server.origins import is_loopback
 
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 0.5  # for the error events of requests that are cut off
+LAST_SPANS_S = 2.0
 _WILDCARDS = ("0.0.0.0", "::", "")
 
 Tell = Callable[[str], None]
@@ -38,7 +39,7 @@ def serve(config: EngineConfig, server: ServerConfig, *, process: EngineProcess 
 
     process: as AsyncLLM's.
     """
-    set_up_server_logging(server.log_format)
+    set_up_logging(form=server.log_format)
     listener = listen(server.host, server.port)
     with listener:
         llm = AsyncLLM(config, process=process, watchdog_timeout=server.watchdog_timeout)
@@ -80,6 +81,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
                 return 1
             if starting.done():
                 app.batches.resume()
+                app.canary.start()
                 tell(banner(address, app.model, chat=llm.model.template is not None, with_key=bool(app.keys)))
                 if not config.disable_ui:
                     tell(f"  or open {address} in a browser")
@@ -87,15 +89,18 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             await _drain(app, signals, config.shutdown_timeout)
             return 0
         finally:
+            await app.canary.close()
             await app.batches.close()
             await _stop(starting, llm, http, serving)
+            if app.tracer is not None:
+                await asyncio.to_thread(app.tracer.close, LAST_SPANS_S)
 
 
 async def _start(llm: AsyncLLM) -> bool:
     try:
         await llm.start()
     except OctavoError as error:
-        log.error("the model does not load: %s", error.message)
+        log.error("the model does not load: %s (octavo doctor, with the same flags, looks for causes)", error.message)
         return False
     return True
 

@@ -1,13 +1,14 @@
 """EngineStats, finished requests and HTTP answers in; the text of /metrics out.
 
-Names are vLLM's, once under `octavo:` and once under `vllm:`, so that its dashboards work. Label sets are closed:
-no label is ever made of what a client sent.
+Names are vLLM's, once under `octavo:` and once under `vllm:`, so that its dashboards work; those that older dashboards
+ask for are under `vllm:` alone. Label sets are closed: no label is ever made of what a client sent.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -20,12 +21,21 @@ from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import RequestOutput, RequestTimes
 from octavo.base.types.pooled import PoolingRequestOutput
 from octavo.base.types.sampling import SamplingParams
+from octavo.server.canary import Outcome
 
 _OURS = "octavo:"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "POST"})
 FINISH_REASONS = ("stop", "length", "abort", "error")
 Rejection = Literal["overloaded", "unavailable", "draining"]
+TOOL_ROUTES = {"/v1/chat/completions": "chat_completions", "/v1/responses": "responses"}  # all others: other
+OLDER_NAMES = {
+    "kv_cache_usage_perc": "gpu_cache_usage_perc",
+    "prefix_cache_queries": "gpu_prefix_cache_queries",
+    "prefix_cache_hits": "gpu_prefix_cache_hits",
+    "inter_token_latency_seconds": "time_per_output_token_seconds",
+}
+"""What vLLM called a metric before, by its name today."""
 
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40)
@@ -53,12 +63,19 @@ _HISTOGRAMS: tuple[tuple[str, str, Sequence[float]], ...] = (
 
 
 class Metrics:
-    """The server's own registry. `stats` and `info` are asked when somebody reads /metrics."""
+    """The server's own registry. `stats`, `info` and `asleep` are asked when somebody reads /metrics."""
 
-    def __init__(self, model: str, *, stats: Callable[[], EngineStats], info: Callable[[], dict[str, object]]) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        stats: Callable[[], EngineStats],
+        info: Callable[[], dict[str, object]],
+        asleep: Callable[[], bool],
+    ) -> None:
         self._labels = {"model_name": model, "engine": "0"}
         own = CollectorRegistry(auto_describe=False)
-        own.register(_EngineCollector(self._labels, stats, info))
+        own.register(_EngineCollector(self._labels, stats, info, asleep))
         self._histograms = {
             name: Histogram(f"octavo:{name}", text, tuple(self._labels), buckets=buckets, registry=own).labels(
                 **self._labels
@@ -71,6 +88,17 @@ class Metrics:
         self._finished = {why: finished.labels(**self._labels, finished_reason=why) for why in FINISH_REASONS}
         rejected = Counter("octavo:admission_rejections", "Refused requests.", (*self._labels, "reason"), registry=own)
         self._rejected = {why: rejected.labels(**self._labels, reason=why) for why in get_args(Rejection)}
+        self._tools = Counter(
+            "octavo:tool_call_parser_invocations",
+            "Finished choices that were read for tool calls.",
+            (*self._labels, "mode", "outcome", "request_type"),
+            registry=own,
+        )
+        for mode, outcome in product(("streaming", "non_streaming"), ("tool_call", "no_tool_call")):
+            for kind in (*TOOL_ROUTES.values(), "other"):
+                self._tools.labels(**self._labels, mode=mode, outcome=outcome, request_type=kind)
+        canary = Counter("octavo:canary_checks", "Checks by the canary.", (*self._labels, "outcome"), registry=own)
+        self._canary = {outcome: canary.labels(**self._labels, outcome=outcome) for outcome in get_args(Outcome)}
         labels = ("method", "handler", "status")
         self._http = Counter("http_requests", "HTTP answers by route.", labels, registry=own)
         self._http_time = Histogram(
@@ -82,7 +110,7 @@ class Metrics:
         )
         ProcessCollector(registry=own)
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Aliased(own))
+        self._registry.register(_Aliased(own, self._labels))
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -102,6 +130,10 @@ class Metrics:
         """A request got a 503: the queue is full, the engine is not there, or the server is shutting down."""
         self._rejected[reason].inc()
 
+    def checked(self, outcome: Outcome) -> None:
+        """The canary asked its prompt."""
+        self._canary[outcome].inc()
+
     def pooled(self, output: PoolingRequestOutput[Any]) -> None:
         """A prompt of a model that pools ended; it has no tokens, so no times of them."""
         self.finished("stop" if output.error is None else "error")
@@ -113,20 +145,41 @@ class Metrics:
             self.observe("request_prefill_time_seconds", times.last_token - times.scheduled)
             self.observe("request_inference_time_seconds", times.last_token - times.scheduled)
 
+    def read_for_tools(self, route: str, *, streaming: bool, called: bool) -> None:
+        """A choice ended whose text was searched for tool calls."""
+        self._tools.labels(
+            **self._labels,
+            mode="streaming" if streaming else "non_streaming",
+            outcome="tool_call" if called else "no_tool_call",
+            request_type=TOOL_ROUTES.get(route, "other"),
+        ).inc()
+
     def finished(self, reason: str) -> None:
         """A choice ended for one of FINISH_REASONS."""
         self._finished.get(reason, self._finished["error"]).inc()
 
 
 class RequestRecorder:
-    """One prompt's way into the metrics: call `take` with each RequestOutput as it comes."""
+    """One prompt's way into the metrics: call `take` with each RequestOutput as it comes.
 
-    def __init__(self, metrics: Metrics, params: SamplingParams, *, streaming: bool) -> None:
+    tools_of: the route, where the text is searched for tool calls.
+    """
+
+    def __init__(
+        self, metrics: Metrics, params: SamplingParams, *, streaming: bool, tools_of: str | None = None
+    ) -> None:
         self._metrics = metrics
+        self._tools_of = tools_of
+        self._called: set[int] = set()
         self._params = params
         self._streaming = streaming
         self._last = 0.0
         self._counts: dict[int, int] = {}
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far, over all choices."""
+        return sum(self._counts.values())
 
     def take(self, output: RequestOutput) -> None:
         """Count an output's tokens, and the whole request with its last."""
@@ -136,8 +189,10 @@ class RequestRecorder:
             new = len(completion.token_ids)
             tokens += new
             self._counts[completion.index] = self._counts.get(completion.index, 0) + new
+            if completion.tool_calls:
+                self._called.add(completion.index)
             if completion.finish_reason is not None:
-                self._metrics.finished(completion.finish_reason)
+                self._end_choice(completion.index, completion.finish_reason)
         if self._streaming and tokens:
             if self._last:
                 self._metrics.observe("inter_token_latency_seconds", (now - self._last) / max(1, tokens))
@@ -145,9 +200,15 @@ class RequestRecorder:
         if output.finished:
             self._finish(output, now)
 
+    def _end_choice(self, index: int, reason: str) -> None:
+        self._metrics.finished(reason)
+        if self._tools_of is not None:
+            called = index in self._called
+            self._metrics.read_for_tools(self._tools_of, streaming=self._streaming, called=called)
+
     def _finish(self, output: RequestOutput, now: float) -> None:
         observe = self._metrics.observe
-        prompt, generated = len(output.prompt_token_ids), sum(self._counts.values())
+        prompt, generated = len(output.prompt_token_ids), self.num_tokens
         observe("request_prompt_tokens", prompt)
         observe("request_generation_tokens", generated)
         observe("request_max_num_generation_tokens", max(self._counts.values(), default=0))
@@ -182,10 +243,14 @@ class _EngineCollector(Collector):
     """EngineStats as metrics. Its counters begin anew with each engine process; ours go on."""
 
     def __init__(
-        self, labels: dict[str, str], stats: Callable[[], EngineStats], info: Callable[[], dict[str, object]]
+        self,
+        labels: dict[str, str],
+        stats: Callable[[], EngineStats],
+        info: Callable[[], dict[str, object]],
+        asleep: Callable[[], bool],
     ) -> None:
         self._names, self._values = tuple(labels), tuple(labels.values())
-        self._stats, self._info = stats, info
+        self._stats, self._info, self._asleep = stats, info, asleep
         self._seen: dict[str, tuple[int, int]] = {}  # name -> (total of earlier engines, last value)
 
     def collect(self) -> Iterable[Metric]:
@@ -193,26 +258,57 @@ class _EngineCollector(Collector):
         yield self._gauge("num_requests_running", "Sequences in steps.", stats.num_running)
         yield self._gauge("num_requests_waiting", "Sequences that wait.", stats.num_waiting)
         yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", stats.kv_usage)
+        waiting = {"capacity": stats.num_waiting - stats.num_deferred, "deferred": stats.num_deferred}
+        yield self._labelled(
+            "num_requests_waiting_by_reason",
+            "Sequences that wait for room (capacity) or for their grammar (deferred).",
+            "reason",
+            waiting,
+        )
+        asleep = self._asleep()
+        states = {"awake": not asleep, "weights_offloaded": 0, "discard_all": asleep}  # asleep there is no process
+        yield self._labelled("engine_sleep_state", "1 for the state the engine is in.", "sleep_state", states)
         yield self._counter("prefix_cache_queries", "Prompt tokens looked up in the cache.", stats.prefix_queries)
         yield self._counter("prefix_cache_hits", "Prompt tokens found in the cache.", stats.prefix_hits)
         yield self._counter("num_preemptions", "Sequences put back for want of blocks.", stats.num_preemptions)
-        yield self._counter("prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
+        yield self._counter("prompt_tokens", "Prompt tokens, computed or found in the cache.", stats.prompt_tokens)
+        yield self._counter("prompt_tokens_cached", "Prompt tokens found in the cache.", stats.prefix_hits)
+        yield self._sources(stats)
         yield self._counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
         yield self._counter("numerical_errors", "Requests ended by NaN or infinity.", stats.numerical_errors)
         yield self._counter("engine_steps", "Steps of the engine.", stats.step)
         yield self._cache_config()
+        yield self._lora()
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(f"octavo:{name}", text, labels=self._names)
         family.add_metric(self._values, value)
         return family
 
+    def _labelled(self, name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+        family = GaugeMetricFamily(f"octavo:{name}", text, labels=(*self._names, label))
+        for value, number in values.items():
+            family.add_metric((*self._values, value), number)
+        return family
+
     def _counter(self, name: str, text: str, value: int) -> Metric:
+        family = CounterMetricFamily(f"octavo:{name}", text, labels=self._names)
+        family.add_metric(self._values, self._total(name, value))
+        return family
+
+    def _total(self, name: str, value: int) -> int:
         base, last = self._seen.get(name, (0, 0))
         base = base + last if value < last else base
         self._seen[name] = (base, value)
-        family = CounterMetricFamily(f"octavo:{name}", text, labels=self._names)
-        family.add_metric(self._values, base + value)
+        return base + value
+
+    def _sources(self, stats: EngineStats) -> Metric:
+        name, text = "prompt_tokens_by_source", "Prompt tokens, computed here or found in the cache."
+        cached = self._total("prompt_tokens_cached", stats.prefix_hits)
+        computed = self._total("prompt_tokens", stats.prompt_tokens) - cached
+        family = CounterMetricFamily(f"octavo:{name}", text, labels=(*self._names, "source"))
+        family.add_metric((*self._values, "local_compute"), computed)
+        family.add_metric((*self._values, "local_cache_hit"), cached)
         return family
 
     def _cache_config(self) -> Metric:
@@ -222,22 +318,35 @@ class _EngineCollector(Collector):
         family.add_metric((*self._values, *(str(info.get(name, "")) for name in names)), 1)
         return family
 
+    def _lora(self) -> Metric:
+        """None can be loaded; load balancers ask how many can, and take the latest value (a time) as the truth."""
+        names = ("max_lora", "running_lora_adapters", "waiting_lora_adapters")
+        family = GaugeMetricFamily("octavo:lora_requests_info", "LoRA adapters.", labels=(*self._names, *names))
+        family.add_metric((*self._values, "0", "", ""), time.time())
+        return family
+
 
 class _Aliased(Collector):
     """Every metric of a registry; those of Octavo once more under vLLM's prefix. Creation times are left out."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, registry: CollectorRegistry, labels: dict[str, str]) -> None:
+        self._registry, self._labels = registry, labels
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._registry.collect():
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
             if metric.name.startswith(_OURS):
-                copy = Metric(_renamed(metric.name), metric.documentation, metric.type, metric.unit)
-                copy.samples = [Sample(_renamed(sample.name), *sample[1:]) for sample in metric.samples]
-                yield copy
+                name = metric.name.removeprefix(_OURS)
+                for other in filter(None, (name, OLDER_NAMES.get(name))):
+                    yield _renamed(metric, "vllm:" + other)
+        for name in ("num_requests_swapped", "cpu_cache_usage_perc"):  # a preempted sequence is computed again
+            metric = Metric(f"vllm:{name}", "Always 0: nothing is swapped out.", "gauge")
+            metric.add_sample(metric.name, dict(self._labels), 0)
+            yield metric
 
 
-def _renamed(name: str) -> str:
-    return "vllm:" + name.removeprefix(_OURS)
+def _renamed(metric: Metric, name: str) -> Metric:
+    copy = Metric(name, metric.documentation, metric.type, metric.unit)
+    copy.samples = [Sample(name + sample.name.removeprefix(metric.name), *sample[1:]) for sample in metric.samples]
+    return copy

@@ -11,6 +11,7 @@ from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import EngineDeadError, OverloadedError
 from octavo.server.batch.batches import Batches
+from octavo.server.canary import Canary
 from octavo.server.limits import Traffic
 from octavo.server.metrics import Metrics
 from octavo.server.names import ModelNames
@@ -31,12 +32,19 @@ class Services:
     started_at: int
     responses: ResponseStore
     batches: Batches
+    canary: Canary
     routes: Sequence[Route]
 
     @property
     def ready(self) -> bool:
         """True if requests are let in now."""
         return self.llm.state == "ready" and not (self.traffic.draining or self.traffic.paused)
+
+    @property
+    def idle(self) -> bool:
+        """True if requests are let in, and there is none."""
+        stats = self.llm.stats
+        return self.ready and not (len(self.traffic) or stats.num_running or stats.num_waiting)
 
     def check_ready(self) -> None:
         """Raise a 503 with Retry-After unless requests can be taken now."""

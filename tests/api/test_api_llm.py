@@ -11,6 +11,7 @@ import pytest
 
 from octavo import LLM, RequestOutput, RequestOutputKind, SamplingParams
 from octavo.base.errors import ConfigError, InputError, ModelFormatError, ModelNotFoundError
+from octavo.base.types.structured import StructuredOutputsParams
 
 PROMPT = "The quick brown fox"
 
@@ -44,6 +45,16 @@ def test_many_prompts_come_back_in_order(llm: LLM) -> None:
     assert [len(output.outputs[0].token_ids) for output in outputs] == [1 + i % 7 for i in range(20)]
     for prompt, one, output in zip(prompts, params, outputs, strict=True):
         assert tokens(llm, prompt, max_tokens=one.max_tokens) == output.outputs[0].token_ids
+
+
+def test_where_the_time_went_adds_up(llm: LLM) -> None:
+    for form in (None, StructuredOutputsParams(regex="[ab]{5,9}")):
+        times = run(llm, structured_outputs=form).metrics
+        assert times is not None
+        parts = times.parts()
+        assert min(parts.values()) >= 0
+        assert sum(parts.values()) == pytest.approx(times.last_token - times.arrival)
+        assert (parts["grammar"] > 0) is (form is not None)
 
 
 def test_empty_batch(llm: LLM) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
 from fake_llm import FakeLLM
+from log_lines import Lines
 from serving import LiveServer
 
 
@@ -25,3 +27,14 @@ def shared() -> Iterator[LiveServer]:
     """One server for the tests of a module that change nothing in it."""
     with LiveServer(FakeLLM()) as live:
         yield live
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    found, logger = Lines(), logging.getLogger("octavo")
+    level = logger.level
+    logger.addHandler(found.handler)
+    logger.setLevel(logging.DEBUG)
+    yield found
+    logger.setLevel(level)
+    logger.removeHandler(found.handler)

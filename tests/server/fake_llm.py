@@ -62,6 +62,7 @@ class FakeLLM:
         self.info: dict[str, Any] = {"max_model_len": MAX_MODEL_LEN, "block_size": 16, "num_gpu_blocks": 100}
         self.answer = ANSWER
         self.state = "ready"
+        self.engine_pid = 1
         self.loading = ("weights", 3, 10)
         self.stats = EngineStats()
         self.age = 0.0

@@ -8,11 +8,11 @@ import sys
 
 from fake_llm import FakeLLM
 
+from octavo.api.log import set_up_logging
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import ModelNotFoundError
 from octavo.server.launch import leave, run
 from octavo.server.listener import listen
-from octavo.server.logs import set_up_server_logging
 
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
@@ -24,5 +24,5 @@ if __name__ == "__main__":
         llm.start_error = ModelNotFoundError("no such model: x")
     if options.get("loads_forever"):
         llm.start_gate = asyncio.Event()
-    set_up_server_logging(config.log_format)
+    set_up_logging(form=config.log_format)
     leave(asyncio.run(run(llm, config, listener=listen(config.host, config.port))))  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from test_bad_input import VALUES, check_form, with_field
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.types.sampling import SamplingParams
+from octavo.server.openai.timing import PARTS
 from octavo.server.openai.types import CompletionRequest
 
 OPTIONS = {
@@ -58,6 +60,31 @@ def control(server: LiveServer) -> dict[str, Any]:
     answer = server.post("/v1/completions", CONTROL)
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]  # type: ignore[no-any-return]
+
+
+def test_where_the_time_went_adds_up(clean: LiveServer) -> None:
+    form = {"structured_outputs": {"regex": "[ab]{5,20}"}}
+    for more, grammar in (({}, False), (form, True)):
+        began = time.monotonic()
+        told = clean.post("/v1/completions", {**CONTROL, "logprobs": None, "include_metrics": True, **more}).json()
+        wall = 1000 * (time.monotonic() - began)
+        metrics = told["metrics"]
+        parts = {name: metrics[f"{name}_time_ms"] for name in PARTS}
+        assert min(parts.values()) >= 0, parts
+        assert sum(parts.values()) == pytest.approx(metrics["total_time_ms"], abs=0.01)
+        assert metrics["total_time_ms"] <= wall
+        assert parts["grammar"] > 0 or not grammar
+        assert parts["prefill"] > 0 < parts["decode"]
+
+
+def test_the_canary_is_answered_the_same(clean: LiveServer) -> None:
+    for _ in range(2):
+        clean.run(clean.app.canary.check)
+        assert clean.client.get("/readyz").json() == {"status": "ready"}
+    outcomes = [
+        line for line in clean.client.get("/metrics").text.splitlines() if "octavo:canary_checks_total{" in line
+    ]
+    assert [line.split()[-1] for line in outcomes if '"match"' in line] == ["2.0"]
 
 
 def test_streamed_equals_whole(clean: LiveServer) -> None:

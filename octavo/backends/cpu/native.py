@@ -146,21 +146,41 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The kernels; None, and one line in the log, where none were built or they cannot be used."""
-    if not LIBRARY.exists():
-        _log.warning("no native kernels were built (no C++ compiler at installation?): NumPy runs the model, slowly")
+    loaded = _load()
+    if isinstance(loaded, str):
+        _log.warning("%s: NumPy runs the model, slowly", loaded)
         return None
+    return loaded
+
+
+def _load() -> ctypes.CDLL | str:
+    """The kernels, or why there are none."""
+    if not LIBRARY.exists():
+        return "no native kernels were built (no C++ compiler at installation?)"
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        _log.warning("the native kernels cannot be loaded (%s): NumPy runs the model, slowly", error)
-        return None
+        return f"the native kernels cannot be loaded ({error})"
     if loaded.oct_abi() != _ABI or loaded.oct_instruction_bytes() != ctypes.sizeof(Instruction):
-        _log.warning("%s is of another version of Octavo; install it again: NumPy runs the model, slowly", LIBRARY)
-        return None
+        return f"{LIBRARY} is of another version of Octavo; install it again"
     return loaded
+
+
+def diagnose() -> tuple[str, str]:
+    """How the kernels are, and what would make them faster: "" where nothing would."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        return f"{loaded}: NumPy runs the model, slowly", "install a C++ compiler (g++ or clang), then octavo again"
+    variant = loaded.oct_variant().decode()
+    if variant == "scalar":
+        return (
+            "the processor has none of AVX-512, AVX2 and NEON: products run one number at a time",
+            "use a processor with AVX2 or NEON (of a virtual machine: pass the host's CPU flags through)",
+        )
+    return f"native, {variant}", ""
 
 
 def rounds(activation_dtype: str) -> bool:

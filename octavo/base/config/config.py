@@ -155,7 +155,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = 300.0
     allowed_origins: Annotated[list[str], _d("Origins that browsers may call from.")] = []
     disable_ui: Annotated[bool, _d("No page at /: chat and the engine seen live, for a browser.")] = False
-    log_format: Annotated[Literal["text", "json"], _d("Log lines.")] = "text"
+    log_format: Annotated[Literal["text", "json"], _d("Log lines; json: an object a line (docs/monitoring.md).")] = (
+        "text"
+    )
+    enable_log_requests: Annotated[bool, _d("Log each request's parameters as it comes in, never its text.")] = False
+    otlp_traces_endpoint: Annotated[
+        str | None, _d("Send a span for each request there, as OTLP over HTTP (octavo[otel]; docs/monitoring.md).")
+    ] = None
+    canary_interval: Annotated[
+        float, _d("Seconds between checks, while idle, that a prompt is answered as at the start; 0: none.", ge=0)
+    ] = 300.0
     batch_dir: Annotated[str | None, _d("Folder of /v1/files and /v1/batches; a temporary one where not given.")] = None
     trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False
     tool_call_parser: Annotated[

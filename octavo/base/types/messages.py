@@ -54,7 +54,10 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
-    """The engine at one moment; counters run from its start. kv_usage is 0..1."""
+    """The engine at one moment; counters run from its start. kv_usage is 0..1.
+
+    num_deferred: of num_waiting, those whose grammar is being compiled.
+    """
 
     step: int = 0
     num_running: int = 0
@@ -67,6 +70,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     generation_tokens: int = 0
     iteration_tokens: int = 0
     numerical_errors: int = 0
+    num_deferred: int = 0
 
 
 class Outputs(msgspec.Struct, tag=True, frozen=True):

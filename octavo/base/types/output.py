@@ -13,13 +13,36 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class RequestTimes(msgspec.Struct, array_like=True):
-    """One sequence's life in time.monotonic() seconds; 0 where it did not come to that."""
+    """One sequence's life in time.monotonic() seconds; 0 where it did not come to that.
+
+    Durations in seconds: grammar, from arrival until its grammar was compiled; preempted, from
+    preemptions to the next token, computing again included; prefill_preempted, of that, before the first token.
+    """
 
     arrival: float = 0.0
     scheduled: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
     num_preemptions: int = 0
+    grammar: float = 0.0
+    preempted: float = 0.0
+    prefill_preempted: float = 0.0
+
+    def parts(self, end: float | None = None) -> dict[str, float]:
+        """Where the seconds from arrival to the last token, or to `end`, went; they add up to them.
+
+        ValueError before the first token.
+        """
+        if not self.first_token:
+            raise ValueError("there are no parts of a time before the first token")
+        end = self.last_token if end is None else end
+        return {
+            "grammar": self.grammar,
+            "queue": self.scheduled - self.arrival - self.grammar,
+            "prefill": self.first_token - self.scheduled - self.prefill_preempted,
+            "decode": end - self.first_token - (self.preempted - self.prefill_preempted),
+            "preempted": self.preempted,
+        }
 
 
 class Output(msgspec.Struct, kw_only=True, omit_defaults=True):

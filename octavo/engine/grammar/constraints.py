@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from octavo.base.errors import InputError, OctavoError
@@ -25,6 +26,11 @@ class Constraints:
         self._grammars = grammars
         self._compiling: dict[Future[Grammar], Sequence] = {}
 
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for their grammar."""
+        return sum(seq.status is Status.WAITING for seq in self._compiling.values())
+
     def begin(self, sequences: list[Sequence]) -> None:
         """Compile for a request's sequences, which wait. Raises InputError where nothing can be compiled."""
         params = sequences[0].request.params.structured_outputs
@@ -46,6 +52,7 @@ class Constraints:
                 continue
             try:
                 seq.grammar = future.result()
+                seq.times.grammar = time.monotonic() - seq.times.arrival
             except OctavoError as error:
                 outputs.append(fail(self._scheduler, seq, error.message, kind=type(error).__name__))
             except Exception as error:  # one grammar's fault ends its own request

@@ -68,6 +68,7 @@ class ChatForm:
                 model=generation.model,
                 choices=[self._choice(choice) for choice in output.outputs],
                 usage=usage,
+                metrics=generation.metrics(),
                 prompt_logprobs=prompt_logprobs(output.prompt_logprobs or []) if asked else UNSET,
                 prompt_token_ids=self._prompt.token_ids if self._ids else UNSET,
             )

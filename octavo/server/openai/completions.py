@@ -45,7 +45,12 @@ class CompletionForm:
         generation = self._generation
         return msgspec.json.encode(
             CompletionReply(
-                id=generation.id, created=generation.created, model=generation.model, choices=choices, usage=usage
+                id=generation.id,
+                created=generation.created,
+                model=generation.model,
+                choices=choices,
+                usage=usage,
+                metrics=generation.metrics(),
             )
         )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from octavo.base.errors import InputError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
@@ -17,6 +18,7 @@ from octavo.server.exchange import Exchange
 from octavo.server.openai.conversation import echoed_message, render
 from octavo.server.openai.parsing import answer_form, answer_parsing, demands_form
 from octavo.server.openai.structured import field_name, structured_params
+from octavo.server.openai.timing import RequestMetrics, Timing
 from octavo.server.openai.types import (
     MAX_PROMPTS,
     ChatRequest,
@@ -49,6 +51,7 @@ class Generation:
     """One HTTP request, made ready. id: shown to the client; internal: the engine's name for it, never the client's.
 
     logprobs: alternatives to show a token, None for none.  parsing: how a chat's answers are read.
+    route: its path, as in the route table.  timing: where its time goes, where it is one completion.
     """
 
     request: GenerationRequest
@@ -60,6 +63,13 @@ class Generation:
     internal: str
     created: int
     parsing: Parsing | None = None
+    route: str = ""
+    timing: Timing | None = None
+
+    def metrics(self) -> RequestMetrics | UnsetType:
+        """Where its time went until now, where the request asks for it."""
+        found = self.timing.metrics() if self.timing is not None and self.request.include_metrics else None
+        return UNSET if found is None else found
 
 
 async def completion(services: Services, exchange: Exchange, request: CompletionRequest) -> Generation:
@@ -96,6 +106,10 @@ def _generation(
     prefix: str,
 ) -> Generation:
     shown = request.logprobs if isinstance(request, CompletionRequest) else params.logprobs
+    if len(prompts) == params.n == 1:
+        exchange.timing = Timing(exchange.started_at)
+    elif request.include_metrics:
+        raise InputError("include_metrics goes with one prompt and n=1: it tells of one", param="include_metrics")
     return Generation(
         request=request,
         prompts=prompts,
@@ -105,6 +119,8 @@ def _generation(
         logprobs=shown,
         internal=prefix + uuid.uuid4().hex,
         created=int(time.time()),
+        route=exchange.route,
+        timing=exchange.timing,
     )
 
 

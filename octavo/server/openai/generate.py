@@ -80,6 +80,7 @@ class _ChunkStream:
     idle = KEEP_ALIVE
 
     def __init__(self, generation: Generation, form: Form) -> None:
+        self._generation = generation
         options = generation.request.stream_options
         self._with_usage = options is not None and bool(options.include_usage)
         self._always = self._with_usage and options is not None and bool(options.continuous_usage_stats)
@@ -102,7 +103,8 @@ class _ChunkStream:
         return b"".join([self._chunks.choice(piece, usage) for piece in self._form.pieces(number, output)])
 
     def end(self) -> bytes:
-        return (self._chunks.usage(self._count.usage()) if self._with_usage else b"") + DONE
+        usage = self._count.usage() if self._with_usage else None
+        return self._chunks.end(usage, self._generation.metrics()) + DONE
 
 
 class UsageCount:

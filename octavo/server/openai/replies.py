@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from octavo.server.openai.timing import RequestMetrics
+
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
     """cached_tokens: found in the prefix cache."""
@@ -93,6 +95,7 @@ class CompletionReply(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: Usage
+    metrics: RequestMetrics | UnsetType = UNSET
 
 
 class ReplyFunction(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +144,7 @@ class ChatReply(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    metrics: RequestMetrics | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from octavo.server.openai.replies import Usage
+from octavo.server.openai.timing import RequestMetrics
 
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment: clients pass over it, proxies see that the stream lives
 
@@ -30,6 +32,8 @@ class Chunks:
             return self._head + choice + self._tail
         return self._head + choice + b'],"usage":' + msgspec.json.encode(usage) + b"}\n\n"
 
-    def usage(self, usage: Usage) -> bytes:
-        """The chunk without choices that tells the token counts."""
-        return self.choice(b"", usage)
+    def end(self, usage: Usage | None, metrics: RequestMetrics | UnsetType) -> bytes:
+        """The chunk without choices that tells the token counts and where the time went; nothing where neither is."""
+        if metrics is UNSET:
+            return self.choice(b"", usage) if usage is not None else b""
+        return self.choice(b"", usage)[:-3] + b',"metrics":' + msgspec.json.encode(metrics) + b"}\n\n"

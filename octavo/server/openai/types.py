@@ -35,7 +35,7 @@ class GenerationRequest(StructuredFields, frozen=True, kw_only=True, forbid_unkn
     """What completions and chat share. Names and meanings are OpenAI's and vLLM's.
 
     user, metadata, safety_identifier and prompt_cache_key label a request for a provider's books; nothing here
-    depends on them (prefixes are found by content).
+    depends on them (prefixes are found by content).  include_metrics: tell where the time went (docs/monitoring.md).
     """
 
     model: Annotated[str, Meta(max_length=512)] | None = None
@@ -65,6 +65,7 @@ class GenerationRequest(StructuredFields, frozen=True, kw_only=True, forbid_unkn
     truncate_prompt_tokens: Truncation | None = None
     echo: bool | None = None
     return_token_ids: bool | None = None
+    include_metrics: bool | None = None
     priority: Priority | None = None
     cache_salt: Salt | None = None
     request_id: Label | None = None
