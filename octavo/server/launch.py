@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.api.engine_process import EngineProcess
+from octavo.base.collector import settle_collector
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.errors import OctavoError, OverloadedError
 from octavo.server.app import App, create_app
@@ -79,6 +80,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
                 return 1
             if starting.done():
                 app.batches.resume()
+                settle_collector()
                 tell(banner(address, app.model, chat=llm.model.template is not None, with_key=bool(app.keys)))
                 if not config.disable_ui:
                     tell(f"  or open {address} in a browser")
