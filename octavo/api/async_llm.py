@@ -16,7 +16,7 @@ from octavo.api.arguments import engine_config
 from octavo.api.aside import aside, both
 from octavo.api.build import Model, locate, make_limits, open_model
 from octavo.api.engine_process import EngineProcess
-from octavo.api.outputs import RequestProgress, TokenTexts
+from octavo.api.outputs import News, RequestProgress, TokenTexts
 from octavo.api.pooling import AnyPoolingOutput, Pair, PoolingProgress, make_pooling_request
 from octavo.api.prompts import Prompt, parse_conversations, parse_prompt
 from octavo.api.requests import Limits, make_request
@@ -51,7 +51,7 @@ class _Stream:
     def __init__(self, progress: RequestProgress | PoolingProgress) -> None:
         self.progress = progress
         self.failure: OctavoError | None = None
-        self.news = asyncio.Event()
+        self.news = News()
 
     def fail(self, error: OctavoError) -> None:
         self.failure = self.failure or error

@@ -141,8 +141,9 @@ class UsageCount:
 
     def take(self, number: int, output: RequestOutput) -> None:
         """Add an output of prompt `number`."""
-        self._generated += sum(len(choice.token_ids) for choice in output.outputs)
-        self._reasoning += sum(choice.num_reasoning_tokens for choice in output.outputs)
+        for choice in output.outputs:
+            self._generated += len(choice.token_ids)
+            self._reasoning += choice.num_reasoning_tokens
         self._cached[number] = output.num_cached_tokens
 
     def usage(self) -> Usage:
