@@ -4,8 +4,9 @@
 
 The server is `octavo serve`'s own, its engine process real but for the executor, which says a text token by token: at
 once, or a step of a fixed time at a time. The load comes from a third process over raw sockets. One JSON line each:
-tokens a second, microseconds of processor time a token of both processes, milliseconds to the first token (the
-engine's own share apart) and between two arrivals on a connection. Linux.
+tokens a second; microseconds of processor time a token of both processes, and a chunk, which may hold several tokens;
+milliseconds to the first token, how many of them the front added, and milliseconds between arrivals on a connection.
+`--tokens 1` tells what a request takes. Linux.
 """
 
 from __future__ import annotations
@@ -244,6 +245,7 @@ def measure(model: str, step_ms: float, connections: int, args: argparse.Namespa
         "step_ms": step_ms,
         "connections": connections,
         "front_us_a_token": round(front_us / tokens, 2),
+        "front_us_a_chunk": round(front_us / tokens * figures["tokens_a_chunk"], 1),
         "engine_us_a_token": round(engine_us / tokens, 2),
         **figures,
     }
