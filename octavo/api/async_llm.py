@@ -16,11 +16,11 @@ from octavo.api.arguments import engine_config
 from octavo.api.aside import aside, both
 from octavo.api.build import Model, locate, make_limits, open_model
 from octavo.api.engine_process import EngineProcess
-from octavo.api.outputs import News, RequestProgress, TokenTexts
+from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import AnyPoolingOutput, Pair, PoolingProgress, make_pooling_request
 from octavo.api.prompts import Prompt, parse_conversations, parse_prompt
 from octavo.api.requests import Limits, make_request
-from octavo.api.socket_client import SocketClient, make_error
+from octavo.api.socket_client import News, SocketClient, make_error
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError, EngineDeadError, OctavoError, OverloadedError
 from octavo.base.types.messages import EngineStats, Loading, Outputs

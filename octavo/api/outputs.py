@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,30 +15,6 @@ from octavo.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from octavo.text.tools.parser import OutputParser, Parsing
-
-
-class News:
-    """asyncio.Event for one that waits: cheaper, as every token of every stream passes through one."""
-
-    def __init__(self) -> None:
-        self._there = False
-        self._waiting: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        """There is something; wakes who waits."""
-        self._there = True
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
-
-    def clear(self) -> None:
-        """It was taken."""
-        self._there = False
-
-    async def wait(self) -> None:
-        """Until there is something."""
-        if not self._there:
-            self._waiting = asyncio.get_running_loop().create_future()
-            await self._waiting
 
 
 class TokenTexts:

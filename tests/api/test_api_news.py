@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from octavo.api.outputs import News
+from octavo.api.socket_client import News
 
 
 def test_news_wake_who_waits_and_are_kept_for_who_comes_later() -> None:
