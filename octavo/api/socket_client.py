@@ -43,6 +43,30 @@ def make_error(kind: str | None, message: str, *, retry_after: int = 0) -> Octav
     return RequestFailedError(message)
 
 
+class News:
+    """asyncio.Event for one that waits: cheaper, as every token of every stream passes through one."""
+
+    def __init__(self) -> None:
+        self._there = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        """There is something; wakes who waits."""
+        self._there = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def clear(self) -> None:
+        """It was taken."""
+        self._there = False
+
+    async def wait(self) -> None:
+        """Until there is something."""
+        if not self._there:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+
+
 class SocketClient(asyncio.Protocol):
     """One life of one engine process: started once, and over once it is lost.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from octavo.api.outputs import RequestProgress
 from octavo.api.pooling import PoolingProgress
-from octavo.api.socket_client import make_error
+from octavo.api.socket_client import News, make_error
 from octavo.base.errors import OctavoError
 from octavo.base.types.output import Output
 
@@ -28,7 +27,7 @@ class Stream:
         self.progress = progress
         self.failure: OctavoError | None = None
         self.num_crashes = 0
-        self._news = asyncio.Event()
+        self._news = News()
 
     @property
     def going_on(self) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from octavo.base import faults
+from octavo.base.collector import settle_collector
 from octavo.base.errors import EngineDeadError, InputError, ModelFormatError, OctavoError, OverloadedError
 from octavo.base.types.messages import (
     Abort,
@@ -190,6 +191,7 @@ def run(engine_factory: Callable[[Progress], Engine], sock: socket.socket) -> in
         engine = engine_factory(lambda what, done, total: connection.send(Loading(what, done, total)))
         code = 3
         try:
+            settle_collector()
             connection.send(Ready(engine.info()))
             _serve(engine, connection)
         finally:
@@ -219,11 +221,12 @@ def _serve(engine: Engine, connection: _Connection) -> None:
     while True:
         busy = engine.has_work() and not connection.congested
         if not busy:
-            if not checked and not engine.has_work():
-                engine.check()
-                checked = True
             connection.wait(HEARTBEAT)
-        for message in connection.receive():
+        messages = connection.receive()
+        if not (checked or messages or engine.has_work()) and time.monotonic() - beat >= HEARTBEAT:
+            engine.check()  # not at once: with many blocks it takes long, and a request may follow
+            checked = True
+        for message in messages:
             if isinstance(message, Stop):
                 return
             for out in _handle(engine, connection, message):

@@ -19,6 +19,7 @@ from typing import NoReturn
 from octavo.api.async_llm import AsyncLLM
 from octavo.api.engine_process import EngineProcess
 from octavo.api.log import set_up_logging
+from octavo.base.collector import settle_collector
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.errors import OctavoError, OverloadedError
 from octavo.server.app import App, create_app
@@ -82,6 +83,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             if starting.done():
                 app.batches.resume()
                 app.canary.start()
+                settle_collector()
                 tell(banner(address, app.model, chat=llm.model.template is not None, with_key=bool(app.keys)))
                 if not config.disable_ui:
                     tell(f"  or open {address} in a browser")

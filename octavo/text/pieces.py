@@ -122,11 +122,11 @@ class TextStream:
     ) -> None:
         self._raw = pieces.raw
         self._skipped = skipped
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder: Any = codecs.getincrementaldecoder("utf-8")("replace")
         tail = self._tail(prompt_ids)
         self._leading_spaces = 0 if tail else pieces.leading_spaces
         # Only up to three bytes of an unfinished character stay behind; UTF-8 synchronizes itself.
-        self._decode(tail)
+        self._decoder.decode(tail)
 
     def _tail(self, prompt_ids: Sequence[int]) -> bytes:
         tail = b""
@@ -147,11 +147,15 @@ class TextStream:
             count = min(len(data) - len(stripped), self._leading_spaces)
             self._leading_spaces = 0 if stripped else self._leading_spaces - count
             data = data[count:]
-        return self._decode(data)
+        if data.isascii() and not self._decoder.buffer:
+            return data.decode("ascii")
+        text: str = self._decoder.decode(data)
+        return text
 
     def finish(self) -> str:
         """What is left: U+FFFD if the last character never became whole."""
-        return self._decode(b"", final=True)
+        text: str = self._decoder.decode(b"", final=True)
+        return text
 
 
 def _steps(decoder: Any) -> list[dict[str, Any]]:

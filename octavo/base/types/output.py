@@ -45,7 +45,7 @@ class RequestTimes(msgspec.Struct, array_like=True):
         }
 
 
-class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Output(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """What one step brought one sequence. finish_reason is set exactly once, on its last Output.
 
     token_ids, logprobs: new ones only.  prompt_logprobs: all of them (entry 0 is None), once, on the first output

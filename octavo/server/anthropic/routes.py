@@ -32,9 +32,7 @@ async def create_message(services: Services, exchange: Exchange) -> Reply | None
             if request.stream:
                 await send_stream(exchange, results, builder)
                 return None
-            while not results.finished:
-                if (item := await results.take()) is not None:
-                    builder.piece(*item)
+            await results.collect(builder.piece)
     builder.end()
     return Reply(msgspec.json.encode(builder.message))
 

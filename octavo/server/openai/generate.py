@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Protocol
 
 import msgspec
@@ -40,11 +42,12 @@ async def answer(services: Services, exchange: Exchange, generation: Generation,
 async def _whole(generation: Generation, form: Form, results: Results) -> Reply:
     outputs: dict[int, RequestOutput] = {}
     count = UsageCount(generation)
-    while not results.finished:
-        item = await results.take()
-        if item is not None:
-            outputs[item[0]] = item[1]
-            count.take(*item)
+
+    def take(number: int, output: RequestOutput) -> None:
+        outputs[number] = output
+        count.take(number, output)
+
+    await results.collect(take)
     return Reply(form.reply([outputs[number] for number in range(len(generation.prompts))], count.usage()))
 
 
@@ -60,18 +63,40 @@ class Stream(Protocol):
 
 async def send_stream(exchange: Exchange, results: Results, stream: Stream) -> None:
     """Stream all results. The first is waited for a little, so that a refusal still has an HTTP status."""
-    item = await results.take(FIRST_WAIT_S)
-    await exchange.begin_stream()
-    head = stream.start()
-    while True:
-        data = head + (stream.idle if item is None else stream.piece(*item))
-        head = b""
-        if data:
-            await exchange.send_events(data)
-        if results.finished:
-            break
-        item = await results.take(KEEP_ALIVE_S)
+    sending = _Sending(exchange, stream)
+    await results.each(sending.take, wait_s=FIRST_WAIT_S, idle=sending.keep_alive)
     await exchange.send_events(stream.end(), last=True)
+
+
+class _Sending:
+    """A stream's head, its outputs' events, one after the other, and what keeps it alive between them."""
+
+    def __init__(self, exchange: Exchange, stream: Stream) -> None:
+        self._exchange = exchange
+        self._stream = stream
+        self._lock = asyncio.Lock()
+        self._due = time.monotonic() + FIRST_WAIT_S
+
+    async def take(self, number: int, output: RequestOutput) -> None:
+        """Send what shows an output."""
+        async with self._lock:
+            head = b"" if self._exchange.streaming else await self._begin()
+            if data := head + self._stream.piece(number, output):
+                await self._exchange.send_events(data)
+            self._due = time.monotonic() + KEEP_ALIVE_S
+
+    async def keep_alive(self) -> float:
+        """Send something where nothing was for too long; seconds until it is to be asked again."""
+        if time.monotonic() >= self._due:
+            async with self._lock:
+                head = b"" if self._exchange.streaming else await self._begin()
+                await self._exchange.send_events(head + self._stream.idle)
+                self._due = time.monotonic() + KEEP_ALIVE_S
+        return max(0.0, self._due - time.monotonic())
+
+    async def _begin(self) -> bytes:
+        await self._exchange.begin_stream()
+        return self._stream.start()
 
 
 class _ChunkStream:
@@ -118,8 +143,9 @@ class UsageCount:
 
     def take(self, number: int, output: RequestOutput) -> None:
         """Add an output of prompt `number`."""
-        self._generated += sum(len(choice.token_ids) for choice in output.outputs)
-        self._reasoning += sum(choice.num_reasoning_tokens for choice in output.outputs)
+        for choice in output.outputs:
+            self._generated += len(choice.token_ids)
+            self._reasoning += choice.num_reasoning_tokens
         self._cached[number] = output.num_cached_tokens
 
     def usage(self) -> Usage:

@@ -1,7 +1,8 @@
 """A Generation in; RequestOutputs of all its prompts, as they come, out. Leaving the `async with` aborts what goes on.
 
 Nothing piles up here: a prompt's next output is asked for when the last one was taken, and the engine's front merges
-what came in between.
+what came in between. Each output is taken by the task that waited for it: a second one to wake would cost a token
+as much as its text.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from types import TracebackType
 from typing import cast
 
@@ -24,7 +25,8 @@ from octavo.server.services import Services
 
 log = logging.getLogger(__name__)
 
-Item = tuple[int, RequestOutput]
+Take = Callable[[int, RequestOutput], Awaitable[None]]
+Idle = Callable[[], Awaitable[float]]
 MOST_LOGGED = 2000  # characters of a request's parameters
 
 
@@ -34,11 +36,8 @@ class Results:
     def __init__(self, services: Services, generation: Generation) -> None:
         self._services = services
         self._generation = generation
-        at_once = min(len(generation.prompts), services.llm.config.scheduler.max_num_seqs)
-        self._slots = asyncio.Semaphore(at_once)
-        self._queue: asyncio.Queue[Item | Exception] = asyncio.Queue(maxsize=at_once)
+        self._slots = asyncio.Semaphore(min(len(generation.prompts), services.llm.config.scheduler.max_num_seqs))
         self._tasks: list[asyncio.Task[None]] = []
-        self._left = len(generation.prompts)
 
     async def __aenter__(self) -> Results:
         generation = self._generation
@@ -51,9 +50,6 @@ class Results:
             raise in_terms_of(generation.request, error) from None
         if generation.timing is not None:
             generation.timing.checked(time.monotonic() - began)
-        self._tasks = [
-            asyncio.create_task(self._run(index, prompt)) for index, prompt in enumerate(self._generation.prompts)
-        ]
         return self
 
     async def __aexit__(
@@ -63,33 +59,38 @@ class Results:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @property
-    def finished(self) -> bool:
-        """True once every prompt's last output has been taken."""
-        return self._left == 0
+    async def each(self, take: Take, *, wait_s: float | None = None, idle: Idle | None = None) -> None:
+        """Hand over every output and its prompt's index, those of one prompt one by one. Raises what ended a prompt.
 
-    async def take(self, wait_s: float | None = None) -> Item | None:
-        """The next output and its prompt's index; None if none came within `wait_s`. Raises what ended a prompt."""
-        item: Item | Exception | None = None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                item = await self._queue.get()
-        if isinstance(item, Exception):
-            raise item
-        if item is not None and item[1].finished:
-            self._left -= 1
-        return item
+        idle: called after `wait_s` seconds, and again after the seconds that it returns.
+        """
+        self._tasks = [
+            asyncio.create_task(self._run(index, prompt, take)) for index, prompt in enumerate(self._generation.prompts)
+        ]
+        going_on = set(self._tasks)
+        while going_on:
+            done, going_on = await asyncio.wait(going_on, timeout=wait_s, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+            if going_on and idle is not None:
+                wait_s = await idle()
 
-    async def _run(self, index: int, prompt: Prompt) -> None:
+    async def collect(self, take: Callable[[int, RequestOutput], object]) -> None:
+        """`each` for one that never waits."""
+
+        async def taken(index: int, output: RequestOutput) -> None:
+            take(index, output)
+
+        await self.each(taken)
+
+    async def _run(self, index: int, prompt: Prompt, take: Take) -> None:
         try:
             async with self._slots:
-                await self._generate(index, prompt)
+                await self._generate(index, prompt, take)
         except InputError as error:
-            await self._queue.put(in_terms_of(self._generation.request, error))
-        except Exception as error:
-            await self._queue.put(error)
+            raise in_terms_of(self._generation.request, error) from None
 
-    async def _generate(self, index: int, prompt: Prompt) -> None:
+    async def _generate(self, index: int, prompt: Prompt, take: Take) -> None:
         generation, request = self._generation, self._generation.request
         reads_tools = generation.parsing is not None and generation.parsing.tool is not None
         recorder = RequestRecorder(
@@ -113,7 +114,7 @@ class Results:
                     generation.timing.end(output, recorder.num_tokens)
                 if output.error is not None:
                     raise row_failure(output.error)
-                await self._queue.put((index, output))
+                await take(index, output)
                 if output.finished:
                     return
         raise RequestFailedError("the engine ended the request before it was finished; try again")

@@ -72,6 +72,4 @@ class _Job:
     async def _make(self) -> None:
         with self._services.traffic.entered(self):
             async with Results(self._services, self._what.generation) as results:
-                while not results.finished:
-                    if (item := await results.take()) is not None:
-                        self._what.builder.piece(*item)
+                await results.collect(self._what.builder.piece)

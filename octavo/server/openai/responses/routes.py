@@ -63,9 +63,7 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
                 exchange.errors = stream
                 await send_stream(exchange, results, stream)
                 return None
-            while not results.finished:
-                if (item := await results.take()) is not None:
-                    builder.piece(*item)
+            await results.collect(builder.piece)
             builder.end()
     _keep(services, builder, entry)
     return Reply(msgspec.json.encode(builder.response))
