@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     flags = f"{SERVER} --num-gpu-blocks-override {options.blocks} --max-model-len {options.max_model_len}"
-    flags += f" --max-num-queued-reqs {max(options.clients - 12, 16)}"
+    flags += f" --max-num-queued-reqs {max(options.clients - 12, 4)}"
     command = [sys.executable, "-m", "octavo.cli", "serve", options.model, *flags.split()]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
