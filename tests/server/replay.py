@@ -68,5 +68,7 @@ def replay_server(folder: Path, **options: Any) -> LiveServer:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )
-    llm = AsyncLLM(str(folder), process=EngineProcess(ours, process), device="cpu", max_num_seqs=16)
+    llm = AsyncLLM(
+        str(folder), process=EngineProcess(ours, process), device="cpu", max_num_seqs=16, load_format="dummy"
+    )
     return LiveServer(llm, **options)

@@ -131,9 +131,10 @@ def test_continuous_usage(server: LiveServer) -> None:
 def test_what_the_template_gets(server: LiveServer, llm: FakeLLM) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    sent = {**call, "function": {**call["function"], "parsed_arguments": {"x": 1}}}  # as by openai's parse()
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "be"}, {"type": "text", "text": "kind"}]},
-        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "hm"},
+        {"role": "assistant", "content": None, "tool_calls": [sent], "reasoning": "hm", "parsed": {"x": [1]}},
         {"role": "tool", "content": "2", "tool_call_id": "c1", "name": "f"},
     ]
     ask = {"messages": messages, "tools": [tool], "chat_template_kwargs": {"thinking": True}, "documents": [{"a": "b"}]}

@@ -176,6 +176,8 @@ def check_form(answer: httpx.Response) -> str:
     assert set(body) == {"type", "error", "request_id"}
     assert body["type"] == "error"
     assert body["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
+    details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert body["error"].pop("details", details) == details
     assert set(body["error"]) == {"type", "message"}
     assert body["error"]["type"] == ("not_found_error" if answer.status_code == 404 else "invalid_request_error")
     return str(body["error"]["message"])
@@ -221,10 +223,17 @@ def test_unknown_fields(shared: LiveServer, path: str, kind: Any, base: dict[str
         ({"stop_sequences": ["a"] * 17}, "stop_sequences"),
         ({"service_tier": "priority"}, "service_tier"),
         ({"output_config": {"effort": "low"}}, "output_config.effort"),
+        ({"thread": {"type": "create"}}, "thread"),
     ],
 )
 def test_refused(shared: LiveServer, change: dict[str, Any], told: str) -> None:
     assert told in check_form(shared.post("/v1/messages", {**ASK, **change}))
+
+
+def test_clients_are_told_to_go_on_without_a_thread(shared: LiveServer) -> None:
+    error = shared.post("/v1/messages", {**ASK, "thread": {"type": "create"}}).json()["error"]
+    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert "details" not in shared.post("/v1/messages", {**ASK, "thrad": None}).json()["error"]
 
 
 def test_paths_that_are_not_there_and_wrong_methods(shared: LiveServer) -> None:

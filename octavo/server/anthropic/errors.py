@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from octavo.server.anthropic.replies import AnthropicError, AnthropicErrorBody
+from octavo.server.anthropic.replies import AnthropicError, AnthropicErrorBody, ErrorDetails
 from octavo.server.errors import ErrorReply
 
 KINDS = {
@@ -16,6 +16,8 @@ KINDS = {
     503: "overloaded_error",
 }
 OVERLOADED = 529  # Anthropic's status for what is a 503 elsewhere
+DETAILS = {"thread": ErrorDetails("thread_unsupported_request", ["thread"])}
+"""By the field that was refused: what clients know to do without."""
 
 
 class AnthropicErrors:
@@ -34,6 +36,6 @@ class AnthropicErrors:
 
     def _body(self, told: ErrorReply) -> bytes:
         kind = KINDS.get(told.status, "invalid_request_error" if told.status < 500 else "api_error")
-        return msgspec.json.encode(
-            AnthropicErrorBody(error=AnthropicError(kind, told.detail.message), request_id=self._request_id)
-        )
+        details = DETAILS.get(told.detail.param or "", msgspec.UNSET)
+        error = AnthropicError(kind, told.detail.message, details)
+        return msgspec.json.encode(AnthropicErrorBody(error=error, request_id=self._request_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -62,11 +63,19 @@ class TokenCount(msgspec.Struct, frozen=True):
     input_tokens: int
 
 
+class ErrorDetails(msgspec.Struct, frozen=True):
+    """For programs: which error it is, and the fields that are to be left out."""
+
+    error_code: str
+    unsupported: list[str]
+
+
 class AnthropicError(msgspec.Struct, frozen=True):
     """What went wrong."""
 
     type: str
     message: str
+    details: ErrorDetails | UnsetType = UNSET
 
 
 class AnthropicErrorBody(msgspec.Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):

@@ -170,6 +170,7 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         "mcp_servers": "this server calls no tools itself",
         "diagnostics": "see GET /metrics",
         "inference_geo": "the server is where it is; leave it out",
+        "thread": "conversations are not kept; send all messages",
     }
 
     model: Annotated[str, Meta(max_length=512)]
@@ -180,6 +181,7 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     thinking: Thinking | None = None
     cache_control: CacheControl | None = None
     output_config: OutputConfig | None = None
+    thread: None = None
     speed: Literal["standard"] | None = None
 
 

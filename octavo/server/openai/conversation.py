@@ -126,6 +126,8 @@ def _message(index: int, message: Message) -> dict[str, Any]:
     shown = _given({name: getattr(message, name) for name in _SHOWN})
     if message.tool_calls is not None:
         shown["tool_calls"] = [_given(msgspec.to_builtins(call)) for call in message.tool_calls]
+        for call in shown["tool_calls"]:
+            del call["function"]["parsed_arguments"]
     if isinstance(message.content, list):
         shown["content"] = msgspec.to_builtins(message.content)
     return shown

@@ -92,10 +92,13 @@ class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid
 
 
 class FunctionCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A call that the assistant made before; arguments is JSON text."""
+    """A call that the assistant made before; arguments is JSON text, which parsed_arguments says once more: the openai
+    client puts it into replies, and sends it back with them.
+    """
 
     name: str
     arguments: str
+    parsed_arguments: Any = None
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,7 +111,9 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One message of a conversation. Replies of this server can be sent back as they are."""
+    """One message of a conversation. Replies of this server can be sent back as they are, with what the openai client
+    puts into them: `parsed` says once more what content does.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -118,6 +123,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reasoning: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
+    parsed: Any = None
     annotations: Empty | None = None
     audio: None = None
     function_call: None = None
