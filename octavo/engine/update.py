@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
-from octavo.base.errors import OctavoError, RequestFailedError
+from octavo.base.errors import InputError, OctavoError, RequestFailedError
 from octavo.base.types.output import FinishReason, Output
-from octavo.base.types.plan import StepResult, TokenLogprobs
+from octavo.base.types.plan import NOTHING_TO_SAMPLE, StepResult, TokenLogprobs
 from octavo.engine.scheduler import Scheduled, Scheduler
 from octavo.engine.sequence import Sequence, Status
 
@@ -37,7 +37,8 @@ def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult)
             continue
         try:
             if step.row in failed:
-                raise RequestFailedError(failed[step.row])
+                reason = failed[step.row]
+                raise InputError(reason) if reason == NOTHING_TO_SAMPLE else RequestFailedError(reason)
             if step.row in prompts:
                 _take_prompt_logprobs(seq, *prompts[step.row])
             if life == seq.life:  # the step's KV is clean; of an earlier life there is none left to confirm
@@ -48,7 +49,8 @@ def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult)
                 else:
                     outputs.append(_take_pooled(scheduler, seq, result.pooled[step.row], now))
         except Exception as error:  # one row's fault ends its own request
-            outputs.append(fail(scheduler, seq, _reason(error), kind="RequestFailedError"))
+            kind = InputError if isinstance(error, InputError) else RequestFailedError
+            outputs.append(fail(scheduler, seq, _reason(error), kind=kind.__name__))
     return outputs
 
 

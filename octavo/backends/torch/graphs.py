@@ -27,8 +27,8 @@ from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.sampling.kinds import ALL_ON, Kind, meets
 from octavo.backends.torch.sampling.logprobs import WIDTH, PackedLogprobs
-from octavo.backends.torch.step import NOT_FINITE, NOTHING_TO_SAMPLE, Sampled
-from octavo.base.types.plan import RowStep, StepPlan, StepResult
+from octavo.backends.torch.step import NOT_FINITE, Sampled
+from octavo.base.types.plan import NOTHING_TO_SAMPLE, RowStep, StepPlan, StepResult
 
 PADDING = -1
 """In place of a row."""
