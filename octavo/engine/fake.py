@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.base.errors import RequestFailedError, UnsupportedError
-from octavo.base.types.plan import RowSampling, RowStep, StepPlan, StepResult, TokenLogprobs
+from octavo.base.types.plan import NOTHING_TO_SAMPLE, RowSampling, RowStep, StepPlan, StepResult, TokenLogprobs
 
 _MIX = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
@@ -175,7 +175,7 @@ class ScriptedExecutor:
         for step in plan.rows:
             reason = self._fail_row(plan, step) if self._fail_row else None
             if step.row in plan.masked and not any(self._masks.get(step.row, b"")):
-                reason = "its mask is missing, or leaves no token"
+                reason = NOTHING_TO_SAMPLE if step.row in self._masks else "its mask is missing"
             if reason:
                 failed[step.row] = reason
             if step.row in failed:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
-from octavo.base.errors import NumericalError, OctavoError, RequestFailedError, row_failure
+from octavo.base.errors import InputError, NumericalError, OctavoError, RequestFailedError, row_failure
 from octavo.base.types.output import FinishReason, Output
-from octavo.base.types.plan import StepResult, TokenLogprobs
+from octavo.base.types.plan import NOTHING_TO_SAMPLE, StepResult, TokenLogprobs
 from octavo.engine.scheduler import Scheduled, Scheduler
 from octavo.engine.sequence import Sequence, Status
 
@@ -37,7 +37,8 @@ def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult)
             continue
         try:
             if step.row in failed:
-                raise row_failure(failed[step.row])
+                reason = failed[step.row]
+                raise InputError(reason) if reason == NOTHING_TO_SAMPLE else row_failure(reason)
             if step.row in prompts:
                 _take_prompt_logprobs(seq, *prompts[step.row])
             if life == seq.life:  # the step's KV is clean; of an earlier life there is none left to confirm
@@ -50,8 +51,8 @@ def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult)
                 else:
                     outputs.append(_take_pooled(scheduler, seq, result.pooled[step.row], now))
         except Exception as error:  # one row's fault ends its own request
-            kind = NumericalError if isinstance(error, NumericalError) else RequestFailedError
-            outputs.append(fail(scheduler, seq, _reason(error), kind=kind.__name__))
+            known = next((kind for kind in (NumericalError, InputError) if isinstance(error, kind)), RequestFailedError)
+            outputs.append(fail(scheduler, seq, _reason(error), kind=known.__name__))
     return outputs
 
 

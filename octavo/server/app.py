@@ -214,7 +214,9 @@ class App:
                 raise
             await self._fail(exchange, exchange.interruption)
         except ClientGoneError:
-            return
+            # it may be there still: to the server, chunks that are not well formed look as if it were gone
+            what = HttpError(400, "the body ended early, or its chunks are not well formed", kind="BadRequestError")
+            await self._fail(exchange, what)
         except Exception as error:
             await self._fail(exchange, error)
 

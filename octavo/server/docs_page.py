@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from html import escape
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import msgspec
 
 from octavo.server.exchange import Exchange, Reply
-from octavo.server.openapi import ANY_JSON, document
+from octavo.server.openapi import ANY_JSON, Row, document, rows
 from octavo.server.services import Services
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
@@ -28,8 +29,12 @@ _HEADERS = (
 
 async def show_docs(services: Services, exchange: Exchange) -> Reply:
     """All routes and their fields, for people."""
-    page = render(document(services.routes))
-    return Reply(page.encode(), content_type=b"text/html; charset=utf-8", headers=_HEADERS)
+    return Reply(_page(rows(services.routes)), content_type=b"text/html; charset=utf-8", headers=_HEADERS)
+
+
+@functools.cache
+def _page(rows: tuple[Row, ...]) -> bytes:
+    return render(document(rows)).encode()
 
 
 def render(spec: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -110,24 +111,40 @@ _QUERIED = ("/v1/files", "/v1/batches")
 
 async def show_openapi(services: Services, exchange: Exchange) -> Reply:
     """This description."""
-    return Reply(msgspec.json.encode(document(services.routes)))
+    return Reply(_encoded(rows(services.routes)))
 
 
-def document(routes: Iterable[Route]) -> dict[str, Any]:
+Row = tuple[str, str, str]
+"""A route: method, path, docstring of its handler."""
+
+
+def rows(routes: Iterable[Route]) -> tuple[Row, ...]:
+    """What a description is made of."""
+    return tuple(
+        (method, route.path, route.endpoint.__doc__ or "")
+        for route in routes
+        for method in sorted((route.methods or set()) - {"HEAD"})
+    )
+
+
+@functools.cache  # it takes some 20 ms, and anyone may ask
+def _encoded(rows: tuple[Row, ...]) -> bytes:
+    return msgspec.json.encode(document(rows))
+
+
+def document(rows: Iterable[Row]) -> dict[str, Any]:
     """The OpenAPI document of these routes."""
-    rows = [(method, route) for route in routes for method in sorted((route.methods or set()) - {"HEAD"})]
-    told = [TABLE[method, route.path] for method, route in rows if (method, route.path) in TABLE]
+    rows = [row for row in rows if row[:2] in TABLE]
+    told = [TABLE[method, path] for method, path, _ in rows]
     wanted = [kind for each in told for body in (each.request, each.reply) for kind in _types(body)]
     extra = [*_KINDS, batch.Query, ErrorBody, anthropic_replies.AnthropicErrorBody]
     _, schemas = msgspec.json.schema_components([*wanted, *extra], ref_template=_REF)
     if "ResponsesRequest" in schemas:
         schemas["ResponsesRequest"]["properties"]["input"] = _INPUT
     paths: dict[str, dict[str, Any]] = {}
-    for method, route in rows:
-        if (method, route.path) in TABLE:
-            path = re.sub(r":\w+\}", "}", route.path)
-            operation = _operation(route, path, TABLE[method, route.path], schemas)
-            paths.setdefault(path, {})[method.lower()] = operation
+    for method, matched, about in rows:
+        path = re.sub(r":\w+\}", "}", matched)
+        paths.setdefault(path, {})[method.lower()] = _operation(about, path, TABLE[method, matched], schemas)
     keys = {"type": "http", "scheme": "bearer"}, {"type": "apiKey", "in": "header", "name": "X-Api-Key"}
     return {
         "openapi": "3.1.0",
@@ -147,13 +164,13 @@ def _types(body: Any) -> tuple[type[msgspec.Struct], ...]:
     return body if isinstance(body, tuple) else (body,)
 
 
-def _operation(route: Route, path: str, told: Described, schemas: Mapping[str, Any]) -> dict[str, Any]:
+def _operation(about: str, path: str, told: Described, schemas: Mapping[str, Any]) -> dict[str, Any]:
     error = "AnthropicErrorBody" if path.startswith("/v1/messages") else "ErrorBody"
     content = _content(told.reply)
     if told.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     operation: dict[str, Any] = {
-        "summary": (route.endpoint.__doc__ or "").strip().split("\n")[0].partition("; None ")[0],
+        "summary": about.strip().split("\n")[0].partition("; None ")[0],
         "responses": {
             "200": {"description": "The answer.", "content": content},
             "default": {"description": "What was wrong.", "content": {ANY_JSON: {"schema": _ref(error)}}},

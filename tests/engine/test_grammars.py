@@ -117,7 +117,8 @@ def test_allowed_ids_and_the_grammar_hold_together(grammars: Compiler) -> None:
     found = run(made)
     assert set(found["a", 0][0][:-1]) <= {98, 99}
     assert found["none", 0][1].finish_reason == "error"
-    assert "leaves no token" in (found["none", 0][1].error or "")
+    assert "leave no token" in (found["none", 0][1].error or "")
+    assert found["none", 0][1].error_kind == "InputError"
 
 
 def test_a_bad_grammar_ends_alone(grammars: Compiler) -> None:
@@ -189,7 +190,7 @@ def test_a_grammar_that_meets_a_limit_ends_alone(grammars: Compiler) -> None:
         made._constraints.settle()
     next(iter(made.scheduler.waiting)).grammar = Failing()  # type: ignore[assignment]
     found = run(made)
-    assert found["a", 0][1].error == "a limit was met"
+    assert (found["a", 0][1].error, found["a", 0][1].error_kind) == ("a limit was met", "InputError")
     assert found["b", 0][1].finish_reason == "stop"
 
 

@@ -60,6 +60,11 @@ MARKS = {"question": "<|user|>", "answer": "<|assistant|>", "end": "</s>"}
 
 def replay_server(folder: Path, **options: Any) -> LiveServer:
     """`with replay_server(folder) as server`. options: ServerConfig's."""
+    return LiveServer(replay_llm(folder), **options)
+
+
+def replay_llm(folder: Path, **options: Any) -> AsyncLLM:
+    """The model alone. options: the engine's."""
     ours, theirs = socket.socketpair()
     with theirs:
         program = Path(__file__).with_name("replay_engine.py")
@@ -68,7 +73,8 @@ def replay_server(folder: Path, **options: Any) -> LiveServer:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )
-    llm = AsyncLLM(
-        str(folder), process=EngineProcess(ours, process), device="cpu", max_num_seqs=16, load_format="dummy"
+    return AsyncLLM(
+        str(folder),
+        process=EngineProcess(ours, process),
+        **{"device": "cpu", "max_num_seqs": 16, "load_format": "dummy", **options},
     )
-    return LiveServer(llm, **options)

@@ -41,7 +41,7 @@ def build(given: Any, scripts: dict[str, Any]) -> Engine:
         scheduler=config.scheduler,
         cache=cache,
         num_blocks=NUM_BLOCKS,
-        max_model_len=MAX_MODEL_LEN,
+        max_model_len=config.model.max_model_len or MAX_MODEL_LEN,
         grammars=Compiler(lambda: vocabulary(config.model.model, scripts["vocab_size"])),
     )
 

@@ -16,7 +16,7 @@ from octavo.backends.cpu.rows import Row, RowError, Rows, Span
 from octavo.backends.cpu.sampler import Draw, choose, token_logprobs
 from octavo.base import faults
 from octavo.base.errors import NOT_FINITE
-from octavo.base.types.plan import StepPlan, StepResult, TokenLogprobs
+from octavo.base.types.plan import NOTHING_TO_SAMPLE, StepPlan, StepResult, TokenLogprobs
 
 FEW = 8
 """Greedy draws that are made here: to wake the machine's threads costs more."""
@@ -229,9 +229,7 @@ class Steps:
         index, position = wish.span.row, wish.position
         sampling = wish.row.sampler.sampling
         if token < 0:
-            raise RowError(
-                "no token may be sampled: structured_outputs, allowed_token_ids, bad_words and min_tokens leave none"
-            )
+            raise RowError(NOTHING_TO_SAMPLE)
         if sampling.logprobs is not None:
             outcome.logprobs[index] = token_logprobs(logits, token, sampling.logprobs)
         self.rows.append(index, position, token)

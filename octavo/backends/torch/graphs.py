@@ -27,9 +27,9 @@ from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.sampling.kinds import ALL_ON, Kind, meets
 from octavo.backends.torch.sampling.logprobs import WIDTH, PackedLogprobs
-from octavo.backends.torch.step import NOTHING_TO_SAMPLE, Sampled
+from octavo.backends.torch.step import Sampled
 from octavo.base.errors import NOT_FINITE
-from octavo.base.types.plan import RowStep, StepPlan, StepResult
+from octavo.base.types.plan import NOTHING_TO_SAMPLE, RowStep, StepPlan, StepResult
 
 PADDING = -1
 """In place of a row."""

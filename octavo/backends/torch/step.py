@@ -28,7 +28,7 @@ from octavo.backends.torch.sampling.group import Group
 from octavo.backends.torch.sampling.logprobs import Logprobs, PackedLogprobs, is_finite, token_logprobs
 from octavo.backends.torch.sampling.sampler import choose_tokens
 from octavo.base.errors import NOT_FINITE
-from octavo.base.types.plan import RowStep, StepPlan, StepResult, TokenLogprobs
+from octavo.base.types.plan import NOTHING_TO_SAMPLE, RowStep, StepPlan, StepResult, TokenLogprobs
 from octavo.models.spec import Pooling
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NO_SECOND = 2**62  # no position reaches it
-NOTHING_TO_SAMPLE = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to sample"
 NO_MASK = "the row's mask is missing"
 
 PROMPT_TILE_ELEMENTS = 1 << 25

@@ -90,8 +90,8 @@ class Constraints:
         if self._grammars is not None and wanted:
             masks = self._grammars.masks([grammar for _, _, grammar in wanted])
             for (row, seq, _), mask in zip(wanted, masks, strict=True):
-                if isinstance(mask, GrammarError):
-                    outputs.append(fail(self._scheduler, seq, mask.message, kind="RequestFailedError"))
+                if isinstance(mask, GrammarError):  # its grammar met a limit
+                    outputs.append(fail(self._scheduler, seq, mask.message, kind="InputError"))
                 else:
                     found[row] = mask if seq.allowed is None else _both(mask, seq.allowed)
         return found, outputs

@@ -244,7 +244,7 @@ def test_unexpected_error_in_sampling_fails_the_row(drive: Drive, monkeypatch: p
         (RowSampling(logit_bias={cpu_tiny.VOCAB: 1.0}), "logit_bias"),
         (RowSampling(allowed_token_ids=[-1]), "allowed_token_ids"),
         (RowSampling(bad_words_ids=[[2**70]]), "int"),
-        (RowSampling(allowed_token_ids=[4], bad_words_ids=[[4]]), "no token may be sampled"),
+        (RowSampling(allowed_token_ids=[4], bad_words_ids=[[4]]), "leave no token"),
     ],
 )
 def test_sampling_parameters_fail_the_row(drive: Drive, sampling: RowSampling, reason: str) -> None:
