@@ -82,7 +82,9 @@ def value(text: str, name: str, **labels: str) -> float:
     return float(found)
 
 
-@pytest.mark.parametrize(("name", "kind", "labels"), [*DASHBOARDS, *OTHERS], ids=lambda one: str(one))
+@pytest.mark.parametrize(
+    ("name", "kind", "labels"), [*DASHBOARDS, *OTHERS], ids=[row[0] for row in [*DASHBOARDS, *OTHERS]]
+)
 def test_exported(live: LiveServer, name: str, kind: str, labels: set[str]) -> None:
     found = families(live.client.get("/metrics").text)
     family = found[f"vllm:{name}"]
