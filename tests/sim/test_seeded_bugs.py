@@ -144,7 +144,7 @@ BUGS = (
         "a fork counts as a prefix hit",
         S,
         "_begin",
-        "num_computed if parent is None else parent.num_cached",
+        "min(num_computed, seq.num_prompt) if parent is None else parent.num_cached",
         "num_computed",
     ),
     Bug("same seed for all n", sequence, "_row_sampling", "index * _SEED_STRIDE", "0"),
