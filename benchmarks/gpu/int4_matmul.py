@@ -47,8 +47,8 @@ def vector(block_n: int, repeat: int, warps: int, stages: int) -> Variant:
     return Variant("vector", block_n, warps, stages, repeat=repeat)
 
 
-def dot(block_n: int, block_k: int, warps: int, stages: int, unroll: int = 1, early: str = "") -> Variant:
-    return Variant("dot", block_n, warps, stages, block_k=block_k, unroll=unroll, early=bool(early))
+def dot(block_n: int, block_k: int, warps: int, stages: int) -> Variant:
+    return Variant("dot", block_n, warps, stages, block_k=block_k)
 
 
 VECTORS = (  # the first few have all 4096 of K in flight at once
@@ -69,14 +69,11 @@ VECTORS = (  # the first few have all 4096 of K in flight at once
 DOTS = {  # padded M: variants before splitting
     16: (
         dot(64, 128, 4, 4),
-        dot(64, 128, 4, 3, unroll=2),
-        dot(64, 128, 4, 4, early="early"),
         dot(64, 128, 4, 6),
         dot(128, 128, 8, 4),
-        dot(64, 64, 4, 6, unroll=2),
     ),
-    32: (dot(64, 128, 4, 4), dot(64, 128, 4, 3, unroll=2), dot(64, 128, 4, 3)),
-    64: (dot(64, 128, 4, 3), dot(128, 128, 8, 3), dot(64, 64, 4, 4), dot(64, 64, 4, 3, unroll=2)),
+    32: (dot(64, 128, 4, 4), dot(64, 128, 4, 3)),
+    64: (dot(64, 128, 4, 3), dot(128, 128, 8, 3), dot(64, 64, 4, 4)),
 }
 DOT_ROWS = {1: 3, 2: 3, 4: 3, 8: 3}  # at these M only the first few: the same kernels as at 16
 CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
@@ -94,11 +91,11 @@ class Case(NamedTuple):
 
 
 def label(v: Variant) -> str:
-    """v: vector, d: dot; block_n x repeat or block_k, warps, stages, split, unroll, early."""
+    """v: vector, d: dot; block_n x repeat or block_k, warps, stages, split."""
     if v.form == "vector":
         return f"v{v.block_n}x{v.repeat}w{v.warps}s{v.stages}"
     end = f"k{v.split}" if v.split > 1 else ""
-    return f"d{v.block_n}x{v.block_k}w{v.warps}s{v.stages}{end}u{v.unroll}{'e' if v.early else ''}"
+    return f"d{v.block_n}x{v.block_k}w{v.warps}s{v.stages}{end}"
 
 
 def splits(variant: Variant, m: int, outputs: int, k: int) -> list[Variant]:

@@ -229,9 +229,14 @@ def _joined(begun: RequestTimes | None, times: RequestTimes) -> RequestTimes:
     """Times told by an engine that went on with what another one had begun."""
     if begun is None:
         return times
-    preemptions = begun.num_preemptions + times.num_preemptions
     return msgspec.structs.replace(
-        times, scheduled=begun.scheduled, first_token=begun.first_token, num_preemptions=preemptions
+        times,
+        scheduled=begun.scheduled,
+        first_token=begun.first_token,
+        num_preemptions=begun.num_preemptions + times.num_preemptions,
+        grammar=begun.grammar,
+        preempted=begun.preempted + times.preempted,
+        prefill_preempted=begun.prefill_preempted,
     )
 
 

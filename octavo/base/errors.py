@@ -8,6 +8,9 @@ from __future__ import annotations
 NOT_FINITE = "the model's output is not finite (NaN or infinity)"
 """Of a row whose numbers are not: NumericalError's message."""
 
+NOTHING_TO_SAMPLE = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to sample"
+"""Of a row whose own fault that is: InputError's message."""
+
 
 class OctavoError(Exception):
     """Base of all intended errors; its message is safe to show to a user."""
@@ -77,9 +80,10 @@ class NumericalError(RequestFailedError):
     kind = "numerical_error"
 
 
-def row_failure(reason: str) -> RequestFailedError:
+def row_failure(reason: str) -> OctavoError:
     """The error of a request that ended for a reason in StepResult.failed, or for another of its own."""
-    return NumericalError(reason) if reason == NOT_FINITE else RequestFailedError(reason)
+    kinds: dict[str, type[OctavoError]] = {NOT_FINITE: NumericalError, NOTHING_TO_SAMPLE: InputError}
+    return kinds.get(reason, RequestFailedError)(reason)
 
 
 class EngineDeadError(OctavoError):

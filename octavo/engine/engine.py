@@ -123,13 +123,12 @@ class Engine:
             self.executor.begin(scheduled.plan)
         except Exception as error:  # one step's fault ends its own requests, not the engine
             self.scheduler.undo(scheduled)
-            outputs += self._account(fail_step(self.scheduler, scheduled, error))
-            return outputs + self._read() if len(self._in_flight) >= self._depth else outputs
+            return outputs + self._account(fail_step(self.scheduler, scheduled, error))
         self._in_flight.append(scheduled)
         if faults.ON:
             faults.hit("begun")
         self._iteration_tokens = scheduled.plan.num_tokens
-        while len(self._in_flight) > 1:  # at most one: the step before
+        if len(self._in_flight) > 1:  # the step before
             outputs += self._read()
         if scheduled.plan.masked:
             outputs += self._mask(scheduled)
@@ -139,11 +138,11 @@ class Engine:
 
     def _mask(self, scheduled: Scheduled) -> list[Output]:
         """Give the step that was begun last its masks: what came before it was read, so grammars are up to date."""
+        outputs: list[Output] = []
         try:
-            masks, outputs = self._constraints.masks(scheduled)
-            self.executor.mask(masks)
+            self.executor.mask(self._constraints.masks(scheduled, outputs))
         except Exception as error:  # as above; the step is read in its turn
-            return self._account(fail_step(self.scheduler, scheduled, error))
+            outputs += fail_step(self.scheduler, scheduled, error)
         return self._account(outputs)
 
     def _read(self) -> list[Output]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.base.errors import RequestFailedError, UnsupportedError
-from octavo.base.types.plan import NOTHING_TO_SAMPLE, RowSampling, RowStep, StepPlan, StepResult, TokenLogprobs
+from octavo.base.errors import NOTHING_TO_SAMPLE, RequestFailedError, UnsupportedError
+from octavo.base.types.plan import RowSampling, RowStep, StepPlan, StepResult, TokenLogprobs
 
 _MIX = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1

@@ -105,6 +105,7 @@ def make_sequences(request: Request, order: int, emitted: list[list[int] | None]
     probabilities of the prompt went out with sequence 0's first token, and are not made again after that.
     """
     sequences: list[Sequence] = []
+    allowed = _bits(request) if request.params.structured_outputs is not None else None
     for index in range(request.params.n):
         known = emitted[index] if emitted is not None else []
         if known is None:
@@ -121,7 +122,7 @@ def make_sequences(request: Request, order: int, emitted: list[list[int] | None]
                 sampling=sampling,
                 tokens=request.prompt_token_ids + known,
                 parent=sequences[0] if index and emitted is None else None,
-                allowed=_bits(request) if sampling.masked else None,
+                allowed=allowed,
                 prompt_logprobs=[None] * len(request.prompt_token_ids) if asked else [],
                 times=RequestTimes(arrival=request.arrival or time.monotonic()),
             )

@@ -7,7 +7,7 @@ import time
 
 from octavo.base.errors import InputError, NumericalError, OctavoError, RequestFailedError, row_failure
 from octavo.base.types.output import FinishReason, Output
-from octavo.base.types.plan import NOTHING_TO_SAMPLE, StepResult, TokenLogprobs
+from octavo.base.types.plan import StepResult, TokenLogprobs
 from octavo.engine.scheduler import Scheduled, Scheduler
 from octavo.engine.sequence import Sequence, Status
 
@@ -37,8 +37,7 @@ def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult)
             continue
         try:
             if step.row in failed:
-                reason = failed[step.row]
-                raise InputError(reason) if reason == NOTHING_TO_SAMPLE else row_failure(reason)
+                raise row_failure(failed[step.row])
             if step.row in prompts:
                 _take_prompt_logprobs(seq, *prompts[step.row])
             if life == seq.life:  # the step's KV is clean; of an earlier life there is none left to confirm

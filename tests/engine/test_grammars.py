@@ -18,7 +18,7 @@ from octavo.engine.engine import Engine
 from octavo.engine.fake import ScriptedExecutor, mix, next_allowed
 from octavo.engine.grammar.compiler import Compiler
 from octavo.engine.grammar.grammar import Grammar, Vocabulary
-from octavo.engine.grammar.llguidance import make_tokenizer
+from octavo.engine.grammar.llguidance import LlguidanceGrammar, make_tokenizer
 from octavo.engine.sequence import make_sequences
 
 EOS, VOCAB = 256, 257
@@ -98,6 +98,42 @@ def test_rows_follow_their_grammars_beside_others(grammars: Compiler, ahead: boo
             assert last.finish_reason == ("stop" if tokens[-1] == EOS else "length")
             if asked is not None and last.finish_reason == "stop":
                 assert re.fullmatch(asked.regex or "", bytes(tokens[:-1]).decode())
+
+
+def test_an_end_is_told_whatever_the_others_masks_meet(grammars: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One grammar raises what is nobody's, in the step in which another is complete: it alone fails."""
+    made = engine(grammars)
+    made.add(ask("complete", "ab", [1], min_tokens=9))
+    made.add(ask("broken", "[a-z]{9}", [2]))
+    real = LlguidanceGrammar.over
+
+    def over(self: LlguidanceGrammar) -> bool:
+        if self.num_taken == 2 and not real(self):
+            raise ZeroDivisionError
+        return real(self)
+
+    monkeypatch.setattr(LlguidanceGrammar, "over", over)
+    found = run(made)
+    assert found["complete", 0][1].finish_reason == "stop"
+    assert "ZeroDivisionError" in (found["broken", 0][1].error or "")
+
+
+def test_an_end_is_told_though_the_step_fails(grammars: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = engine(grammars)
+    made.add(ask("complete", "ab", [1], min_tokens=9))
+    made.add(ask("other", "[a-z]{9}", [2]))
+    real = made.executor.mask
+
+    def mask(masks: dict[int, bytes]) -> None:
+        if len(masks) == 1 and made.scheduler.num_steps > 2:
+            raise ZeroDivisionError
+        real(masks)
+
+    monkeypatch.setattr(made.executor, "mask", mask)
+    found = run(made)
+    assert found["complete", 0][1].finish_reason == "stop"
+    assert found["other", 0][1].finish_reason == "error"
+    assert not made._requests
 
 
 def test_a_finished_grammar_ends_where_the_end_token_may_not(grammars: Compiler) -> None:

@@ -15,8 +15,8 @@ from octavo.backends.cpu.pooling import Pooler
 from octavo.backends.cpu.rows import Row, RowError, Rows, Span
 from octavo.backends.cpu.sampler import Draw, choose, token_logprobs
 from octavo.base import faults
-from octavo.base.errors import NOT_FINITE
-from octavo.base.types.plan import NOTHING_TO_SAMPLE, StepPlan, StepResult, TokenLogprobs
+from octavo.base.errors import NOT_FINITE, NOTHING_TO_SAMPLE
+from octavo.base.types.plan import StepPlan, StepResult, TokenLogprobs
 
 FEW = 8
 """Greedy draws that are made here: to wake the machine's threads costs more."""

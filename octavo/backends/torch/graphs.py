@@ -28,8 +28,8 @@ from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.sampling.kinds import ALL_ON, Kind, meets
 from octavo.backends.torch.sampling.logprobs import WIDTH, PackedLogprobs
 from octavo.backends.torch.step import Sampled
-from octavo.base.errors import NOT_FINITE
-from octavo.base.types.plan import NOTHING_TO_SAMPLE, RowStep, StepPlan, StepResult
+from octavo.base.errors import NOT_FINITE, NOTHING_TO_SAMPLE
+from octavo.base.types.plan import RowStep, StepPlan, StepResult
 
 PADDING = -1
 """In place of a row."""
@@ -148,23 +148,19 @@ class DecodeSteps:
 
     def run(self, plan: StepPlan, download: Download) -> Callable[[], StepResult] | None:
         """Launch the step; what it returns gives the result after `download`. None: not a decode step."""
-        rows = [step.row for step in plan.rows]
-        inputs = self._inputs(plan.rows, rows)
-        if inputs is None:
+        taken = self._take(plan)
+        if taken is None:
             return None
-        kind, size = self._rows.kinds.of(rows), self.size(len(rows))
-        upload_into(self._step.inputs(size), inputs)
+        rows, kind, size = taken
         made = self._graphs.run((size, kind), lambda: self._step.run(size, kind))
         return partial(_result, plan, unpack(download.add(made), size), self._counts(rows, kind))
 
     def start(self, plan: StepPlan) -> Callable[[Download], Callable[[], StepResult]] | None:
         """As `run`, in two parts: the layers now, as a graph; what it returns draws, once the rows' masks are there."""
-        rows = [step.row for step in plan.rows]
-        inputs = self._inputs(plan.rows, rows)
-        if inputs is None:
+        taken = self._take(plan)
+        if taken is None:
             return None
-        kind, size = self._rows.kinds.of(rows), self.size(len(rows))
-        upload_into(self._step.inputs(size), inputs)
+        rows, kind, size = taken
         # logits are made outside: a graph's results are kept, and of each size they would take up to 150 MB
         h, finite = self._layers.run(size, lambda: self._step.layers(size))
         logits = self._step.logits(h)
@@ -194,6 +190,16 @@ class DecodeSteps:
         self._step.run(self._sizes[0], ALL_ON, blank=True)
         for size in {size for size in self._sizes if size <= 64} | set(self._sizes[-2:]):
             self._step.run(size, Kind(), blank=True)
+
+    def _take(self, plan: StepPlan) -> tuple[list[int], Kind, int] | None:
+        """Hand the step its inputs: its rows, their kind, its size. None: not a decode step."""
+        rows = [step.row for step in plan.rows]
+        inputs = self._inputs(plan.rows, rows)
+        if inputs is None:
+            return None
+        size = self.size(len(rows))
+        upload_into(self._step.inputs(size), inputs)
+        return rows, self._rows.kinds.of(rows), size
 
     def _inputs(self, steps: list[RowStep], rows: list[int]) -> np.ndarray | None:
         """As DecodeStep has them; None where a row runs more than a token, does not sample, is beyond the kernels or

@@ -27,8 +27,8 @@ from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.sampling.group import Group
 from octavo.backends.torch.sampling.logprobs import Logprobs, PackedLogprobs, is_finite, token_logprobs
 from octavo.backends.torch.sampling.sampler import choose_tokens
-from octavo.base.errors import NOT_FINITE
-from octavo.base.types.plan import NOTHING_TO_SAMPLE, RowStep, StepPlan, StepResult, TokenLogprobs
+from octavo.base.errors import NOT_FINITE, NOTHING_TO_SAMPLE
+from octavo.base.types.plan import RowStep, StepPlan, StepResult, TokenLogprobs
 from octavo.models.spec import Pooling
 
 if TYPE_CHECKING:

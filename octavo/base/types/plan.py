@@ -106,10 +106,6 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     rank: int
 
 
-NOTHING_TO_SAMPLE = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to sample"
-"""The reason in StepResult.failed that is the request's own fault; it is told so."""
-
-
 class StepResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What came of a step. `tokens`, `logprobs` run parallel to the plan's rows that sample, in plan order.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from octavo.base.errors import OctavoError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.grammar import Grammar, GrammarError, Vocabulary
 
@@ -33,6 +34,7 @@ class Compiler:
     def __init__(self, make_vocabulary: Callable[[], Vocabulary]) -> None:
         self._make_vocabulary = make_vocabulary
         self._tokenizer: LLTokenizer | None = None
+        self._refusal: OctavoError | None = None
         self._special: frozenset[str] = frozenset()
         self._mask_bytes = 0
         self._kept: OrderedDict[bytes, LLMatcher] = OrderedDict()
@@ -88,11 +90,17 @@ class Compiler:
         from octavo.engine.grammar.llguidance import make_tokenizer
 
         with self._opening:
+            if self._refusal is not None:
+                raise self._refusal
             if self._tokenizer is None:
-                vocabulary = self._make_vocabulary()
-                self._special = frozenset(vocabulary.special)
-                self._mask_bytes = -(-vocabulary.size // 32) * 4
-                self._tokenizer = make_tokenizer(vocabulary)
+                try:
+                    vocabulary = self._make_vocabulary()
+                    self._special = frozenset(vocabulary.special)
+                    self._mask_bytes = -(-vocabulary.size // 32) * 4
+                    self._tokenizer = make_tokenizer(vocabulary)
+                except OctavoError as error:
+                    self._refusal = error
+                    raise
             return self._tokenizer
 
 

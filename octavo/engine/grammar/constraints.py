@@ -66,13 +66,13 @@ class Constraints:
         if self._compiling:
             wait(self._compiling, timeout=PAUSE, return_when=FIRST_COMPLETED)
 
-    def masks(self, scheduled: Scheduled) -> tuple[dict[int, bytes], list[Output]]:
-        """Masks for the step's masked rows, by row, and ends of sequences. All earlier steps were read.
+    def masks(self, scheduled: Scheduled, outputs: list[Output]) -> dict[int, bytes]:
+        """Masks for the step's masked rows, by row. All earlier steps were read.
 
-        A row whose sequence has ended, now or before, has no mask.
+        A row whose sequence has ended, now or before, has no mask. outputs: gets the ends of those that end now, which
+        are told whatever is raised here.
         """
         wanted: list[tuple[int, Sequence, Grammar]] = []
-        outputs: list[Output] = []
         masked = set(scheduled.plan.masked)
         for step, (seq, _, _) in zip(scheduled.plan.rows, scheduled.chosen, strict=True):
             grammar = seq.grammar
@@ -86,6 +86,10 @@ class Constraints:
                     wanted.append((step.row, seq, grammar))
             except GrammarError as error:
                 outputs.append(fail(self._scheduler, seq, error.message, kind="RequestFailedError"))
+            except Exception as error:  # as above
+                _log.exception("a grammar did not go on")
+                reason = f"the grammar did not go on ({type(error).__name__})"
+                outputs.append(fail(self._scheduler, seq, reason, kind="RequestFailedError"))
         found: dict[int, bytes] = {}
         if self._grammars is not None and wanted:
             masks = self._grammars.masks([grammar for _, _, grammar in wanted])
@@ -94,7 +98,7 @@ class Constraints:
                     outputs.append(fail(self._scheduler, seq, mask.message, kind="InputError"))
                 else:
                     found[row] = mask if seq.allowed is None else _both(mask, seq.allowed)
-        return found, outputs
+        return found
 
     def close(self) -> None:
         """End the threads."""

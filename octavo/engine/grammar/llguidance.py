@@ -90,7 +90,8 @@ class LlguidanceGrammar:
 
     def over(self) -> bool:
         """True if nothing but the end of the text may follow."""
-        return self._matcher.is_stopped() and not self._matcher.is_error()
+        with _faults():
+            return bool(self._matcher.is_stopped() and not self._matcher.is_error())
 
     def mask(self) -> bytes:
         """A bit a token."""

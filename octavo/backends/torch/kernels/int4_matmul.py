@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
-from octavo.backends.torch.kernels.int4_unpack import ASSEMBLED, load_chunk, load_once, nibble, unpack, wide
+from octavo.backends.torch.kernels.int4_unpack import load_chunk, load_once, nibble, unpack, wide
 from octavo.backends.torch.kernels.skinny_choice import padded_rows
 from octavo.backends.torch.kernels.skinny_matmul import Scratch, finish, join_parts
 from octavo.backends.torch.quant.int4 import Int4Matrix
@@ -32,8 +32,7 @@ class Variant:
     form "vector": M = 1, float32 multiply-adds; a thread has `repeat` rows of weights (gated: half of them gates) and
     loads `stages` chunks of each ahead of their use. A program makes block_n * repeat products.
     form "dot": the matrix unit, tokens padded to 16, 32 or blocks of 64; `stages` shared-memory buffers of `block_k`
-    columns, `unroll` of them between two branches. A program makes block_n outputs (64 or 128) of a split-th of K.
-    early: the first weights are asked for before the kernel before this one has ended.
+    columns. A program makes block_n outputs (64 or 128) of a split-th of K.
     """
 
     form: str
@@ -43,8 +42,6 @@ class Variant:
     repeat: int = 1
     block_k: int = 128
     split: int = 1
-    unroll: int = 1
-    early: bool = False
 
 
 def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> tuple[int, int]:
@@ -119,8 +116,7 @@ def int4_matmul(
         x, *pointers, partial, arrivals, m, n, x.stride(0), out.stride(0),
         K=k, GROUP=group, ACT=act, BLOCK_M=block, BLOCK_N=variant.block_n,
         BLOCK_K=variant.block_k if group == k else min(variant.block_k, group), SPLIT=variant.split,
-        EARLY=variant.stages if variant.early else 0, UNROLL=variant.unroll, num_warps=variant.warps,
-        num_stages=variant.stages, **pdl.options(),
+        num_warps=variant.warps, num_stages=variant.stages, **pdl.options(),
     )  # fmt: skip
     return out
 
@@ -248,7 +244,7 @@ def _dot_kernel(
     x_ptr, words_ptr, scales_ptr, zeros_ptr, out_ptr, bias_ptr, partial_ptr, arrivals_ptr,
     M, N, x_stride, out_stride,
     K: tl.constexpr, GROUP: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, EARLY: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (block, tile, part): BLOCK_N outputs of BLOCK_M rows, over the part-th of SPLIT runs of K.
 
@@ -262,8 +258,6 @@ def _dot_kernel(
     M -= block * BLOCK_M
     STEPS: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)
     begin = part * (STEPS * BLOCK_K)
-    if ASSEMBLED and EARLY > 0:
-        _fetch(words_ptr, begin // 32, tile * BLOCK_N, N, K, ACT, BLOCK_N, EARLY * BLOCK_K // 32)
     pdl.wait(PDL)
     rows = tl.arange(0, BLOCK_M)[:, None]
     cols = tl.minimum(tile * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
@@ -278,7 +272,7 @@ def _dot_kernel(
     if ACT != "":
         up_now = _widen(_load_group(scales_ptr, zeros_ptr, begin, cols + N, width, K, GROUP))
         up_then = _load_group(scales_ptr, zeros_ptr, begin + BLOCK_K, cols + N, width, K, GROUP)
-    for step in tl.range(0, STEPS, loop_unroll_factor=UNROLL):
+    for step in range(STEPS):
         start = begin + step * BLOCK_K
         ks = start + tl.arange(0, BLOCK_K)[None, :]
         x = tl.load(x_ptr + rows * x_stride + ks, mask=(rows < M) & (ks < K), other=0)
@@ -297,19 +291,6 @@ def _dot_kernel(
         tl.trans(acc), tl.trans(up), out_ptr, bias_ptr, None, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
         x_ptr.dtype.element_ty, ACT, BLOCK_M, BLOCK_N, SPLIT,
     )  # fmt: skip
-
-
-@triton.jit
-def _fetch(words_ptr, chunk, first, N, K: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr):
-    """Bring CHUNKS chunks of the tile's rows to L2, a line of 128 bytes (of 8 rows) an instruction."""
-    width = N if ACT == "" else 2 * N
-    chunks = tl.minimum(chunk + tl.arange(0, CHUNKS), K // 32 - 1).to(tl.int64)[:, None]
-    rows = tl.minimum(first + 8 * tl.arange(0, BLOCK_N // 8), N - 1)[None, :]
-    FETCH: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
-    at = words_ptr + (chunks * width + rows) * 4
-    tl.inline_asm_elementwise(FETCH, "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1)
-    if ACT != "":
-        tl.inline_asm_elementwise(FETCH, "=r,l", [at + 4 * N], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
