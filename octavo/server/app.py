@@ -132,14 +132,15 @@ class App:
         self.traffic = Traffic(config.max_body_bytes)
         self.admin_keys = Keys([*config.admin_api_key, env.read("OCTAVO_ADMIN_API_KEY")])
         managed = ADMIN if self.admin_keys else []
-        self._admin_paths = frozenset(path for _, path, _ in managed)
         page = {} if config.disable_ui else PAGE
         self.keys = Keys([*config.api_key, env.read("OCTAVO_API_KEY")], also_open=files.files() if page else ())
+        self._managed = [Route(path, handler, methods=[method]) for method, path, handler in managed]
         self.routes = [
             *(Route(path, handler, methods=["GET"]) for path, handler in page.items()),
             *(Route(path, handler, methods=["POST"]) for path, handler in WORK.items()),
             *(Route(path, handler, methods=["GET"]) for path, handler in ASK.items()),
-            *(Route(path, handler, methods=[method]) for method, path, handler in [*CONTROL, *managed]),
+            *(Route(path, handler, methods=[method]) for method, path, handler in CONTROL),
+            *self._managed,
         ]
         self.batches = Batches(
             self.ask,
@@ -245,7 +246,9 @@ class App:
             await exchange.reply(Reply(b"", 204, headers=preflight))
             return
         authorizations, api_keys = exchange.header_values(b"authorization"), exchange.header_values(b"x-api-key")
-        keys = self.admin_keys if exchange.path in self._admin_paths else self.keys
+        # by the router's own reading of the path
+        managed = any(route.matches(scope)[0] is not Match.NONE for route in self._managed)
+        keys = self.admin_keys if managed else self.keys
         exchange.owner = keys.check(exchange.path, authorizations, api_keys)
         await self._answer(scope, exchange)
 

@@ -71,6 +71,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
     app = create_app(llm, config)
     http = HttpServer(app, listener)
     with _stop_signals() as signals:
+        app.batches.resume()  # they wait for the model; what comes from now on begins by itself
         serving = asyncio.create_task(http.serve())
         starting = asyncio.create_task(_start(llm))
         try:
@@ -81,7 +82,6 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             if starting.done() and not starting.result():
                 return 1
             if starting.done():
-                app.batches.resume()
                 app.canary.start()
                 settle_collector()
                 tell(banner(address, app.model, chat=llm.model.template is not None, with_key=bool(app.keys)))

@@ -43,20 +43,25 @@ def test_every_line_is_answered(llama: str, tmp_path: Path, capsys: pytest.Captu
             line("wrong value", {**ASK, "max_tokens": -1}),
             line("wrong url", url="/v1/models"),
             line("stream", {**ASK, "stream": True}),
+            line("background", {"input": "hi", "background": True}, "/v1/responses"),
         ],
     )
     out = tmp_path / "out"
     assert main(["run-batch", "-i", source, "-o", str(out), "--model", llama, *SMALL]) == 1
-    assert "3 of 7 requests have errors" in capsys.readouterr().err
+    assert "4 of 8 requests have errors" in capsys.readouterr().err
     found = {row["custom_id"]: row for row in read(out)}
     for name in ("text", "chat", "responses", "messages"):
         assert found[name]["error"] is None
         assert found[name]["response"]["status_code"] == 200
         assert found[name]["response"]["body"]["model"] == "gpt"
-    assert len({row["id"] for row in found.values()}) == 7
+    assert len({row["id"] for row in found.values()}) == 8
     assert found["wrong value"]["response"]["body"]["error"]["param"] == "max_tokens"
     assert found["wrong value"]["error"]["code"] == "400"
-    assert [found[name]["error"]["code"] for name in ("wrong url", "stream")] == ["invalid_url", "invalid_request"]
+    assert [found[name]["error"]["code"] for name in ("wrong url", "stream", "background")] == [
+        "invalid_url",
+        "invalid_request",
+        "invalid_request",
+    ]
 
 
 def test_a_killed_run_goes_on(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,8 +65,11 @@ async def _next(
     return running
 
 
-class _Streams(msgspec.Struct):
+class _Pending(msgspec.Struct):
+    """What asks for an answer that is not there, whole, when the call returns."""
+
     stream: Any = None
+    background: Any = None
 
 
 class _Told(msgspec.Struct):
@@ -80,8 +83,8 @@ class _Failed(msgspec.Struct):
 async def _answer(ask: Ask, line: BatchLine, urls: Collection[str]) -> BatchResult:
     if line.url not in urls:
         return _result(line, None, BatchError("invalid_url", f"the url must be one of {', '.join(sorted(urls))}"))
-    if _asks_for_stream(line.body):
-        return _result(line, None, BatchError("invalid_request", "stream has no meaning in a batch; leave it out"))
+    if name := _meaningless(line.body):
+        return _result(line, None, BatchError("invalid_request", f"{name} has no meaning in a batch; leave it out"))
     end = time.monotonic() + PATIENCE_S
     answer = await ask(line.url, bytes(line.body))
     while answer.status in _BUSY and time.monotonic() < end:
@@ -94,11 +97,12 @@ async def _answer(ask: Ask, line: BatchLine, urls: Collection[str]) -> BatchResu
     return _result(line, response, BatchError(str(answer.status), told))
 
 
-def _asks_for_stream(body: msgspec.Raw) -> bool:
+def _meaningless(body: msgspec.Raw) -> str | None:
     try:
-        return bool(msgspec.json.decode(body, type=_Streams).stream)
+        asked = msgspec.json.decode(body, type=_Pending)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False  # the route says what is wrong
+        return None  # the route says what is wrong
+    return next((name for name in ("stream", "background") if getattr(asked, name)), None)
 
 
 def _result(line: BatchLine, response: BatchResponse | None, error: BatchError | None) -> BatchResult:

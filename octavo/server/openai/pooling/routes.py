@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 
-from octavo.api.pooling import Pair, as_score, cosine_score, default_task, match_pairs, vector
+from octavo.api.pooling import AnyPoolingOutput, Pair, as_score, cosine_score, default_task, match_pairs, vector
 from octavo.api.prompts import Prompt
 from octavo.base.errors import InputError
 from octavo.base.types.pooling import PoolingParams
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai.pooling import replies
-from octavo.server.openai.pooling.run import head, read, run, shown, split, usage
+from octavo.server.openai.pooling.run import check_count, head, read, run, shown, split, usage
 from octavo.server.openai.pooling.types import (
     ClassifyRequest,
     Document,
@@ -138,11 +139,17 @@ async def _score(
     if default_task(services.llm.model.spec.pooling) == "classify":
         found = await run(services, pairs, _params(request, task="score"), name=name, request=request)
         return [as_score(output).outputs.score for output in found], usage(found)
+    check_count(len(pairs), name)  # however few texts they are
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second)))
     prompts = [Prompt(text, None) for text in texts]
     found = await run(services, prompts, _params(request, task="embed"), name=name, request=request)
     known = dict(zip(texts, found, strict=True))
-    return [cosine_score(known[p.first], known[p.second]).outputs.score for p in pairs], usage(found)
+    return await asyncio.to_thread(_cosines, pairs, known), usage(found)
+
+
+def _cosines(pairs: list[Pair], known: dict[str, AnyPoolingOutput]) -> list[float]:
+    """Aside: of long vectors they take as long as a second."""
+    return [cosine_score(known[pair.first], known[pair.second]).outputs.score for pair in pairs]
 
 
 def _params(request: PoolingRequest, *, task: Any) -> PoolingParams:

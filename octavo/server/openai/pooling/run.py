@@ -38,12 +38,17 @@ async def read(services: Services, exchange: Exchange, kind: type[Request]) -> R
     return request
 
 
+def check_count(count: int, name: str) -> None:
+    """InputError naming the field where it holds more than one request may ask for."""
+    if count > MAX_PROMPTS:
+        raise InputError(f"{name} holds {count} entries; at most {MAX_PROMPTS} are taken", param=name)
+
+
 async def run(
     services: Services, prompts: Sequence[Prompt | Pair], params: PoolingParams, *, name: str, request: Any
 ) -> list[AnyPoolingOutput]:
     """One output a prompt; name: of the field that they came in. Raises what ended the first that did not succeed."""
-    if len(prompts) > MAX_PROMPTS:
-        raise InputError(f"{name} holds {len(prompts)} entries; at most {MAX_PROMPTS} are taken", param=name)
+    check_count(len(prompts), name)
     slots = asyncio.Semaphore(services.llm.config.scheduler.max_num_seqs)
     numbers = 0
 
@@ -75,17 +80,17 @@ async def run(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def split(source: str | list[int | str | list[int]], *, prefix: str = "") -> list[Prompt]:
-    """A text, token ids, or a list of either, as prompts. prefix: stands before each text."""
+def split(source: str | list[int | str | list[int]]) -> list[Prompt]:
+    """A text, token ids, or a list of either, as prompts."""
     if isinstance(source, str):
-        return [Prompt(prefix + source, None)]
+        return [Prompt(source, None)]
     kinds = set(map(type, source))
     if len(kinds) != 1:
         what = "mixes texts, token ids and lists; send one kind" if kinds else "is empty; send a text or token ids"
         raise InputError(f"input {what}", param="input")
     if kinds == {int}:
         return [Prompt(None, [token for token in source if isinstance(token, int)])]
-    return [Prompt(prefix + one, None) if isinstance(one, str) else Prompt(None, one) for one in source]  # type: ignore[arg-type]
+    return [Prompt(one, None) if isinstance(one, str) else Prompt(None, one) for one in source]  # type: ignore[arg-type]
 
 
 def usage(outputs: Sequence[AnyPoolingOutput]) -> Usage:
