@@ -41,6 +41,10 @@ def find() -> tuple[str, str] | None:
     return (browser, driver) if browser and driver else None
 
 
+class StaleElement(RuntimeError):
+    """The page drew an element anew between its being found and its being used."""
+
+
 class Browser:
     """`with Browser() as browser`: one window. Elements are found by CSS selectors, afresh in each call."""
 
@@ -88,7 +92,8 @@ class Browser:
         answer = self._http.request(method, path, json=body if method == "POST" else None)
         value = answer.json()["value"]
         if answer.status_code != 200:
-            raise RuntimeError(f"{value['error']}: {value['message'][:500]}")
+            kind = StaleElement if value["error"] == "stale element reference" else RuntimeError
+            raise kind(f"{value['error']}: {value['message'][:500]}")
         return value
 
     def post(self, path: str, body: Any) -> Any:
@@ -117,8 +122,13 @@ class Browser:
         return found
 
     def click(self, selector: str) -> None:
-        """Click as a person would: fails where something covers it."""
-        self.post(f"/element/{self.element(selector)}/click", {})
+        """Click as a person would: fails where something covers it; an element drawn anew under the hand is sought again."""
+        while True:
+            try:
+                self.post(f"/element/{self.element(selector)}/click", {})
+                return
+            except StaleElement:
+                continue
 
     def type(self, selector: str, text: str) -> None:
         """Type into an element."""
