@@ -41,7 +41,7 @@ def find() -> tuple[str, str] | None:
     return (browser, driver) if browser and driver else None
 
 
-class StaleElement(RuntimeError):
+class StaleElementError(RuntimeError):
     """The page drew an element anew between its being found and its being used."""
 
 
@@ -92,7 +92,7 @@ class Browser:
         answer = self._http.request(method, path, json=body if method == "POST" else None)
         value = answer.json()["value"]
         if answer.status_code != 200:
-            kind = StaleElement if value["error"] == "stale element reference" else RuntimeError
+            kind = StaleElementError if value["error"] == "stale element reference" else RuntimeError
             raise kind(f"{value['error']}: {value['message'][:500]}")
         return value
 
@@ -122,12 +122,12 @@ class Browser:
         return found
 
     def click(self, selector: str) -> None:
-        """Click as a person would: fails where something covers it; an element drawn anew under the hand is sought again."""
+        """Click as a person would: fails where something covers it; an element drawn anew meanwhile is sought again."""
         while True:
             try:
                 self.post(f"/element/{self.element(selector)}/click", {})
                 return
-            except StaleElement:
+            except StaleElementError:
                 continue
 
     def type(self, selector: str, text: str) -> None:
