@@ -113,8 +113,6 @@ private:
 
 constexpr int64_t kComing = int64_t{8} << 20;  // bytes of all members that stay near until they are read
 
-int64_t cell_bytes(const OctInstruction& o) { return o.flag == OCT_FLOAT32 ? 4 : o.flag == OCT_BFLOAT16 ? 2 : 1; }
-
 void Coming::look(int64_t g) {
     while (g < step.num_groups && step.groups[g].kind != OCT_ATTEND) g++;
     o = g < step.num_groups ? step.instructions + step.groups[g].first : nullptr;
@@ -143,19 +141,23 @@ void Coming::next(oct_ahead* self) {
     while (c.left > 0 && !c.values && c.block >= c.blocks) c.take_task();
     if (c.left <= 0) return;
     const OctBatch& batch = c.step.batch;
-    const int64_t bytes = batch.block_size * c.o->dim * cell_bytes(*c.o);
-    if (c.values) {
-        c.at = c.values;
-        c.values = nullptr;
-    } else {
+    const int64_t dim = c.o->dim, size = batch.block_size;
+    const int64_t cell = c.o->flag == OCT_FLOAT32 ? 4 : c.o->flag == OCT_BFLOAT16 ? 2 : 1;
+    const int64_t keys = cell * (c.o->flag == OCT_BFLOAT16 ? octa::paired_keys(dim, size) : dim * size);
+    const int64_t values = cell * (c.o->flag == OCT_BFLOAT16 ? octa::paired_values(dim, size) : dim * size);
+    const bool first = !c.values;
+    if (first) {
         const AttentionTask& task = c.step.shapes[c.o->shape].tasks[c.item / c.o->kv_heads];
         const int64_t id = batch.table[batch.spans[task.span].blocks + c.block++];
-        const int64_t offset = (c.item % c.o->kv_heads * batch.num_blocks + id) * bytes;
-        c.at = static_cast<const char*>(c.o->keys) + offset;
-        c.values = static_cast<const char*>(c.o->values) + offset;
+        const int64_t block = c.item % c.o->kv_heads * batch.num_blocks + id;
+        c.at = static_cast<const char*>(c.o->keys) + block * keys;
+        c.values = static_cast<const char*>(c.o->values) + block * values;
+    } else {
+        c.at = c.values;
+        c.values = nullptr;
     }
-    c.end = c.at + bytes;
-    c.left -= bytes;
+    c.end = c.at + (first ? keys : values);
+    c.left -= c.end - c.at;
 }
 
 // The first split that a query at `position` sees keys of.
@@ -420,7 +422,7 @@ void draw(void* argument, Pool& pool, int member) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 6; }
+int32_t oct_abi() { return 7; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 
