@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from octavo.backends.cpu import native
-from octavo.backends.cpu.cache import CELLS, Cells, make_cells
+from octavo.backends.cpu.cache import CELLS, Cells, kernel_axes, make_cells
 from octavo.backends.cpu.host import take_threads
 from octavo.backends.cpu.lower import Lowering
 from octavo.backends.cpu.native import BatchArrays, Pool, pointer
@@ -82,7 +82,8 @@ def measure(pool: Pool, shape: Shape, dtype: str, case: tuple[int, int, int]) ->
     layers = min(shape.layers, -(-CACHE_BYTES // (token_bytes * blocks * SIZE))) if decoding else 1
     caches: dict[str, Cells] = {}
     for i in range(layers):
-        for name, axes in ((f"keys.{i}", (shape.dim, SIZE)), (f"values.{i}", (SIZE, shape.dim))):
+        both = kernel_axes(dtype, dim=shape.dim, block_size=SIZE)
+        for name, axes in zip((f"keys.{i}", f"values.{i}"), both, strict=True):
             caches[name] = make_cells(dtype, (shape.kv_heads, blocks, *axes), block_size=SIZE)
             for array in caches[name].arrays:
                 array.fill({"f": 1, "u": 0x3F80, "i": 1}[array.dtype.kind])

@@ -26,7 +26,7 @@ def cache_dtype(name: str, *, rounds: bool, stored: str) -> str:
 
 @dataclass(frozen=True)
 class Cells:
-    """data: [kv_heads, blocks, ...] of a type of CELLS.
+    """data: [kv_heads, blocks, ...] of a type of CELLS; the rest as attention.py has it, or as kernel_axes.
 
     scales: float32 [kv_heads, blocks, block_size], with int8 only: what a token's numbers in a head are multiplied by.
     """
@@ -46,9 +46,16 @@ class Cells:
 
 
 def make_cells(dtype: str, shape: tuple[int, ...], *, block_size: int) -> Cells:
-    """Empty cells of a type of CELLS. shape: [kv_heads, blocks, ...], of which one axis is block_size."""
+    """Empty cells of a type of CELLS. shape: [kv_heads, blocks, ...]."""
     scales = small_pages((*shape[:2], block_size), np.dtype(np.float32)) if CELLS[dtype].kind == "i" else None
     return Cells(small_pages(shape, CELLS[dtype]), scales)
+
+
+def kernel_axes(dtype: str, *, dim: int, block_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Axes of a block's keys, and of its values, as csrc/program.h draws them."""
+    if CELLS[dtype] == np.uint16:
+        return ((dim + 1) // 2, block_size, 2), ((block_size + 1) // 2, dim, 2)
+    return (dim, block_size), (block_size, dim)
 
 
 def encode(x: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:

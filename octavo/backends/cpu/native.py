@@ -17,7 +17,7 @@ from octavo.backends.cpu.sampler import Draw
 from octavo.base.types.tensor import SCHEMES
 
 _log = logging.getLogger(__name__)
-_ABI = 6
+_ABI = 7
 LIBRARY = Path(__file__).with_name("libocta_cpu.so")
 SCHEME_IDS = {name: index for index, name in enumerate(SCHEMES)}
 """Scheme name -> its number in csrc/matmul.h."""

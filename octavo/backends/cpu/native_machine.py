@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from octavo.backends.cpu import native
-from octavo.backends.cpu.cache import Cells, make_cells
+from octavo.backends.cpu.cache import Cells, kernel_axes, make_cells
 from octavo.backends.cpu.lower import Lowering
 from octavo.backends.cpu.machine import NO_HEADS, Heads, tail_rows
 from octavo.backends.cpu.native import BatchArrays, Lowered, Pool, pointer
@@ -19,8 +19,7 @@ from octavo.backends.cpu.sampler import Draw
 
 
 class NativeMachine:
-    """Owns the registers and the layer caches: `keys.{i}` [kv_heads, blocks, D, block_size] and
-    `values.{i}` [kv_heads, blocks, block_size, D], as csrc/program.h draws them."""
+    """Owns the registers and the layer caches, `keys.{i}` and `values.{i}`, as csrc/program.h draws them."""
 
     def __init__(
         self,
@@ -89,7 +88,8 @@ class NativeMachine:
     def allocate(self, num_blocks: int) -> None:
         """Make the layer caches."""
         for i, (kv_heads, dim) in enumerate(self.program.caches):
-            for name, axes in ((f"keys.{i}", (dim, self.block_size)), (f"values.{i}", (self.block_size, dim))):
+            both = kernel_axes(self.kv_cache_dtype, dim=dim, block_size=self.block_size)
+            for name, axes in zip((f"keys.{i}", f"values.{i}"), both, strict=True):
                 shape = (kv_heads, num_blocks, *axes)
                 self._caches[name] = make_cells(self.kv_cache_dtype, shape, block_size=self.block_size)
         factors = tuple(rope.attention_factor for rope in self.program.ropes)

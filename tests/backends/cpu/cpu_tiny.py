@@ -101,10 +101,14 @@ def backend(model: ModelSpec, weights: dict[str, np.ndarray], *, num_blocks: int
     return made
 
 
+POISON = 0xFFFF
+"""A bfloat16 that is NaN, as no number is rounded to."""
+
+
 def poison(cells: Cells) -> Cells:
     """Numbers that show wherever they are used: NaN in every type, by the scales where the cells are int8."""
     for array in cells.arrays:
-        array.fill({"f": np.nan, "u": 0xFFFF, "i": 101}[array.dtype.kind])
+        array.fill({"f": np.nan, "u": POISON, "i": 101}[array.dtype.kind])
     return cells
 
 

@@ -170,9 +170,26 @@ def test_rope(pool: Pool, interleaved: bool, dim: int) -> None:
     np.testing.assert_array_equal(qkv[:, 3:], expected[:, 3:])
 
 
-def turned(keys: Cells) -> Cells:
-    """Keys as NumPy has them, as the kernels do: those of a block side by side, [kv_heads, blocks, D, block_size]."""
-    return Cells(np.ascontiguousarray(keys.data.swapaxes(2, 3)), keys.scales)
+def paired(array: np.ndarray, axis: int) -> np.ndarray:
+    """Neighbours along an axis as pairs, a new last axis; beside a written one, what is not written is zero."""
+    missing = np.full_like(array.take([0], axis), cpu_tiny.POISON)
+    even = array if array.shape[axis] % 2 == 0 else np.concatenate((array, missing), axis)
+    first, second = (even.take(range(start, even.shape[axis], 2), axis) for start in (0, 1))
+    written, other = ((half != cpu_tiny.POISON).any(axis=-1, keepdims=True) for half in (first, second))
+    return np.stack((first, np.where(written & ~other, 0, second)), axis=-1)
+
+
+def turned(keys: Cells, values: Cells) -> dict[str, Cells]:
+    """Keys and values as NumPy has them, as the kernels do: see csrc/program.h."""
+    if keys.data.dtype != np.uint16:
+        made = keys.data.swapaxes(2, 3), values.data
+    else:
+        in_dims = keys.data[..., None]  # so that what is written is told for each number
+        made = paired(in_dims, 3)[:, :, :, :, 0].swapaxes(2, 3), paired(values.data, 2)
+    return {
+        name: Cells(np.ascontiguousarray(array), cells.scales)
+        for name, array, cells in zip(("keys.0", "values.0"), made, (keys, values), strict=True)
+    }
 
 
 @covers("write_kv")
@@ -180,7 +197,7 @@ def turned(keys: Cells) -> Cells:
 @pytest.mark.parametrize("dim", [5, 64, 80])
 def test_write_kv(pool: Pool, dtype: str, dim: int) -> None:
     """The same bits, of halves between numbers, of zeros, of the smallest and the largest, of what is not finite."""
-    qkv, slots = rand(9, 3 + 2 * 2, dim), np.array([11, 0, 6, 5, 4, 1, 2, 9, 8])
+    qkv, slots = rand(9, 3 + 2 * 2, dim), np.array([11, 0, 1, 2, 8, 9, 4, 5, 6])
     qkv[1] = 0
     qkv[2] = 1e-42
     qkv[3, :, 0] = np.nan
@@ -191,11 +208,11 @@ def test_write_kv(pool: Pool, dtype: str, dim: int) -> None:
     made = [cpu_tiny.cells(dtype, 2, 3, 4, dim, block_size=4) for _ in range(4)]
     with np.errstate(all="ignore"):
         ops.write_kv(made[0], made[1], qkv, slots)
-    caches = {"keys.0": turned(made[2]), "values.0": made[3]}
+    caches, expected = turned(*made[2:]), turned(*made[:2])
     step = Instruction("write_kv", ("keys.0", "values.0", "qkv", "slots"))
     native_tiny.run(pool, step, {"qkv": qkv}, caches=caches, tokens=9, slots=slots, block_size=4, num_blocks=3)
-    for found, expected in ((caches["keys.0"], turned(made[0])), (caches["values.0"], made[1])):
-        for one, other in zip(found.arrays, expected.arrays, strict=True):
+    for name, found in caches.items():
+        for one, other in zip(found.arrays, expected[name].arrays, strict=True):
             np.testing.assert_array_equal(one, other)
 
 
@@ -247,7 +264,7 @@ def test_paged_attention(
     options = {"scale": 0.3, "window": window, "softcap": softcap}
     plan = AttentionPlan(spans, size, heads, poisoned(1, SCORES), TEAM)
     ops.paged_attention(expected, qkv, keys, values, plan, **options)
-    caches = {"keys.0": turned(keys), "values.0": values}
+    caches = turned(keys, values)
     step = Instruction("paged_attention", ("out", "qkv", "keys.0", "values.0", "plan"), options)
     given = {"spans": spans, "block_size": size, "num_blocks": blocks}
     native_tiny.run(pool, step, {"out": out, "qkv": qkv}, caches=caches, tokens=first, **given)

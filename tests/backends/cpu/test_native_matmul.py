@@ -57,7 +57,7 @@ def typed(lib: ctypes.CDLL) -> ctypes.CDLL:
         ("oct_act_bytes", size, [scheme, i64, i64]),
         ("oct_pack", None, [scheme, Address, Address, i64, i64, i64, i64]),
         ("oct_act_quantize", None, [scheme, Address, i64, Address, i64, i64, i64, i64]),
-        ("oct_matmul", None, [scheme, *[Address] * 4, *[i64] * 6, Address]),
+        ("oct_matmul", None, [scheme, *[Address] * 4, *[i64] * 6, *[Address] * 2]),
         ("oct_dequantize_row", None, [scheme, Address, Address, i64, i64, i64]),
         ("oct_set_variant", ctypes.c_int, [ctypes.c_char_p]),
         ("oct_variant", ctypes.c_char_p, []),
@@ -117,7 +117,7 @@ class Native:
         y = guarded(m * width * 4, 4).view(np.float32).reshape(m, width)
         y[:] = np.nan
         for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
-            self.lib.oct_matmul(scheme, packed, act, None, y, width, m, n, k, begin, end, bias)
+            self.lib.oct_matmul(scheme, packed, act, None, y, width, m, n, k, begin, end, bias, None)
         check_guards(y)
         assert np.isnan(y[:, n:]).all()
         return y[:, :n].copy()
@@ -357,6 +357,43 @@ def test_float16_factors_of_every_kind(native: Native) -> None:
     assert not np.isfinite(got[~finite]).any()
     for row in range(8):
         np.testing.assert_array_equal(native.row("Q8_0", packed, 8, 32, row), np.full(32, expected[row] / 32))
+
+
+class Ahead(ctypes.Structure):
+    """oct_ahead of csrc/matmul.h."""
+
+
+MORE = ctypes.CFUNCTYPE(None, ctypes.POINTER(Ahead))
+Ahead._fields_ = [("at", ctypes.c_size_t), ("end", ctypes.c_size_t), ("more", MORE)]
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q6_K", "BF16"])
+@pytest.mark.parametrize("rows", [1, 7, 32])
+def test_what_comes_after_is_asked_for_to_its_end(name: str, rows: int) -> None:
+    """By products of many rows, whose results stay what they are; the pieces need not be whole lines."""
+    native = kernels("here", lambda _: pytest.skip())
+    n, k = 48, 512
+    packed = native.pack(name, stored_weights(name, n, k)[0], n, k)
+    x = np.random.default_rng(1).standard_normal((rows, k)).astype(np.float32)
+    later, pieces = guarded(700, 3), [(0, 300), (300, 301), (301, 700)]
+    asked = []
+
+    @MORE
+    def more(ahead: Any) -> None:
+        if pieces:
+            begin, end = pieces.pop(0)
+            ahead[0].at, ahead[0].end = later.ctypes.data + begin, later.ctypes.data + end
+            asked.append(end)
+
+    ahead = Ahead(0, 0, more)
+    act, made = native.quantize(name, x), np.full((rows, n), np.nan, np.float32)
+    product = native.lib.oct_matmul
+    y = native.matmul(name, packed, x, n)
+    product(NAMES.index(name), packed, act, None, made, n, rows, n, k, 0, n, None, np.frombuffer(ahead, np.uint8))
+    np.testing.assert_array_equal(made, y)
+    many = rows == 32 and native.lib.oct_variant() == b"avx512"  # others take too few rows at once
+    assert asked == ([300, 301, 700] if many else [])
+    check_guards(later)
 
 
 def test_choosing_a_variant(library: Native) -> None:

@@ -60,10 +60,18 @@ size_t oct_act_bytes(int scheme, int64_t m, int64_t k);
 void oct_act_quantize(int scheme, const float *x, int64_t ldx, void *act, int64_t m, int64_t k, int64_t m_begin,
                       int64_t m_end);
 
+// Memory that is brought near while a product of many rows computes: the lines of [at, end), then what `more` puts there;
+// nothing is left once it leaves them equal. For what comes after the product and would wait for memory.
+typedef struct oct_ahead {
+    const char *at, *end;
+    void (*more)(struct oct_ahead *);
+} oct_ahead;
+
 // Writes y[:, n_begin:n_end] (row stride ldy, in floats; y points at column 0). Any n range is allowed; multiples of
 // OCT_PANEL waste nothing. `x` is not read (every scheme's activations are in `act`) and may be null.
 void oct_matmul(int scheme, const void *packed, const void *act, const float *x, float *y, int64_t ldy, int64_t m,
-                int64_t n, int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null);
+                int64_t n, int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null,
+                oct_ahead *ahead_or_null);
 
 // out[rows][columns] (rows ldo apart) = act(gate) * up, both [rows][OCT_PANEL].
 typedef void oct_combine(int32_t act, const float *gate, const float *up, float *out, int64_t ldo, int64_t rows,
@@ -79,7 +87,7 @@ typedef struct {
 // y = act(x * gate^T) * (x * up^T) in place of writing both; otherwise as oct_matmul. n_begin is a multiple of OCT_PANEL;
 // sides of one scheme have the same `act`.
 void oct_matmul_gated(const oct_side *gate, const oct_side *up, float *y, int64_t ldy, int64_t m, int64_t k,
-                      int64_t n_begin, int64_t n_end, oct_combine *combine, int32_t act);
+                      int64_t n_begin, int64_t n_end, oct_combine *combine, int32_t act, oct_ahead *ahead_or_null);
 
 // out[k] = weights[row], exactly as octavo.quant dequantizes them.
 void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t n, int64_t k, int64_t row);

@@ -18,6 +18,7 @@ struct Product {
     float *y;
     int64_t ldy, m, k, n_begin, n_end;
     const float *bias;
+    oct_ahead *ahead;
 };
 
 // y = act(sides[0]) * sides[1], as `combine` has it; sides of equal m, k and range, their y is not used. Equal schemes

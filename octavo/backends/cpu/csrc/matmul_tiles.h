@@ -122,6 +122,22 @@ struct Turn {
     float value;
 };
 
+// Asks for `lines` more lines of what comes after the product.
+template <int lines> OCT_INLINE inline void ask(oct_ahead *ahead) {
+    if (!lines || !ahead) return;
+    const char *at = ahead->at;
+    if (at >= ahead->end) {
+        ahead->more(ahead);
+        if (ahead->at >= ahead->end) return;
+        at = ahead->at;
+    }
+    each<lines>([&](auto line) OCT_INLINE { __builtin_prefetch(at + line * 64, 0, 2); });
+    ahead->at = at + lines * 64;
+}
+
+// Lines asked for while M rows are multiplied by a group of a panel: fewer rows wait for memory themselves.
+constexpr int lines_ahead(int rows) { return rows < 8 ? 0 : rows / 4; }
+
 // Rows first..first + M of a tile of `rows` rows. turns [most][kTile]: the tile's outliers, the first of each row, then
 // the second ...; zero times the column of zeros where a row has no more.
 // unread: whether this panel's weights are still to be written into columns, by who reads the panel first.
@@ -130,6 +146,7 @@ struct Rows {
     const Turn *turns;
     int rows, first, most;
     bool unread;
+    oct_ahead *ahead;
     Columns columns;
 };
 
@@ -309,6 +326,7 @@ template <class V, int scheme, int M> struct QuantTile {
                 for (int line = 0; line < group_bytes(f); line += 64) __builtin_prefetch(at + line + V::kAhead);
                 w.unpack_from(at + lane, at + lane * 4, d, dmin);
                 multiply(w, act, r, acc);
+                ask<lines_ahead(M)>(r.ahead);
             }
         }
         if (r.unread) Weights::read_columns(panel, lane, r.columns);
@@ -364,8 +382,10 @@ template <class V, int scheme, int M> struct DenseTile {
         const uint8_t *weights = panel + lane * (bytes / kPanel);
         const uint8_t *act = r.act + r.first * kUnits * 4;
         int64_t left = dense_steps(scheme, k);
-        for (; left >= kUnits; left -= kUnits, act += r.rows * kUnits * 4)
+        for (; left >= kUnits; left -= kUnits, act += r.rows * kUnits * 4) {
             for (int unit = 0; unit < kUnits; unit++, weights += bytes) step(weights, act + unit * 4, acc);
+            ask<lines_ahead(M)>(r.ahead);
+        }
         for (int unit = 0; unit < left; unit++, weights += bytes) step(weights, act + unit * 4, acc);
         each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, acc[m], to.bias, to.lo, to.hi); });
     }
@@ -458,7 +478,7 @@ template <int scheme> void find_tiles(const Product &p, int64_t row, int64_t cou
     if (!is_dense(f) && chunk.seen.size() < (size_t)p.k) chunk.seen.resize((size_t)p.k);
     for (; row < p.m && count > 0; row += kTile, count--) {
         const int rows = (int)(p.m - row < kTile ? p.m - row : kTile);
-        Rows tile = {p.act + row * act_row_bytes(scheme, p.k), nullptr, rows, 0, 0, false, {}};
+        Rows tile = {p.act + row * act_row_bytes(scheme, p.k), nullptr, rows, 0, 0, false, p.ahead, {}};
         if constexpr (!is_dense(f)) tile.most = add_turns(tile.act + p.k / kGroup * rows * act_group_bytes(f), rows, p.k, chunk);
         chunk.tiles.push_back(tile);
     }

@@ -2,8 +2,8 @@
 // and sums closed after kSplit, both counted from the row's first position, whatever else runs in the step; a key that
 // a query may not see adds exactly nothing.
 //
-// A bfloat16 cache is multiplied as bfloat16, queries and shares rounded likewise: a tile's keys and values are laid
-// out as pairs first (of neighbouring d, and of neighbouring keys), which one instruction multiplies and adds.
+// A bfloat16 cache is multiplied as bfloat16, queries and shares rounded likewise, by an instruction that multiplies and
+// adds pairs: the cache keeps them side by side (of neighbouring d, and of neighbouring keys).
 
 namespace {
 
@@ -31,12 +31,14 @@ struct Place {
     Cell *key_room, *value_room;                   // [D, kTile], [kTile, Dp]: for what cannot be read where it lies
 };
 
-// Where a tile's bfloat16 lie, and room for its pairs: keys [(D + 1) / 2, kTile, 2], values [kTile / 2, Dp, 2].
+// Where a tile's pairs lie: keys as above, pairs of d in place of d; values [D, 2] of two neighbouring keys. Null: no row
+// sees any.
 template <>
 struct Place<uint16_t> {
-    const uint16_t* keys[kTile / kGroup];  // only of those that lie in one block; null: no row sees any
-    const uint16_t* values[kTile];         // null: no row sees the key
-    uint16_t *key_room, *value_room;
+    const uint16_t* keys[kTile / kGroup];
+    int64_t stride;
+    const uint16_t* values[kTile / 2];
+    uint16_t *key_room, *value_room;  // [(D + 1) / 2, kTile, 2], [kTile / 2, Dp, 2]
 };
 
 // One query group's walk: `rows` queries x heads of one KV head.
@@ -155,78 +157,43 @@ void forget(Place<uint16_t>& place) {
     for (auto& keys : place.keys) keys = nullptr;
 }
 
+// Whether pairs can be read where they lie.
+inline bool keys_in_place(const Walk& w) { return w.batch.block_size % kGroup == 0; }
+inline bool values_in_place(const Walk& w) { return w.batch.block_size % 2 == 0 && w.o.dim == padded(w.o.dim); }
+
 void find(const Walk& w, int64_t tile, Place<uint16_t>& place) {
     const auto [low, high] = seen(w, tile);
     const int64_t size = w.batch.block_size, dim = w.o.dim;
     forget(place);
+    place.stride = 2 * (keys_in_place(w) ? size : kTile);
     over_slots(w, tile, low, high, [&](int64_t i, int64_t count, int64_t slot) {
-        const uint16_t* value = static_cast<const uint16_t*>(w.o.values) + slot * dim;
-        for (int64_t j = 0; j < count; j++) place.values[i + j] = value + j * dim;
-        const int64_t offset = slot % size;
-        const uint16_t* key = static_cast<const uint16_t*>(w.o.keys) + (slot - offset) * dim + offset;
-        for (int64_t g = i / kGroup; size % kGroup == 0 && g * kGroup < i + count; g++)
-            place.keys[g] = key + (g * kGroup - i);
+        const int64_t block = slot / size, offset = slot % size;
+        const uint16_t* key = static_cast<const uint16_t*>(w.o.keys) + block * paired_keys(dim, size) + 2 * offset;
+        const uint16_t* value = static_cast<const uint16_t*>(w.o.values) + block * paired_values(dim, size) + offset / 2 * 2 * dim;
+        for (int64_t g = i / kGroup; keys_in_place(w) && g * kGroup < i + count; g++)
+            place.keys[g] = key + 2 * (g * kGroup - i);
+        for (int64_t p = i / 2; values_in_place(w) && 2 * p < i + count; p++) place.values[p] = value + (p - i / 2) * 2 * dim;
     });
 }
 
-// 16 keys `size` apart for each d, as pairs of neighbouring d; those at `next` are asked for.
-inline void pair_keys(const uint16_t* key, const uint16_t* next, int64_t size, int64_t dim, uint16_t* room) {
-    int64_t d = 0;
-    for (; d + 1 < dim; d += 2, room += 2 * kTile) {
-        if (next) __builtin_prefetch(next + d * size, 0, 2);
-        for (int64_t j = 0; j < kGroup; j += W) interleave(key + d * size + j, key + (d + 1) * size + j, room + 2 * j);
-    }
-    for (int64_t j = 0; d < dim && j < kGroup; j++) room[2 * j] = key[d * size + j], room[2 * j + 1] = 0;
-}
-
-// The same of keys [i, i + count) of a tile, which lie in slots from `slot` on
-void pair_some_keys(const Walk& w, int64_t i, int64_t count, int64_t slot, uint16_t* room) {
-    const int64_t size = w.batch.block_size, dim = w.o.dim, offset = slot % size;
-    const uint16_t* key = static_cast<const uint16_t*>(w.o.keys) + (slot - offset) * dim + offset;
-    for (int64_t d = 0; d < dim; d += 2, key += 2 * size, room += 2 * kTile)
-        for (int64_t j = 0; j < count; j++) {
-            room[2 * (i + j)] = key[j];
-            room[2 * (i + j) + 1] = d + 1 < dim ? key[size + j] : uint16_t{0};
-        }
-}
-
-// Values of two neighbouring keys, zero for one that no row sees; those at `next` are asked for.
-inline void pair_values(const uint16_t* const* pair, const uint16_t* const* next, int64_t dim, uint16_t* room) {
-    const uint16_t *first = pair[0], *second = pair[1];
-    int64_t d = 0;
-    for (; d + W <= dim && first && second; d += W) {
-        if (next[d / W % 2]) __builtin_prefetch(next[d / W % 2] + d / (2 * W) * 2 * W, 0, 2);
-        interleave(first + d, second + d, room + 2 * d);
-    }
-    for (; d < padded(dim); d++) {
-        room[2 * d] = first && d < dim ? first[d] : uint16_t{0};
-        room[2 * d + 1] = second && d < dim ? second[d] : uint16_t{0};
-    }
-}
-
-// Lays a tile out as pairs, and asks for one that comes later: for what lies beside the keys of this one meanwhile, then
-// for the rest.
-void lay_out(const Walk& w, int64_t tile, const Place<uint16_t>& place, const Place<uint16_t>& next) {
+// Gathers the pairs that cannot be read where they lie; zero where no row sees a key.
+void lay_out(const Walk& w, int64_t tile, Place<uint16_t>& place) {
     const auto [low, high] = seen(w, tile);
-    const int64_t size = w.batch.block_size, dim = w.o.dim;
-    if (size % kGroup) {
-        over_slots(w, tile, low, high, [&](int64_t i, int64_t count, int64_t slot) {
-            pair_some_keys(w, i, count, slot, place.key_room);
-        });
-    }
-    for (int64_t g = 0; g < kTile / kGroup; g++) {
-        if (place.keys[g])
-            pair_keys(place.keys[g], next.keys[g], size, dim, place.key_room + g * 2 * kGroup);
-        else
-            for (int64_t d = 0; next.keys[g] && d < dim; d += 2) __builtin_prefetch(next.keys[g] + d * size, 0, 2);
-    }
-    for (int64_t i = 0; i < kTile; i += 2) {
-        if (place.values[i] || place.values[i + 1])
-            pair_values(place.values + i, next.values + i, dim, place.value_room + i * padded(dim));
-        else
-            for (int64_t j = i; j < i + 2; j++)
-                for (int64_t d = 0; next.values[j] && d < dim; d += 32) __builtin_prefetch(next.values[j] + d, 0, 2);
-    }
+    const int64_t size = w.batch.block_size, dim = w.o.dim, wide = padded(dim), pairs = (dim + 1) / 2;
+    const bool keys = !keys_in_place(w), values = !values_in_place(w);
+    for (int64_t g = 0; keys && g < kTile / kGroup; g++) place.keys[g] = place.key_room + g * 2 * kGroup;
+    for (int64_t p = 0; values && p < kTile / 2; p++) place.values[p] = place.value_room + p * 2 * wide;
+    for (int64_t i = 0; values && i < kTile * wide; i++) place.value_room[i] = 0;
+    over_slots(w, tile, low, high, [&](int64_t i, int64_t count, int64_t slot) {
+        const int64_t block = slot / size;
+        const uint16_t* key = static_cast<const uint16_t*>(w.o.keys) + block * paired_keys(dim, size) + slot % size * 2;
+        const uint16_t* from = static_cast<const uint16_t*>(w.o.values) + block * paired_values(dim, size);
+        for (int64_t d = 0; keys && d < pairs; d++)
+            __builtin_memcpy(place.key_room + (d * kTile + i) * 2, key + d * size * 2, static_cast<size_t>(count) * 4);
+        for (int64_t j = i, at = slot % size; values && j < i + count; j++, at++)
+            for (int64_t d = 0; d < dim; d++)
+                place.value_room[(j / 2 * wide + d) * 2 + j % 2] = from[(at / 2 * dim + d) * 2 + at % 2];
+    });
 }
 
 constexpr int64_t kVectors = kGroup / W;            // of 16 keys
@@ -297,12 +264,15 @@ inline void blend(const float* shares, const Place<Cell>& place, const Place<Cel
 }
 
 // As score_groups: q bfloat16, its rows 2 D apart, times G groups of paired keys
-template <int R, int G>
-inline void score_pairs(const uint16_t* q, const uint16_t* keys, int64_t dim, float* scores) {
+template <int R, int G, bool Ask>
+inline void score_pairs(const uint16_t* q, const uint16_t* const* keys, int64_t stride, int64_t dim, float* scores,
+                        const uint16_t* const* next) {
     vf s[R][G * kVectors] = {};
-    for (int64_t d = 0; d < dim; d += 2, keys += 2 * kTile) {
+    for (int64_t d = 0, at = 0; d < dim; d += 2, at += stride) {
         vi k[G * kVectors];
-        for (int64_t c = 0; c < G * kVectors; c++) k[c] = load_pairs(keys + c * 2 * W);
+        for (int64_t c = 0; c < G * kVectors; c++) k[c] = load_pairs(keys[c / kVectors] + at + c % kVectors * 2 * W);
+        for (int64_t g = 0; Ask && g < G; g++)
+            if (next[g]) ask_for<Ask>(next[g] + at, 1);
         for (int r = 0; r < R; r++) {
             const vi pair = all_pairs(q + r * 2 * dim + d);
             for (int64_t c = 0; c < G * kVectors; c++) s[r][c] = dot_pairs(s[r][c], k[c], pair);
@@ -313,26 +283,28 @@ inline void score_pairs(const uint16_t* q, const uint16_t* keys, int64_t dim, fl
 }
 
 template <int R, bool Ask>
-inline void score(const float* q, const Place<uint16_t>& place, const Place<uint16_t>&, int64_t dim, float* scores,
+inline void score(const float* q, const Place<uint16_t>& place, const Place<uint16_t>& next, int64_t dim, float* scores,
                   Keys from) {
     const uint16_t* pairs = reinterpret_cast<const uint16_t*>(q);
     int64_t g = from.low / kGroup;
     const int64_t end = (from.high + kGroup - 1) / kGroup;
-    const auto keys = [&] { return place.key_room + g * 2 * kGroup; };
-    for (; g + kGroups <= end; g += kGroups) score_pairs<R, kGroups>(pairs, keys(), dim, scores + g * kGroup);
-    for (; g < end; g++) score_pairs<R, 1>(pairs, keys(), dim, scores + g * kGroup);
+    for (; g + kGroups <= end; g += kGroups)
+        score_pairs<R, kGroups, Ask>(pairs, place.keys + g, place.stride, dim, scores + g * kGroup, next.keys + g);
+    for (; g < end; g++)
+        score_pairs<R, 1, Ask>(pairs, place.keys + g, place.stride, dim, scores + g * kGroup, next.keys + g);
 }
 
 // As blend_columns, of shares that are bfloat16 and paired values
-template <int R, int C>
-inline void blend_pairs(const uint16_t* shares, const uint16_t* values, const float* factor, float* acc, int64_t wide,
-                        int64_t column, Keys from) {
+template <int R, int C, bool Ask>
+inline void blend_pairs(const uint16_t* shares, const uint16_t* const* values, const uint16_t* const* next,
+                        const float* factor, float* acc, int64_t wide, int64_t column, Keys from) {
     vf a[R][C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) a[r][c] = load(acc + r * wide + column + c * W) * factor[r];
     for (int64_t i = from.low / 2; 2 * i < from.high; i++) {
         vi v[C];
-        for (int c = 0; c < C; c++) v[c] = load_pairs(values + 2 * (i * wide + column + c * W));
+        for (int c = 0; c < C; c++) v[c] = load_pairs(values[i] + 2 * (column + c * W));
+        if (Ask && next[i]) ask_for<Ask>(next[i] + 2 * column, C * W * 4);
         for (int r = 0; r < R; r++) {
             const vi pair = all_pairs(shares + r * kTile + 2 * i);
             for (int c = 0; c < C; c++) a[r][c] = dot_pairs(a[r][c], v[c], pair);
@@ -343,13 +315,14 @@ inline void blend_pairs(const uint16_t* shares, const uint16_t* values, const fl
 }
 
 template <int R, bool Ask>
-inline void blend(const float* shares, const Place<uint16_t>& place, const Place<uint16_t>&, const float* factor, float* acc,
-                  int64_t wide, Keys from) {
+inline void blend(const float* shares, const Place<uint16_t>& place, const Place<uint16_t>& next, const float* factor,
+                  float* acc, int64_t wide, Keys from) {
     const uint16_t* pairs = reinterpret_cast<const uint16_t*>(shares);
     int64_t column = 0;
     for (; column + kColumns * W <= wide; column += kColumns * W)
-        blend_pairs<R, kColumns>(pairs, place.value_room, factor, acc, wide, column, from);
-    for (; column < wide; column += W) blend_pairs<R, 1>(pairs, place.value_room, factor, acc, wide, column, from);
+        blend_pairs<R, kColumns, Ask>(pairs, place.values, next.values, factor, acc, wide, column, from);
+    for (; column < wide; column += W)
+        blend_pairs<R, 1, Ask>(pairs, place.values, next.values, factor, acc, wide, column, from);
 }
 
 constexpr float kLog2e = 1.44269504088896341f;
@@ -528,9 +501,9 @@ void walk(Walk& w, const AttentionTask& task, HeadTask after, F&& done) {
             if (more) find(w, tile + ahead * kTile, next);
             if constexpr (kPaired<Cell>) {
                 if (!more) find_after(w, after, at + left ? ahead - 1 - left : 0, next);
-                lay_out(w, tile, place, next);
+                lay_out(w, tile, place);
             }
-            take_in_rows(w, tile, place, more ? next : place);
+            take_in_rows(w, tile, place, kPaired<Cell> || more ? next : place);
         }
         for (int64_t r = 0; r < w.rows; r++) w.sum[r] = sum(load(w.lane_sums + r * W));
         done(split);

@@ -4,6 +4,8 @@
 namespace {
 
 using octa::OctRange;
+using octa::paired_keys;
+using octa::paired_values;
 
 void rope_table(const OctInstruction& o, const OctBatch& batch, OctRange range) {
     for (int64_t t = range.begin; t < range.end; t++)
@@ -149,13 +151,6 @@ inline void write_cells(const float* x, int64_t dim, float* cells, int64_t step,
     for (int64_t d = 0; d < dim; d++) cells[d * step] = x[d];
 }
 
-inline void write_cells(const float* x, int64_t dim, uint16_t* cells, int64_t step, float*) {
-    over(dim, [&](int64_t d, int64_t n) {
-        const vi made = bfloat16_of(get(x + d, n));
-        for (int64_t i = 0; i < n; i++) cells[(d + i) * step] = static_cast<uint16_t>(made[i]);
-    });
-}
-
 inline void write_cells(const float* x, int64_t dim, int8_t* cells, int64_t step, float* scale) {
     vf peak{}, zero{};
     over(dim, [&](int64_t d, int64_t n) {
@@ -185,6 +180,32 @@ void write_kv(const OctInstruction& o, const OctBatch& batch, OctRange range) {
             const int64_t first = (h * batch.num_blocks + block) * size, slot = first + offset;
             write_cells(k, dim, static_cast<Cell*>(o.keys) + first * dim + offset, size, beside(o.key_scales, slot));
             write_cells(v, dim, static_cast<Cell*>(o.values) + slot * dim, 1, beside(o.value_scales, slot));
+        }
+    }
+}
+
+// As write_kv, of bfloat16. Where no token of this step has the slot that makes a pair with a token's, that slot's value
+// is made zero: it is multiplied, if only by zero.
+void write_pairs(const OctInstruction& o, const OctBatch& batch, OctRange range) {
+    const int64_t size = batch.block_size, dim = o.dim;
+    for (int64_t t = range.begin; t < range.end; t++) {
+        const int64_t block = batch.slots[t] / size, offset = batch.slots[t] % size;
+        const bool alone = offset % 2 == 0 && (t + 1 == batch.tokens || batch.slots[t + 1] != batch.slots[t] + 1);
+        const float* k = o.in + t * o.ld_in + o.heads * dim;
+        const float* v = k + o.kv_heads * dim;
+        for (int64_t h = 0; h < o.kv_heads; h++, k += dim, v += dim) {
+            const int64_t at = h * batch.num_blocks + block;
+            uint16_t* key = static_cast<uint16_t*>(o.keys) + at * paired_keys(dim, size) + offset * 2;
+            uint16_t* value = static_cast<uint16_t*>(o.values) + at * paired_values(dim, size) + offset / 2 * 2 * dim + offset % 2;
+            over(dim, [&](int64_t d, int64_t n) {
+                const vi keys = bfloat16_of(get(k + d, n)), values = bfloat16_of(get(v + d, n));
+                for (int64_t i = 0; i < n; i++) {
+                    key[(d + i) / 2 * size * 2 + (d + i) % 2] = static_cast<uint16_t>(keys[i]);
+                    value[(d + i) * 2] = static_cast<uint16_t>(values[i]);
+                }
+            });
+            if (dim % 2) key[dim / 2 * size * 2 + 1] = 0;
+            for (int64_t d = 0; alone && d < dim; d++) value[d * 2 + 1] = 0;
         }
     }
 }
@@ -241,7 +262,7 @@ void rows(const OctInstruction& o, const OctBatch& batch, int64_t begin, int64_t
         case OCT_ROPE: return rope(o, range);
         case OCT_WRITE_KV:
             return o.flag == OCT_FLOAT32    ? write_kv<float>(o, batch, range)
-                   : o.flag == OCT_BFLOAT16 ? write_kv<uint16_t>(o, batch, range)
+                   : o.flag == OCT_BFLOAT16 ? write_pairs(o, batch, range)
                                             : write_kv<int8_t>(o, batch, range);
         case OCT_GATED:
             if (o.shape == 1 && batch.tokens >= octa::kJoined) return;

@@ -86,6 +86,80 @@ struct Step {
     std::vector<Tasks> shapes;
 };
 
+// What the next attention will read of the cache, for products to bring near, as they leave the memory idle. A member
+// asks for every so many-th task, in the order in which they are taken.
+struct Coming : oct_ahead {
+    Coming(const Step& step, int member, int members)
+        : oct_ahead{nullptr, nullptr, next}, step(step), member(member), members(members) {
+        look(0);
+    }
+
+    // The first attention from group g on, if there is one.
+    void look(int64_t g);
+    oct_ahead* ahead() { return o ? this : nullptr; }
+
+private:
+    static void next(oct_ahead* self);
+    void take_task();
+
+    const Step& step;
+    const int member, members;
+    const OctInstruction* o = nullptr;
+    int64_t left = 0;               // bytes that may still be asked for
+    int64_t item = 0;               // of the attention's tasks, for each KV head
+    int64_t block = 0, blocks = 0;  // of the task in work
+    const char* values = nullptr;   // those of the block whose keys came last
+};
+
+constexpr int64_t kComing = int64_t{8} << 20;  // bytes of all members that stay near until they are read
+
+void Coming::look(int64_t g) {
+    while (g < step.num_groups && step.groups[g].kind != OCT_ATTEND) g++;
+    o = g < step.num_groups ? step.instructions + step.groups[g].first : nullptr;
+    left = kComing / members;
+    item = member - members;
+    block = blocks = 0;
+    values = at = end = nullptr;
+}
+
+void Coming::take_task() {
+    const auto& tasks = step.shapes[o->shape].tasks;
+    item += members;
+    if (item >= static_cast<int64_t>(tasks.size()) * o->kv_heads) {
+        left = 0;
+        return;
+    }
+    const AttentionTask& task = tasks[item / o->kv_heads];
+    const int64_t first = o->window ? std::max<int64_t>(0, task.position - o->window + 1) : 0;
+    block = std::max(first, task.split * kSplit) / step.batch.block_size;
+    const int64_t keys = std::min(task.position + task.count, task.split_end * kSplit);
+    blocks = (keys + step.batch.block_size - 1) / step.batch.block_size;
+}
+
+void Coming::next(oct_ahead* self) {
+    Coming& c = *static_cast<Coming*>(self);
+    while (c.left > 0 && !c.values && c.block >= c.blocks) c.take_task();
+    if (c.left <= 0) return;
+    const OctBatch& batch = c.step.batch;
+    const int64_t dim = c.o->dim, size = batch.block_size;
+    const int64_t cell = c.o->flag == OCT_FLOAT32 ? 4 : c.o->flag == OCT_BFLOAT16 ? 2 : 1;
+    const int64_t keys = cell * (c.o->flag == OCT_BFLOAT16 ? octa::paired_keys(dim, size) : dim * size);
+    const int64_t values = cell * (c.o->flag == OCT_BFLOAT16 ? octa::paired_values(dim, size) : dim * size);
+    const bool first = !c.values;
+    if (first) {
+        const AttentionTask& task = c.step.shapes[c.o->shape].tasks[c.item / c.o->kv_heads];
+        const int64_t id = batch.table[batch.spans[task.span].blocks + c.block++];
+        const int64_t block = c.item % c.o->kv_heads * batch.num_blocks + id;
+        c.at = static_cast<const char*>(c.o->keys) + block * keys;
+        c.values = static_cast<const char*>(c.o->values) + block * values;
+    } else {
+        c.at = c.values;
+        c.values = nullptr;
+    }
+    c.end = c.at + (first ? keys : values);
+    c.left -= c.end - c.at;
+}
+
 // The first split that a query at `position` sees keys of.
 int64_t first_split(const OctInstruction& o, int64_t position) {
     return o.window ? std::max<int64_t>(0, position - o.window + 1) / kSplit : 0;
@@ -218,14 +292,15 @@ void run_rows(Step& step, const OctGroup& group, const OctBatch& batch, Pool& po
 bool apart(const OctInstruction& o, int64_t tokens) { return o.op == OCT_GATE_UP && tokens < octa::kJoined; }
 
 // Panels `piece` of one product, or of gate and up one after the other.
-void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, OctRange piece, int64_t taken) {
+void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, OctRange piece, int64_t taken, oct_ahead* ahead) {
     const int64_t tokens = batch.tokens;
     if (apart(o, tokens)) {
         const auto side = [&](int64_t first, int64_t scheme, const void* weight, const void* act, const float* bias, float* out) {
             const int64_t begin = std::max(piece.begin - first, int64_t{0}) * OCT_PANEL;
             const int64_t end = std::min((piece.end - first) * OCT_PANEL, o.n);
             if (begin >= end) return;
-            oct_matmul(static_cast<int>(scheme), weight, act, nullptr, out, 2 * o.n, tokens, o.n, o.k, begin, end, bias);
+            oct_matmul(static_cast<int>(scheme), weight, act, nullptr, out, 2 * o.n, tokens, o.n, o.k, begin, end, bias,
+                       ahead);
         };
         side(0, o.scheme, o.weight, o.act, o.bias, o.delta);
         return side(panels_of(o), o.second.scheme, o.second.weight, o.second.act, o.second.bias, o.delta + o.n);
@@ -234,13 +309,13 @@ void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, Oct
     if (o.op == OCT_GATE_UP) {
         const oct_side gate{o.scheme, o.weight, o.act, o.bias};
         const oct_side up{o.second.scheme, o.second.weight, o.second.act, o.second.bias};
-        return oct_matmul_gated(&gate, &up, o.out, o.ld_out, tokens, o.k, begin, end, step.ops.combine, o.flag);
+        return oct_matmul_gated(&gate, &up, o.out, o.ld_out, tokens, o.k, begin, end, step.ops.combine, o.flag, ahead);
     }
-    oct_matmul(o.scheme, o.weight, o.act, o.in, o.out, o.ld_out, tokens, o.n, o.k, begin, end, o.bias);
+    oct_matmul(o.scheme, o.weight, o.act, o.in, o.out, o.ld_out, tokens, o.n, o.k, begin, end, o.bias, ahead);
     if (o.op == OCT_HEAD) finish_head(step, o, tokens, {begin, end}, taken * tokens);
 }
 
-void run_products(Step& step, const OctGroup& group, const OctBatch& batch, Pool& pool) {
+void run_products(Step& step, const OctGroup& group, const OctBatch& batch, Pool& pool, oct_ahead* ahead) {
     const OctInstruction* products = step.instructions + group.first;
     const auto panels_in = [&](const OctInstruction& o) { return panels_of(o) * (apart(o, batch.tokens) ? 2 : 1); };
     int64_t panels = 0;
@@ -251,7 +326,7 @@ void run_products(Step& step, const OctGroup& group, const OctBatch& batch, Pool
         for (int64_t i = 0, before = 0; i < group.count && before < piece.end; before += panels_in(products[i++])) {
             const int64_t begin = std::max(piece.begin - before, int64_t{0});
             const int64_t end = std::min(piece.end - before, panels_in(products[i]));
-            if (begin < end) run_product(step, products[i], batch, {begin, end}, taken);
+            if (begin < end) run_product(step, products[i], batch, {begin, end}, taken, ahead);
         }
     }
 }
@@ -292,20 +367,21 @@ void run_spans(Step& step, const OctGroup& group, Pool& pool, int member) {
 // Every member walks the whole program; what they share is who takes which piece.
 void walk(void* argument, Pool& pool, int member) {
     Step& step = *static_cast<Step*>(argument);
+    Coming coming(step, member, pool.size());
     for (int64_t g = 0; g < step.num_groups; g++) {
         const OctGroup& group = step.groups[g];
         const OctBatch& batch = group.tails ? step.tails : step.batch;
         if (group.kind == OCT_ROWS)
             run_rows(step, group, batch, pool);
         else if (group.kind == OCT_PRODUCTS)
-            run_products(step, group, batch, pool);
+            run_products(step, group, batch, pool, coming.ahead());
         else if (group.kind == OCT_MIX)
             octa::run_experts(*static_cast<const OctExperts*>(step.instructions[group.first].weight), step.ops, batch,
                               pool, member);
         else if (group.kind == OCT_SPANS)
             run_spans(step, group, pool, member);
         else
-            run_attention(step, group, pool, member);
+            run_attention(step, group, pool, member), coming.look(g + 1);
         if (g + 1 < step.num_groups) pool.barrier();
     }
 }
@@ -346,7 +422,7 @@ void draw(void* argument, Pool& pool, int member) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 6; }
+int32_t oct_abi() { return 7; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 

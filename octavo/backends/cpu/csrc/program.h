@@ -5,6 +5,10 @@
 // Layer cache (block tables name blocks, a slot is block * block_size + offset), of cells as OctCells tells:
 //     keys   [kv_heads, blocks, D, block_size]     keys of a block lie side by side: scores need no sum across lanes
 //     values [kv_heads, blocks, block_size, D]
+// and of bfloat16 in pairs: of neighbouring d, and of neighbouring keys, of which one not yet written has zeros where
+// the other is the last:
+//     keys   [kv_heads, blocks, (D + 1) / 2, block_size, 2]
+//     values [kv_heads, blocks, (block_size + 1) / 2, D, 2]
 //     key_scales, value_scales: float [kv_heads, blocks, block_size], with OCT_INT8 only
 #pragma once
 
@@ -163,6 +167,10 @@ inline int64_t span_padded(int64_t count) { return (count + 31) / 32 * 32; }
 inline int64_t span_scratch(int64_t count, int64_t dim) {
     return (dim + 4) * span_padded(count) + count * span_padded(dim) + 4 * (dim + span_padded(dim));
 }
+
+// Cells of one block of a KV head in pairs.
+inline int64_t paired_keys(int64_t dim, int64_t size) { return (dim + 1) / 2 * size * 2; }
+inline int64_t paired_values(int64_t dim, int64_t size) { return (size + 1) / 2 * dim * 2; }
 
 // Tokens [begin, end).
 struct OctRange {

@@ -114,19 +114,6 @@ inline vi all_pairs(const uint16_t* p) {
     return vi{} + pair;
 }
 
-// W pairs at p: a's halves first, b's second.
-inline void interleave(const uint16_t* a, const uint16_t* b, uint16_t* p) {
-#if OCT_WIDTH == 16
-    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
-    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
-                                           20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)));
-#else
-    for (int64_t i = 0; i < W; i++) p[2 * i] = a[i], p[2 * i + 1] = b[i];
-#endif
-}
-
 // the first n lanes, 0 in the others
 inline vf load_part(const float* p, int64_t n) {
     vf v{};
