@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from typing import cast
 
 import msgspec
 from msgspec import UNSET
 
-from octavo.base.types.output import CompletionOutput, RequestOutput
+from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
 from octavo.server.openai.conversation import reply_role
@@ -55,7 +54,7 @@ class ChatForm:
         self._tool = generation.parsing.tool if generation.parsing else None
         self._begun: set[int] = set()
         self._shown_at = time.monotonic()
-        self._calls: Counter[int] = Counter()  # choice -> calls shown
+        self._called: dict[int, bool] = {}  # choice -> it has calls, which are all whole
 
     def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes:
         """The whole reply, of the one prompt's output."""
@@ -79,7 +78,7 @@ class ChatForm:
             index=choice.index,
             message=self._message(choice),
             logprobs=self._logprobs(choice),
-            finish_reason=_finish_reason(choice, called=bool(choice.tool_calls)),
+            finish_reason=_finish_reason(choice, called=_called(choice.tool_calls)),
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if self._ids else UNSET,
         )
@@ -113,7 +112,7 @@ class ChatForm:
             if piece := self._piece(choice):
                 found.append(piece)
         now = time.monotonic()
-        if not found and now - self._shown_at > KEEP_ALIVE_S:  # a call is being written, and comes when it is whole
+        if not found and now - self._shown_at > KEEP_ALIVE_S:  # what may be a call is being written
             found = [
                 msgspec.json.encode(ChatDelta(index=choice.index, delta=ReplyMessage())) for choice in output.outputs
             ]
@@ -143,30 +142,38 @@ class ChatForm:
                 index=choice.index,
                 delta=ReplyMessage(content=choice.text or UNSET),
                 logprobs=self._logprobs(choice),
-                finish_reason=_finish_reason(choice, called=bool(self._calls[choice.index])),
+                finish_reason=_finish_reason(choice, called=self._called.get(choice.index, False)),
                 stop_reason=choice.stop_reason,
                 token_ids=choice.token_ids if self._ids else UNSET,
             )
         )
 
     def _parsed(self, choice: CompletionOutput) -> list[bytes]:
-        """Reasoning and tool calls as chunks of their own: of a call its name, then its arguments."""
+        """Reasoning and tool calls as chunks of their own: of a call its name, then its arguments as they come."""
         deltas = []
         if choice.reasoning and self._reasoning:
             deltas.append(ReplyMessage(reasoning=choice.reasoning, reasoning_content=choice.reasoning))
         for call in choice.tool_calls:
-            number = self._calls[choice.index]
-            self._calls[choice.index] += 1
-            head = ReplyFunction(name=call.name, arguments="")
-            begun = ReplyToolCall(index=number, id=call_id(call, self._tool), type="function", function=head)
-            rest = ReplyToolCall(index=number, function=ReplyFunction(arguments=call.arguments))
-            deltas += [ReplyMessage(tool_calls=[begun]), ReplyMessage(tool_calls=[rest])]
+            if call.name:
+                head = ReplyFunction(name=call.name, arguments="")
+                begun = ReplyToolCall(index=call.index, id=call_id(call, self._tool), type="function", function=head)
+                deltas.append(ReplyMessage(tool_calls=[begun]))
+            if call.arguments:
+                rest = ReplyToolCall(index=call.index, function=ReplyFunction(arguments=call.arguments))
+                deltas.append(ReplyMessage(tool_calls=[rest]))
+        if choice.tool_calls:
+            self._called[choice.index] = self._called.get(choice.index, True) and _called(choice.tool_calls)
         return [msgspec.json.encode(ChatDelta(index=choice.index, delta=delta)) for delta in deltas]
 
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
         if self._generation.logprobs is None or choice.logprobs is None:
             return None
         return chat_logprobs(choice.token_ids, choice.logprobs, most=self._generation.logprobs)
+
+
+def _called(calls: list[ToolCall]) -> bool:
+    """True if calls are to be carried out: none has broken off."""
+    return bool(calls) and all(call.status != "incomplete" for call in calls)
 
 
 def _finish_reason(choice: CompletionOutput, *, called: bool) -> str | None:

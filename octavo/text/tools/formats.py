@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from octavo.text.tools.bodies import (
-    NAME,
     Body,
     gemma_body,
     headed_body,
@@ -21,6 +20,7 @@ from octavo.text.tools.bodies import (
     python_body,
     xml_body,
 )
+from octavo.text.tools.reading import NAME
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "gemma4",
-        gemma_body("<tool_call|>", '<|"|>'),
+        gemma_body('<|"|>'),
         ("<|tool_call>",),
         closers=("<tool_call|>",),
         inner=('<|"|>',),
@@ -137,7 +137,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "functiongemma",
-        gemma_body("<end_function_call>", "<escape>"),
+        gemma_body("<escape>"),
         ("<start_function_call>",),
         closers=("<end_function_call>",),
         inner=("<escape>",),
