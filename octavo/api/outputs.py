@@ -50,7 +50,7 @@ class _Completion:
     token_ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
-    tool_calls: JoinedCalls = field(default_factory=JoinedCalls)
+    calls: JoinedCalls = field(default_factory=JoinedCalls)
     num_reasoning_tokens: int = 0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     cumulative_logprob: float = 0.0
@@ -70,7 +70,7 @@ class _Completion:
             self.pieces.append(delta.content)
             self.reasoning.append(delta.reasoning)
             if delta.calls:
-                self.tool_calls.add(delta.calls)
+                self.calls.add(delta.calls)
 
 
 class RequestProgress:
@@ -253,7 +253,7 @@ def _show(completion: _Completion, params: SamplingParams, *, delta: bool) -> Co
         finish_reason=completion.finish_reason,
         stop_reason=completion.stop_reason,
         reasoning="".join(completion.reasoning),
-        tool_calls=completion.tool_calls.take(delta=delta) if completion.parser is not None else [],
+        tool_calls=completion.calls.take(delta=delta) if completion.parser is not None else [],
         num_reasoning_tokens=completion.num_reasoning_tokens,
     )
     completion.pieces = [] if delta else [shown.text]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import cast
 
 import msgspec
@@ -51,10 +52,11 @@ class ChatForm:
         self._role = reply_role(cast(ChatRequest, generation.request))
         self._ids = bool(generation.request.return_token_ids)
         self._reasoning = cast(ChatRequest, generation.request).include_reasoning is not False
+        self._broken: set[int] = set()  # choices with a call that has broken off
         self._tool = generation.parsing.tool if generation.parsing else None
         self._begun: set[int] = set()
         self._shown_at = time.monotonic()
-        self._called: dict[int, bool] = {}  # choice -> it has calls, which are all whole
+        self._calls: Counter[int] = Counter()  # choice -> calls shown
 
     def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes:
         """The whole reply, of the one prompt's output."""
@@ -112,7 +114,7 @@ class ChatForm:
             if piece := self._piece(choice):
                 found.append(piece)
         now = time.monotonic()
-        if not found and now - self._shown_at > KEEP_ALIVE_S:  # what may be a call is being written
+        if not found and now - self._shown_at > KEEP_ALIVE_S:  # a call is being written, and comes when it is whole
             found = [
                 msgspec.json.encode(ChatDelta(index=choice.index, delta=ReplyMessage())) for choice in output.outputs
             ]
@@ -142,7 +144,9 @@ class ChatForm:
                 index=choice.index,
                 delta=ReplyMessage(content=choice.text or UNSET),
                 logprobs=self._logprobs(choice),
-                finish_reason=_finish_reason(choice, called=self._called.get(choice.index, False)),
+                finish_reason=_finish_reason(
+                    choice, called=self._calls[choice.index] > 0 and choice.index not in self._broken
+                ),
                 stop_reason=choice.stop_reason,
                 token_ids=choice.token_ids if self._ids else UNSET,
             )
@@ -155,14 +159,15 @@ class ChatForm:
             deltas.append(ReplyMessage(reasoning=choice.reasoning, reasoning_content=choice.reasoning))
         for call in choice.tool_calls:
             if call.name:
+                self._calls[choice.index] += 1
                 head = ReplyFunction(name=call.name, arguments="")
                 begun = ReplyToolCall(index=call.index, id=call_id(call, self._tool), type="function", function=head)
                 deltas.append(ReplyMessage(tool_calls=[begun]))
             if call.arguments:
                 rest = ReplyToolCall(index=call.index, function=ReplyFunction(arguments=call.arguments))
                 deltas.append(ReplyMessage(tool_calls=[rest]))
-        if choice.tool_calls:
-            self._called[choice.index] = self._called.get(choice.index, True) and _called(choice.tool_calls)
+            if call.status == "incomplete":
+                self._broken.add(choice.index)
         return [msgspec.json.encode(ChatDelta(index=choice.index, delta=delta)) for delta in deltas]
 
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
