@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.base.types.output import CompletionOutput, Logprob, Output, RequestOutput, RequestTimes, ToolCall
+from octavo.base.types.output import CompletionOutput, Logprob, Output, RequestOutput, RequestTimes
 from octavo.base.types.plan import TokenLogprobs
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.text.detokenizer import Detokenizer
+from octavo.text.tools.calls import JoinedCalls
 
 if TYPE_CHECKING:
     from octavo.text.tools.parser import OutputParser, Parsing
@@ -49,7 +50,7 @@ class _Completion:
     token_ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
-    tool_calls: list[ToolCall] = field(default_factory=list)
+    calls: JoinedCalls = field(default_factory=JoinedCalls)
     num_reasoning_tokens: int = 0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     cumulative_logprob: float = 0.0
@@ -68,7 +69,8 @@ class _Completion:
         for delta in deltas:
             self.pieces.append(delta.content)
             self.reasoning.append(delta.reasoning)
-            self.tool_calls += delta.calls
+            if delta.calls:
+                self.calls.add(delta.calls)
 
 
 class RequestProgress:
@@ -251,7 +253,7 @@ def _show(completion: _Completion, params: SamplingParams, *, delta: bool) -> Co
         finish_reason=completion.finish_reason,
         stop_reason=completion.stop_reason,
         reasoning="".join(completion.reasoning),
-        tool_calls=completion.tool_calls if delta else list(completion.tool_calls),
+        tool_calls=completion.calls.take(delta=delta) if completion.parser is not None else [],
         num_reasoning_tokens=completion.num_reasoning_tokens,
     )
     completion.pieces = [] if delta else [shown.text]
@@ -259,5 +261,5 @@ def _show(completion: _Completion, params: SamplingParams, *, delta: bool) -> Co
     if delta:
         completion.handed_out += completion.token_ids
         completion.token_ids, completion.logprobs = [], []
-        completion.tool_calls, completion.num_reasoning_tokens = [], 0
+        completion.num_reasoning_tokens = 0
     return shown

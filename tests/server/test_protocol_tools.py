@@ -16,6 +16,18 @@ from serving import LiveServer
 from test_bad_input import check_form
 from test_real_engine import start
 
+from octavo.base.types.output import CompletionOutput, RequestOutput
+from octavo.base.types.sampling import SamplingParams
+from octavo.server.anthropic.build import MessageBuilder
+from octavo.server.openai.chat import ChatForm
+from octavo.server.openai.convert import Generation, Prompt
+from octavo.server.openai.responses.build import ResponseBuilder
+from octavo.server.openai.responses.types import ResponsesRequest
+from octavo.server.openai.types import ChatRequest, Message
+from octavo.text.tools.calls import JoinedCalls
+from octavo.text.tools.choose import tool_format
+from octavo.text.tools.parser import OutputParser, Parsing
+
 CALLS = (
     '<tool_call>{"name": "look", "arguments": {"at": "Paris"}}</tool_call>\n'
     '<tool_call>{"name": "look", "arguments": {"at": "Rome"}}</tool_call>'
@@ -25,6 +37,8 @@ SCRIPTS = {
     "calls": CALLS,
     "thought": "<think>\nHm, let me.\n</think>\n\nHello!",
     "plain": "A plain answer.",
+    "long": '<tool_call>{"name": "look", "arguments": {"at": "' + " ".join(map(str, range(60))) + '"}}</tool_call>',
+    "broken": '<tool_call>{"name": "look", "arguments": {"at": "x", at: 1}}</tool_call>',
 }
 SCHEMA = {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]}
 PLACES = [{"at": "Paris"}, {"at": "Rome"}]
@@ -112,6 +126,87 @@ def test_responses(ours: openai.OpenAI, script: str) -> None:
         assert f"response.{part[kind]}.done" in names
     joined = "".join(event.delta for event in events if event.type == "response.reasoning_text.delta")
     assert joined == "".join(text for kind, text, *_ in items(whole) if kind == "reasoning")
+
+
+@pytest.mark.parametrize("most", [2000, 150, 90])
+def test_arguments_come_while_they_are_written(ours: openai.OpenAI, theirs: anthropic.Anthropic, most: int) -> None:
+    """Events of a call on both routes, also where it is cut short: what is told is what the whole answer has."""
+    asked = {**respond("long"), "max_output_tokens": most}
+    whole = ours.responses.create(**asked)
+    with ours.responses.stream(**asked) as stream:
+        events = list(stream)
+    assert items(events[-1].response) == items(whole)  # type: ignore[union-attr]
+    (call,) = [item for item in whole.output if item.type == "function_call"]
+    assert call.status == ("completed" if most == 2000 else "incomplete")
+    pieces = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(pieces) == call.arguments
+    names = [event.type for event in events if getattr(event, "output_index", None) == 0]
+    assert names[:1] == ["response.output_item.added"]
+    assert names[-2:] == ["response.function_call_arguments.done", "response.output_item.done"]
+    message = theirs.messages.create(**messages_of("long", max_tokens=most))
+    with theirs.messages.stream(**messages_of("long", max_tokens=most)) as told:
+        parts = [event.partial_json for event in told if event.type == "input_json"]
+        assert blocks(told.get_final_message()) == blocks(message)
+    assert json.loads("".join(parts)) == json.loads(call.arguments) == message.content[0].input  # type: ignore[union-attr]
+    assert message.stop_reason == ("tool_use" if most == 2000 else "max_tokens")
+
+
+def outputs(text: str) -> Iterator[RequestOutput]:
+    """What an engine with a token a character gives, where each is read at once."""
+    parser, calls = OutputParser(tool_format("hermes", ""), None, tools={"look": SCHEMA}), JoinedCalls()
+    for char in text:
+        delta = parser.feed(char)
+        calls.add(delta.calls)
+        one = CompletionOutput(0, delta.content, [5], tool_calls=calls.take(delta=True))
+        yield RequestOutput("id", None, [1], None, [one], finished=False)
+
+
+def test_events_follow_the_text() -> None:
+    """A call's name comes before its arguments are over, and those in pieces: on every route."""
+    text = SCRIPTS["calls"]
+    request = ChatRequest(messages=[Message(role="user", content="x")])
+    made = Generation(
+        request,
+        [Prompt([1])],
+        SamplingParams(),
+        "id",
+        "m",
+        None,
+        "internal",
+        0,
+        Parsing(tool_format("hermes", ""), None),
+    )
+    chat, response, message = (
+        ChatForm(made),
+        ResponseBuilder(ResponsesRequest(input="x"), made),
+        MessageBuilder(made, with_thinking=False),
+    )
+    told = [(chat.pieces(0, one), response.piece(0, one), message.piece(0, one)) for one in outputs(text)]
+    chunks = [json.loads(piece)["delta"]["tool_calls"][0] for pieces, *_ in told[1:] for piece in pieces]
+    heads = [chunk for chunk in chunks if "id" in chunk]
+    assert [(head["index"], head["type"], head["function"]) for head in heads] == [
+        (number, "function", {"name": "look", "arguments": ""}) for number in (0, 1)
+    ]
+    pieces = [chunk["function"]["arguments"] for chunk in chunks if "id" not in chunk and chunk["index"] == 0]
+    assert pieces == ['{"at": "', *"Paris", '"', "}"]
+    events = [json.loads(line[6:]) for _, sent, _ in told for line in sent.decode().splitlines() if line[:1] == "d"]
+    assert [event["delta"] for event in events if event["type"].endswith("delta")][: len(pieces)] == pieces
+    kinds = ["output_item.added", *["function_call_arguments.delta"] * len(pieces)]
+    kinds += ["function_call_arguments.done", "output_item.done"]
+    assert [event["type"] for event in events][: len(kinds)] == [f"response.{kind}" for kind in kinds]
+    events = [json.loads(line[6:]) for *_, sent in told for line in sent.decode().splitlines() if line[:1] == "d"]
+    kinds = ["content_block_start", *["content_block_delta"] * len(pieces), "content_block_stop"]
+    assert [event["type"] for event in events][: len(kinds)] == kinds
+    assert [event["delta"]["partial_json"] for event in events[1 : len(kinds) - 1]] == pieces
+
+
+def test_a_call_that_breaks_off(ours: openai.OpenAI, theirs: anthropic.Anthropic) -> None:
+    rest, call = ours.responses.create(**respond("broken")).output
+    assert (call.arguments, call.status) == ('{"at": "x"}', "incomplete")  # type: ignore[union-attr]
+    assert rest.type == "message"
+    message = theirs.messages.create(**messages_of("broken"))
+    assert [block.type for block in message.content] == ["text", "tool_use"]
+    assert message.stop_reason == "end_turn"
 
 
 def _stripped(value: Any) -> Any:

@@ -25,8 +25,9 @@ from octavo.text.tools.parser import Parsing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
 
-from answers import RECORDED, TOOLS, Answer
+from answers import RECORDED, TOOLS, WEATHER, Answer
 
+LONG = '{"text":"' + " ".join(map(str, range(100))) + '"}'
 SCRIPTS = {
     **{f"answer {number}": answer.text for number, answer in enumerate(RECORDED)},
     "closed": "<think>\nHm, let me.\n</think>\n\nHello!",
@@ -37,6 +38,8 @@ SCRIPTS = {
     "answer in json": '{"a": 12}',
     "plain": "A <b>plain</b> answer.\n",
     "broken": '<tool_call>{"name": "noop", "arguments": {"a": }}</tool_call>',
+    "broken later": '<tool_call>{"name": "noop", "arguments": {"a": "x", b: 1}}</tool_call> then',
+    "long": '<tool_call>\n{"name": "noop", "arguments": ' + LONG + "}\n</tool_call>",
     "other": "<|channel|>Hi<|python_tag|>!",
 }
 ASKED: list[Any] = [{"type": "function", "function": {"name": name, "parameters": one}} for name, one in TOOLS.items()]
@@ -93,6 +96,7 @@ def joined(client: openai.OpenAI, **request: Any) -> dict[str, Any]:
                 assert (call.type, call.function and call.function.arguments) == ("function", "")
                 message["calls"].append([call.function and call.function.name, ""])
             else:
+                assert call.index == len(message["calls"]) - 1
                 message["calls"][call.index][1] += call.function and call.function.arguments
         message["finish_reason"] = choice.finish_reason or message.get("finish_reason")
     return message
@@ -246,11 +250,35 @@ def test_parallel_calls_stop_strings_several_choices_and_logprobs(by_flag: opena
 
 
 def test_cut_short(by_flag: openai.OpenAI) -> None:
-    for most in range(5, 60, 9):
+    """Wherever an answer is cut, its arguments are JSON, streamed and whole."""
+    statuses = set()
+    for most in range(5, 110, 4):
         request = ask(script(TWO), tools=ASKED) | {"max_tokens": most}
         reply = by_flag.chat.completions.create(**request)
         assert reply.choices[0].finish_reason == "length"
+        given = [json.loads(call.function.arguments) for call in reply.choices[0].message.tool_calls or []]
+        statuses.add(str(given))
         check_same(joined(by_flag, **request), reply)
+    assert str([{"city": "Paris"}]) in statuses
+    assert str([WEATHER[1]]) in statuses
+
+
+def test_arguments_come_as_they_are_written(by_flag: openai.OpenAI) -> None:
+    request = ask("long", tools=ASKED)
+    reply = by_flag.chat.completions.create(**request)
+    (call,) = reply.choices[0].message.tool_calls or []
+    assert call.function.arguments == LONG
+    check_same(joined(by_flag, **request), reply)
+
+
+def test_a_call_that_breaks_off_is_none_to_carry_out(by_flag: openai.OpenAI) -> None:
+    request = ask("broken later", tools=ASKED)
+    reply = by_flag.chat.completions.create(**request)
+    (call,) = reply.choices[0].message.tool_calls or []
+    assert call.function.arguments == '{"a": "x"}'
+    assert reply.choices[0].message.content == ", b: 1}}</tool_call> then"
+    assert reply.choices[0].finish_reason == "stop"
+    check_same(joined(by_flag, **request), reply)
 
 
 def test_reasoning_can_be_left_out(by_flag: openai.OpenAI) -> None:

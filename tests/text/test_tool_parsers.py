@@ -15,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from answers import HOSTILE, RECORDED, TOOLS, WRITERS, Answer, generated
 from chat_templates import ALL
@@ -26,6 +27,7 @@ from octavo.text.reasoning import REASONINGS, Reasoning
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.tools import choose
+from octavo.text.tools.calls import JoinedCalls
 from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.formats import ALIASES, FORMATS, Format
 from octavo.text.tools.markers import Markers
@@ -46,10 +48,13 @@ def parser(name: str | None, reasoning: str | None = None, **more: Any) -> Outpu
 
 def read(parser: OutputParser, pieces: Iterable[str]) -> Read:
     deltas = [*map(parser.feed, pieces), parser.finish()]
+    calls = JoinedCalls()
+    for delta in deltas:
+        calls.add(delta.calls)
     return (
         "".join(delta.content for delta in deltas),
         "".join(delta.reasoning for delta in deltas),
-        [call for delta in deltas for call in delta.calls],
+        calls.take(delta=False),
     )
 
 
@@ -66,7 +71,8 @@ def cut(text: str, rng: random.Random) -> list[str]:
 def check_arguments(calls: list[ToolCall]) -> None:
     for call in calls:
         assert isinstance(json.loads(call.arguments), dict)
-        call.arguments.encode("utf-8")
+        assert isinstance(msgspec.json.decode(call.arguments), dict)  # which takes no half of a surrogate pair
+        assert call.status in ("completed", "incomplete")
 
 
 def holds(answer: Answer) -> Read:
@@ -147,15 +153,113 @@ def test_nothing_is_evaluated(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 BAD_JSON = [
-    *("NaN", "Infinity", "-Infinity", "1e999", "1" * 5000, "01", "'a'", "{", "[1,]", "undefined", "{a: 1}", '"\x00'),
-    "[" * 70 + "]" * 70,
+    *("NaN", "Infinity", "-Infinity", "1e999", "1" * 5000, "1.%s" % ("0" * 500), "01", "'a'", "undefined", "{a: 1}"),
+    *("[,1]", "[" * 70 + "]" * 70, "", "+1", "tru"),
 ]
 
 
 @pytest.mark.parametrize("value", BAD_JSON, ids=lambda value: value[:12])
 def test_arguments_that_are_not_json_stay_text(value: str) -> None:
     text = f'<tool_call>{{"name": "noop", "arguments": {{"a": {value}}}}}</tool_call>'
-    assert read(parser("hermes"), [text]) == (text, "", [])
+    for pieces in ([text], text):
+        assert read(parser("hermes"), pieces) == (text, "", [])
+
+
+BROKEN = [
+    # what the answer ends in or goes on with, behind the first value; the arguments; the content
+    (', "b": NaN}}</tool_call>', '{"a": 1}', ', "b": NaN}}</tool_call>'),
+    (", b: 2}}</tool_call>ok", '{"a": 1}', ", b: 2}}</tool_call>ok"),
+    (",}}</tool_call>", '{"a": 1}', ",}}</tool_call>"),
+    (" </tool_call>ok", '{"a": 1}', "ok"),
+    (', "b": [1,]}}</tool_call>', '{"a": 1, "b": [1]}', ",]}}</tool_call>"),
+    (', "b": "x" "y"}}', '{"a": 1, "b": "x"}', '"y"}}'),
+    (', "b": {"c": [{"d": "x\\', '{"a": 1, "b": {"c": [{"d": "x"}]}}', ""),
+    (', "b": "\\u00e', '{"a": 1, "b": ""}', ""),
+    (', "b": "\\ud83d\\ude0', '{"a": 1, "b": ""}', ""),
+    (', "b": [[', '{"a": 1}', ""),
+    (', "b": 1', '{"a": 1}', ""),
+    (', "b', '{"a": 1}', ""),
+    (",", '{"a": 1}', ""),
+    ("", "", '<tool_call>{"name": "noop", "arguments": {"a": 1'),
+]
+
+
+@pytest.mark.parametrize(("rest", "arguments", "content"), BROKEN, ids=lambda value: value[:16])
+def test_a_call_that_breaks_off_is_closed(rest: str, arguments: str, content: str) -> None:
+    text = f'<tool_call>{{"name": "noop", "arguments": {{"a": 1{rest}'
+    calls = [ToolCall("noop", arguments, status="incomplete")] if arguments else []
+    for pieces in ([text], text):
+        assert read(parser("hermes"), pieces) == (content, "", calls)
+
+
+def test_what_stands_behind_the_arguments_cannot_break_them() -> None:
+    call = '{"name": "noop", "arguments": {"a": 1}'
+    whole = [ToolCall("noop", '{"a": 1}')]
+    for rest, content in (
+        ("", ""),
+        ("</tool_call>", ""),
+        (', "x": nul}', ', "x": nul}'),
+        ("} or", "or"),
+        (', "x": 1}', ""),
+    ):
+        for pieces in ([f"<tool_call>{call}{rest}"], f"<tool_call>{call}{rest}"):
+            assert read(parser("hermes"), pieces) == (content, "", whole)
+
+
+def test_strings_are_mended() -> None:
+    for given, meant in (
+        ("line\nline\t\x00", "line\nline\t\0"),
+        (r"\d+ \' \q \u12x \\ \"", "\\d+ ' \\q \\u12x \\ \""),
+        (r"\ud83d\ude00 \ud83d \ude00\ud83d\n", "😀 \ufffd \ufffd\ufffd\n"),
+        ("a\ud800b", "a\ufffdb"),
+    ):
+        text = f'<tool_call>{{"name": "noop", "arguments": {{"a": "{given}"}}}}</tool_call>'
+        for pieces in ([text], text):
+            (call,) = read(parser("hermes"), pieces)[2]
+            assert (json.loads(call.arguments), call.status) == ({"a": meant}, "completed")
+
+
+RAW = (
+    "hermes",
+    "llama3_json",
+    "mistral",
+    "deepseek_v3",
+    "deepseek_v31",
+    "kimi_k2",
+    "granite",
+    "phi4_mini_json",
+    "openai",
+)
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_json_comes_as_it_was_written(name: str) -> None:
+    given = '{ "city":"Zürich \\u00e9\\n",\n  "days" : 1.50e1, "deep":{"x": [ ]}, "city": "B" }'
+    text = WRITERS[name]([("get_weather", {})]).replace("{}", given)
+    for pieces in ([text], text):
+        assert [call.arguments for call in read(parser(name), pieces)[2]] == [given]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calls_come_while_they_are_written(name: str) -> None:
+    """The name with the first value; of a string all that cannot be a marker."""
+    words = " ".join(f"word{number}" for number in range(50))
+    text = WRITERS[name]([("get_weather", {"days": 2, "city": words, "exact": True})])
+    one, seen, shown = parser(name), "", ""
+    for char in text:
+        delta = one.feed(char)
+        seen += char
+        assert delta.content == ""
+        for call in delta.calls:
+            assert (call.name == "get_weather") == (shown == "")
+            assert call.status == ("completed" if call.arguments.endswith("}") else "in_progress")
+            shown += call.arguments
+        if "word40" in seen and "word49" not in seen:
+            assert shown.endswith(seen[-15:])
+        if "word49" in seen:
+            assert '"days": 2' in shown
+    one.finish()
+    assert json.loads(shown) == {"days": 2, "city": words, "exact": True}
 
 
 def test_arguments_as_models_spell_them() -> None:
@@ -163,7 +267,9 @@ def test_arguments_as_models_spell_them() -> None:
         ('{"name": "noop", "arguments": "{\\"a\\": 1}"}', '{"a": 1}'),
         ('{"name": "noop"}', "{}"),
         ('{"name": "noop", "arguments": {"a": "line\nline"}}', '{"a": "line\\nline"}'),
-        ('{"name": "noop", "arguments": {"a": "\\ud800"}}', '{"a": "\\ud800"}'),
+        ('{"name": "noop", "arguments": {"a": "\\ud800"}}', '{"a": "\ufffd"}'),
+        ('{"arguments": {"a":1}, "name": "noop"}', '{"a": 1}'),
+        ('{"parameters": null, "name": "noop", "arguments": {"a":1}, "arguments": {"b": 2}}', '{"a":1}'),
         ('{"type": "function", "function": {"name": "noop", "arguments": {}}}', "{}"),
     ):
         (call,) = read(parser("hermes"), [f"<tool_call>{given}</tool_call>"])[2]

@@ -10,6 +10,7 @@ import msgspec
 from octavo.base.types.plan import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+ToolCallStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class RequestTimes(msgspec.Struct, array_like=True):
@@ -78,13 +79,19 @@ class Logprob:
     decoded_token: str | None = None
 
 
-@dataclass(frozen=True)
-class ToolCall:
-    """A function that the model calls. arguments: a JSON object as text.  id: where the model gives one itself."""
+class ToolCall(msgspec.Struct, frozen=True):
+    """A function that the model calls; with output_kind DELTA what came to one.
+
+    name: "" in a delta to a call that an earlier one began.  arguments: a JSON object as text, in deltas a piece of it.
+    id: where the model gives one itself.  index: which of the answer's calls.  status: in_progress until it is whole;
+    incomplete where its arguments broke off or went on as no JSON does: they end with the last certain value, closed.
+    """
 
     name: str
     arguments: str
     id: str | None = None
+    index: int = 0
+    status: ToolCallStatus = "completed"
 
 
 @dataclass

@@ -33,6 +33,7 @@ class MessageBuilder:
         self._with_thinking = with_thinking
         self._kind = ""  # of the block that is being written
         self._pieces: list[str] = []
+        self._broken = False  # some call has broken off
         self.message = MessageReply(id=f"msg_{uuid.uuid4().hex}", model=generation.model, usage=self._usage())
 
     def start(self) -> bytes:
@@ -44,14 +45,16 @@ class MessageBuilder:
         self._count.take(number, output)
         events = []
         for choice in output.outputs:
+            begun = [call for call in choice.tool_calls if call.name]
+            events += [self._call(call) for call in choice.tool_calls if not call.name]
             if choice.reasoning and self._with_thinking:
                 events.append(self._write("thinking", choice.reasoning))
             if choice.text:
                 events.append(self._write("text", choice.text))
-            events += [self._call(call) for call in choice.tool_calls]
+            events += [self._call(call) for call in begun]
             if choice.finish_reason is not None:
                 called = any(isinstance(block, ToolUseReply) for block in self.message.content)
-                self.message.stop_reason, self.message.stop_sequence = _stop(choice, called=called)
+                self.message.stop_reason, self.message.stop_sequence = _stop(choice, called=called and not self._broken)
         return b"".join(events)
 
     def end(self) -> bytes:
@@ -84,14 +87,17 @@ class MessageBuilder:
         return events + _event("content_block_delta", index=self._index, delta=delta)
 
     def _call(self, call: ToolCall) -> bytes:
-        """A call comes whole."""
-        events = self._close()
-        block = ToolUseReply(id=call_id(call, self._tool), name=call.name, input={})
-        events += self._begin(block)
-        block.input = msgspec.json.decode(call.arguments)
-        delta = {"type": "input_json_delta", "partial_json": call.arguments}
-        events += _event("content_block_delta", index=self._index, delta=delta)
-        return events + _event("content_block_stop", index=self._index)
+        """A call, or more of the one that is open."""
+        events = b""
+        if call.name:
+            events = self._close() + self._begin(ToolUseReply(id=call_id(call, self._tool), name=call.name, input={}))
+            self._kind = "tool_use"
+        if call.arguments:
+            self._pieces.append(call.arguments)
+            delta = {"type": "input_json_delta", "partial_json": call.arguments}
+            events += _event("content_block_delta", index=self._index, delta=delta)
+        self._broken = self._broken or call.status == "incomplete"
+        return events if call.status == "in_progress" else events + self._close()
 
     def _begin(self, block: ReplyBlock) -> bytes:
         self.message.content.append(block)
@@ -100,8 +106,13 @@ class MessageBuilder:
     def _close(self) -> bytes:
         if not self._kind:
             return b""
-        text = "".join(self._pieces)
-        self.message.content[-1] = TextReply(text=text) if self._kind == "text" else ThinkingReply(thinking=text)
+        text, block = "".join(self._pieces), self.message.content[-1]
+        if isinstance(block, ToolUseReply):
+            block.input = msgspec.json.decode(text)
+        elif isinstance(block, ThinkingReply):
+            block.thinking = text
+        else:
+            block.text = text
         self._kind, self._pieces = "", []
         return _event("content_block_stop", index=self._index)
 

@@ -9,7 +9,7 @@ from typing import cast
 import msgspec
 from msgspec import UNSET
 
-from octavo.base.types.output import CompletionOutput, RequestOutput
+from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
 from octavo.server.openai.conversation import reply_role
@@ -52,6 +52,7 @@ class ChatForm:
         self._role = reply_role(cast(ChatRequest, generation.request))
         self._ids = bool(generation.request.return_token_ids)
         self._reasoning = cast(ChatRequest, generation.request).include_reasoning is not False
+        self._broken: set[int] = set()  # choices with a call that has broken off
         self._tool = generation.parsing.tool if generation.parsing else None
         self._begun: set[int] = set()
         self._shown_at = time.monotonic()
@@ -79,7 +80,7 @@ class ChatForm:
             index=choice.index,
             message=self._message(choice),
             logprobs=self._logprobs(choice),
-            finish_reason=_finish_reason(choice, called=bool(choice.tool_calls)),
+            finish_reason=_finish_reason(choice, called=_called(choice.tool_calls)),
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if self._ids else UNSET,
         )
@@ -143,30 +144,41 @@ class ChatForm:
                 index=choice.index,
                 delta=ReplyMessage(content=choice.text or UNSET),
                 logprobs=self._logprobs(choice),
-                finish_reason=_finish_reason(choice, called=bool(self._calls[choice.index])),
+                finish_reason=_finish_reason(
+                    choice, called=self._calls[choice.index] > 0 and choice.index not in self._broken
+                ),
                 stop_reason=choice.stop_reason,
                 token_ids=choice.token_ids if self._ids else UNSET,
             )
         )
 
     def _parsed(self, choice: CompletionOutput) -> list[bytes]:
-        """Reasoning and tool calls as chunks of their own: of a call its name, then its arguments."""
+        """Reasoning and tool calls as chunks of their own: of a call its name, then its arguments as they come."""
         deltas = []
         if choice.reasoning and self._reasoning:
             deltas.append(ReplyMessage(reasoning=choice.reasoning, reasoning_content=choice.reasoning))
         for call in choice.tool_calls:
-            number = self._calls[choice.index]
-            self._calls[choice.index] += 1
-            head = ReplyFunction(name=call.name, arguments="")
-            begun = ReplyToolCall(index=number, id=call_id(call, self._tool), type="function", function=head)
-            rest = ReplyToolCall(index=number, function=ReplyFunction(arguments=call.arguments))
-            deltas += [ReplyMessage(tool_calls=[begun]), ReplyMessage(tool_calls=[rest])]
+            if call.name:
+                self._calls[choice.index] += 1
+                head = ReplyFunction(name=call.name, arguments="")
+                begun = ReplyToolCall(index=call.index, id=call_id(call, self._tool), type="function", function=head)
+                deltas.append(ReplyMessage(tool_calls=[begun]))
+            if call.arguments:
+                rest = ReplyToolCall(index=call.index, function=ReplyFunction(arguments=call.arguments))
+                deltas.append(ReplyMessage(tool_calls=[rest]))
+            if call.status == "incomplete":
+                self._broken.add(choice.index)
         return [msgspec.json.encode(ChatDelta(index=choice.index, delta=delta)) for delta in deltas]
 
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
         if self._generation.logprobs is None or choice.logprobs is None:
             return None
         return chat_logprobs(choice.token_ids, choice.logprobs, most=self._generation.logprobs)
+
+
+def _called(calls: list[ToolCall]) -> bool:
+    """True if calls are to be carried out: none has broken off."""
+    return bool(calls) and all(call.status != "incomplete" for call in calls)
 
 
 def _finish_reason(choice: CompletionOutput, *, called: bool) -> str | None:

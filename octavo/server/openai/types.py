@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from octavo.server.openai.refused import Empty
 from octavo.server.openai.structured import StructuredFields
-from octavo.text.tools.bodies import NAME
+from octavo.text.tools.reading import NAME
 
 MAX_PROMPTS = 1024
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from octavo.text.tools.bodies import (
-    NAME,
     Body,
     gemma_body,
     headed_body,
@@ -21,6 +20,7 @@ from octavo.text.tools.bodies import (
     python_body,
     xml_body,
 )
+from octavo.text.tools.reading import NAME
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Format:
 HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
 
 
+_PYTHONIC = "[func_name1("  # as Meta's prompts ask for it
 _OBJECT = '{"name": "$NAME", "arguments": $ARGUMENTS}'
 
 
@@ -128,7 +129,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "gemma4",
-        gemma_body("<tool_call|>", '<|"|>'),
+        gemma_body('<|"|>'),
         ("<|tool_call>",),
         closers=("<tool_call|>",),
         inner=('<|"|>',),
@@ -137,7 +138,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "functiongemma",
-        gemma_body("<end_function_call>", "<escape>"),
+        gemma_body("<escape>"),
         ("<start_function_call>",),
         closers=("<end_function_call>",),
         inner=("<escape>",),
@@ -164,7 +165,7 @@ FORMATS: tuple[Format, ...] = (
             "",
             "<|tool_calls_section_end|>",
         ),
-        signs=(("<|tool_call_begin|>", "<|tool_call_argument_begin|>"),),
+        signs=(("<|tool_call_begin|>", "<|tool_call_argument_begin|>"), ("<|im_middle|>", "tool_declare")),
     ),
     Format(
         "mistral",
@@ -176,29 +177,31 @@ FORMATS: tuple[Format, ...] = (
         signs=(("[TOOL_CALLS]",),),
     ),
     Format(
+        "llama3_json",
+        json_body(known=True),
+        ("<|python_tag|>",),
+        bare="{",
+        wraps=("<|python_start|>", "<|python_end|>"),
+        between=";,",
+        spelling=Spelling(_OBJECT.replace("arguments", "parameters"), between="; "),
+        signs=(("<|python_tag|>",), ("<|eot_id|>", '"parameters":'), ("<|header_start|>", '"parameters":')),
+    ),
+    Format(
         "llama4_pythonic",
         python_body(),
         ("<|python_start|>",),
         bare="[",
         closers=("<|python_end|>",),
         spelling=Spelling("$NAME($KEYWORDS)", "<|python_start|>[", ", ", "]<|python_end|>"),
-        signs=(("<|python_start|>",),),
-    ),
-    Format(
-        "llama3_json",
-        json_body(known=True),
-        ("<|python_tag|>",),
-        bare="{",
-        between=";,",
-        spelling=Spelling(_OBJECT.replace("arguments", "parameters"), between="; "),
-        signs=(("<|python_tag|>",), ("<|eot_id|>", '"parameters":')),
+        signs=(("<|python_start|>",), ("<|header_start|>", _PYTHONIC)),
     ),
     Format(
         "phi4_mini_json",
         json_body(),
-        ("functools",),
+        ("functools", "<|tool_call|>"),
+        closers=("<|/tool_call|>",),
         spelling=Spelling(_OBJECT, "functools[", ", ", "]"),
-        signs=(("<|tool|>", "<|/tool|>"),),
+        signs=(("<|tool|>", "<|/tool|>"), ("functools[",)),
     ),
     Format(
         "granite",
@@ -225,7 +228,13 @@ FORMATS: tuple[Format, ...] = (
         spelling=Spelling(f"<tool_call>\n{_OBJECT}\n</tool_call>"),
         signs=(("<tool_call>",),),
     ),
-    Format("pythonic", python_body(), bare="[", spelling=Spelling("$NAME($KEYWORDS)", "[", ", ", "]")),
+    Format(
+        "pythonic",
+        python_body(),
+        bare="[",
+        spelling=Spelling("$NAME($KEYWORDS)", "[", ", ", "]"),
+        signs=((_PYTHONIC,),),
+    ),
 )
 
 ALIASES = {

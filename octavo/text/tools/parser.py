@@ -1,8 +1,9 @@
 """An answer's text in, piece by piece; its content, reasoning and tool calls out.
 
-All that comes out, joined, does not depend on how the text was cut. A call comes out once it is whole and its arguments
-are known to be JSON; a text that began like a call and is none is content. White space that borders on reasoning or a
-call is dropped; an answer without either comes out as it is.
+All that comes out, joined, does not depend on how the text was cut. A call begins with its first certain value, and its
+arguments come out as they are written; a text that began like a call and does not come that far is content. A call that
+breaks off later has its arguments closed, so that they are JSON, and what could not be read is content. White space
+that borders on reasoning or a call is dropped; an answer without either comes out as it is.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 
 from octavo.base.types.output import ToolCall
 from octavo.text.reasoning import Reasoning
-from octavo.text.tools.bodies import Body, Tools
+from octavo.text.tools.bodies import Body
 from octavo.text.tools.formats import HARMONY, Format
 from octavo.text.tools.markers import Markers
-from octavo.text.tools.scanners import MAX_HEAD, SPACE, Scanner, Until, end_of
+from octavo.text.tools.reading import MAX_HEAD, SPACE, Reading, Steps, Tools, end_of
 from octavo.text.tools.values import NotAValueError
 
 _ANALYSIS = re.compile(r"<\|channel\|>\s*analysis\b")
@@ -29,7 +30,7 @@ _HEAD_END = Markers(HARMONY[3:4])
 
 @dataclass
 class Delta:
-    """What a piece of text brought."""
+    """What a piece of text brought. calls: as ToolCall tells of deltas."""
 
     content: str = ""
     reasoning: str = ""
@@ -69,12 +70,12 @@ class Channel:
 
 @dataclass
 class _Section:
-    """A call's text, or a message's head, as far as it has come."""
+    """A call's text, or a message's head, as far as it has come. marker: what stood before it."""
 
-    scanner: Scanner
-    body: Body | None
-    parts: list[str]
-    head: str = ""
+    reading: Reading
+    steps: Steps[None]
+    marker: str
+    head: bool
 
 
 class OutputParser:
@@ -95,7 +96,7 @@ class OutputParser:
     ) -> None:
         self._tool = tool
         self._tools: Mapping[str, Mapping[str, Any]] = tools or {}
-        self._single, self._called = single, False
+        self._single, self._num_calls = single, 0
         self._rules = rules(tool, reasoning)
         self._content = Channel(bordered=False)
         self._reasoning = Channel(bordered=True)
@@ -109,11 +110,13 @@ class OutputParser:
 
     def feed(self, text: str) -> Delta:
         """What became certain with this text."""
-        text, at = self._tail + text, 0
-        self._tail = ""
+        self._feed(self._tail + text)
+        return self._take()
+
+    def _feed(self, text: str) -> None:
+        at, self._tail = 0, ""
         while at < len(text):
             at = self._state(text, at)
-        return self._take()
 
     @property
     def in_reasoning(self) -> bool:
@@ -122,13 +125,13 @@ class OutputParser:
 
     def finish(self) -> Delta:
         """The rest, once the answer has ended."""
+        while self._section is not None:
+            self._section.reading.ended = True
+            rest, self._tail = self._tail, ""
+            at = self._in_section(rest, 0)
+            self._feed(rest[at:])
         tail, self._tail = self._tail, ""
-        section = self._section
-        if section is not None:
-            whole = section.body is not None and section.scanner.finish()
-            if not (whole and self._take_calls(section)):
-                self._fail(section)
-        elif self.in_reasoning:
+        if self.in_reasoning:
             self._reason(tail)
         elif not self._closing(tail):
             self._say(tail)
@@ -136,6 +139,8 @@ class OutputParser:
         return self._take()
 
     def _take(self) -> Delta:
+        if self._section is not None:
+            self._calls += self._section.reading.calls()
         delta = Delta("".join(self._said), "".join(self._reasoned), self._calls)
         self._said, self._reasoned, self._calls = [], [], []
         return delta
@@ -211,17 +216,15 @@ class OutputParser:
         if section is None:
             self._state = self._in_text
             return at
-        stop, done = section.scanner.feed(text, at)
-        section.parts.append(text[at:stop])
-        if done is None:
-            return stop
-        if not done:
-            self._fail(section)
-        elif section.body is None:
-            self._take_head(section)
-        elif not self._take_calls(section):
-            self._fail(section)
-        return stop
+        reading = section.reading
+        reading.more(text, at)
+        try:
+            next(section.steps)
+        except StopIteration:
+            return self._take_head(section) if section.head else self._end_calls(reading)
+        except NotAValueError:
+            return self._fail(section)
+        return self._wait(text, reading.pause())
 
     def _enter(self, marker: str, at: int) -> int:
         rules = self._rules
@@ -233,51 +236,68 @@ class OutputParser:
             self._state = self._in_reasoning
             return at
         if marker in rules.heads:
-            section = _Section(Until(_HEAD_END, limit=MAX_HEAD), None, [marker])
+            reading = Reading({}, known=False, index=0, single=False, passed=[marker])
+            self._section = _Section(reading, _read_head(reading), "", head=True)
         elif self._tool is not None:
             bare = marker == self._tool.bare
-            section = _Section(self._tool.body.scan(), self._tool.body, [], "" if bare else marker)
+            self._begin_call(self._tool.body, "" if bare else marker)
             at -= len(marker) if bare else 0
         else:
             self._say(marker)
             return at
-        self._section, self._state = section, self._in_section
+        self._state = self._in_section
         return at
 
-    def _take_head(self, section: _Section) -> None:
+    def _begin_call(self, body: Body, marker: str, *passed: str) -> None:
+        reading = Reading(self._tools, known=body.known, index=self._num_calls, single=self._single, passed=passed)
+        self._section = _Section(reading, body.read(reading), marker, head=False)
+
+    def _take_head(self, section: _Section) -> int:
         """A message's head is whole: what it says of the message's text."""
-        head = "".join(section.parts)
+        head = section.reading.passed()
         self._section = None
         self._content.border()
         if self._tool is not None and _RECIPIENT.search(head):
-            self._section = _Section(self._tool.body.scan(), self._tool.body, [head])
+            self._begin_call(self._tool.body, "", head)
         elif _ANALYSIS.search(head):
             self._state = self._in_reasoning
         else:
             self._state = self._in_text
+        return section.reading.at
 
-    def _take_calls(self, section: _Section) -> bool:
-        body = section.body
-        if body is None:
-            return False
-        try:
-            calls = body.read("".join(section.parts), self._tools)
-        except NotAValueError:
-            return False
-        if not calls or (body.known and any(call.name not in self._tools for call in calls)):
-            return False
-        if self._single:
-            calls = [] if self._called else calls[:1]
-        self._called = True
-        self._calls += calls
+    def _end_calls(self, reading: Reading) -> int:
+        self._calls += reading.calls()
+        self._num_calls = reading.index
         self._content.border()
         self._section, self._state, self._anchored = None, self._at_start, self._rules.after_call
-        return True
+        return reading.at
 
-    def _fail(self, section: _Section) -> None:
-        """No call: its text is content."""
-        self._section, self._state = None, self._in_text
-        self._say(section.head + "".join(section.parts))
+    def _fail(self, section: _Section) -> int:
+        """What is in no call is content."""
+        reading = section.reading
+        text = reading.left()
+        if reading.told:
+            self._end_calls(reading)
+        else:
+            self._section, self._state = None, self._in_text
+            text = section.marker + text
+        self._say(text)
+        return reading.at
+
+
+def _read_head(reading: Reading) -> Steps[None]:
+    """Pass over a message's head."""
+    room = MAX_HEAD
+    while True:
+        text, at = reading.text, reading.at
+        found = _HEAD_END.search(text, at, at + room)
+        reading.at = found.end() if found else min(len(text) - _HEAD_END.held(text, at), at + room)
+        room -= reading.at - at
+        if found:
+            return
+        if not room or reading.ended:
+            raise NotAValueError
+        yield
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octavo.text.tools.formats import Format, Spelling
 
+_TOOLS = re.compile(r"""(?<![\w.'"])tools(?![\w'"])""")
 _HEAD = "You can call functions. Each line below describes one, as JSON:"
 _HOW = "To call a function, answer with its name and its arguments in exactly this form:"
 
 
 def shows_tools(template: str) -> bool:
-    """True if the template's text has a place for tools."""
-    return "tools" in template
+    """True if the template reads `tools`: not only a message's, as Phi-4-mini's does."""
+    return _TOOLS.search(template) is not None
 
 
 def can_tell(tool: Format) -> bool:

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from octavo.text.tools.scanners import MAX_DEPTH
-
-_MAX_DIGITS = 400
+MAX_DEPTH = 64
+MAX_DIGITS = 400
+_HALVES = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"[-+]?(?:\d[\d_]*)?(?:\.\d*)?(?:[eE][-+]?\d+)?")
 _WORD = re.compile(r"[A-Za-z_][\w.\-]*")
 _KEY = re.compile(r"[^\s:{}\[\],\"']+")
@@ -37,13 +37,8 @@ def load_json(text: str) -> Any:
 
 
 def dump_json(value: Any) -> str:
-    """JSON text of plain data; characters stay as they are unless they are half a surrogate pair."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False)
-    return text
+    """JSON text of plain data. Characters stay as they are; half a surrogate pair, which is none, becomes U+FFFD."""
+    return _HALVES.sub("\ufffd", _ENCODER.encode(value))
 
 
 def _refuse(_: str) -> NoReturn:
@@ -51,7 +46,7 @@ def _refuse(_: str) -> NoReturn:
 
 
 def _integer(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
+    if len(text) > MAX_DIGITS:
         raise NotAValueError
     return int(text)
 
@@ -63,6 +58,7 @@ def _float(text: str) -> float:
     return value
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_int=_integer, parse_float=_float)
 
 
@@ -163,7 +159,7 @@ class Literals:
 
     def _number(self) -> int | float:
         found = _NUMBER.match(self.text, self.at)
-        if found is None or not found[0].strip("+-") or len(found[0]) > _MAX_DIGITS:
+        if found is None or not found[0].strip("+-") or len(found[0]) > MAX_DIGITS:
             raise NotAValueError
         self.at = found.end()
         try:
@@ -187,11 +183,16 @@ class Literals:
             if found[0] == quote:
                 self.at = at
                 return "".join(parts)
-            part, at = _escape(text, at)
+            part, at = escape(text, at)
             parts.append(part)
 
 
-def _escape(text: str, at: int) -> tuple[str, int]:
+def escape_length(char: str) -> int:
+    """How many characters an escape has whose second one this is."""
+    return 2 + _HEX.get(char, 0)
+
+
+def escape(text: str, at: int) -> tuple[str, int]:
     """What the escape at text[at - 1] stands for, and where the text goes on; unknown ones stay as they are."""
     char = text[at : at + 1]
     if char in _HEX:

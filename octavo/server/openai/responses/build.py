@@ -53,7 +53,8 @@ class ResponseBuilder:
         self._generation = generation
         self._count = UsageCount(generation)
         self._number = 0
-        self._open: OutputMessage | OutputReasoning | None = None  # the last of the output, while it is written
+        self._open: OutputItem | None = None  # the last of the output, while it is written
+        self._cut: OutputItem | None = None  # what was open when it all ended with an error
         self._pieces: list[str] = []
         self._said_logprobs: list[TokenLogprob] = []
         self._logprobs: list[TokenLogprob] = []
@@ -69,12 +70,14 @@ class ResponseBuilder:
         self._count.take(number, output)
         events = []
         for choice in output.outputs:
+            begun = [call for call in choice.tool_calls if call.name]
+            events += [self._call(call) for call in choice.tool_calls if not call.name]
             if choice.reasoning:
                 events.append(self._reasoning(choice.reasoning))
             self._logprobs += self._told_logprobs(choice)
             if choice.text:
                 events.append(self._text(choice.text))
-            events += [self._call(call) for call in choice.tool_calls]
+            events += [self._call(call) for call in begun]
             if choice.finish_reason is not None:
                 self._finish = choice
         return b"".join(events)
@@ -83,7 +86,7 @@ class ResponseBuilder:
         """The last item is done, and so is the response."""
         cut = self._finish is not None and self._finish.finish_reason == "length"
         status: ResponseStatus = "incomplete" if cut else "completed"
-        events = b"" if self.response.output else self._begin("message")
+        events = b"" if self.response.output else self._begin_text("message")
         events += self._close(status)
         if cut:
             self.response.incomplete_details = IncompleteDetails("max_output_tokens")
@@ -92,16 +95,19 @@ class ResponseBuilder:
     def fail(self, told: ErrorReply) -> bytes:
         """The response ends with an error; what has come of it stays."""
         self.response.error = ResponseError(_CODES.get(told.status, "server_error"), told.detail.message)
+        self._cut = self._open
         return self._close("incomplete") + self._over("failed")
 
     def cancel(self) -> None:
         """The response ends as its client asked."""
+        self._cut = self._open
         self._close("incomplete")
         self._over("cancelled")
 
     def said(self) -> list[Message]:
-        """What the model said, as messages of the conversation."""
-        return as_messages([as_item(item) for item in self.response.output])
+        """What the model said, as messages of the conversation: without a call that came only in part."""
+        cut = self._cut if isinstance(self._cut, OutputCall) else None
+        return as_messages([as_item(item) for item in self.response.output if item is not cut])
 
     def _over(self, status: ResponseStatus) -> bytes:
         self.response.status = status
@@ -141,61 +147,73 @@ class ResponseBuilder:
         return events + self._part("response.output_text.delta", delta=text, logprobs=told)
 
     def _call(self, call: ToolCall) -> bytes:
-        """A call comes whole."""
-        events = self._close("completed")
-        tool = None if self._generation.parsing is None else self._generation.parsing.tool
-        item = OutputCall(
-            id=new_id("fc"), call_id=call_id(call, tool), name=call.name, arguments="", status="in_progress"
-        )
-        where = {"item_id": item.id, "output_index": len(self.response.output)}
-        self.response.output.append(item)
-        events += self._event("response.output_item.added", output_index=where["output_index"], item=item)
-        events += self._event("response.function_call_arguments.delta", delta=call.arguments, **where)
-        item.arguments, item.status = call.arguments, "completed"
-        events += self._event("response.function_call_arguments.done", arguments=call.arguments, **where)
-        return events + self._event("response.output_item.done", output_index=where["output_index"], item=item)
+        """A call, or more of the one that is open."""
+        events = b""
+        if call.name:
+            tool = None if self._generation.parsing is None else self._generation.parsing.tool
+            events = self._close("completed") + self._begin(
+                OutputCall(
+                    id=new_id("fc"),
+                    call_id=call_id(call, tool),
+                    name=call.name,
+                    arguments="",
+                    status="in_progress",
+                )
+            )
+        if call.arguments:
+            self._pieces.append(call.arguments)
+            events += self._about("response.function_call_arguments.delta", delta=call.arguments)
+        return events if call.status == "in_progress" else events + self._close(call.status)
 
     def _go_on(self, kind: Literal["message", "reasoning"]) -> bytes:
         """The item being written is of this kind; a new one begins where it is not."""
         if isinstance(self._open, OutputMessage if kind == "message" else OutputReasoning):
             return b""
-        return self._close("completed") + self._begin(kind)
+        return self._close("completed") + self._begin_text(kind)
 
-    def _begin(self, kind: Literal["message", "reasoning"]) -> bytes:
-        item: OutputMessage | OutputReasoning = (
-            OutputMessage(id=new_id("msg"), status="in_progress", content=[])
-            if kind == "message"
-            else OutputReasoning(id=new_id("rs"), status="in_progress", content=[])
-        )
+    def _begin_text(self, kind: Literal["message", "reasoning"]) -> bytes:
+        if kind == "message":
+            message = OutputMessage(id=new_id("msg"), status="in_progress", content=[])
+            events, part = self._begin(message), OutputTextPart(text="")
+            message.content.append(part)
+            return events + self._part("response.content_part.added", part=part)
+        reasoning = OutputReasoning(id=new_id("rs"), status="in_progress", content=[])
+        events, thought = self._begin(reasoning), ReasoningTextPart(text="")
+        reasoning.content.append(thought)
+        return events + self._part("response.content_part.added", part=thought)
+
+    def _begin(self, item: OutputItem) -> bytes:
         self._open, self._pieces, self._said_logprobs = item, [], []
         self.response.output.append(item)
-        events = self._event("response.output_item.added", output_index=len(self.response.output) - 1, item=item)
-        if isinstance(item, OutputMessage):
-            item.content.append(OutputTextPart(text=""))
-        else:
-            item.content.append(ReasoningTextPart(text=""))
-        return events + self._part("response.content_part.added", part=item.content[0])
+        return self._event("response.output_item.added", output_index=len(self.response.output) - 1, item=item)
 
     def _close(self, status: str) -> bytes:
-        item = self._open
+        item, text = self._open, "".join(self._pieces)
         if item is None:
             return b""
-        part, text = item.content[0], "".join(self._pieces)
-        part.text, item.status = text, status
-        if isinstance(part, OutputTextPart):
-            part.logprobs = self._said_logprobs
+        item.status = status
+        if isinstance(item, OutputCall):
+            item.arguments = text
+            events = self._about("response.function_call_arguments.done", arguments=text)
+        elif isinstance(item, OutputMessage):
+            part = item.content[0] = OutputTextPart(text=text, logprobs=self._said_logprobs)
             events = self._part("response.output_text.done", text=text, logprobs=part.logprobs)
+            events += self._part("response.content_part.done", part=part)
         else:
+            thought = item.content[0] = ReasoningTextPart(text=text)
             events = self._part("response.reasoning_text.done", text=text)
-        events += self._part("response.content_part.done", part=part)
+            events += self._part("response.content_part.done", part=thought)
         self._open = None
         index = len(self.response.output) - 1
         return events + self._event("response.output_item.done", output_index=index, item=item)
 
     def _part(self, kind: str, **fields: Any) -> bytes:
-        item, index = self._open, len(self.response.output) - 1
-        name = "" if item is None else item.id
-        return self._event(kind, item_id=name, output_index=index, content_index=0, **fields)
+        return self._about(kind, content_index=0, **fields)
+
+    def _about(self, kind: str, **fields: Any) -> bytes:
+        """An event of the item that is open."""
+        name = "" if self._open is None else self._open.id
+        return self._event(kind, item_id=name, output_index=len(self.response.output) - 1, **fields)
 
     def _whole(self, kind: str) -> bytes:
         return self._event(kind, response=self.response)

@@ -1,0 +1,184 @@
+"""What chat templates of the families hold that tells their formats: short strings, each as it stands in the template.
+
+Read in the published templates, of which nothing else is kept: vLLM's examples/ (Apache-2.0), llama.cpp's
+models/templates (MIT) and the models' own tokenizer_config.json; `source` names the file or the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """One template. tool, reasoning: names of the formats; None for none.  shows: whether it reads `tools`."""
+
+    name: str
+    source: str
+    strings: tuple[str, ...]
+    tool: str | None
+    reasoning: str | None = None
+    shows: bool = True
+
+
+_QWEN = ("{%- if tools %}", "<tools>", '{"name": <function-name>, "arguments": <args-json-object>}', "</tool_call>")
+_LLAMA = ("{%- if not tools is defined %}", "<|start_header_id|>", "<|eot_id|>")
+_LLAMA4 = ("{%- set tools = custom_tools %}", "<|header_start|>", "<|eot|>")
+_PARAMETERS = ('{"name": function name, "parameters": dictionary of argument name', "{{- '\"parameters\": ' }}")
+_GRANITE = ("{%- if tools %}", "<|start_of_role|>assistant<|end_of_role|>", "<|end_of_text|>")
+_MISTRAL = ("{%- if tools is not none", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]")
+_DEEPSEEK = ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>")
+
+FAMILIES = (
+    Family("Qwen2.5", "Qwen/Qwen2.5-7B-Instruct", (*_QWEN, '\'\\n<tool_call>\\n{"name": "\''), "hermes"),
+    Family("Qwen3", "Qwen/Qwen3-8B", (*_QWEN, "<tool_call>", "'<think>\\n\\n</think>\\n\\n'"), "hermes", "qwen3"),
+    Family(
+        "Qwen3-Coder",
+        "vLLM tool_chat_template_qwen3coder.jinja",
+        (
+            "{%- if tools is iterable",
+            "<tool_call>\\n<function=example_function_name>\\n<parameter=example_parameter_1>",
+        ),
+        "qwen3_coder",
+    ),
+    Family(
+        "Llama 3.1",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        (*_LLAMA, *_PARAMETERS, '"<|python_tag|>" + tool_call.name + ".call("'),
+        "llama3_json",
+    ),
+    Family("Llama 3.2", "vLLM tool_chat_template_llama3.2_json.jinja", (*_LLAMA, *_PARAMETERS), "llama3_json"),
+    Family(
+        "Llama 3.2, pythonic",
+        "vLLM tool_chat_template_llama3.2_pythonic.jinja",
+        (*_LLAMA, "[func_name1(params_name1=params_value1, params_name2=params_value2...), func_name2(params)]"),
+        "pythonic",
+    ),
+    Family(
+        "Llama 4",
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        (*_LLAMA4, *_PARAMETERS, "{{- '<|python_start|>' }}", "{{- '<|python_end|>' }}"),
+        "llama3_json",
+    ),
+    Family(
+        "Llama 4, pythonic",
+        "vLLM tool_chat_template_llama4_pythonic.jinja",
+        (*_LLAMA4, "Use exact format: [func_name1(param1=value1, param2=value2), func_name2(...)]"),
+        "llama4_pythonic",
+    ),
+    Family(
+        "Mistral v3, v7",
+        "vLLM tool_chat_template_mistral3.jinja",
+        (*_MISTRAL, '{{- "[TOOL_CALLS] [" }}', '\', "id": "\' + tool_call.id[-9:]'),
+        "mistral",
+    ),
+    Family(
+        "Mistral v11, v13",
+        "mistralai/Devstral-Small-2-24B-Instruct-2512",
+        (*_MISTRAL, "'[TOOL_CALLS]' + tool['function']['name'] + '[ARGS]' + arguments", "[THINK]"),
+        "mistral",
+        "mistral",
+    ),
+    Family(
+        "DeepSeek V3",
+        "deepseek-ai/DeepSeek-V3-0324",
+        (*_DEEPSEEK, "'<｜tool▁call▁begin｜>' + tool['type'] + '<｜tool▁sep｜>'", "'\\n' + '```json' + '\\n'"),
+        "deepseek_v3",
+        shows=False,
+    ),
+    Family(
+        "DeepSeek V3.1",
+        "llama.cpp deepseek-ai-DeepSeek-V3.1.jinja",
+        (*_DEEPSEEK, "tool['function']['name'] + '<｜tool▁sep｜>'", "{{'<think>'}}", "{{'</think>'}}"),
+        "deepseek_v31",
+        "deepseek_v3",
+        shows=False,
+    ),
+    Family(
+        "GLM-4.5, GLM-4.6",
+        "llama.cpp GLM-4.6.jinja",
+        ("{%- if tools -%}", "<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>", "'\\n<think></think>'"),
+        "glm45",
+        "qwen3",
+    ),
+    Family(
+        "Kimi K2",
+        "moonshotai/Kimi-K2-Instruct",
+        (
+            "{%- if tools -%}",
+            "<|im_system|>tool_declare<|im_middle|>",
+            "<|tool_call_begin|>{{ formatted_id }}<|tool_call_argument_begin|>",
+        ),
+        "kimi_k2",
+    ),
+    Family(
+        "Kimi K2, first version",
+        "llama.cpp moonshotai-Kimi-K2.jinja",
+        ("{% if tools -%}", "<|im_system|>tool_declare<|im_middle|>", "<|im_assistant|>assistant<|im_middle|>"),
+        "kimi_k2",
+    ),
+    Family(
+        "Granite 3.2",
+        "ibm-granite/granite-3.2-8b-instruct",
+        (*_GRANITE, "respond with <|tool_call|> followed by a JSON list of tools", "Here is my thought process:"),
+        "granite",
+        "granite",
+    ),
+    Family(
+        "Granite 3.3",
+        "ibm-granite/granite-3.3-8b-instruct",
+        (
+            *_GRANITE,
+            "respond only with <|tool_call|> followed by a JSON list of tools",
+            "<think></think>",
+            "<response>",
+        ),
+        "granite",
+        "granite",
+    ),
+    Family(
+        "Granite 4", "ibm-granite/granite-4.0-h-small", (*_GRANITE, "within <tool_call></tool_call> XML tags"), "hermes"
+    ),
+    Family(
+        "Phi-4-mini",
+        "microsoft/Phi-4-mini-instruct",
+        ("'tools' in message and message['tools'] is not none", "'<|tool|>' + message['tools'] + '<|/tool|>'"),
+        "phi4_mini_json",
+        shows=False,
+    ),
+    Family(
+        "Phi-4-mini, llama.cpp's",
+        "llama.cpp llama-cpp-microsoft-Phi-4-mini-instruct.jinja",
+        ("{% elif tools is defined -%}", "'<|tool|>' + (tool['function'] | tojson) + '<|/tool|>'", "'<|tool_call|>'"),
+        "phi4_mini_json",
+    ),
+    Family(
+        "Phi-4-mini, vLLM's",
+        "vLLM tool_chat_template_phi4_mini.jinja",
+        (
+            "{%- if tools %}",
+            'formatted as functools[{"name": [function name], "arguments": [function arguments as JSON]}',
+        ),
+        "phi4_mini_json",
+    ),
+    Family(
+        "gpt-oss",
+        "openai/gpt-oss-20b",
+        (
+            "{%- if tools",
+            "namespace functions",
+            "<|channel|>commentary json<|message|>",
+            "<|channel|>analysis<|message|>",
+        ),
+        "openai",
+        "openai_gptoss",
+    ),
+    Family("Gemma 3", "google/gemma-3-4b-it", ("<start_of_turn>model", "<end_of_turn>"), None, shows=False),
+    Family(
+        "Gemma 4",
+        "vLLM tool_chat_template_gemma4.jinja",
+        ("{%- if tools", "'<|tool_call>call:'", "'<tool_call|>'", "<|channel>thought\\n<channel|>"),
+        "gemma4",
+        "gemma4",
+    ),
+)
