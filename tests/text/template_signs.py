@@ -1,7 +1,9 @@
 """What chat templates of the families hold that tells their formats: short strings, each as it stands in the template.
 
-Read in the published templates, of which nothing else is kept: vLLM's examples/ (Apache-2.0), llama.cpp's
-models/templates (MIT) and the models' own tokenizer_config.json; `source` names the file or the model.
+From published templates, of which nothing else is kept: vLLM's examples/ (Apache-2.0), llama.cpp's models/templates
+(MIT) and the models' own tokenizer_config.json; `source` names the file or the model. Files of the first two, and
+excerpts of Llama 3.1 and 4, DeepSeek V3, Granite 3, Devstral and Phi-4-mini, were open when this was written; the
+strings of Qwen 2.5 and 3, gpt-oss, Gemma, Granite 4 and the present Kimi K2 are from knowledge of them.
 """
 
 from __future__ import annotations
