@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from octavo.api.arguments import engine_config
 from octavo.api.build import Model, build_engine, make_limits, open_model
 from octavo.api.client import InProcessClient
-from octavo.api.interrupt import interrupt_after
 from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import (
     AnyPoolingOutput,
@@ -32,9 +29,10 @@ from octavo.api.pooling import (
 from octavo.api.progress import GenerationBar, LoadingBar
 from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_prompts, spread
 from octavo.api.requests import make_request
+from octavo.api.stepper import Row, Stepper
 from octavo.base.config.config import EngineConfig
-from octavo.base.errors import ConfigError, InputError, OverloadedError, RequestFailedError
-from octavo.base.types.output import Output, RequestOutput
+from octavo.base.errors import ConfigError, InputError
+from octavo.base.types.output import RequestOutput
 from octavo.base.types.pooled import ClassificationRequestOutput, EmbeddingRequestOutput, ScoringRequestOutput
 from octavo.base.types.pooling import PoolingParams, PoolingTask
 from octavo.base.types.ports import TextTokenizer
@@ -44,18 +42,7 @@ from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 # offline, every prompt of a batch waits here: there is nobody to come back later, and nobody who sees a token come
 UNBOUNDED = 1 << 31
 
-
-Row = RequestProgress | PoolingProgress
-
-
-class _Batch:
-    """The rows of one call. Threads step in turns, so any of them may end a row: on_end is called by that one."""
-
-    def __init__(self, rows: Sequence[Row], *, on_end: Callable[[Row], None] = lambda row: None) -> None:
-        self.rows = rows
-        self.waiting = deque(rows)
-        self.left = len(rows)
-        self.on_end = on_end
+Result = TypeVar("Result")
 
 
 class LLM:
@@ -70,9 +57,8 @@ class LLM:
         self._client: InProcessClient | None = None
         self._closed = False
         self._enqueued: list[RequestProgress] = []
-        self._lock = threading.Lock()
+        self._stepper = Stepper(self._open_client)
         self._numbers = itertools.count()
-        self._alive: dict[str, tuple[Row, _Batch]] = {}
         config = engine_config(model, engine_args)
         asked = config.scheduler
         scheduler = msgspec.structs.replace(
@@ -196,17 +182,7 @@ class LLM:
         (row,) = parse_prompts(prompt)
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         progress = self._progress(row, params, priority=0)
-        batch = _Batch([progress])
-        try:
-            while True:
-                if (output := progress.take()) is None:
-                    self._advance(batch)
-                    continue
-                yield output
-                if output.finished:
-                    return
-        finally:
-            self._forget(batch)
+        yield from self._stepper.stream(progress)
 
     def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         """A conversation as the chat template makes it, in token ids; options as in `chat`."""
@@ -247,20 +223,19 @@ class LLM:
     def wait_for_completion(self, *, use_tqdm: bool = True) -> list[RequestOutput]:
         """Run all that was enqueued; its outputs, in order."""
         rows, self._enqueued = self._enqueued, []
-        self._finish(rows, use_tqdm=use_tqdm)
-        return [output for row in rows if (output := row.take()) is not None]
+        return self._finish(rows, use_tqdm=use_tqdm)
 
     def sleep(self) -> None:
         """Free weights and cache until `wake_up` loads them again. Nothing may be running."""
-        with self._lock:
-            if self._alive:
+        with self._stepper.lock:
+            if not self._stepper.idle:
                 raise ConfigError("requests are running; sleep when they have ended")
             client, self._client = self._open_client(), None
             client.close()
 
     def wake_up(self) -> None:
         """Load what `sleep` freed; nothing where nothing was."""
-        with self._lock:
+        with self._stepper.lock:
             if self._client is None and not self._closed:
                 self._client = InProcessClient(build_engine(self.config, self._model))
 
@@ -305,8 +280,7 @@ class LLM:
             self._progress(prompt, _final_only(one), priority=rank)
             for prompt, one, rank in zip(prompts, params, priorities, strict=True)
         ]
-        self._finish(rows, use_tqdm=use_tqdm)
-        return [output for row in rows if (output := row.take()) is not None]
+        return self._finish(rows, use_tqdm=use_tqdm)
 
     def _encode(
         self, prompts: Sequence[Prompt | Pair], pooling_params: Any, *, task: PoolingTask | None, use_tqdm: bool
@@ -320,18 +294,12 @@ class LLM:
                 params = msgspec.structs.replace(params, task=task)
             request = make_pooling_request(prompt, params, limits=self._limits, request_id=number)
             rows.append(PoolingProgress(request, request_id=number))
-        self._finish(rows, use_tqdm=use_tqdm)
-        return [output for row in rows if (output := row.take()) is not None]
+        return self._finish(rows, use_tqdm=use_tqdm)
 
-    def _finish(self, rows: Sequence[Row], *, use_tqdm: bool) -> None:
+    def _finish(self, rows: Sequence[Row[Result]], *, use_tqdm: bool) -> list[Result]:
         """Run rows to their ends."""
         with GenerationBar(len(rows), shown=use_tqdm) as bar:
-            batch = _Batch(list(rows), on_end=bar.update)
-            try:
-                while batch.left:
-                    self._advance(batch)
-            finally:
-                self._forget(batch)
+            return self._stepper.run(rows, on_end=bar.update)
 
     def _progress(self, prompt: Prompt, params: SamplingParams, *, priority: int) -> RequestProgress:
         number = str(next(self._numbers))
@@ -347,38 +315,6 @@ class LLM:
             request, request_id=number, prompt=prompt.text, tokenizer=self._model.tokenizer, texts=self._texts
         )
 
-    def _advance(self, batch: _Batch) -> None:
-        """Queue what the engine takes of the batch, then run one step, for whichever batches are under way."""
-        with self._lock, interrupt_after():
-            client = self._open_client()
-            while batch.waiting and _try_add(client, batch.waiting[0], alone=not self._alive):
-                row = batch.waiting.popleft()
-                self._alive[row.request.request_id] = (row, batch)
-            if batch.left and not client.has_work():
-                raise RequestFailedError(f"the engine is idle and {batch.left} requests have not ended")
-            for output in client.step():
-                self._take(client, output)
-
-    def _take(self, client: InProcessClient, output: Output) -> None:
-        row, batch = self._alive.get(output.request_id, (None, None))
-        if row is None or batch is None:
-            return
-        if names := row.push(output):
-            client.abort(names)
-        if row.finished:
-            del self._alive[output.request_id]
-            batch.left -= 1
-            batch.on_end(row)
-
-    def _forget(self, batch: _Batch) -> None:
-        """Whatever ended a batch early leaves nothing behind in the engine."""
-        with self._lock:
-            names = [name for name, (_, owner) in self._alive.items() if owner is batch]
-            for name in names:
-                del self._alive[name]
-            if names and self._client is not None:
-                self._client.abort(names)
-
 
 def _final_only(params: Any) -> Any:
     # generate() returns each request once, whatever kind its parameters ask for
@@ -386,13 +322,3 @@ def _final_only(params: Any) -> Any:
         return msgspec.structs.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
     name = type(params).__name__
     raise InputError(f"sampling_params must be SamplingParams or a list of them, got {name}", param="sampling_params")
-
-
-def _try_add(client: InProcessClient, row: Row, *, alone: bool) -> bool:
-    try:
-        client.add(row.request)
-    except OverloadedError:
-        if alone:
-            raise
-        return False
-    return True
