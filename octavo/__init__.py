@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from octavo.api.async_llm import AsyncLLM
     from octavo.api.llm import LLM
+    from octavo.base.types.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from octavo.base.types.output import CompletionOutput, RequestOutput
     from octavo.base.types.pooled import (
         ClassificationOutput,
@@ -38,6 +39,9 @@ _HOMES = {
     "register_model": "octavo.models.registry",
     "PoolingParams": "octavo.base.types.pooling",
     **dict.fromkeys(
+        (f"BeamSearch{what}" for what in ("Output", "Params", "Sequence")), "octavo.base.types.beam_search"
+    ),
+    **dict.fromkeys(
         (f"{kind}{what}" for kind in ("Pooling", "Embedding", "Classification", "Scoring") for what in _POOLED),
         "octavo.base.types.pooled",
     ),
@@ -46,6 +50,9 @@ _HOMES = {
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "ClassificationOutput",
     "ClassificationRequestOutput",
     "CompletionOutput",

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from octavo.api.arguments import engine_config
+from octavo.api.beam_search import BeamSearch
 from octavo.api.build import Model, build_engine, make_limits, open_model
 from octavo.api.client import InProcessClient
 from octavo.api.outputs import RequestProgress, TokenTexts
@@ -32,6 +33,7 @@ from octavo.api.requests import make_request
 from octavo.api.stepper import Row, Stepper
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError, InputError
+from octavo.base.types.beam_search import BeamSearchOutput, BeamSearchParams
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.pooled import ClassificationRequestOutput, EmbeddingRequestOutput, ScoringRequestOutput
 from octavo.base.types.pooling import PoolingParams, PoolingTask
@@ -117,6 +119,29 @@ class LLM:
         decode = self.get_tokenizer().decode
         prompts = [Prompt(decode(ids, skip_special_tokens=False), ids) for ids in rows]
         return self._run(prompts, sampling_params, priority=None, use_tqdm=use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The most likely sequences of each prompt that beams find, in order of the prompts.
+
+        concurrency_limit: prompts at once, None for all.  Raises InputError before anything runs.
+        """
+        if not isinstance(params, BeamSearchParams):
+            raise InputError(f"params must be BeamSearchParams, got {type(params).__name__}", param="params")
+        searches = [self._beam_search(prompt, params) for prompt in parse_prompts(prompts)]
+        limit = len(searches) if concurrency_limit is None else concurrency_limit
+        if limit < 1 and searches:
+            raise InputError(f"concurrency_limit must be at least 1, got {limit}", param="concurrency_limit")
+        with GenerationBar(len(searches), shown=use_tqdm) as bar:
+            for at in range(0, len(searches), max(limit, 1)):
+                self._search(searches[at : at + limit], bar)
+        return [search.output(self._model.tokenizer) for search in searches]
 
     def encode(
         self,
@@ -281,6 +306,26 @@ class LLM:
             for prompt, one, rank in zip(prompts, params, priorities, strict=True)
         ]
         return self._finish(rows, use_tqdm=use_tqdm)
+
+    def _beam_search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch:
+        return BeamSearch(
+            self._progress(prompt, params.sampling(), priority=0),
+            length_penalty=params.length_penalty,
+            limits=self._limits,
+            texts=self._texts,
+            width_name="beam_width",
+        )
+
+    def _search(self, searches: list[BeamSearch], bar: GenerationBar) -> None:
+        """Run searches to their ends, a step of all that go on at a time."""
+        while going_on := [search for search in searches if not search.finished]:
+            rows = [search.rows(self._numbers) for search in going_on]
+            outputs = iter(self._stepper.run([row for beams in rows for row in beams]))
+            for search, beams in zip(going_on, rows, strict=True):
+                search.push(list(itertools.islice(outputs, len(beams))))
+                if search.finished:
+                    search.request_output()
+                    bar.update(search.progress)
 
     def _encode(
         self, prompts: Sequence[Prompt | Pair], pooling_params: Any, *, task: PoolingTask | None, use_tqdm: bool
