@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from octavo.api.async_llm import AsyncLLM
     from octavo.api.llm import LLM
+    from octavo.base.metrics.reader import Counter, Gauge, Histogram, Metric, Vector
     from octavo.base.types.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from octavo.base.types.output import CompletionOutput, RequestOutput
     from octavo.base.types.pooled import (
@@ -38,6 +39,7 @@ _HOMES = {
     "CompletionOutput": "octavo.base.types.output",
     "register_model": "octavo.models.registry",
     "PoolingParams": "octavo.base.types.pooling",
+    **dict.fromkeys(("Counter", "Gauge", "Histogram", "Metric", "Vector"), "octavo.base.metrics.reader"),
     **dict.fromkeys(
         (f"BeamSearch{what}" for what in ("Output", "Params", "Sequence")), "octavo.base.types.beam_search"
     ),
@@ -56,8 +58,12 @@ __all__ = [
     "ClassificationOutput",
     "ClassificationRequestOutput",
     "CompletionOutput",
+    "Counter",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
+    "Gauge",
+    "Histogram",
+    "Metric",
     "PoolingOutput",
     "PoolingParams",
     "PoolingRequestOutput",
@@ -67,6 +73,7 @@ __all__ = [
     "ScoringOutput",
     "ScoringRequestOutput",
     "StructuredOutputsParams",
+    "Vector",
     "__version__",
     "register_model",
 ]

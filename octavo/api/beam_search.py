@@ -5,7 +5,8 @@ The caller runs the rows of a step, of many searches at once where it has many, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -183,6 +184,21 @@ class BeamSearch:
             num_preemptions=self._times.num_preemptions + sum(times.num_preemptions for times in told),
             preempted=self._times.preempted + preempted,
         )
+
+
+def run_searches(
+    searches: Sequence[BeamSearch],
+    run: Callable[[list[RequestProgress]], list[RequestOutput]],
+    numbers: Iterator[int],
+) -> Iterator[BeamSearch]:
+    """Run searches to their ends, a step of all that go on at a time; each one as it ends."""
+    while going_on := [search for search in searches if not search.finished]:
+        rows = [search.rows(numbers) for search in going_on]
+        outputs = iter(run([row for beams in rows for row in beams]))
+        for search, beams in zip(going_on, rows, strict=True):
+            search.push(list(islice(outputs, len(beams))))
+            if search.finished:
+                yield search
 
 
 def _entry(token: int, table: dict[int, Logprob], count: int | None) -> TokenLogprobs:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
 import msgspec
 
-from octavo.api.arguments import engine_config
-from octavo.api.beam_search import BeamSearch
+from octavo.api.arguments import engine_config, offline_config
+from octavo.api.beam_search import BeamSearch, run_searches
 from octavo.api.build import Model, build_engine, make_limits, open_model
 from octavo.api.client import InProcessClient
 from octavo.api.outputs import RequestProgress, TokenTexts
@@ -32,17 +32,18 @@ from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_pr
 from octavo.api.requests import make_request
 from octavo.api.stepper import Row, Stepper
 from octavo.base.config.config import EngineConfig
+from octavo.base.config.resolve import own_name
 from octavo.base.errors import ConfigError, InputError
+from octavo.base.metrics.reader import Metric, read_metrics
+from octavo.base.metrics.registry import Metrics, RequestRecorder
 from octavo.base.types.beam_search import BeamSearchOutput, BeamSearchParams
+from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.pooled import ClassificationRequestOutput, EmbeddingRequestOutput, ScoringRequestOutput
 from octavo.base.types.pooling import PoolingParams, PoolingTask
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
-
-# offline, every prompt of a batch waits here: there is nobody to come back later, and nobody who sees a token come
-UNBOUNDED = 1 << 31
 
 Result = TypeVar("Result")
 
@@ -61,18 +62,13 @@ class LLM:
         self._enqueued: list[RequestProgress] = []
         self._stepper = Stepper(self._open_client)
         self._numbers = itertools.count()
-        config = engine_config(model, engine_args)
-        asked = config.scheduler
-        scheduler = msgspec.structs.replace(
-            asked,
-            max_num_queued_reqs=UNBOUNDED if asked.max_num_queued_reqs is None else asked.max_num_queued_reqs,
-            max_num_mixed_tokens=asked.max_num_mixed_tokens or UNBOUNDED,
-        )
-        config = msgspec.structs.replace(config, scheduler=scheduler)
+        config = offline_config(engine_config(model, engine_args))
         with LoadingBar() as bar:
             self._model: Model = open_model(config.model, progress=bar)
             self._client = InProcessClient(build_engine(config, self._model, progress=bar))
-        self._limits = make_limits(self._model, config.model, max_model_len=self._client.info["max_model_len"])
+        info, name = self._client.info, own_name(config.model.model)
+        self._metrics = Metrics(name, stats=self._stats, info=lambda: info, asleep=lambda: self._client is None)
+        self._limits = make_limits(self._model, config.model, max_model_len=info["max_model_len"])
         self._texts = TokenTexts(self._model.tokenizer)
         self.config: EngineConfig = config
 
@@ -140,7 +136,10 @@ class LLM:
             raise InputError(f"concurrency_limit must be at least 1, got {limit}", param="concurrency_limit")
         with GenerationBar(len(searches), shown=use_tqdm) as bar:
             for at in range(0, len(searches), max(limit, 1)):
-                self._search(searches[at : at + limit], bar)
+                for search in run_searches(searches[at : at + limit], self._stepper.run, self._numbers):
+                    bar.update(search.progress)
+                    if (output := search.request_output()) is not None:
+                        self._record(search.progress).take(output)
         return [search.output(self._model.tokenizer) for search in searches]
 
     def encode(
@@ -207,7 +206,11 @@ class LLM:
         (row,) = parse_prompts(prompt)
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         progress = self._progress(row, params, priority=0)
-        yield from self._stepper.stream(progress)
+        recorder = self._record(progress, streaming=True)
+        with closing(self._stepper.stream(progress)) as outputs:
+            for output in outputs:
+                recorder.take(output)
+                yield output
 
     def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         """A conversation as the chat template makes it, in token ids; options as in `chat`."""
@@ -233,9 +236,9 @@ class LLM:
         """Forget every cached prefix that no sequence uses."""
         return bool(self._open_client().call("reset_prefix_cache"))
 
-    def get_metrics(self) -> dict[str, Any]:
-        """The engine's counters and gauges by name (base.types.messages.EngineStats)."""
-        return msgspec.structs.asdict(self._open_client().stats())
+    def get_metrics(self) -> list[Metric]:
+        """What GET /metrics of a server tells, by vLLM's names: Counter, Gauge, Histogram, Vector."""
+        return read_metrics(self._metrics.registry, "vllm:")
 
     def enqueue(self, prompts: PromptType | Sequence[PromptType], sampling_params: Any = None) -> list[str]:
         """Prompts for the next `wait_for_completion`, checked now; their request ids. Arguments as for `generate`."""
@@ -248,14 +251,16 @@ class LLM:
     def wait_for_completion(self, *, use_tqdm: bool = True) -> list[RequestOutput]:
         """Run all that was enqueued; its outputs, in order."""
         rows, self._enqueued = self._enqueued, []
-        return self._finish(rows, use_tqdm=use_tqdm)
+        return self._generate(rows, use_tqdm=use_tqdm)
 
     def sleep(self) -> None:
         """Free weights and cache until `wake_up` loads them again. Nothing may be running."""
         with self._stepper.lock:
             if not self._stepper.idle:
                 raise ConfigError("requests are running; sleep when they have ended")
-            client, self._client = self._open_client(), None
+            client = self._open_client()
+            self._metrics.settle()
+            self._client = None
             client.close()
 
     def wake_up(self) -> None:
@@ -305,7 +310,7 @@ class LLM:
             self._progress(prompt, _final_only(one), priority=rank)
             for prompt, one, rank in zip(prompts, params, priorities, strict=True)
         ]
-        return self._finish(rows, use_tqdm=use_tqdm)
+        return self._generate(rows, use_tqdm=use_tqdm)
 
     def _beam_search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch:
         return BeamSearch(
@@ -315,17 +320,6 @@ class LLM:
             texts=self._texts,
             width_name="beam_width",
         )
-
-    def _search(self, searches: list[BeamSearch], bar: GenerationBar) -> None:
-        """Run searches to their ends, a step of all that go on at a time."""
-        while going_on := [search for search in searches if not search.finished]:
-            rows = [search.rows(self._numbers) for search in going_on]
-            outputs = iter(self._stepper.run([row for beams in rows for row in beams]))
-            for search, beams in zip(going_on, rows, strict=True):
-                search.push(list(itertools.islice(outputs, len(beams))))
-                if search.finished:
-                    search.request_output()
-                    bar.update(search.progress)
 
     def _encode(
         self, prompts: Sequence[Prompt | Pair], pooling_params: Any, *, task: PoolingTask | None, use_tqdm: bool
@@ -339,7 +333,22 @@ class LLM:
                 params = msgspec.structs.replace(params, task=task)
             request = make_pooling_request(prompt, params, limits=self._limits, request_id=number)
             rows.append(PoolingProgress(request, request_id=number))
-        return self._finish(rows, use_tqdm=use_tqdm)
+        outputs = self._finish(rows, use_tqdm=use_tqdm)
+        for output in outputs:
+            self._metrics.pooled(output)
+        return outputs
+
+    def _stats(self) -> EngineStats:
+        return self._client.stats() if self._client is not None else EngineStats()
+
+    def _generate(self, rows: list[RequestProgress], *, use_tqdm: bool) -> list[RequestOutput]:
+        outputs = self._finish(rows, use_tqdm=use_tqdm)
+        for row, output in zip(rows, outputs, strict=True):
+            self._record(row).take(output)
+        return outputs
+
+    def _record(self, row: RequestProgress, *, streaming: bool = False) -> RequestRecorder:
+        return RequestRecorder(self._metrics, row.request.params, streaming=streaming)
 
     def _finish(self, rows: Sequence[Row[Result]], *, use_tqdm: bool) -> list[Result]:
         """Run rows to their ends."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -60,7 +60,7 @@ class Stepper:
             self._forget(batch)
         return [result for row in rows if (result := row.take()) is not None]
 
-    def stream(self, row: Row[Result]) -> Iterator[Result]:
+    def stream(self, row: Row[Result]) -> Generator[Result, None, None]:
         """What comes of a row, as it comes. Closing it aborts."""
         batch = _Batch([row], lambda row: None)
         try:

@@ -10,10 +10,10 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from serving import LiveServer
 
+from octavo.base.metrics.registry import Metrics, RequestRecorder
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
 from octavo.base.types.sampling import SamplingParams
-from octavo.server.metrics import Metrics, RequestRecorder
 
 # production-stack: helm/dashboards/vllm-dashboard.json and vllm-model-metrics-dashboard.json. What these show of the
 # router before the engines (healthy_pods_total, current_qps, router_*) is the router's own.

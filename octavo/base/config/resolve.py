@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -104,3 +105,9 @@ def _scheduler(scheduler: SchedulerConfig, max_model_len: int, *, on_gpu: bool) 
     return msgspec.structs.replace(
         scheduler, max_num_batched_tokens=batched, max_num_mixed_tokens=mixed, max_num_queued_reqs=queued
     )
+
+
+def own_name(model: str) -> str:
+    """What others are shown of a model's name: a path's last part, so that no folder is; else all of it."""
+    is_path = model.startswith(("/", "./", "../", "~")) or os.path.exists(model)
+    return os.path.basename(os.path.normpath(model)) if is_path else model

@@ -17,9 +17,9 @@ from typing import cast
 
 from octavo.api.log import REQUEST_ID
 from octavo.base.errors import InputError, RequestFailedError, row_failure
+from octavo.base.metrics.registry import RequestRecorder
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
-from octavo.server.metrics import RequestRecorder
 from octavo.server.openai.convert import Generation, Prompt, in_terms_of
 from octavo.server.services import Services
 
