@@ -253,8 +253,10 @@ class LLM:
         rows, self._enqueued = self._enqueued, []
         return self._generate(rows, use_tqdm=use_tqdm)
 
-    def sleep(self) -> None:
-        """Free weights and cache until `wake_up` loads them again. Nothing may be running."""
+    def sleep(self, level: int = 1) -> None:
+        """Free weights and cache until `wake_up` loads them again: both of vLLM's levels do. Nothing may be running."""
+        if level not in (1, 2):
+            raise ConfigError(f"level must be 1 or 2, got {level!r:.80}", param="level")
         with self._stepper.lock:
             if not self._stepper.idle:
                 raise ConfigError("requests are running; sleep when they have ended")

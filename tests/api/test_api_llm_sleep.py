@@ -21,7 +21,9 @@ def test_sleep_and_queue(checkpoint: Callable[[str], Path]) -> None:
         names = llm.enqueue(prompts[:2], PARAMS) + llm.enqueue(prompts[2], [PARAMS])
         with pytest.raises(InputError):
             llm.enqueue([[-1]])
-        llm.sleep()
+        with pytest.raises(ConfigError, match="level must be 1 or 2, got 0"):
+            llm.sleep(0)
+        llm.sleep(level=2)
         with pytest.raises(ConfigError, match="wake_up"):
             llm.generate("x", PARAMS, use_tqdm=False)
         llm.wake_up()
