@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from octavo.base.errors import InputError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.server.exchange import Exchange
+from octavo.server.openai.beams import length_penalty
 from octavo.server.openai.conversation import echoed_message, render
 from octavo.server.openai.parsing import answer_form, answer_parsing, demands_form
 from octavo.server.openai.structured import field_name, structured_params
@@ -52,6 +53,7 @@ class Generation:
 
     logprobs: alternatives to show a token, None for none.  parsing: how a chat's answers are read.
     route: its path, as in the route table.  timing: where its time goes, where it is one completion.
+    length_penalty: of a beam search, whose width is params.n; None where it is none.
     """
 
     request: GenerationRequest
@@ -65,6 +67,7 @@ class Generation:
     parsing: Parsing | None = None
     route: str = ""
     timing: Timing | None = None
+    length_penalty: float | None = None
 
     def metrics(self) -> RequestMetrics | UnsetType:
         """Where its time went until now, where the request asks for it."""
@@ -121,6 +124,7 @@ def _generation(
         created=int(time.time()),
         route=exchange.route,
         timing=exchange.timing,
+        length_penalty=length_penalty(request, params),
     )
 
 
@@ -132,6 +136,8 @@ def sampling_params(request: CompletionRequest | ChatRequest, defaults: Mapping[
         _chat_values(request, values)
     else:
         _completion_values(request, values)
+    if request.use_beam_search and request.temperature is None:  # whatever the model's own one is
+        values["temperature"] = 0.0
     values["output_kind"] = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
     try:
         values["structured_outputs"] = structured_params(request)

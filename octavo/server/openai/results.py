@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import cast
 
@@ -99,7 +100,9 @@ class Results:
             streaming=bool(request.stream),
             tools_of=generation.route if reads_tools else None,
         )
-        outputs = self._services.llm.generate(
+        llm, penalty = self._services.llm, generation.length_penalty
+        generate = llm.generate if penalty is None else partial(llm.beam_search, length_penalty=penalty, width_name="n")
+        outputs = generate(
             prompt.token_ids,
             generation.params,
             request_id=f"{generation.internal}-{index}",
