@@ -36,6 +36,7 @@ OLDER_NAMES = {
     "inter_token_latency_seconds": "time_per_output_token_seconds",
 }
 """What vLLM called a metric before, by its name today."""
+_PREFIX_CACHE = ("octavo:prefix_cache_queries", "octavo:prefix_cache_hits")
 
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40)
@@ -348,7 +349,10 @@ class _Aliased(Collector):
         self._registry, self._labels = registry, labels
 
     def collect(self) -> Iterator[Metric]:
+        totals: dict[str, float] = {}
         for metric in self._registry.collect():
+            if metric.name in _PREFIX_CACHE:
+                totals[metric.name] = metric.samples[0].value
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
             if metric.name.startswith(_OURS):
@@ -356,9 +360,14 @@ class _Aliased(Collector):
                 for other in filter(None, (name, OLDER_NAMES.get(name))):
                     yield _renamed(metric, "vllm:" + other)
         for name in ("num_requests_swapped", "cpu_cache_usage_perc"):  # a preempted sequence is computed again
-            metric = Metric(f"vllm:{name}", "Always 0: nothing is swapped out.", "gauge")
-            metric.add_sample(metric.name, dict(self._labels), 0)
-            yield metric
+            yield self._gauge(name, "Always 0: nothing is swapped out.", 0)
+        queries, hits = (totals.get(name, 0) for name in _PREFIX_CACHE)
+        yield self._gauge("gpu_prefix_cache_hit_rate", "Share of looked up tokens found.", hits / max(queries, 1))
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        metric = Metric(f"vllm:{name}", text, "gauge")
+        metric.add_sample(metric.name, dict(self._labels), value)
+        return metric
 
 
 def _renamed(metric: Metric, name: str) -> Metric:
