@@ -79,7 +79,7 @@ async def completion(services: Services, exchange: Exchange, request: Completion
     """POST /v1/completions made ready; InputError names the field at fault."""
     params = sampling_params(request, services.llm.model.sampling)
     _check(services, request)
-    sources = _split_prompts(request.prompt)
+    sources = split_prompts(request.prompt, "prompt")
     prompts = [await _completion_prompt(services, request, params, source) for source in sources]
     return _generation(services, exchange, request, prompts, params, "cmpl-")
 
@@ -197,19 +197,20 @@ def _check(services: Services, request: GenerationRequest) -> None:
         raise InputError("truncate_prompt_tokens must be -1 (what fits) or from 1", param="truncate_prompt_tokens")
 
 
-def _split_prompts(prompt: str | list[int | str | list[int]]) -> list[str | list[int]]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise InputError("prompt is empty; send a text, token ids, or a list of either", param="prompt")
-    kinds = set(map(type, prompt))
+def split_prompts(source: str | list[int | str | list[int]], name: str) -> list[str | list[int]]:
+    """A text, token ids, or a list of either. InputError names the field that they came in."""
+    if isinstance(source, str):
+        return [source]
+    if not source:
+        raise InputError(f"{name} is empty; send a text, token ids, or a list of either", param=name)
+    kinds = set(map(type, source))
     if len(kinds) > 1:
-        raise InputError("prompt mixes texts, token ids and lists; send one kind", param="prompt")
+        raise InputError(f"{name} mixes texts, token ids and lists; send one kind", param=name)
     if kinds == {int}:
-        return [prompt]  # type: ignore[list-item]
-    if len(prompt) > MAX_PROMPTS:
-        raise InputError(f"prompt holds {len(prompt)} prompts; at most {MAX_PROMPTS} are taken", param="prompt")
-    return prompt  # type: ignore[return-value]
+        return [source]  # type: ignore[list-item]
+    if len(source) > MAX_PROMPTS:
+        raise InputError(f"{name} holds {len(source)} prompts; at most {MAX_PROMPTS} are taken", param=name)
+    return source  # type: ignore[return-value]
 
 
 async def _completion_prompt(
