@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from serving import LiveServer, parse_events, wait_for
 
@@ -96,3 +100,26 @@ def test_what_does_not_go_with_it(server: LiveServer, change: dict[str, Any], pa
 def test_what_asks_for_nothing_goes_with_it(server: LiveServer) -> None:
     usual = {"top_p": 1.0, "presence_penalty": 0, "stop": [], "logit_bias": {}, "seed": None}
     assert server.post("/v1/completions", {**BEAMS, **usual}).status_code == 200
+
+
+def test_a_search_outlives_its_engine(server: LiveServer) -> None:
+    long = {**BEAMS, "max_tokens": 120, "ignore_eos": True}
+    expected = server.post("/v1/completions", long).json()["choices"]
+    pid = server.llm.engine_pid
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(server.post, "/v1/completions", long)
+        wait_for(lambda: len(server.llm._supervisor.streams) > 1 or under_way.done())
+        assert not under_way.done()
+        os.kill(pid, signal.SIGKILL)
+        assert under_way.result().json()["choices"] == expected
+    assert server.llm.engine_pid != pid
+
+
+def test_a_client_that_goes_away_ends_its_search(server: LiveServer) -> None:
+    with pytest.raises(httpx.TimeoutException):
+        server.client.post(
+            "/v1/completions", json={**BEAMS, "n": 10, "max_tokens": 200, "ignore_eos": True}, timeout=0.05
+        )
+    wait_for(lambda: len(server.app.traffic) == 0)
+    wait_for(lambda: (server.llm.stats.num_running, server.llm.stats.num_waiting) == (0, 0))
+    assert server.run(lambda: server.llm.call("check")) is True
