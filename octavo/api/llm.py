@@ -139,7 +139,8 @@ class LLM:
                 for search in run_searches(searches[at : at + limit], self._stepper.run, self._numbers):
                     bar.update(search.progress)
                     if (output := search.request_output()) is not None:
-                        self._record(search.progress).take(output)
+                        with self._stepper.lock:
+                            self._record(search.progress).take(output)
         return [search.output(self._model.tokenizer) for search in searches]
 
     def encode(
@@ -209,7 +210,8 @@ class LLM:
         recorder = self._record(progress, streaming=True)
         with closing(self._stepper.stream(progress)) as outputs:
             for output in outputs:
-                recorder.take(output)
+                with self._stepper.lock:  # of other threads' requests, too, there is one registry
+                    recorder.take(output)
                 yield output
 
     def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
@@ -336,8 +338,9 @@ class LLM:
             request = make_pooling_request(prompt, params, limits=self._limits, request_id=number)
             rows.append(PoolingProgress(request, request_id=number))
         outputs = self._finish(rows, use_tqdm=use_tqdm)
-        for output in outputs:
-            self._metrics.pooled(output)
+        with self._stepper.lock:
+            for output in outputs:
+                self._metrics.pooled(output)
         return outputs
 
     def _stats(self) -> EngineStats:
@@ -345,8 +348,9 @@ class LLM:
 
     def _generate(self, rows: list[RequestProgress], *, use_tqdm: bool) -> list[RequestOutput]:
         outputs = self._finish(rows, use_tqdm=use_tqdm)
-        for row, output in zip(rows, outputs, strict=True):
-            self._record(row).take(output)
+        with self._stepper.lock:
+            for row, output in zip(rows, outputs, strict=True):
+                self._record(row).take(output)
         return outputs
 
     def _record(self, row: RequestProgress, *, streaming: bool = False) -> RequestRecorder:

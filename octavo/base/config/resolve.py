@@ -29,6 +29,12 @@ def from_options(options: dict[str, Any]) -> EngineConfig:
     return EngineConfig(**parts)
 
 
+def own_name(model: str) -> str:
+    """What others are shown of a model's name: a path's last part, so that no folder is; else all of it."""
+    is_path = model.startswith(("/", "./", "../", "~")) or os.path.exists(model)
+    return os.path.basename(os.path.normpath(model)) if is_path else model
+
+
 def resolve(
     config: EngineConfig,
     *,
@@ -105,9 +111,3 @@ def _scheduler(scheduler: SchedulerConfig, max_model_len: int, *, on_gpu: bool) 
     return msgspec.structs.replace(
         scheduler, max_num_batched_tokens=batched, max_num_mixed_tokens=mixed, max_num_queued_reqs=queued
     )
-
-
-def own_name(model: str) -> str:
-    """What others are shown of a model's name: a path's last part, so that no folder is; else all of it."""
-    is_path = model.startswith(("/", "./", "../", "~")) or os.path.exists(model)
-    return os.path.basename(os.path.normpath(model)) if is_path else model
