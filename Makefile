@@ -79,7 +79,7 @@ $(CLIENTS)/.ready: pyproject.toml setup.py tests/clients/js/package.json
 	@$(CLIENTS)/instructor/bin/python $(PIP) "pip>=25.1"
 	@$(CLIENTS)/instructor/bin/python $(PIP) --group clients-instructor
 	@if command -v npm > /dev/null; then \
-		npm install --prefix tests/clients/js --no-audit --no-fund --no-package-lock --silent; fi
+		npm install --prefix tests/clients/js --no-audit --no-fund --no-package-lock --loglevel=error; fi
 	@touch $@
 
 # The processor's own instructions, as llama.cpp's makers recommend: no ready-made wheel, whatever index offers one.

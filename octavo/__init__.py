@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from octavo.api.async_llm import AsyncLLM
     from octavo.api.llm import LLM
+    from octavo.base.metrics.reader import Counter, Gauge, Histogram, Metric, Vector
+    from octavo.base.types.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from octavo.base.types.output import CompletionOutput, RequestOutput
     from octavo.base.types.pooled import (
         ClassificationOutput,
@@ -37,6 +39,10 @@ _HOMES = {
     "CompletionOutput": "octavo.base.types.output",
     "register_model": "octavo.models.registry",
     "PoolingParams": "octavo.base.types.pooling",
+    **dict.fromkeys(("Counter", "Gauge", "Histogram", "Metric", "Vector"), "octavo.base.metrics.reader"),
+    **dict.fromkeys(
+        (f"BeamSearch{what}" for what in ("Output", "Params", "Sequence")), "octavo.base.types.beam_search"
+    ),
     **dict.fromkeys(
         (f"{kind}{what}" for kind in ("Pooling", "Embedding", "Classification", "Scoring") for what in _POOLED),
         "octavo.base.types.pooled",
@@ -46,11 +52,18 @@ _HOMES = {
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "ClassificationOutput",
     "ClassificationRequestOutput",
     "CompletionOutput",
+    "Counter",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
+    "Gauge",
+    "Histogram",
+    "Metric",
     "PoolingOutput",
     "PoolingParams",
     "PoolingRequestOutput",
@@ -60,6 +73,7 @@ __all__ = [
     "ScoringOutput",
     "ScoringRequestOutput",
     "StructuredOutputsParams",
+    "Vector",
     "__version__",
     "register_model",
 ]

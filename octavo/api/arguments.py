@@ -7,11 +7,15 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from octavo.base.config.config import PARTS, EngineConfig
 from octavo.base.config.resolve import from_options
 from octavo.base.errors import ConfigError, UnsupportedError
 
 logger = logging.getLogger(__name__)
+
+UNBOUNDED = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -121,3 +125,16 @@ def suggest(name: str, known: list[str]) -> str:
 
 
 OPTION_NAMES: list[str] = [name for part in PARTS.values() for name in part.__struct_fields__]
+
+
+def offline_config(config: EngineConfig) -> EngineConfig:
+    """A config for one caller's batches: every prompt waits in the engine's queue, as there is nobody to come back
+    later, and prompts fill steps, as nobody sees a token come.
+    """
+    asked = config.scheduler
+    scheduler = msgspec.structs.replace(
+        asked,
+        max_num_queued_reqs=UNBOUNDED if asked.max_num_queued_reqs is None else asked.max_num_queued_reqs,
+        max_num_mixed_tokens=asked.max_num_mixed_tokens or UNBOUNDED,
+    )
+    return msgspec.structs.replace(config, scheduler=scheduler)

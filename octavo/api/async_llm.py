@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from octavo.api.arguments import engine_config
 from octavo.api.aside import aside, both
+from octavo.api.beam_search import BeamSearch
 from octavo.api.build import Model, locate, make_limits, open_model
 from octavo.api.engine_process import EngineProcess
 from octavo.api.outputs import RequestProgress, TokenTexts
@@ -158,22 +159,12 @@ class AsyncLLM:
         by itself ends with `error` set.
         """
         self._supervisor.admit()
-        row = parse_prompt(prompt)
-        make = partial(
-            self._make_request, row, params, priority=priority, cache_salt=cache_salt or row.cache_salt, chat=chat
-        )
-        if getattr(params, "structured_outputs", None):
-            request = await asyncio.get_running_loop().run_in_executor(self._grammar_pool, make)
-        elif row.token_ids is None or getattr(params, "bad_words", None):
-            request = await self._run(make)
-        else:
-            request = make()
-        progress = RequestProgress(
-            request,
+        progress = await self._progress(
+            prompt,
+            params,
             request_id=request_id,
-            prompt=row.text,
-            tokenizer=self.tokenizer,
-            texts=self._texts,
+            labels=(priority, cache_salt),
+            chat=chat,
             parsing=parsing,
         )
         stream = Stream(progress)
@@ -183,6 +174,46 @@ class AsyncLLM:
                 yield output
         finally:
             self._supervisor.forget(stream)
+
+    async def beam_search(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        length_penalty: float = 1.0,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str = "",
+        parsing: Parsing | None = None,
+        width_name: str = "n",
+    ) -> AsyncIterator[RequestOutput]:
+        """The best sequences that params.n beams find, as the completions of one RequestOutput (LLM.beam_search).
+
+        Of params, n, max_tokens, temperature, ignore_eos, logprobs and what tells of the text is used. Each beam's step
+        is a request. width_name: what an error calls n.  Raises as `generate`.
+        """
+        self._supervisor.admit()
+        progress = await self._progress(
+            prompt, params, request_id=request_id, labels=(priority, cache_salt), chat=False, parsing=parsing
+        )
+        search = BeamSearch(
+            progress,
+            length_penalty=length_penalty,
+            limits=self._known_limits(),
+            texts=self._texts,
+            width_name=width_name,
+        )
+        while not search.finished:
+            streams = [Stream(row) for row in await self._run(search.rows, self._numbers)]
+            try:
+                for stream in streams:
+                    self._supervisor.open(stream)
+                search.push([await anext(stream.read()) for stream in streams])
+            finally:
+                for stream in streams:
+                    self._supervisor.forget(stream)
+        if (output := search.request_output()) is not None:
+            yield output
 
     async def pool(self, prompt: Prompt | Pair, params: PoolingParams, *, priority: int = 0) -> AnyPoolingOutput:
         """What a model that pools makes of a prompt, or of two texts that it reads together; raises as `generate`."""
@@ -262,6 +293,36 @@ class AsyncLLM:
         if self._limits is None:
             raise OverloadedError("the model is loading; try again", retry_after=2)
         return self._limits
+
+    async def _progress(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        labels: tuple[int, str],
+        chat: bool,
+        parsing: Parsing | None,
+    ) -> RequestProgress:
+        """A request, checked, on its way. labels: priority and cache salt."""
+        row = parse_prompt(prompt)
+        make = partial(
+            self._make_request, row, params, priority=labels[0], cache_salt=labels[1] or row.cache_salt, chat=chat
+        )
+        if getattr(params, "structured_outputs", None):
+            request = await asyncio.get_running_loop().run_in_executor(self._grammar_pool, make)
+        elif row.token_ids is None or getattr(params, "bad_words", None):
+            request = await self._run(make)
+        else:
+            request = make()
+        return RequestProgress(
+            request,
+            request_id=request_id,
+            prompt=row.text,
+            tokenizer=self.tokenizer,
+            texts=self._texts,
+            parsing=parsing,
+        )
 
     def _make_request(
         self, row: Prompt, params: SamplingParams, *, priority: int, cache_salt: str, chat: bool

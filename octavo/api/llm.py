@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from octavo.api.arguments import engine_config
+from octavo.api.arguments import engine_config, offline_config
+from octavo.api.beam_search import BeamSearch, run_searches
 from octavo.api.build import Model, build_engine, make_limits, open_model
 from octavo.api.client import InProcessClient
-from octavo.api.interrupt import interrupt_after
 from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import (
     AnyPoolingOutput,
@@ -32,30 +30,22 @@ from octavo.api.pooling import (
 from octavo.api.progress import GenerationBar, LoadingBar
 from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_prompts, spread
 from octavo.api.requests import make_request
+from octavo.api.stepper import Row, Stepper
 from octavo.base.config.config import EngineConfig
-from octavo.base.errors import ConfigError, InputError, OverloadedError, RequestFailedError
-from octavo.base.types.output import Output, RequestOutput
+from octavo.base.config.resolve import own_name
+from octavo.base.errors import ConfigError, InputError
+from octavo.base.metrics.reader import Metric, read_metrics
+from octavo.base.metrics.registry import Metrics, RequestRecorder
+from octavo.base.types.beam_search import BeamSearchOutput, BeamSearchParams
+from octavo.base.types.messages import EngineStats
+from octavo.base.types.output import RequestOutput
 from octavo.base.types.pooled import ClassificationRequestOutput, EmbeddingRequestOutput, ScoringRequestOutput
 from octavo.base.types.pooling import PoolingParams, PoolingTask
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 
-# offline, every prompt of a batch waits here: there is nobody to come back later, and nobody who sees a token come
-UNBOUNDED = 1 << 31
-
-
-Row = RequestProgress | PoolingProgress
-
-
-class _Batch:
-    """The rows of one call. Threads step in turns, so any of them may end a row: on_end is called by that one."""
-
-    def __init__(self, rows: Sequence[Row], *, on_end: Callable[[Row], None] = lambda row: None) -> None:
-        self.rows = rows
-        self.waiting = deque(rows)
-        self.left = len(rows)
-        self.on_end = on_end
+Result = TypeVar("Result")
 
 
 class LLM:
@@ -70,21 +60,15 @@ class LLM:
         self._client: InProcessClient | None = None
         self._closed = False
         self._enqueued: list[RequestProgress] = []
-        self._lock = threading.Lock()
+        self._stepper = Stepper(self._open_client)
         self._numbers = itertools.count()
-        self._alive: dict[str, tuple[Row, _Batch]] = {}
-        config = engine_config(model, engine_args)
-        asked = config.scheduler
-        scheduler = msgspec.structs.replace(
-            asked,
-            max_num_queued_reqs=UNBOUNDED if asked.max_num_queued_reqs is None else asked.max_num_queued_reqs,
-            max_num_mixed_tokens=asked.max_num_mixed_tokens or UNBOUNDED,
-        )
-        config = msgspec.structs.replace(config, scheduler=scheduler)
+        config = offline_config(engine_config(model, engine_args))
         with LoadingBar() as bar:
             self._model: Model = open_model(config.model, progress=bar)
             self._client = InProcessClient(build_engine(config, self._model, progress=bar))
-        self._limits = make_limits(self._model, config.model, max_model_len=self._client.info["max_model_len"])
+        info, name = self._client.info, own_name(config.model.model)
+        self._metrics = Metrics(name, stats=self._stats, info=lambda: info, asleep=lambda: self._client is None)
+        self._limits = make_limits(self._model, config.model, max_model_len=info["max_model_len"])
         self._texts = TokenTexts(self._model.tokenizer)
         self.config: EngineConfig = config
 
@@ -131,6 +115,33 @@ class LLM:
         decode = self.get_tokenizer().decode
         prompts = [Prompt(decode(ids, skip_special_tokens=False), ids) for ids in rows]
         return self._run(prompts, sampling_params, priority=None, use_tqdm=use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The most likely sequences of each prompt that beams find, in order of the prompts.
+
+        concurrency_limit: prompts at once, None for all.  Raises InputError before anything runs.
+        """
+        if not isinstance(params, BeamSearchParams):
+            raise InputError(f"params must be BeamSearchParams, got {type(params).__name__}", param="params")
+        searches = [self._beam_search(prompt, params) for prompt in parse_prompts(prompts)]
+        limit = len(searches) if concurrency_limit is None else concurrency_limit
+        if limit < 1 and searches:
+            raise InputError(f"concurrency_limit must be at least 1, got {limit}", param="concurrency_limit")
+        with GenerationBar(len(searches), shown=use_tqdm) as bar:
+            for at in range(0, len(searches), max(limit, 1)):
+                for search in run_searches(searches[at : at + limit], self._stepper.run, self._numbers):
+                    bar.update(search.progress)
+                    if (output := search.request_output()) is not None:
+                        with self._stepper.lock:
+                            self._record(search.progress).take(output)
+        return [search.output(self._model.tokenizer) for search in searches]
 
     def encode(
         self,
@@ -196,17 +207,12 @@ class LLM:
         (row,) = parse_prompts(prompt)
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         progress = self._progress(row, params, priority=0)
-        batch = _Batch([progress])
-        try:
-            while True:
-                if (output := progress.take()) is None:
-                    self._advance(batch)
-                    continue
+        recorder = self._record(progress, streaming=True)
+        with closing(self._stepper.stream(progress)) as outputs:
+            for output in outputs:
+                with self._stepper.lock:  # of other threads' requests, too, there is one registry
+                    recorder.take(output)
                 yield output
-                if output.finished:
-                    return
-        finally:
-            self._forget(batch)
 
     def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         """A conversation as the chat template makes it, in token ids; options as in `chat`."""
@@ -232,9 +238,9 @@ class LLM:
         """Forget every cached prefix that no sequence uses."""
         return bool(self._open_client().call("reset_prefix_cache"))
 
-    def get_metrics(self) -> dict[str, Any]:
-        """The engine's counters and gauges by name (base.types.messages.EngineStats)."""
-        return msgspec.structs.asdict(self._open_client().stats())
+    def get_metrics(self) -> list[Metric]:
+        """What GET /metrics of a server tells, by vLLM's names: Counter, Gauge, Histogram, Vector."""
+        return read_metrics(self._metrics.registry, "vllm:")
 
     def enqueue(self, prompts: PromptType | Sequence[PromptType], sampling_params: Any = None) -> list[str]:
         """Prompts for the next `wait_for_completion`, checked now; their request ids. Arguments as for `generate`."""
@@ -247,20 +253,23 @@ class LLM:
     def wait_for_completion(self, *, use_tqdm: bool = True) -> list[RequestOutput]:
         """Run all that was enqueued; its outputs, in order."""
         rows, self._enqueued = self._enqueued, []
-        self._finish(rows, use_tqdm=use_tqdm)
-        return [output for row in rows if (output := row.take()) is not None]
+        return self._generate(rows, use_tqdm=use_tqdm)
 
-    def sleep(self) -> None:
-        """Free weights and cache until `wake_up` loads them again. Nothing may be running."""
-        with self._lock:
-            if self._alive:
+    def sleep(self, level: int = 1) -> None:
+        """Free weights and cache until `wake_up` loads them again: both of vLLM's levels do. Nothing may be running."""
+        if level not in (1, 2):
+            raise ConfigError(f"level must be 1 or 2, got {level!r:.80}", param="level")
+        with self._stepper.lock:
+            if not self._stepper.idle:
                 raise ConfigError("requests are running; sleep when they have ended")
-            client, self._client = self._open_client(), None
+            client = self._open_client()
+            self._metrics.settle()
+            self._client = None
             client.close()
 
     def wake_up(self) -> None:
         """Load what `sleep` freed; nothing where nothing was."""
-        with self._lock:
+        with self._stepper.lock:
             if self._client is None and not self._closed:
                 self._client = InProcessClient(build_engine(self.config, self._model))
 
@@ -305,8 +314,16 @@ class LLM:
             self._progress(prompt, _final_only(one), priority=rank)
             for prompt, one, rank in zip(prompts, params, priorities, strict=True)
         ]
-        self._finish(rows, use_tqdm=use_tqdm)
-        return [output for row in rows if (output := row.take()) is not None]
+        return self._generate(rows, use_tqdm=use_tqdm)
+
+    def _beam_search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch:
+        return BeamSearch(
+            self._progress(prompt, params.sampling(), priority=0),
+            length_penalty=params.length_penalty,
+            limits=self._limits,
+            texts=self._texts,
+            width_name="beam_width",
+        )
 
     def _encode(
         self, prompts: Sequence[Prompt | Pair], pooling_params: Any, *, task: PoolingTask | None, use_tqdm: bool
@@ -320,18 +337,29 @@ class LLM:
                 params = msgspec.structs.replace(params, task=task)
             request = make_pooling_request(prompt, params, limits=self._limits, request_id=number)
             rows.append(PoolingProgress(request, request_id=number))
-        self._finish(rows, use_tqdm=use_tqdm)
-        return [output for row in rows if (output := row.take()) is not None]
+        outputs = self._finish(rows, use_tqdm=use_tqdm)
+        with self._stepper.lock:
+            for output in outputs:
+                self._metrics.pooled(output)
+        return outputs
 
-    def _finish(self, rows: Sequence[Row], *, use_tqdm: bool) -> None:
+    def _stats(self) -> EngineStats:
+        return self._client.stats() if self._client is not None else EngineStats()
+
+    def _generate(self, rows: list[RequestProgress], *, use_tqdm: bool) -> list[RequestOutput]:
+        outputs = self._finish(rows, use_tqdm=use_tqdm)
+        with self._stepper.lock:
+            for row, output in zip(rows, outputs, strict=True):
+                self._record(row).take(output)
+        return outputs
+
+    def _record(self, row: RequestProgress, *, streaming: bool = False) -> RequestRecorder:
+        return RequestRecorder(self._metrics, row.request.params, streaming=streaming)
+
+    def _finish(self, rows: Sequence[Row[Result]], *, use_tqdm: bool) -> list[Result]:
         """Run rows to their ends."""
         with GenerationBar(len(rows), shown=use_tqdm) as bar:
-            batch = _Batch(list(rows), on_end=bar.update)
-            try:
-                while batch.left:
-                    self._advance(batch)
-            finally:
-                self._forget(batch)
+            return self._stepper.run(rows, on_end=bar.update)
 
     def _progress(self, prompt: Prompt, params: SamplingParams, *, priority: int) -> RequestProgress:
         number = str(next(self._numbers))
@@ -347,38 +375,6 @@ class LLM:
             request, request_id=number, prompt=prompt.text, tokenizer=self._model.tokenizer, texts=self._texts
         )
 
-    def _advance(self, batch: _Batch) -> None:
-        """Queue what the engine takes of the batch, then run one step, for whichever batches are under way."""
-        with self._lock, interrupt_after():
-            client = self._open_client()
-            while batch.waiting and _try_add(client, batch.waiting[0], alone=not self._alive):
-                row = batch.waiting.popleft()
-                self._alive[row.request.request_id] = (row, batch)
-            if batch.left and not client.has_work():
-                raise RequestFailedError(f"the engine is idle and {batch.left} requests have not ended")
-            for output in client.step():
-                self._take(client, output)
-
-    def _take(self, client: InProcessClient, output: Output) -> None:
-        row, batch = self._alive.get(output.request_id, (None, None))
-        if row is None or batch is None:
-            return
-        if names := row.push(output):
-            client.abort(names)
-        if row.finished:
-            del self._alive[output.request_id]
-            batch.left -= 1
-            batch.on_end(row)
-
-    def _forget(self, batch: _Batch) -> None:
-        """Whatever ended a batch early leaves nothing behind in the engine."""
-        with self._lock:
-            names = [name for name, (_, owner) in self._alive.items() if owner is batch]
-            for name in names:
-                del self._alive[name]
-            if names and self._client is not None:
-                self._client.abort(names)
-
 
 def _final_only(params: Any) -> Any:
     # generate() returns each request once, whatever kind its parameters ask for
@@ -386,13 +382,3 @@ def _final_only(params: Any) -> Any:
         return msgspec.structs.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
     name = type(params).__name__
     raise InputError(f"sampling_params must be SamplingParams or a list of them, got {name}", param="sampling_params")
-
-
-def _try_add(client: InProcessClient, row: Row, *, alone: bool) -> bool:
-    try:
-        client.add(row.request)
-    except OverloadedError:
-        if alone:
-            raise
-        return False
-    return True

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from octavo.base.errors import OverloadedError, RequestFailedError
 from octavo.server.exchange import Exchange, Reply
-from octavo.server.openai.decode import decode, explain
+from octavo.server.openai.decode import decode, decode_query
 from octavo.server.services import LOADING_RETRY_S, Services
-
-Query = TypeVar("Query", bound=msgspec.Struct)
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -59,7 +57,7 @@ class _NoQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 async def reset_prefix_cache(services: Services, exchange: Exchange) -> Reply:
     """Forget every cached prefix that no request uses."""
-    _query(exchange, _NoQuery)
+    decode_query(exchange.query(), _NoQuery)
     services.check_ready()
     await services.llm.call("reset_prefix_cache")
     return _reply(Done())
@@ -67,7 +65,7 @@ async def reset_prefix_cache(services: Services, exchange: Exchange) -> Reply:
 
 async def pause(services: Services, exchange: Exchange) -> Reply:
     """Let no requests in. mode=abort ends those under way with a 503, mode=wait answers when they have ended."""
-    query = _query(exchange, _PauseQuery)
+    query = decode_query(exchange.query(), _PauseQuery)
     services.traffic.paused = True
     if query.mode == "abort":
         services.traffic.interrupt_all(OverloadedError("the server was paused", retry_after=LOADING_RETRY_S))
@@ -78,7 +76,7 @@ async def pause(services: Services, exchange: Exchange) -> Reply:
 
 async def resume(services: Services, exchange: Exchange) -> Reply:
     """Let requests in again."""
-    _query(exchange, _NoQuery)
+    decode_query(exchange.query(), _NoQuery)
     services.traffic.paused = False
     return _reply(Done())
 
@@ -90,7 +88,7 @@ async def is_paused(services: Services, exchange: Exchange) -> Reply:
 
 async def sleep(services: Services, exchange: Exchange) -> Reply:
     """End the engine process: weights and cache leave the device. Both of vLLM's levels free and reload all."""
-    _query(exchange, _SleepQuery)
+    decode_query(exchange.query(), _SleepQuery)
     if services.llm.state != "sleeping":
         services.check_ready()
         await services.llm.sleep()
@@ -99,7 +97,7 @@ async def sleep(services: Services, exchange: Exchange) -> Reply:
 
 async def wake_up(services: Services, exchange: Exchange) -> Reply:
     """Load the model again; the answer comes when it is ready."""
-    _query(exchange, _NoQuery)
+    decode_query(exchange.query(), _NoQuery)
     await services.llm.wake_up()
     return _reply(Done())
 
@@ -118,10 +116,3 @@ async def abort_requests(services: Services, exchange: Exchange) -> Reply:
 
 def _reply(told: msgspec.Struct) -> Reply:
     return Reply(msgspec.json.encode(told))
-
-
-def _query(exchange: Exchange, kind: type[Query]) -> Query:
-    try:
-        return msgspec.convert(exchange.query(), kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise explain(str(error), kind) from None

@@ -17,6 +17,7 @@ from octavo.api.log import REQUEST_ID
 from octavo.base.config import env
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import EngineDeadError, OverloadedError
+from octavo.base.metrics.registry import METHODS, Metrics, Rejection
 from octavo.server import admin, health
 from octavo.server.anthropic.errors import AnthropicErrors
 from octavo.server.anthropic.routes import count_tokens, create_message
@@ -31,7 +32,6 @@ from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
 from octavo.server.inside import InsideCall
 from octavo.server.limits import Traffic
-from octavo.server.metrics import METHODS, Metrics, Rejection
 from octavo.server.names import ModelNames
 from octavo.server.openai.chat import create_chat_completion
 from octavo.server.openai.completions import create_completion

@@ -10,9 +10,10 @@ import logging
 import uuid
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 from octavo.base.errors import EngineDeadError, InputError, OctavoError, OverloadedError
+from octavo.base.metrics.registry import Outcome
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Outcome = Literal["match", "mismatch", "failed"]
 PROMPT = "The quick brown fox jumps over the lazy dog. One, two, three,"
 TOKENS = tuple(range(1, 9))  # where there is no tokenizer
 MAX_TOKENS = 8

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE = 500  # characters; JSON takes at most 6 bytes for one, so a body stays under 4 kB
 MAX_PARAM = 80
 DONE = b"data: [DONE]\n\n"  # what OpenAI's streams end with
+NAMED_EVENT = b"event: %b\ndata: %b\n\n"  # its kind and its JSON, as Responses and Anthropic have it
 
 
 class HttpError(OctavoError):

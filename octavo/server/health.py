@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from octavo.base.metrics.registry import CONTENT_TYPE
 from octavo.server.exchange import Exchange, Reply
-from octavo.server.metrics import CONTENT_TYPE
 from octavo.server.services import LOADING_RETRY_S, Services
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
+from octavo.base.config.resolve import own_name
 from octavo.base.errors import ModelNotFoundError
 
 
 class ModelNames:
-    """`served` as configured, or the model's own name: a path's last part, so that no folder is shown to clients."""
+    """`served` as configured, or the model's own name."""
 
     def __init__(self, model: str, served: Sequence[str]) -> None:
-        own = os.path.basename(os.path.normpath(model)) if _is_path(model) else model
+        own = own_name(model)
         self.served = list(served) or [own]
         self._accepted = {*self.served} if served else {own, model}
 
@@ -28,7 +28,3 @@ class ModelNames:
             raise ModelNotFoundError(
                 f"the model {shown!r} is not served here; GET /v1/models lists what is", param="model"
             )
-
-
-def _is_path(model: str) -> bool:
-    return model.startswith(("/", "./", "../", "~")) or os.path.exists(model)

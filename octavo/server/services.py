@@ -10,10 +10,10 @@ from starlette.routing import Route
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import EngineDeadError, OverloadedError
+from octavo.base.metrics.registry import Metrics
 from octavo.server.batch.batches import Batches
 from octavo.server.canary import Canary
 from octavo.server.limits import Traffic
-from octavo.server.metrics import Metrics
 from octavo.server.names import ModelNames
 from octavo.server.openai.responses.store import ResponseStore
 

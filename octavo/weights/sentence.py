@@ -42,10 +42,11 @@ def read_sentence_files(folder: Path) -> SentenceFiles | None:
     if not (folder / MODULES).is_file():
         return None
     pooling: dict[str, Any] | None = None
-    normalize = False
+    normalize, where = False, ""
     for path, kind in _modules(folder):
         if kind == "Pooling":
-            pooling = read_json(folder / path / "config.json")
+            where = f"{path}/config.json" if path else "config.json"
+            pooling = read_json(folder / where)
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
@@ -56,7 +57,7 @@ def read_sentence_files(folder: Path) -> SentenceFiles | None:
             )
     if pooling is None:
         return None  # a cross-encoder's, or a model whose states are not pooled
-    return SentenceFiles(_kind(pooling), normalize, _max_length(folder), _prompts(folder))
+    return SentenceFiles(_kind(pooling, where), normalize, _max_length(folder), _prompts(folder))
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
@@ -76,18 +77,18 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _kind(config: dict[str, Any]) -> Literal["cls", "mean", "last"]:
+def _kind(config: dict[str, Any], where: str) -> Literal["cls", "mean", "last"]:
     modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on]
     if isinstance(config.get("pooling_mode"), str):
         modes = [config["pooling_mode"]]
     if len(modes) != 1 or modes[0] not in _MODES:
         shown = " + ".join(modes)[:60] or "nothing"
         raise UnsupportedError(
-            f"1_Pooling/config.json: pooling by {shown} is not supported; supported is one of {', '.join(_MODES)}",
+            f"{where}: pooling by {shown} is not supported; supported is one of {', '.join(_MODES)}",
             param="pooling_mode",
         )
     if config.get("include_prompt", True) is not True:
-        raise UnsupportedError("1_Pooling/config.json: include_prompt false is not supported", param="include_prompt")
+        raise UnsupportedError(f"{where}: include_prompt false is not supported", param="include_prompt")
     return _MODES[modes[0]]
 
 

@@ -31,5 +31,5 @@ def _engine_is_clean(request: pytest.FixtureRequest) -> Iterator[None]:
     if "llm" in request.fixturenames:
         model = request.getfixturevalue("llm")
         model._client.call("check")
-        metrics = model.get_metrics()
-        assert (metrics["num_running"], metrics["num_waiting"]) == (0, 0)
+        stats = model._stats()
+        assert (stats.num_running, stats.num_waiting) == (0, 0)

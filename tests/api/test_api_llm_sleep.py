@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, Counter, SamplingParams
 from octavo.base.errors import ConfigError, InputError
 
 PARAMS = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -21,7 +21,9 @@ def test_sleep_and_queue(checkpoint: Callable[[str], Path]) -> None:
         names = llm.enqueue(prompts[:2], PARAMS) + llm.enqueue(prompts[2], [PARAMS])
         with pytest.raises(InputError):
             llm.enqueue([[-1]])
-        llm.sleep()
+        with pytest.raises(ConfigError, match="level must be 1 or 2, got 0"):
+            llm.sleep(0)
+        llm.sleep(level=2)
         with pytest.raises(ConfigError, match="wake_up"):
             llm.generate("x", PARAMS, use_tqdm=False)
         llm.wake_up()
@@ -29,7 +31,8 @@ def test_sleep_and_queue(checkpoint: Callable[[str], Path]) -> None:
         found = llm.wait_for_completion(use_tqdm=False)
         assert [output.request_id for output in found] == names
         assert [output.outputs[0].token_ids for output in found] == expected
-        assert llm.get_metrics()["generation_tokens"] == 24
+        totals = {metric.name: metric.value for metric in llm.get_metrics() if isinstance(metric, Counter)}
+        assert totals["vllm:generation_tokens"] == 48  # of both engines
         assert llm.reset_prefix_cache()
         llm.sleep()
     llm.wake_up()

@@ -152,6 +152,12 @@ class FakeLLM:
             if request_id not in self.finished:
                 self.aborted.append(request_id)
 
+    def beam_search(
+        self, prompt: list[int], params: SamplingParams, *, length_penalty: float, width_name: str, **more: Any
+    ) -> AsyncIterator[RequestOutput]:
+        assert (type(length_penalty), width_name) == (float, "n")
+        return self.generate(prompt, params, **more)
+
     async def _steps(
         self, request_id: str, prompt: list[int], params: SamplingParams, most: int
     ) -> AsyncIterator[RequestOutput]:

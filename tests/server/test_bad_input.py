@@ -143,7 +143,7 @@ ASKING = {
     "logits_processors": ["x"],
     "guided_decoding_backend": "outlines",
     "structural_tag": "{}",
-    "use_beam_search": True,
+    "early_stopping": True,
     "audio": {"voice": "x"},
     "modalities": ["audio"],
     "reasoning_effort": "high",

@@ -10,12 +10,13 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from serving import LiveServer
 
+from octavo.base.metrics.registry import Metrics, RequestRecorder
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
 from octavo.base.types.sampling import SamplingParams
-from octavo.server.metrics import Metrics, RequestRecorder
 
-# production-stack: helm/dashboards/vllm-dashboard.json and vllm-model-metrics-dashboard.json. What these show of the
+# production-stack: helm/dashboards/vllm-dashboard.json and vllm-model-metrics-dashboard.json, and the older
+# observability/vllm-dashboard.json. What these show of the
 # router before the engines (healthy_pods_total, current_qps, router_*) is the router's own.
 # (name as queried, type, labels that the query or its legend names)
 DASHBOARDS = [
@@ -33,6 +34,7 @@ DASHBOARDS = [
     ("num_requests_swapped", "gauge", {"model_name"}),
     ("gpu_cache_usage_perc", "gauge", {"model_name"}),
     ("cpu_cache_usage_perc", "gauge", {"model_name"}),
+    ("gpu_prefix_cache_hit_rate", "gauge", {"model_name"}),
     ("gpu_prefix_cache_hits_total", "counter", {"model_name"}),
     ("gpu_prefix_cache_queries_total", "counter", {"model_name"}),
     ("prompt_tokens_total", "counter", {"model_name"}),
@@ -100,6 +102,7 @@ def test_older_names_have_the_newer_ones_values(live: LiveServer) -> None:
     text = live.client.get("/metrics").text
     assert value(text, "vllm:gpu_cache_usage_perc") == value(text, "vllm:kv_cache_usage_perc") == 0.25
     assert value(text, "vllm:gpu_prefix_cache_hits_total") == value(text, "vllm:prefix_cache_hits_total") == 30
+    assert value(text, "vllm:gpu_prefix_cache_hit_rate") == 0.75
     assert value(text, "vllm:prompt_tokens_cached_total") == 30
     assert value(text, "vllm:prompt_tokens_by_source_total", source="local_compute") == 20
     assert value(text, "vllm:prompt_tokens_by_source_total", source="local_cache_hit") == 30

@@ -56,6 +56,15 @@ def test_what_is_refused(tmp_path: Path, file: str, content: str, kind: type[Oct
         read_sentence_files(tmp_path)
 
 
+def test_errors_name_the_file_that_was_read(tmp_path: Path) -> None:
+    encoders.write_sentence_files(tmp_path, mode="mean_tokens", normalize=True)
+    (tmp_path / "1_Pooling").rename(tmp_path / "pool")
+    (tmp_path / "modules.json").write_text('[{"path": "pool", "type": "sentence_transformers.models.Pooling"}]')
+    (tmp_path / "pool" / "config.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match=r"^pool/config\.json: pooling by nothing"):
+        read_sentence_files(tmp_path)
+
+
 def test_a_cross_encoders_modules(tmp_path: Path) -> None:
     modules: list[dict[str, Any]] = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))

@@ -94,7 +94,7 @@ class Machine:
     def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
         """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where
         all are) and the heads of its tails; as many as tail_rows."""
-        arrays, finite = batch.arrays(), np.empty(batch.num_tokens, np.bool_)
+        arrays, finite = batch.arrays(), np.ones(batch.num_tokens, np.bool_)
         names = self._names(len(finite)) | {"tokens": arrays.tokens, "slots": arrays.slots, "finite": finite}
         names["plan"] = AttentionPlan(batch.spans, self.block_size, self.program.heads, self._scratch, self._team)
         for i, rope in enumerate(self.program.ropes):

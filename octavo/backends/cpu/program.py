@@ -67,7 +67,7 @@ class Program:
     ropes: tuple[Rope, ...]
     caches: tuple[tuple[int, int], ...]
     heads: int
-    states: str = "x"
+    states: str
 
 
 def build_program(spec: ModelSpec) -> Program:
@@ -132,7 +132,8 @@ class _Builder:
             states = self._norm_in("final_norm", self.spec.final_norm)
         elif self.waiting:
             self._emit("add", "x", "y")
-        self._emit("check", "finite", states)
+        if not self.spec.pooling:  # there the vectors are looked at
+            self._emit("check", "finite", states)
         return states
 
     def tail(self, head: Head) -> tuple[tuple[Instruction, ...], dict[str, tuple[int, ...]]]:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,13 +23,14 @@ from octavo.backends.torch.device.transfer import Download, staging, upload
 from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.layers.encoder import Encoder
 from octavo.backends.torch.ops.port import Stream
-from octavo.backends.torch.pooling import pool
+from octavo.backends.torch.pooling import Span, Vectors, pool
 from octavo.backends.torch.rows import Rows
 from octavo.backends.torch.sampling.group import Group
 from octavo.backends.torch.sampling.logprobs import Logprobs, PackedLogprobs, is_finite, token_logprobs
 from octavo.backends.torch.sampling.sampler import choose_tokens
 from octavo.base.errors import NOT_FINITE, NOTHING_TO_SAMPLE
 from octavo.base.types.plan import RowStep, StepPlan, StepResult, TokenLogprobs
+from octavo.base.types.pooling import RowPooling
 from octavo.models.spec import Pooling
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class Launched:
     """A step under way. finite: bool, parallel to `ran`.  prompt: row -> (first position, log probabilities).
 
     decoded: of a step of single tokens alone, gives the result after `download`.  rest: what is to be launched when the
-    step's masks have come.  pooled: row -> float32 vector.
+    step's masks have come.  pooled: of a model that pools.
     """
 
     plan: StepPlan
@@ -71,7 +73,7 @@ class Launched:
     prompt: dict[int, tuple[int, list[Logprobs]]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     decoded: Callable[[], StepResult] | None = None
-    pooled: dict[int, Tensor] = field(default_factory=dict)
+    pooled: Vectors = field(default_factory=Vectors)
     rest: Callable[[], None] | None = None
 
 
@@ -153,17 +155,30 @@ class StepRunner:
             begins = upload(seconds, torch.int64, self._rows.device)[batch.row_index]
             types = (batch.positions >= begins).long()
         states = self._model.states(batch, self._cache, self._attention, types)
+        alike: dict[RowPooling, list[Span]] = {}
         first = 0
         for step, one in zip(batch.steps, asked, strict=True):
-            span = states[first : first + step.count]
+            if one is None or step.start or not step.sample:
+                launched.failed[step.row] = "this model makes a vector of a whole prompt at once, and nothing else"
+            else:
+                alike.setdefault(msgspec.structs.replace(one, second=0), []).append(Span(step.row, first, step.count))
             first += step.count
-            try:
-                if one is None or step.start or not step.sample:
-                    raise ValueError("this model makes a vector of a whole prompt at once, and nothing else")
-                vector = pool(span, pooling, self._model.weights.more, one)
-                launched.pooled[step.row] = launched.download.add(vector)
-            except Exception as error:
-                _fail(launched, step.row, "pooling", error)
+        for row_pooling, spans in alike.items():
+            self._pool_isolated(states, spans, pooling, row_pooling, launched)
+        launched.pooled.send(launched.download)
+
+    def _pool_isolated(
+        self, states: Tensor, spans: list[Span], pooling: Pooling, asked: RowPooling, launched: Launched
+    ) -> None:
+        """Rows that ask for the same, together; one by one where that fails."""
+        try:
+            launched.pooled.add(spans, asked, pool(states, spans, pooling, self._model.weights.more, asked))
+        except Exception as error:
+            if len(spans) == 1:
+                _fail(launched, spans[0].row, "pooling", error)
+                return
+            for span in spans:
+                self._pool_isolated(states, [span], pooling, asked, launched)
 
     def _finish(self, batch: Batch, stream: Stream, launched: Launched) -> None:
         launched.ran = [step.row for step in batch.steps]
@@ -281,8 +296,11 @@ def collect(launched: Launched) -> StepResult:
     if launched.decoded is not None:
         return _with_failed(launched.decoded(), launched.failed)
     failed = dict(launched.failed)
-    for row, vector in launched.pooled.items():
-        if not bool(vector.isfinite().all()):
+    pooled: dict[int, bytes] = {}
+    for row, vector in launched.pooled.read():
+        if np.isfinite(vector).all():
+            pooled[row] = vector.astype("<f4").tobytes()
+        else:
             failed.setdefault(row, NOT_FINITE)
     if launched.finite is not None:
         for row, finite in zip(launched.ran, launched.finite.tolist(), strict=True):
@@ -313,7 +331,7 @@ def collect(launched: Launched) -> StepResult:
         logprobs=[None if row in failed else logprobs.get(row) for row in rows],
         prompt_logprobs={row: entries for row, entries in prompt.items() if row not in failed},
         failed=failed,
-        pooled={row: vector.numpy().astype("<f4").tobytes() for row, vector in launched.pooled.items()},
+        pooled=pooled,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -26,6 +27,12 @@ def from_options(options: dict[str, Any]) -> EngineConfig:
     if left:
         raise ConfigError(f"unknown option {next(iter(left))!r}", param=next(iter(left)))
     return EngineConfig(**parts)
+
+
+def own_name(model: str) -> str:
+    """What others are shown of a model's name: a path's last part, so that no folder is; else all of it."""
+    is_path = model.startswith(("/", "./", "../", "~")) or os.path.exists(model)
+    return os.path.basename(os.path.normpath(model)) if is_path else model
 
 
 def resolve(

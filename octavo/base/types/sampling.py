@@ -66,9 +66,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     def __post_init__(self) -> None:
         for name, lowest, highest in _INTEGERS:
-            _integer(name, getattr(self, name), lowest, highest)
+            check_integer(name, getattr(self, name), lowest, highest)
         for name, low, high in _NUMBERS:
-            _number(name, getattr(self, name), low, high)
+            check_number(name, getattr(self, name), low, high)
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be true or false, got {_show(getattr(self, name))}", param=name)
@@ -144,7 +144,8 @@ def _show(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _integer(name: str, value: object, low: int | None, high: int) -> None:
+def check_integer(name: str, value: object, low: int | None, high: int) -> None:
+    """InputError unless it is one from low to high; low None: it may be None too."""
     if value is None and low is None:
         return
     if not isinstance(value, int) or isinstance(value, bool):
@@ -154,7 +155,8 @@ def _integer(name: str, value: object, low: int | None, high: int) -> None:
         raise InputError(f"{name} must be between {lowest} and {high}, got {_show(value)}", param=name)
 
 
-def _number(name: str, value: object, low: float, high: float) -> None:
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """InputError unless it is finite and from low to high."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise InputError(f"{name} must be a number, got {_show(value)}", param=name)
     if isinstance(value, float) and not math.isfinite(value):
@@ -197,4 +199,4 @@ def _check_bias(bias: object) -> None:
     for token, value in bias.items():
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < INT64:
             raise InputError(f"logit_bias has the key {_show(token)}; keys are token ids", param="logit_bias")
-        _number("logit_bias", value, -100.0, 100.0)
+        check_number("logit_bias", value, -100.0, 100.0)

@@ -17,6 +17,7 @@ from octavo.server.anthropic.replies import (
     ThinkingReply,
     ToolUseReply,
 )
+from octavo.server.errors import NAMED_EVENT
 from octavo.server.openai.convert import Generation
 from octavo.server.openai.generate import UsageCount
 from octavo.server.openai.parsing import call_id
@@ -25,7 +26,7 @@ from octavo.server.openai.parsing import call_id
 class MessageBuilder:
     """Takes outputs, deltas or the whole, and keeps the message up to date. Its methods return what a stream sends."""
 
-    idle = b'event: ping\ndata: {"type":"ping"}\n\n'
+    idle = NAMED_EVENT % (b"ping", b'{"type":"ping"}')
 
     def __init__(self, generation: Generation, *, with_thinking: bool) -> None:
         self._count = UsageCount(generation)
@@ -126,4 +127,4 @@ def _stop(choice: CompletionOutput, *, called: bool) -> tuple[StopReason, str | 
 
 
 def _event(kind: str, **fields: Any) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))
+    return NAMED_EVENT % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from octavo.server.anthropic.replies import AnthropicError, AnthropicErrorBody, ErrorDetails
-from octavo.server.errors import ErrorReply
+from octavo.server.errors import NAMED_EVENT, ErrorReply
 
 KINDS = {
     401: "authentication_error",
@@ -32,7 +32,7 @@ class AnthropicErrors:
 
     def events(self, told: ErrorReply) -> bytes:
         """A stream that has begun ends with this event."""
-        return b"event: error\ndata: " + self._body(told) + b"\n\n"
+        return NAMED_EVENT % (b"error", self._body(told))
 
     def _body(self, told: ErrorReply) -> bytes:
         kind = KINDS.get(told.status, "invalid_request_error" if told.status < 500 else "api_error")

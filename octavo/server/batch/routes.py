@@ -24,7 +24,7 @@ from octavo.server.batch.types import (
     RequestCounts,
 )
 from octavo.server.exchange import Exchange, Reply
-from octavo.server.openai.decode import decode, explain
+from octavo.server.openai.decode import decode, decode_query, explain
 from octavo.server.services import Services
 
 MAX_PAGE = {"files": 10_000, "batches": 100}
@@ -148,10 +148,7 @@ def _found(services: Services, exchange: Exchange) -> Kept:
 
 
 def _query(exchange: Exchange, what: str) -> Query:
-    try:
-        query = msgspec.convert(exchange.query(), Query, strict=False)
-    except msgspec.ValidationError as error:
-        raise explain(str(error), Query) from None
+    query = decode_query(exchange.query(), Query)
     if query.limit > MAX_PAGE[what]:
         raise InputError(f"limit may be at most {MAX_PAGE[what]}", param="limit")
     return query

@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from octavo.base.errors import InputError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.server.exchange import Exchange
+from octavo.server.openai.beams import length_penalty
 from octavo.server.openai.conversation import echoed_message, render
 from octavo.server.openai.parsing import answer_form, answer_parsing, demands_form
 from octavo.server.openai.structured import field_name, structured_params
@@ -52,6 +53,7 @@ class Generation:
 
     logprobs: alternatives to show a token, None for none.  parsing: how a chat's answers are read.
     route: its path, as in the route table.  timing: where its time goes, where it is one completion.
+    length_penalty: of a beam search, whose width is params.n; None where it is none.
     """
 
     request: GenerationRequest
@@ -65,6 +67,7 @@ class Generation:
     parsing: Parsing | None = None
     route: str = ""
     timing: Timing | None = None
+    length_penalty: float | None = None
 
     def metrics(self) -> RequestMetrics | UnsetType:
         """Where its time went until now, where the request asks for it."""
@@ -76,7 +79,7 @@ async def completion(services: Services, exchange: Exchange, request: Completion
     """POST /v1/completions made ready; InputError names the field at fault."""
     params = sampling_params(request, services.llm.model.sampling)
     _check(services, request)
-    sources = _split_prompts(request.prompt)
+    sources = split_prompts(request.prompt, "prompt")
     prompts = [await _completion_prompt(services, request, params, source) for source in sources]
     return _generation(services, exchange, request, prompts, params, "cmpl-")
 
@@ -121,6 +124,7 @@ def _generation(
         created=int(time.time()),
         route=exchange.route,
         timing=exchange.timing,
+        length_penalty=length_penalty(request, params),
     )
 
 
@@ -132,6 +136,8 @@ def sampling_params(request: CompletionRequest | ChatRequest, defaults: Mapping[
         _chat_values(request, values)
     else:
         _completion_values(request, values)
+    if request.use_beam_search and request.temperature is None:  # whatever the model's own one is
+        values["temperature"] = 0.0
     values["output_kind"] = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
     try:
         values["structured_outputs"] = structured_params(request)
@@ -191,19 +197,20 @@ def _check(services: Services, request: GenerationRequest) -> None:
         raise InputError("truncate_prompt_tokens must be -1 (what fits) or from 1", param="truncate_prompt_tokens")
 
 
-def _split_prompts(prompt: str | list[int | str | list[int]]) -> list[str | list[int]]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise InputError("prompt is empty; send a text, token ids, or a list of either", param="prompt")
-    kinds = set(map(type, prompt))
+def split_prompts(source: str | list[int | str | list[int]], name: str) -> list[str | list[int]]:
+    """A text, token ids, or a list of either. InputError names the field that they came in."""
+    if isinstance(source, str):
+        return [source]
+    if not source:
+        raise InputError(f"{name} is empty; send a text, token ids, or a list of either", param=name)
+    kinds = set(map(type, source))
     if len(kinds) > 1:
-        raise InputError("prompt mixes texts, token ids and lists; send one kind", param="prompt")
+        raise InputError(f"{name} mixes texts, token ids and lists; send one kind", param=name)
     if kinds == {int}:
-        return [prompt]  # type: ignore[list-item]
-    if len(prompt) > MAX_PROMPTS:
-        raise InputError(f"prompt holds {len(prompt)} prompts; at most {MAX_PROMPTS} are taken", param="prompt")
-    return prompt  # type: ignore[return-value]
+        return [source]  # type: ignore[list-item]
+    if len(source) > MAX_PROMPTS:
+        raise InputError(f"{name} holds {len(source)} prompts; at most {MAX_PROMPTS} are taken", param=name)
+    return source  # type: ignore[return-value]
 
 
 async def _completion_prompt(

@@ -41,6 +41,14 @@ def decode(body: bytes, kind: type[T]) -> T:
     return request
 
 
+def decode_query(query: Mapping[str, str], kind: type[T]) -> T:
+    """A URL's query as `kind`."""
+    try:
+        return msgspec.convert(query, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise explain(str(error), kind) from None
+
+
 def explain(text: str, kind: type[msgspec.Struct], *, where: str = "") -> InputError:
     """An InputError made of msgspec's message, `what - at `$.path``.
 

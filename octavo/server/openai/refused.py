@@ -9,7 +9,6 @@ from msgspec import Meta
 
 Empty = Annotated[list[Any], Meta(max_length=0)]
 EmptyObject = Annotated[dict[str, Any], Meta(max_length=0)]
-One = Annotated[float, Meta(ge=1, le=1)]
 
 
 class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,8 +16,6 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
-    use_beam_search: Literal[False] | None = None
-    length_penalty: One | None = None
     early_stopping: Literal[False] | None = None
     logits_processors: Empty | None = None
     guided_decoding_backend: Literal["auto", "guidance"] | None = None
@@ -52,15 +49,12 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     service_tier: Literal["auto", "default"] | None = None
 
 
-_BEAM = "beam search is not available; use n with a temperature above 0"
 _TEXT_ONLY = "this server takes and gives text only"
 
 REASONS: dict[str, str] = {
     "best_of": "ask for n completions and choose among them",
     "suffix": "filling in a middle is not available; put all the text into the prompt",
-    "use_beam_search": _BEAM,
-    "length_penalty": _BEAM,
-    "early_stopping": _BEAM,
+    "early_stopping": "a search ends when no beam can win any more, which changes no result; leave it out",
     "logits_processors": "use logit_bias, allowed_token_ids or bad_words",
     "guided_decoding_backend": "grammars are llguidance's; leave it out, or send 'auto' or 'guidance'",
     "structural_tag": "send it in structured_outputs, or as response_format",

@@ -12,14 +12,15 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import cast
 
 from octavo.api.log import REQUEST_ID
 from octavo.base.errors import InputError, RequestFailedError, row_failure
+from octavo.base.metrics.registry import RequestRecorder
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
-from octavo.server.metrics import RequestRecorder
 from octavo.server.openai.convert import Generation, Prompt, in_terms_of
 from octavo.server.services import Services
 
@@ -99,7 +100,9 @@ class Results:
             streaming=bool(request.stream),
             tools_of=generation.route if reads_tools else None,
         )
-        outputs = self._services.llm.generate(
+        llm, penalty = self._services.llm, generation.length_penalty
+        generate = llm.generate if penalty is None else partial(llm.beam_search, length_penalty=penalty, width_name="n")
+        outputs = generate(
             prompt.token_ids,
             generation.params,
             request_id=f"{generation.internal}-{index}",

@@ -36,6 +36,7 @@ class GenerationRequest(StructuredFields, frozen=True, kw_only=True, forbid_unkn
 
     user, metadata, safety_identifier and prompt_cache_key label a request for a provider's books; nothing here
     depends on them (prefixes are found by content).  include_metrics: tell where the time went (docs/monitoring.md).
+    use_beam_search: n is the beam width; see beams.py.
     """
 
     model: Annotated[str, Meta(max_length=512)] | None = None
@@ -62,6 +63,8 @@ class GenerationRequest(StructuredFields, frozen=True, kw_only=True, forbid_unkn
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
     truncate_prompt_tokens: Truncation | None = None
     echo: bool | None = None
     return_token_ids: bool | None = None

@@ -16,7 +16,7 @@ from octavo.backends.torch.layers.mlp import ACTIVATIONS
 from octavo.backends.torch.ops.port import Ops, Stream
 from octavo.backends.torch.weights import LayerWeights, MlpWeights, ModelWeights, MoEWeights
 from octavo.base.errors import UnsupportedError
-from octavo.models.spec import MLP, Attention, GatedMLP, Head, Layer, LayerNorm, ModelSpec, MoE, RMSNorm
+from octavo.models.spec import MLP, Attention, GatedMLP, Layer, LayerNorm, ModelSpec, MoE, RMSNorm
 
 WORDS = (Attention, GatedMLP, MoE, RMSNorm)
 ENCODER_WORDS = (Attention, MLP, LayerNorm)
@@ -70,7 +70,9 @@ class Decoder:
 
     def logits(self, h: Tensor) -> Tensor:
         """h: of `finish` -> float32 [n, vocab]."""
-        head = self.spec.head or Head(tied=True)
+        head = self.spec.head
+        if head is None:
+            raise RuntimeError("a model that pools has no head")
         logits = self.ops.logits(h, self.weights.head)
         if head.scale != 1.0:
             logits = logits * head.scale

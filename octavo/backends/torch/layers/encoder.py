@@ -22,6 +22,7 @@ class Encoder:
         self.spec = spec
         self.weights = weights
         self._learned = learned
+        self._embed_norm = torch.stack((weights.more["embed_norm"], weights.more["embed_norm_bias"]))
 
     def states(self, batch: Batch, cache: KVCache, attention: PagedAttention, types: Tensor | None) -> Tensor:
         """[tokens, hidden]. types: int64 [tokens], the rows of token types; None: 0 for all.
@@ -31,7 +32,7 @@ class Encoder:
         more, places = self.weights.more, batch.positions + self._learned.offset
         x = F.embedding(batch.token_ids, self.weights.embed) + F.embedding(places, more["positions"])
         x = x + (more["token_types"][0] if types is None else F.embedding(types, more["token_types"]))
-        x = layer_norm(x, torch.stack((more["embed_norm"], more["embed_norm_bias"])), self._learned.norm)
+        x = layer_norm(x, self._embed_norm, self._learned.norm)
         spans = equal_spans(batch)
         for layer, weights in zip(self.spec.layers, self.weights.layers, strict=True):
             x = self._layer(x, layer, weights, spans)

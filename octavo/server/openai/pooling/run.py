@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from octavo.api.pooling import AnyPoolingOutput, Pair
-from octavo.api.prompts import Prompt
+from octavo.api.prompts import Prompt, parse_prompt
 from octavo.base.errors import InputError, row_failure
 from octavo.base.types.pooling import PoolingParams
 from octavo.server.exchange import Exchange
+from octavo.server.openai.convert import split_prompts
 from octavo.server.openai.decode import decode
 from octavo.server.openai.pooling.replies import Vector
 from octavo.server.openai.replies import PromptTokensDetails, Usage
@@ -81,16 +82,8 @@ async def run(
 
 
 def split(source: str | list[int | str | list[int]]) -> list[Prompt]:
-    """A text, token ids, or a list of either, as prompts."""
-    if isinstance(source, str):
-        return [Prompt(source, None)]
-    kinds = set(map(type, source))
-    if len(kinds) != 1:
-        what = "mixes texts, token ids and lists; send one kind" if kinds else "is empty; send a text or token ids"
-        raise InputError(f"input {what}", param="input")
-    if kinds == {int}:
-        return [Prompt(None, [token for token in source if isinstance(token, int)])]
-    return [Prompt(one, None) if isinstance(one, str) else Prompt(None, one) for one in source]  # type: ignore[arg-type]
+    """The field `input` as prompts."""
+    return [parse_prompt(one) for one in split_prompts(source, "input")]
 
 
 def usage(outputs: Sequence[AnyPoolingOutput]) -> Usage:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
-from octavo.server.errors import DONE, ErrorReply
+from octavo.server.errors import DONE, NAMED_EVENT, ErrorReply
 from octavo.server.openai.convert import Generation
 from octavo.server.openai.generate import UsageCount
 from octavo.server.openai.logprobs import chat_logprobs
@@ -221,7 +221,7 @@ class ResponseBuilder:
     def _event(self, kind: str, **fields: Any) -> bytes:
         data = msgspec.json.encode({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+        return NAMED_EVENT % (kind.encode(), data)
 
 
 _CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}

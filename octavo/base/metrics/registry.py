@@ -1,4 +1,4 @@
-"""EngineStats, finished requests and HTTP answers in; the text of /metrics out.
+"""EngineStats, finished requests and HTTP answers in; a Prometheus registry, and the text of /metrics, out.
 
 Names are vLLM's, once under `octavo:` and once under `vllm:`, so that its dashboards work; those that older dashboards
 ask for are under `vllm:` alone. Label sets are closed: no label is ever made of what a client sent.
@@ -20,14 +20,14 @@ from prometheus_client.samples import Sample
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import RequestOutput, RequestTimes
 from octavo.base.types.pooled import PoolingRequestOutput
-from octavo.base.types.sampling import SamplingParams
-from octavo.server.canary import Outcome
+from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 
 _OURS = "octavo:"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "POST"})
 FINISH_REASONS = ("stop", "length", "abort", "error")
 Rejection = Literal["overloaded", "unavailable", "draining"]
+Outcome = Literal["match", "mismatch", "failed"]  # of a check by the canary
 TOOL_ROUTES = {"/v1/chat/completions": "chat_completions", "/v1/responses": "responses"}  # all others: other
 OLDER_NAMES = {
     "kv_cache_usage_perc": "gpu_cache_usage_perc",
@@ -36,6 +36,7 @@ OLDER_NAMES = {
     "inter_token_latency_seconds": "time_per_output_token_seconds",
 }
 """What vLLM called a metric before, by its name today."""
+_PREFIX_CACHE = ("octavo:prefix_cache_queries", "octavo:prefix_cache_hits")
 
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40)
@@ -63,7 +64,7 @@ _HISTOGRAMS: tuple[tuple[str, str, Sequence[float]], ...] = (
 
 
 class Metrics:
-    """The server's own registry. `stats`, `info` and `asleep` are asked when somebody reads /metrics."""
+    """A server's own registry, or an LLM's. `stats`, `info` and `asleep` are asked when somebody reads /metrics."""
 
     def __init__(
         self,
@@ -75,7 +76,8 @@ class Metrics:
     ) -> None:
         self._labels = {"model_name": model, "engine": "0"}
         own = CollectorRegistry(auto_describe=False)
-        own.register(_EngineCollector(self._labels, stats, info, asleep))
+        self._engine = _EngineCollector(self._labels, stats, info, asleep)
+        own.register(self._engine)
         self._histograms = {
             name: Histogram(f"octavo:{name}", text, tuple(self._labels), buckets=buckets, registry=own).labels(
                 **self._labels
@@ -109,12 +111,16 @@ class Metrics:
             registry=own,
         )
         ProcessCollector(registry=own)
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Aliased(own, self._labels))
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(_Aliased(own, self._labels))
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
+
+    def settle(self) -> None:
+        """The engine is about to end: what it has counted so far is kept."""
+        self._engine.settle()
 
     def observe(self, name: str, value: float) -> None:
         """One value of a histogram, by its name without prefix."""
@@ -170,7 +176,9 @@ class RequestRecorder:
     ) -> None:
         self._metrics = metrics
         self._tools_of = tools_of
+        self._deltas = params.output_kind is RequestOutputKind.DELTA
         self._called: set[int] = set()
+        self._ended: set[int] = set()
         self._params = params
         self._streaming = streaming
         self._last = 0.0
@@ -186,12 +194,14 @@ class RequestRecorder:
         now = time.monotonic()
         tokens = 0
         for completion in output.outputs:
-            new = len(completion.token_ids)
+            before, new = self._counts.get(completion.index, 0), len(completion.token_ids)
+            new -= 0 if self._deltas else before
             tokens += new
-            self._counts[completion.index] = self._counts.get(completion.index, 0) + new
+            self._counts[completion.index] = before + new
             if completion.tool_calls:
                 self._called.add(completion.index)
-            if completion.finish_reason is not None:
+            if completion.finish_reason is not None and completion.index not in self._ended:
+                self._ended.add(completion.index)
                 self._end_choice(completion.index, completion.finish_reason)
         if self._streaming and tokens:
             if self._last:
@@ -252,6 +262,12 @@ class _EngineCollector(Collector):
         self._names, self._values = tuple(labels), tuple(labels.values())
         self._stats, self._info, self._asleep = stats, info, asleep
         self._seen: dict[str, tuple[int, int]] = {}  # name -> (total of earlier engines, last value)
+
+    def settle(self) -> None:
+        """The next engine counts from 0, however far it comes before anybody looks."""
+        for _ in self.collect():  # takes note of what this one counted last
+            pass
+        self._seen = {name: (base + last, 0) for name, (base, last) in self._seen.items()}
 
     def collect(self) -> Iterable[Metric]:
         stats = self._stats()
@@ -333,7 +349,10 @@ class _Aliased(Collector):
         self._registry, self._labels = registry, labels
 
     def collect(self) -> Iterator[Metric]:
+        totals: dict[str, float] = {}
         for metric in self._registry.collect():
+            if metric.name in _PREFIX_CACHE:
+                totals[metric.name] = metric.samples[0].value
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
             if metric.name.startswith(_OURS):
@@ -341,9 +360,14 @@ class _Aliased(Collector):
                 for other in filter(None, (name, OLDER_NAMES.get(name))):
                     yield _renamed(metric, "vllm:" + other)
         for name in ("num_requests_swapped", "cpu_cache_usage_perc"):  # a preempted sequence is computed again
-            metric = Metric(f"vllm:{name}", "Always 0: nothing is swapped out.", "gauge")
-            metric.add_sample(metric.name, dict(self._labels), 0)
-            yield metric
+            yield self._gauge(name, "Always 0: nothing is swapped out.", 0)
+        queries, hits = (totals.get(name, 0) for name in _PREFIX_CACHE)
+        yield self._gauge("gpu_prefix_cache_hit_rate", "Share of looked up tokens found.", hits / max(queries, 1))
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        metric = Metric(f"vllm:{name}", text, "gauge")
+        metric.add_sample(metric.name, dict(self._labels), value)
+        return metric
 
 
 def _renamed(metric: Metric, name: str) -> Metric:

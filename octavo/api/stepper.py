@@ -1,0 +1,119 @@
+"""Rows of many calls in, one engine in this process under them all; whichever thread waits runs the next step."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+from octavo.api.client import InProcessClient
+from octavo.api.interrupt import interrupt_after
+from octavo.base.errors import ConfigError, OverloadedError, RequestFailedError
+from octavo.base.types.output import Output
+from octavo.base.types.request import Request
+
+Result = TypeVar("Result", covariant=True)
+
+
+class Row(Protocol[Result]):
+    """One request under way: outputs.RequestProgress and pooling.PoolingProgress."""
+
+    @property
+    def request(self) -> Request: ...
+    @property
+    def finished(self) -> bool: ...
+    def push(self, output: Output) -> list[str]: ...
+    def take(self) -> Result | None: ...
+
+
+class _Batch:
+    """The rows of one call. Threads step in turns, so any of them may end a row: on_end is called by that one."""
+
+    def __init__(self, rows: Sequence[Row[Any]], on_end: Callable[[Any], None]) -> None:
+        self.waiting = deque(rows)
+        self.left = len(rows)
+        self.on_end = on_end
+
+
+class Stepper:
+    """client: the engine that is there now, or what says why there is none. lock: held by whoever steps."""
+
+    def __init__(self, client: Callable[[], InProcessClient]) -> None:
+        self.lock = threading.Lock()
+        self._client = client
+        self._alive: dict[str, tuple[Row[Any], _Batch]] = {}
+
+    @property
+    def idle(self) -> bool:
+        """True if the engine has nothing of anybody's."""
+        return not self._alive
+
+    def run(self, rows: Sequence[Row[Result]], *, on_end: Callable[[Any], None] = lambda row: None) -> list[Result]:
+        """Run rows to their ends; what came of them, in order. on_end: called with each row that ends."""
+        batch = _Batch(rows, on_end)
+        try:
+            while batch.left:
+                self._advance(batch)
+        finally:
+            self._forget(batch)
+        return [result for row in rows if (result := row.take()) is not None]
+
+    def stream(self, row: Row[Result]) -> Generator[Result, None, None]:
+        """What comes of a row, as it comes. Closing it aborts."""
+        batch = _Batch([row], lambda row: None)
+        try:
+            while True:
+                finished = row.finished
+                if (result := row.take()) is not None:
+                    yield result
+                if finished:
+                    return
+                if result is None:
+                    self._advance(batch)
+        finally:
+            self._forget(batch)
+
+    def _advance(self, batch: _Batch) -> None:
+        """Queue what the engine takes of the batch, then run one step, for whichever batches are under way."""
+        with self.lock, interrupt_after():
+            client = self._client()
+            while batch.waiting and _try_add(client, batch.waiting[0].request, alone=self.idle):
+                row = batch.waiting.popleft()
+                self._alive[row.request.request_id] = (row, batch)
+            if batch.left and not client.has_work():
+                raise RequestFailedError(f"the engine is idle and {batch.left} requests have not ended")
+            for output in client.step():
+                self._take(client, output)
+
+    def _take(self, client: InProcessClient, output: Output) -> None:
+        row, batch = self._alive.get(output.request_id, (None, None))
+        if row is None or batch is None:
+            return
+        if names := row.push(output):
+            client.abort(names)
+        if row.finished:
+            del self._alive[output.request_id]
+            batch.left -= 1
+            batch.on_end(row)
+
+    def _forget(self, batch: _Batch) -> None:
+        """Whatever ended a batch early leaves nothing behind in the engine."""
+        with self.lock:
+            names = [name for name, (_, owner) in self._alive.items() if owner is batch]
+            for name in names:
+                del self._alive[name]
+            if names:
+                with suppress(ConfigError):  # closed meanwhile
+                    self._client().abort(names)
+
+
+def _try_add(client: InProcessClient, request: Request, *, alone: bool) -> bool:
+    try:
+        client.add(request)
+    except OverloadedError:
+        if alone:
+            raise
+        return False
+    return True
