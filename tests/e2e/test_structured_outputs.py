@@ -139,7 +139,11 @@ def test_a_form_that_admits_the_answer_changes_nothing(llm: LLM) -> None:
 
 
 def test_bad_forms_are_refused_before_anything_runs(llm: LLM) -> None:
-    for bad, param in ((form(json={"not": {}}), "json"), (form(regex="("), "regex"), (form(grammar="x"), "grammar")):
+    for bad, param in (
+        (form(json={"not": {"pattern": "a"}}), "json"),
+        (form(regex="("), "regex"),
+        (form(grammar="x"), "grammar"),
+    ):
         with pytest.raises(InputError) as caught:
             llm.generate("a", SamplingParams(structured_outputs=bad), use_tqdm=False)
         assert caught.value.param == f"structured_outputs.{param}"

@@ -35,7 +35,7 @@ def test_what_passes_is_remembered(checker: Checker) -> None:
 
 def test_errors_cross_with_class_and_field(checker: Checker) -> None:
     with pytest.raises(UnsupportedError, match="'not'") as caught:
-        checker.check(StructuredOutputsParams(json={"not": {}}))
+        checker.check(StructuredOutputsParams(json={"not": {"pattern": "a"}}))
     assert caught.value.param == "structured_outputs.json"
     with pytest.raises(InputError, match="unknown special token"):
         checker.check(StructuredOutputsParams(grammar="start: <|other|>"))

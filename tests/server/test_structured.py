@@ -130,7 +130,7 @@ def test_parse_of_the_openai_client(real: LiveServer) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs.json", "'not'"),
+    ({"structured_outputs": {"json": {"not": {"pattern": "a"}}}}, "structured_outputs.json", "'not'"),
     ({"structured_outputs": {"json": {"type": "array", "uniqueItems": True}}}, "structured_outputs.json", "uniqueI"),
     ({"structured_outputs": {"json": {"type": "stsring"}}}, "structured_outputs.json", "stsring"),
     ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "JSON"),
@@ -160,7 +160,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         {
             "response_format": {
                 "type": "json_schema",
-                "json_schema": {"name": "a", "schema": {"not": {}}, "strict": True},
+                "json_schema": {"name": "a", "schema": {"not": {"pattern": "a"}}, "strict": True},
             }
         },
         "response_format.json_schema.schema",

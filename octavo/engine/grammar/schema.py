@@ -15,6 +15,7 @@ from llguidance import LLMatcher, StructTag
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
+from octavo.engine.grammar.rewrite import rewrite
 
 MAX_TAGS = 128
 MAX_LITERAL = 8192  # characters of a string that must come as it is: at each of its tokens all of the rest is walked
@@ -81,7 +82,21 @@ def _lark(text: str) -> str:
         )
     for literal in re.findall(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/', text):
         _check_literal(literal, _field("grammar"))
-    return str(LLMatcher.grammar_from_lark(text))
+    return str(LLMatcher.grammar_from_lark(_rewritten(text)))
+
+
+def _rewritten(lark: str) -> str:
+    """With the schemas behind %json in other words."""
+    first, *rest = re.split(r"(?<=%json)(?=\s*\{)", lark)
+    parts = [first]
+    for part in rest:
+        start = part.index("{")
+        try:
+            schema, end = json.JSONDecoder().raw_decode(part, start)
+            parts.append(f" {json.dumps(rewrite(schema))}{part[end:]}")
+        except (ValueError, RecursionError):  # the library says what it is
+            parts.append(part)
+    return "".join(parts)
 
 
 def _schema(given: str | dict[str, Any], name: str) -> dict[str, Any]:
@@ -103,6 +118,7 @@ def _json(schema: dict[str, Any], params: StructuredOutputsParams) -> str:
         if params.disable_additional_properties:
             schema = _closed(schema)
         _check_values(schema, name)
+        schema = rewrite(schema)
         options: dict[str, Any] = {
             # these win over an "x-guidance" inside the schema: what is not enforced is refused whoever asks
             "lenient": False,
@@ -199,4 +215,4 @@ def _tag(item: Any, triggers: list[str], name: str) -> StructTag:
     schema = _schema(item["schema"], f"{name}.schema")
     _check_values(schema, name)
     strict = {"lenient": False, "coerce_one_of": False}
-    return StructTag(trigger=trigger, begin=begin, grammar={**schema, "x-guidance": strict}, end=end)
+    return StructTag(trigger=trigger, begin=begin, grammar={**rewrite(schema), "x-guidance": strict}, end=end)
