@@ -58,7 +58,12 @@ _KNOWN_FORMATS |= {"idn-email", "idn-hostname", "regex"}
 def rewrite(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema in other words. It is not changed."""
     found: dict[str, Any] = _Rewriter(schema).schema(schema)
-    draft = found.get("$schema")
+    return with_known_draft(found)
+
+
+def with_known_draft(schema: dict[str, Any]) -> dict[str, Any]:
+    """With the draft's own spelling in $schema, where it can be told."""
+    draft, found = schema.get("$schema"), dict(schema)
     if isinstance(draft, str) and "://json-schema" in draft:
         known = re.fullmatch(
             r"https?://json-schema[.-]org/(?:(draft-0[467])|(draft/20(?:19-09|20-12)))/schema#?", draft

@@ -32,7 +32,7 @@ def make_grammar(params: StructuredOutputsParams, special: Collection[str]) -> s
     if params.json_object:
         return _json({"type": "object"}, params)
     if params.json is not None:
-        return _json(_schema(params.json, _field("json")), params)
+        return _json(asked_schema(params), params)
     if params.regex is not None:
         _check_literal(params.regex, _field("regex"))
         return str(LLMatcher.grammar_from_regex(params.regex))
@@ -43,6 +43,16 @@ def make_grammar(params: StructuredOutputsParams, special: Collection[str]) -> s
     if params.grammar is not None:
         return _lark(params.grammar)
     return _structural_tag(params.structural_tag or "", special)
+
+
+def asked_schema(params: StructuredOutputsParams) -> dict[str, Any]:
+    """What an answer of params.json must be valid by. Raises InputError naming the field."""
+    name = _field("json")
+    schema = _schema(params.json or "", name)
+    try:
+        return _closed(schema) if params.disable_additional_properties else schema
+    except RecursionError:
+        raise InputError(f"{name} nests too deeply", param=name) from None
 
 
 def explain(params: StructuredOutputsParams, reason: str) -> InputError:
@@ -115,14 +125,12 @@ def _schema(given: str | dict[str, Any], name: str) -> dict[str, Any]:
 def _json(schema: dict[str, Any], params: StructuredOutputsParams) -> str:
     name = _field(params.kind)
     try:
-        if params.disable_additional_properties:
-            schema = _closed(schema)
         _check_values(schema, name)
         schema = rewrite(schema)
         options: dict[str, Any] = {
-            # these win over an "x-guidance" inside the schema: what is not enforced is refused whoever asks
-            "lenient": False,
-            "coerce_one_of": False,
+            # these win over an "x-guidance" inside the schema: what is not enforced is refused unless the request says
+            "lenient": params.lenient,
+            "coerce_one_of": params.lenient,
             "whitespace_flexible": not params.disable_any_whitespace,
         }
         if params.whitespace_pattern is not None:

@@ -27,6 +27,7 @@ from octavo.server.openai.replies import (
     ReplyMessage,
     ReplyToolCall,
     Usage,
+    told,
 )
 from octavo.server.openai.types import ChatRequest
 from octavo.server.services import Services
@@ -81,6 +82,7 @@ class ChatForm:
             logprobs=self._logprobs(choice),
             finish_reason=_finish_reason(choice, called=bool(choice.tool_calls)),
             stop_reason=choice.stop_reason,
+            structured_outputs_valid=told(choice.structured_outputs_valid),
             token_ids=choice.token_ids if self._ids else UNSET,
         )
 
@@ -145,6 +147,7 @@ class ChatForm:
                 logprobs=self._logprobs(choice),
                 finish_reason=_finish_reason(choice, called=bool(self._calls[choice.index])),
                 stop_reason=choice.stop_reason,
+                structured_outputs_valid=told(choice.structured_outputs_valid),
                 token_ids=choice.token_ids if self._ids else UNSET,
             )
         )
