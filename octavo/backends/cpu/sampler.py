@@ -99,23 +99,27 @@ def _ids(field: str, ids: list[int], vocab_size: int) -> np.ndarray:
 
 def masked(logits: np.ndarray, mask: bytes) -> np.ndarray:
     """A copy with -inf where a token's bit is not set. Raises ValueError for a mask of another size."""
-    return np.where(_kept(mask, len(logits)), logits, np.float32(-np.inf))
+    return np.where(_kept(_bits(mask, len(logits)), len(logits)), logits, np.float32(-np.inf))
 
 
 def best_kept(logits: np.ndarray, mask: bytes, best: int) -> int:
     """The largest whose bit is set, -1 where none is; best: the largest of all, which mostly is the one."""
-    kept = _kept(mask, len(logits))
-    if kept[best]:
+    bits = _bits(mask, len(logits))
+    if bits[best >> 3] >> (best & 7) & 1:
         return best
-    ids = np.flatnonzero(kept)
+    ids = np.flatnonzero(_kept(bits, len(logits)))
     found = int(ids[logits[ids].argmax()]) if len(ids) else -1
     return found if found >= 0 and math.isfinite(logits[found]) else -1
 
 
-def _kept(mask: bytes, vocab_size: int) -> np.ndarray:
+def _bits(mask: bytes, vocab_size: int) -> np.ndarray:
     bits = np.frombuffer(mask, np.uint8)
     if len(bits) != -(-vocab_size // 32) * 4:
         raise ValueError(f"a mask of {len(bits)} bytes is not one of {vocab_size} tokens")
+    return bits
+
+
+def _kept(bits: np.ndarray, vocab_size: int) -> np.ndarray:
     return np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_)
 
 
