@@ -48,7 +48,7 @@ def make_grammar(params: StructuredOutputsParams, special: Collection[str]) -> s
 def asked_schema(params: StructuredOutputsParams) -> dict[str, Any]:
     """What an answer of params.json must be valid by. Raises InputError naming the field."""
     name = _field("json")
-    schema = _schema(params.json or "", name)
+    schema = _schema("" if params.json is None else params.json, name)
     try:
         return _closed(schema) if params.disable_additional_properties else schema
     except RecursionError:
