@@ -28,6 +28,7 @@ from octavo.base.types.pooling import PoolingParams
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
+from octavo.base.types.structured import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from octavo.text.tools.parser import Parsing
@@ -150,11 +151,13 @@ class AsyncLLM:
         cache_salt: str = "",
         chat: bool = False,
         parsing: Parsing | None = None,
+        judged: StructuredOutputsParams | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """RequestOutputs as params.output_kind asks for them; what a slow reader missed comes merged.
 
         Closing the iterator aborts the request.  chat: the prompt was made by a chat template and begins as it shall.
-        parsing: how the text is parted into content, reasoning and tool calls.
+        parsing: how the text is parted into content, reasoning and tool calls.  judged: a lenient form that was made
+        part of another.
         Raises InputError, OverloadedError (busy, loading, restarting, draining), EngineDeadError. A request that fails
         by itself ends with `error` set.
         """
@@ -167,10 +170,13 @@ class AsyncLLM:
             chat=chat,
             parsing=parsing,
         )
+        judge = self._known_limits().judge(params, judged)
         stream = Stream(progress)
         try:
             self._supervisor.open(stream)
             async for output in stream.read():
+                if judge is not None:
+                    await asyncio.get_running_loop().run_in_executor(self._grammar_pool, judge.see, output.outputs)
                 yield output
         finally:
             self._supervisor.forget(stream)

@@ -371,9 +371,11 @@ class LLM:
             priority=priority,
             cache_salt=prompt.cache_salt,
         )
-        return RequestProgress(
+        progress = RequestProgress(
             request, request_id=number, prompt=prompt.text, tokenizer=self._model.tokenizer, texts=self._texts
         )
+        progress.judge = self._limits.judge(params)
+        return progress
 
 
 def _final_only(params: Any) -> Any:

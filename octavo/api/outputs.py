@@ -17,6 +17,7 @@ from octavo.text.detokenizer import Detokenizer
 from octavo.text.tools.calls import JoinedCalls
 
 if TYPE_CHECKING:
+    from octavo.api.judging import Judge
     from octavo.text.tools.parser import OutputParser, Parsing
 
 
@@ -78,6 +79,7 @@ class RequestProgress:
 
     `push` is called with every Output at once, so a stop string ends its sequence without waiting for a reader;
     `take` hands out what came since the last `take`, so a slow reader finds deltas merged and nothing piles up.
+    judge: sees what is handed out, where nothing else has to wait for it.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class RequestProgress:
         self.request = request
         self.request_id = request_id
         self.error: Output | None = None
+        self.judge: Judge | None = None
         self._prompt = prompt
         self._texts = texts
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
@@ -145,6 +148,8 @@ class RequestProgress:
         delta = kind is RequestOutputKind.DELTA
         shown = changed if delta else self._completions
         outputs = [_show(completion, self.request.params, delta=delta) for completion in shown]
+        if self.judge is not None:
+            self.judge.see(outputs)
         prompt_logprobs = self._prompt_logprobs
         if delta:
             self._prompt_logprobs = None

@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from octavo.api.judging import Judge
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
-from octavo.base.types.sampling import INT64, MAX_LOGPROBS, SamplingParams
+from octavo.base.types.sampling import INT64, MAX_LOGPROBS, RequestOutputKind, SamplingParams
+from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker import Checker
 from octavo.models.spec import Pooling
 
@@ -45,6 +47,13 @@ class Limits:
         if self.pooling is not None:
             what = "classifies texts" if self.pooling.labels else "makes embeddings"
             raise UnsupportedError(f"this model does not generate, it {what}", param="model")
+
+    def judge(self, params: SamplingParams, form: StructuredOutputsParams | None = None) -> Judge | None:
+        """Of a request whose form is lenient. form: where params have another one, that holds it."""
+        form = params.structured_outputs if form is None else form
+        if form is None or not form.lenient or self.checker is None:
+            return None
+        return Judge(self.checker, form, delta=params.output_kind is RequestOutputKind.DELTA)
 
     def close(self) -> None:
         """End the checker's process; idempotent."""

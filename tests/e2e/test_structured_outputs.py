@@ -13,6 +13,7 @@ from parity.drive import GPUS
 
 from octavo import LLM, RequestOutput, SamplingParams, StructuredOutputsParams
 from octavo.base.errors import InputError
+from octavo.base.types.sampling import RequestOutputKind
 
 SCHEMA = {
     "type": "object",
@@ -46,6 +47,20 @@ def llm(arguments: dict[str, Any]) -> Iterator[LLM]:
 def texts(output: RequestOutput) -> list[str]:
     assert output.error is None
     return [one.text for one in output.outputs]
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_lenient_answers_are_judged(llm: LLM, delta: bool) -> None:
+    schema = {"type": "array", "items": {"const": "a"}, "minItems": 2, "maxItems": 2, "uniqueItems": True}
+    kind = RequestOutputKind.DELTA if delta else RequestOutputKind.CUMULATIVE
+    params = SamplingParams(max_tokens=20, structured_outputs=form(json=schema, lenient=True), output_kind=kind)
+    if delta:
+        last = [output.outputs[0] for output in llm.stream("a", params)][-1]
+    else:
+        last = llm.generate("a", params, use_tqdm=False)[0].outputs[0]
+        free = llm.generate("a", SamplingParams(max_tokens=1), use_tqdm=False)[0].outputs[0]
+        assert free.structured_outputs_valid is None
+    assert last.structured_outputs_valid is False
 
 
 CROWD = [
@@ -139,7 +154,11 @@ def test_a_form_that_admits_the_answer_changes_nothing(llm: LLM) -> None:
 
 
 def test_bad_forms_are_refused_before_anything_runs(llm: LLM) -> None:
-    for bad, param in ((form(json={"not": {}}), "json"), (form(regex="("), "regex"), (form(grammar="x"), "grammar")):
+    for bad, param in (
+        (form(json={"not": {"pattern": "a"}}), "json"),
+        (form(regex="("), "regex"),
+        (form(grammar="x"), "grammar"),
+    ):
         with pytest.raises(InputError) as caught:
             llm.generate("a", SamplingParams(structured_outputs=bad), use_tqdm=False)
         assert caught.value.param == f"structured_outputs.{param}"

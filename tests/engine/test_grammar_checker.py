@@ -35,7 +35,7 @@ def test_what_passes_is_remembered(checker: Checker) -> None:
 
 def test_errors_cross_with_class_and_field(checker: Checker) -> None:
     with pytest.raises(UnsupportedError, match="'not'") as caught:
-        checker.check(StructuredOutputsParams(json={"not": {}}))
+        checker.check(StructuredOutputsParams(json={"not": {"pattern": "a"}}))
     assert caught.value.param == "structured_outputs.json"
     with pytest.raises(InputError, match="unknown special token"):
         checker.check(StructuredOutputsParams(grammar="start: <|other|>"))
@@ -67,3 +67,43 @@ def test_memory_of_what_passed_is_bounded(checker: Checker, monkeypatch: pytest.
     for i in range(10):
         checker.check(StructuredOutputsParams(choice=[str(i)]))
     assert len(checker._known) == 3
+
+
+TAGS = StructuredOutputsParams(
+    json={"type": "array", "items": {"type": "string", "format": "regex"}, "uniqueItems": True}, lenient=True
+)
+
+
+def test_what_a_lenient_form_left_out_is_judged_afterwards(checker: Checker) -> None:
+    checker.check(TAGS)
+    assert checker.holds(TAGS, '["a", "b"]')
+    for text in ('["a", "a"]', '["("]', "[1]", '["a"', "[NaN]", "", "[" * 100_000):
+        assert not checker.holds(TAGS, text)
+    assert checker.holds(TAGS, "[]")
+
+
+def test_what_takes_too_long_to_judge_does_not_hold(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    checker.check(TAGS)
+    monkeypatch.setattr(checker_module, "DEADLINE_S", 0.0)
+    assert not checker.holds(TAGS, str([str(i) for i in range(100_000)]).replace("'", '"'))
+    monkeypatch.undo()
+    assert checker.holds(TAGS, "[]")
+    monkeypatch.setattr(checker_module, "QUEUE_S", 0.01)
+    with checker._lock:
+        assert not checker.holds(TAGS, "[]")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"contains": {"$ref": "http://127.0.0.1:9/schema"}},
+        {"not": {"$ref": "file:///etc/hostname"}},
+        {"contains": {"type": "stsring"}},
+        {"uniqueItems": True, "contains": {"pattern": "("}},
+    ],
+)
+def test_a_lenient_form_that_cannot_be_judged_is_refused(checker: Checker, schema: dict[str, object]) -> None:
+    with pytest.raises(InputError) as caught:
+        checker.check(StructuredOutputsParams(json=schema, lenient=True))
+    assert caught.value.param == "structured_outputs.json"
+    assert "\n" not in caught.value.message

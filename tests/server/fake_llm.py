@@ -131,6 +131,7 @@ class FakeLLM:
         cache_salt: str = "",
         chat: bool = False,
         parsing: Any = None,
+        judged: Any = None,
     ) -> AsyncIterator[RequestOutput]:
         if self.overloaded:
             raise OverloadedError("the queue is full", retry_after=7)

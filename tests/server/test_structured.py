@@ -129,8 +129,29 @@ def test_parse_of_the_openai_client(real: LiveServer) -> None:
     assert isinstance(answer.choices[0].message.parsed, Pet)
 
 
+TWICE = {"type": "array", "items": {"const": "a"}, "minItems": 2, "maxItems": 2}
+
+
+@pytest.mark.parametrize(("more", "holds"), [({"uniqueItems": True}, False), ({"contains": {"const": "a"}}, True)])
+def test_a_lenient_answer_is_told_to_be_valid_or_not(real: LiveServer, more: dict[str, Any], holds: bool) -> None:
+    form = {"structured_outputs": {"json": TWICE | more, "lenient": True, **TIGHT}}
+    (choice,) = real.post("/v1/chat/completions", {**CHAT, **form}).json()["choices"]
+    assert (choice["message"]["content"], choice["structured_outputs_valid"]) == ('["a","a"]', holds)
+    events = parse_events(real.post("/v1/chat/completions", {**CHAT, **form, "stream": True}).text)
+    told = [part["choices"][0].get("structured_outputs_valid") for part in events if isinstance(part, dict)]
+    assert told[-1] is holds
+    assert set(told[:-1]) == {None}
+    body = {"prompt": "a", "n": 2, "max_tokens": 60, "temperature": 1, **form}
+    choices = real.post("/v1/completions", body).json()["choices"]
+    assert [choice["structured_outputs_valid"] for choice in choices] == [holds, holds]
+    cut = real.post("/v1/chat/completions", {**CHAT, **form, "max_tokens": 2}).json()["choices"][0]
+    assert (cut["finish_reason"], cut["structured_outputs_valid"]) == ("length", False)
+    strict = real.post("/v1/chat/completions", {**CHAT, "structured_outputs": {"json": TWICE}}).json()["choices"][0]
+    assert "structured_outputs_valid" not in strict
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs.json", "'not'"),
+    ({"structured_outputs": {"json": {"not": {"pattern": "a"}}}}, "structured_outputs.json", "'not'"),
     ({"structured_outputs": {"json": {"type": "array", "uniqueItems": True}}}, "structured_outputs.json", "uniqueI"),
     ({"structured_outputs": {"json": {"type": "stsring"}}}, "structured_outputs.json", "stsring"),
     ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "JSON"),
@@ -144,8 +165,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"structured_outputs": {"grammar": "root ::= 'a'"}}, "structured_outputs.grammar", "GBNF"),
     ({"structured_outputs": {"grammar": "start: <|nope|>"}}, "structured_outputs.grammar", "special token"),
     ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag.structures", "list"),
-    ({"structured_outputs": {"lenient": True}}, "structured_outputs.lenient", "unknown field"),
-    ({"guided_json": {"if": {}, "then": {}}}, "guided_json", "'if', 'then'"),
+    ({"structured_outputs": {"lenient": 1, "json": {}}}, "structured_outputs.lenient", "bool"),
+    ({"structured_outputs": {"lenient": True, "regex": "a"}}, "structured_outputs.lenient", "goes with json"),
+    (
+        {"structured_outputs": {"lenient": True, "json": {"contains": {"$ref": "http://127.0.0.1:9/"}}}},
+        "structured_outputs.json",
+        "validated",
+    ),
+    ({"guided_json": {"if": {"pattern": "a"}, "then": {"minLength": 3}}}, "guided_json", "'if', 'then'"),
     ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "exclude each other"),
     ({"guided_choice": []}, "guided_choice", "at least one"),
     ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern", "guided_json"),
@@ -160,7 +187,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         {
             "response_format": {
                 "type": "json_schema",
-                "json_schema": {"name": "a", "schema": {"not": {}}, "strict": True},
+                "json_schema": {"name": "a", "schema": {"not": {"pattern": "a"}}, "strict": True},
             }
         },
         "response_format.json_schema.schema",

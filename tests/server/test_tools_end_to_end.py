@@ -369,10 +369,10 @@ def test_a_form_and_tools(without_reasoning: openai.OpenAI) -> None:
         (
             {
                 "tool_choice": "required",
-                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"if": {}, "type": "object"}}}],
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"contains": {}}}}],
             },
             "tools",
-            "'if'",
+            "'contains'",
         ),
         ({"tools": [{"type": "function", "function": {"name": "no op"}}]}, "tools[0].function.name", "regex"),
         ({"tools": [FORCED[1]] * 513}, "tools", "512"),

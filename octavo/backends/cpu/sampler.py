@@ -37,7 +37,7 @@ class Draw:
 class RowSampler:
     """A row's RowSampling, with its lists as arrays. Raises ValueError naming a field with an id out of the vocabulary.
 
-    plain: nothing but the largest logit counts.
+    plain: nothing but the largest logit counts.  plain_masked: but the largest that a mask leaves.
     """
 
     def __init__(self, sampling: RowSampling, *, vocab_size: int) -> None:
@@ -58,6 +58,7 @@ class RowSampler:
             self.allowed is not None or self.bad_words or len(self.bias) or self.has_penalties or sampling.min_tokens
         )
         self.plain = self.greedy and not self.edits and not sampling.masked
+        self.plain_masked = self.greedy and not self.edits and sampling.masked
 
     def draw(self, logits: np.ndarray, tokens: np.ndarray, *, num_prompt: int, mask: bytes | None = None) -> Draw:
         """For the token after `tokens` (all of the row's, the first num_prompt of them the prompt).
@@ -98,11 +99,28 @@ def _ids(field: str, ids: list[int], vocab_size: int) -> np.ndarray:
 
 def masked(logits: np.ndarray, mask: bytes) -> np.ndarray:
     """A copy with -inf where a token's bit is not set. Raises ValueError for a mask of another size."""
+    return np.where(_kept(_bits(mask, len(logits)), len(logits)), logits, np.float32(-np.inf))
+
+
+def best_kept(logits: np.ndarray, mask: bytes, best: int) -> int:
+    """The largest whose bit is set, -1 where none is; best: the largest of all, which mostly is the one."""
+    bits = _bits(mask, len(logits))
+    if bits[best >> 3] >> (best & 7) & 1:
+        return best
+    ids = np.flatnonzero(_kept(bits, len(logits)))
+    found = int(ids[logits[ids].argmax()]) if len(ids) else -1
+    return found if found >= 0 and math.isfinite(logits[found]) else -1
+
+
+def _bits(mask: bytes, vocab_size: int) -> np.ndarray:
     bits = np.frombuffer(mask, np.uint8)
-    if len(bits) != -(-len(logits) // 32) * 4:
-        raise ValueError(f"a mask of {len(bits)} bytes is not one of {len(logits)} tokens")
-    kept = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)
-    return np.where(kept, logits, np.float32(-np.inf))
+    if len(bits) != -(-vocab_size // 32) * 4:
+        raise ValueError(f"a mask of {len(bits)} bytes is not one of {vocab_size} tokens")
+    return bits
+
+
+def _kept(bits: np.ndarray, vocab_size: int) -> np.ndarray:
+    return np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_)
 
 
 def keep_only(scores: np.ndarray, ids: np.ndarray) -> None:

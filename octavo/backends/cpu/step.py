@@ -13,7 +13,7 @@ from octavo.backends.cpu.machine import Heads, Machine
 from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.pooling import Pooler
 from octavo.backends.cpu.rows import Row, RowError, Rows, Span
-from octavo.backends.cpu.sampler import Draw, choose, token_logprobs
+from octavo.backends.cpu.sampler import Draw, best_kept, choose, token_logprobs
 from octavo.base import faults
 from octavo.base.errors import NOT_FINITE, NOTHING_TO_SAMPLE
 from octavo.base.types.plan import StepPlan, StepResult, TokenLogprobs
@@ -197,6 +197,11 @@ class Steps:
                 heads.logits[i], heads.finite[i], finite = np.nan, False, False
             if not finite:
                 self._try(wish.span.row, outcome, _check, heads.finite[i])
+            elif wish.sample and wish.row.sampler.plain_masked:
+                mask = self._masks.get(wish.span.row)
+                if mask is not None:  # else the row has failed
+                    token = self._try(wish.span.row, outcome, best_kept, heads.logits[i], mask, tokens[i])
+                    tokens[i] = -1 if token is None else token
             elif wish.sample and not wish.row.sampler.plain:
                 draw = self._try(wish.span.row, outcome, self._draw, wish, heads.logits[i])
                 if draw is not None:

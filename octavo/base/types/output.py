@@ -99,7 +99,8 @@ class CompletionOutput:
     """One completion of a request. finish_reason: stop, length, abort, error, or None while it goes on.
 
     reasoning, tool_calls: what the text held of them, where it was parsed; then text is the rest.
-    num_reasoning_tokens: of token_ids.
+    num_reasoning_tokens: of token_ids.  structured_outputs_valid: of an ended one that was asked for leniently (of its
+    text, not of calls): whether it is valid by the schema; False also where that takes more than 2 s or 64 MB.
     """
 
     index: int
@@ -112,6 +113,7 @@ class CompletionOutput:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     num_reasoning_tokens: int = 0
+    structured_outputs_valid: bool | None = None
 
     def finished(self) -> bool:
         """True once nothing more will come."""

@@ -26,6 +26,8 @@ class StructuredOutputsParams(
     "triggers": [...]}: free text, in which a trigger starts one of the tags.
     For json and json_object alone: disable_any_whitespace: none between tokens of JSON;  whitespace_pattern: a regex
     of what may stand between them;  disable_additional_properties: objects with `properties` have no others.
+    For json alone, lenient: keywords that cannot be enforced are left out of the form in place of being refused; the
+    answer is validated by them when it is finished, and CompletionOutput.structured_outputs_valid tells.
     """
 
     json: str | dict[str, Any] | None = None
@@ -37,6 +39,7 @@ class StructuredOutputsParams(
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         given = [name for name in _KINDS if getattr(self, name) is not None]
@@ -44,7 +47,7 @@ class StructuredOutputsParams(
             found = " and ".join(given) or "none of them"
             raise _wrong("", f"takes exactly one of {', '.join(_KINDS)}; given: {found}")
         _check_texts(self)
-        for name in ("disable_any_whitespace", "disable_additional_properties"):
+        for name in ("disable_any_whitespace", "disable_additional_properties", "lenient"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, "must be true or false")
         if self.json_object is not None and self.json_object is not True:
@@ -54,6 +57,8 @@ class StructuredOutputsParams(
         for name in _FOR_JSON:
             if getattr(self, name) and given[0] not in ("json", "json_object"):
                 raise _wrong(name, f"goes with json or json_object, not with {given[0]}")
+        if self.lenient and given[0] != "json":
+            raise _wrong("lenient", f"goes with json, not with {given[0]}")
         if self.disable_any_whitespace and self.whitespace_pattern is not None:
             raise _wrong("whitespace_pattern", "contradicts disable_any_whitespace; give one of them")
         _check_plain(self, given[0])

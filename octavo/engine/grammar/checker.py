@@ -54,7 +54,7 @@ class Checker:
 
     def check(self, params: StructuredOutputsParams) -> None:
         """InputError naming the field where no grammar can be made. OverloadedError where too many wait."""
-        body = msgspec.msgpack.encode(params)
+        body = msgspec.msgpack.encode((params, None))
         key = hashlib.sha256(body).digest()
         if key in self._known:
             return
@@ -67,6 +67,19 @@ class Checker:
         self._known[key] = None
         while len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
+
+    def holds(self, params: StructuredOutputsParams, text: str) -> bool:
+        """Whether the text is valid by params.json; False too where that takes too long, or too much memory."""
+        body = msgspec.msgpack.encode((params, text))
+        if not self._lock.acquire(timeout=QUEUE_S):
+            return False
+        try:
+            answer = self._ask(body, "structured_outputs.json") or self._ask(body, "structured_outputs.json")
+        except OctavoError:
+            return False
+        finally:
+            self._lock.release()
+        return answer is not None and not msgspec.msgpack.decode(answer, type=Verdict).kind
 
     def close(self) -> None:
         """End the process; idempotent. Another check would start it again."""

@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 from llguidance import LLTokenizer
@@ -38,6 +39,8 @@ def small_vocabulary(special: dict[str, int]) -> Vocabulary:
 def try_out(tokenizer: LLTokenizer, special: dict[str, int], params: StructuredOutputsParams) -> Verdict:
     """Compile, and find what may come first."""
     try:
+        if params.lenient:
+            _validation().make_validator(params)
         matcher = compile_matcher(tokenizer, params, special.keys())
         LlguidanceGrammar(matcher, 0).mask()
     except GrammarError as error:
@@ -45,6 +48,12 @@ def try_out(tokenizer: LLTokenizer, special: dict[str, int], params: StructuredO
     except OctavoError as error:
         return Verdict(type(error).__name__, error.message, error.param)
     return Verdict()
+
+
+def _validation() -> ModuleType:
+    from octavo.engine.grammar import validation  # few processes need it
+
+    return validation
 
 
 def limit_memory() -> None:
@@ -64,8 +73,12 @@ def serve(connection: Connection) -> None:
     connection.send_bytes(b"ready")
     limit_memory()
     while True:
-        params = msgspec.msgpack.decode(connection.recv_bytes(), type=StructuredOutputsParams)
-        connection.send_bytes(msgspec.msgpack.encode(try_out(tokenizer, special, params)))
+        params, text = msgspec.msgpack.decode(connection.recv_bytes(), type=tuple[StructuredOutputsParams, str | None])
+        if text is None:
+            verdict = try_out(tokenizer, special, params)
+        else:
+            verdict = Verdict("" if _validation().is_valid(params, text) else "InvalidJSON")
+        connection.send_bytes(msgspec.msgpack.encode(verdict))
 
 
 def main(fd: int) -> int:

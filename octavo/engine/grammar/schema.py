@@ -15,6 +15,7 @@ from llguidance import LLMatcher, StructTag
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
+from octavo.engine.grammar.rewrite import rewrite
 
 MAX_TAGS = 128
 MAX_LITERAL = 8192  # characters of a string that must come as it is: at each of its tokens all of the rest is walked
@@ -31,7 +32,7 @@ def make_grammar(params: StructuredOutputsParams, special: Collection[str]) -> s
     if params.json_object:
         return _json({"type": "object"}, params)
     if params.json is not None:
-        return _json(_schema(params.json, _field("json")), params)
+        return _json(asked_schema(params), params)
     if params.regex is not None:
         _check_literal(params.regex, _field("regex"))
         return str(LLMatcher.grammar_from_regex(params.regex))
@@ -42,6 +43,16 @@ def make_grammar(params: StructuredOutputsParams, special: Collection[str]) -> s
     if params.grammar is not None:
         return _lark(params.grammar)
     return _structural_tag(params.structural_tag or "", special)
+
+
+def asked_schema(params: StructuredOutputsParams) -> dict[str, Any]:
+    """What an answer of params.json must be valid by. Raises InputError naming the field."""
+    name = _field("json")
+    schema = _schema("" if params.json is None else params.json, name)
+    try:
+        return _closed(schema) if params.disable_additional_properties else schema
+    except RecursionError:
+        raise InputError(f"{name} nests too deeply", param=name) from None
 
 
 def explain(params: StructuredOutputsParams, reason: str) -> InputError:
@@ -81,7 +92,21 @@ def _lark(text: str) -> str:
         )
     for literal in re.findall(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/', text):
         _check_literal(literal, _field("grammar"))
-    return str(LLMatcher.grammar_from_lark(text))
+    return str(LLMatcher.grammar_from_lark(_rewritten(text)))
+
+
+def _rewritten(lark: str) -> str:
+    """With the schemas behind %json in other words."""
+    first, *rest = re.split(r"(?<=%json)(?=\s*\{)", lark)
+    parts = [first]
+    for part in rest:
+        start = part.index("{")
+        try:
+            schema, end = json.JSONDecoder().raw_decode(part, start)
+            parts.append(f" {json.dumps(rewrite(schema))}{part[end:]}")
+        except (ValueError, RecursionError):  # the library says what it is
+            parts.append(part)
+    return "".join(parts)
 
 
 def _schema(given: str | dict[str, Any], name: str) -> dict[str, Any]:
@@ -100,13 +125,12 @@ def _schema(given: str | dict[str, Any], name: str) -> dict[str, Any]:
 def _json(schema: dict[str, Any], params: StructuredOutputsParams) -> str:
     name = _field(params.kind)
     try:
-        if params.disable_additional_properties:
-            schema = _closed(schema)
         _check_values(schema, name)
+        schema = rewrite(schema)
         options: dict[str, Any] = {
-            # these win over an "x-guidance" inside the schema: what is not enforced is refused whoever asks
-            "lenient": False,
-            "coerce_one_of": False,
+            # these win over an "x-guidance" inside the schema: what is not enforced is refused unless the request says
+            "lenient": params.lenient,
+            "coerce_one_of": params.lenient,
             "whitespace_flexible": not params.disable_any_whitespace,
         }
         if params.whitespace_pattern is not None:
@@ -199,4 +223,4 @@ def _tag(item: Any, triggers: list[str], name: str) -> StructTag:
     schema = _schema(item["schema"], f"{name}.schema")
     _check_values(schema, name)
     strict = {"lenient": False, "coerce_one_of": False}
-    return StructTag(trigger=trigger, begin=begin, grammar={**schema, "x-guidance": strict}, end=end)
+    return StructTag(trigger=trigger, begin=begin, grammar={**rewrite(schema), "x-guidance": strict}, end=end)

@@ -27,6 +27,7 @@ from octavo.server.openai.replies import (
     ReplyMessage,
     ReplyToolCall,
     Usage,
+    told,
 )
 from octavo.server.openai.types import ChatRequest
 from octavo.server.services import Services
@@ -82,6 +83,7 @@ class ChatForm:
             logprobs=self._logprobs(choice),
             finish_reason=_finish_reason(choice, called=_called(choice.tool_calls)),
             stop_reason=choice.stop_reason,
+            structured_outputs_valid=told(choice.structured_outputs_valid),
             token_ids=choice.token_ids if self._ids else UNSET,
         )
 
@@ -148,6 +150,7 @@ class ChatForm:
                     choice, called=self._calls[choice.index] > 0 and choice.index not in self._broken
                 ),
                 stop_reason=choice.stop_reason,
+                structured_outputs_valid=told(choice.structured_outputs_valid),
                 token_ids=choice.token_ids if self._ids else UNSET,
             )
         )

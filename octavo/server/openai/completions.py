@@ -12,7 +12,7 @@ from octavo.server.openai.convert import Generation
 from octavo.server.openai.decode import decode
 from octavo.server.openai.generate import answer
 from octavo.server.openai.logprobs import completion_logprobs, prompt_logprobs
-from octavo.server.openai.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Usage
+from octavo.server.openai.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Usage, told
 from octavo.server.openai.types import CompletionRequest
 from octavo.server.services import Services
 
@@ -87,6 +87,7 @@ class CompletionForm:
             logprobs=logprobs,
             finish_reason=choice.finish_reason,
             stop_reason=choice.stop_reason,
+            structured_outputs_valid=told(choice.structured_outputs_valid),
             token_ids=choice.token_ids if self._ids else UNSET,
             prompt_token_ids=prompt.token_ids if self._ids and first else UNSET,
             prompt_logprobs=prompt_logprobs(output.prompt_logprobs) if asked and output.prompt_logprobs else UNSET,

@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from octavo.base.errors import InputError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+from octavo.base.types.structured import StructuredOutputsParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.beams import length_penalty
 from octavo.server.openai.conversation import echoed_message, render
@@ -51,7 +52,8 @@ class Prompt:
 class Generation:
     """One HTTP request, made ready. id: shown to the client; internal: the engine's name for it, never the client's.
 
-    logprobs: alternatives to show a token, None for none.  parsing: how a chat's answers are read.
+    logprobs: alternatives to show a token, None for none.  parsing: how a chat's answers are read.  judged: a lenient
+    form that params.structured_outputs holds with other things.
     route: its path, as in the route table.  timing: where its time goes, where it is one completion.
     length_penalty: of a beam search, whose width is params.n; None where it is none.
     """
@@ -65,6 +67,7 @@ class Generation:
     internal: str
     created: int
     parsing: Parsing | None = None
+    judged: StructuredOutputsParams | None = None
     route: str = ""
     timing: Timing | None = None
     length_penalty: float | None = None
@@ -92,12 +95,14 @@ async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> 
     echo = echoed_message(request) if request.echo else ""
     prompt = _prompt(services, request, params, ids, echo)
     parsing = answer_parsing(services, request, prompt.token_ids)
-    form = params.structured_outputs
+    form = judged = params.structured_outputs
+    if judged is not None and judged.lenient:
+        await services.llm.check(params)
     if form is not None or demands_form(request):
         parsing, form = await asyncio.to_thread(answer_form, services, request, parsing, form, prompt.token_ids)
     params = msgspec.structs.replace(params, structured_outputs=form)
     generation = _generation(services, exchange, request, [prompt], params, "chatcmpl-")
-    return replace(generation, parsing=parsing)
+    return replace(generation, parsing=parsing, judged=judged)
 
 
 def _generation(

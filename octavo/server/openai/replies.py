@@ -8,6 +8,11 @@ from msgspec import UNSET, UnsetType
 from octavo.server.openai.timing import RequestMetrics
 
 
+def told(flag: bool | None) -> bool | UnsetType:
+    """A field that is there where there is something to tell."""
+    return UNSET if flag is None else flag
+
+
 class PromptTokensDetails(msgspec.Struct, frozen=True):
     """cached_tokens: found in the prefix cache."""
 
@@ -81,6 +86,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    structured_outputs_valid: bool | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
@@ -132,6 +138,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    structured_outputs_valid: bool | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 
@@ -157,6 +164,7 @@ class ChatDelta(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    structured_outputs_valid: bool | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 

@@ -109,6 +109,7 @@ class Results:
             priority=request.priority or 0,
             cache_salt=request.cache_salt or "",
             parsing=generation.parsing,
+            judged=generation.judged,
         )
         async with aclosing(cast("AsyncGenerator[RequestOutput, None]", outputs)):
             async for output in outputs:

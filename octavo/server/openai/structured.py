@@ -63,6 +63,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     disable_any_whitespace: bool | None = None
     disable_additional_properties: bool | None = None
     whitespace_pattern: str | None = None
+    lenient: bool | None = None
 
 
 class StructuredFields(UnsupportedFields, frozen=True, kw_only=True, forbid_unknown_fields=True):

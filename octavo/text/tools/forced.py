@@ -158,7 +158,7 @@ def _answer(lark: _Lark, params: StructuredOutputsParams, *, messages: bool) -> 
 
 
 def _options(params: StructuredOutputsParams) -> dict[str, Any]:
-    options: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
+    options: dict[str, Any] = {"lenient": params.lenient, "coerce_one_of": params.lenient}
     options["whitespace_flexible"] = not params.disable_any_whitespace
     if params.whitespace_pattern is not None:
         options["whitespace_pattern"] = params.whitespace_pattern

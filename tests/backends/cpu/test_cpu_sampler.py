@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from octavo.backends.cpu import sampler
-from octavo.backends.cpu.sampler import RowSampler, token_logprobs
+from octavo.backends.cpu.sampler import RowSampler, best_kept, masked, token_logprobs
 from octavo.base.noise import GOLDEN, draw_key, mix
 from octavo.base.types.plan import RowSampling
 
@@ -292,3 +292,20 @@ def test_logprobs_of_equal_logits() -> None:
     """Equal ones come by id, and share the best rank."""
     entry = token_logprobs(np.zeros(4, np.float32), 2, -1)
     assert (entry.token_ids, entry.rank) == ([2, 0, 1, 2, 3], 1)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.5, 1.0])
+def test_the_largest_that_a_mask_leaves(density: float) -> None:
+    rng = np.random.default_rng(5)
+    for vocab in (1, 31, 257, 5000):
+        for _ in range(20):
+            logits = rng.integers(-9, 9, vocab).astype(np.float32)  # many are equal: the first wins
+            logits[rng.random(vocab) < 0.1] = -np.inf
+            kept = rng.random(vocab) < density
+            bits = np.packbits(np.pad(kept, (0, -vocab % 32), constant_values=True), bitorder="little").tobytes()
+            scores = masked(logits, bits)
+            expected = int(scores.argmax()) if np.isfinite(scores.max()) else -1
+            best = int(logits.argmax())
+            assert best_kept(logits, bits, best) == (expected if np.isfinite(logits[best]) or not kept[best] else best)
+    with pytest.raises(ValueError, match="a mask of 8 bytes"):
+        best_kept(logits, bytes(8), 0)
