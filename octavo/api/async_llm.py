@@ -17,7 +17,7 @@ from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import AnyPoolingOutput, Pair, PoolingProgress, make_pooling_request
 from octavo.api.prompts import Prompt, parse_conversations, parse_prompt
 from octavo.api.requests import Limits, make_request
-from octavo.api.streams import Stream
+from octavo.api.streams import Stream, Take
 from octavo.api.supervisor import State, Supervisor
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError
@@ -157,6 +157,51 @@ class AsyncLLM:
         Raises InputError, OverloadedError (busy, loading, restarting, draining), EngineDeadError. A request that fails
         by itself ends with `error` set.
         """
+        options: dict[str, Any] = {"request_id": request_id, "priority": priority, "cache_salt": cache_salt}
+        stream = await self._stream(prompt, params, **options, chat=chat, parsing=parsing)
+        try:
+            self._supervisor.open(stream)
+            async for output in stream.read():
+                yield output
+        finally:
+            self._supervisor.forget(stream)
+
+    async def follow(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        take: Take,
+        *,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str = "",
+        parsing: Parsing | None = None,
+    ) -> None:
+        """`generate` for one who is called with each output, and waits for none. Returns after the last.
+
+        take: returns None, or a future: until that is done it is not called again, and what comes is merged.
+        Cancelling aborts the request. Raises as `generate`, and what `take` raises.
+        """
+        options: dict[str, Any] = {"request_id": request_id, "priority": priority, "cache_salt": cache_salt}
+        stream = await self._stream(prompt, params, **options, chat=False, parsing=parsing)
+        ended = stream.hand_to(take)
+        try:
+            self._supervisor.open(stream)
+            await ended
+        finally:
+            self._supervisor.forget(stream)
+
+    async def _stream(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        chat: bool,
+        parsing: Parsing | None,
+        request_id: str,
+        priority: int,
+        cache_salt: str,
+    ) -> Stream:
         self._supervisor.admit()
         row = parse_prompt(prompt)
         make = partial(
@@ -176,13 +221,7 @@ class AsyncLLM:
             texts=self._texts,
             parsing=parsing,
         )
-        stream = Stream(progress)
-        try:
-            self._supervisor.open(stream)
-            async for output in stream.read():
-                yield output
-        finally:
-            self._supervisor.forget(stream)
+        return Stream(progress)
 
     async def pool(self, prompt: Prompt | Pair, params: PoolingParams, *, priority: int = 0) -> AnyPoolingOutput:
         """What a model that pools makes of a prompt, or of two texts that it reads together; raises as `generate`."""

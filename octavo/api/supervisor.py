@@ -141,11 +141,16 @@ class Supervisor:
         if isinstance(message, Loading):
             self.loading = (message.what, message.done, message.total)
             return
-        self.stats = message.stats
+        self.stats, streams = message.stats, self.streams
+        reached: dict[str, Stream] = {}
         for output in message.outputs:
-            stream = self.streams.get(output.request_id)
-            if stream is not None and (names := stream.push(output)):
-                self._abort(names)
+            stream = streams.get(output.request_id)
+            if stream is not None:
+                reached[output.request_id] = stream
+                if names := stream.push(output):
+                    self._abort(names)
+        for stream in reached.values():
+            stream.tell()
 
     def _abort(self, names: list[str]) -> None:
         if self.client is not None:
