@@ -7,15 +7,17 @@ ask for are under `vllm:` alone. Label sets are closed: no label is ever made of
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
 
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import RequestOutput, RequestTimes
@@ -76,12 +78,9 @@ class Metrics:
         self._labels = {"model_name": model, "engine": "0"}
         own = CollectorRegistry(auto_describe=False)
         own.register(_EngineCollector(self._labels, stats, info, asleep))
-        self._histograms = {
-            name: Histogram(f"octavo:{name}", text, tuple(self._labels), buckets=buckets, registry=own).labels(
-                **self._labels
-            )
-            for name, text, buckets in _HISTOGRAMS
-        }
+        self._histograms = {name: _Counts(name, text, buckets, self._labels) for name, text, buckets in _HISTOGRAMS}
+        for histogram in self._histograms.values():
+            own.register(histogram)
         finished = Counter(
             "octavo:request_success", "Finished choices.", (*self._labels, "finished_reason"), registry=own
         )
@@ -116,8 +115,12 @@ class Metrics:
         """The text that Prometheus scrapes."""
         return generate_latest(self._registry)
 
+    def histogram(self, name: str) -> _Counts:
+        """A histogram by its name without prefix."""
+        return self._histograms[name]
+
     def observe(self, name: str, value: float) -> None:
-        """One value of a histogram, by its name without prefix."""
+        """One value of a histogram."""
         self._histograms[name].observe(value)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -159,6 +162,27 @@ class Metrics:
         self._finished.get(reason, self._finished["error"]).inc()
 
 
+class _Counts(Collector):
+    """A histogram of one label set, for the event loop alone: one value takes a tenth of what Histogram's takes."""
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float], labels: dict[str, str]) -> None:
+        self._name, self._text, self._labels = f"octavo:{name}", text, labels
+        self._bounds = tuple(map(float, bounds))
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterable[Metric]:
+        edges = [*map(floatToGoString, self._bounds), "+Inf"]
+        family = HistogramMetricFamily(self._name, self._text, labels=tuple(self._labels))
+        buckets = list(zip(edges, accumulate(self._counts), strict=True))
+        family.add_metric(tuple(self._labels.values()), buckets, self._sum)
+        yield family
+
+
 class RequestRecorder:
     """One prompt's way into the metrics: call `take` with each RequestOutput as it comes.
 
@@ -169,6 +193,7 @@ class RequestRecorder:
         self, metrics: Metrics, params: SamplingParams, *, streaming: bool, tools_of: str | None = None
     ) -> None:
         self._metrics = metrics
+        self._between = metrics.histogram("inter_token_latency_seconds").observe
         self._tools_of = tools_of
         self._called: set[int] = set()
         self._params = params
@@ -195,7 +220,7 @@ class RequestRecorder:
                 self._end_choice(completion.index, completion.finish_reason)
         if self._streaming and tokens:
             if self._last:
-                self._metrics.observe("inter_token_latency_seconds", (now - self._last) / max(1, tokens))
+                self._between((now - self._last) / tokens)
             self._last = now
         if output.finished:
             self._finish(output, now)
