@@ -113,10 +113,10 @@ class ChatForm:
                 found += self._parsed(choice)
             if piece := self._piece(choice):
                 found.append(piece)
-        return found if self._tool is None else self._alive(found, output)
+        return found if self._generation.parsing is None else self._alive(found, output)
 
     def _alive(self, found: list[bytes], output: RequestOutput) -> list[bytes]:
-        """The pieces, or empty ones where a call is being written for long: it comes when it is whole."""
+        """The pieces, or empty ones where nothing of the text was shown for long: a call comes when it is whole."""
         now = time.monotonic()
         if not found and now - self._shown_at > KEEP_ALIVE_S:
             found = [
