@@ -1,11 +1,14 @@
 """What the serving process takes of a token: connections by the hundred over an engine whose device costs nothing.
 
-    python benchmarks/front.py [MODEL] [--connections 64,256] [--step-ms 0,8] [--output FILE]
+    python benchmarks/front.py [MODEL] [--connections 64,256] [--step-ms 0,8] [--pause-ms 0] [--output FILE]
 
 The server is `octavo serve`'s own, its engine process real but for the executor, which says a text token by token: at
 once, or a step of a fixed time at a time. The load comes from a third process over raw sockets. One JSON line each:
 tokens a second; microseconds of processor time a token of both processes, and a chunk, which may hold several tokens;
-milliseconds to the first token, how many of them the front added, and milliseconds between arrivals on a connection.
+milliseconds to the first token and between arrivals on a connection. The first token's added time runs from the moment
+at which the executor could have given it (the steps that it had when the request was sent, and one more) to the arrival
+of its text. All connections ask at one moment; with `--pause-ms` each for itself, a random time of that mean after its
+last answer.
 `--tokens 1` tells what a request takes. Linux.
 """
 
@@ -15,17 +18,19 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from octavo.api.async_llm import AsyncLLM
@@ -49,14 +54,18 @@ LIMIT_S = 120.0
 class TimedExecutor:
     """Row by row the script's token of its position; a step is done `step_s` after it and those before it began."""
 
-    def __init__(self, step_s: float) -> None:
+    def __init__(self, step_s: float, timeline: Path) -> None:
         self._step_s = step_s
+        self._timeline = timeline
+        self._steps: list[tuple[float, float]] = []  # when each was begun, when it is done
         self._plans: deque[tuple[StepPlan, float]] = deque()
         self._done_at = 0.0
 
     def begin(self, plan: StepPlan) -> None:
         """Keep the plan."""
-        self._done_at = max(self._done_at, time.monotonic()) + self._step_s
+        now = time.monotonic()
+        self._done_at = max(self._done_at, now) + self._step_s
+        self._steps.append((now, self._done_at))
         self._plans.append((plan, self._done_at))
 
     def mask(self, masks: dict[int, bytes]) -> None:
@@ -76,14 +85,15 @@ class TimedExecutor:
         """Nothing is known."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Tell when the steps were."""
+        self._timeline.write_text(json.dumps(self._steps))
 
 
-def build(config: EngineConfig, step_s: float) -> Engine:
+def build(config: EngineConfig, step_s: float, timeline: Path) -> Engine:
     """The engine as build_engine makes it, over a TimedExecutor."""
     config = resolve(config, max_position=MAX_MODEL_LEN)
     return Engine(
-        TimedExecutor(step_s),
+        TimedExecutor(step_s, timeline),
         scheduler=config.scheduler,
         cache=config.cache,
         num_blocks=NUM_BLOCKS,
@@ -91,18 +101,18 @@ def build(config: EngineConfig, step_s: float) -> Engine:
     )
 
 
-def serve_engine(fd: int, step_s: float) -> int:
+def serve_engine(fd: int, step_s: float, timeline: Path) -> int:
     """The engine process; its exit code."""
     with socket.socket(fileno=fd) as sock:
         config = read_config(sock)
-        return run_engine(lambda progress: build(config, step_s), sock)
+        return run_engine(lambda progress: build(config, step_s, timeline), sock)
 
 
-def serve(model: str, step_ms: str, seqs: int) -> int:
+def serve(model: str, step_ms: str, seqs: int, timeline: str) -> int:
     """The serving process; its exit code."""
     ours, theirs = socket.socketpair()
     with theirs:
-        command = [sys.executable, __file__, "engine", str(theirs.fileno()), step_ms]
+        command = [sys.executable, __file__, "engine", str(theirs.fileno()), step_ms, timeline]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
     llm = AsyncLLM(model, process=EngineProcess(ours, process), device="cpu", max_num_seqs=seqs)
     config = ServerConfig(port=0)
@@ -112,10 +122,14 @@ def serve(model: str, step_ms: str, seqs: int) -> int:
 
 
 class Connection(asyncio.Protocol):
-    """Sends its requests one after the other, and notes when what comes of them arrives."""
+    """Sends its requests one after the other, and notes when what comes of them arrives.
 
-    def __init__(self, body: bytes, requests: int) -> None:
-        self.first: list[float] = []
+    pause_s: mean of the random times before each.  first: when each was sent, and its first token came.
+    """
+
+    def __init__(self, body: bytes, requests: int, pause_s: float, chance: random.Random) -> None:
+        self._pause_s, self._chance = pause_s, chance
+        self.first: list[tuple[float, float]] = []
         self.gaps: list[float] = []
         self.chunks = 0
         self.done = asyncio.get_running_loop().create_future()
@@ -132,17 +146,25 @@ class Connection(asyncio.Protocol):
         self._ask()
 
     def _ask(self) -> None:
-        self._begun, self._left = False, self._left - 1
+        if self._pause_s:
+            asyncio.get_running_loop().call_later(self._chance.expovariate(1 / self._pause_s), self._send)
+        else:
+            self._send()
+
+    def _send(self) -> None:
+        self._begun, self._left, self._at = False, self._left - 1, time.monotonic()
         self._transport.write(self._request)
-        self._at = time.perf_counter()
 
     def data_received(self, data: bytes) -> None:
         """Note it; ask again at an answer's end."""
-        now = time.perf_counter()
+        now = time.monotonic()
         chunks = data.count(b'"delta"')
         self.chunks += chunks
+        if chunks and self._begun:
+            self.gaps.append(now - self._at)
+        elif chunks:
+            self.first.append((self._at, now))
         if chunks:
-            (self.gaps if self._begun else self.first).append(now - self._at)
             self._begun, self._at = True, now
         elif not self._begun and not data.startswith(b"HTTP/1.1 200"):
             self.done.set_exception(RuntimeError(data[:300].decode("utf-8", "replace")))
@@ -162,16 +184,16 @@ class Connection(asyncio.Protocol):
             self.done.set_exception(ConnectionResetError("the server closed a connection"))
 
 
-async def load(port: int, *, connections: int, requests: int, tokens: int, stagger_s: float) -> dict[str, Any]:
-    """All connections' requests, to their ends."""
+async def load(port: int, *, connections: int, requests: int, tokens: int, pause_s: float) -> dict[str, Any]:
+    """All connections' requests, to their ends. first: for each, when it was sent and when its first token came."""
     message = {"role": "user", "content": TEXT * 4}
     body = {"messages": [message], "max_tokens": tokens, "ignore_eos": True, "stream": True, "temperature": 0}
     loop, content, made = asyncio.get_running_loop(), json.dumps(body).encode(), []
     begin = time.perf_counter()
-    for _ in range(connections):
-        _, connection = await loop.create_connection(lambda: Connection(content, requests), "127.0.0.1", port)
+    for number in range(connections):
+        connection = Connection(content, requests, pause_s, random.Random(number))
+        await loop.create_connection(lambda connection=connection: connection, "127.0.0.1", port)
         made.append(connection)
-        await asyncio.sleep(stagger_s)
     await asyncio.gather(*(connection.done for connection in made))
     seconds = time.perf_counter() - begin
     total = connections * requests * tokens
@@ -179,8 +201,7 @@ async def load(port: int, *, connections: int, requests: int, tokens: int, stagg
         "tokens": total,
         "tokens_a_second": round(total / seconds),
         "tokens_a_chunk": round(total / max(1, sum(c.chunks for c in made)), 2),
-        "first_ms": shares([t for c in made for t in c.first]),
-        "first_mean_ms": round(1e3 * sum(t for c in made for t in c.first) / max(1, connections * requests), 3),
+        "first": [pair for c in made for pair in c.first],
         "between_ms": shares([t for c in made for t in c.gaps]),
     }
 
@@ -197,19 +218,21 @@ def processor_us(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e3
 
 
-def engine_first_token(address: str) -> tuple[float, float]:
-    """Seconds to the first token as the engine process saw them: their sum, and of how many requests."""
-    with urllib.request.urlopen(f"{address}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    name = "octavo:time_to_first_token_seconds_"
-    found = {line[len(name) :].partition("{")[0]: float(line.split()[-1]) for line in lines if line.startswith(name)}
-    return found["sum"], found["count"]
+def added(first: list[tuple[float, float]], steps: list[tuple[float, float]], step_s: float) -> list[float]:
+    """Seconds that each first token came after the executor could have given it."""
+    begins = [begin for begin, _ in steps]
+    found = []
+    for sent, came in first:
+        before = bisect_left(begins, sent)
+        free = max(sent, steps[before - 1][1] if before else 0.0)
+        found.append(came - free - step_s)
+    return found
 
 
 @contextmanager
-def server(model: str, step_ms: float, seqs: int) -> Iterator[tuple[str, int, int]]:
-    """A server's address, and the ids of its two processes."""
-    command = [sys.executable, __file__, "serve", model, f"{step_ms:g}", str(seqs)]
+def server(model: str, step_ms: float, seqs: int, timeline: Path) -> Iterator[tuple[str, int, int]]:
+    """A server's address, and the ids of its two processes. timeline: where it tells in the end when its steps were."""
+    command = [sys.executable, __file__, "serve", model, f"{step_ms:g}", str(seqs), str(timeline)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             text, end = b"", time.monotonic() + LIMIT_S
@@ -228,26 +251,30 @@ def server(model: str, step_ms: float, seqs: int) -> Iterator[tuple[str, int, in
 
 def measure(model: str, step_ms: float, connections: int, args: argparse.Namespace) -> dict[str, Any]:
     """One line's figures: a warm-up, then the load."""
-    with server(model, step_ms, connections) as (address, front, engine):
-        port = address.rpartition(":")[2]
-        warm = {"connections": 8, "requests": 2, "tokens": 50, "stagger_s": 0.0}
-        full = {"connections": connections, "requests": args.requests, "tokens": args.tokens}
-        full["stagger_s"] = args.stagger_ms / 1e3
-        run_load(port, warm)
-        seen = engine_first_token(address)
-        before = processor_us(front), processor_us(engine)
-        figures = run_load(port, full)
-        front_us, engine_us = processor_us(front) - before[0], processor_us(engine) - before[1]
-        total, count = (new - old for new, old in zip(engine_first_token(address), seen, strict=True))
-    tokens = figures.pop("tokens")
-    figures["first_added_mean_ms"] = round(figures.pop("first_mean_ms") - 1e3 * total / max(1, count), 3)
+    with TemporaryDirectory() as folder:
+        timeline = Path(folder) / "steps.json"
+        with server(model, step_ms, connections, timeline) as (address, front, engine):
+            port = address.rpartition(":")[2]
+            run_load(port, {"connections": 8, "requests": 2, "tokens": 50, "pause_s": 0.0})
+            full = {"connections": connections, "requests": args.requests, "tokens": args.tokens}
+            before = processor_us(front), processor_us(engine)
+            figures = run_load(port, full | {"pause_s": args.pause_ms / 1e3})
+            front_us, engine_us = processor_us(front) - before[0], processor_us(engine) - before[1]
+        steps = json.loads(timeline.read_text())
+    tokens, first = figures.pop("tokens"), figures.pop("first")
     return {
         "step_ms": step_ms,
         "connections": connections,
+        "pause_ms": args.pause_ms,
+        "tokens": args.tokens,
+        "load_average": os.getloadavg()[0],
         "front_us_a_token": round(front_us / tokens, 2),
         "front_us_a_chunk": round(front_us / tokens * figures["tokens_a_chunk"], 1),
+        "front_us_a_request": round(front_us / len(first)),
         "engine_us_a_token": round(engine_us / tokens, 2),
         **figures,
+        "first_ms": shares([came - sent for sent, came in first]),
+        "first_added_ms": shares(added(first, steps, step_ms / 1e3)),
     }
 
 
@@ -266,9 +293,15 @@ def main() -> None:
     parser.add_argument("--step-ms", default="0,8")
     parser.add_argument("--requests", type=int, default=2, help="of each connection, one after the other")
     parser.add_argument("--tokens", type=int, default=400, help="of each answer")
-    parser.add_argument("--stagger-ms", type=float, default=0.0, help="between the first requests of two connections")
+    parser.add_argument("--pause-ms", type=float, default=0.0, help="mean of the random times between two requests")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--draw", type=Path, help="results with lines from before and after: make their chart, no more")
     args = parser.parse_args()
+    if args.draw:
+        from peers.chart import draw_front
+
+        draw_front(json.loads(args.draw.read_text()), args.draw.with_suffix(".png"))
+        return
     found = []
     for step_ms in map(float, args.step_ms.split(",")):
         for connections in map(int, args.connections.split(",")):
@@ -280,9 +313,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["engine"]:
-        sys.exit(serve_engine(int(sys.argv[2]), float(sys.argv[3]) / 1e3))
+        sys.exit(serve_engine(int(sys.argv[2]), float(sys.argv[3]) / 1e3, Path(sys.argv[4])))
     if sys.argv[1:2] == ["serve"]:
-        sys.exit(serve(sys.argv[2], sys.argv[3], int(sys.argv[4])))
+        sys.exit(serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]))
     if sys.argv[1:2] == ["load"]:
         print(json.dumps(asyncio.run(load(int(sys.argv[2]), **json.loads(sys.argv[3])))))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib as mpl
@@ -34,6 +35,14 @@ STYLE = {
     "axes.spines.right": False, "axes.spines.left": False, "figure.facecolor": "white", "axes.titlelocation": "left",
     "axes.titleweight": "bold", "axes.titlepad": 14, "axes.titlesize": 12,
 }  # fmt: skip
+# field, title, and the work: of which lines
+FRONT: tuple[tuple[str, str, list[dict[str, Any]]], ...] = (
+    ("front_us_a_chunk", "A streamed chunk", [
+        {"connections": 64, "step_ms": 8.0, "pause_ms": 0.0}, {"connections": 256, "step_ms": 40.0},
+    ]),
+    ("front_us_a_request", "A request of one token", [{"connections": 64, "step_ms": 0.0, "tokens": 1}]),
+    ("front_us_a_token", "A token", [{"connections": 256, "step_ms": 0.0}]),
+)  # fmt: skip
 PANELS = {
     "prefill_512": "Reading a prompt of 512 tokens",
     "decode_1": "Writing, one sequence",
@@ -136,3 +145,32 @@ def draw_growth(results: dict[str, Any], path: Path) -> None:
         figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
         figure.savefig(path, dpi=130)
         plt.close(figure)
+
+
+def draw_front(results: dict[str, Any], path: Path) -> None:
+    """The serving process's time of a chunk, a request and a token, before and after; medians of the turns."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(FRONT), figsize=(13, 4.6), gridspec_kw={"width_ratios": [2, 1, 1]})
+        for axis, (field, title, works) in zip(axes, FRONT, strict=True):
+            for x, work in enumerate(works):
+                for side, shift in (("before", -BAR / 2), ("after", BAR / 2)):
+                    value = median(line[field] for line in results[side] if work.items() <= line.items())
+                    colour = COLOURS["octavo" if side == "after" else "llama.cpp"]
+                    axis.bar(x + shift, value, BAR * 0.94, color=colour, label=side if not x else None)
+                    axis.annotate(f"{value:,.3g}", (x + shift, value), (0, 3), color=FAINT, **LABEL)
+            axis.set_title(title)
+            axis.set_xticks(range(len(works)), [_asked(work) for work in works], fontsize=9)
+            axis.margins(y=0.15)
+        axes[0].set_ylabel("microseconds of the processor")
+        height = figure.get_figheight()
+        figure.text(0.02, 1 - 0.2 / height, "What the serving process takes", fontsize=16, fontweight="bold", va="top")
+        figure.text(0.02, 1 - 0.56 / height, results["machine"], fontsize=9, color=FAINT, va="top")
+        figure.tight_layout(rect=(0.01, 0.4 / height, 0.99, 1 - 0.75 / height), w_pad=3)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+
+
+def _asked(work: dict[str, Any]) -> str:
+    step = f"steps of {work['step_ms']:g} ms" if work["step_ms"] else "steps of no time"
+    return f"{work['connections']} streams\n{step}"

@@ -16,9 +16,9 @@ from octavo.api.build import Model, locate, make_limits, open_model
 from octavo.api.engine_process import EngineProcess
 from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import AnyPoolingOutput, Pair, PoolingProgress, make_pooling_request
-from octavo.api.prompts import Prompt, parse_conversations, parse_prompt
+from octavo.api.prompts import SHORT, Prompt, is_short, parse_conversations, parse_prompt
 from octavo.api.requests import Limits, make_request
-from octavo.api.streams import Stream
+from octavo.api.streams import Stream, Take, hand_out
 from octavo.api.supervisor import State, Supervisor
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError
@@ -162,22 +162,50 @@ class AsyncLLM:
         by itself ends with `error` set.
         """
         self._supervisor.admit()
-        progress = await self._progress(
-            prompt,
-            params,
-            request_id=request_id,
-            labels=(priority, cache_salt),
-            chat=chat,
-            parsing=parsing,
-        )
         judge = self._known_limits().judge(params, judged)
-        stream = Stream(progress)
+        labels = priority, cache_salt
+        stream = Stream(
+            await self._progress(prompt, params, request_id=request_id, labels=labels, chat=chat, parsing=parsing)
+        )
         try:
             self._supervisor.open(stream)
             async for output in stream.read():
                 if judge is not None:
                     await asyncio.get_running_loop().run_in_executor(self._grammar_pool, judge.see, output.outputs)
                 yield output
+        finally:
+            self._supervisor.forget(stream)
+
+    async def follow(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        take: Take,
+        *,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str = "",
+        parsing: Parsing | None = None,
+        judged: StructuredOutputsParams | None = None,
+    ) -> None:
+        """`generate` for one who is called with each output, and waits for none. Returns after the last.
+
+        take: returns None, or a future: until that is done it is not called again, and what comes is merged.
+        Cancelling aborts the request. Raises as `generate`, and what `take` raises.
+        """
+        self._supervisor.admit()
+        if self._known_limits().judge(params, judged) is not None:  # an end waits for another process
+            options: dict[str, Any] = {"priority": priority, "cache_salt": cache_salt, "parsing": parsing}
+            await hand_out(self.generate(prompt, params, request_id=request_id, judged=judged, **options), take)
+            return
+        labels = priority, cache_salt
+        stream = Stream(
+            await self._progress(prompt, params, request_id=request_id, labels=labels, chat=False, parsing=parsing)
+        )
+        ended = stream.hand_to(take)
+        try:
+            self._supervisor.open(stream)
+            await ended
         finally:
             self._supervisor.forget(stream)
 
@@ -250,10 +278,14 @@ class AsyncLLM:
     async def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         """A conversation as the chat template makes it, in token ids. options: those of Model.render_chat."""
         (conversation,) = parse_conversations(messages)
+        if is_short(conversation, options):
+            return self.model.render_chat(conversation, **options)
         return await self._run(self.model.render_chat, conversation, **options)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Text to token ids, off the event loop."""
+        """Text to token ids; long ones off the event loop."""
+        if len(text) <= SHORT:
+            return self._text_tokenizer().encode(text, add_special_tokens=add_special_tokens)
         return await self._run(self._text_tokenizer().encode, text, add_special_tokens=add_special_tokens)
 
     async def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:

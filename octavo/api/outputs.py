@@ -12,7 +12,7 @@ from octavo.base.types.output import CompletionOutput, Logprob, Output, RequestO
 from octavo.base.types.plan import TokenLogprobs
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
-from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+from octavo.base.types.sampling import RequestOutputKind
 from octavo.text.detokenizer import Detokenizer
 from octavo.text.tools.calls import JoinedCalls
 
@@ -111,6 +111,9 @@ class RequestProgress:
             for index in range(request.params.n)
         ]
         self._num_going_on = len(self._completions)
+        self._delta = request.params.output_kind is RequestOutputKind.DELTA
+        self._final_only = request.params.output_kind is RequestOutputKind.FINAL_ONLY
+        self._with_logprobs = request.params.logprobs is not None
 
     @property
     def finished(self) -> bool:
@@ -141,16 +144,16 @@ class RequestProgress:
 
     def take(self) -> RequestOutput | None:
         """What came since the last call, in the form that params.output_kind asks for; None if there is nothing."""
-        kind = self.request.params.output_kind
-        changed = [completion for completion in self._completions if completion.changed]
-        if not changed or (kind is RequestOutputKind.FINAL_ONLY and not self.finished):
+        if self._final_only and self._num_going_on:
             return None
-        delta = kind is RequestOutputKind.DELTA
+        changed = [completion for completion in self._completions if completion.changed]
+        if not changed:
+            return None
+        delta, prompt_logprobs = self._delta, self._prompt_logprobs
         shown = changed if delta else self._completions
-        outputs = [_show(completion, self.request.params, delta=delta) for completion in shown]
+        outputs = [_show(completion, self._with_logprobs, delta=delta) for completion in shown]
         if self.judge is not None:
             self.judge.see(outputs)
-        prompt_logprobs = self._prompt_logprobs
         if delta:
             self._prompt_logprobs = None
         return RequestOutput(
@@ -159,7 +162,7 @@ class RequestProgress:
             prompt_token_ids=self.request.prompt_token_ids,
             prompt_logprobs=prompt_logprobs,
             outputs=outputs,
-            finished=self.finished,
+            finished=self._num_going_on == 0,
             metrics=self._times,
             num_cached_tokens=self._num_cached_tokens,
             error=self.error.error if self.error else None,
@@ -194,22 +197,24 @@ class RequestProgress:
     def _append(self, completion: _Completion, output: Output) -> str | None:
         """Append tokens one by one: the result is the same however they were grouped. The stop string, or None."""
         parser, detokenizer = completion.parser, completion.detokenizer
-        silent_last = output.finish_reason == "stop" and not self.request.params.include_stop_str_in_output
-        last = len(output.token_ids) - 1
-        for position, token in enumerate(output.token_ids):
+        ids, finished = output.token_ids, output.finish_reason
+        silent = len(ids) - 1 if finished == "stop" and not self.request.params.include_stop_str_in_output else -1
+        for position, token in enumerate(ids):
             completion.token_ids.append(token)
             if output.logprobs is not None and position < len(output.logprobs):
                 entry = output.logprobs[position]
                 completion.logprobs.append(self._by_token(entry))
                 completion.cumulative_logprob += entry.logprobs[0]
-            completion.num_reasoning_tokens += parser is not None and parser.in_reasoning
-            if detokenizer is None or (silent_last and position == last):
+            if parser is not None:
+                completion.num_reasoning_tokens += parser.in_reasoning
+            if detokenizer is None or position == silent:
                 continue
-            text, stop = detokenizer.push([token])
+            text = detokenizer.feed(token)
+            stop = detokenizer.stopped
             completion.take_text(text, last=stop is not None)
             if stop is not None:
                 return stop
-        if output.finish_reason is not None and detokenizer is not None:
+        if finished is not None and detokenizer is not None:
             completion.take_text(detokenizer.finish(), last=True)
             return detokenizer.stopped  # text that was held back may complete a stop string
         return None
@@ -247,24 +252,28 @@ def _joined(begun: RequestTimes | None, times: RequestTimes) -> RequestTimes:
     )
 
 
-def _show(completion: _Completion, params: SamplingParams, *, delta: bool) -> CompletionOutput:
+def _show(completion: _Completion, with_logprobs: bool, *, delta: bool) -> CompletionOutput:
     completion.changed = False
+    pieces, ids = completion.pieces, completion.token_ids
     shown = CompletionOutput(
         index=completion.index,
-        text="".join(completion.pieces),
-        token_ids=completion.token_ids if delta else list(completion.token_ids),
-        cumulative_logprob=completion.cumulative_logprob if params.logprobs is not None else None,
-        logprobs=(completion.logprobs if delta else list(completion.logprobs)) if params.logprobs is not None else None,
+        text=pieces[0] if len(pieces) == 1 else "".join(pieces),
+        token_ids=ids if delta else list(ids),
+        cumulative_logprob=completion.cumulative_logprob if with_logprobs else None,
+        logprobs=(completion.logprobs if delta else list(completion.logprobs)) if with_logprobs else None,
         finish_reason=completion.finish_reason,
         stop_reason=completion.stop_reason,
-        reasoning="".join(completion.reasoning),
+        reasoning="".join(completion.reasoning) if completion.reasoning else "",
         tool_calls=completion.calls.take(delta=delta) if completion.parser is not None else [],
         num_reasoning_tokens=completion.num_reasoning_tokens,
     )
-    completion.pieces = [] if delta else [shown.text]
-    completion.reasoning = [] if delta else [shown.reasoning]
-    if delta:
-        completion.handed_out += completion.token_ids
-        completion.token_ids, completion.logprobs = [], []
-        completion.num_reasoning_tokens = 0
+    if not delta:
+        completion.pieces, completion.reasoning = [shown.text], [shown.reasoning]
+        return shown
+    completion.handed_out += ids
+    completion.pieces, completion.token_ids, completion.num_reasoning_tokens = [], [], 0
+    if with_logprobs:
+        completion.logprobs = []
+    if completion.parser is not None:
+        completion.reasoning = []
     return shown

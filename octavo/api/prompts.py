@@ -44,6 +44,9 @@ class Prompt:
         return tokenizer.encode(self.text or "", add_special_tokens=add_special_tokens)
 
 
+SHORT = 2000  # characters: about half a millisecond's work, three where they are chosen to be slow
+_EACH = 16  # characters that a message's field counts as beside its own
+
 _KEYS = ("prompt", "prompt_token_ids", "cache_salt")
 
 
@@ -100,6 +103,22 @@ def parse_conversations(messages: Any) -> list[list[dict[str, Any]]]:
                     param="messages",
                 )
     return [[dict(message) for message in conversation] for conversation in conversations]
+
+
+def is_short(conversation: list[dict[str, Any]], options: Mapping[str, Any]) -> bool:
+    """True where to render and tokenize it takes less than two handings over to a thread and back may take.
+
+    options: Model.render_chat's; a template of the request's own is to be compiled, and tools make long prompts.
+    """
+    size = 0
+    for message in conversation:
+        for value in message.values():
+            if not isinstance(value, str):
+                return False
+            size += len(value) + _EACH
+    if size > SHORT or options.get("tools") or options.get("chat_template"):
+        return False
+    return all(isinstance(value, bool) for value in (options.get("chat_template_kwargs") or {}).values())
 
 
 def spread(name: str, value: Any, count: int, default: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from octavo.api.judging import Judge
@@ -128,14 +128,14 @@ def _check_prompt(prompt_ids: list[int], limits: Limits) -> None:
     check_ids("prompt", prompt_ids, limits.vocab_size)
 
 
-def check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
+def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
     """InputError for what is no token id of the vocabulary; name: the field they stand in."""
     # the set of types first: a bool is an int, and an id of another type could not be compared
     if not {int} >= set(map(type, ids)):
         wrong = next(i for i in ids if type(i) is not int)
         raise InputError(f"{name} holds {wrong!r:.80}; token ids are integers", param=name)
-    outside = next((i for i in ids if not 0 <= i < vocab_size), None)
-    if outside is not None:
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        outside = next(i for i in ids if not 0 <= i < vocab_size)
         raise InputError(f"{name} holds token id {outside}; the vocabulary has 0 to {vocab_size - 1}", param=name)
 
 

@@ -70,14 +70,20 @@ class News:
 class SocketClient(asyncio.Protocol):
     """One life of one engine process: started once, and over once it is lost.
 
-    on_message gets Loading and Outputs; on_lost gets the reason when the process ends without having been told to.
+    on_message gets Loading and Outputs, on_read is called after those of one read; on_lost gets the reason when the
+    process ends without having been told to.
     """
 
     def __init__(
-        self, *, on_message: Callable[[Loading | Outputs], None], on_lost: Callable[[OctavoError], None]
+        self,
+        *,
+        on_message: Callable[[Loading | Outputs], None],
+        on_read: Callable[[], None],
+        on_lost: Callable[[OctavoError], None],
     ) -> None:
         self.last_heard = time.monotonic()
         self._on_message = on_message
+        self._on_read = on_read
         self._on_lost = on_lost
         self._decoder: Decoder[FromEngine] = Decoder(FromEngine)
         self._process: EngineProcess | None = None
@@ -155,6 +161,7 @@ class SocketClient(asyncio.Protocol):
         self.last_heard = time.monotonic()
         for message in self._decoder.feed(data):
             self._handle(message)
+        self._on_read()
 
     def _handle(self, message: FromEngine) -> None:
         if isinstance(message, Outputs | Loading):

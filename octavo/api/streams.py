@@ -1,10 +1,16 @@
-"""A request under way, as its reader sees it: Outputs pushed in on one side, RequestOutputs awaited on the other."""
+"""A request under way, as its reader sees it: Outputs pushed in on one side, RequestOutputs out on the other.
+
+Its reader awaits them one by one (`read`), or is called with each as soon as a step's Outputs are in (`hand_to`), which
+spares a token the waking of a task.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, cast
 
 from octavo.api.outputs import RequestProgress
 from octavo.api.pooling import PoolingProgress
@@ -16,11 +22,14 @@ _OWN_FAULTS = (None, "RequestFailedError", "NumericalError")  # told by the outp
 
 logger = logging.getLogger(__name__)
 
+Take = Callable[[Any], "asyncio.Future[Any] | None"]
+
 
 class Stream:
     """One request: its progress, who waits for it, and what ended it early.
 
-    num_crashes: engine processes that have ended while they had it.
+    num_crashes: engine processes that have ended while they had it.  tell: call it after `push`es, once for those of a
+    step: there is something to take.
     """
 
     def __init__(self, progress: RequestProgress | PoolingProgress) -> None:
@@ -28,6 +37,7 @@ class Stream:
         self.failure: OctavoError | None = None
         self.num_crashes = 0
         self._news = News()
+        self.tell: Callable[[], None] = self._news.set
 
     @property
     def going_on(self) -> bool:
@@ -37,21 +47,21 @@ class Stream:
     def fail(self, error: OctavoError) -> None:
         """End it with `error`, unless it has ended with another."""
         self.failure = self.failure or error
-        self._news.set()
+        self.tell()
 
     def push(self, output: Output) -> list[str]:
         """Take one Output in; returns the names that the engine must abort because of it."""
         if output.finish_reason == "error" and output.error_kind not in _OWN_FAULTS:
-            self.fail(make_error(output.error_kind, output.error or "", retry_after=output.retry_after))
+            error = make_error(output.error_kind, output.error or "", retry_after=output.retry_after)
+            self.failure = self.failure or error
             return []
         try:
-            names = self.progress.push(output)
+            return self.progress.push(output)
         except Exception as error:  # one request's text must never end another's stream
             logger.exception("request %s failed while its text was made", self.progress.request_id)
-            self.fail(make_error(None, f"the output could not be made into text ({type(error).__name__})"))
+            what = make_error(None, f"the output could not be made into text ({type(error).__name__})")
+            self.failure = self.failure or what
             return [output.request_id]
-        self._news.set()
-        return names
 
     async def read(self) -> AsyncIterator[Any]:
         """What has come, merged since the last time, until it has ended. Raises what ended it early."""
@@ -65,3 +75,61 @@ class Stream:
                     return
             if self.failure is not None:
                 raise self.failure
+
+    def hand_to(self, take: Take) -> asyncio.Future[None]:
+        """Call `take` with what has come from now on, at every `tell`. Done with the last; fails as `read` raises, or
+        with what `take` raises.
+
+        take: returns None, or a future: until that is done nothing is handed out, and what comes is merged.
+        """
+        handing = _Handing(self, take)
+        self.tell = handing.go_on
+        return handing.ended
+
+
+async def hand_out(outputs: AsyncIterator[Any], take: Take) -> None:
+    """As `hand_to`, of an iterator's outputs."""
+    async with aclosing(cast("AsyncGenerator[Any, None]", outputs)):
+        async for output in outputs:
+            if (full := take(output)) is not None:
+                await asyncio.wait([full])
+                full.result()
+
+
+class _Handing:
+    """A stream's outputs on their way to its reader's function."""
+
+    def __init__(self, stream: Stream, take: Take) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stream = stream
+        self._take = take
+        self._full: asyncio.Future[Any] | None = None
+
+    def go_on(self) -> None:
+        if self._full is not None or self.ended.done():
+            return
+        try:
+            if (output := self._stream.progress.take()) is not None:
+                self._full = self._take(output)
+                if output.finished:
+                    self.ended.set_result(None)
+                    return
+                if self._full is not None:
+                    self._full.add_done_callback(self._emptied)
+                    return
+        except Exception as error:
+            self.ended.set_exception(error)
+            return
+        if self._stream.failure is not None:
+            self.ended.set_exception(self._stream.failure)
+
+    def _emptied(self, full: asyncio.Future[Any]) -> None:
+        self._full = None
+        if self.ended.done():
+            return
+        if full.cancelled():
+            self.ended.cancel()
+        elif (error := full.exception()) is not None:
+            self.ended.set_exception(error)
+        else:
+            self.go_on()

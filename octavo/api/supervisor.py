@@ -56,6 +56,7 @@ class Supervisor:
         self.hung = False
         self.client: SocketClient | None = None
         self.streams: dict[str, Stream] = {}
+        self._reached: dict[str, Stream] = {}  # by what was read, and not told yet
         self._process = process
         self._watchdog_timeout = watchdog_timeout
         self._watchdog: asyncio.Task[None] | None = None
@@ -92,7 +93,7 @@ class Supervisor:
 
     async def spawn(self) -> None:
         """Start a process; returns when it is ready. Raises what prevents it."""
-        client = SocketClient(on_message=self._on_message, on_lost=self._on_lost)
+        client = SocketClient(on_message=self._on_message, on_read=self._on_read, on_lost=self._on_lost)
         process, self._process = self._process, None
         try:
             self.info = await client.start(self.config, process)
@@ -141,11 +142,19 @@ class Supervisor:
         if isinstance(message, Loading):
             self.loading = (message.what, message.done, message.total)
             return
-        self.stats = message.stats
+        self.stats, streams, reached = message.stats, self.streams, self._reached
         for output in message.outputs:
-            stream = self.streams.get(output.request_id)
-            if stream is not None and (names := stream.push(output)):
-                self._abort(names)
+            stream = streams.get(output.request_id)
+            if stream is not None:
+                reached[output.request_id] = stream
+                if names := stream.push(output):
+                    self._abort(names)
+
+    def _on_read(self) -> None:
+        """Where this process is behind, what several steps brought is in, and goes out together."""
+        reached, self._reached = self._reached, {}
+        for stream in reached.values():
+            stream.tell()
 
     def _abort(self, names: list[str]) -> None:
         if self.client is not None:

@@ -29,7 +29,7 @@ from octavo.server.batch.store import BatchStore
 from octavo.server.canary import Canary
 from octavo.server.docs_page import show_docs
 from octavo.server.errors import ClientGoneError, HttpError, describe
-from octavo.server.exchange import Exchange, Receive, Reply, Scope, Send
+from octavo.server.exchange import Exchange, Receive, Reply, Scope
 from octavo.server.inside import InsideCall
 from octavo.server.limits import Traffic
 from octavo.server.names import ModelNames
@@ -43,6 +43,7 @@ from octavo.server.openai.responses.store import ResponseStore
 from octavo.server.openai.tokenize import detokenize, show_tokenizer, tokenize
 from octavo.server.openapi import show_openapi
 from octavo.server.origins import Origins
+from octavo.server.sending import Outbox, Send
 from octavo.server.services import Services
 from octavo.server.tracing import open_tracer
 from octavo.server.web import files
@@ -151,6 +152,7 @@ class App:
             max_body_bytes=config.max_body_bytes,
         )
         self.tracer = open_tracer(config.otlp_traces_endpoint, model=names.first, version=health.octavo_version())
+        self._outbox = Outbox()
         self._origins = Origins(config.host, config.allowed_origins)
         metrics = Metrics(
             names.first,
@@ -180,13 +182,13 @@ class App:
             await _lifespan(receive, send)
         if scope["type"] != "http":
             return
-        exchange = Exchange(scope, receive, send, request_id=_request_id(scope))
+        exchange = Exchange(scope, receive, send, request_id=_request_id(scope), outbox=self._outbox)
         await self._handle(exchange, self._admit(scope, exchange))
 
     async def ask(self, path: str, body: bytes, *, owner: bytes = b"") -> Answer:
         """Answer a POST of this process to itself as one over HTTP. owner: a key's digest, as Exchange's."""
         call = InsideCall(path, body)
-        exchange = Exchange(call.scope, call.receive, call.send, request_id=uuid.uuid4().hex)
+        exchange = Exchange(call.scope, call.receive, call.send, request_id=uuid.uuid4().hex, outbox=self._outbox)
         exchange.owner = owner
         await self._handle(exchange, self._answer(call.scope, exchange))
         retry_after = float(call.headers.get(b"retry-after", b"1"))

@@ -13,10 +13,10 @@ from urllib.parse import parse_qsl
 from octavo.base.errors import InputError, OctavoError
 from octavo.server.errors import ClientGoneError, ErrorForm, OpenAIErrors
 from octavo.server.openai.timing import Timing
+from octavo.server.sending import Outbox, Send, Sender
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 STALL_S = 30.0  # a client that takes nothing for so long is given up
 
@@ -40,13 +40,16 @@ class Exchange:
     errors: how this route, or a stream that has begun, tells an error.  timing: of the one completion that answers it.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str, outbox: Outbox) -> None:
         self.request_id = request_id
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._query: bytes = scope.get("query_string", b"")
         self.path_params: dict[str, str] = {}
         self.headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        self._values: dict[bytes, list[bytes]] = {}
+        for key, value in self.headers:
+            self._values.setdefault(key.lower(), []).append(value)
         self.route = "unmatched"
         self.status = 0
         self.started_at = time.monotonic()
@@ -58,15 +61,14 @@ class Exchange:
         self.gone = False
         self.interruption: OctavoError | None = None
         self._receive = receive
-        self._send = send
+        self._sender = Sender(send, outbox)
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
-        self._sending_since: float | None = None
         self._stall_check: asyncio.TimerHandle | None = None
 
     def header_values(self, name: bytes) -> list[bytes]:
         """Every value of a header, in order; names are lower case."""
-        return [value for key, value in self.headers if key.lower() == name]
+        return self._values.get(name, [])
 
     def header(self, name: bytes) -> bytes | None:
         """A header's first value."""
@@ -122,9 +124,9 @@ class Exchange:
         if reply.status != 304:  # there it would be the length of what is not sent
             headers.append((b"content-length", str(len(reply.body)).encode()))
         self.status = reply.status
-        await self._send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await self._sender.send({"type": "http.response.start", "status": reply.status, "headers": headers})
         body = b"" if self.method == "HEAD" else reply.body
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        await self._sender.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def send_file(self, path: Path, size: int) -> None:
         """Send a file's first `size` bytes as they are; waits while the client's buffers are full."""
@@ -132,7 +134,9 @@ class Exchange:
             self.status = 200
             headers = [(b"content-type", b"application/octet-stream"), (b"content-length", str(size).encode())]
             self._check_stall()
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers + self.reply_headers})
+            await self._sender.send(
+                {"type": "http.response.start", "status": 200, "headers": headers + self.reply_headers}
+            )
             left = 0 if self.method == "HEAD" else size
             while left:
                 data = file.read(min(left, 1 << 18))
@@ -141,8 +145,8 @@ class Exchange:
             if not size or self.method == "HEAD":
                 await self.send_events(b"", last=True)
 
-    async def begin_stream(self) -> None:
-        """Send the head of an event stream."""
+    def begin_stream(self) -> asyncio.Future[None] | None:
+        """Send the head of an event stream; as `push_events`."""
         self.streaming = True
         self.status = 200
         headers = [
@@ -152,18 +156,21 @@ class Exchange:
             *self.reply_headers,
         ]
         self._check_stall()
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        return self._sender.push({"type": "http.response.start", "status": 200, "headers": headers})
+
+    def push_events(self, data: bytes) -> asyncio.Future[None] | None:
+        """Send a piece of the stream without waiting; as Sender.push."""
+        return self._sender.push({"type": "http.response.body", "body": data, "more_body": True})
 
     async def send_events(self, data: bytes, *, last: bool = False) -> None:
         """Send a piece of the stream; waits while the client's buffers are full."""
         if last:
+            await self._sender.drain()
             self.release()
-        self._sending_since = time.monotonic()
-        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
-        self._sending_since = None
+        await self._sender.send({"type": "http.response.body", "body": data, "more_body": not last})
 
     def _check_stall(self) -> None:
-        since = self._sending_since
+        since = self._sender.since
         if since is not None and time.monotonic() - since > STALL_S:
             self.gone = True
             self._cancel()
@@ -176,3 +183,4 @@ class Exchange:
             self._watcher.cancel()
         if self._stall_check is not None:
             self._stall_check.cancel()
+        self._sender.close()

@@ -67,6 +67,8 @@ def say(text: str) -> None:
 
 async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, tell: Tell = say) -> int:
     """Serve `llm`, which is started here, on an open socket; 0 after a drain, 1 where the model does not load."""
+    # a prompt is tokenized alone: the library's threads would be woken for nothing
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     address = _url(config.host, listener.getsockname()[1])
     app = create_app(llm, config)
     http = HttpServer(app, listener)

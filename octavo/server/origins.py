@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from octavo.server.errors import HttpError
@@ -42,9 +43,9 @@ class Origins:
         if not self._local:
             return
         # no Host at all is HTTP/1.0: no browser sends that
-        if hosts and hosts[0] and not is_loopback(_hostname(hosts[0])):
+        if hosts and hosts[0] and not _names_loopback(hosts[0]):
             raise _foreign("Host", "call it as 127.0.0.1 or localhost, or start with --host to serve other names")
-        if origin is not None and not self._accepts(origin) and not is_loopback(_hostname(origin)):
+        if origin is not None and not self._accepts(origin) and not _names_loopback(origin):
             raise _foreign("Origin", "start with --allowed-origins to let that page in")
 
     def headers(self, origin: bytes | None) -> Headers:
@@ -69,6 +70,15 @@ class Origins:
 
     def _accepts(self, origin: bytes) -> bool:
         return "*" in self._allowed or origin.decode("latin-1").lower() in self._allowed
+
+
+def _names_loopback(header: bytes) -> bool:
+    return _known(header) if len(header) <= 64 else is_loopback(_hostname(header))
+
+
+@lru_cache(maxsize=64)
+def _known(header: bytes) -> bool:
+    return is_loopback(_hostname(header))
 
 
 def _hostname(header: bytes) -> str:

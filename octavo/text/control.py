@@ -73,7 +73,10 @@ class ControlTokens:
 
     def begun(self, text: str) -> bool:
         """True if the text ends with the beginning of a control token."""
-        return any(text[-length:] in self._begun for length in range(1, min(len(text), self._longest) + 1))
+        end = text[-self._longest :] if self._longest else ""
+        if not any(char in end for char in self._first):
+            return False
+        return any(end[-length:] in self._begun for length in range(1, len(end) + 1))
 
     def encode(self, parts: Sequence[str | int], *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text given as plain text (str) and control tokens (int), in order.

@@ -33,11 +33,11 @@ class Detokenizer:
             spaces_between_special_tokens=params.spaces_between_special_tokens,
             kept_tokens=kept_tokens,
         )
+        self._stops = bool(params.stop_strings)
         self._matcher = StopMatcher(params.stop_strings)
         self._min_tokens = params.min_tokens
         self._include_stop = params.include_stop_str_in_output
         self._held: deque[str] = deque()
-        self._shown: list[str] = []
         self.num_held = 0
         self.num_tokens = 0
         self.stopped: str | None = None
@@ -47,56 +47,53 @@ class Detokenizer:
 
         A stop string that ends within the first params.min_tokens tokens does not stop.
         """
-        before = len(self._shown)
+        shown = []
         for token_id in token_ids:
             if self.stopped is not None:
                 break
-            self.num_tokens += 1
-            self._take(self._stream.feed(token_id))
-        return "".join(self._shown[before:]), self.stopped
+            shown.append(self.feed(token_id))
+        return "".join(shown), self.stopped
+
+    def feed(self, token_id: int) -> str:
+        """`push` of one token, before a stop string ended the text; look at `stopped` afterwards."""
+        self.num_tokens += 1
+        text = self._stream.feed(token_id)
+        return self._pass(text) if self._stops else text
 
     def finish(self) -> str:
         """The rest, once the sequence has ended otherwise: held text, and U+FFFD for half a character."""
         if self.stopped is not None:
             return ""
-        before = len(self._shown)
-        self._take(self._stream.finish())
-        if self.stopped is None:
-            self._show(self.num_held)
-        return "".join(self._shown[before:])
+        shown = self._pass(self._stream.finish())
+        return shown if self.stopped is not None else shown + self._release(self.num_held)
 
-    @property
-    def text(self) -> str:
-        """All text shown so far."""
-        if len(self._shown) > 1:
-            self._shown = ["".join(self._shown)]
-        return self._shown[0] if self._shown else ""
-
-    def _take(self, text: str) -> None:
+    def _pass(self, text: str) -> str:
+        """What can be shown of the text and of what was held before it: all that cannot become a stop string."""
         if not text:
-            return
+            return ""
         match = self._matcher.feed(text, armed=self.num_tokens > self._min_tokens)
         if match is None and not self._held and not self._matcher.held:
-            self._shown.append(text)
-            return
+            return text
         self._held.append(text)
         self.num_held += len(text)
         if match is None:
-            self._show(self.num_held - self._matcher.held)
-            return
+            return self._release(self.num_held - self._matcher.held)
         self.stopped = match.stop
         cut = len(text) - match.end
-        self._show(self.num_held - cut - (0 if self._include_stop else len(match.stop)))
+        shown = self._release(self.num_held - cut - (0 if self._include_stop else len(match.stop)))
         self._held.clear()
         self.num_held = 0
+        return shown
 
-    def _show(self, count: int) -> None:
-        """Move the first `count` held characters to the visible text."""
+    def _release(self, count: int) -> str:
+        """The first `count` held characters, held no more."""
         self.num_held -= count
+        shown = []
         while count > 0:
             text = self._held.popleft()
             if len(text) > count:
                 self._held.appendleft(text[count:])
                 text = text[:count]
-            self._shown.append(text)
+            shown.append(text)
             count -= len(text)
+        return "".join(shown)

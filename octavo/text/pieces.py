@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,7 @@ class Pieces:
     def __init__(self, backend: Tokenizer) -> None:
         self._token = backend.id_to_token
         self._known: dict[int, bytes] = {}
+        self.whole: dict[int, str] = {}  # of those seen, tokens whose characters are whole, as text
         steps = _steps(backend.decoder)
         kinds = {step["type"] for step in steps}
         self._byte_level = "ByteLevel" in kinds
@@ -66,6 +68,8 @@ class Pieces:
         if token is None:
             return b""
         data = self._known[token_id] = self._bytes(token)
+        with suppress(UnicodeDecodeError):
+            self.whole[token_id] = data.decode("utf-8")
         return data
 
     def _bytes(self, token: str) -> bytes:
@@ -121,6 +125,7 @@ class TextStream:
         self, pieces: Pieces, prompt_ids: Sequence[int] = (), *, skipped: frozenset[int] = frozenset()
     ) -> None:
         self._raw = pieces.raw
+        self._whole = pieces.whole
         self._skipped = skipped
         self._decoder: Any = codecs.getincrementaldecoder("utf-8")("replace")
         tail = self._tail(prompt_ids)
@@ -141,14 +146,14 @@ class TextStream:
         """The characters that this token completes."""
         if token_id in self._skipped:
             return ""
+        if not self._leading_spaces and not self._decoder.buffer and (whole := self._whole.get(token_id)) is not None:
+            return whole
         data = self._raw(token_id)
         if self._leading_spaces and data:
             stripped = data.lstrip(b" ")
             count = min(len(data) - len(stripped), self._leading_spaces)
             self._leading_spaces = 0 if stripped else self._leading_spaces - count
             data = data[count:]
-        if data.isascii() and not self._decoder.buffer:
-            return data.decode("ascii")
         text: str = self._decoder.decode(data)
         return text
 

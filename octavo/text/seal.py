@@ -32,24 +32,30 @@ def map_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 class Placeholders:
-    """Private-use characters that occur neither in the data nor in the template's source."""
+    """Private-use characters that occur neither in the data nor in the template's source. Few prompts need one."""
 
     def __init__(self, data: Any, source: str) -> None:
-        taken = set(_PRIVATE.findall(source))
+        self._data, self._source = data, source
+        self._free: Iterator[str] | None = None
+
+    def next(self) -> str:
+        """One more, not given out before."""
+        if self._free is None:
+            self._free = self._find_free()
+        char = next(self._free, None)
+        if char is None:
+            raise InputError("messages use up Unicode's private-use characters; remove some", param="messages")
+        return char
+
+    def _find_free(self) -> Iterator[str]:
+        taken = set(_PRIVATE.findall(self._source))
 
         def look(text: str) -> str:
             taken.update(_PRIVATE.findall(text))
             return text
 
-        map_strings(data, look)
-        self._free: Iterator[str] = (char for char in map(chr, chain(*_CANDIDATES)) if char not in taken)
-
-    def next(self) -> str:
-        """One more, not given out before."""
-        char = next(self._free, None)
-        if char is None:
-            raise InputError("messages use up Unicode's private-use characters; remove some", param="messages")
-        return char
+        map_strings(self._data, look)
+        return (char for char in map(chr, chain(*_CANDIDATES)) if char not in taken)
 
 
 class Seal:

@@ -144,9 +144,8 @@ def test_closing_the_iterator_aborts(llama_engine: Any) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        await until(lambda: llm.stats.num_running == 0 and llm.stats.num_waiting == 0)
         assert await llm.call("check") is True
-        assert llm.stats.kv_usage == 0
+        await until(lambda: llm.stats.num_running == llm.stats.num_waiting == llm.stats.kv_usage == 0)
         assert not llm._supervisor.streams
 
     llama_engine(test)
@@ -163,6 +162,45 @@ def test_slow_reader_gets_merged_deltas(llama_engine: Any) -> None:
                     await until(lambda: all(s.progress.finished for s in llm._supervisor.streams.values()))
         assert len(seen) == 2
         assert [token for tokens in seen for token in tokens] == whole
+
+    llama_engine(test)
+
+
+def test_follow_hands_over_what_generate_yields(llama_engine: Any) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        params = SamplingParams(**LONG, output_kind=RequestOutputKind.DELTA)
+        whole = (await last(llm, **LONG)).outputs[0]
+        seen: list[RequestOutput] = []
+        full: list[asyncio.Future[None]] = []
+
+        def take(output: RequestOutput) -> asyncio.Future[None] | None:
+            seen.append(output)
+            if len(seen) != 1:
+                return None
+            full.append(asyncio.get_running_loop().create_future())
+            return full[0]
+
+        following = asyncio.create_task(llm.follow(PROMPT, params, take, request_id="r"))
+        await until(lambda: any(s.progress.finished for s in llm._supervisor.streams.values()))
+        assert (len(seen), following.done()) == (1, False)
+        full[0].set_result(None)
+        await following
+        assert [output.finished for output in seen] == [False, True]
+        assert "".join(output.outputs[0].text for output in seen) == whole.text
+        assert [token for output in seen for token in output.outputs[0].token_ids] == whole.token_ids
+
+        for age in range(3):
+            following = asyncio.create_task(llm.follow(PROMPT, params, lambda output: None, request_id="r"))
+            await asyncio.sleep(0.005 * age)
+            following.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await following
+        with pytest.raises(ZeroDivisionError):
+            await llm.follow(PROMPT, params, lambda output: 1 / 0, request_id="r")  # type: ignore[arg-type,return-value]
+        with pytest.raises(InputError):
+            await llm.follow([10**9], params, lambda output: None, request_id="r")
+        await until(lambda: llm.stats.num_running == 0 and llm.stats.num_waiting == 0)
+        assert not llm._supervisor.streams
 
     llama_engine(test)
 

@@ -59,6 +59,15 @@ def test_chart_of_growth(growth: dict[str, Any], tmp_path: Path) -> None:
     assert min(png_size(tmp_path / "growth.png")) > 600
 
 
+def test_chart_of_the_front(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib of the test group is not installed")
+    from peers.chart import draw_front
+
+    stored = SOURCE.parents[1] / "results" / "front.json"
+    draw_front(json.loads(stored.read_text()), tmp_path / "front.png")
+    assert min(png_size(tmp_path / "front.png")) > 500
+
+
 @pytest.mark.parametrize(
     ("compiler", "target"), [(compiler, target) for compiler, targets in TARGETS.items() for target in targets]
 )

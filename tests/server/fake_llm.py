@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,7 +133,7 @@ class FakeLLM:
         chat: bool = False,
         parsing: Any = None,
         judged: Any = None,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         if self.overloaded:
             raise OverloadedError("the queue is full", retry_after=7)
         limits = Limits(vocab_size=258, max_model_len=MAX_MODEL_LEN, tokenizer=self.tokenizer, eos_token_ids=(EOS,))
@@ -155,13 +156,22 @@ class FakeLLM:
 
     def beam_search(
         self, prompt: list[int], params: SamplingParams, *, length_penalty: float, width_name: str, **more: Any
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         assert (type(length_penalty), width_name) == (float, "n")
         return self.generate(prompt, params, **more)
 
+    async def follow(
+        self, prompt: list[int], params: SamplingParams, take: Callable[[RequestOutput], Any], **options: Any
+    ) -> None:
+        async with aclosing(self.generate(prompt, params, **options)) as outputs:
+            async for output in outputs:
+                full = take(output)
+                if full is not None:
+                    await asyncio.wait([full])
+
     async def _steps(
         self, request_id: str, prompt: list[int], params: SamplingParams, most: int
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         times = RequestTimes(arrival=time.monotonic(), scheduled=time.monotonic())
         text, reason, stop = _cut(self.answer[:most], params)
         count = len(text)

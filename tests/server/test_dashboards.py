@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 from fake_llm import FakeLLM
-from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Histogram, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import LiveServer
 
+from octavo.base.metrics.counts import Counts
 from octavo.base.metrics.registry import Metrics, RequestRecorder
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
@@ -141,3 +142,18 @@ def test_tool_calls_are_counted_by_choice() -> None:
     assert value(text, "vllm:tool_call_parser_invocations_total", outcome="no_tool_call", **labels) == 1
     labels["mode"] = "non_streaming"
     assert value(text, "vllm:tool_call_parser_invocations_total", outcome="tool_call", **labels) == 0
+
+
+def test_histograms_tell_what_the_clients_library_would() -> None:
+    bounds = (0.001, 0.0025, 1, 20)
+    values = [0.0, 0.001, 0.0011, 0.5, 1, 3.25, 20, 21]
+    registry = CollectorRegistry(auto_describe=False)
+    known = Histogram("octavo:x_seconds", "Text.", ("model_name",), buckets=bounds, registry=registry).labels("m")
+    ours = Counts("x_seconds", "Text.", bounds, {"model_name": "m"})
+    for value in values:
+        known.observe(value)
+        ours.observe(value)
+    own = CollectorRegistry(auto_describe=False)
+    own.register(ours)
+    expected = [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
+    assert generate_latest(own).decode().splitlines() == expected

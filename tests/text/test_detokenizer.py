@@ -35,7 +35,6 @@ def test_deltas_join_to_the_whole(
         for delta in deltas:
             delta.encode()
         assert "".join(deltas) + detokenizer.finish() == tokenizer.decode(ids, skip_special_tokens=skip)
-        assert detokenizer.text == tokenizer.decode(ids, skip_special_tokens=skip)
         assert detokenizer.num_tokens == len(ids)
         # After a prompt: what the tokens add to the prompt's text, but for a character that the prompt left half.
         detokenizer = Detokenizer(tokenizer, params, prompt)
@@ -101,7 +100,6 @@ def test_stop_strings_against_a_naive_search(
         assert stopped == detokenizer.stopped
     shown += detokenizer.finish()
     assert (shown, detokenizer.stopped) == _naive(text, stops, include=include)
-    assert detokenizer.text == shown
     if detokenizer.stopped:
         consumed = byte_level.decode(ids[: detokenizer.num_tokens])
         assert _naive(consumed, stops, include=include) == (shown, detokenizer.stopped)
@@ -127,7 +125,7 @@ def test_text_that_may_become_a_stop_is_held_and_then_released(byte_level: Token
     ids = [byte_level.encode(char)[0] for char in "xENxENDy"]
     detokenizer = Detokenizer(byte_level, SamplingParams(stop=["END"]), [])
     assert [detokenizer.push([token])[0] for token in ids] == ["x", "", "", "ENx", "", "", "", ""]
-    assert (detokenizer.stopped, detokenizer.num_tokens, detokenizer.text) == ("END", 7, "xENx")
+    assert (detokenizer.stopped, detokenizer.num_tokens) == ("END", 7)
     detokenizer = Detokenizer(byte_level, SamplingParams(stop=["END"]), [])
     assert detokenizer.push(ids[:3]) == ("x", None)
     assert detokenizer.finish() == "EN"

@@ -63,7 +63,7 @@ class ScriptedServer(LiveServer):
         if isinstance(reply, Refusal):
             return reply.reply()
         exchange.watch()
-        await exchange.begin_stream()
+        exchange.begin_stream()
         try:
             await self._stream(exchange, reply)
         except asyncio.CancelledError:

@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from octavo.base.metrics.counts import Counts
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import RequestOutput, RequestTimes
 from octavo.base.types.pooled import PoolingRequestOutput
@@ -78,12 +79,9 @@ class Metrics:
         own = CollectorRegistry(auto_describe=False)
         self._engine = _EngineCollector(self._labels, stats, info, asleep)
         own.register(self._engine)
-        self._histograms = {
-            name: Histogram(f"octavo:{name}", text, tuple(self._labels), buckets=buckets, registry=own).labels(
-                **self._labels
-            )
-            for name, text, buckets in _HISTOGRAMS
-        }
+        self._histograms = {name: Counts(name, text, buckets, self._labels) for name, text, buckets in _HISTOGRAMS}
+        for histogram in self._histograms.values():
+            own.register(histogram)
         finished = Counter(
             "octavo:request_success", "Finished choices.", (*self._labels, "finished_reason"), registry=own
         )
@@ -122,8 +120,12 @@ class Metrics:
         """The engine is about to end: what it has counted so far is kept."""
         self._engine.settle()
 
+    def histogram(self, name: str) -> Counts:
+        """A histogram by its name without prefix."""
+        return self._histograms[name]
+
     def observe(self, name: str, value: float) -> None:
-        """One value of a histogram, by its name without prefix."""
+        """One value of a histogram."""
         self._histograms[name].observe(value)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -175,6 +177,7 @@ class RequestRecorder:
         self, metrics: Metrics, params: SamplingParams, *, streaming: bool, tools_of: str | None = None
     ) -> None:
         self._metrics = metrics
+        self._between = metrics.histogram("inter_token_latency_seconds").observe
         self._tools_of = tools_of
         self._deltas = params.output_kind is RequestOutputKind.DELTA
         self._called: set[int] = set()
@@ -205,7 +208,7 @@ class RequestRecorder:
                 self._end_choice(completion.index, completion.finish_reason)
         if self._streaming and tokens:
             if self._last:
-                self._metrics.observe("inter_token_latency_seconds", (now - self._last) / max(1, tokens))
+                self._between((now - self._last) / tokens)
             self._last = now
         if output.finished:
             self._finish(output, now)

@@ -112,11 +112,16 @@ class ChatForm:
         for choice in output.outputs:
             if choice.index not in self._begun:
                 found.append(self._opening(choice.index))
-            found += self._parsed(choice)
+            if choice.reasoning or choice.tool_calls:
+                found += self._parsed(choice)
             if piece := self._piece(choice):
                 found.append(piece)
+        return found if self._generation.parsing is None else self._alive(found, output)
+
+    def _alive(self, found: list[bytes], output: RequestOutput) -> list[bytes]:
+        """The pieces, or empty ones where nothing of the text was shown for long: a call comes when it is whole."""
         now = time.monotonic()
-        if not found and now - self._shown_at > KEEP_ALIVE_S:  # a call is being written, and comes when it is whole
+        if not found and now - self._shown_at > KEEP_ALIVE_S:
             found = [
                 msgspec.json.encode(ChatDelta(index=choice.index, delta=ReplyMessage())) for choice in output.outputs
             ]

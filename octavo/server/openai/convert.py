@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +31,8 @@ from octavo.server.services import Services
 from octavo.text.tools.parser import Parsing
 
 DEFAULT_MAX_TOKENS = 16  # of a completion; a chat may use the rest of the context
+
+_NUMBERS = itertools.count()
 
 _COPIED = tuple(
     name
@@ -100,9 +102,9 @@ async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> 
         await services.llm.check(params)
     if form is not None or demands_form(request):
         parsing, form = await asyncio.to_thread(answer_form, services, request, parsing, form, prompt.token_ids)
-    params = msgspec.structs.replace(params, structured_outputs=form)
-    generation = _generation(services, exchange, request, [prompt], params, "chatcmpl-")
-    return replace(generation, parsing=parsing, judged=judged)
+    if form is not params.structured_outputs:
+        params = msgspec.structs.replace(params, structured_outputs=form)
+    return replace(_generation(services, exchange, request, [prompt], params, "chatcmpl-", parsing), judged=judged)
 
 
 def _generation(
@@ -112,6 +114,7 @@ def _generation(
     prompts: list[Prompt],
     params: SamplingParams,
     prefix: str,
+    parsing: Parsing | None = None,
 ) -> Generation:
     shown = request.logprobs if isinstance(request, CompletionRequest) else params.logprobs
     if len(prompts) == params.n == 1:
@@ -125,8 +128,9 @@ def _generation(
         id=prefix + (request.request_id or exchange.request_id),
         model=request.model or services.names.first,
         logprobs=shown,
-        internal=prefix + uuid.uuid4().hex,
+        internal=f"{prefix}{next(_NUMBERS)}",
         created=int(time.time()),
+        parsing=parsing,
         route=exchange.route,
         timing=exchange.timing,
         length_penalty=length_penalty(request, params),

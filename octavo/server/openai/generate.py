@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Protocol
 
 import msgspec
@@ -64,8 +63,11 @@ class Stream(Protocol):
 async def send_stream(exchange: Exchange, results: Results, stream: Stream) -> None:
     """Stream all results. The first is waited for a little, so that a refusal still has an HTTP status."""
     sending = _Sending(exchange, stream)
-    await results.each(sending.take, wait_s=FIRST_WAIT_S, idle=sending.keep_alive)
-    await exchange.send_events(stream.end(), last=True)
+    try:
+        await results.each(sending.take)
+        await exchange.send_events(sending.head() + stream.end(), last=True)
+    finally:
+        sending.close()
 
 
 class _Sending:
@@ -74,29 +76,35 @@ class _Sending:
     def __init__(self, exchange: Exchange, stream: Stream) -> None:
         self._exchange = exchange
         self._stream = stream
-        self._lock = asyncio.Lock()
-        self._due = time.monotonic() + FIRST_WAIT_S
+        self._loop = asyncio.get_running_loop()
+        self._sent = False  # something, since the timer was set
+        self._timer = self._loop.call_later(FIRST_WAIT_S, self._keep_alive)
 
-    async def take(self, number: int, output: RequestOutput) -> None:
-        """Send what shows an output."""
-        async with self._lock:
-            head = b"" if self._exchange.streaming else await self._begin()
-            if data := head + self._stream.piece(number, output):
-                await self._exchange.send_events(data)
-            self._due = time.monotonic() + KEEP_ALIVE_S
+    def take(self, number: int, output: RequestOutput) -> asyncio.Future[None] | None:
+        """Send what shows an output; a future where the client takes no more for now."""
+        head = b"" if self._exchange.streaming else self.head()
+        data = head + self._stream.piece(number, output)
+        if not data:
+            return None
+        self._sent = True
+        return self._exchange.push_events(data)
 
-    async def keep_alive(self) -> float:
-        """Send something where nothing was for too long; seconds until it is to be asked again."""
-        if time.monotonic() >= self._due:
-            async with self._lock:
-                head = b"" if self._exchange.streaming else await self._begin()
-                await self._exchange.send_events(head + self._stream.idle)
-                self._due = time.monotonic() + KEEP_ALIVE_S
-        return max(0.0, self._due - time.monotonic())
-
-    async def _begin(self) -> bytes:
-        await self._exchange.begin_stream()
+    def head(self) -> bytes:
+        """Begin the stream, unless it has begun; its first bytes."""
+        if self._exchange.streaming:
+            return b""
+        self._exchange.begin_stream()
         return self._stream.start()
+
+    def close(self) -> None:
+        """Send no more."""
+        self._timer.cancel()
+
+    def _keep_alive(self) -> None:
+        if not self._sent:
+            self._exchange.push_events(self.head() + self._stream.idle)
+        self._sent = False
+        self._timer = self._loop.call_later(KEEP_ALIVE_S, self._keep_alive)
 
 
 class _ChunkStream:
@@ -125,7 +133,10 @@ class _ChunkStream:
     def piece(self, number: int, output: RequestOutput) -> bytes:
         self._count.take(number, output)
         usage = self._count.usage() if self._always else None
-        return b"".join([self._chunks.choice(piece, usage) for piece in self._form.pieces(number, output)])
+        pieces = self._form.pieces(number, output)
+        if len(pieces) == 1:
+            return self._chunks.choice(pieces[0], usage)
+        return b"".join([self._chunks.choice(piece, usage) for piece in pieces])
 
     def end(self) -> bytes:
         usage = self._count.usage() if self._with_usage else None

@@ -1,8 +1,7 @@
 """A Generation in; RequestOutputs of all its prompts, as they come, out. Leaving the `async with` aborts what goes on.
 
-Nothing piles up here: a prompt's next output is asked for when the last one was taken, and the engine's front merges
-what came in between. Each output is taken by the task that waited for it: a second one to wake would cost a token
-as much as its text.
+Outputs are taken in the moment in which they come, by no task: to wake one would cost a token as much as its text.
+Nothing piles up: while the client does not take what was sent, the engine's front merges what comes.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing
-from functools import partial
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import cast
+from typing import Any
 
 from octavo.api.log import REQUEST_ID
+from octavo.api.streams import hand_out
 from octavo.base.errors import InputError, RequestFailedError, row_failure
 from octavo.base.metrics.registry import RequestRecorder
 from octavo.base.types.output import RequestOutput
@@ -26,8 +24,7 @@ from octavo.server.services import Services
 
 log = logging.getLogger(__name__)
 
-Take = Callable[[int, RequestOutput], Awaitable[None]]
-Idle = Callable[[], Awaitable[float]]
+Take = Callable[[int, RequestOutput], "asyncio.Future[None] | None"]
 MOST_LOGGED = 2000  # characters of a request's parameters
 
 
@@ -56,30 +53,28 @@ class Results:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def each(self, take: Take, *, wait_s: float | None = None, idle: Idle | None = None) -> None:
-        """Hand over every output and its prompt's index, those of one prompt one by one. Raises what ended a prompt.
+    async def each(self, take: Take) -> None:
+        """Hand over every output and its prompt's index. Raises what ended a prompt.
 
-        idle: called after `wait_s` seconds, and again after the seconds that it returns.
+        take: returns None, or a future: until that is done nothing more of this prompt is handed over.
         """
-        self._tasks = [
-            asyncio.create_task(self._run(index, prompt, take)) for index, prompt in enumerate(self._generation.prompts)
-        ]
-        going_on = set(self._tasks)
-        while going_on:
-            done, going_on = await asyncio.wait(going_on, timeout=wait_s, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
-            if going_on and idle is not None:
-                wait_s = await idle()
+        prompts = self._generation.prompts
+        if len(prompts) == 1:
+            await self._run(0, prompts[0], take)
+            return
+        self._tasks = [asyncio.create_task(self._run(index, prompt, take)) for index, prompt in enumerate(prompts)]
+        for task in (await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION))[0]:
+            task.result()
 
     async def collect(self, take: Callable[[int, RequestOutput], object]) -> None:
         """`each` for one that never waits."""
 
-        async def taken(index: int, output: RequestOutput) -> None:
+        def taken(index: int, output: RequestOutput) -> None:
             take(index, output)
 
         await self.each(taken)
@@ -100,28 +95,35 @@ class Results:
             streaming=bool(request.stream),
             tools_of=generation.route if reads_tools else None,
         )
-        llm, penalty = self._services.llm, generation.length_penalty
-        generate = llm.generate if penalty is None else partial(llm.beam_search, length_penalty=penalty, width_name="n")
-        outputs = generate(
-            prompt.token_ids,
-            generation.params,
-            request_id=f"{generation.internal}-{index}",
-            priority=request.priority or 0,
-            cache_salt=request.cache_salt or "",
-            parsing=generation.parsing,
-            judged=generation.judged,
-        )
-        async with aclosing(cast("AsyncGenerator[RequestOutput, None]", outputs)):
-            async for output in outputs:
-                recorder.take(output)
-                if output.finished and generation.timing is not None:
+        finished = False
+
+        def taken(output: RequestOutput) -> asyncio.Future[None] | None:
+            nonlocal finished
+            recorder.take(output)
+            if output.finished:
+                finished = True
+                if generation.timing is not None:
                     generation.timing.end(output, recorder.num_tokens)
-                if output.error is not None:
-                    raise row_failure(output.error)
-                await take(index, output)
-                if output.finished:
-                    return
-        raise RequestFailedError("the engine ended the request before it was finished; try again")
+            if output.error is not None:
+                raise row_failure(output.error)
+            return take(index, output)
+
+        options: dict[str, Any] = {
+            "request_id": f"{generation.internal}-{index}",
+            "priority": request.priority or 0,
+            "cache_salt": request.cache_salt or "",
+            "parsing": generation.parsing,
+        }
+        llm, ids = self._services.llm, prompt.token_ids
+        if generation.length_penalty is None:
+            await llm.follow(ids, generation.params, taken, judged=generation.judged, **options)
+        else:
+            found = llm.beam_search(
+                ids, generation.params, length_penalty=generation.length_penalty, width_name="n", **options
+            )
+            await hand_out(found, taken)
+        if not finished:
+            raise RequestFailedError("the engine ended the request before it was finished; try again")
 
 
 def _log_request(generation: Generation) -> None:

@@ -1,0 +1,132 @@
+"""Sender and Outbox: messages in their order, what a client does not take waits, a stream's fault stays its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from octavo.server.sending import Message, Outbox, Sender
+
+
+class Server:
+    """ASGI's send: takes `room` messages at once; the next is taken when there is room again."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.taken: list[int] = []
+        self.free = asyncio.Event()
+
+    async def __call__(self, message: Message) -> None:
+        while self.room == 0:
+            self.free.clear()
+            await self.free.wait()
+        self.room -= 1
+        if message["n"] < 0:
+            raise OSError("gone")
+        self.taken.append(message["n"])
+
+    def take(self, count: int) -> None:
+        self.room += count
+        self.free.set()
+
+
+def message(n: int) -> Message:
+    return {"type": "http.response.body", "n": n}
+
+
+def test_order_and_fullness() -> None:
+    async def test() -> None:
+        server, outbox = Server(3), Outbox()
+        sender = Sender(server, outbox)
+        assert [sender.push(message(n)) for n in range(3)] == [None] * 3
+        assert server.taken == []  # when what runs now has run
+        await asyncio.sleep(0)
+        assert server.taken == [0, 1, 2]
+        assert sender.since is None
+        assert [sender.push(message(n)) for n in (3, 4)] == [None] * 2
+        await asyncio.sleep(0)
+        full = sender.push(message(5))
+        assert full is not None
+        await asyncio.sleep(0.01)
+        assert (server.taken, full.done(), sender.since is None) == ([0, 1, 2], False, False)
+        last = asyncio.create_task(sender.send(message(6)))
+        server.take(2)
+        await asyncio.sleep(0.01)
+        assert (server.taken, full.done()) == ([0, 1, 2, 3, 4], False)
+        server.take(2)
+        await last
+        assert (server.taken, full.done(), sender.since) == ([*range(7)], True, None)
+        assert sender.push(message(7)) is None
+
+    asyncio.run(test())
+
+
+def test_many_streams_and_one_that_fails() -> None:
+    async def test() -> None:
+        outbox = Outbox()
+        servers = [Server(9) for _ in range(3)]
+        senders = [Sender(server, outbox) for server in servers]
+        for n in (1, 2):
+            for number, sender in enumerate(senders):
+                sender.push(message(-n if number == 1 else n))
+        outbox.flush()
+        assert [server.taken for server in servers] == [[1, 2], [], [1, 2]]
+        with pytest.raises(OSError, match="gone"):
+            await senders[1].send(message(3))
+        await asyncio.sleep(0)
+        assert servers[1].taken == []
+
+    asyncio.run(test())
+
+
+def test_a_failure_while_it_waits_and_an_end() -> None:
+    async def test() -> None:
+        server, outbox = Server(0), Outbox()
+        sender = Sender(server, outbox)
+        sender.push(message(-1))
+        outbox.flush()
+        full = sender.push(message(2))
+        assert full is not None
+        server.take(5)
+        await asyncio.wait([full])
+        with pytest.raises(OSError, match="gone"):
+            full.result()
+        assert (server.taken, sender.since) == ([], None)
+        server.room = 0
+        sender.push(message(3))
+        outbox.flush()
+        full = sender.push(message(4))
+        sender.close()
+        assert full is not None
+        await asyncio.wait([full])
+        server.take(5)
+        await asyncio.sleep(0.01)
+        assert (full.cancelled(), server.taken, sender.since) == (True, [], None)
+
+    asyncio.run(test())
+
+
+def test_an_awaitable_that_is_no_coroutine() -> None:
+    class Later:
+        def __init__(self, future: asyncio.Future[None]) -> None:
+            self.future = future
+
+        def __await__(self) -> Generator[Any, None, None]:
+            return self.future.__await__()
+
+    async def test() -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        outbox = Outbox()
+        sender = Sender(lambda message: Later(future), outbox)
+        sender.push(message(1))
+        outbox.flush()
+        draining = asyncio.create_task(sender.drain())
+        await asyncio.sleep(0.01)
+        assert not draining.done()
+        future.set_result(None)
+        await draining
+
+    asyncio.run(test())
