@@ -83,7 +83,7 @@ class _Sending:
             head = b"" if self._exchange.streaming else await self._begin()
             if data := head + self._stream.piece(number, output):
                 await self._exchange.send_events(data)
-            self._due = time.monotonic() + KEEP_ALIVE_S
+                self._due = time.monotonic() + KEEP_ALIVE_S  # not by what shows nothing: a tool call being written
 
     async def keep_alive(self) -> float:
         """Send something where nothing was for too long; seconds until it is to be asked again."""
