@@ -16,7 +16,9 @@ BODIES_IN_MEMORY = 8  # bodies of the largest size that may be in memory at once
 
 
 class Work(Protocol):
-    """What is in flight: an exchange, or work that goes on after its answer."""
+    """What is in flight: an exchange, or work that goes on after its answer, under the id that the answer carried."""
+
+    request_id: str
 
     def interrupt(self, error: OctavoError) -> None: ...
 
@@ -50,10 +52,10 @@ class Traffic:
 
     def interrupt(self, names: Collection[str], error: OctavoError) -> list[str]:
         """End the requests of these X-Request-Ids with `error`; those that were found."""
-        found = [work for work in self._exchanges if isinstance(work, Exchange) and work.request_id in names]
-        for exchange in found:
-            exchange.interrupt(error)
-        return sorted({exchange.request_id for exchange in found})
+        found = [work for work in self._exchanges if work.request_id in names]
+        for work in found:
+            work.interrupt(error)
+        return sorted({work.request_id for work in found})
 
     async def wait_idle(self) -> None:
         """Return once nothing is in flight."""
