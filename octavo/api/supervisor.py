@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from octavo.api.engine_process import EngineProcess
+from octavo.api.poison import Poison
 from octavo.api.socket_client import SocketClient
 from octavo.api.streams import Stream
 from octavo.base.config.config import EngineConfig
@@ -60,6 +61,7 @@ class Supervisor:
         self._watchdog_timeout = watchdog_timeout
         self._watchdog: asyncio.Task[None] | None = None
         self._restart: asyncio.Task[None] | None = None
+        self._poison = Poison()
         self._idle = asyncio.Event()
         self._ending = False
         self._deaths = 0
@@ -78,8 +80,12 @@ class Supervisor:
     def open(self, stream: Stream) -> None:
         """Send a stream's request; `forget` it afterwards, whatever becomes of it."""
         client, request = self.admit(), stream.progress.request
+        self._poison.check(request)
         self.streams[request.request_id] = stream
-        client.add(request)
+        try:
+            client.add(request)
+        except EngineDeadError:  # the connection closes: `_on_lost` is about to come, and the next process gets it
+            stream.num_crashes -= 1  # it does not meet this one
 
     def forget(self, stream: Stream) -> None:
         """Nobody reads it any more: it is aborted unless it has ended."""
@@ -170,6 +176,7 @@ class Supervisor:
         for stream in self.streams.values():
             stream.num_crashes += 1
             if stream.going_on and stream.num_crashes >= MAX_CRASHES:
+                self._poison.add(stream.progress.request)
                 stream.fail(
                     RequestFailedError(
                         f"the engine process ended {stream.num_crashes} times while this request was under way; it "
