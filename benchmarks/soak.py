@@ -258,6 +258,7 @@ async def soak_server(url: str, pid: int, options: argparse.Namespace) -> dict[s
         "leaked_threads": max(0, after["threads"] - before["threads"]),
         "rss_mb": [before["rss"], after["rss"]],
         "rss_mb_per_hour": round(slope(soak.rss), 1),
+        "rss_mb_by_tenth": [round(value) for _, value in soak.rss[:: max(1, len(soak.rss) // 10)]],
         "p99_gap_ms": [p99(first), p99(last)],
     }
 
