@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 State = Literal["loading", "ready", "restarting", "sleeping", "draining", "dead"]
 
 FAILED_STARTS = 5  # in a row, then the engine is given up
-STEADY = 60.0  # seconds of life after which the next death counts as the first
+STEADY = 60.0  # seconds of life after which the next death counts as the first, as it does where tokens had come
 LONGEST_PAUSE = 30.0
 MAX_CRASHES = 2  # that a request may meet: it may be what they come from
 _LOOKS = 4  # a watchdog's, in its time
@@ -66,6 +66,7 @@ class Supervisor:
         self._ending = False
         self._deaths = 0
         self._born = 0.0
+        self._worked = False  # tokens have come in this life
 
     def heartbeat_age(self) -> float:
         """Seconds since the process was last heard of; 0 while there is none."""
@@ -107,7 +108,7 @@ class Supervisor:
             raise
         if client.lost:  # it told that it was ready and died before this task ran again
             raise EngineDeadError("the engine process ended as soon as it was ready")
-        self.client, self._born, self.hung = client, time.monotonic(), False
+        self.client, self._born, self._worked, self.hung = client, time.monotonic(), False, False
         self._watchdog = asyncio.get_running_loop().create_task(self._watch(client))
 
     async def sleep(self) -> None:
@@ -148,6 +149,7 @@ class Supervisor:
             self.loading = (message.what, message.done, message.total)
             return
         self.stats = message.stats
+        self._worked = self._worked or any(output.token_ids or output.pooled for output in message.outputs)
         for output in message.outputs:
             stream = self.streams.get(output.request_id)
             if stream is not None and (names := stream.push(output)):
@@ -186,7 +188,8 @@ class Supervisor:
         if self.state == "ready":
             self.state = "restarting"
         if self.state in ("restarting", "draining") and not self._ending:
-            self._deaths = self._deaths + 1 if time.monotonic() - self._born < STEADY else 1
+            steady = self._worked or time.monotonic() - self._born >= STEADY
+            self._deaths = 1 if steady else self._deaths + 1
             self._restart = asyncio.get_running_loop().create_task(self._start_again())
         else:
             self.fail_all(error if isinstance(error, EngineDeadError) else EngineDeadError(error.message))

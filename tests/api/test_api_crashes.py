@@ -123,6 +123,11 @@ def test_a_request_that_meets_two_crashes_is_refused(llama: str) -> None:
                 assert (await last(llm, prompt, **{**drawn, **other})).finished
             assert (await last(llm, **drawn)).finished
             assert llm.num_restarts == 2 * number
+        for deaths in (1, 2):  # the second of a process that did nothing: the next one comes after a pause
+            kill(llm)
+            await until(lambda: llm.state == "restarting")
+            await until(lambda: llm.state == "ready")
+            assert llm._supervisor._deaths == deaths
 
     with_llm(llama, test)
 
