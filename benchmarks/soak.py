@@ -30,7 +30,7 @@ from typing import Any
 
 import httpx
 
-SERVER = "--port 0 --device cpu --max-num-seqs 8 --block-size 16"
+SERVER = "--port 0 --device cpu --threads 1 --max-num-seqs 8 --block-size 16"
 MUST = ("different", "not_ended", "wrong_status", "tracebacks", "leaked_blocks", "leaked_fds", "leaked_threads")
 WRONG: list[dict[str, Any]] = [
     {"prompt": []},
