@@ -122,11 +122,14 @@ async def disconnects(options: argparse.Namespace) -> Figures:
     rng, at_once = random.Random(options.seed), 64
     async with serving(options.model, "--max-num-queued-reqs 1024", rng=rng) as served:
         lines, left_over = served.logged().count("\n"), iter(range(options.count))
+        grown: list[int] = []
 
         async def leave() -> None:
             for _ in left_over:
                 gone = await drop(served, rng)
                 served.counts["disconnects"] += gone
+                if served.counts["disconnects"] % (options.count // 10 or 1) == 0:
+                    grown.append(held(served.process.pid)["rss"])
 
         async with served.client() as client:
 
@@ -137,7 +140,7 @@ async def disconnects(options: argparse.Namespace) -> Figures:
             watching = asyncio.create_task(witness())
             await asyncio.gather(*(leave() for _ in range(at_once)))
             quick = await freed(served, client, watching)
-        figures = {**served.counts, **quick, **await left(served)}
+        figures = {**served.counts, **quick, **await left(served), "rss_mb_by_tenth": grown}
         served.process.send_signal(signal.SIGTERM)
     logged = served.logged()
     figures["log_lines_each"] = round((logged.count("\n") - lines) / options.count, 2)

@@ -144,8 +144,9 @@ async def one(soak: Soak, client: httpx.AsyncClient, job: Job, rng: random.Rando
     except ValueError as error:
         told = "not tried again" in str(error) and soak.counts["kills"] > 1
         counts["met_two_crashes" if told else "not_ended"] += 1
-    except (EOFError, httpx.HTTPError):
+    except (EOFError, httpx.HTTPError) as error:
         counts["not_ended"] += 1
+        counts[f"not_ended_{type(error).__name__}"] += 1
 
 
 async def run_client(soak: Soak, seed: int) -> None:
