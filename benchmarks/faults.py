@@ -111,15 +111,19 @@ async def drains(options: argparse.Namespace) -> Figures:
         told = ended(served)
         told["exit_code"] = abs(told["exit_code"])
         served.counts["cut_off_without_cause"] = 0 if twice else served.counts["told_it_was_cut_off"]
+        if twice:
+            served.counts = Counter({f"{name}_twice": count for name, count in served.counts.items()})
         total.update(served.counts + Counter(told))
-    total["not_ended"] += total["cut_off_without_cause"]
+    total["not_ended"] += total["cut_off_without_cause"] + total["not_ended_twice"]
+    total["different"] += total["different_twice"]
     return {"drains": options.count, **total, "seconds": spread(spent)}
 
 
 async def drained(served: Served, client: httpx.AsyncClient, job: Job) -> None:
     """A stream that a drain meets: whole, refused, told that it was cut off, or never let in."""
+    soak = served.soak
     try:
-        answer = await read(served.soak, client, job)
+        answer = await read(soak, client, job)
         served.counts["whole"] += 1
         served.counts["different"] += answer != job.alone
     except httpx.HTTPStatusError as error:
@@ -130,7 +134,7 @@ async def drained(served: Served, client: httpx.AsyncClient, job: Job) -> None:
         served.counts["told_it_was_cut_off"] += 1
     except (EOFError, httpx.HTTPError) as error:
         served.counts["not_ended"] += 1
-        served.counts[f"not_ended_{type(error).__name__}"] += 1
+        served.counts[f"{'cut_short' if soak.gaps else 'unanswered'}_{type(error).__name__}"] += 1
 
 
 # cycles
