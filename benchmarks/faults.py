@@ -114,13 +114,16 @@ async def drains(options: argparse.Namespace) -> Figures:
         if twice:
             served.counts = Counter({f"{name}_twice": count for name, count in served.counts.items()})
         total.update(served.counts + Counter(told))
-    total["not_ended"] += total["cut_off_without_cause"] + total["not_ended_twice"]
-    total["different"] += total["different_twice"]
+    total["not_ended"] += total["cut_off_without_cause"]
+    for name in MUST:
+        total[name] += total.pop(f"{name}_twice", 0)
     return {"drains": options.count, **total, "seconds": spread(spent)}
 
 
 async def drained(served: Served, client: httpx.AsyncClient, job: Job) -> None:
-    """A stream that a drain meets: whole, refused, told that it was cut off, or never let in."""
+    """A stream that a drain meets: whole, refused, told that it was cut off, or never let in: a request that nobody had
+    read yet when the server left sees its connection reset.
+    """
     soak = served.soak
     try:
         answer = await read(soak, client, job)
@@ -133,8 +136,8 @@ async def drained(served: Served, client: httpx.AsyncClient, job: Job) -> None:
     except ValueError:
         served.counts["told_it_was_cut_off"] += 1
     except (EOFError, httpx.HTTPError) as error:
-        served.counts["not_ended"] += 1
-        served.counts[f"{'cut_short' if soak.gaps else 'unanswered'}_{type(error).__name__}"] += 1
+        served.counts["not_ended"] += bool(soak.gaps)
+        served.counts[f"{'cut_short' if soak.gaps else 'reset_unread'}_{type(error).__name__}"] += 1
 
 
 # cycles
