@@ -210,7 +210,7 @@ def test_a_full_queue_is_told(clean: LiveServer) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_streams_outlive_a_killed_engine(checkpoint: Callable[[str], Path], path: str) -> None:
-    """Clients see a pause, and the same text and usage; one that meets a second crash is told so, and its like later."""
+    """Clients see a pause, and the same text and usage; one that meets a second crash is told so, its like later."""
     # a context so long that no stream ends before the last of them has begun, however busy the machine
     with start(checkpoint("llama"), hf_overrides={"max_position_embeddings": 2048}) as server:
         what = {"prompt": "The quick brown"} if path == "/v1/completions" else {"messages": MESSAGES}
