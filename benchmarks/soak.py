@@ -30,7 +30,7 @@ from typing import Any
 
 import httpx
 
-SERVER = "--port 0 --device cpu --max-num-seqs 8 --block-size 16"
+SERVER = "--port 0 --device cpu --threads 1 --max-num-seqs 8 --block-size 16"
 MUST = ("different", "not_ended", "wrong_status", "tracebacks", "leaked_blocks", "leaked_fds", "leaked_threads")
 WRONG: list[dict[str, Any]] = [
     {"prompt": []},
@@ -144,8 +144,9 @@ async def one(soak: Soak, client: httpx.AsyncClient, job: Job, rng: random.Rando
     except ValueError as error:
         told = "not tried again" in str(error) and soak.counts["kills"] > 1
         counts["met_two_crashes" if told else "not_ended"] += 1
-    except (EOFError, httpx.HTTPError):
+    except (EOFError, httpx.HTTPError) as error:
         counts["not_ended"] += 1
+        counts[f"not_ended_{type(error).__name__}"] += 1
 
 
 async def run_client(soak: Soak, seed: int) -> None:
@@ -258,6 +259,7 @@ async def soak_server(url: str, pid: int, options: argparse.Namespace) -> dict[s
         "leaked_threads": max(0, after["threads"] - before["threads"]),
         "rss_mb": [before["rss"], after["rss"]],
         "rss_mb_per_hour": round(slope(soak.rss), 1),
+        "rss_mb_by_tenth": [round(value) for _, value in soak.rss[:: max(1, len(soak.rss) // 10)]],
         "p99_gap_ms": [p99(first), p99(last)],
     }
 

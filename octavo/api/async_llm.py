@@ -313,9 +313,8 @@ class AsyncLLM:
 
     async def close(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - a grace period, not a deadline of the call
         """Take no more requests, give running ones `timeout` seconds, end the engine process. Idempotent."""
-        if self.state == "dead" and self._supervisor.client is None:
-            return
-        await self._supervisor.close(timeout)
+        if self.state != "dead" or self._supervisor.client is not None:  # else it was closed, or was given up
+            await self._supervisor.close(timeout)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._grammar_pool.shutdown(wait=False, cancel_futures=True)
         if self._limits is not None:

@@ -4,12 +4,12 @@ its own."""
 from __future__ import annotations
 
 import logging
-import sys
 from contextvars import ContextVar
 from typing import Any, Literal
 
 import msgspec
 
+from octavo.api.log_handler import BackgroundHandler
 from octavo.base.config import env
 from octavo.base.errors import ConfigError
 
@@ -50,10 +50,12 @@ def set_up_logging(default: str = "INFO", *, form: LogForm = "text") -> None:
     logger = logging.getLogger("octavo")
     logger.setLevel(level)
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = BackgroundHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False
+        if not logging.getLogger().handlers:  # what libraries log must not wait either
+            logging.getLogger().addHandler(handler)
     if form == "json":
         for own in logger.handlers:
             own.setFormatter(JsonFormatter())

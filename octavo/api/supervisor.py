@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from octavo.api.engine_process import EngineProcess
+from octavo.api.poison import Poison
 from octavo.api.socket_client import SocketClient
 from octavo.api.streams import Stream
 from octavo.base.config.config import EngineConfig
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 State = Literal["loading", "ready", "restarting", "sleeping", "draining", "dead"]
 
 FAILED_STARTS = 5  # in a row, then the engine is given up
-STEADY = 60.0  # seconds of life after which the next death counts as the first
+STEADY = 60.0  # seconds of life after which the next death counts as the first, as it does where tokens had come
 LONGEST_PAUSE = 30.0
 MAX_CRASHES = 2  # that a request may meet: it may be what they come from
 _LOOKS = 4  # a watchdog's, in its time
@@ -61,10 +62,12 @@ class Supervisor:
         self._watchdog_timeout = watchdog_timeout
         self._watchdog: asyncio.Task[None] | None = None
         self._restart: asyncio.Task[None] | None = None
+        self._poison = Poison()
         self._idle = asyncio.Event()
         self._ending = False
         self._deaths = 0
         self._born = 0.0
+        self._worked = False  # tokens have come in this life
 
     def heartbeat_age(self) -> float:
         """Seconds since the process was last heard of; 0 while there is none."""
@@ -79,8 +82,12 @@ class Supervisor:
     def open(self, stream: Stream) -> None:
         """Send a stream's request; `forget` it afterwards, whatever becomes of it."""
         client, request = self.admit(), stream.progress.request
+        self._poison.check(request)
         self.streams[request.request_id] = stream
-        client.add(request)
+        try:
+            client.add(request)
+        except EngineDeadError:  # the connection closes: `_on_lost` is about to come, and the next process gets it
+            stream.num_crashes -= 1  # it does not meet this one
 
     def forget(self, stream: Stream) -> None:
         """Nobody reads it any more: it is aborted unless it has ended."""
@@ -102,7 +109,7 @@ class Supervisor:
             raise
         if client.lost:  # it told that it was ready and died before this task ran again
             raise EngineDeadError("the engine process ended as soon as it was ready")
-        self.client, self._born, self.hung = client, time.monotonic(), False
+        self.client, self._born, self._worked, self.hung = client, time.monotonic(), False, False
         self._watchdog = asyncio.get_running_loop().create_task(self._watch(client))
 
     async def sleep(self) -> None:
@@ -143,6 +150,7 @@ class Supervisor:
             self.loading = (message.what, message.done, message.total)
             return
         self.stats, streams, reached = message.stats, self.streams, self._reached
+        self._worked = self._worked or any(output.token_ids or output.pooled for output in message.outputs)
         for output in message.outputs:
             stream = streams.get(output.request_id)
             if stream is not None:
@@ -179,6 +187,7 @@ class Supervisor:
         for stream in self.streams.values():
             stream.num_crashes += 1
             if stream.going_on and stream.num_crashes >= MAX_CRASHES:
+                self._poison.add(stream.progress.request)
                 stream.fail(
                     RequestFailedError(
                         f"the engine process ended {stream.num_crashes} times while this request was under way; it "
@@ -188,7 +197,8 @@ class Supervisor:
         if self.state == "ready":
             self.state = "restarting"
         if self.state in ("restarting", "draining") and not self._ending:
-            self._deaths = self._deaths + 1 if time.monotonic() - self._born < STEADY else 1
+            steady = self._worked or time.monotonic() - self._born >= STEADY
+            self._deaths = 1 if steady else self._deaths + 1
             self._restart = asyncio.get_running_loop().create_task(self._start_again())
         else:
             self.fail_all(error if isinstance(error, EngineDeadError) else EngineDeadError(error.message))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 WINDOW = 30.0  # seconds over which the rate is measured
 _APART = 1.0  # seconds between samples, and least time to measure over
+_STILL = 10.0  # seconds in which nothing begins that tell of a jam: before, long answers may just hold every place
 LONGEST = 60
 
 
@@ -39,5 +40,5 @@ class QueueRate:
         if elapsed < _APART:
             return None
         if done <= before:
-            return LONGEST
+            return LONGEST if elapsed >= _STILL else None
         return min(max(math.ceil(waiting * elapsed / (done - before)), 1), LONGEST)

@@ -16,6 +16,7 @@ from octavo.api.async_llm import AsyncLLM
 from octavo.api.log import REQUEST_ID
 from octavo.base.config import env
 from octavo.base.config.config import ServerConfig
+from octavo.base.config.resolve import queue_length
 from octavo.base.errors import EngineDeadError, OverloadedError
 from octavo.base.metrics.registry import METHODS, Metrics, Rejection
 from octavo.server import admin, health
@@ -131,6 +132,8 @@ class App:
         names = ModelNames(llm.config.model.model, config.served_model_name)
         self.model = names.first
         self.traffic = Traffic(config.max_body_bytes)
+        # twice what the engine takes: what is on its way there, and what needs no place in it, comes on top
+        self.traffic.max_at_work = 2 * (llm.config.scheduler.max_num_seqs + queue_length(llm.config.scheduler))
         self.admin_keys = Keys([*config.admin_api_key, env.read("OCTAVO_ADMIN_API_KEY")])
         managed = ADMIN if self.admin_keys else []
         page = {} if config.disable_ui else PAGE
@@ -224,6 +227,8 @@ class App:
             await self._fail(exchange, error)
 
     async def _fail(self, exchange: Exchange, error: Exception) -> None:
+        if isinstance(error, OverloadedError) and self._services.ready:
+            self.traffic.retry_after = error.retry_after
         if isinstance(error, OverloadedError | EngineDeadError) and not exchange.streaming:
             self._services.metrics.rejected(self._rejection())
         told = describe(error, request_id=exchange.request_id)

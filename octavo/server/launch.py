@@ -29,6 +29,7 @@ from octavo.server.origins import is_loopback
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 0.5  # for the error events of requests that are cut off
+LAST_ARRIVALS_S = 0.2  # for requests that are on their way when nothing is left to do: they are told, not cut off
 LAST_SPANS_S = 2.0
 _WILDCARDS = ("0.0.0.0", "::", "")
 
@@ -122,6 +123,7 @@ async def _drain(app: App, signals: asyncio.Queue[int], seconds: float) -> None:
         app.traffic.interrupt_all(OverloadedError("the server is shutting down; send the request again", retry_after=5))
         await asyncio.wait({idle}, timeout=LAST_WORDS_S)
     idle.cancel()
+    await asyncio.sleep(LAST_ARRIVALS_S)
 
 
 async def _stop(starting: asyncio.Task[bool], llm: AsyncLLM, http: HttpServer, serving: asyncio.Task[None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -16,22 +17,31 @@ BODIES_IN_MEMORY = 8  # bodies of the largest size that may be in memory at once
 
 
 class Work(Protocol):
-    """What is in flight: an exchange, or work that goes on after its answer."""
+    """What is in flight: an exchange, or work that goes on after its answer, under the id that the answer carried."""
+
+    request_id: str
 
     def interrupt(self, error: OctavoError) -> None: ...
 
 
 class Traffic:
-    """The requests being answered. While `draining` or `paused`, no new ones are let in."""
+    """The requests being answered. While `draining` or `paused`, no new ones are let in.
+
+    max_at_work: how many may be past their body; one more is refused before it costs anything else.
+    retry_after: seconds, as the engine told them last to a request that found its queue full.
+    """
 
     def __init__(self, max_body_bytes: int) -> None:
         self.max_body_bytes = max_body_bytes
+        self.max_at_work = sys.maxsize
+        self.retry_after = 1
         self.draining = False
         self.paused = False
         self._exchanges: set[Work] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._body_bytes = 0
+        self._at_work: set[Work] = set()
 
     def __len__(self) -> int:
         return len(self._exchanges)
@@ -45,15 +55,16 @@ class Traffic:
             yield
         finally:
             self._exchanges.discard(exchange)
+            self._at_work.discard(exchange)
             if not self._exchanges:
                 self._idle.set()
 
     def interrupt(self, names: Collection[str], error: OctavoError) -> list[str]:
         """End the requests of these X-Request-Ids with `error`; those that were found."""
-        found = [work for work in self._exchanges if isinstance(work, Exchange) and work.request_id in names]
-        for exchange in found:
-            exchange.interrupt(error)
-        return sorted({exchange.request_id for exchange in found})
+        found = [work for work in self._exchanges if work.request_id in names]
+        for work in found:
+            work.interrupt(error)
+        return sorted({work.request_id for work in found})
 
     async def wait_idle(self) -> None:
         """Return once nothing is in flight."""
@@ -84,7 +95,14 @@ class Traffic:
                 pieces.append(piece)
         finally:
             self._body_bytes -= size
+        if exchange in self._exchanges:
+            self._begin_work(exchange)
         return b"".join(pieces)
+
+    def _begin_work(self, exchange: Exchange) -> None:
+        if len(self._at_work) >= self.max_at_work:
+            raise OverloadedError(f"{len(self._at_work)} requests are under way", retry_after=self.retry_after)
+        self._at_work.add(exchange)
 
 
 async def _next_piece(exchange: Exchange) -> tuple[bytes, bool]:

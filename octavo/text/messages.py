@@ -13,6 +13,7 @@ from octavo.base.errors import InputError, UnsupportedError
 from octavo.text.tokenizer import check_text
 
 MAX_DEPTH = 64
+MAX_VALUES = 100_000  # of a conversation: each is copied, looked through and handed to the template's engine
 _INT_LIMIT = 2**127  # the template engine's integers
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -26,6 +27,18 @@ class ContentForm:
 
     string: bool = True
     parts: bool = False
+
+
+def check_size(value: Any, where: str) -> None:
+    """InputError where a value is made of more than MAX_VALUES values."""
+    count, rest = 0, [value]
+    while rest:
+        item = rest.pop()
+        inner = item.values() if isinstance(item, Mapping) else item if isinstance(item, list | tuple) else ()
+        count += len(inner)
+        if count > MAX_VALUES:
+            raise InputError(f"{where} holds more than {MAX_VALUES} values; send fewer", param=where)
+        rest += inner
 
 
 def plain(value: Any, where: str, *, depth: int = 0) -> Any:

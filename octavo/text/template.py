@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import minijinja
 
 from octavo.base.errors import InputError, ModelFormatError
-from octavo.text.messages import ContentForm, plain_extra, plain_list, plain_messages
+from octavo.text.messages import ContentForm, check_size, plain_extra, plain_list, plain_messages
 from octavo.text.seal import Placeholders, Seal, map_strings
 from octavo.text.tokenizer import Tokenizer
 
@@ -111,6 +111,9 @@ class ChatTemplate:
         documents: Sequence[Mapping[str, Any]] | None,
         extra: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
+        given = {"messages": messages, "tools": tools, "documents": documents, "chat_template_kwargs": extra}
+        for name, value in given.items():
+            check_size(value, name)
         return {
             **plain_extra(extra, RESERVED),
             "messages": plain_messages(messages, self._form),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from typing import Any
 
+import msgspec
 import pytest
 from test_api_async_llm import LONG, last, stream, until, with_llm
 
-from octavo import AsyncLLM, RequestOutput, RequestOutputKind, StructuredOutputsParams
-from octavo.api import supervisor
+from octavo import AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams, StructuredOutputsParams
+from octavo.api import poison, supervisor
 from octavo.api.socket_client import SocketClient
 from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError, RequestFailedError
+from octavo.base.types.request import Request
 
 GREEDY = {**LONG, "max_tokens": 700}
 LONGER = {"max_position_embeddings": 1024}
@@ -99,9 +102,10 @@ def test_streams_go_on_as_if_nothing_had_happened(llama: str, how: str) -> None:
 
 def test_a_request_that_meets_two_crashes_is_refused(llama: str) -> None:
     async def test(llm: AsyncLLM) -> None:
-        expected = (await last(llm, **LONG)).outputs[0].token_ids
         for number in range(1, 3):
-            task = asyncio.create_task(read(llm, RequestOutputKind.CUMULATIVE, **LONG))
+            prompt = f"Prompt {number}"
+            drawn = {**LONG, "temperature": 0.5}
+            task = asyncio.create_task(read(llm, RequestOutputKind.CUMULATIVE, prompt=prompt, **drawn))
             call = asyncio.create_task(llm.call("check"))
             for _ in range(2):
                 await until(lambda: llm.stats.num_running > 0)
@@ -112,8 +116,58 @@ def test_a_request_that_meets_two_crashes_is_refused(llama: str) -> None:
             with pytest.raises(RequestFailedError, match=r"ended 2 times .* not tried again") as caught:
                 await task
             assert caught.value.status == 500
-            assert (await last(llm, **LONG)).outputs[0].token_ids == expected
+            for again in ({}, {"seed": 7}, {"output_kind": RequestOutputKind.DELTA}):
+                with pytest.raises(RequestFailedError, match=r"ended twice .* not tried again for \d+ s"):
+                    await last(llm, prompt, **drawn, **again)
+            for other in ({"max_tokens": 3}, {"temperature": 0}):
+                assert (await last(llm, prompt, **{**drawn, **other})).finished
+            assert (await last(llm, **drawn)).finished
             assert llm.num_restarts == 2 * number
+        for deaths in (1, 2):  # the second of a process that did nothing: the next one comes after a pause
+            kill(llm)
+            await until(lambda: llm.state == "restarting")
+            await until(lambda: llm.state == "ready")
+            assert llm._supervisor._deaths == deaths
+
+    with_llm(llama, test)
+
+
+def test_what_is_known_of_crashes_is_bounded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poison, "MAX_KNOWN", 3)
+    now = 0.0
+    known = poison.Poison(lambda: now)
+    requests = [
+        Request(request_id="r", prompt_token_ids=[number], params=SamplingParams(), max_tokens=1, seed=number)
+        for number in range(5)
+    ]
+    for request in requests:
+        known.add(request)
+        now += 1
+    for request in requests[:2]:
+        known.check(request)
+    for request in requests[2:]:
+        with pytest.raises(RequestFailedError):
+            known.check(msgspec.structs.replace(request, seed=9, request_id="s"))
+    now = poison.KEEP_S + 3.5
+    for request in requests[:4]:
+        known.check(request)
+    with pytest.raises(RequestFailedError, match="for 1 s"):
+        known.check(requests[4])
+
+
+def test_a_request_sent_while_the_connection_closes_is_answered_by_the_next_process(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        ids = [1, 2, 3]
+        expected = (await last(llm, ids)).outputs[0].token_ids
+        assert llm._supervisor.client is not None
+        llm._supervisor.client.kill()  # what closes is told in the loop's next turn, and this one sends
+        async with stream(llm, ids) as outputs:
+            first = await anext(outputs)
+            assert llm.num_restarts == 1
+            (known,) = llm._supervisor.streams.values()
+            assert known.num_crashes == 0
+            whole = [first, *[output async for output in outputs]][-1]
+        assert whole.outputs[0].token_ids == expected
 
     with_llm(llama, test)
 
@@ -142,7 +196,8 @@ def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: 
         raise (OSError("no more processes") if len(starts) % 2 else ConfigError("no memory"))
 
     async def test(llm: AsyncLLM) -> None:
-        task = asyncio.create_task(last(llm, **LONG))
+        await last(llm, structured_outputs=StructuredOutputsParams(regex="a"))
+        task = asyncio.create_task(last(llm, **GREEDY))
         await until(lambda: llm.stats.num_running > 0)
         with monkeypatch.context() as patch:
             patch.setattr(SocketClient, "start", refuse)
@@ -154,8 +209,15 @@ def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: 
             await task
         with pytest.raises(OverloadedError, match="ended"):
             await last(llm)
+        checker = llm._limits.checker if llm._limits is not None else None
+        assert checker is not None
+        assert checker._process is not None
+        await llm.close()
+        assert checker._process is None
+        names = [thread.name for thread in threading.enumerate()]
+        assert not [name for name in names if name.startswith(("octavo-text", "octavo-grammar"))]
 
-    with_llm(llama, test)
+    with_llm(llama, test, hf_overrides=LONGER)
 
 
 def test_closing_while_it_restarts_leaves_no_process(llama: str) -> None:

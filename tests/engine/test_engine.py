@@ -113,6 +113,7 @@ def test_retry_after_is_what_waits_over_the_measured_rate() -> None:
     assert rate.seconds(1000, 420) == LONGEST, "nothing has moved"
     rate.note(420, empty=True)
     now += 2.0
+    assert rate.seconds(1000, 420) is None, "all places may be taken by long answers"
     assert rate.seconds(100, 520) == 2, "from the time on at which a queue began"
 
 

@@ -50,6 +50,7 @@ class FakeLLM:
     """Answers every prompt with `answer`, one character a token (its ids are the character's code, cut to a byte).
 
     delay: seconds before each token.  fail_at: raise `failure` before this token.  row_error: end with that error.
+    silent_from: from this token on there is no text, as while a tool call is being written.
     started, aborted, finished: what happened to requests, by internal id.
     """
 
@@ -70,6 +71,7 @@ class FakeLLM:
         self.hung = False
         self.delay = 0.0
         self.fail_at: int | None = None
+        self.silent_from: int | None = None
         self.failure: Exception = EngineDeadError("the engine process ended")
         self.row_error: str | None = None
         self.overloaded = False
@@ -186,6 +188,8 @@ class FakeLLM:
             if whole and not last:
                 continue
             start = 0 if whole else number
+            if self.silent_from is not None and number >= self.silent_from:
+                start = count
             outputs = [
                 _completion(index, text[start : number + 1], params, (reason, stop) if last else (None, None))
                 for index in range(params.n)

@@ -101,6 +101,19 @@ def test_ending_requests(server: LiveServer, llm: FakeLLM) -> None:
     wait_for(lambda: not llm.running)
 
 
+def test_aborting_what_is_made_in_the_background(server: LiveServer, llm: FakeLLM) -> None:
+    llm.delay = 0.05
+    asked = {"input": "Hi", "background": True}
+    made = server.post("/v1/responses", asked, **{"x-request-id": "mine"}).json()
+    wait_for(lambda: bool(llm.running))
+    assert do(server, "/abort_requests", json={"request_ids": ["mine"]}) == {"aborted": ["mine"]}
+    wait_for(lambda: not llm.running)
+    wait_for(lambda: len(server.app.traffic) == 0)
+    told = server.client.get(f"/v1/responses/{made['id']}").json()
+    assert told["status"] == "failed"
+    assert "operator" in told["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "param"),
     [

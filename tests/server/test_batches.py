@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from serving import LiveServer, wait_for
 from test_bad_input import check_form
 
 from octavo.base.errors import ConfigError, OverloadedError
-from octavo.server.batch import batches
+from octavo.server.batch import batches, lines
 from octavo.server.batch.store import BatchStore, Bounds, Kept
 from octavo.server.batch.types import BatchObject, RequestCounts
 from octavo.server.errors import HttpError
@@ -154,7 +155,18 @@ def test_a_pause_is_waited_for(client: openai.OpenAI, server: LiveServer, monkey
     assert ended(client, name).request_counts.completed == 1
 
 
-def test_the_next_process_goes_on(tmp_path: Path) -> None:
+def test_the_next_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers: set[str] = set()
+
+    def noted(known: Callable[..., Any]) -> Callable[..., Any]:
+        def read(*arguments: Any) -> Any:
+            readers.add(threading.current_thread().name)
+            return known(*arguments)
+
+        return read
+
+    monkeypatch.setattr(batches, "read_done", noted(batches.read_done))
+    monkeypatch.setattr(lines, "_decode", noted(lines._decode))
     slow = FakeLLM()
     slow.delay = 0.02
     with LiveServer(slow, batch_dir=str(tmp_path)) as first, connect(first) as client:
@@ -166,6 +178,8 @@ def test_the_next_process_goes_on(tmp_path: Path) -> None:
         found = rows(client, batch.output_file_id)
         assert [row["custom_id"] for row in found] == ["short", "long"]
         assert len(client.files.list().data) == 2
+    assert readers
+    assert all(name.startswith("asyncio_") for name in readers), "files are read on the event loop"
 
 
 def test_a_temporary_folder_is_gone_afterwards(llm: FakeLLM) -> None:

@@ -138,6 +138,17 @@ def test_what_takes_too_long_is_cut_off_with_an_error(twice: bool) -> None:
         assert served.end()[0] == 0
 
 
+def test_a_stderr_that_nobody_reads_stops_nothing() -> None:
+    with Process() as served:
+        for number in range(500):  # a line each, 64 kB in all
+            name = {"x-request-id": f"{number:0>128}"}
+            answer = served.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "n": -1}, headers=name)
+            assert answer.status_code == 400
+        assert served.status("/livez") == 200
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(20) == 0
+
+
 def test_it_listens_while_the_model_loads_and_can_be_stopped_then() -> None:
     with Process(loads_forever=True) as served:
         wait_for(lambda: served.client.get("/readyz").json()["status"] == "loading")

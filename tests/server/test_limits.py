@@ -102,6 +102,26 @@ def test_bodies_together_are_bounded(small: LiveServer, monkeypatch: pytest.Monk
     assert small.post("/v1/completions", body_of(1000)).status_code == 200
 
 
+def test_what_is_more_than_can_wait_is_refused_at_once(small: LiveServer) -> None:
+    llm = small.llm
+    llm.delay, small.app.traffic.max_at_work = 0.05, 2
+    llm.overloaded = True
+    assert small.post("/v1/completions", body_of(100)).headers["retry-after"] == "7"  # as the engine says
+    llm.overloaded = False
+    connections = [small.connect() for _ in range(2)]
+    for connection in connections:
+        body = json.dumps({"prompt": "a", "max_tokens": 400}).encode()
+        connection.sendall(POST + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+    wait_for(lambda: len(llm.running) == 2)
+    refused = small.post("/v1/completions", b"{")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "7")
+    assert small.client.get("/livez").status_code == 200
+    for connection in connections:
+        connection.close()
+    wait_for(lambda: len(small.app.traffic) == 0)
+    assert small.post("/v1/completions", b"{").status_code == 400
+
+
 def test_request_ids(small: LiveServer) -> None:
     assert small.client.get("/health", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
     for bad in ("a b", "x" * 129, "é", '"', "a\tb"):

@@ -151,6 +151,22 @@ def test_a_slow_first_token_gets_its_head_and_keep_alives(
     assert "".join(event["choices"][0]["text"] for event in parse_events(response.text)[:-1]) == ANSWER[:2]
 
 
+@pytest.mark.parametrize("path", [*PATHS, "/v1/responses", "/v1/messages"])
+def test_a_stream_lives_while_what_comes_shows_nothing(
+    server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(generate, "FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr(generate, "KEEP_ALIVE_S", 0.05)
+    llm.delay, llm.silent_from = 0.02, 1
+    asked: dict[str, Any] = {**CHAT, "max_tokens": 20}
+    if path == "/v1/completions":
+        asked = {"prompt": "hi", "max_tokens": 20}
+    elif path == "/v1/responses":
+        asked = {"input": "hi", "max_output_tokens": 20}
+    text = server.post(path, {**asked, "model": "fake/model", "stream": True}).text
+    assert text.count(": keep-alive\n\n") + text.count("event: ping\n") >= 4
+
+
 def test_a_reader_that_stops_is_given_up(server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange_module, "STALL_S", 0.4)
     request = {"prompt": "x", "max_tokens": 400, "n": 128, "logprobs": 5, "stream": True}

@@ -14,14 +14,8 @@ import pytest
 from replay import replay_model, replay_server
 from serving import LiveServer
 
-from octavo.base.types.output import CompletionOutput, RequestOutput
-from octavo.base.types.sampling import SamplingParams
-from octavo.server.openai.chat import ChatForm
-from octavo.server.openai.convert import Generation, Prompt
-from octavo.server.openai.types import ChatRequest, Message
 from octavo.text.reasoning import REASONINGS
 from octavo.text.tools.formats import FORMATS
-from octavo.text.tools.parser import Parsing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
 
@@ -450,18 +444,3 @@ def test_deep_schemas(client: openai.OpenAI, by_flag: openai.OpenAI, depth: int)
         for choice in ("auto", "required"):
             with pytest.raises(openai.BadRequestError, match=r"nest|deep"):
                 one.chat.completions.create(**ask("plain", tools=tools, tool_choice=choice, extra_body=body))
-
-
-def test_a_stream_lives_while_a_call_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octavo.server.openai.chat.KEEP_ALIVE_S", -1.0)
-    request = ChatRequest(messages=[Message(role="user", content="x")])
-    form = ChatForm(
-        Generation(request, [Prompt([1])], SamplingParams(), "id", "model", None, "internal", 0, Parsing(None, None))
-    )
-    nothing = [CompletionOutput(index=0, text="", token_ids=[5])]
-    output = RequestOutput("id", None, [1], None, nothing, finished=False)
-    assert len(form.pieces(0, output)) == 1  # the role
-    (empty,) = form.pieces(0, output)
-    assert json.loads(empty)["delta"] == {}
-    monkeypatch.setattr("octavo.server.openai.chat.KEEP_ALIVE_S", 60.0)
-    assert form.pieces(0, output) == []

@@ -177,6 +177,13 @@ def test_deep_or_broken_data_is_refused(byte_level: Tokenizer) -> None:
     for given in ({"tools": [{"x": deep}]}, {"documents": [{"x": deep}]}, {"extra": {"x": deep}}):
         with pytest.raises(InputError, match="nested"):
             template.render(HELLO, **given)
+    many: Any = [{"x": [0] * 60_000}, {"x": [[]] * 60_000}]
+    for given in ({"tools": many}, {"documents": many}, {"extra": {"x": many}}):
+        with pytest.raises(InputError, match="more than 100000 values") as caught:
+            template.render(HELLO, **given)
+        assert caught.value.param == ("chat_template_kwargs" if "extra" in given else next(iter(given)))
+    with pytest.raises(InputError, match="more than 100000 values"):
+        template.render(HELLO * 60_000)
     for given in ({"tools": "x"}, {"tools": ["x"]}, {"documents": [5]}, {"extra": {"a b": 1}}):
         with pytest.raises(InputError):
             template.render(HELLO, **given)

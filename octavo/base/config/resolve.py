@@ -95,9 +95,7 @@ def _scheduler(scheduler: SchedulerConfig, max_model_len: int, *, on_gpu: bool) 
             f"enable_chunked_prefill",
             param="max_num_batched_tokens",
         )
-    queued = scheduler.max_num_queued_reqs
-    if queued is None:
-        queued = max(MIN_QUEUED_REQUESTS, 4 * scheduler.max_num_seqs)
+    queued = queue_length(scheduler)
     mixed = scheduler.max_num_mixed_tokens
     if mixed is None:
         mixed = batched if on_gpu else max(DEFAULT_MIXED_TOKENS, scheduler.max_num_seqs)
@@ -111,3 +109,9 @@ def _scheduler(scheduler: SchedulerConfig, max_model_len: int, *, on_gpu: bool) 
     return msgspec.structs.replace(
         scheduler, max_num_batched_tokens=batched, max_num_mixed_tokens=mixed, max_num_queued_reqs=queued
     )
+
+
+def queue_length(scheduler: SchedulerConfig) -> int:
+    """The most requests that may wait."""
+    given = scheduler.max_num_queued_reqs
+    return max(MIN_QUEUED_REQUESTS, 4 * scheduler.max_num_seqs) if given is None else given

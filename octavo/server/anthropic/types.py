@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from octavo.server.openai.refused import Empty
-from octavo.server.openai.types import Identifier
+from octavo.server.openai.types import MAX_MESSAGES, Identifier
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
@@ -174,7 +174,7 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     }
 
     model: Annotated[str, Meta(max_length=512)]
-    messages: Annotated[list[MessageParam], Meta(min_length=1)]
+    messages: Annotated[list[MessageParam], Meta(min_length=1, max_length=MAX_MESSAGES)]
     system: str | list[TextBlock] | None = None
     tools: list[ToolParam] | None = None
     tool_choice: ChooseAuto | ChooseAny | ChooseTool | ChooseNone | None = None

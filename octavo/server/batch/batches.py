@@ -153,7 +153,7 @@ class Batches:
     async def _answer(self, kept: Kept, source: Path) -> None:
         batch = _batch(kept)
         good, bad = self._results(batch)
-        done = read_done(good) | read_done(bad)
+        done = await asyncio.to_thread(lambda: read_done(good) | read_done(bad))
         counts = RequestCounts(batch.request_counts.total, sum(done.values()), len(done) - sum(done.values()))
         batch.request_counts = counts
 

@@ -43,8 +43,9 @@ async def run_lines(
     urls: those that a line may name.
     """
     running: set[asyncio.Task[BatchResult]] = set()
+    rest = iter(lines)
     try:
-        for line in lines:
+        while (line := await asyncio.to_thread(next, rest, None)) is not None:  # many may be passed over at once
             if len(running) >= at_once:
                 running = await _next(running, write)
             running.add(asyncio.create_task(_answer(ask, line, urls)))

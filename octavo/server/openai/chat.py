@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import cast
 
@@ -15,7 +14,7 @@ from octavo.server.openai import convert
 from octavo.server.openai.conversation import reply_role
 from octavo.server.openai.convert import Generation
 from octavo.server.openai.decode import decode
-from octavo.server.openai.generate import KEEP_ALIVE_S, answer
+from octavo.server.openai.generate import answer
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai.parsing import call_id
 from octavo.server.openai.replies import (
@@ -56,7 +55,6 @@ class ChatForm:
         self._broken: set[int] = set()  # choices with a call that has broken off
         self._tool = generation.parsing.tool if generation.parsing else None
         self._begun: set[int] = set()
-        self._shown_at = time.monotonic()
         self._calls: Counter[int] = Counter()  # choice -> calls shown
 
     def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes:
@@ -116,16 +114,6 @@ class ChatForm:
                 found += self._parsed(choice)
             if piece := self._piece(choice):
                 found.append(piece)
-        return found if self._generation.parsing is None else self._alive(found, output)
-
-    def _alive(self, found: list[bytes], output: RequestOutput) -> list[bytes]:
-        """The pieces, or empty ones where nothing of the text was shown for long: a call comes when it is whole."""
-        now = time.monotonic()
-        if not found and now - self._shown_at > KEEP_ALIVE_S:
-            found = [
-                msgspec.json.encode(ChatDelta(index=choice.index, delta=ReplyMessage())) for choice in output.outputs
-            ]
-        self._shown_at = now if found else self._shown_at
         return found
 
     def _opening(self, index: int) -> bytes:

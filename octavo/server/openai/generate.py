@@ -84,7 +84,7 @@ class _Sending:
         """Send what shows an output; a future where the client takes no more for now."""
         head = b"" if self._exchange.streaming else self.head()
         data = head + self._stream.piece(number, output)
-        if not data:
+        if not data:  # nothing is shown, as while a call is written: the stream is kept alive
             return None
         self._sent = True
         return self._exchange.push_events(data)

@@ -38,7 +38,7 @@ class _Job:
     """One response's task. It counts as in flight, so that a drain waits for it, or ends it with an error."""
 
     def __init__(self, services: Services, what: BackgroundResponse, request_id: str) -> None:
-        self._services, self._what, self._request_id = services, what, request_id
+        self._services, self._what, self.request_id = services, what, request_id
         self._interruption: OctavoError | None = None
         services.responses.jobs.add(self)
         self._task = asyncio.create_task(self._make())
@@ -58,7 +58,7 @@ class _Job:
         builder, entry = self._what.builder, self._what.entry
         error = self._interruption if task.cancelled() else task.exception()
         if error is not None:
-            builder.fail(describe(error, request_id=self._request_id))
+            builder.fail(describe(error, request_id=self.request_id))
         elif task.cancelled():
             builder.cancel()
         else:

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from octavo.server.openai.refused import Empty
 from octavo.server.openai.structured import JsonObjectFormat, TextFormat
-from octavo.server.openai.types import Identifier, Priority, ReasoningEffort, Salt
+from octavo.server.openai.types import MAX_MESSAGES, Identifier, Priority, ReasoningEffort, Salt
 
 Metadata = Annotated[dict[str, str], Meta(max_length=16)]
 
@@ -91,7 +91,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         "prompt_cache_retention": "prefixes are kept in memory while there is room",
     }
 
-    input: str | list[dict[str, Any]]
+    input: str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
     model: Annotated[str, Meta(max_length=512)] | None = None
     instructions: str | None = None
     previous_response_id: Identifier | None = None

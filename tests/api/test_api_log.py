@@ -1,0 +1,90 @@
+"""Log lines where nobody reads them: who logs goes on, what is dropped is counted, what can be written comes."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import IO
+
+import pytest
+
+from octavo.api import log_handler
+from octavo.api.log_handler import BackgroundHandler
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    made = logging.Logger("apart")
+    handler = BackgroundHandler()
+    made.addHandler(handler)
+    yield made
+    handler.close()
+
+
+def stderr(monkeypatch: pytest.MonkeyPatch, stream: IO[str] | None) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+
+
+def test_a_pipe_that_nobody_reads(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_handler, "FLUSH_S", 0.05)
+    out, into = os.pipe()
+    with os.fdopen(into, "w") as stream, os.fdopen(out, "rb") as pipe:
+        stderr(monkeypatch, stream)
+        for number in range(3000):
+            logger.warning("line %d %s", number, "x" * 1000)
+        logger.handlers[0].flush()  # does not wait for ever
+        got = b""
+        while b"were dropped here" not in got:
+            got += os.read(pipe.fileno(), 1 << 16)
+        lines = got.decode().splitlines()
+        told = int(next(line for line in lines if "were dropped here" in line).split()[0])
+        kept = sum(line.startswith("line ") for line in lines)
+        assert told > 1000
+        assert kept + told == 3000
+        monkeypatch.setattr(log_handler, "FLUSH_S", 10)
+        logger.warning("on")
+        logger.handlers[0].flush()
+        assert os.read(pipe.fileno(), 1 << 16).decode().splitlines()[-1] == "on"
+        stderr(monkeypatch, None)
+
+
+def test_a_stream_that_is_closed(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, into = os.pipe()
+    os.close(out)
+    with os.fdopen(into, "w") as unread:
+        closed = io.StringIO()
+        closed.close()
+        for stream in (closed, unread, None):
+            stderr(monkeypatch, stream)
+            logger.warning("lost")
+            logger.handlers[0].flush()
+            monkeypatch.undo()
+    assert capfd.readouterr().err == ""
+    logger.warning("seen \ud800")
+    logger.handlers[0].flush()
+    assert capfd.readouterr().err == "seen \\ud800\n"
+
+
+PROGRAM = """
+import logging, sys
+from octavo.api.log import set_up_logging
+set_up_logging()
+logging.getLogger("octavo.here").error("%s", "ours")
+logging.getLogger("library").warning("%s", "theirs")
+for _ in range(int(sys.argv[1])):
+    logging.getLogger("library").warning("x" * 1000)
+"""
+
+
+def test_what_is_logged_last_is_written_and_a_full_pipe_holds_no_end_up() -> None:
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run([*command, "0"], stderr=subprocess.PIPE, check=True, timeout=60, text=True)
+    assert [line.split(": ", 1)[1] for line in done.stderr.splitlines()] == ["ours", "theirs"]
+    with subprocess.Popen([*command, "3000"], stderr=subprocess.PIPE) as full:
+        assert full.wait(60) == 0
