@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from functools import cached_property
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ from octavo.base.config.config import EngineConfig
 from octavo.base.config.resolve import own_name
 from octavo.base.errors import ConfigError, InputError
 from octavo.base.metrics.reader import Metric, read_metrics
-from octavo.base.metrics.registry import Metrics, RequestRecorder
+from octavo.base.metrics.requests import RequestCounts, RequestRecorder
 from octavo.base.types.beam_search import BeamSearchOutput, BeamSearchParams
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import RequestOutput
@@ -66,8 +67,8 @@ class LLM:
         with LoadingBar() as bar:
             self._model: Model = open_model(config.model, progress=bar)
             self._client = InProcessClient(build_engine(config, self._model, progress=bar))
-        info, name = self._client.info, own_name(config.model.model)
-        self._metrics = Metrics(name, stats=self._stats, info=lambda: info, asleep=lambda: self._client is None)
+        info = self._info = self._client.info
+        self._requests = RequestCounts()
         self._limits = make_limits(self._model, config.model, max_model_len=info["max_model_len"])
         self._texts = TokenTexts(self._model.tokenizer)
         self.config: EngineConfig = config
@@ -242,6 +243,18 @@ class LLM:
         """What GET /metrics of a server tells, by vLLM's names: Counter, Gauge, Histogram, Vector."""
         return read_metrics(self._metrics.registry, "vllm:")
 
+    @cached_property
+    def _metrics(self) -> Any:
+        from octavo.base.metrics.registry import Metrics  # only who asks waits for what it imports
+
+        return Metrics(
+            own_name(self.config.model.model),
+            stats=self._stats,
+            info=lambda: self._info,
+            asleep=lambda: self._client is None,
+            requests=self._requests,
+        )
+
     def enqueue(self, prompts: PromptType | Sequence[PromptType], sampling_params: Any = None) -> list[str]:
         """Prompts for the next `wait_for_completion`, checked now; their request ids. Arguments as for `generate`."""
         rows = parse_prompts(prompts)
@@ -340,7 +353,7 @@ class LLM:
         outputs = self._finish(rows, use_tqdm=use_tqdm)
         with self._stepper.lock:
             for output in outputs:
-                self._metrics.pooled(output)
+                self._requests.pooled(output)
         return outputs
 
     def _stats(self) -> EngineStats:
@@ -354,7 +367,7 @@ class LLM:
         return outputs
 
     def _record(self, row: RequestProgress, *, streaming: bool = False) -> RequestRecorder:
-        return RequestRecorder(self._metrics, row.request.params, streaming=streaming)
+        return RequestRecorder(self._requests, row.request.params, streaming=streaming)
 
     def _finish(self, rows: Sequence[Row[Result]], *, use_tqdm: bool) -> list[Result]:
         """Run rows to their ends."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
+from weakref import WeakMethod
 
 from octavo.api.client import InProcessClient
 from octavo.api.interrupt import interrupt_after
@@ -38,11 +39,14 @@ class _Batch:
 
 
 class Stepper:
-    """client: the engine that is there now, or what says why there is none. lock: held by whoever steps."""
+    """open_client: its owner's method: the engine that is there now, or an error that says why there is none.
 
-    def __init__(self, client: Callable[[], InProcessClient]) -> None:
+    lock: held by whoever steps.
+    """
+
+    def __init__(self, open_client: Callable[[], InProcessClient]) -> None:
         self.lock = threading.Lock()
-        self._client = client
+        self._open_client = WeakMethod(open_client)  # no cycle: an owner that nobody has frees its files at once
         self._alive: dict[str, tuple[Row[Any], _Batch]] = {}
 
     @property
@@ -74,6 +78,11 @@ class Stepper:
                     self._advance(batch)
         finally:
             self._forget(batch)
+
+    def _client(self) -> InProcessClient:
+        open_client = self._open_client()
+        assert open_client is not None
+        return open_client()
 
     def _advance(self, batch: _Batch) -> None:
         """Queue what the engine takes of the batch, then run one step, for whichever batches are under way."""

@@ -214,8 +214,8 @@ def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: 
         assert checker._process is not None
         await llm.close()
         assert checker._process is None
-        names = [thread.name for thread in threading.enumerate()]
-        assert not [name for name in names if name.startswith(("octavo-text", "octavo-grammar"))]
+        threads = ("octavo-text", "octavo-grammar")
+        await until(lambda: not any(thread.name.startswith(threads) for thread in threading.enumerate()))
 
     with_llm(llama, test, hf_overrides=LONGER)
 

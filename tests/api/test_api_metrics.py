@@ -80,7 +80,7 @@ def test_prompts_of_a_model_that_pools(checkpoint: Callable[[str], Path]) -> Non
 
 def test_every_type_is_read_as_prometheus_has_it() -> None:
     metrics = Metrics("m", stats=EngineStats, info=dict, asleep=lambda: False)
-    metrics.observe("request_params_n", 3)
+    metrics.requests.observe("request_params_n", 3)
     found = read_metrics(metrics.registry, "vllm:")
     text = metrics.render().decode()
     for metric in found:

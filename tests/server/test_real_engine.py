@@ -212,9 +212,9 @@ def test_a_full_queue_is_told(clean: LiveServer) -> None:
 def test_streams_outlive_a_killed_engine(checkpoint: Callable[[str], Path], path: str) -> None:
     """Clients see a pause, and the same text and usage; one that meets a second crash is told so, its like later."""
     # a context so long that no stream ends before the last of them has begun, however busy the machine
-    with start(checkpoint("llama"), hf_overrides={"max_position_embeddings": 2048}) as server:
+    with start(checkpoint("llama"), hf_overrides={"max_position_embeddings": 4096}) as server:
         what = {"prompt": "The quick brown"} if path == "/v1/completions" else {"messages": MESSAGES}
-        request = {**what, "max_tokens": 1200, "temperature": 0, "ignore_eos": True, "stream": True}
+        request = {**what, "max_tokens": 2400, "temperature": 0, "ignore_eos": True, "stream": True}
         request["stream_options"] = {"include_usage": True}
         expected = told(server.events(path, request))
         pid = server.llm.engine_pid

@@ -15,10 +15,10 @@ def tiles(page: Browser) -> dict[str, str]:
 
 def test_numbers_charts_and_percentiles(page: Browser, server: ScriptedServer) -> None:
     for _ in range(90):
-        server.app._services.metrics.observe("time_to_first_token_seconds", 0.05)
+        server.app._services.metrics.requests.observe("time_to_first_token_seconds", 0.05)
     for _ in range(10):
-        server.app._services.metrics.observe("time_to_first_token_seconds", 9.0)
-    server.app._services.metrics.finished("stop")
+        server.app._services.metrics.requests.observe("time_to_first_token_seconds", 9.0)
+    server.app._services.metrics.requests.end("stop")
     server.llm.stats = EngineStats(num_running=3, num_waiting=2, kv_usage=0.25, generation_tokens=1000)
     page.click('.tabs a[data-view="engine"]')
     page.wait(lambda: tiles(page).get("Running") == "3")

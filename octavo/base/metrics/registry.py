@@ -7,29 +7,25 @@ ask for are under `vllm:` alone. Label sets are closed: no label is ever made of
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
 
-from octavo.base.metrics.counts import Counts
+from octavo.base.metrics.requests import SECONDS, RequestCounts
 from octavo.base.types.messages import EngineStats
-from octavo.base.types.output import RequestOutput, RequestTimes
-from octavo.base.types.pooled import PoolingRequestOutput
-from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 
 _OURS = "octavo:"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "POST"})
-FINISH_REASONS = ("stop", "length", "abort", "error")
 Rejection = Literal["overloaded", "unavailable", "draining"]
 Outcome = Literal["match", "mismatch", "failed"]  # of a check by the canary
-TOOL_ROUTES = {"/v1/chat/completions": "chat_completions", "/v1/responses": "responses"}  # all others: other
 OLDER_NAMES = {
     "kv_cache_usage_perc": "gpu_cache_usage_perc",
     "prefix_cache_queries": "gpu_prefix_cache_queries",
@@ -38,30 +34,6 @@ OLDER_NAMES = {
 }
 """What vLLM called a metric before, by its name today."""
 _PREFIX_CACHE = ("octavo:prefix_cache_queries", "octavo:prefix_cache_hits")
-
-_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
-_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40)
-_REQUEST = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920)
-_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
-_SMALL = (1, 2, 5, 10, 20, 50, 100)
-
-_HISTOGRAMS: tuple[tuple[str, str, Sequence[float]], ...] = (
-    ("time_to_first_token_seconds", "Arrival to first token.", _TTFT),
-    ("inter_token_latency_seconds", "Between two tokens of a stream; the mean where a reply came whole.", _TOKEN),
-    ("request_time_per_output_token_seconds", "A request's mean time a token after the first.", _TOKEN),
-    ("e2e_request_latency_seconds", "Arrival to last token.", _REQUEST),
-    ("request_queue_time_seconds", "Arrival to first scheduled.", _REQUEST),
-    ("request_prefill_time_seconds", "First scheduled to first token.", _REQUEST),
-    ("request_decode_time_seconds", "First token to last.", _REQUEST),
-    ("request_inference_time_seconds", "First scheduled to last token.", _REQUEST),
-    ("request_prompt_tokens", "Prompt tokens of a request.", _COUNTS),
-    ("request_generation_tokens", "Generated tokens of a request, over all its choices.", _COUNTS),
-    ("request_max_num_generation_tokens", "Tokens of the longest choice of a request.", _COUNTS),
-    ("request_params_n", "n of a request.", _SMALL),
-    ("request_params_max_tokens", "max_tokens of a request that gave one.", _COUNTS),
-    ("request_prefill_kv_computed_tokens", "Prompt tokens that were not found in the cache.", _COUNTS),
-    ("request_num_preemptions", "Preemptions of a request.", _SMALL),
-)
 
 
 class Metrics:
@@ -74,29 +46,16 @@ class Metrics:
         stats: Callable[[], EngineStats],
         info: Callable[[], dict[str, object]],
         asleep: Callable[[], bool],
+        requests: RequestCounts | None = None,
     ) -> None:
+        self.requests = RequestCounts() if requests is None else requests
         self._labels = {"model_name": model, "engine": "0"}
         own = CollectorRegistry(auto_describe=False)
         self._engine = _EngineCollector(self._labels, stats, info, asleep)
         own.register(self._engine)
-        self._histograms = {name: Counts(name, text, buckets, self._labels) for name, text, buckets in _HISTOGRAMS}
-        for histogram in self._histograms.values():
-            own.register(histogram)
-        finished = Counter(
-            "octavo:request_success", "Finished choices.", (*self._labels, "finished_reason"), registry=own
-        )
-        self._finished = {why: finished.labels(**self._labels, finished_reason=why) for why in FINISH_REASONS}
+        own.register(_RequestCollector(self._labels, self.requests))
         rejected = Counter("octavo:admission_rejections", "Refused requests.", (*self._labels, "reason"), registry=own)
         self._rejected = {why: rejected.labels(**self._labels, reason=why) for why in get_args(Rejection)}
-        self._tools = Counter(
-            "octavo:tool_call_parser_invocations",
-            "Finished choices that were read for tool calls.",
-            (*self._labels, "mode", "outcome", "request_type"),
-            registry=own,
-        )
-        for mode, outcome in product(("streaming", "non_streaming"), ("tool_call", "no_tool_call")):
-            for kind in (*TOOL_ROUTES.values(), "other"):
-                self._tools.labels(**self._labels, mode=mode, outcome=outcome, request_type=kind)
         canary = Counter("octavo:canary_checks", "Checks by the canary.", (*self._labels, "outcome"), registry=own)
         self._canary = {outcome: canary.labels(**self._labels, outcome=outcome) for outcome in get_args(Outcome)}
         labels = ("method", "handler", "status")
@@ -105,7 +64,7 @@ class Metrics:
             "http_request_duration_seconds",
             "Time to the end of an answer.",
             ("handler",),
-            buckets=_REQUEST,
+            buckets=SECONDS,
             registry=own,
         )
         ProcessCollector(registry=own)
@@ -119,14 +78,6 @@ class Metrics:
     def settle(self) -> None:
         """The engine is about to end: what it has counted so far is kept."""
         self._engine.settle()
-
-    def histogram(self, name: str) -> Counts:
-        """A histogram by its name without prefix."""
-        return self._histograms[name]
-
-    def observe(self, name: str, value: float) -> None:
-        """One value of a histogram."""
-        self._histograms[name].observe(value)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """An HTTP exchange ended. route: its template, or "unmatched"."""
@@ -142,114 +93,33 @@ class Metrics:
         """The canary asked its prompt."""
         self._canary[outcome].inc()
 
-    def pooled(self, output: PoolingRequestOutput[Any]) -> None:
-        """A prompt of a model that pools ended; it has no tokens, so no times of them."""
-        self.finished("stop" if output.error is None else "error")
-        self.observe("request_prompt_tokens", len(output.prompt_token_ids))
-        times = output.metrics
-        if times is not None and times.last_token:
-            self.observe("e2e_request_latency_seconds", times.last_token - times.arrival)
-            self.observe("request_queue_time_seconds", times.scheduled - times.arrival)
-            self.observe("request_prefill_time_seconds", times.last_token - times.scheduled)
-            self.observe("request_inference_time_seconds", times.last_token - times.scheduled)
 
-    def read_for_tools(self, route: str, *, streaming: bool, called: bool) -> None:
-        """A choice ended whose text was searched for tool calls."""
-        self._tools.labels(
-            **self._labels,
-            mode="streaming" if streaming else "non_streaming",
-            outcome="tool_call" if called else "no_tool_call",
-            request_type=TOOL_ROUTES.get(route, "other"),
-        ).inc()
+class _RequestCollector(Collector):
+    """RequestCounts as metrics."""
 
-    def finished(self, reason: str) -> None:
-        """A choice ended for one of FINISH_REASONS."""
-        self._finished.get(reason, self._finished["error"]).inc()
+    def __init__(self, labels: dict[str, str], requests: RequestCounts) -> None:
+        self._names, self._values, self._requests = tuple(labels), tuple(labels.values()), requests
 
+    def collect(self) -> Iterable[Metric]:
+        for name, histogram in self._requests.histograms.items():
+            family = HistogramMetricFamily(f"octavo:{name}", histogram.text, labels=self._names)
+            edges = [*map(floatToGoString, histogram.bounds), "+Inf"]
+            buckets = list(zip(edges, accumulate(histogram.counts), strict=True))
+            family.add_metric(self._values, buckets, histogram.sum)
+            yield family
+        yield self._counter("request_success", "Finished choices.", ("finished_reason",), self._requests.finished)
+        yield self._counter(
+            "tool_call_parser_invocations",
+            "Finished choices that were read for tool calls.",
+            ("mode", "outcome", "request_type"),
+            self._requests.tools,
+        )
 
-class RequestRecorder:
-    """One prompt's way into the metrics: call `take` with each RequestOutput as it comes.
-
-    tools_of: the route, where the text is searched for tool calls.
-    """
-
-    def __init__(
-        self, metrics: Metrics, params: SamplingParams, *, streaming: bool, tools_of: str | None = None
-    ) -> None:
-        self._metrics = metrics
-        self._between = metrics.histogram("inter_token_latency_seconds").observe
-        self._tools_of = tools_of
-        self._deltas = params.output_kind is RequestOutputKind.DELTA
-        self._called: set[int] = set()
-        self._ended: set[int] = set()
-        self._params = params
-        self._streaming = streaming
-        self._last = 0.0
-        self._counts: dict[int, int] = {}
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens so far, over all choices."""
-        return sum(self._counts.values())
-
-    def take(self, output: RequestOutput) -> None:
-        """Count an output's tokens, and the whole request with its last."""
-        now = time.monotonic()
-        tokens = 0
-        for completion in output.outputs:
-            before, new = self._counts.get(completion.index, 0), len(completion.token_ids)
-            new -= 0 if self._deltas else before
-            tokens += new
-            self._counts[completion.index] = before + new
-            if completion.tool_calls:
-                self._called.add(completion.index)
-            if completion.finish_reason is not None and completion.index not in self._ended:
-                self._ended.add(completion.index)
-                self._end_choice(completion.index, completion.finish_reason)
-        if self._streaming and tokens:
-            if self._last:
-                self._between((now - self._last) / tokens)
-            self._last = now
-        if output.finished:
-            self._finish(output, now)
-
-    def _end_choice(self, index: int, reason: str) -> None:
-        self._metrics.finished(reason)
-        if self._tools_of is not None:
-            called = index in self._called
-            self._metrics.read_for_tools(self._tools_of, streaming=self._streaming, called=called)
-
-    def _finish(self, output: RequestOutput, now: float) -> None:
-        observe = self._metrics.observe
-        prompt, generated = len(output.prompt_token_ids), self.num_tokens
-        observe("request_prompt_tokens", prompt)
-        observe("request_generation_tokens", generated)
-        observe("request_max_num_generation_tokens", max(self._counts.values(), default=0))
-        observe("request_params_n", self._params.n)
-        if self._params.max_tokens is not None:
-            observe("request_params_max_tokens", self._params.max_tokens)
-        observe("request_prefill_kv_computed_tokens", max(0, prompt - output.num_cached_tokens))
-        if output.metrics is not None and output.metrics.first_token:
-            # a stop string ends a choice here, and the engine's own last time is then an earlier one
-            by_text = any(isinstance(choice.stop_reason, str) for choice in output.outputs)
-            self._times(output.metrics, now if by_text else output.metrics.last_token)
-
-    def _times(self, times: RequestTimes, end: float) -> None:
-        observe = self._metrics.observe
-        most = max(self._counts.values(), default=0)
-        observe("time_to_first_token_seconds", times.first_token - times.arrival)
-        observe("e2e_request_latency_seconds", end - times.arrival)
-        observe("request_queue_time_seconds", times.scheduled - times.arrival)
-        observe("request_prefill_time_seconds", times.first_token - times.scheduled)
-        observe("request_decode_time_seconds", end - times.first_token)
-        observe("request_inference_time_seconds", end - times.scheduled)
-        observe("request_num_preemptions", times.num_preemptions)
-        if most > 1:
-            each = (end - times.first_token) / (most - 1)
-            observe("request_time_per_output_token_seconds", each)
-            if not self._streaming:
-                for _ in range(most - 1):
-                    observe("inter_token_latency_seconds", each)
+    def _counter(self, name: str, text: str, labels: tuple[str, ...], counts: Mapping[Any, int]) -> Metric:
+        family = CounterMetricFamily(f"octavo:{name}", text, labels=(*self._names, *labels))
+        for key, count in counts.items():
+            family.add_metric((*self._values, *(key if isinstance(key, tuple) else (key,))), count)
+        return family
 
 
 class _EngineCollector(Collector):

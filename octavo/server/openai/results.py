@@ -16,7 +16,7 @@ from typing import Any
 from octavo.api.log import REQUEST_ID
 from octavo.api.streams import hand_out
 from octavo.base.errors import InputError, RequestFailedError, row_failure
-from octavo.base.metrics.registry import RequestRecorder
+from octavo.base.metrics.requests import RequestRecorder
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
 from octavo.server.openai.convert import Generation, Prompt, in_terms_of
@@ -90,7 +90,7 @@ class Results:
         generation, request = self._generation, self._generation.request
         reads_tools = generation.parsing is not None and generation.parsing.tool is not None
         recorder = RequestRecorder(
-            self._services.metrics,
+            self._services.metrics.requests,
             generation.params,
             streaming=bool(request.stream),
             tools_of=generation.route if reads_tools else None,

@@ -56,7 +56,7 @@ async def run(
     async def one(prompt: Prompt | Pair) -> AnyPoolingOutput:
         async with slots:
             output = await services.llm.pool(prompt, params, priority=request.priority or 0)
-        services.metrics.pooled(output)
+        services.metrics.requests.pooled(output)
         if output.error is not None:
             raise row_failure(output.error)
         nonlocal numbers
