@@ -81,7 +81,8 @@ class Stepper:
 
     def _client(self) -> InProcessClient:
         open_client = self._open_client()
-        assert open_client is not None
+        if open_client is None:
+            raise ConfigError("the LLM of this call is gone")
         return open_client()
 
     def _advance(self, batch: _Batch) -> None:
