@@ -189,7 +189,7 @@ def test_a_drain_waits_for_streams_that_go_on(llama: str) -> None:
 
 def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.0)
-    starts = []
+    starts, others = [], {*threading.enumerate()}
 
     async def refuse(self: SocketClient, config: Any, process: Any) -> dict[str, Any]:
         starts.append(1)
@@ -214,8 +214,8 @@ def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: 
         assert checker._process is not None
         await llm.close()
         assert checker._process is None
-        threads = ("octavo-text", "octavo-grammar")
-        await until(lambda: not any(thread.name.startswith(threads) for thread in threading.enumerate()))
+        own = ("octavo-text", "octavo-grammar")
+        await until(lambda: not any(thread.name.startswith(own) for thread in {*threading.enumerate()} - others))
 
     with_llm(llama, test, hf_overrides=LONGER)
 
