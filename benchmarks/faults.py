@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
@@ -151,9 +152,9 @@ async def cycles(options: argparse.Namespace) -> Figures:
             llm.generate(["Hello"], SamplingParams(max_tokens=4), use_tqdm=False)
         return held(os.getpid())
 
-    before = [await asyncio.to_thread(cycle) for _ in range(2)][-1]
-    for _ in range(options.count):
-        after = await asyncio.to_thread(cycle)
+    with ThreadPoolExecutor(1) as alone:  # asyncio's own may begin a second thread meanwhile
+        runs = [alone.submit(cycle) for _ in range(2 + options.count)]
+        before, after = await asyncio.gather(*(asyncio.wrap_future(run) for run in (runs[1], runs[-1])))
     return {
         "cycles": options.count,
         **{f"leaked_{kind}": max(0, after[kind] - before[kind]) for kind in ("fds", "threads")},
