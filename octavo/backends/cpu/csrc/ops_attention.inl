@@ -181,6 +181,7 @@ void lay_out(const Walk& w, int64_t tile, Place<uint16_t>& place) {
     const auto [low, high] = seen(w, tile);
     const int64_t size = w.batch.block_size, dim = w.o.dim, wide = padded(dim), pairs = (dim + 1) / 2;
     const bool keys = !keys_in_place(w), values = !values_in_place(w);
+    if (!keys && !values) return;
     for (int64_t g = 0; keys && g < kTile / kGroup; g++) place.keys[g] = place.key_room + g * 2 * kGroup;
     for (int64_t p = 0; values && p < kTile / 2; p++) place.values[p] = place.value_room + p * 2 * wide;
     for (int64_t i = 0; values && i < kTile * wide; i++) place.value_room[i] = 0;

@@ -381,7 +381,8 @@ void walk(void* argument, Pool& pool, int member) {
         else if (group.kind == OCT_SPANS)
             run_spans(step, group, pool, member);
         else
-            run_attention(step, group, pool, member), coming.look(g + 1);
+            run_attention(step, group, pool, member);
+        if (group.kind == OCT_ATTEND) coming.look(g + 1);
         if (g + 1 < step.num_groups) pool.barrier();
     }
 }
