@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -90,10 +91,10 @@ def _no_cuda() -> str | None:
     """Why cuda cannot be used. The driver is asked before PyTorch, whose import takes seconds."""
     if reason := _no_torch():
         return reason
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
+    if not _has_driver():
         return "no NVIDIA driver is installed (libcuda.so.1)"
+    # its context takes some tenths of a second, which pass while PyTorch is imported
+    threading.Thread(target=_make_context, name="octavo-cuda", daemon=True).start()
     from octavo.backends.torch.device.device import resolve_device
 
     try:
@@ -101,6 +102,21 @@ def _no_cuda() -> str | None:
     except OctavoError as error:
         return error.message
     return None
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _make_context() -> None:
+    """The first device's primary context, which PyTorch then finds made. What goes wrong PyTorch will tell."""
+    driver, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+    if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:
+        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
 
 def diagnose_kernels(device: str) -> tuple[str, str]:
@@ -114,8 +130,18 @@ def diagnose_kernels(device: str) -> tuple[str, str]:
     return ("Triton's" if device == "cuda" else "PyTorch's own"), ""
 
 
+def begin_ahead(device: str) -> None:
+    """Where an engine on this device (DeviceConfig.device) may be CUDA's: begin what need not wait for PyTorch."""
+    installed = all(importlib.util.find_spec(name) for name in ("torch", "triton"))
+    if device in ("auto", "cuda", "torch") and installed and _has_driver():
+        from octavo.backends.torch.device import compile_workers
+
+        compile_workers.start_ahead()
+
+
 def prepare(device: str) -> None:
     """Import what an engine on this device (DeviceConfig.device) will need, in the time before its config is known."""
+    begin_ahead(device)
     names = ["octavo.engine.engine", "octavo.executor.local", "octavo.models.registry", "octavo.weights.source"]
     with suppress(OctavoError):  # the same will be said about the config
         if choose_device(msgspec.convert({"device": device}, DeviceConfig))[0] == "cpu":

@@ -15,6 +15,7 @@ from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.flash4 import Flash4
 from octavo.backends.torch.attention.select import AttentionStack
 from octavo.backends.torch.batch import make_batch
+from octavo.backends.torch.device import compile_workers
 from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
 from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes, row_bytes
@@ -149,6 +150,7 @@ class TorchBackend:
             )
             self._attention = AttentionStack(decoder.spec, cache, max_num_seqs=self._max_num_seqs)
             captured = self._captured_steps(decoder, rows, cache, self._attention)
+            compile_workers.end_ahead()
             self._attention.use_flash(flash.kernels())  # last, as they may still be on their way
         self._runner = StepRunner(decoder, rows, cache, self._attention, *captured)
 
@@ -200,6 +202,7 @@ class TorchBackend:
 
     def close(self) -> None:
         """Ends the worker after the step it is at, drops weights and cache."""
+        compile_workers.end_ahead()
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._unfinished.clear()
         self._decoder = self._attention = self._flash = self._runner = None

@@ -20,7 +20,7 @@ from triton import AsyncCompileMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from octavo.backends.torch.device import compile_pool
+from octavo.backends.torch.device import compile_workers
 from octavo.backends.torch.device.compile import compile_only
 
 driver.set_active(
@@ -37,7 +37,7 @@ driver.set_active(
 )
 told: list[str] = []
 groups: list[int] = []
-really_start, really_write = compile_pool._start, compile_pool._written
+really_start, really_write = compile_workers._start, compile_workers._written
 
 
 def start(connections: list[int]) -> Any:
@@ -50,7 +50,7 @@ def refuse(connections: list[int]) -> Any:
     raise PermissionError("not in here")
 
 
-def write_other(job: compile_pool.Job) -> bytes:
+def write_other(job: compile_workers.Job) -> bytes:
     return really_write(job._replace(variables={"OTHER": "1"}))
 
 
@@ -67,9 +67,9 @@ def nothing() -> None:
 
 
 def case(name: str, value: float, *, last: Callable[[], None] = nothing, workers: int = 2, **patches: Any) -> None:
-    """Both kernels' variant of `value`, as if met for the first time in this process. patches: of compile_pool."""
-    kept = {each: getattr(compile_pool, each) for each in patches}
-    vars(compile_pool).update(patches)
+    """Both kernels' variant of `value`, as if met for the first time in this process. patches: of compile_workers."""
+    kept = {each: getattr(compile_workers, each) for each in patches}
+    vars(compile_workers).update(patches)
     for kernel in (parts.first, parts.second):
         kernel.device_caches.clear()
     told.clear()
@@ -81,7 +81,7 @@ def case(name: str, value: float, *, last: Callable[[], None] = nothing, workers
             last()
     except BaseException as error:
         raised = type(error).__name__
-    vars(compile_pool).update(kept)
+    vars(compile_workers).update(kept)
     with AsyncCompileMode(None):  # type: ignore[arg-type]
         """No other one is active."""
     caches = [cache[0] for kernel in (parts.first, parts.second) for cache in kernel.device_caches.values()]
@@ -95,7 +95,7 @@ handler = logging.Handler()
 handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
 logging.getLogger("octavo").addHandler(handler)
 logging.getLogger("octavo").setLevel(logging.INFO)
-compile_pool._start = start
+compile_workers._start = start
 
 print(json.dumps({"case": "main"}))
 case("processes", 1)

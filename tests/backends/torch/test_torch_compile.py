@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from compile_stand_in_parts import living
 
+from octavo.api import devices
+from octavo.backends.torch.device import compile_workers
+
 HERE = Path(__file__).parent
 WITHOUT_TORCH = """
 import pkgutil, sys, importlib
@@ -107,3 +110,63 @@ def test_kernels_are_imported_without_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH]
     ran = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+class Started:
+    """In place of Workers."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.ended = count, False
+
+    def end(self, *, at_once: bool) -> None:
+        self.ended = at_once
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Triton's, empty; processes are not started."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compile_workers, "Workers", Started)
+    monkeypatch.setattr(compile_workers, "usual", lambda: 3)
+    monkeypatch.setattr(compile_workers, "_ahead", None)
+    return tmp_path
+
+
+def test_those_started_ahead_are_taken_once(cache: Path) -> None:
+    compile_workers.start_ahead()
+    compile_workers.start_ahead()
+    first, second = compile_workers.take(1), compile_workers.take(1)
+    assert (first.count, second.count) == (3, 1)  # type: ignore[attr-defined]
+
+
+def test_those_that_nobody_took_are_ended(cache: Path) -> None:
+    compile_workers.start_ahead()
+    started = compile_workers._ahead
+    compile_workers.end_ahead()
+    compile_workers.end_ahead()
+    assert started is not None
+    assert started.ended  # type: ignore[attr-defined]
+
+
+def test_none_are_started_ahead_where_anything_is_cached(cache: Path) -> None:
+    (cache / "kernel").mkdir()
+    compile_workers.start_ahead()
+    assert compile_workers._ahead is None
+
+
+def test_triton_keeps_kernels_where_it_is_looked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from triton import knobs
+
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    assert str(compile_workers._cache()) == knobs.cache.dir
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path))
+    assert str(compile_workers._cache()) == knobs.cache.dir == str(tmp_path / ".triton" / "cache")
+
+
+@pytest.mark.parametrize(("device", "driver", "begun"), [("auto", True, 1), ("cpu", True, 0), ("cuda", False, 0)])
+def test_begun_ahead_for_cuda_alone(monkeypatch: pytest.MonkeyPatch, device: str, driver: bool, begun: int) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(devices, "_has_driver", lambda: driver)
+    monkeypatch.setattr(compile_workers, "start_ahead", lambda: started.append(1))
+    devices.begin_ahead(device)
+    assert len(started) == begun
