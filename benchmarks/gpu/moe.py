@@ -224,6 +224,12 @@ class Layer:
         }
 
 
+def mix(layer: Layer, i: int) -> Tensor:
+    """All of a layer, for the i-th input."""
+    x = layer.x[i]
+    return moe_matmul.mixture(x, F.linear(x, layer.weights.router), layer.weights, MOE)
+
+
 def routed(logits: Tensor) -> tuple[Tensor, Tensor]:
     """As moe_routing.route; torch.topk, which eager.route uses, takes any of equal ones (frequent in bfloat16)."""
     p = logits.float().softmax(-1)
@@ -253,7 +259,7 @@ def check(layer: Layer) -> None:
     order = runs.order[: int((runs.block_experts >= 0).sum()) * 64]
     same = torch.equal(order[order >= 0].long(), layer.experts[0].flatten().sort(stable=True).indices)
     wanted = exact(layer, 0)
-    y = moe_matmul.mixture(layer.x[0], layer.weights, MOE).float()
+    y = mix(layer, 0).float()
     tell(
         "moe_check", f"T={layer.tokens}", error=float((y - wanted).abs().max() / wanted.abs().max()),
         torch_error=float((eager.mixture(layer.x[0], layer.weights, MOE) - wanted).abs().max() / wanted.abs().max()),
@@ -321,7 +327,7 @@ def time_parts(layer: Layer) -> None:
         "sort": lambda i: layer.sort(i, block_m),
         "combine": lambda i: combine(layer.rows[i], out=out),
         "router": lambda i: F.linear(layer.x[i], layer.weights.router),
-        "mixture": lambda i: moe_matmul.mixture(layer.x[i], layer.weights, MOE),
+        "mixture": lambda i: mix(layer, i),
         "mixture_torch": lambda i: eager.mixture(layer.x[i], layer.weights, MOE),
     }
     for name, part in parts.items():

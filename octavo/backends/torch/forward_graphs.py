@@ -6,15 +6,13 @@ So such batches are padded to a few sizes, for each of which a graph is kept; wh
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.select import AttentionStack
 from octavo.backends.torch.batch import Batch, padded_tokens
-from octavo.backends.torch.device.graph import Graphs
+from octavo.backends.torch.device.graph import Graphs, Pool
 from octavo.backends.torch.device.transfer import upload
 from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.ops.port import Stream
@@ -37,7 +35,7 @@ class ForwardGraphs:
     """Passes over the layers of a decoder with batches of up to `most` tokens."""
 
     def __init__(
-        self, decoder: Decoder, rows: Rows, cache: KVCache, attention: AttentionStack, *, most: int, pool: Any | None
+        self, decoder: Decoder, rows: Rows, cache: KVCache, attention: AttentionStack, *, most: int, pool: Pool | None
     ) -> None:
         """pool: as Graphs has it."""
         self._decoder, self._rows, self._cache, self._attention, self._most = decoder, rows, cache, attention, most
@@ -46,6 +44,9 @@ class ForwardGraphs:
         self._slots = torch.full((most,), -1, dtype=torch.int64, device=device)
         self._row_ids, self._seq_lens = torch.zeros((2, len(rows.states)), dtype=torch.int32, device=device)
         self._tiles: dict[int, Tensor] = {}
+        # where every graph leaves its results: those of each size would add up
+        shape = (2, most, decoder.spec.hidden_size)
+        self._streams = torch.empty(shape, dtype=decoder.weights.embed.dtype, device=device)
         self._graphs = Graphs[Stream](pool)
 
     def run(self, batch: Batch) -> Stream | None:
@@ -59,7 +60,12 @@ class ForwardGraphs:
         return Stream(x[:count], None if delta is None else delta[:count])
 
     def _forward(self, padded: Batch) -> Stream:
-        return self._decoder.forward(padded, self._cache, self._attention)
+        x, delta = self._decoder.forward(padded, self._cache, self._attention)
+        kept = self._streams[:, : len(x)]
+        kept[0] = x
+        if delta is not None:
+            kept[1] = delta
+        return Stream(kept[0], None if delta is None else kept[1])
 
     def _padded(self, batch: Batch, size: int, spans: int) -> Batch:
         """The batch in the tensors that the size's graph reads, padding behind its tokens and its single rows."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch, padded_sizes
-from octavo.backends.torch.device.graph import Graphs
+from octavo.backends.torch.device.graph import Graphs, Pool
 from octavo.backends.torch.device.transfer import Download, upload, upload_into
 from octavo.backends.torch.kernels import sampling
 from octavo.backends.torch.kernels.edits import edit
@@ -138,7 +138,7 @@ def unpack(results: Tensor, count: int) -> Results:
 class DecodeSteps:
     """Decode steps of plans; on a GPU as graphs, by number of rows and by what any of them asks of the sampler."""
 
-    def __init__(self, step: DecodeStep, rows: Rows, *, pool: Any | None) -> None:
+    def __init__(self, step: DecodeStep, rows: Rows, *, pool: Pool | None) -> None:
         """pool: as Graphs has it."""
         self._step, self._rows = step, rows
         most = len(rows.states)

@@ -18,6 +18,7 @@ from octavo.backends.torch.batch import make_batch
 from octavo.backends.torch.device import compile_workers
 from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
+from octavo.backends.torch.device.graph import Pool
 from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes, row_bytes
 from octavo.backends.torch.forward_graphs import ForwardGraphs, graphed_tokens
 from octavo.backends.torch.layers.decoder import Decoder, check_words
@@ -110,9 +111,10 @@ class TorchBackend:
         decoder = self._loaded()
         total, free = device_bytes(self._device)
         sizes = {"rows": self._max_num_seqs, "element": decoder.weights.embed.element_size()}
-        taken = activation_bytes(decoder.spec, tokens=self._max_num_tokens, **sizes)
+        kernels = isinstance(decoder, Decoder) and decoder.ops.fused
+        taken = activation_bytes(decoder.spec, tokens=self._max_num_tokens, kernels=kernels, **sizes)
         if self.graphs:
-            taken += graph_bytes(decoder.spec, tokens=graphed_tokens(decoder.spec, self._max_num_tokens), **sizes)
+            taken += self._graph_bytes(decoder)
         widened = max((prod(matrix.shape) for matrix in decoder.weights.quantized()), default=0)
         taken += widened * sizes["element"] * (2 if self.graphs else 1)
         taken += self._max_num_seqs * row_bytes(
@@ -215,7 +217,7 @@ class TorchBackend:
             return ()
         from octavo.backends.torch.graphs import DecodeStep, DecodeSteps
 
-        pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        pool = Pool(self._graph_bytes(decoder)) if self.graphs else None
         decodes = DecodeSteps(DecodeStep(decoder, rows, cache, attention), rows, pool=pool)
         most = graphed_tokens(decoder.spec, self._max_num_tokens)
         forwards = ForwardGraphs(decoder, rows, cache, attention, most=most, pool=pool)
@@ -225,6 +227,11 @@ class TorchBackend:
                     decoder.forward(make_batch([RowStep(0, 0, count, True)], rows), cache, attention)
                 decodes.warm()
         return decodes, forwards
+
+    def _graph_bytes(self, decoder: Decoder | Encoder) -> int:
+        most = graphed_tokens(decoder.spec, self._max_num_tokens)
+        element = decoder.weights.embed.element_size()
+        return graph_bytes(decoder.spec, tokens=most, rows=self._max_num_seqs, element=element)
 
     def _loaded(self) -> Decoder | Encoder:
         if self._decoder is None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch, make_batch
+from octavo.backends.torch.device.memory import MOST_APART, PROMPT_TILE_ELEMENTS
 from octavo.backends.torch.device.transfer import Download, staging, upload
 from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.layers.encoder import Encoder
@@ -41,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 _NO_SECOND = 2**62  # no position reaches it
 NO_MASK = "the row's mask is missing"
-
-PROMPT_TILE_ELEMENTS = 1 << 25
-"""Logits of prompt positions made at a time: 128 MiB of float32."""
 
 
 @dataclass(frozen=True)
@@ -205,11 +203,12 @@ class StepRunner:
         return self._model
 
     def _sampling(self, batch: Batch) -> list[list[int]]:
-        """Indices of the steps that sample; where there are kernels, those that are beyond them apart."""
+        """Indices of the steps that sample; where there are kernels, those beyond them apart, a part at a time."""
         sampling = [i for i, step in enumerate(batch.steps) if step.sample]
         beyond = self._rows.kinds.beyond if self._decodes is not None else set[int]()
         apart = [i for i in sampling if batch.steps[i].row in beyond]
-        return [group for group in ([i for i in sampling if i not in apart], apart) if group]
+        groups = (apart[first : first + MOST_APART] for first in range(0, len(apart), MOST_APART))
+        return [group for group in ([i for i in sampling if i not in apart], *groups) if group]
 
     def _sample_isolated(self, indices: list[int], batch: Batch, stream: Stream, launched: Launched) -> None:
         """All rows at once; where that fails one by one, so that the one at fault fails alone."""

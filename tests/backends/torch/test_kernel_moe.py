@@ -10,6 +10,7 @@ from octavo.backends.torch.kernels import moe_matmul, moe_routing
 from octavo.backends.torch.kernels.moe_matmul import Blocks, combine, down_apart, expert_matmul, mixture
 from octavo.backends.torch.kernels.moe_routing import Runs, max_blocks, route, sort_by_expert
 from octavo.backends.torch.layers import moe as eager
+from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import ACTIVATIONS
 from octavo.backends.torch.weights import MlpWeights, MoEWeights
 from octavo.models.spec import MoE
@@ -266,7 +267,7 @@ def test_mixture_is_the_eager_one(tokens, dtype):
     weights = random_mixture(hidden=64, moe=moe, dtype=dtype)
     x = random(tokens, 64, dtype=dtype)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    y = mixture(x, weights, moe)
+    y = mixture(x, linear(x, weights.router, None), weights, moe)
     assert y.dtype == dtype
     assert y.shape == x.shape
     if tokens:  # the eager one does not take none
@@ -295,7 +296,8 @@ def test_few_tokens_apart_and_sorted(together, monkeypatch):
     weights = random_mixture(hidden=32, moe=moe, dtype=torch.float32)
     x = random(2, 32)
     monkeypatch.setattr(moe_matmul, "apart", lambda *_, **__: not together)
-    torch.testing.assert_close(mixture(x, weights, moe), eager.mixture(x, weights, moe), rtol=1e-5, atol=1e-5)
+    y = mixture(x, linear(x, weights.router, None), weights, moe)
+    torch.testing.assert_close(y, eager.mixture(x, weights, moe), rtol=1e-5, atol=1e-5)
 
 
 def test_apart_is_for_few_tokens_of_many_experts():

@@ -14,6 +14,7 @@ from torch_forward import forward
 
 from octavo.backends.torch import forward_graphs
 from octavo.backends.torch import runner as runner_module
+from octavo.backends.torch import step as step_module
 from octavo.backends.torch.attention import paged, select
 from octavo.backends.torch.batch import make_batch, padded_tokens
 from octavo.backends.torch.ops.fused import FusedOps
@@ -226,7 +227,8 @@ def test_rows_of_each_kind_equal_plain_torch(name: str, monkeypatch: pytest.Monk
 
 
 def test_rows_beyond_the_kernels_are_sampled_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one eager step with rows that the kernels take."""
+    """In one eager step with rows that the kernels take; one at a time here."""
+    monkeypatch.setattr(step_module, "MOST_APART", 1)
     kinds = {**{name: KINDS[name] for name in ("plain", "bad words", "everything")}, **BEYOND}
     driver, model, weights = make_driver("plain", rows=len(kinds))
     mine = Crowd(driver, kinds)

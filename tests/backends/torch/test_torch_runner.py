@@ -13,6 +13,7 @@ from torch_forward import forward, log_softmax
 
 from octavo.backends.torch import step as step_module
 from octavo.backends.torch.device.device import resolve_cache_dtype
+from octavo.backends.torch.device.memory import activation_bytes
 from octavo.backends.torch.runner import TorchBackend
 from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.base.types.plan import BlockUpdate, RowBegin, StepResult
@@ -354,6 +355,14 @@ def test_memory_describe_and_unknown_calls(driver: Driver) -> None:
         driver.backend.call("sleep", level=1)
     with pytest.raises(UnsupportedError, match="describe"):
         driver.backend.call("describe", deep=True)
+
+
+@pytest.mark.parametrize("rows", [1, 300])
+def test_kernels_are_planned_less_memory(rows: int) -> None:
+    sizes = {"tokens": 64, "rows": rows, "element": 2}
+    assert 0 < activation_bytes(MODEL, kernels=True, **sizes) <= activation_bytes(MODEL, kernels=False, **sizes)
+    grown = activation_bytes(MODEL, kernels=True, **{**sizes, "tokens": 128})
+    assert grown > activation_bytes(MODEL, kernels=True, **sizes)
 
 
 def test_close_is_idempotent_and_final(driver: Driver) -> None:

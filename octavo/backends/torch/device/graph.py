@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
 
 
-class Graphs(Generic[T]):
-    """A graph for each key whose work comes again. Graphs of one pool must not run side by side."""
+class Pool:
+    """Memory that graphs share which do not run side by side, and the stream on which they are recorded.
 
-    def __init__(self, pool: Any | None) -> None:
-        """pool: of torch.cuda.graph_pool_handle, the memory that graphs share; None: nothing is recorded."""
+    One stream, as what is freed on one is not given out on another. And one piece of memory: graphs of growing sizes
+    would else each leave pieces behind that are too small for the next.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        """num_bytes: as much as the largest graph takes; more is added where that is not enough."""
+        self._handle, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # a pool lasts as long as a graph of it
+        self._first, _ = self.record(lambda: torch.empty(num_bytes, dtype=torch.uint8, device="cuda").fill_(0))
+
+    def record(self, work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+        """The graph of `work`, which runs no kernel now, and what it returns."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        # not torch.cuda.graph(), which waits for the device and collects garbage each time
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._handle, capture_error_mode="thread_local")
+            try:
+                results = work()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        return graph, results
+
+
+class Graphs(Generic[T]):
+    """A graph for each key whose work comes again."""
+
+    def __init__(self, pool: Pool | None) -> None:
+        """pool: None: nothing is recorded."""
         self._pool = pool
         self._made: dict[Hashable, tuple[torch.cuda.CUDAGraph, T]] = {}
         self._met: set[Hashable] = set()
@@ -29,22 +57,7 @@ class Graphs(Generic[T]):
             self._met.add(key)
             return work()
         if key not in self._made:
-            self._made[key] = _capture(work, self._pool)
+            self._made[key] = self._pool.record(work)
         graph, results = self._made[key]
         graph.replay()
         return results
-
-
-def _capture(work: Callable[[], T], pool: Any) -> tuple[torch.cuda.CUDAGraph, T]:
-    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    # not torch.cuda.graph(), which waits for the device and collects garbage each time
-    aside.wait_stream(current)
-    with torch.cuda.stream(aside):
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            results = work()
-        finally:
-            graph.capture_end()
-    current.wait_stream(aside)
-    return graph, results

@@ -10,6 +10,13 @@ import torch
 from octavo.backends.torch.sampling.edits import FIELDS, MOST_EDITS
 from octavo.models.spec import MLP, GatedMLP, ModelSpec, MoE
 
+MOST_APART = 64
+"""Rows that the sampler's kernels do not take and that are sampled at a time (step.py)."""
+PROMPT_TILE_ELEMENTS = 1 << 24
+"""Logits of prompt positions made at a time: 64 MiB of float32."""
+_MARGIN = 128 << 20
+"""For what is freed and not given out again, and what libraries take for themselves."""
+
 _GROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
@@ -24,22 +31,30 @@ def device_bytes(device: torch.device) -> tuple[int, int]:
     return _host_bytes()
 
 
-def activation_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -> int:
-    """An upper estimate of what one step of `tokens` tokens and `rows` sampled rows takes beside weights and cache."""
+def activation_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int, kernels: bool) -> int:
+    """An upper estimate of what one step of `tokens` tokens and `rows` sampled rows takes beside weights and cache.
+
+    kernels: whether fused operations run, which make little that they do not return.
+    """
     widest = 0
     for layer in spec.layers:
         mixer = layer.mixer
         qkv = (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
-        # q, k, v before and after rope, one of them in float32
-        widest = max(widest, qkv * (2 * element + 4), _feed_bytes(layer.ffn, spec.hidden_size, element))
-    stream = spec.hidden_size * (2 * element + 8)
-    # logits in float32 with log probabilities, noise, and a sort's values and int64 indices
-    return tokens * (widest + stream) + rows * spec.vocab_size * 28
+        if kernels:
+            mixed, fed = (qkv + mixer.heads * mixer.head_dim) * element, _fused_bytes(layer.ffn, spec, element)
+        else:  # q, k, v before and after rope, one of them in float32
+            mixed, fed = qkv * (2 * element + 4), _feed_bytes(layer.ffn, spec.hidden_size, element)
+        widest = max(widest, mixed, fed)
+    stream = spec.hidden_size * (4 * element if kernels else 2 * element + 8)
+    return tokens * (widest + stream) + _sampling_bytes(spec.vocab_size, rows, kernels=kernels)
 
 
 def graph_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -> int:
-    """As activation_bytes, of the memory that graphs keep: passes of up to `tokens` tokens, logits of `rows` rows."""
-    return activation_bytes(spec, tokens=tokens, rows=0, element=element) + rows * spec.vocab_size * 8
+    """As activation_bytes, of the memory that graphs keep: passes of up to `tokens` tokens and their results, logits of
+    `rows` rows."""
+    passes = activation_bytes(spec, tokens=tokens, rows=0, element=element, kernels=True)
+    results = tokens * spec.hidden_size * 2 * element
+    return max(passes, rows * spec.vocab_size * 8) + results + _MARGIN
 
 
 def row_bytes(*, max_model_len: int, block_size: int, vocab_size: int) -> int:
@@ -48,6 +63,22 @@ def row_bytes(*, max_model_len: int, block_size: int, vocab_size: int) -> int:
     lists = 4 * MOST_EDITS * (len(FIELDS) + 1) + vocab_size // 8
     # of each split of 4096 tokens KEEP candidates (kernels/sampling.py), and a logit behind each known token
     return known + lists + vocab_size // 4 + 4 * (max_model_len + 1)
+
+
+def _sampling_bytes(vocab_size: int, rows: int, *, kernels: bool) -> int:
+    """Logits in float32 with log probabilities, noise, and a sort's values and int64 indices; by kernels two copies of
+    the logits, the rest for the rows that are beyond them. Or a tile of prompt positions, with log probabilities."""
+    sorted_rows = min(rows, MOST_APART) if kernels else rows
+    each = vocab_size * 28
+    return max(sorted_rows * each, rows * vocab_size * 8 if kernels else 0, 16 * PROMPT_TILE_ELEMENTS if rows else 0)
+
+
+def _fused_bytes(ffn: GatedMLP | MLP | MoE, spec: ModelSpec, element: int) -> int:
+    """As _feed_bytes, by kernels: with experts the gated rows, their results, and numbers by row."""
+    if isinstance(ffn, GatedMLP | MLP):
+        return ffn.width * 4 * element
+    routed = ffn.top_k * ((ffn.width + spec.hidden_size) * element + 24)
+    return routed + (ffn.shared_width or 0) * 4 * element + ffn.experts * 2 * element
 
 
 def _feed_bytes(ffn: GatedMLP | MLP | MoE, hidden: int, element: int) -> int:

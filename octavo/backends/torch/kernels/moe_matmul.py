@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo.backends.torch.kernels import pdl
 from octavo.backends.torch.kernels.moe_routing import Runs, route, route_apart, sort_by_expert
 from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import gated_mlp
@@ -88,38 +89,39 @@ def apart(tokens: int, *, top_k: int, experts: int) -> bool:
     return tokens == 1 or tokens * top_k * 8 <= experts
 
 
-def mixture(x: Tensor, weights: MoEWeights, moe: MoE) -> Tensor:
-    """x: [tokens, hidden] -> the same. As layers.moe.mixture, but rounded less often on the way."""
+def mixture(x: Tensor, logits: Tensor, weights: MoEWeights, moe: MoE) -> Tensor:
+    """x: [tokens, hidden] -> the same. As layers.moe.mixture, but rounded less often on the way.
+
+    logits: the router's of x, [tokens, experts].
+    """
     y = torch.empty_like(x)
     if apart(x.shape[0], top_k=moe.top_k, experts=moe.experts):
-        _mix_apart(x, weights, moe, out=y)
+        _mix_apart(x, logits, weights, moe, out=y)
     else:
-        _mix_sorted(x, weights, moe, out=y)
+        _mix_sorted(x, logits, weights, moe, out=y)
     if weights.shared is not None and weights.shared_router is not None:
         y = y + linear(x, weights.shared_router, None).sigmoid() * gated_mlp(x, weights.shared, moe.act)
     return y
 
 
-def _mix_apart(x: Tensor, weights: MoEWeights, moe: MoE, *, out: Tensor) -> None:
+def _mix_apart(x: Tensor, logits: Tensor, weights: MoEWeights, moe: MoE, *, out: Tensor) -> None:
     tokens = x.shape[0]
     blocks = choose_blocks(
         tokens, top_k=moe.top_k, experts=moe.experts, gated=True, element_size=x.element_size()
     )  # fmt: skip
     shares = torch.empty(tokens, moe.top_k, dtype=torch.float32, device=x.device)
-    logits = linear(x, weights.router, None)
     runs = route_apart(logits, top_k=moe.top_k, renormalize=moe.renormalize, shares=shares, block_m=blocks.m)
     inner = x.new_empty(tokens * moe.top_k, moe.width)
     expert_matmul(x, weights.gate_up, runs=runs, out=inner, gather_top_k=moe.top_k, act=moe.act, blocks=blocks)
     down_apart(inner, weights.down, experts=runs.block_experts, shares=shares, out=out)
 
 
-def _mix_sorted(x: Tensor, weights: MoEWeights, moe: MoE, *, out: Tensor) -> None:
+def _mix_sorted(x: Tensor, logits: Tensor, weights: MoEWeights, moe: MoE, *, out: Tensor) -> None:
     tokens, hidden = x.shape
     sizes = {"top_k": moe.top_k, "experts": moe.experts, "element_size": x.element_size()}
     blocks, down = (choose_blocks(tokens, gated=gated, **sizes) for gated in (True, False))
     experts = torch.empty(tokens, moe.top_k, dtype=torch.int32, device=x.device)
     shares = torch.empty(tokens, moe.top_k, dtype=torch.float32, device=x.device)
-    logits = linear(x, weights.router, None)
     route(logits, top_k=moe.top_k, renormalize=moe.renormalize, experts=experts, shares=shares)
     runs = sort_by_expert(experts, num_experts=moe.experts, block_m=blocks.m)
     inner = x.new_empty(tokens * moe.top_k, moe.width)
@@ -156,7 +158,7 @@ def expert_matmul(
         blocks_of_rows, blocks.group, x.stride(0), weight.stride(0), weight.stride(1), out.stride(0),
         N=columns, K=inputs, TOP_K=gather_top_k, SHARES=shares is not None, ACT=act or "",
         BLOCK_M=runs.block_m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, SWAP=blocks.swap,
-        DESCRIPTORS=descriptor is not None, num_warps=blocks.warps, num_stages=blocks.stages,
+        DESCRIPTORS=descriptor is not None, num_warps=blocks.warps, num_stages=blocks.stages, **pdl.options(),
     )  # fmt: skip
 
 
@@ -183,7 +185,7 @@ def combine(rows: Tensor, *, out: Tensor) -> None:
     block = min(1024 if tokens > 64 else 256, triton.next_power_of_2(width))  # few tokens: more programs
     _combine[(tokens, triton.cdiv(width, block))](
         rows, out, rows.stride(0), out.stride(0), WIDTH=width, TOP_K=rows.shape[0] // tokens, BLOCK=block,
-        num_warps=4 if block > 256 else 1,
+        num_warps=4 if block > 256 else 1, **pdl.options(),
     )  # fmt: skip
 
 
@@ -202,7 +204,7 @@ def down_apart(
     _down_apart[(triton.cdiv(columns, tile.n), tokens)](
         inner, weight, experts, shares, out, inner.stride(0), weight.stride(0), weight.stride(1), out.stride(0),
         N=columns, K=inner.shape[1], TOP_K=inner.shape[0] // tokens, BLOCK_N=tile.n, BLOCK_K=tile.k,
-        STAGES=tile.stages, num_warps=tile.warps,
+        STAGES=tile.stages, num_warps=tile.warps, **pdl.options(),
     )  # fmt: skip
 
 
@@ -293,11 +295,12 @@ def _expert_matmul(
     stride_x, stride_expert, stride_w, stride_out,
     N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, SHARES: tl.constexpr, ACT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK_N outputs of one block of rows. N: columns of out. ACT: "" or that of the gates."""
     GATED: tl.constexpr = ACT != ""
     block, tile = _locate(blocks, group, N, BLOCK_N)
+    pdl.wait(PDL)
     expert = tl.load(block_experts + block)
     if expert < 0:
         return
@@ -326,7 +329,7 @@ def _expert_matmul(
 def _down_apart(
     inner, weight, experts, shares, out, stride_inner, stride_expert, stride_w, stride_out,
     N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK_N outputs of one token. One loop over all its places' inputs, so that loads never pause."""
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K  # of one place
@@ -334,6 +337,7 @@ def _down_apart(
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     at = tl.minimum(column, N - 1)[:, None].to(tl.int64) * stride_w
     total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    pdl.wait(PDL)
     for step in tl.range(0, TOP_K * STEPS, num_stages=STAGES):
         row = token * TOP_K + step // STEPS
         k = step % STEPS * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -351,13 +355,15 @@ def _down_apart(
 
 @triton.jit
 def _combine(
-    rows, out, stride_rows, stride_out, WIDTH: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr
+    rows, out, stride_rows, stride_out,
+    WIDTH: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK columns of one token."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
     total = tl.zeros([BLOCK], tl.float32)
+    pdl.wait(PDL)
     for place in tl.static_range(TOP_K):
         total += tl.load(rows + (token * TOP_K + place) * stride_rows + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + token * stride_out + column, total.to(out.dtype.element_ty), mask=inside)

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.backends.torch.kernels import pdl
+
 GROUP = 4096
 """Rows that one program of the sort looks at; up to so many, one launch is enough."""
 MAX_EXPERTS = 512
@@ -80,10 +82,10 @@ def sort_by_expert(experts: Tensor, *, num_experts: int, block_m: int) -> Runs:
     counts = block_experts  # not read with a single group
     if groups > 1:
         counts = torch.empty(groups, bins, dtype=torch.int32, device=experts.device)
-        _count[(groups,)](experts, counts, rows, BLOCK=block, BINS=bins, num_warps=4)
+        _count[(groups,)](experts, counts, rows, BLOCK=block, BINS=bins, num_warps=4, **pdl.options())
     _place[(num_experts, groups)](
         experts, counts, order, block_experts, rows, groups, blocks,
-        SINGLE=groups == 1, BLOCK=block, BINS=bins, BLOCK_M=block_m, num_warps=4,
+        SINGLE=groups == 1, BLOCK=block, BINS=bins, BLOCK_M=block_m, num_warps=4, **pdl.options(),
     )  # fmt: skip
     return runs
 
@@ -98,7 +100,7 @@ def _launch_route(
     _route[(tokens,)](
         logits, experts, shares, experts if runs is None else runs.order, logits.stride(0),
         EXPERTS=num_experts, TOP_K=top_k, RENORMALIZE=renormalize, BINS=triton.next_power_of_2(num_experts),
-        BLOCK_M=0 if runs is None else runs.block_m, num_warps=1,
+        BLOCK_M=0 if runs is None else runs.block_m, num_warps=1, **pdl.options(),
     )  # fmt: skip
 
 
@@ -106,10 +108,12 @@ def _launch_route(
 def _route(
     logits, experts, shares, order, stride,
     EXPERTS: tl.constexpr, TOP_K: tl.constexpr, RENORMALIZE: tl.constexpr, BINS: tl.constexpr, BLOCK_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: one token. BLOCK_M: 0, or the size of the blocks to be written to order, one for each place."""
     row = tl.program_id(0).to(tl.int64)
     expert = tl.arange(0, BINS)
+    pdl.wait(PDL)
     logit = tl.load(logits + row * stride + expert, mask=expert < EXPERTS, other=-float("inf")).to(tl.float32)
     p = tl.exp(logit - tl.max(logit, axis=0))
     p = p / tl.sum(p, axis=0)
@@ -131,10 +135,11 @@ def _route(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _count(experts, counts, rows, BLOCK: tl.constexpr, BINS: tl.constexpr):
+def _count(experts, counts, rows, BLOCK: tl.constexpr, BINS: tl.constexpr, PDL: tl.constexpr):
     """Program: one group of BLOCK rows. counts: [groups, BINS], how many of a group's rows each expert has."""
     group = tl.program_id(0)
     row = group * BLOCK + tl.arange(0, BLOCK)
+    pdl.wait(PDL)
     expert = tl.load(experts + row, mask=row < rows, other=0)
     tl.store(counts + group * BINS + tl.arange(0, BINS), tl.histogram(expert, BINS, mask=row < rows))
 
@@ -159,12 +164,13 @@ def _sum_counts(counts, group, groups, BINS: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "groups", "blocks"])
 def _place(
     experts, counts, order, block_experts, rows, groups, blocks,
-    SINGLE: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr, BLOCK_M: tl.constexpr,
+    SINGLE: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr, BLOCK_M: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: one expert's rows among one group of BLOCK rows. SINGLE: there is one group, counted here."""
     me = tl.program_id(0)
     group = tl.program_id(1)
     row = group * BLOCK + tl.arange(0, BLOCK)
+    pdl.wait(PDL)
     expert = tl.load(experts + row, mask=row < rows, other=-1)
     bins = tl.arange(0, BINS)
     if SINGLE:

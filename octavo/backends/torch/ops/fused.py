@@ -27,6 +27,8 @@ from octavo.models.spec import Attention, GatedMLP, ModelSpec, MoE, RMSNorm, Rop
 class FusedOps:
     """port.Ops. Tables of cosines and sines are made once, for positions below max_model_len."""
 
+    fused = True
+
     def __init__(
         self, spec: ModelSpec, *, device: torch.device, max_model_len: int, quantized: Sequence[QuantizedMatrix] = ()
     ) -> None:
@@ -113,7 +115,7 @@ class FusedOps:
 
     def mixture(self, h: Tensor, weights: MoEWeights, moe: MoE) -> Tensor:
         """As port.Ops.mixture."""
-        return mixture(h, weights, moe)
+        return mixture(h, self.linear(h, weights.router, None), weights, moe)
 
     def finish(self, stream: Stream, last: Tensor, weight: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
         """As port.Ops.finish."""
@@ -157,6 +159,8 @@ def _dense(spec: ModelSpec) -> list[Tensor]:
         a = layer.mixer
         shapes.add(((a.heads + 2 * a.kv_heads) * a.head_dim, spec.hidden_size))
         shapes.add((spec.hidden_size, a.heads * a.head_dim))
+        if isinstance(layer.ffn, MoE):
+            shapes.add((layer.ffn.experts, spec.hidden_size))
         if isinstance(layer.ffn, GatedMLP):
             shapes |= {(2 * layer.ffn.width, spec.hidden_size), (spec.hidden_size, layer.ffn.width)}
     return [torch.empty(shape, device="meta") for shape in sorted(shapes)]

@@ -22,6 +22,8 @@ from octavo.models.spec import Attention, MoE, RMSNorm
 class PlainOps:
     """port.Ops."""
 
+    fused = False
+
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """As port.Ops.embed."""
         x = F.embedding(token_ids, table)

@@ -28,7 +28,10 @@ class Ops(Protocol):
     """x: the residual stream, [tokens, hidden]; h: what a branch reads; delta: a branch's result, not yet added to x.
 
     A Stream (x, delta) stands for x + delta. What an operation returns as x is that sum; x given may be overwritten.
+    fused: whether operations are kernels of their own, which make little that they do not return.
     """
+
+    fused: bool
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """Rows of the table times scale, which is rounded to the arithmetic's type first."""
