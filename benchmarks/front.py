@@ -7,8 +7,9 @@ once, or a step of a fixed time at a time. The load comes from a third process o
 tokens a second; microseconds of processor time a token of both processes, and a chunk, which may hold several tokens;
 milliseconds to the first token and between arrivals on a connection. The first token's added time runs from the moment
 at which the executor could have given it (the steps that it had when the request was sent, and one more) to the arrival
-of its text. All connections ask at one moment; with `--pause-ms` each for itself, a random time of that mean after its
-last answer.
+of its text in the client's socket, as the kernel notes it; `seen`: until the load generator, which has the other
+connections to read as well, comes to it. All connections ask at one moment; with `--pause-ms` each for itself, a random
+time of that mean after its last answer.
 `--tokens 1` tells what a request takes. Linux.
 """
 
@@ -22,6 +23,7 @@ import random
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -47,8 +49,9 @@ from octavo.server.listener import listen
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody knows why it does so again and again.\n"
 SCRIPT = list(range(400, 3400))  # ids that are words, or parts of words, in any usual vocabulary
 NUM_BLOCKS, MAX_MODEL_LEN = 65536, 8192
-SHARES = (50, 90, 99, 99.9)
+SHARES = (25, 50, 75, 90, 99, 99.9)
 LIMIT_S = 120.0
+SO_TIMESTAMPNS = 35  # Linux: a socket tells when its bytes arrived; the socket module has no name for it
 
 
 class TimedExecutor:
@@ -121,53 +124,64 @@ def serve(model: str, step_ms: str, seqs: int, timeline: str) -> int:
         return asyncio.run(launch.run(llm, config, listener=listener))
 
 
-class Connection(asyncio.Protocol):
-    """Sends its requests one after the other, and notes when what comes of them arrives.
+class Connection:
+    """Sends its requests one after the other, and notes when what comes of them arrives, and when it sees that.
 
-    pause_s: mean of the random times before each.  first: when each was sent, and its first token came.
+    pause_s: mean of the random times before each.  first: when each was sent, when its first token was in the socket,
+    and when it was read.
     """
 
-    def __init__(self, body: bytes, requests: int, pause_s: float, chance: random.Random) -> None:
+    def __init__(self, sock: socket.socket, body: bytes, requests: int, pause_s: float, chance: random.Random) -> None:
         self._pause_s, self._chance = pause_s, chance
-        self.first: list[tuple[float, float]] = []
+        self.first: list[tuple[float, float, float]] = []
         self.gaps: list[float] = []
         self.chunks = 0
-        self.done = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.done = self._loop.create_future()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         self._request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         self._left = requests
         self._tail = b""
         self._at = 0.0
         self._begun = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
-        self._transport: Any = transport
+        self._sock = sock
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self._loop.add_reader(sock, self._read)
         self._ask()
 
     def _ask(self) -> None:
         if self._pause_s:
-            asyncio.get_running_loop().call_later(self._chance.expovariate(1 / self._pause_s), self._send)
+            self._loop.call_later(self._chance.expovariate(1 / self._pause_s), self._send)
         else:
             self._send()
 
     def _send(self) -> None:
         self._begun, self._left, self._at = False, self._left - 1, time.monotonic()
-        self._transport.write(self._request)
+        self._sock.send(self._request)
 
-    def data_received(self, data: bytes) -> None:
+    def _read(self) -> None:
+        data, told, _, _ = self._sock.recvmsg(1 << 16, 64)
+        seen, now = time.monotonic(), time.time()
+        seconds, nanos = struct.unpack("qq", told[0][2][:16]) if told else (now, 0)
+        if data:
+            self._take(data, seen - (now - seconds - nanos / 1e9), seen)
+        elif not self.done.done():
+            self._end(ConnectionResetError("the server closed a connection"))
+
+    def _take(self, data: bytes, now: float, seen: float) -> None:
         """Note it; ask again at an answer's end."""
-        now = time.monotonic()
         chunks = data.count(b'"delta"')
         self.chunks += chunks
         if chunks and self._begun:
             self.gaps.append(now - self._at)
         elif chunks:
-            self.first.append((self._at, now))
+            self.first.append((self._at, now, seen))
         if chunks:
             self._begun, self._at = True, now
         elif not self._begun and not data.startswith(b"HTTP/1.1 200"):
-            self.done.set_exception(RuntimeError(data[:300].decode("utf-8", "replace")))
+            self._end(RuntimeError(data[:300].decode("utf-8", "replace")))
             return
         self._tail = (self._tail + data)[-16:]
         if b"[DONE]" in self._tail and self._tail.endswith(b"0\r\n\r\n"):
@@ -175,25 +189,26 @@ class Connection(asyncio.Protocol):
             if self._left:
                 self._ask()
             else:
-                self._transport.close()
-                self.done.set_result(None)
+                self._end(None)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Too early, or after the last answer."""
-        if not self.done.done():
-            self.done.set_exception(ConnectionResetError("the server closed a connection"))
+    def _end(self, error: Exception | None) -> None:
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
 
 
 async def load(port: int, *, connections: int, requests: int, tokens: int, pause_s: float) -> dict[str, Any]:
-    """All connections' requests, to their ends. first: for each, when it was sent and when its first token came."""
+    """All connections' requests, to their ends. first: as Connection's."""
     message = {"role": "user", "content": TEXT * 4}
     body = {"messages": [message], "max_tokens": tokens, "ignore_eos": True, "stream": True, "temperature": 0}
-    loop, content, made = asyncio.get_running_loop(), json.dumps(body).encode(), []
+    content, made = json.dumps(body).encode(), []
     begin = time.perf_counter()
     for number in range(connections):
-        connection = Connection(content, requests, pause_s, random.Random(number))
-        await loop.create_connection(lambda connection=connection: connection, "127.0.0.1", port)
-        made.append(connection)
+        sock = socket.create_connection(("127.0.0.1", port))
+        made.append(Connection(sock, content, requests, pause_s, random.Random(number)))
     await asyncio.gather(*(connection.done for connection in made))
     seconds = time.perf_counter() - begin
     total = connections * requests * tokens
@@ -218,14 +233,14 @@ def processor_us(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e3
 
 
-def added(first: list[tuple[float, float]], steps: list[tuple[float, float]], step_s: float) -> list[float]:
-    """Seconds that each first token came after the executor could have given it."""
+def added(first: list[list[float]], steps: list[tuple[float, float]], step_s: float) -> list[list[float]]:
+    """Seconds that each first token came, and was seen, after the executor could have given it."""
     begins = [begin for begin, _ in steps]
     found = []
-    for sent, came in first:
+    for sent, came, seen in first:
         before = bisect_left(begins, sent)
         free = max(sent, steps[before - 1][1] if before else 0.0)
-        found.append(came - free - step_s)
+        found.append([came - free - step_s, seen - free - step_s])
     return found
 
 
@@ -262,6 +277,7 @@ def measure(model: str, step_ms: float, connections: int, args: argparse.Namespa
             front_us, engine_us = processor_us(front) - before[0], processor_us(engine) - before[1]
         steps = json.loads(timeline.read_text())
     tokens, first = figures.pop("tokens"), figures.pop("first")
+    later = added(first, steps, step_ms / 1e3)
     return {
         "step_ms": step_ms,
         "connections": connections,
@@ -273,8 +289,9 @@ def measure(model: str, step_ms: float, connections: int, args: argparse.Namespa
         "front_us_a_request": round(front_us / len(first)),
         "engine_us_a_token": round(engine_us / tokens, 2),
         **figures,
-        "first_ms": shares([came - sent for sent, came in first]),
-        "first_added_ms": shares(added(first, steps, step_ms / 1e3)),
+        "first_ms": shares([came - sent for sent, came, _ in first]),
+        "first_added_ms": shares([came for came, _ in later]),
+        "first_seen_added_ms": shares([seen for _, seen in later]),
     }
 
 

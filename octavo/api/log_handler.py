@@ -14,6 +14,7 @@ import time
 from collections import deque
 
 MAX_BYTES = 1 << 20  # that wait to be written; lines that come then are dropped, and counted
+GATHER_S = 0.05  # between two writes: to wake the thread for each line would hold up who logs
 FLUSH_S = 1.0  # so long the end of the process waits for what is not written yet
 
 
@@ -29,6 +30,7 @@ class BackgroundHandler(logging.Handler):
         self._num_bytes = 0  # in _lines, and of the line that is being written
         self._num_dropped = 0
         self._changed = threading.Condition()
+        self._hurry = threading.Event()
         self._thread: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -42,18 +44,22 @@ class BackgroundHandler(logging.Handler):
             if self._num_bytes + len(line) > MAX_BYTES:
                 self._num_dropped += 1
                 return
+            first = not self._num_bytes
             self._put(line)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write_all, name="octavo-log", daemon=True)
                 self._thread.start()
-            self._changed.notify_all()
+            if first:
+                self._changed.notify_all()
 
     def flush(self) -> None:
         """Wait until all is written, FLUSH_S seconds at most."""
         end = time.monotonic() + FLUSH_S
+        self._hurry.set()
         with self._changed:
             while self._num_bytes and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
+        self._hurry.clear()
 
     def _put(self, line: bytes) -> None:
         self._lines.append(line)
@@ -64,13 +70,15 @@ class BackgroundHandler(logging.Handler):
             with self._changed:
                 while not self._lines:
                     self._changed.wait()
-                line = self._lines.popleft()
-            _write(line)
+                lines = b"".join(self._lines)
+                self._lines.clear()
+            _write(lines)
             with self._changed:
-                self._num_bytes -= len(line)
+                self._num_bytes -= len(lines)
                 if self._num_dropped:
                     self._put(self._notice())
                 self._changed.notify_all()
+            self._hurry.wait(GATHER_S)
 
     def _notice(self) -> bytes:
         text = f"{self._num_dropped} log lines were dropped here: nothing read stderr"

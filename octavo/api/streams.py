@@ -28,14 +28,15 @@ Take = Callable[[Any], "asyncio.Future[Any] | None"]
 class Stream:
     """One request: its progress, who waits for it, and what ended it early.
 
-    num_crashes: engine processes that have ended while they had it.  tell: call it after `push`es, once for those of a
-    step: there is something to take.
+    num_crashes: engine processes that have ended while they had it.  begun: its reader was told of an Output.
+    tell: call it after `push`es, once for those of a step: there is something to take.
     """
 
     def __init__(self, progress: RequestProgress | PoolingProgress) -> None:
         self.progress = progress
         self.failure: OctavoError | None = None
         self.num_crashes = 0
+        self.begun = False
         self._news = News()
         self.tell: Callable[[], None] = self._news.set
 

@@ -19,6 +19,7 @@ from octavo.api.streams import Stream
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import EngineDeadError, OctavoError, OverloadedError, RequestFailedError
 from octavo.base.types.messages import EngineStats, Loading, Outputs
+from octavo.base.types.output import Output
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,9 @@ class Supervisor:
         self.hung = False
         self.client: SocketClient | None = None
         self.streams: dict[str, Stream] = {}
-        self._reached: dict[str, Stream] = {}  # by what was read, and not told yet
+        self._reached: dict[Stream, None] = {}  # by what was read, and not told yet
+        self._later: list[tuple[Stream, Output]] = []  # read, and not pushed yet: first outputs go out before
+        self._began = False  # streams, by what was read
         self._process = process
         self._watchdog_timeout = watchdog_timeout
         self._watchdog: asyncio.Task[None] | None = None
@@ -141,7 +144,8 @@ class Supervisor:
             self._process.drop()
 
     def fail_all(self, error: OctavoError) -> None:
-        """End every stream with `error`."""
+        """End every stream with `error`, after what was read."""
+        self._take_later()
         for stream in self.streams.values():
             stream.fail(error)
 
@@ -149,20 +153,44 @@ class Supervisor:
         if isinstance(message, Loading):
             self.loading = (message.what, message.done, message.total)
             return
-        self.stats, streams, reached = message.stats, self.streams, self._reached
+        self.stats, streams = message.stats, self.streams
         self._worked = self._worked or any(output.token_ids or output.pooled for output in message.outputs)
         for output in message.outputs:
             stream = streams.get(output.request_id)
-            if stream is not None:
-                reached[output.request_id] = stream
+            if stream is None:
+                continue
+            if not stream.begun:
+                stream.begun = self._began = True
+                self._push(stream, output)
+                stream.tell()
+            elif self._began or self._later:
+                self._later.append((stream, output))
+            else:
+                self._reached[stream] = None
                 if names := stream.push(output):
                     self._abort(names)
 
     def _on_read(self) -> None:
+        """First outputs are told, and go out ahead of the others; requests that have come get in between as well."""
+        if self._began:
+            self._began = False
+            asyncio.get_running_loop().call_soon(self._take_later)
+        else:
+            self._take_later()
+
+    def _take_later(self) -> None:
         """Where this process is behind, what several steps brought is in, and goes out together."""
+        later, self._later = self._later, []
+        for stream, output in later:
+            self._reached[stream] = None
+            self._push(stream, output)
         reached, self._reached = self._reached, {}
-        for stream in reached.values():
+        for stream in reached:
             stream.tell()
+
+    def _push(self, stream: Stream, output: Output) -> None:
+        if names := stream.push(output):
+            self._abort(names)
 
     def _abort(self, names: list[str]) -> None:
         if self.client is not None:
@@ -184,6 +212,7 @@ class Supervisor:
     def _on_lost(self, error: OctavoError) -> None:
         logger.error("the engine process is lost: %s", error.message)
         self.client = None
+        self._take_later()
         for stream in self.streams.values():
             stream.num_crashes += 1
             if stream.going_on and stream.num_crashes >= MAX_CRASHES:

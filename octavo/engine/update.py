@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult) -> list[Output]:
     """Take a step's tokens in. A failed row ends its own sequence; a sequence that ended meanwhile takes nothing.
 
+    Outputs that tell times, as first tokens do, come before the others: they are waited for.
     Raises RequestFailedError, before anything is taken, where the result is not the plan's.
     """
     plan, failed, prompts = scheduled.plan, result.failed, result.prompt_logprobs
@@ -52,7 +53,8 @@ def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult)
         except Exception as error:  # one row's fault ends its own request
             known = next((kind for kind in (NumericalError, InputError) if isinstance(error, kind)), RequestFailedError)
             outputs.append(fail(scheduler, seq, _reason(error), kind=known.__name__))
-    return outputs
+    ahead = [out for out in outputs if out.times is not None]
+    return ahead + [out for out in outputs if out.times is None] if ahead else outputs
 
 
 def fail_step(scheduler: Scheduler, scheduled: Scheduled, error: Exception) -> list[Output]:

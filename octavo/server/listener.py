@@ -33,6 +33,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         # no SO_REUSEPORT: two servers on one port would share its clients without either knowing
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # connections inherit it: else a stream's first chunk waits for the acknowledgement of its head, up to 40 ms
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:

@@ -52,6 +52,21 @@ def test_a_pipe_that_nobody_reads(logger: logging.Logger, monkeypatch: pytest.Mo
         stderr(monkeypatch, None)
 
 
+def test_lines_that_come_together_are_written_together(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    written: list[bytes] = []
+    write = log_handler._write
+    monkeypatch.setattr(log_handler, "_write", lambda lines: (written.append(lines), write(lines)))
+    monkeypatch.setattr(log_handler, "GATHER_S", 60)
+    monkeypatch.setattr(log_handler, "FLUSH_S", 10)
+    for number in range(100):
+        logger.warning("line %d", number)
+    logger.handlers[0].flush()  # waits for no more to gather
+    assert capfd.readouterr().err == "".join(f"line {number}\n" for number in range(100))
+    assert len(written) < 10
+
+
 def test_a_stream_that_is_closed(
     logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

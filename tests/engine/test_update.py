@@ -104,6 +104,18 @@ def test_times_come_with_the_first_and_the_last() -> None:
     assert 0 < last.arrival <= last.scheduled <= last.first_token <= last.last_token
 
 
+def test_who_waits_for_a_first_token_is_told_before_the_others() -> None:
+    shape = Shape(max_num_seqs=4)
+    executor = ScriptedExecutor(
+        num_blocks=shape.num_blocks, block_size=shape.block_size, vocab_size=VOCAB, next_token=count_up
+    )
+    made, order = make_engine(shape, executor), []
+    for name in "abc":
+        made.add(make_request(name, [1] * 3, max_tokens=9, ignore_eos=True))
+        order += [[out.request_id for out in made.step()] for _ in range(2)]
+    assert order == [[], ["a"], ["a"], ["b", "a"], ["a", "b"], ["c", "a", "b"]]
+
+
 @pytest.mark.parametrize("shape", [Shape(max_num_tokens=4), Shape(), Shape(ahead=False, max_num_tokens=5)])
 def test_logprobs_pass_through_and_prompt_logprobs_are_assembled(shape: Shape) -> None:
     """The World compares every entry; here is how many came, and when."""

@@ -195,6 +195,13 @@ def test_addresses_that_are_not_ours(host: str) -> None:
     assert caught.value.param == "host"
 
 
+def test_a_chunk_does_not_wait_for_the_acknowledgement_of_the_one_before() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_only_the_http_port_listens() -> None:
     with listen(ServerConfig().host, 0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from typing import NoReturn
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -60,22 +60,20 @@ class _Source:
 def compile_matcher(tokenizer: LLTokenizer, params: StructuredOutputsParams, special: Collection[str]) -> LLMatcher:
     """A matcher at the beginning of the grammar. Raises InputError naming the field. Holds no lock while it works."""
     text = make_grammar(params, special)
-    with _faults():
+    try:
         matcher = LLMatcher(tokenizer, text, log_level=0, limits=parser_limits())
+    except BaseException as error:
+        _raise(error)
     if matcher.is_error():
         raise explain(params, matcher.get_error())
     return matcher
 
 
-@contextmanager
-def _faults() -> Iterator[None]:
+def _raise(error: BaseException) -> NoReturn:
     """What the library raises becomes the request's error; its panics are no Exception, and would end the engine."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, OctavoError):
-        raise
-    except BaseException as error:
-        raise GrammarError(f"the grammar of structured_outputs failed ({type(error).__name__})") from error
+    if isinstance(error, KeyboardInterrupt | SystemExit | OctavoError):
+        raise error
+    raise GrammarError(f"the grammar of structured_outputs failed ({type(error).__name__})") from error
 
 
 class LlguidanceGrammar:
@@ -88,21 +86,27 @@ class LlguidanceGrammar:
 
     def take(self, tokens: Sequence[int]) -> None:
         """Go on by these tokens."""
-        with _faults():
+        try:
             taken = not tokens or self._matcher.consume_tokens(list(tokens))
+        except BaseException as error:
+            _raise(error)
         if not taken:
             raise self._error()
         self.num_taken += len(tokens)
 
     def over(self) -> bool:
         """True if nothing but the end of the text may follow."""
-        with _faults():
+        try:
             return bool(self._matcher.is_stopped() and not self._matcher.is_error())
+        except BaseException as error:
+            _raise(error)
 
     def mask(self) -> bytes:
         """A bit a token."""
-        with _faults():
+        try:
             mask: bytes = self._matcher.compute_bitmask()
+        except BaseException as error:
+            _raise(error)
         if self._matcher.is_error():
             raise self._error()
         return mask[: self._mask_bytes]
