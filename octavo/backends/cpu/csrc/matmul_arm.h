@@ -344,7 +344,7 @@ template <int scheme, int M> struct DenseTile<Arm, scheme, M> {
     }
 
     static void run(const uint8_t *panel, int, const Rows &r, int64_t k, const Target &to) {
-        alignas(64) uint8_t near[scheme == OCT_BF16_SHORT ? kUnits * kStep : 1];
+        alignas(64) uint8_t near[scheme == OCT_BF16_SHORT ? 2 * kUnits * kStep : 1];
         for (int lane = 0; lane < kPanel; lane += 4 * P) {
             if (to.hi <= lane || to.lo >= lane + 4 * P) continue;
             F acc[P][kSums];

@@ -11,7 +11,7 @@ namespace {
 using namespace oct;
 
 // The steps of a panel in order, for the lanes from `lane` on; V's vectors have sizeof(V::C) / 4 lanes each.
-// room: where the weights become BF16, those of all steps if `kept`.
+// room: where the weights become BF16, those of all steps if `kept`, else of kUnits and the next.
 template <class V, int scheme, int lanes, int ahead> struct Steps {
     const uint8_t *at;
 
@@ -33,16 +33,20 @@ template <class V, int lanes, int ahead> struct Steps<V, OCT_BF16_SHORT, lanes, 
     C upper;  // bytes by their codes
     const uint8_t *block, *position, *bits, *end;
     uint8_t *room;
-    int64_t first = 0;  // weights before `room`
+    int64_t steps, taken = 0, made = 0;
     int lane;
     bool kept;
 
     OCT_INLINE Steps(const uint8_t *panel, int64_t k, int lane, uint8_t *room, bool kept)
-        : upper(V::table(panel)), block(panel + short_head(k)), position(panel + kShortTable), room(room), lane(lane), kept(kept) {
+        : upper(V::table(panel)), block(panel + short_head(k)), position(panel + kShortTable), room(room),
+          steps(dense_steps(OCT_BF16, k)), lane(lane), kept(kept) {
         bits = position + short_exceptions(k) * 4;
         end = position + int_at(panel + 16) * 4;
         for (int64_t line = 0; line < short_head(k); line += 64) __builtin_prefetch(panel + line + kPrefetch, 0, 2);
+        make();
     }
+
+    OCT_INLINE inline uint8_t *place(int64_t step) const { return room + (kept ? step : step % (2 * kUnits)) * kStep; }
 
     OCT_INLINE inline void decode(int64_t count, uint8_t *out) {
         for (int64_t step = 0; step < count; step += kShortSteps, block += kShortBytes, out += kShortSteps * kStep) {
@@ -60,14 +64,20 @@ template <class V, int lanes, int ahead> struct Steps<V, OCT_BF16_SHORT, lanes, 
         }
     }
 
+    OCT_INLINE inline void make() {
+        const int64_t after = steps - made < kUnits ? steps : made + kUnits;
+        uint8_t *out = place(made);
+        decode(after - made, out);
+        for (; position < end && int_at(position) < after * kPanel * 2; position += 4, bits += 2)
+            memcpy(out + (int_at(position) - made * kPanel * 2) * 2, bits, 2);
+        made = after;
+    }
+
+    // Those after them are made first: what waits for memory then has the products of these beside it.
     OCT_INLINE inline const uint8_t *next(int64_t count) {
-        uint8_t *here = room;
-        decode(count, here);
-        const int64_t after = first + count * kPanel * 2;
-        for (; position < end && int_at(position) < after; position += 4, bits += 2)
-            memcpy(here + (int_at(position) - first) * 2, bits, 2);
-        first = after;
-        if (kept) room += count * kStep;
+        make();
+        const uint8_t *here = place(taken);
+        taken += count;
         return here + lane * 4;
     }
 };

@@ -117,8 +117,8 @@ constexpr int lines_ahead(int rows) { return rows < 8 ? 0 : rows / 4; }
 // Rows first..first + M of a tile of `rows` rows. turns [most][kTile]: the tile's outliers, the first of each row, then
 // the second ...; zero times the column of zeros where a row has no more.
 // unread: whether this panel's weights are still to be written into columns, or into room, by who reads the panel first.
-// room: where a panel of BF16_SHORT becomes one of BF16; null if one call reads it. after: the next panel, which calls that
-// read the room ask for.
+// room: where a panel of BF16_SHORT becomes one of BF16; null if one call reads it. after: the next panel, which the first
+// calls that read the room ask for; room itself for others.
 struct Rows {
     const uint8_t *act;
     const Turn *turns;
@@ -359,7 +359,7 @@ template <class V, int scheme, int M> struct DenseTile {
         constexpr int bytes = dense_step_bytes(scheme);
         F acc[M];
         each<M>([&](auto m) OCT_INLINE { acc[m] = V::zero(); });
-        alignas(64) uint8_t near[scheme == OCT_BF16_SHORT ? kUnits * bytes : 1];
+        alignas(64) uint8_t near[scheme == OCT_BF16_SHORT ? 2 * kUnits * bytes : 1];
         Steps<V, scheme, V::kLanes, 4 * V::kAhead> steps(panel, k, lane, r.room ? r.room : near, r.room);
         const uintptr_t far = scheme == OCT_BF16 && r.room ? (uintptr_t)r.after - (uintptr_t)r.room : 4 * V::kAhead;
         const uint8_t *act = r.act + r.first * kUnits * 4;
@@ -429,14 +429,12 @@ template <class V, int scheme> void panel_tile(const Product &p, int64_t n, Rows
     static constexpr Tiles<V, act_scheme(scheme)> decoded{std::make_integer_sequence<int, row_steps<V>()>()};
     const uint8_t *panel = p.packed + n / kPanel * panel_bytes(scheme, p.k);
     const TileFunction *run = tiles.run;
-    if constexpr (scheme == OCT_BF16_SHORT)
-        if (!rows.unread) run = decoded.run, panel = rows.room;
-    rows.after = p.packed + (n / kPanel + 1) * panel_bytes(scheme, p.k);
+    if (scheme == OCT_BF16_SHORT && !rows.unread) run = decoded.run, panel = rows.room;
     for (int step = row_steps<V>() - 1; rows.first < rows.rows; rows.first += kRowSteps[step]) {
         while (kRowSteps[step] > rows.rows - rows.first) step--;
         panel_rows<V>(p, run[step], panel, n, rows, row + rows.first);
         rows.unread = false;
-        if constexpr (scheme == OCT_BF16_SHORT) run = decoded.run, panel = rows.room;
+        if (scheme == OCT_BF16_SHORT) run = decoded.run, panel = rows.room;
     }
 }
 
@@ -533,7 +531,10 @@ template <class V, int scheme> void panel_of_chunk(const Product &p, Chunk &chun
     for (int64_t i = whole; i < count; i++) {
         Rows rows = tiles[i];
         rows.unread = i == 0;
-        if constexpr (scheme == OCT_BF16_SHORT) rows.room = room_of<V>(p.k, count, rows.rows, chunk.room);
+        if constexpr (scheme == OCT_BF16_SHORT) {
+            rows.room = room_of<V>(p.k, count, rows.rows, chunk.room);
+            rows.after = i < 2 ? p.packed + (n / kPanel + 1) * panel_bytes(scheme, p.k) : rows.room;
+        }
         panel_tile<V, scheme>(p, n, rows, row + i * kTile);
     }
 }
