@@ -242,7 +242,8 @@ class Pool:
     def pack(self, scheme: str, stored: memoryview, *, n: int, k: int, to_float: bool = False) -> np.ndarray:
         """The packed form of a stored matrix [n, k].  to_float: made float32 first, so the form is F32's."""
         packed = aligned(self.packed_bytes("F32" if to_float else scheme, n=n, k=k))
-        self._pack(scheme, stored, packed, n=n, k=k, to_float=to_float)
+        if not self._pack(scheme, stored, packed, n=n, k=k, to_float=to_float):
+            raise ValueError(f"{scheme} cannot hold this matrix; pack_short tells")
         return packed
 
     def pack_short(self, stored: memoryview, *, n: int, k: int) -> np.ndarray | None:

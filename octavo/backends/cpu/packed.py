@@ -23,6 +23,8 @@ from octavo.weights.files import release
 
 EXACT = ("F32", "F16")
 """Formats whose products are float32 throughout; the others round activations to int8 or bfloat16."""
+SLOW = ("scalar",)
+"""Variants that take longer to decode BF16_SHORT than its bytes save."""
 _RELEASE = 16 << 20
 """Stored bytes after which mapped pages are given back: the source is never whole in memory beside its packed form."""
 
@@ -79,7 +81,7 @@ def load_packed(
     exact: matrices whose products would round activations are made float32 first.
     folder: where an earlier load has left the packed matrices, or this one leaves them; not where exact.
     A QuantizedTensor becomes bfloat16, or float32 where exact, and is kept in no file.
-    Matrices in bfloat16 become BF16_SHORT where they can.
+    Matrices in bfloat16 become BF16_SHORT where they can, and where that is faster.
     """
     sources = {name: [weights[source] for source in pack.sources] for name, pack in packs.items()}
     chosen = [
@@ -153,7 +155,8 @@ def _pack(
     owners = list({id(part.data.obj): part.data for part in parts}.values())
     for tensor, scheme in chosen:
         plain = tensor if isinstance(tensor, StoredTensor) else as_plain(tensor, scheme)
-        short = pool.pack_short(plain.data, **_shape(plain)) if scheme == "BF16" else None
+        shorten = scheme == "BF16" and pool.variant not in SLOW
+        short = pool.pack_short(plain.data, **_shape(plain)) if shorten else None
         if short is not None:
             packed.append(("BF16_SHORT", short))
         else:

@@ -199,6 +199,18 @@ def test_a_matrix_is_kept_in_its_form(pool: Pool, tmp_path: Path, monkeypatch: p
     assert second.nbytes == first.nbytes < 0.92 * model.stat().st_size  # c, and b with 13 rows of padding
 
 
+def test_portable_kernels_keep_bfloat16_plain(pool: Pool) -> None:
+    words = np.random.default_rng(1).integers(0, 1 << 16, SHAPES["a"], np.uint16) & 0x87FF | 0x3800
+    weights = {"a": StoredTensor("a", SCHEMES["BF16"], SHAPES["a"], memoryview(words.astype(np.uint16).tobytes()))}
+    found = {}
+    for variant in ("auto", "scalar"):
+        native.set_variant(variant)
+        found[variant] = load_packed({"a": PACKS["a"]}, weights, pool=pool).matrices["a"][0].scheme
+    native.set_variant("auto")
+    assert found["scalar"] == "BF16"
+    assert found["auto"] == ("BF16" if pool.variant == "scalar" else "BF16_SHORT")
+
+
 def test_a_scheme_that_the_matrix_cannot_have_is_damage(tmp_path: Path) -> None:
     file = place(write_model(tmp_path / "m"), tmp_path / "packed")
     keep(file, [("F32", part) for _, part in some_parts()])

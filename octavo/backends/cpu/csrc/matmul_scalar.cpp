@@ -13,7 +13,6 @@ struct Scalar {
     typedef uint16_t Halves __attribute__((vector_size(8)));
     typedef int16_t Shorts __attribute__((vector_size(16)));
     typedef uint8_t Bytes __attribute__((vector_size(4)));
-    typedef uint8_t All __attribute__((vector_size(16)));
 
     template <class Vector> static OCT_INLINE inline Vector load(const uint8_t *p) {
         Vector value;
@@ -62,18 +61,20 @@ struct Scalar {
     // 16 bytes at `from`, for bytes of a vector that are 0 .. 15.
     static OCT_INLINE inline C table(const uint8_t *from) { return load<C>(from); }
     static OCT_INLINE inline C lookup(C table, C a) {
-        const All entries = (All)table;
-        All bytes = (All)a;
-        for (int i = 0; i < 16; i++) bytes[i] = entries[bytes[i]];
-        return (C)bytes;
+        uint8_t entries[16], bytes[16];
+        memcpy(entries, &table, 16);
+        memcpy(bytes, &a, 16);
+        for (uint8_t &byte : bytes) byte = entries[byte & 15];
+        return load<C>(bytes);
     }
     static OCT_INLINE inline C levels(C a) { return lookup(table(kLevels128), a); }
     // The first 8, or the last, of the bytes of both in turns.
     static OCT_INLINE inline C zip(C a, C b, int first) {
-        const All even = (All)a, odd = (All)b;
-        All bytes{};
+        uint8_t even[16], odd[16], bytes[16];
+        memcpy(even, &a, 16);
+        memcpy(odd, &b, 16);
         for (int i = 0; i < 8; i++) bytes[2 * i] = even[first + i], bytes[2 * i + 1] = odd[first + i];
-        return (C)bytes;
+        return load<C>(bytes);
     }
     static OCT_INLINE inline C zip_low(C a, C b) { return zip(a, b, 0); }
     static OCT_INLINE inline C zip_high(C a, C b) { return zip(a, b, 8); }
