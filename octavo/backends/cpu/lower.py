@@ -96,7 +96,7 @@ class Lowering:
 
     def _head(self, out: str, x: str, weight: str, *, scale: float, softcap: float | None) -> None:
         (matrix,) = self.packed.matrices[weight]
-        act = self._quantized(matrix.scheme, matrix.k, self.arrays[x])
+        act = self._quantized(matrix.act_scheme, matrix.k, self.arrays[x])
         given = {"out": self.arrays[out], "act": act, "ld_out": self._width(out), "a": scale, "b": softcap or 0.0}
         self._emit("head", native.PRODUCTS, **given, **_of(matrix))
 
@@ -111,13 +111,13 @@ class Lowering:
         for matrix in matrices:
             columns = slice(at, at + matrix.n)
             part = None if bias is None else bias[columns]
-            given = {"out": flat[:, columns], "bias": part, "act": acts[matrix.scheme], "ld_out": width}
+            given = {"out": flat[:, columns], "bias": part, "act": acts[matrix.act_scheme], "ld_out": width}
             self._emit("matmul", native.PRODUCTS, **given, **_of(matrix))
             at += matrix.n
 
     def _quantized_once(self, matrices: tuple[Matrix, ...], source: np.ndarray) -> dict[str, np.ndarray]:
-        """By scheme: `source` as products of the matrices read it."""
-        schemes = sorted({matrix.scheme for matrix in matrices})
+        """By act_scheme: `source` as products of the matrices read it."""
+        schemes = sorted({matrix.act_scheme for matrix in matrices})
         return {scheme: self._quantized(scheme, matrices[0].k, source) for scheme in schemes}
 
     def _quantized(self, scheme: str, k: int, source: np.ndarray) -> np.ndarray:
@@ -183,8 +183,8 @@ class Lowering:
         vector = self.packed.vectors[bias] if bias else None
         biases = (None, None) if vector is None else (vector[: gate.n], vector[gate.n :])
         second: dict[str, Any] = {"second_scheme": native.SCHEME_IDS[up.scheme], "second_weight": up.data}
-        second |= {"second_act": acts[up.scheme], "second_bias": biases[1]}
-        given = {"out": self.arrays[out], "act": acts[gate.scheme], "bias": biases[0], "ld_out": self._width(out)}
+        second |= {"second_act": acts[up.act_scheme], "second_bias": biases[1]}
+        given = {"out": self.arrays[out], "act": acts[gate.act_scheme], "bias": biases[0], "ld_out": self._width(out)}
         given["delta"] = self.arrays[str(sides)]
         flag = native.ACTIVATIONS[gated.options["act"]]
         self._emit("gate_up", native.PRODUCTS, flag=flag, **given, **second, **_of(gate))

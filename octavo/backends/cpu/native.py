@@ -17,9 +17,11 @@ from octavo.backends.cpu.sampler import Draw
 from octavo.base.types.tensor import SCHEMES
 
 _log = logging.getLogger(__name__)
-_ABI = 7
+_ABI = 8
 LIBRARY = Path(__file__).with_name("libocta_cpu.so")
-SCHEME_IDS = {name: index for index, name in enumerate(SCHEMES)}
+PACKED_ONLY = ("BF16_SHORT",)
+"""Schemes of packed matrices that no file has: BF16_SHORT is BF16 in 12 bits a weight, none lost."""
+SCHEME_IDS = {name: index for index, name in enumerate((*SCHEMES, *PACKED_ONLY))}
 """Scheme name -> its number in csrc/matmul.h."""
 
 OPS = {
@@ -134,7 +136,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "oct_run": (None, (_POINTER, _POINTER, _LONG, _POINTER, _POINTER)),
     "oct_experts_room": (ctypes.c_size_t, (_POINTER, _LONG, _INT)),
     "oct_layout": (_INT, ()),
-    "oct_pack_all": (None, (_POINTER, _INT, _INT, _POINTER, _POINTER, _LONG, _LONG)),
+    "oct_pack_all": (_INT, (_POINTER, _INT, _INT, _POINTER, _POINTER, _LONG, _LONG)),
     "oct_draw": (None, (_POINTER, _POINTER, _LONG, _LONG)),
     "oct_packed_bytes": (ctypes.c_size_t, (_INT, _LONG, _LONG)),
     "oct_act_bytes": (ctypes.c_size_t, (_INT, _LONG, _LONG)),
@@ -240,10 +242,23 @@ class Pool:
     def pack(self, scheme: str, stored: memoryview, *, n: int, k: int, to_float: bool = False) -> np.ndarray:
         """The packed form of a stored matrix [n, k].  to_float: made float32 first, so the form is F32's."""
         packed = aligned(self.packed_bytes("F32" if to_float else scheme, n=n, k=k))
+        if not self._pack(scheme, stored, packed, n=n, k=k, to_float=to_float):
+            raise ValueError(f"{scheme} cannot hold this matrix; pack_short tells")
+        return packed
+
+    def pack_short(self, stored: memoryview, *, n: int, k: int) -> np.ndarray | None:
+        """A stored BF16 matrix [n, k] as BF16_SHORT; None where its exponents are too varied for that."""
+        packed = aligned(self.packed_bytes("BF16_SHORT", n=n, k=k))
+        return packed if self._pack("BF16_SHORT", stored, packed, n=n, k=k) else None
+
+    def _pack(
+        self, scheme: str, stored: memoryview, packed: np.ndarray, *, n: int, k: int, to_float: bool = False
+    ) -> bool:
+        """False where the scheme cannot hold them."""
         source = np.frombuffer(stored, np.uint8)
         number = SCHEME_IDS[scheme]
-        self.library.oct_pack_all(self._handle, number, to_float, pointer(source), pointer(packed), n, k)
-        return packed
+        refused = self.library.oct_pack_all(self._handle, number, to_float, pointer(source), pointer(packed), n, k)
+        return not refused
 
     def draw(self, draws: list[Draw]) -> list[int]:
         """The token of each draw, of which there is one at least; -1 where none may be drawn. As sampler.choose."""

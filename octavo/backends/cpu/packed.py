@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from math import prod
@@ -13,6 +14,7 @@ import numpy as np
 
 from octavo.backends.cpu import packed_file
 from octavo.backends.cpu.native import Pool
+from octavo.backends.cpu.packed_file import Part
 from octavo.backends.cpu.program import Pack
 from octavo.base.types.ports import Progress
 from octavo.base.types.tensor import SCHEMES, QuantizedTensor, StoredTensor, Weights, stored_parts
@@ -21,18 +23,25 @@ from octavo.weights.files import release
 
 EXACT = ("F32", "F16")
 """Formats whose products are float32 throughout; the others round activations to int8 or bfloat16."""
+SLOW = ("scalar",)
+"""Variants that take longer to decode BF16_SHORT than its bytes save."""
 _RELEASE = 16 << 20
 """Stored bytes after which mapped pages are given back: the source is never whole in memory beside its packed form."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A packed matrix [n, k] of a scheme."""
+    """A packed matrix [n, k] of a scheme, which may be one of native.PACKED_ONLY."""
 
     scheme: str
     n: int
     k: int
     data: np.ndarray
+
+    @property
+    def act_scheme(self) -> str:
+        """The scheme in whose form its products read activations."""
+        return "BF16" if self.scheme == "BF16_SHORT" else self.scheme
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ def load_packed(
     exact: matrices whose products would round activations are made float32 first.
     folder: where an earlier load has left the packed matrices, or this one leaves them; not where exact.
     A QuantizedTensor becomes bfloat16, or float32 where exact, and is kept in no file.
+    Matrices in bfloat16 become BF16_SHORT where they can, and where that is faster.
     """
     sources = {name: [weights[source] for source in pack.sources] for name, pack in packs.items()}
     chosen = [
@@ -83,14 +93,14 @@ def load_packed(
     file = None
     tensors = [tensor for tensor, _ in chosen if isinstance(tensor, StoredTensor)]
     if folder is not None and not exact and len(tensors) == len(chosen):
-        sizes = [pool.packed_bytes(scheme, **_shape(tensor)) for tensor, scheme in chosen]
-        file = packed_file.locate(folder, tensors, sizes, layout=_layout(tensors, pool))
-    data = None if file is None else file.read()
+        file = packed_file.locate(folder, tensors, layout=_layout(tensors, pool))
+    parts = None if file is None else file.read(partial(_size, tensors, pool))
     saving = None
-    if data is None:
-        data = _pack(chosen, pool, progress=progress)
-        saving = None if file is None else packed_file.Saving(file, data)
-    matrices = iter([Matrix(scheme, **_shape(t), data=part) for (t, scheme), part in zip(chosen, data, strict=True)])
+    if parts is None:
+        parts = _pack(chosen, pool, progress=progress)
+        saving = None if file is None else packed_file.Saving(file, parts)
+    made = zip(chosen, parts, strict=True)
+    matrices = iter([Matrix(scheme, **_shape(tensor), data=part) for (tensor, _), (scheme, part) in made])
     packed = Packed({}, {}, saving)
     for name, pack in sources.items():
         if len(pack[0].shape) > 1:
@@ -103,7 +113,7 @@ def load_packed(
 
 
 def _chosen(tensor: StoredTensor | QuantizedTensor, *, exact: bool) -> str:
-    """The scheme to pack it in."""
+    """The scheme to pack it in; BF16 stands for BF16_SHORT as well."""
     stored = tensor.scheme.name if isinstance(tensor, StoredTensor) else "BF16"
     return "F32" if exact and stored not in EXACT else stored
 
@@ -118,21 +128,40 @@ def _layout(tensors: Sequence[StoredTensor], pool: Pool) -> str:
             np.arange(size, dtype=np.uint32) * 2654435761 >> 24
         )  # Knuth's multiplicative hash: no byte like the next
         digest.update(pool.pack(scheme, probe.astype(np.uint8).data, n=n, k=k).data)
+        if scheme == "BF16":
+            few = probe.astype(np.uint8).view(np.uint16) & 0x87FF | 0x3800  # 16 upper bytes, and another one
+            few[::5000] = 0
+            short = pool.pack_short(few.data.cast("B"), n=n, k=k)
+            digest.update(b"" if short is None else short.data)
     return digest.hexdigest()
+
+
+def _size(tensors: Sequence[StoredTensor], pool: Pool, index: int, scheme: str) -> int | None:
+    """Bytes of a tensor's packed form; None where it cannot have this one."""
+    stored = tensors[index].scheme.name
+    if scheme != stored and (stored, scheme) != ("BF16", "BF16_SHORT"):
+        return None
+    return pool.packed_bytes(scheme, **_shape(tensors[index]))
 
 
 def _pack(
     chosen: Sequence[tuple[StoredTensor | QuantizedTensor, str]], pool: Pool, *, progress: Progress | None
-) -> list[np.ndarray]:
-    """Each tensor in the form of the scheme beside it: its own, or F32."""
-    packed, done, released = [], 0, 0
+) -> list[Part]:
+    """Each tensor in the form of the scheme beside it: its own, BF16_SHORT for BF16 where that can hold it, or F32."""
+    packed: list[Part] = []
+    done, released = 0, 0
     total = sum(tensor.nbytes for tensor, _ in chosen)
     parts = stored_parts({str(i): tensor for i, (tensor, _) in enumerate(chosen)})
     owners = list({id(part.data.obj): part.data for part in parts}.values())
     for tensor, scheme in chosen:
         plain = tensor if isinstance(tensor, StoredTensor) else as_plain(tensor, scheme)
-        to_float = scheme != plain.scheme.name
-        packed.append(pool.pack(plain.scheme.name, plain.data, **_shape(plain), to_float=to_float))
+        shorten = scheme == "BF16" and pool.variant not in SLOW
+        short = pool.pack_short(plain.data, **_shape(plain)) if shorten else None
+        if short is not None:
+            packed.append(("BF16_SHORT", short))
+        else:
+            to_float = scheme != plain.scheme.name
+            packed.append((scheme, pool.pack(plain.scheme.name, plain.data, **_shape(plain), to_float=to_float)))
         done += tensor.nbytes
         if done - released >= _RELEASE:
             release(*owners)

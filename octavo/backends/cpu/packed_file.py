@@ -1,6 +1,7 @@
 """In: a model's matrices as stored. Out: their packed forms, mapped from a file that an earlier start has left.
 
-    magic [8]  digest of the rest of the header [16]  a _Header as JSON, zeros up to HEADER bytes
+    magic [8]  bytes of the whole header, uint64 [8]  digest of what follows [16]  a _Header as JSON, zeros up to a
+    multiple of 64
     the matrices in the order given, each from a multiple of 64 on; at last 64 zeros, as kernels may read beyond an end
 
 A file's name holds its key: which bytes were packed (the identity of the model's files, and samples of their content),
@@ -17,7 +18,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -29,8 +30,7 @@ import numpy as np
 from octavo.base.types.tensor import StoredTensor
 from octavo.weights.files import MappedFile, identity_of
 
-MAGIC = b"octavoP1"
-HEADER = 8192
+MAGIC = b"octavoP2"
 SUFFIX, PART = ".packed", ".part"
 LEAST = 16 << 20
 """Bytes of matrices from which on a file is made: fewer are packed in less time than a person notices."""
@@ -41,46 +41,37 @@ _ALIGN = 64
 _SAMPLE = 64
 _CHUNK = 8 << 20
 _DIGEST = 16
+_MOST_HEADER = 1 << 24
+_BEFORE = len(MAGIC) + 8 + _DIGEST
 _log = logging.getLogger(__name__)
+
+Part = tuple[str, np.ndarray]
+"""A scheme, and a matrix packed in it."""
 
 
 class _Header(msgspec.Struct, frozen=True):
-    """model: the first of the files that were packed.  nbytes: of the whole file.  samples: digest of its content's."""
+    """model: the first of the files that were packed.  schemes: of each matrix.  samples: digest of its content's."""
 
     model: bytes
     key: str
-    nbytes: int
+    schemes: list[str]
     samples: str
 
 
 @dataclass(frozen=True)
 class PackedFile:
-    """Where a model's packed matrices are kept, or would be.
-
-    sources: the files that they come from.  sizes: bytes of each matrix.
-    """
+    """Where a model's packed matrices are kept, or would be: `count` of them, which come from the files `sources`."""
 
     path: Path
     key: str
     sources: tuple[MappedFile, ...]
-    sizes: tuple[int, ...]
+    count: int
 
-    @property
-    def places(self) -> list[tuple[int, int]]:
-        """(begin, end) of each matrix."""
-        found, at = [], HEADER
-        for size in self.sizes:
-            found.append((at, at + size))
-            at = (at + size + _ALIGN - 1) // _ALIGN * _ALIGN
-        return found
+    def read(self, size: Callable[[int, str], int | None]) -> list[Part] | None:
+        """The packed matrices, mapped; None where there is no file, or one that is damaged (one line in the log).
 
-    @property
-    def nbytes(self) -> int:
-        """Of the whole file."""
-        return self.places[-1][1] + _ALIGN
-
-    def read(self) -> list[np.ndarray] | None:
-        """The packed matrices, mapped; None where there is no file, or one that is damaged (one line in the log)."""
+        size(index, scheme): bytes of a matrix in a scheme, None where it cannot be in that one.
+        """
         try:
             with self.path.open("rb") as file:
                 whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -89,16 +80,19 @@ class PackedFile:
         except (OSError, ValueError) as error:  # an empty file cannot be mapped
             _log.info("%s cannot be used (%s): packing anew", self.path, error)
             return None
-        header = _decode(whole[:HEADER])
-        content = np.frombuffer(whole, np.uint8)
-        if header is not None and header.key == self.key and header.nbytes == self.nbytes == len(content):
-            matrices = [content[begin:end] for begin, end in self.places]
-            if _samples(matrices) == header.samples:
-                return matrices
+        header, begin = _decode(whole), _header_bytes(whole)
+        if header is not None and header.key == self.key and len(header.schemes) == self.count:
+            sizes = [found for i, scheme in enumerate(header.schemes) if (found := size(i, scheme)) is not None]
+            places, nbytes = _places(begin, sizes)
+            if len(places) == self.count and nbytes == len(whole):
+                content = np.frombuffer(whole, np.uint8)
+                matrices = [content[begin:end] for begin, end in places]
+                if _samples(matrices) == header.samples:
+                    return list(zip(header.schemes, matrices, strict=True))
         _log.info("%s is damaged: packing anew", self.path)
         return None
 
-    def write(self, matrices: Sequence[np.ndarray], stopped: threading.Event) -> None:
+    def write(self, parts: Sequence[Part], stopped: threading.Event) -> None:
         """Keep the matrices, and drop what the same model left before. What prevents it is one line in the log.
 
         Not synced: a file that a crash has cut short is seen by its length and samples.
@@ -112,9 +106,10 @@ class PackedFile:
                 if not _locked(file, part):
                     return  # another process writes the same
                 disk = os.statvfs(self.path.parent)
-                if disk.f_bavail * disk.f_frsize < 2 * self.nbytes:
-                    raise OSError(f"less than twice their {self.nbytes} bytes are free on the disk")
-                if self._fill(file, matrices, stopped) and self._settled():
+                nbytes = sum(matrix.nbytes for _, matrix in parts)
+                if disk.f_bavail * disk.f_frsize < 2 * nbytes:
+                    raise OSError(f"less than twice their {nbytes} bytes are free on the disk")
+                if self._fill(file, parts, stopped) and self._settled():
                     part.replace(self.path)
                     prune(self.path.parent, keep=self.path)
                 else:
@@ -124,17 +119,19 @@ class PackedFile:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
 
-    def _fill(self, file: FileIO, matrices: Sequence[np.ndarray], stopped: threading.Event) -> bool:
+    def _fill(self, file: FileIO, parts: Sequence[Part], stopped: threading.Event) -> bool:
         """False where it was stopped half-way."""
-        header = _encode(_Header(os.fsencode(self.sources[0].path), self.key, self.nbytes, _samples(matrices)))
-        begins = (0, *(begin for begin, _ in self.places))
+        schemes, matrices = [scheme for scheme, _ in parts], [matrix for _, matrix in parts]
+        header = _encode(_Header(os.fsencode(self.sources[0].path), self.key, schemes, _samples(matrices)))
+        places, nbytes = _places(len(header), [matrix.nbytes for matrix in matrices])
+        begins = (0, *(begin for begin, _ in places))
         for begin, left in zip(begins, (memoryview(header), *(matrix.data for matrix in matrices)), strict=True):
             file.seek(begin)
             while left:
                 if stopped.is_set():
                     return False
                 left = left[file.write(left[:_CHUNK]) :]
-        file.truncate(self.nbytes)
+        file.truncate(nbytes)
         return True
 
     def _settled(self) -> bool:
@@ -150,20 +147,20 @@ class PackedFile:
         return True
 
 
-def locate(folder: Path, tensors: Sequence[StoredTensor], sizes: Sequence[int], *, layout: str) -> PackedFile | None:
+def locate(folder: Path, tensors: Sequence[StoredTensor], *, layout: str) -> PackedFile | None:
     """The file for these matrices in the packed form `layout`. None where they lie in no file, or are few bytes."""
     owners = [tensor.data.obj for tensor in tensors]
     sources = tuple({id(owner): owner for owner in owners if isinstance(owner, MappedFile)}.values())
-    if sum(sizes) < LEAST or not all(isinstance(owner, MappedFile) for owner in owners):
+    if sum(tensor.nbytes for tensor in tensors) < LEAST or not all(isinstance(owner, MappedFile) for owner in owners):
         return None
-    about = [(tensor.name, tensor.scheme.name, tensor.shape, size) for tensor, size in zip(tensors, sizes, strict=True)]
+    about = [(tensor.name, tensor.scheme.name, tensor.shape) for tensor in tensors]
     digest = hashlib.blake2b(digest_size=_DIGEST)
     digest.update(msgspec.msgpack.encode((layout, [source.identity for source in sources], about)))
     for tensor in tensors:
         middle = tensor.data.nbytes // 2
         digest.update(tensor.data[middle : middle + _SAMPLE])
     key = digest.hexdigest()
-    return PackedFile(folder / f"{_name(sources[0].path)}-{key}{SUFFIX}", key, sources, tuple(sizes))
+    return PackedFile(folder / f"{_name(sources[0].path)}-{key}{SUFFIX}", key, sources, len(tensors))
 
 
 def prune(folder: Path, *, keep: Path) -> None:
@@ -181,16 +178,16 @@ def prune(folder: Path, *, keep: Path) -> None:
 class Saving:
     """PackedFile.write on a thread that stands back behind the model's own."""
 
-    def __init__(self, file: PackedFile, matrices: Sequence[np.ndarray]) -> None:
+    def __init__(self, file: PackedFile, parts: Sequence[Part]) -> None:
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(file, matrices), name="octavo-keep", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(file, parts), name="octavo-keep", daemon=True)
         self._thread.start()
 
-    def _run(self, file: PackedFile, matrices: Sequence[np.ndarray]) -> None:
+    def _run(self, file: PackedFile, parts: Sequence[Part]) -> None:
         if sys.platform == "linux":  # where a thread has a priority of its own
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-        file.write(matrices, self._stopped)
+        file.write(parts, self._stopped)
 
     def close(self, seconds: float = 3.0) -> None:
         """Give it so long to end, then let it break off; idempotent."""
@@ -216,7 +213,8 @@ def _name(path: Path) -> str:
 def _model_exists(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            header = _decode(file.read(HEADER))
+            before = file.read(_BEFORE)
+            header = _decode(before + file.read(min(_header_bytes(before), _MOST_HEADER)))
     except OSError:
         return True
     return header is not None and Path(os.fsdecode(header.model)).exists()
@@ -230,15 +228,37 @@ def _samples(matrices: Sequence[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def _places(begin: int, sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
+    """(begin, end) of each matrix, and the bytes of the whole file."""
+    found, at = [], begin
+    for size in sizes:
+        found.append((at, at + size))
+        at = _aligned(at + size)
+    return found, (found[-1][1] if found else begin) + _ALIGN
+
+
+def _aligned(at: int) -> int:
+    return (at + _ALIGN - 1) // _ALIGN * _ALIGN
+
+
 def _encode(header: _Header) -> bytes:
-    body = msgspec.json.encode(header).ljust(HEADER - len(MAGIC) - _DIGEST, b"\0")
-    return MAGIC + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
+    body = msgspec.json.encode(header)
+    body = body.ljust(_aligned(_BEFORE + len(body)) - _BEFORE, b"\0")
+    length = (_BEFORE + len(body)).to_bytes(8, "little")
+    return MAGIC + length + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
 
 
-def _decode(raw: bytes) -> _Header | None:
+def _header_bytes(raw: bytes | mmap.mmap) -> int:
+    """Of the header that begins with these."""
+    return int.from_bytes(raw[len(MAGIC) : len(MAGIC) + 8], "little")
+
+
+def _decode(raw: bytes | mmap.mmap) -> _Header | None:
     """None for what is no header."""
-    digest, body = raw[len(MAGIC) : len(MAGIC) + _DIGEST], raw[len(MAGIC) + _DIGEST :]
-    if not raw.startswith(MAGIC) or hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
+    if raw[: len(MAGIC)] != MAGIC or _header_bytes(raw) > _MOST_HEADER:
+        return None
+    digest, body = raw[_BEFORE - _DIGEST : _BEFORE], raw[_BEFORE : _header_bytes(raw)]
+    if hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
         return None
     try:
         return msgspec.json.decode(body.rstrip(b"\0"), type=_Header)

@@ -1,4 +1,4 @@
-"""Fixtures for kernels that run outside this process (native_remote.py)."""
+"""Fixtures for kernels in this process (native_calls.py) and outside of it (native_remote.py)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from native_calls import REMOTE, TARGETS, Native, kernels
 from native_remote import Remote, remote
 
 
@@ -21,3 +22,18 @@ def remotes(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Remote]]
             return made[place]
 
         yield get
+
+
+@pytest.fixture(params=["here", *REMOTE])
+def library(request: pytest.FixtureRequest, remotes: Callable[[str], Remote]) -> Native:
+    return kernels(request.param, remotes)
+
+
+@pytest.fixture(params=TARGETS, ids=" ".join)
+def native(request: pytest.FixtureRequest, remotes: Callable[[str], Remote]) -> Iterator[Native]:
+    place, variant = request.param
+    library = kernels(place, remotes)
+    if not library.choose(variant):
+        pytest.skip(f"this processor does not run {variant}")
+    yield library
+    library.choose("auto")

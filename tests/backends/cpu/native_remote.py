@@ -238,9 +238,9 @@ class RemotePool(native.Pool):
         groups = (native.Group * count)(*program.groups[first : first + count])
         self.library.oct_run(self._handle, groups, count, program.instructions, batch, reach=self.reach)
 
-    def pack(self, scheme: str, stored: memoryview, *, n: int, k: int, to_float: bool = False) -> np.ndarray:
-        """As in native.Pool."""
-        packed = native.aligned(self.library.oct_packed_bytes(native.SCHEME_IDS["F32" if to_float else scheme], n, k))
-        given = (native.SCHEME_IDS[scheme], int(to_float), np.frombuffer(stored, np.uint8), packed, n, k)
-        self.library.oct_pack_all(self._handle, *given)
-        return packed
+    def _pack(
+        self, scheme: str, stored: memoryview, packed: np.ndarray, *, n: int, k: int, to_float: bool = False
+    ) -> bool:
+        source = np.frombuffer(stored, np.uint8)
+        number = native.SCHEME_IDS[scheme]
+        return not self.library.oct_pack_all(self._handle, number, int(to_float), source, packed, n, k)

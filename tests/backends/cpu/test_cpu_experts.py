@@ -81,9 +81,11 @@ def pack(pool: Pool, part: list[np.ndarray], e: int, kind: str) -> Matrix:
     from gguf import GGMLQuantizationType, quants
 
     n, k = part[e].shape
-    raw = quants.quantize(part[e], GGMLQuantizationType[kind]).tobytes()
-    part[e] = dequantize(StoredTensor("w", SCHEMES[kind], (n, k), memoryview(raw)))
-    return Matrix(kind, n, k, pool.pack(kind, memoryview(raw), n=n, k=k))
+    stored = kind.removesuffix("_SHORT")
+    raw = quants.quantize(part[e], GGMLQuantizationType[stored]).tobytes()
+    part[e] = dequantize(StoredTensor("w", SCHEMES[stored], (n, k), memoryview(raw)))
+    short = pool.pack_short(memoryview(raw), n=n, k=k) if kind == "BF16_SHORT" else None
+    return Matrix(kind, n, k, pool.pack(kind, memoryview(raw), n=n, k=k) if short is None else short)
 
 
 @pytest.fixture(params=[1, 3])
@@ -129,7 +131,9 @@ def test_native_is_numpy(
             assert_allclose(by_native(pool, m, options), by_numpy(m, options), atol=2e-5)
 
 
-@pytest.mark.parametrize("schemes", ["BF16", "Q8_0", "Q4_0", "Q4_0 Q8_0 BF16", "BF16 F32 Q4_0"])
+@pytest.mark.parametrize(
+    "schemes", ["BF16", "Q8_0", "Q4_0", "Q4_0 Q8_0 BF16", "BF16 F32 Q4_0", "BF16 BF16_SHORT BF16_SHORT"]
+)
 def test_stored_formats(pool: Pool, schemes: str) -> None:
     """gate, up and down of one expert may be stored in different formats. Activations are rounded, to int8 at worst."""
     m = mixture(40, experts=6, hidden=64, width=96)
@@ -138,7 +142,7 @@ def test_stored_formats(pool: Pool, schemes: str) -> None:
     assert np.sqrt(np.mean(off**2)) < 0.02
 
 
-@pytest.mark.parametrize("schemes", ["F32", "BF16", "Q4_0"])
+@pytest.mark.parametrize("schemes", ["F32", "BF16", "BF16_SHORT", "Q4_0"])
 def test_a_token_does_not_depend_on_its_neighbours(pool: Pool, schemes: str) -> None:
     m = mixture(96, experts=6, hidden=64, width=96)
     options = {"act": "silu", "top_k": 3, "renormalize": True}

@@ -298,16 +298,45 @@ def q8_0(pool: Pool, n: int, k: int, seed: int) -> Matrix:
     return Matrix("Q8_0", n, k, pool.pack("Q8_0", memoryview(blocks.reshape(-1)), n=n, k=k))
 
 
+def bf16(pool: Pool, n: int, k: int, seed: int, *, short: bool) -> Matrix:
+    """Random bfloat16, in 12 bits a weight or in 16."""
+    words = (rand(n, k, seed=seed).view(np.uint32) >> 16).astype(np.uint16)
+    stored = memoryview(words).cast("B")
+    packed = pool.pack_short(stored, n=n, k=k) if short else pool.pack("BF16", stored, n=n, k=k)
+    assert packed is not None
+    return Matrix("BF16_SHORT" if short else "BF16", n, k, packed)
+
+
+@pytest.mark.parametrize("forms", ["b", "s", "bs", "sbs"])
+@pytest.mark.parametrize("tokens", [1, 5, 33])
+def test_linear_of_short_and_plain_bfloat16(pool: Pool, forms: str, tokens: int) -> None:
+    """One pack may have both: they read the same activations, and give the same bits."""
+    x, found = rand(tokens, 70), []
+    for shorten in (False, True):
+        made = [bf16(pool, 33, 70, i, short=shorten and form == "s") for i, form in enumerate(forms)]
+        out = poisoned(tokens, 33 * len(forms))
+        step = Instruction("linear", ("out", "x", "w", None))
+        native_tiny.run(pool, step, {"x": x, "out": out}, packed=Packed({}, {"w": tuple(made)}), tokens=tokens)
+        found.append(out)
+    assert np.isfinite(found[0]).all()
+    np.testing.assert_array_equal(found[1].view(np.uint32), found[0].view(np.uint32))
+
+
 @pytest.mark.parametrize("act", sorted(ops.ACTIVATIONS))
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(
-    ("tokens", "width", "forms"), [(1, 130, "88"), (3, 3, "ff"), (17, 48, "8f"), (70, 33, "88"), (65, 17, "ff")]
+    ("tokens", "width", "forms"),
+    [(1, 130, "88"), (3, 3, "ff"), (17, 48, "8f"), (70, 33, "88"), (65, 17, "ff"), (70, 33, "ss"), (70, 48, "sb")],
 )
 def test_gate_and_up_in_one_product(pool: Pool, act: str, with_bias: bool, tokens: int, width: int, forms: str) -> None:
     """As precise as the two steps apart, and of the same bits; for few tokens it is those."""
     k, weights = 64, [rand(width, 64, seed=seed) for seed in (1, 2)]
     pair = [
-        q8_0(pool, width, k, i) if form == "8" else native_tiny.pack(pool, weights[i])[0]
+        q8_0(pool, width, k, i)
+        if form == "8"
+        else bf16(pool, width, k, i, short=form == "s")
+        if form in "bs"
+        else native_tiny.pack(pool, weights[i])[0]
         for i, form in enumerate(forms)
     ]
     bias = rand(2 * width, seed=9) if with_bias else None

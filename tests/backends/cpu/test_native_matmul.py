@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from native_remote import HERE, PLACES, VARIANTS, Remote
+from native_calls import NAMES, Native, check_guards, guarded, kernels
+from native_remote import VARIANTS
 
-from octavo.backends.cpu import native as native_library
 from octavo.base.types.tensor import SCHEMES, StoredTensor
 from octavo.quant import dequantize
 
 pytestmark = pytest.mark.timeout(1200)  # the first use of a place compiles the kernels for it
-NAMES = list(SCHEMES)
-DENSE = ("F32", "F16", "BF16")
+DENSE = ("F32", "F16", "BF16", "BF16_SHORT")
 QUANTIZED = [name for name in NAMES if name not in DENSE]
 # Byte offsets of the float16 factors of a block, and whether the second is a minimum with a sign.
 FACTORS = {
@@ -32,146 +30,17 @@ FACTORS = {
     "Q6_K": (208,),
     "IQ4_NL": (0,),
 }
-REMOTE = ("sanitized", "arm")
-TARGETS = [("here", variant) for variant in HERE] + [(place, v) for place in REMOTE for v in PLACES[place].variants]
-FEWER_ROWS = (*range(1, 9), 12, 13, 16, 17, 24, 31, 33, 40)
-GUARD = 96
 OUTLIER = 3.5
 """kOutlier of matmul_formats.h."""
-POISON = 0xA5
 
 
-class Address:
-    """The type of an argument that is an array's address; None is null."""
-
-    @classmethod
-    def from_param(cls, array: np.ndarray | None) -> ctypes.c_void_p:
-        return ctypes.c_void_p(None if array is None else array.ctypes.data)
-
-
-def typed(lib: ctypes.CDLL) -> ctypes.CDLL:
-    """The library with the functions of matmul.h on arrays, as native_remote.Remote has them."""
-    size, i64, scheme = ctypes.c_size_t, ctypes.c_int64, ctypes.c_int
-    for name, result, arguments in (
-        ("oct_packed_bytes", size, [scheme, i64, i64]),
-        ("oct_act_bytes", size, [scheme, i64, i64]),
-        ("oct_pack", None, [scheme, Address, Address, i64, i64, i64, i64]),
-        ("oct_act_quantize", None, [scheme, Address, i64, Address, i64, i64, i64, i64]),
-        ("oct_matmul", None, [scheme, *[Address] * 4, *[i64] * 6, *[Address] * 2]),
-        ("oct_dequantize_row", None, [scheme, Address, Address, i64, i64, i64]),
-        ("oct_set_variant", ctypes.c_int, [ctypes.c_char_p]),
-        ("oct_variant", ctypes.c_char_p, []),
-    ):
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    return lib
-
-
-class Native:
-    """The compiled kernels on NumPy arrays; every buffer lies unaligned between guard bytes that must not change.
-
-    rows: products of how many rows are worth their time.
-    """
-
-    def __init__(self, lib: Any, rows: Iterable[int] = range(1, 65)) -> None:
-        self.lib = lib
-        self.rows = list(rows)
-
-    def choose(self, variant: str) -> bool:
-        return self.lib.oct_set_variant(variant.encode()) == 0
-
-    def pack(self, name: str, stored: np.ndarray, n: int, k: int, cuts: tuple[int, ...] = ()) -> np.ndarray:
-        """stored: uint8, any shape -> the packed bytes, in ranges that end at the cuts."""
-        scheme = NAMES.index(name)
-        packed = guarded(self.lib.oct_packed_bytes(scheme, n, k), 1)
-        source = guarded(stored.size, 3)
-        source[:] = stored.reshape(-1)
-        for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
-            self.lib.oct_pack(scheme, source, packed, n, k, begin, end)
-        check_guards(packed)
-        return packed
-
-    def quantize(self, name: str, x: np.ndarray, cuts: tuple[int, ...] = ()) -> np.ndarray:
-        """x float32 [m, k], rows may be apart -> the converted activations."""
-        scheme, (m, k) = NAMES.index(name), x.shape
-        act = guarded(self.lib.oct_act_bytes(scheme, m, k), 2)
-        for begin, end in zip((0, *cuts), (*cuts, m), strict=True):
-            self.lib.oct_act_quantize(scheme, x, x.strides[0] // 4, act, m, k, begin, end)
-        check_guards(act)
-        return act
-
-    def matmul(
-        self,
-        name: str,
-        packed: np.ndarray,
-        x: np.ndarray,
-        n: int,
-        *,
-        cuts: tuple[int, ...] = (),
-        bias: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """x [m, k] times the packed weights -> y float32 [m, n], in n ranges that end at the cuts."""
-        scheme, (m, k) = NAMES.index(name), x.shape
-        act = self.quantize(name, x)
-        width = n + 5
-        y = guarded(m * width * 4, 4).view(np.float32).reshape(m, width)
-        y[:] = np.nan
-        for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
-            self.lib.oct_matmul(scheme, packed, act, None, y, width, m, n, k, begin, end, bias, None)
-        check_guards(y)
-        assert np.isnan(y[:, n:]).all()
-        return y[:, :n].copy()
-
-    def row(self, name: str, packed: np.ndarray, n: int, k: int, row: int) -> np.ndarray:
-        out = guarded(k * 4, 4).view(np.float32)
-        self.lib.oct_dequantize_row(NAMES.index(name), packed, out, n, k, row)
-        check_guards(out)
-        return out
-
-
-def guarded(size: int, offset: int) -> np.ndarray:
-    """uint8 [size], `offset` bytes past a 64-byte border, poisoned, with GUARD poisoned bytes on both sides."""
-    whole = np.full(size + 2 * GUARD + 128, POISON, np.uint8)
-    start = (-whole.ctypes.data - GUARD) % 64 + GUARD + offset
-    return whole[start : start + size]
-
-
-def check_guards(part: np.ndarray) -> None:
-    whole = part
-    while whole.base is not None:
-        whole = whole.base
-    start = part.ctypes.data - whole.ctypes.data
-    assert (whole[:start] == POISON).all()
-    assert (whole[start + part.nbytes :] == POISON).all()
-
-
-def kernels(place: str, remotes: Callable[[str], Remote]) -> Native:
-    """Those in this process ("here") or elsewhere: with sanitizers, on an emulated processor."""
-    if place != "here":
-        return Native(remotes(place), FEWER_ROWS)
-    if native_library.library() is None:
-        pytest.skip("nothing was compiled")
-    return Native(typed(ctypes.CDLL(str(native_library.LIBRARY))))
-
-
-@pytest.fixture(params=["here", *REMOTE])
-def library(request: pytest.FixtureRequest, remotes: Callable[[str], Remote]) -> Native:
-    return kernels(request.param, remotes)
-
-
-@pytest.fixture(params=TARGETS, ids=" ".join)
-def native(request: pytest.FixtureRequest, remotes: Callable[[str], Remote]) -> Iterator[Native]:
-    place, variant = request.param
-    library = kernels(place, remotes)
-    if not library.choose(variant):
-        pytest.skip(f"this processor does not run {variant}")
-    yield library
-    library.choose("auto")
+def stored_scheme(name: str) -> str:
+    return "BF16" if name == "BF16_SHORT" else name
 
 
 def stored_weights(name: str, n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Random stored bytes, a tenth of the blocks with a scale of zero, and the float32 [n, k] that they stand for."""
-    rng, scheme = np.random.default_rng(seed), SCHEMES[name]
+    rng, scheme = np.random.default_rng(seed), SCHEMES[stored_scheme(name)]
     if name in DENSE:
         values = rng.standard_normal((n, k)).astype(np.float32)
         words = {
@@ -179,7 +48,7 @@ def stored_weights(name: str, n: int, k: int, seed: int = 0) -> tuple[np.ndarray
             "F16": values.astype(np.float16),
             "BF16": (values.view(np.uint32) >> 16).astype(np.uint16),
         }
-        raw = words[name].view(np.uint8).reshape(-1)
+        raw = words[scheme.name].view(np.uint8).reshape(-1)
     else:
         blocks = rng.integers(0, 256, (n * k // scheme.group, scheme.group_bytes), dtype=np.uint8)
         for place, offset in enumerate(FACTORS[name]):
@@ -204,7 +73,7 @@ def rounded_activations(name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """What the kernels multiply, float64 [m, k], and the bound of its distance to x."""
     if name in ("F32", "F16"):
         return x.astype(np.float64), np.zeros(x.shape)
-    if name == "BF16":
+    if stored_scheme(name) == "BF16":
         bits = np.ascontiguousarray(x).view(np.uint32)
         rounded = (
             ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
@@ -283,7 +152,7 @@ def test_an_outlier_costs_its_neighbours_nothing(native: Native, name: str) -> N
     assert (lost <= 0.502 * 8 / 254 * wide.sum(axis=1) + 1e-6 * 600 * wide.max(axis=1)).all()
 
 
-@pytest.mark.parametrize("name", ["Q4_1", "BF16", "F32"])
+@pytest.mark.parametrize("name", ["Q4_1", "BF16", "BF16_SHORT", "F32"])
 def test_chunks_of_many_rows_change_nothing(native: Native, name: str) -> None:
     """More activations than one pass keeps in cache."""
     n, k, m = 16, 2048, 304
@@ -329,6 +198,8 @@ def test_packed_size_stays_close_to_the_stored_one(library: Native, name: str) -
     n, k, scheme = 64, 1024, SCHEMES[name]
     stored = n * k // scheme.group * scheme.group_bytes
     assert stored <= library.lib.oct_packed_bytes(NAMES.index(name), n, k) <= stored * 1.04
+    plain, short = (library.lib.oct_packed_bytes(NAMES.index(form), n, k) for form in ("BF16", "BF16_SHORT"))
+    assert short <= plain * 0.77
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -367,7 +238,7 @@ MORE = ctypes.CFUNCTYPE(None, ctypes.POINTER(Ahead))
 Ahead._fields_ = [("at", ctypes.c_size_t), ("end", ctypes.c_size_t), ("more", MORE)]
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q6_K", "BF16"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q6_K", "BF16", "BF16_SHORT"])
 @pytest.mark.parametrize("rows", [1, 7, 32])
 def test_what_comes_after_is_asked_for_to_its_end(name: str, rows: int) -> None:
     """By products of many rows, whose results stay what they are; the pieces need not be whole lines."""

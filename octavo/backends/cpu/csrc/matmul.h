@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-// In the order of octavo/base/types/tensor.py SCHEMES.
+// In the order of octavo/base/types/tensor.py SCHEMES, then what no file has, only packed weights.
 enum oct_scheme {
     OCT_F32 = 0,
     OCT_F16,
@@ -31,6 +31,7 @@ enum oct_scheme {
     OCT_Q5_K,
     OCT_Q6_K,
     OCT_IQ4_NL,
+    OCT_BF16_SHORT,  // of stored BF16: the same numbers in 12 bits, where their exponents allow it
     OCT_SCHEMES
 };
 
@@ -40,17 +41,19 @@ enum oct_scheme {
 #define OCT_TILE 16
 
 // Raised with every change of the packed form of any scheme: files of packed weights outlive a version of this library.
-#define OCT_LAYOUT 1
+#define OCT_LAYOUT 2
 
 // Bytes of the packed form of weights [n, k]; k is a multiple of the scheme's group. 0 for an unknown scheme.
 size_t oct_packed_bytes(int scheme, int64_t n, int64_t k);
 
-// Packs rows n_begin..n_end of `stored` (all n rows, row-major, as in the file). No byte pointer
+// Packs rows n_begin..n_end of `stored` (all n rows, row-major, as in the file; BF16 for OCT_BF16_SHORT). No byte pointer
 // needs any alignment, here and below; float pointers are aligned to 4 bytes.
-void oct_pack(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin, int64_t n_end);
+// Returns 0; 1 where OCT_BF16_SHORT cannot hold them, and the matrix is to be packed as OCT_BF16.
+int oct_pack(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin, int64_t n_end);
 
 // As oct_pack, of the weights in float32 as oct_dequantize_row gives them: the packed form is that of OCT_F32.
-void oct_pack_float(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin, int64_t n_end);
+// Not of OCT_BF16_SHORT. Returns 0.
+int oct_pack_float(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin, int64_t n_end);
 
 // Bytes of the converted activations [m, k] for weights of this scheme.
 size_t oct_act_bytes(int scheme, int64_t m, int64_t k);

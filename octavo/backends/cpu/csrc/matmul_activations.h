@@ -7,6 +7,9 @@
 
 #include <string.h>
 
+#include <type_traits>
+#include <utility>
+
 #include "matmul_kernels.h"
 
 #define OCT_INLINE __attribute__((always_inline))
@@ -17,6 +20,28 @@ using namespace oct;
 
 // Steps below this are lost: their inverse would overflow.
 constexpr float kLeastStep = 0x1p-118f;
+
+template <int... i, class Function>
+OCT_INLINE inline void each(std::integer_sequence<int, i...>, Function &&function) {
+    (function(std::integral_constant<int, i>()), ...);
+}
+
+// function(0), function(1), ... function(count - 1), with constants.
+template <int count, class Function> OCT_INLINE inline void each(Function &&function) {
+    each(std::make_integer_sequence<int, count>(), static_cast<Function &&>(function));
+}
+
+OCT_INLINE inline int32_t int_at(const uint8_t *at) {
+    int32_t value;
+    memcpy(&value, at, 4);
+    return value;
+}
+
+OCT_INLINE inline float float_at(const uint8_t *at) {
+    float value;
+    memcpy(&value, at, 4);
+    return value;
+}
 
 // Rounding to nearest even of |x| < 2^22, as an integer, on any processor: the low bits of x + 1.5 * 2^23.
 OCT_INLINE inline int32_t nearest(float x) {

@@ -64,7 +64,13 @@ struct Quad {
     static OCT_INLINE inline I byte(C a, int at) {
         return vandq_s32(vreinterpretq_s32_u8(shifted(a, 8 * at)), splat(255));
     }
-    static OCT_INLINE inline C levels(C a) { return vqtbl1q_u8(vld1q_u8(kLevels128), a); }
+    // 16 bytes at `from`, for bytes of a vector that are 0 .. 15.
+    static OCT_INLINE inline C table(const uint8_t *from) { return vld1q_u8(from); }
+    static OCT_INLINE inline C lookup(C table, C a) { return vqtbl1q_u8(table, a); }
+    static OCT_INLINE inline C levels(C a) { return lookup(table(kLevels128), a); }
+    // The first 8, or the last, of the bytes of both in turns.
+    static OCT_INLINE inline C zip_low(C a, C b) { return vzip1q_u8(a, b); }
+    static OCT_INLINE inline C zip_high(C a, C b) { return vzip2q_u8(a, b); }
 
     // Wide codes are signed bytes as code - 128, all the others as they are.
     template <bool wide> static OCT_INLINE inline int8x16_t as_signed(C codes) {
@@ -275,12 +281,12 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
 template <int scheme, int M> struct DenseTile<Arm, scheme, M> {
     using F = Quad::F;
     static constexpr int P = passes_together(M), kStep = dense_step_bytes(scheme), kLaneBytes = kStep / kPanel;
-    static constexpr bool kTwo = kPairs && scheme == OCT_BF16;
+    static constexpr bool kTwo = kPairs && is_bf16(scheme);
     static constexpr int kSums = kTwo ? (M + 1) / 2 * 2 : M;  // with pairs: outputs 0, 1 of both rows, then 2, 3
 
     // One unit of all rows at x, weights of this pass at w.
     static OCT_INLINE inline void step(const uint8_t *w, const uint8_t *x, F (&acc)[kSums]) {
-        if constexpr (scheme == OCT_BF16) {
+        if constexpr (is_bf16(scheme)) {
             const uint32x4_t both = vreinterpretq_u32_u8(vld1q_u8(w)), odd = vdupq_n_u32(0xffff0000);
             const F low = vreinterpretq_f32_u32(vshlq_n_u32(both, 16)), high = vreinterpretq_f32_u32(vandq_u32(both, odd));
             each<M>([&](auto m) OCT_INLINE {
@@ -317,7 +323,7 @@ template <int scheme, int M> struct DenseTile<Arm, scheme, M> {
     static OCT_INLINE inline void units(const uint8_t *w, int64_t count, const uint8_t *x, F (&acc)[P][kSums]) {
         constexpr int ahead = kTwo ? 2 : 1;
         for (int u = 0; u < count; u += ahead) {
-            __builtin_prefetch(w + u * kStep + Arm::kAhead);
+            if constexpr (scheme != OCT_BF16_SHORT) __builtin_prefetch(w + u * kStep + Arm::kAhead);
             each<P>([&](auto i) OCT_INLINE {
                 const uint8_t *at = w + u * kStep + 4 * i * kLaneBytes;
                 if constexpr (kTwo) {
@@ -338,14 +344,16 @@ template <int scheme, int M> struct DenseTile<Arm, scheme, M> {
     }
 
     static void run(const uint8_t *panel, int, const Rows &r, int64_t k, const Target &to) {
+        alignas(64) uint8_t near[scheme == OCT_BF16_SHORT ? 2 * kUnits * kStep : 1];
         for (int lane = 0; lane < kPanel; lane += 4 * P) {
             if (to.hi <= lane || to.lo >= lane + 4 * P) continue;
             F acc[P][kSums];
             each<P * kSums>([&](auto i) OCT_INLINE { acc[i / kSums][i % kSums] = Quad::zero(); });
-            const uint8_t *w = panel + lane * kLaneBytes, *x = r.act + r.first * kUnits * 4;
+            Steps<Quad, scheme, 4 * P, Arm::kAhead> steps(panel, k, lane, r.room ? r.room : near, r.room);
+            const uint8_t *x = r.act + r.first * kUnits * 4;
             int64_t left = dense_steps(scheme, k);
-            for (; left >= kUnits; left -= kUnits, w += kUnits * kStep, x += r.rows * kUnits * 4) units(w, kUnits, x, acc);
-            units(w, left, x, acc);
+            for (; left >= kUnits; left -= kUnits, x += r.rows * kUnits * 4) units(steps.next(kUnits), kUnits, x, acc);
+            if (left) units(steps.next(left), left, x, acc);
             each<P * M>([&](auto i) OCT_INLINE {
                 const int at = lane + i / M * 4;
                 Quad::store(to.y + i % M * to.ldy + at, row(acc[i / M], i % M), to.bias ? to.bias + at : nullptr, to.lo - at,

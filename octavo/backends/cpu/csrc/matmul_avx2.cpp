@@ -48,9 +48,15 @@ struct Avx2 {
     // Words to the right.
     static OCT_INLINE inline C shifted(C a, int count) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(count)); }
     static OCT_INLINE inline I byte(C a, int at) { return _mm256_and_si256(shifted(a, 8 * at), splat(255)); }
-    static OCT_INLINE inline C levels(C a) {
-        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)kLevels128)), a);
+    // 16 bytes at `from`, for bytes of a vector that are 0 .. 15.
+    static OCT_INLINE inline C table(const uint8_t *from) {
+        return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)from));
     }
+    static OCT_INLINE inline C lookup(C table, C a) { return _mm256_shuffle_epi8(table, a); }
+    static OCT_INLINE inline C levels(C a) { return lookup(table(kLevels128), a); }
+    // The first 8, or the last, of each 16 bytes of both in turns.
+    static OCT_INLINE inline C zip_low(C a, C b) { return _mm256_unpacklo_epi8(a, b); }
+    static OCT_INLINE inline C zip_high(C a, C b) { return _mm256_unpackhi_epi8(a, b); }
 
     // Pairs are summed in 16 bits: codes below 64 leave room, wide ones (as code - 128) lend their sign to the activations.
     template <bool wide> static OCT_INLINE inline I dot(I sum, C codes, const uint8_t *quad) {

@@ -51,9 +51,15 @@ struct Avx512 {
     // Words to the right.
     static OCT_INLINE inline C shifted(C a, int count) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(count)); }
     static OCT_INLINE inline I byte(C a, int at) { return _mm512_and_si512(shifted(a, 8 * at), splat(255)); }
-    static OCT_INLINE inline C levels(C a) {
-        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)kLevels128)), a);
+    // 16 bytes at `from`, for bytes of a vector that are 0 .. 15.
+    static OCT_INLINE inline C table(const uint8_t *from) {
+        return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)from));
     }
+    static OCT_INLINE inline C lookup(C table, C a) { return _mm512_shuffle_epi8(table, a); }
+    static OCT_INLINE inline C levels(C a) { return lookup(table(kLevels128), a); }
+    // The first 8, or the last, of each 16 bytes of both in turns.
+    static OCT_INLINE inline C zip_low(C a, C b) { return _mm512_unpacklo_epi8(a, b); }
+    static OCT_INLINE inline C zip_high(C a, C b) { return _mm512_unpackhi_epi8(a, b); }
 
     template <bool> static OCT_INLINE inline I dot(I sum, C unsigned_codes, const uint8_t *quad) {
         // Written out because GCC 12 does not fold the broadcast into the instruction.

@@ -11,6 +11,15 @@
 //   single   1 vector:  bit q of each byte belongs to quad q
 // Dense: F32 [k][16] f32, F16 [k][16] f16, BF16 [(k + 1) / 2][16][2] bf16 (an odd k is padded with zero).
 //
+// BF16_SHORT: BF16 in 12 bits a weight, none lost. A weight's upper byte (its sign and seven bits of its exponent) becomes a
+// code of 4 bits, its place in a table of the panel's 16 most frequent ones; weights with another one are exceptions. A panel,
+// of whole lines of 64 bytes:
+//   upper bytes u8[16], ascending | count u32 | positions u32[most] | bf16[most] | 0 | blocks
+// An exception's position is its place in BF16's panel, ascending; the code that lies there means nothing. A block is 4 steps
+// of BF16's panel, codes u8[64] | lower bytes u8[2][64]:
+//   lower[h][16 l + 8 i + w] is of weight 8 l + w of step 2 h + i, its code the low (h = 0) or high half of codes[16 l + 8 i + w]
+// so that lower and upper bytes in turns, 16 of each at a time, are a step's weights in order. Padding is a finite number.
+//
 // Activations: tiles of 16 rows (the last one has the rows that are left, R):
 //   quantized: for each group  codes int8 [R][32] | factors [R] of (scale f32, centre f32, aux [subs])
 //              then            counts int32 [R] | outliers [R][k / 12] of (index int32, value f32), counts of them written
@@ -60,6 +69,7 @@ constexpr Format kFormats[OCT_SCHEMES] = {
     {Codes::kNibblesSingle, 176, 8, 1, 0, true, false, false},  // Q5_K
     {Codes::kNibblesPairs, 210, 8, 2, 32, false, true, false},  // Q6_K
     {Codes::kLevels, 18, 1, 1, 128, false, false, false},       // IQ4_NL
+    {Codes::kDense, 2, 0, 0, 0, false, false, false},           // BF16_SHORT
 };
 
 // The 16 levels of IQ4_NL (kvalues_iq4nl of ggml) plus 128.
@@ -92,13 +102,26 @@ constexpr int group_bytes(const Format &f) { return scale_bytes(f) + code_bytes(
 
 constexpr int block_bytes(const Format &f) { return head_bytes(f) + f.span * group_bytes(f); }
 
+// The scheme whose activations it reads, and whose products it has.
+constexpr int act_scheme(int scheme) { return scheme == OCT_BF16_SHORT ? OCT_BF16 : scheme; }
+
+constexpr bool is_bf16(int scheme) { return act_scheme(scheme) == OCT_BF16; }
+
 // Steps of a dense product: two elements each for BF16, otherwise one.
-constexpr int64_t dense_steps(int scheme, int64_t k) { return scheme == OCT_BF16 ? (k + 1) / 2 : k; }
+constexpr int64_t dense_steps(int scheme, int64_t k) { return is_bf16(scheme) ? (k + 1) / 2 : k; }
 
 constexpr int dense_step_bytes(int scheme) { return scheme == OCT_F16 ? kPanel * 2 : kPanel * 4; }
 
+// BF16_SHORT: steps and bytes of a block; exceptions that a panel has room for, a 256th of its weights or a few more, and
+// bytes of what lies before its blocks.
+constexpr int kShortSteps = 4, kShortBytes = 192, kShortTable = 20;
+constexpr int64_t short_blocks(int64_t k) { return ((k + 1) / 2 + kShortSteps - 1) / kShortSteps; }
+constexpr int64_t short_head(int64_t k) { return (kShortTable + short_blocks(k) / 2 * 6 + 63) / 64 * 64; }
+constexpr int64_t short_exceptions(int64_t k) { return (short_head(k) - kShortTable) / 6; }
+
 constexpr int64_t panel_bytes(int scheme, int64_t k) {
     const Format &f = kFormats[scheme];
+    if (scheme == OCT_BF16_SHORT) return short_head(k) + short_blocks(k) * kShortBytes;
     return is_dense(f) ? dense_steps(scheme, k) * dense_step_bytes(scheme) : k / kGroup / f.span * block_bytes(f);
 }
 

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "matmul_formats.h"
+#include "matmul_pack.h"
 
 namespace {
 
@@ -280,6 +280,12 @@ void dequantize_block(const Format &f, const uint8_t *block, int r, float *out) 
         }
 }
 
+void dequantize_short(const uint8_t *panel, int r, float *out, int64_t k) {
+    std::vector<uint16_t> row((size_t)k);
+    unpack_short(panel, r, row.data(), k);
+    for (int64_t i = 0; i < k; i++) out[i] = from_bits((uint32_t)row[(size_t)i] << 16);
+}
+
 void dequantize_dense(int scheme, const uint8_t *panel, int r, float *out, int64_t k) {
     for (int64_t i = 0; i < k; i++) {
         uint16_t half;
@@ -297,12 +303,16 @@ void dequantize_dense(int scheme, const uint8_t *panel, int r, float *out, int64
 
 extern "C" {
 
-void oct_pack(int scheme, const void *stored, void *packed, int64_t, int64_t k, int64_t n_begin, int64_t n_end) {
+int oct_pack(int scheme, const void *stored, void *packed, int64_t, int64_t k, int64_t n_begin, int64_t n_end) {
+    const uint8_t *from = static_cast<const uint8_t *>(stored);
+    uint8_t *to = static_cast<uint8_t *>(packed);
+    if (scheme == OCT_BF16_SHORT) return !pack_short(from, to, k, n_begin, n_end);
     const auto pack = is_dense(kFormats[scheme]) ? pack_dense : pack_quantized;
-    pack(scheme, static_cast<const uint8_t *>(stored), static_cast<uint8_t *>(packed), k, n_begin, n_end);
+    pack(scheme, from, to, k, n_begin, n_end);
+    return 0;
 }
 
-void oct_pack_float(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin,
+int oct_pack_float(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin,
                     int64_t n_end) {
     const Format &f = kFormats[scheme];
     const int64_t row_bytes = is_dense(f) ? k * f.stored_bytes : k / kGroup / f.span * f.stored_bytes;
@@ -316,12 +326,14 @@ void oct_pack_float(int scheme, const void *stored, void *packed, int64_t n, int
         oct_pack(OCT_F32, rows.data(), static_cast<uint8_t *>(packed) + first / kPanel * panel_bytes(OCT_F32, k), count,
                  k, 0, count);
     }
+    return 0;
 }
 
 void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t, int64_t k, int64_t row) {
     const Format &f = kFormats[scheme];
     const uint8_t *panel = static_cast<const uint8_t *>(packed) + row / kPanel * panel_bytes(scheme, k);
     const int r = (int)(row % kPanel);
+    if (scheme == OCT_BF16_SHORT) return dequantize_short(panel, r, out, k);
     if (is_dense(f)) return dequantize_dense(scheme, panel, r, out, k);
     for (int64_t i = 0; i < k / kGroup / f.span; i++)
         dequantize_block(f, panel + i * block_bytes(f), r, out + i * f.span * kGroup);

@@ -58,12 +58,26 @@ struct Scalar {
     // Words to the right.
     static OCT_INLINE inline C shifted(C a, int count) { return a >> count; }
     static OCT_INLINE inline I byte(C a, int at) { return (I)(a >> 8 * at & 255u); }
-    static OCT_INLINE inline C levels(C a) {
-        uint8_t byte[16];
-        memcpy(byte, &a, 16);
-        for (uint8_t &code : byte) code = kLevels128[code];
-        return load<C>(byte);
+    // 16 bytes at `from`, for bytes of a vector that are 0 .. 15.
+    static OCT_INLINE inline C table(const uint8_t *from) { return load<C>(from); }
+    static OCT_INLINE inline C lookup(C table, C a) {
+        uint8_t entries[16], bytes[16];
+        memcpy(entries, &table, 16);
+        memcpy(bytes, &a, 16);
+        for (uint8_t &byte : bytes) byte = entries[byte & 15];
+        return load<C>(bytes);
     }
+    static OCT_INLINE inline C levels(C a) { return lookup(table(kLevels128), a); }
+    // The first 8, or the last, of the bytes of both in turns.
+    static OCT_INLINE inline C zip(C a, C b, int first) {
+        uint8_t even[16], odd[16], bytes[16];
+        memcpy(even, &a, 16);
+        memcpy(odd, &b, 16);
+        for (int i = 0; i < 8; i++) bytes[2 * i] = even[first + i], bytes[2 * i + 1] = odd[first + i];
+        return load<C>(bytes);
+    }
+    static OCT_INLINE inline C zip_low(C a, C b) { return zip(a, b, 0); }
+    static OCT_INLINE inline C zip_high(C a, C b) { return zip(a, b, 8); }
 
     // Products of a code and an activation fit 16 bits; they are widened before they are added.
     template <bool> static OCT_INLINE inline I dot(I sum, C codes, const uint8_t *quad) {

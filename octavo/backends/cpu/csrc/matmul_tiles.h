@@ -13,37 +13,13 @@
 #include <string.h>
 
 #include <memory>
-#include <type_traits>
-#include <utility>
 #include <vector>
 
-#include "matmul_activations.h"
+#include "matmul_short.h"
 
 namespace {
 
 using namespace oct;
-
-template <int... i, class Function>
-OCT_INLINE inline void each(std::integer_sequence<int, i...>, Function &&function) {
-    (function(std::integral_constant<int, i>()), ...);
-}
-
-// function(0), function(1), ... function(count - 1), with constants.
-template <int count, class Function> OCT_INLINE inline void each(Function &&function) {
-    each(std::make_integer_sequence<int, count>(), static_cast<Function &&>(function));
-}
-
-OCT_INLINE inline int32_t int_at(const uint8_t *at) {
-    int32_t value;
-    memcpy(&value, at, 4);
-    return value;
-}
-
-OCT_INLINE inline float float_at(const uint8_t *at) {
-    float value;
-    memcpy(&value, at, 4);
-    return value;
-}
 
 // Where the lanes of one pass of one panel go. y and bias point at lane 0; lanes lo..hi are written.
 struct Target {
@@ -140,7 +116,9 @@ constexpr int lines_ahead(int rows) { return rows < 8 ? 0 : rows / 4; }
 
 // Rows first..first + M of a tile of `rows` rows. turns [most][kTile]: the tile's outliers, the first of each row, then
 // the second ...; zero times the column of zeros where a row has no more.
-// unread: whether this panel's weights are still to be written into columns, by who reads the panel first.
+// unread: whether this panel's weights are still to be written into columns, or into room, by who reads the panel first.
+// room: where a panel of BF16_SHORT becomes one of BF16; null if one call reads it. after: the next panel, which the first
+// calls that read the room ask for; room itself for others.
 struct Rows {
     const uint8_t *act;
     const Turn *turns;
@@ -148,6 +126,8 @@ struct Rows {
     bool unread;
     oct_ahead *ahead;
     Columns columns;
+    uint8_t *room;
+    const uint8_t *after;
 };
 
 // Quad q of the group whose code planes lie at p, alone.
@@ -364,9 +344,9 @@ template <class V, int scheme, int M> struct QuantTile {
 template <class V, int scheme, int M> struct DenseTile {
     using F = typename V::F;
 
-    static OCT_INLINE inline void step(const uint8_t *weights, const uint8_t *act, F (&acc)[M]) {
-        __builtin_prefetch(weights + 4 * V::kAhead, 0, 2);
-        if constexpr (scheme == OCT_BF16) {
+    static OCT_INLINE inline void step(const uint8_t *weights, uintptr_t far, const uint8_t *act, F (&acc)[M]) {
+        if constexpr (scheme != OCT_BF16_SHORT) __builtin_prefetch((const void *)((uintptr_t)weights + far), 0, 2);
+        if constexpr (is_bf16(scheme)) {
             const typename V::C pairs = V::codes(weights);
             each<M>([&](auto m) OCT_INLINE { acc[m] = V::dot_bf16(acc[m], pairs, act + m * kUnits * 4); });
         } else {
@@ -379,14 +359,23 @@ template <class V, int scheme, int M> struct DenseTile {
         constexpr int bytes = dense_step_bytes(scheme);
         F acc[M];
         each<M>([&](auto m) OCT_INLINE { acc[m] = V::zero(); });
-        const uint8_t *weights = panel + lane * (bytes / kPanel);
+        alignas(64) uint8_t near[scheme == OCT_BF16_SHORT ? 2 * kUnits * bytes : 1];
+        Steps<V, scheme, V::kLanes, 4 * V::kAhead> steps(panel, k, lane, r.room ? r.room : near, r.room);
+        const uintptr_t far = scheme == OCT_BF16 && r.room ? (uintptr_t)r.after - (uintptr_t)r.room : 4 * V::kAhead;
         const uint8_t *act = r.act + r.first * kUnits * 4;
         int64_t left = dense_steps(scheme, k);
         for (; left >= kUnits; left -= kUnits, act += r.rows * kUnits * 4) {
-            for (int unit = 0; unit < kUnits; unit++, weights += bytes) step(weights, act + unit * 4, acc);
+            const uint8_t *weights = steps.next(kUnits);
+            for (int unit = 0; unit < kUnits; unit++, weights += bytes) step(weights, far, act + unit * 4, acc);
             ask<lines_ahead(M)>(r.ahead);
         }
-        for (int unit = 0; unit < left; unit++, weights += bytes) step(weights, act + unit * 4, acc);
+        if (left == 0) return finish(acc, to);
+        const uint8_t *weights = steps.next(left);
+        for (int unit = 0; unit < left; unit++, weights += bytes) step(weights, far, act + unit * 4, acc);
+        finish(acc, to);
+    }
+
+    static OCT_INLINE inline void finish(const F (&acc)[M], const Target &to) {
         each<M>([&](auto m) OCT_INLINE { V::store(to.y + m * to.ldy, acc[m], to.bias, to.lo, to.hi); });
     }
 };
@@ -424,8 +413,8 @@ template <class V, int scheme> struct Tiles {
 constexpr int64_t kActivationBytes = 640 * 1024;
 
 // M rows of a tile, from `row` of the batch on, times one panel.
-template <class V, int scheme> void panel_rows(const Product &p, TileFunction run, int64_t n, const Rows &rows, int64_t row) {
-    const uint8_t *panel = p.packed + n / kPanel * panel_bytes(scheme, p.k);
+template <class V>
+void panel_rows(const Product &p, TileFunction run, const uint8_t *panel, int64_t n, const Rows &rows, int64_t row) {
     for (int lane = 0; lane < kPanel; lane += V::kLanes) {
         const int64_t at = n + lane, lo = p.n_begin - at, hi = p.n_end - at;
         const Target to = {p.y + row * p.ldy + at, p.ldy, p.bias ? p.bias + at : nullptr, lo > 0 ? (int)lo : 0,
@@ -437,10 +426,15 @@ template <class V, int scheme> void panel_rows(const Product &p, TileFunction ru
 // All rows of a tile times one panel.
 template <class V, int scheme> void panel_tile(const Product &p, int64_t n, Rows rows, int64_t row) {
     static constexpr Tiles<V, scheme> tiles{std::make_integer_sequence<int, row_steps<V>()>()};
+    static constexpr Tiles<V, act_scheme(scheme)> decoded{std::make_integer_sequence<int, row_steps<V>()>()};
+    const uint8_t *panel = p.packed + n / kPanel * panel_bytes(scheme, p.k);
+    const TileFunction *run = tiles.run;
+    if (scheme == OCT_BF16_SHORT && !rows.unread) run = decoded.run, panel = rows.room;
     for (int step = row_steps<V>() - 1; rows.first < rows.rows; rows.first += kRowSteps[step]) {
         while (kRowSteps[step] > rows.rows - rows.first) step--;
-        panel_rows<V, scheme>(p, tiles.run[step], n, rows, row + rows.first);
+        panel_rows<V>(p, run[step], panel, n, rows, row + rows.first);
         rows.unread = false;
+        if (scheme == OCT_BF16_SHORT) run = decoded.run, panel = rows.room;
     }
 }
 
@@ -478,7 +472,7 @@ template <int scheme> void find_tiles(const Product &p, int64_t row, int64_t cou
     if (!is_dense(f) && chunk.seen.size() < (size_t)p.k) chunk.seen.resize((size_t)p.k);
     for (; row < p.m && count > 0; row += kTile, count--) {
         const int rows = (int)(p.m - row < kTile ? p.m - row : kTile);
-        Rows tile = {p.act + row * act_row_bytes(scheme, p.k), nullptr, rows, 0, 0, false, p.ahead, {}};
+        Rows tile = {p.act + row * act_row_bytes(scheme, p.k), nullptr, rows, 0, 0, false, p.ahead, {}, nullptr, nullptr};
         if constexpr (!is_dense(f)) tile.most = add_turns(tile.act + p.k / kGroup * rows * act_group_bytes(f), rows, p.k, chunk);
         chunk.tiles.push_back(tile);
     }
@@ -511,6 +505,15 @@ void panel_unpacked(const Product &p, int64_t n, const Rows *tiles, int64_t coun
     }
 }
 
+// Room for a panel of BF16 in lines of its own; null where one call takes all rows.
+template <class V> uint8_t *room_of(int64_t k, int64_t tiles, int rows, Vector<uint8_t> &room) {
+    for (int step = 0; step < row_steps<V>() && tiles == 1; step++)
+        if (kRowSteps[step] == rows) return nullptr;
+    const size_t bytes = (size_t)(short_blocks(k) * kShortSteps * dense_step_bytes(OCT_BF16)) + 63;
+    if (room.size() < bytes) room.resize(bytes);
+    return room.data() + (-(uintptr_t)room.data() & 63);
+}
+
 // The panel that begins with output n times a chunk's tiles, which begin with `row`.
 template <class V, int scheme> void panel_of_chunk(const Product &p, Chunk &chunk, int64_t row, int64_t n) {
     const Rows *tiles = chunk.tiles.data();
@@ -528,6 +531,10 @@ template <class V, int scheme> void panel_of_chunk(const Product &p, Chunk &chun
     for (int64_t i = whole; i < count; i++) {
         Rows rows = tiles[i];
         rows.unread = i == 0;
+        if constexpr (scheme == OCT_BF16_SHORT) {
+            rows.room = room_of<V>(p.k, count, rows.rows, chunk.room);
+            rows.after = i < 2 ? p.packed + (n / kPanel + 1) * panel_bytes(scheme, p.k) : rows.room;
+        }
         panel_tile<V, scheme>(p, n, rows, row + i * kTile);
     }
 }
@@ -583,7 +590,7 @@ template <class V> void matmul_gated(const GatedProduct &p) {
 }
 
 template <class V, int... scheme> constexpr Kernels kernels(const char *name, std::integer_sequence<int, scheme...>) {
-    return {name, {quantize<V, scheme>...}, {matmul<V, scheme>...}, matmul_gated<V>};
+    return {name, {quantize<V, act_scheme(scheme)>...}, {matmul<V, scheme>...}, matmul_gated<V>};
 }
 
 template <class V> constexpr Kernels kernels(const char *name) {

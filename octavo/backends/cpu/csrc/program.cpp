@@ -2,6 +2,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "experts.h"
@@ -393,13 +394,14 @@ struct Packing {
     const void* stored;
     void* packed;
     int64_t n, k;
+    std::atomic<bool> failed = false;
 };
 
 void pack(void* argument, Pool& pool, int) {
-    const Packing& p = *static_cast<Packing*>(argument);
+    Packing& p = *static_cast<Packing*>(argument);
     const int64_t piece = 8 * OCT_PANEL;
-    for (int64_t begin; (begin = pool.take() * piece) < p.n;)
-        p.kernel(p.scheme, p.stored, p.packed, p.n, p.k, begin, std::min(begin + piece, p.n));
+    for (int64_t begin; (begin = pool.take() * piece) < p.n && !p.failed;)
+        if (p.kernel(p.scheme, p.stored, p.packed, p.n, p.k, begin, std::min(begin + piece, p.n))) p.failed = true;
 }
 
 struct Draws {
@@ -423,7 +425,7 @@ void draw(void* argument, Pool& pool, int member) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 7; }
+int32_t oct_abi() { return 8; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 
@@ -457,11 +459,12 @@ void oct_draw(void* machine, OctDraw* rows, int64_t count, int64_t vocab) {
 
 int32_t oct_layout() { return OCT_LAYOUT; }
 
-// to_float: by oct_pack_float.
-void oct_pack_all(void* machine, int32_t scheme, int32_t to_float, const void* stored, void* packed, int64_t n,
-                  int64_t k) {
+// to_float: by oct_pack_float. Returns 0; 1 where the scheme cannot hold them.
+int32_t oct_pack_all(void* machine, int32_t scheme, int32_t to_float, const void* stored, void* packed, int64_t n,
+                     int64_t k) {
     Packing packing{to_float ? oct_pack_float : oct_pack, scheme, stored, packed, n, k};
     static_cast<Machine*>(machine)->pool.run(pack, &packing);
+    return packing.failed;
 }
 
 }  // extern "C"

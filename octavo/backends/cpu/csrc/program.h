@@ -126,7 +126,7 @@ void* oct_machine_new(int32_t threads, const int32_t* cores, int32_t num_cores);
 void oct_machine_free(void* machine);
 void oct_run(void* machine, const OctGroup* groups, int64_t num_groups, const OctInstruction* instructions,
              OctBatch* batch);
-void oct_pack_all(void* machine, int32_t scheme, int32_t to_float, const void* stored, void* packed, int64_t n, int64_t k);
+int32_t oct_pack_all(void* machine, int32_t scheme, int32_t to_float, const void* stored, void* packed, int64_t n, int64_t k);
 
 }  // extern "C"
 
