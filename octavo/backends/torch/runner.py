@@ -19,7 +19,7 @@ from octavo.backends.torch.device import compile_workers
 from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
 from octavo.backends.torch.device.graph import Pool
-from octavo.backends.torch.device.memory import activation_bytes, device_bytes, graph_bytes, row_bytes
+from octavo.backends.torch.device.memory import activation_bytes, device_bytes, explained, graph_bytes, row_bytes
 from octavo.backends.torch.forward_graphs import ForwardGraphs, graphed_tokens
 from octavo.backends.torch.layers.decoder import Decoder, check_words
 from octavo.backends.torch.layers.encoder import Encoder
@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_UNFINISHED = 2
+FEWER_WEIGHTS = "end what else uses the device, quantize (-q fp8), or take a smaller model"
+FEWER_BLOCKS = (
+    "end what else uses the device, or lower --gpu-memory-utilization, --kv-cache-memory-bytes or "
+    "--num-gpu-blocks-override, whichever set its size"
+)
 
 
 class TorchBackend:
@@ -89,7 +94,7 @@ class TorchBackend:
         self._flash = Flash4(
             spec, device=self._device, dtype=dtype, cache_dtype=cache_dtype, block_size=self._block_size
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), explained(self._device, "the weights", FEWER_WEIGHTS):
             loaded = load_weights(
                 spec,
                 weights,
@@ -133,7 +138,8 @@ class TorchBackend:
                 param="kv_cache_memory_bytes",
             )
         arithmetic = decoder.weights.embed.dtype
-        with torch.inference_mode():
+        kept = f"the KV cache of {num_blocks} blocks, beside it rows and graphs,"
+        with torch.inference_mode(), explained(self._device, kept, FEWER_BLOCKS):
             cache = KVCache(
                 decoder.spec,
                 num_blocks=num_blocks,

@@ -11,6 +11,7 @@ import torch
 from torch_driver import BLOCK, MAX_LEN, VOCAB, Driver, arrays, close, layer, spec, vector
 from torch_forward import forward, log_softmax
 
+from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch import step as step_module
 from octavo.backends.torch.device.device import resolve_cache_dtype
 from octavo.backends.torch.device.memory import activation_bytes
@@ -363,6 +364,16 @@ def test_kernels_are_planned_less_memory(rows: int) -> None:
     assert 0 < activation_bytes(MODEL, kernels=True, **sizes) <= activation_bytes(MODEL, kernels=False, **sizes)
     grown = activation_bytes(MODEL, kernels=True, **{**sizes, "tokens": 128})
     assert grown > activation_bytes(MODEL, kernels=True, **sizes)
+
+
+@pytest.mark.parametrize(("name", "told"), [("load_weights", "the weights found"), ("KVCache", "the KV cache of")])
+def test_memory_that_runs_out_is_explained(monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(runner_module, name, refuse)
+    with pytest.raises(ConfigError, match=rf"{told}.* GiB on cpu .* are free"):
+        Driver(MODEL, WEIGHTS)
 
 
 def test_close_is_idempotent_and_final(driver: Driver) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from octavo.backends.torch.sampling.edits import FIELDS, MOST_EDITS
+from octavo.base.errors import ConfigError
 from octavo.models.spec import MLP, GatedMLP, ModelSpec, MoE
 
 MOST_APART = 64
@@ -19,6 +22,18 @@ _MARGIN = 128 << 20
 
 _GROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+
+
+@contextmanager
+def explained(device: torch.device, what: str, remedy: str) -> Iterator[None]:
+    """Within, memory that runs out is a ConfigError: what did not fit, what is free, the remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        total, free = device_bytes(device)
+        have = f"of {total / 2**30:.1f} GiB on {device} {free / 2**30:.1f} are free"
+        raise ConfigError(f"{what} found no room: {have}; {remedy}", param="device") from error
 
 
 def device_bytes(device: torch.device) -> tuple[int, int]:
