@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo.api.devices import begin_ahead, choose_device, kv_bytes_per_token, make_backend, preferred_block_size
+from octavo.api.devices import choose_for_engine, kv_bytes_per_token, make_backend, preferred_block_size
 from octavo.api.quantization import online_quantization, quantized_matrices
 from octavo.api.requests import Limits
 from octavo.base import heap
@@ -284,10 +284,9 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
     from octavo.engine.grammar.compiler import Compiler
     from octavo.executor.local import LocalExecutor
 
-    begin_ahead(config.device.device)
     if model is None:
         model = open_model(config.model, with_text=False, progress=progress)
-    device, reasons = choose_device(config.device)
+    device, reasons = choose_for_engine(config.device)
     for reason in reasons:
         logger.info("device: %s", reason)
     asked = preferred_block_size(device, config, model.spec)

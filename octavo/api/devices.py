@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import sys
 import threading
 from contextlib import suppress
 from typing import Any
@@ -130,21 +131,40 @@ def diagnose_kernels(device: str) -> tuple[str, str]:
     return ("Triton's" if device == "cuda" else "PyTorch's own"), ""
 
 
-def begin_ahead(device: str) -> None:
-    """Where an engine on this device (DeviceConfig.device) may be CUDA's: begin what need not wait for PyTorch."""
+def choose_for_engine(config: DeviceConfig) -> tuple[str, list[str]]:
+    """As choose_device; what CUDA's engine needs and need not wait for PyTorch begins before that is imported."""
+    device = ""
+    _begin_ahead(config.device)
+    try:
+        device, reasons = choose_device(config)
+        return device, reasons
+    finally:
+        if device != "cuda":
+            _end_ahead()
+
+
+def _begin_ahead(device: str) -> None:
     installed = all(importlib.util.find_spec(name) for name in ("torch", "triton"))
-    if device in ("auto", "cuda", "torch") and installed and _has_driver():
+    waits = "torch" not in sys.modules
+    if device in ("auto", "cuda", "torch") and installed and waits and _has_driver():
         from octavo.backends.torch.device import compile_workers
 
         compile_workers.start_ahead()
 
 
+def _end_ahead() -> None:
+    began = sys.modules.get(
+        "octavo.backends.torch.device.compile_workers"
+    )  # not imported for this: a CPU's start waits
+    if began is not None:
+        began.end_ahead()
+
+
 def prepare(device: str) -> None:
     """Import what an engine on this device (DeviceConfig.device) will need, in the time before its config is known."""
-    begin_ahead(device)
     names = ["octavo.engine.engine", "octavo.executor.local", "octavo.models.registry", "octavo.weights.source"]
     with suppress(OctavoError):  # the same will be said about the config
-        if choose_device(msgspec.convert({"device": device}, DeviceConfig))[0] == "cpu":
+        if choose_for_engine(msgspec.convert({"device": device}, DeviceConfig))[0] == "cpu":
             names.append("octavo.backends.cpu.runner")
     for name in names:
         importlib.import_module(name)

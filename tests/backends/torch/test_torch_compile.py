@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from compile_stand_in_parts import living
 
 from octavo.api import devices
 from octavo.backends.torch.device import compile_workers
+from octavo.base.config.config import DeviceConfig
+from octavo.base.errors import ConfigError
 
 HERE = Path(__file__).parent
 WITHOUT_TORCH = """
@@ -163,10 +166,35 @@ def test_triton_keeps_kernels_where_it_is_looked(monkeypatch: pytest.MonkeyPatch
     assert str(compile_workers._cache()) == knobs.cache.dir == str(tmp_path / ".triton" / "cache")
 
 
-@pytest.mark.parametrize(("device", "driver", "begun"), [("auto", True, 1), ("cpu", True, 0), ("cuda", False, 0)])
-def test_begun_ahead_for_cuda_alone(monkeypatch: pytest.MonkeyPatch, device: str, driver: bool, begun: int) -> None:
-    started: list[int] = []
+@pytest.mark.parametrize(
+    ("device", "driver", "loaded", "chosen", "calls"),
+    [
+        ("auto", True, False, "cuda", ["start"]),
+        ("auto", True, False, "cpu", ["start", "end"]),
+        ("auto", True, True, "cuda", []),
+        ("cpu", True, False, "cpu", ["end"]),
+        ("cuda", False, False, "", ["end"]),
+    ],
+)
+def test_begun_ahead_for_cuda_alone(
+    monkeypatch: pytest.MonkeyPatch, device: str, driver: bool, loaded: bool, chosen: str, calls: list[str]
+) -> None:
+    """loaded: PyTorch is imported already.  chosen: the device; none where choosing it raises."""
+
+    def choose(_: DeviceConfig) -> tuple[str, list[str]]:
+        if not chosen:
+            raise ConfigError("no driver", param="device")
+        return chosen, []
+
+    made: list[str] = []
     monkeypatch.setattr(devices, "_has_driver", lambda: driver)
-    monkeypatch.setattr(compile_workers, "start_ahead", lambda: started.append(1))
-    devices.begin_ahead(device)
-    assert len(started) == begun
+    monkeypatch.setattr(devices, "choose_device", choose)
+    monkeypatch.setattr(compile_workers, "start_ahead", lambda: made.append("start"))
+    monkeypatch.setattr(compile_workers, "end_ahead", lambda: made.append("end"))
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+    else:
+        import torch  # noqa: F401
+    with nullcontext() if chosen else pytest.raises(ConfigError):
+        devices.choose_for_engine(DeviceConfig(device=device))  # type: ignore[arg-type]
+    assert made == calls
