@@ -153,9 +153,8 @@ def _begin_ahead(device: str) -> None:
 
 
 def _end_ahead() -> None:
-    began = sys.modules.get(
-        "octavo.backends.torch.device.compile_workers"
-    )  # not imported for this: a CPU's start waits
+    # looked up, not imported: a start on a CPU would wait for that
+    began = sys.modules.get("octavo.backends.torch.device.compile_workers")
     if began is not None:
         began.end_ahead()
 
