@@ -158,12 +158,18 @@ def test_none_are_started_ahead_where_anything_is_cached(cache: Path) -> None:
 
 
 def test_triton_keeps_kernels_where_it_is_looked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With Triton imported, and before."""
     from triton import knobs
 
-    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    assert str(compile_workers._cache()) == knobs.cache.dir
     monkeypatch.setenv("TRITON_HOME", str(tmp_path))
-    assert str(compile_workers._cache()) == knobs.cache.dir == str(tmp_path / ".triton" / "cache")
+    for name in ("", "elsewhere"):
+        monkeypatch.setenv("TRITON_CACHE_DIR", name) if name else monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+        assert str(compile_workers._cache()) == knobs.cache.dir
+        with monkeypatch.context() as before:
+            before.delitem(sys.modules, "triton")
+            assert str(compile_workers._cache()) == knobs.cache.dir
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path / "set"))
+    assert compile_workers._cache() == tmp_path / "set"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ def end_ahead() -> None:
 
 
 def _cache() -> Path:
-    """Where Triton keeps kernels, as its own knobs.cache.dir has it: Triton is not imported for that."""
+    """Where Triton keeps kernels: its own knobs.cache.dir, or what that will be. Triton is not imported for this."""
+    if (triton := sys.modules.get("triton")) is not None:
+        return Path(triton.knobs.cache.dir)
     home = os.environ.get("TRITON_HOME") or Path.home()
     return Path(os.environ.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache"))
 
