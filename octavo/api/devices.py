@@ -94,8 +94,6 @@ def _no_cuda() -> str | None:
         return reason
     if not _has_driver():
         return "no NVIDIA driver is installed (libcuda.so.1)"
-    # its context takes some tenths of a second, which pass while PyTorch is imported
-    threading.Thread(target=_make_context, name="octavo-cuda", daemon=True).start()
     from octavo.backends.torch.device.device import resolve_device
 
     try:
@@ -111,13 +109,6 @@ def _has_driver() -> bool:
     except OSError:
         return False
     return True
-
-
-def _make_context() -> None:
-    """The first device's primary context, which PyTorch then finds made. What goes wrong PyTorch will tell."""
-    driver, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
-    if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:
-        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
 
 def diagnose_kernels(device: str) -> tuple[str, str]:
@@ -144,12 +135,21 @@ def choose_for_engine(config: DeviceConfig) -> tuple[str, list[str]]:
 
 
 def _begin_ahead(device: str) -> None:
-    installed = all(importlib.util.find_spec(name) for name in ("torch", "triton"))
-    waits = "torch" not in sys.modules
-    if device in ("auto", "cuda", "torch") and installed and waits and _has_driver():
+    if device not in ("auto", "cuda", "torch") or "torch" in sys.modules or _no_torch() or not _has_driver():
+        return
+    # some tenths of a second, which pass while PyTorch is imported
+    threading.Thread(target=_make_context, name="octavo-cuda", daemon=True).start()
+    if importlib.util.find_spec("triton") is not None:
         from octavo.backends.torch.device import compile_workers
 
         compile_workers.start_ahead()
+
+
+def _make_context() -> None:
+    """The first device's primary context, which PyTorch then finds made. What goes wrong PyTorch will tell."""
+    driver, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+    if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:
+        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
 
 def _end_ahead() -> None:

@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -175,8 +178,8 @@ def test_triton_keeps_kernels_where_it_is_looked(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("device", "driver", "loaded", "chosen", "calls"),
     [
-        ("auto", True, False, "cuda", ["start"]),
-        ("auto", True, False, "cpu", ["start", "end"]),
+        ("auto", True, False, "cuda", ["context", "start"]),
+        ("auto", True, False, "cpu", ["context", "end", "start"]),
         ("auto", True, True, "cuda", []),
         ("cpu", True, False, "cpu", ["end"]),
         ("cuda", False, False, "", ["end"]),
@@ -195,6 +198,8 @@ def test_begun_ahead_for_cuda_alone(
     made: list[str] = []
     monkeypatch.setattr(devices, "_has_driver", lambda: driver)
     monkeypatch.setattr(devices, "choose_device", choose)
+    context = threading.Event()
+    monkeypatch.setattr(devices, "_make_context", lambda: (made.append("context"), context.set()))
     monkeypatch.setattr(compile_workers, "start_ahead", lambda: made.append("start"))
     monkeypatch.setattr(compile_workers, "end_ahead", lambda: made.append("end"))
     if not loaded:
@@ -203,4 +208,20 @@ def test_begun_ahead_for_cuda_alone(
         import torch  # noqa: F401
     with nullcontext() if chosen else pytest.raises(ConfigError):
         devices.choose_for_engine(DeviceConfig(device=device))  # type: ignore[arg-type]
-    assert made == calls
+    assert context.wait(10 if "context" in calls else 0) is ("context" in calls)
+    assert sorted(made) == calls
+
+
+@pytest.mark.parametrize("refusal", ["", "cuInit", "cuDeviceGet"])
+def test_the_context_is_the_first_devices(monkeypatch: pytest.MonkeyPatch, refusal: str) -> None:
+    asked: list[str] = []
+
+    def answer(name: str, *_: object) -> int:
+        asked.append(name)
+        return int(name == refusal)
+
+    names = ("cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain")
+    driver = SimpleNamespace(**{name: partial(answer, name) for name in names})
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: driver)
+    devices._make_context()
+    assert asked == list(names[: names.index(refusal) + 1] if refusal else names)

@@ -51,16 +51,19 @@ def activation_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int, k
 
     kernels: whether fused operations run, which make little that they do not return.
     """
-    widest = 0
+    widest, hidden = 0, spec.hidden_size
     for layer in spec.layers:
         mixer = layer.mixer
         qkv = (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
         if kernels:
-            mixed, fed = (qkv + mixer.heads * mixer.head_dim) * element, _fused_bytes(layer.ffn, spec, element)
+            mixed, fed = (
+                (qkv + mixer.heads * mixer.head_dim) * element,
+                _fused_bytes(layer.ffn, hidden, element),
+            )
         else:  # q, k, v before and after rope, one of them in float32
-            mixed, fed = qkv * (2 * element + 4), _feed_bytes(layer.ffn, spec.hidden_size, element)
+            mixed, fed = qkv * (2 * element + 4), _feed_bytes(layer.ffn, hidden, element)
         widest = max(widest, mixed, fed)
-    stream = spec.hidden_size * (4 * element if kernels else 2 * element + 8)
+    stream = hidden * (4 * element if kernels else 2 * element + 8)
     return tokens * (widest + stream) + _sampling_bytes(spec.vocab_size, rows, kernels=kernels)
 
 
@@ -88,11 +91,11 @@ def _sampling_bytes(vocab_size: int, rows: int, *, kernels: bool) -> int:
     return max(sorted_rows * each, rows * vocab_size * 8 if kernels else 0, 16 * PROMPT_TILE_ELEMENTS if rows else 0)
 
 
-def _fused_bytes(ffn: GatedMLP | MLP | MoE, spec: ModelSpec, element: int) -> int:
+def _fused_bytes(ffn: GatedMLP | MLP | MoE, hidden: int, element: int) -> int:
     """As _feed_bytes, by kernels: with experts the gated rows, their results, and numbers by row."""
     if isinstance(ffn, GatedMLP | MLP):
         return ffn.width * 4 * element
-    routed = ffn.top_k * ((ffn.width + spec.hidden_size) * element + 24)
+    routed = ffn.top_k * ((ffn.width + hidden) * element + 24)
     return routed + (ffn.shared_width or 0) * 4 * element + ffn.experts * 2 * element
 
 
