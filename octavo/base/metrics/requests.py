@@ -73,10 +73,10 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value, once or `times` times."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
 
 
 class RequestCounts:
@@ -91,9 +91,9 @@ class RequestCounts:
         modes, outcomes = ("streaming", "non_streaming"), ("tool_call", "no_tool_call")
         self.tools = dict.fromkeys(product(modes, outcomes, (*TOOL_ROUTES.values(), "other")), 0)
 
-    def observe(self, name: str, value: float) -> None:
-        """One value of a histogram."""
-        self.histograms[name].observe(value)
+    def observe(self, name: str, value: float, times: int = 1) -> None:
+        """A value of a histogram, once or `times` times."""
+        self.histograms[name].observe(value, times)
 
     def end(self, reason: str) -> None:
         """A choice ended for one of FINISH_REASONS."""
@@ -197,5 +197,4 @@ class RequestRecorder:
             each = (end - times.first_token) / (most - 1)
             observe("request_time_per_output_token_seconds", each)
             if not self._streaming:
-                for _ in range(most - 1):
-                    observe("inter_token_latency_seconds", each)
+                observe("inter_token_latency_seconds", each, most - 1)
