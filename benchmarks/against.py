@@ -2,6 +2,8 @@
 
 One thread each, and its time rather than the clock's: others may use the machine as well. Least and 10th percentile of
 the rounds. A decode counts its prompts' last blocks and the steps to settle too. Linux only.
+
+With `--threads 2` or more the clock's, for a machine with nothing beside it: the median of the rounds' quotients.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 from peers.compare import Worker, alternate
 from peers.rows import Work, pick_works
@@ -26,6 +29,22 @@ def processor_seconds(worker: Worker, work: Work) -> float:
     return (so_far() - before) / 1e9
 
 
+def least_times(workers: dict[str, Worker], work: Work, rounds: int) -> str:
+    """Of one thread each, what the processor took."""
+    sides = {n: lambda w=w: processor_seconds(w, work) for n, w in workers.items()}
+    samples = [sorted(values) for values in alternate(sides, rounds).values()]
+    least, tenth = ([values[at] for values in samples] for at in (0, rounds // 10))
+    told = [f"{a * 1e3:.1f} -> {b * 1e3:.1f} ms ({b / a - 1:+.1%})" for a, b in (least, tenth)]
+    return f"{told[0]}, 10th percentile {told[1]}"
+
+
+def median_speeds(workers: dict[str, Worker], work: Work, rounds: int) -> str:
+    """Tokens a second by the clock."""
+    before, after = alternate({n: lambda w=w: w.speed(work) for n, w in workers.items()}, rounds).values()
+    pairs = median(b / a for a, b in zip(before, after, strict=True))
+    return f"{median(before):,.0f} -> {median(after):,.0f} tokens a second, in pairs {pairs - 1:+.1%}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("before", type=Path, help="root of the first tree")
@@ -33,18 +52,19 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="+", help="model files")
     parser.add_argument("--works", default="prefill_512,decode_32", help="comma separated, as of cpu.py")
     parser.add_argument("--rounds", type=int, default=15, help="samples of each tree")
+    parser.add_argument("--threads", type=int, default=1, help="of each tree")
     arguments = parser.parse_args()
     trees = {"before": arguments.before, "after": arguments.after}
+    compare = least_times if arguments.threads == 1 else median_speeds
     for model in arguments.model:
         with ExitStack() as stack:
-            start = {name: Worker("octavo", model, threads=1, options={}, tree=tree) for name, tree in trees.items()}
+            start = {
+                name: Worker("octavo", model, threads=arguments.threads, options={}, tree=tree)
+                for name, tree in trees.items()
+            }
             workers = {name: stack.enter_context(worker) for name, worker in start.items()}
             for work in pick_works(arguments.works):
-                sides = {n: lambda w=w, x=work: processor_seconds(w, x) for n, w in workers.items()}
-                samples = {name: sorted(values) for name, values in alternate(sides, arguments.rounds).items()}
-                least, tenth = ([samples[name][at] for name in trees] for at in (0, len(samples["before"]) // 10))
-                told = [f"{a * 1e3:.1f} -> {b * 1e3:.1f} ms ({b / a - 1:+.1%})" for a, b in (least, tenth)]
-                print(f"{model.stem} {work.name}: {told[0]}, 10th percentile {told[1]}", flush=True)
+                print(f"{model.stem} {work.name}: {compare(workers, work, arguments.rounds)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def typed(lib: ctypes.CDLL) -> ctypes.CDLL:
         ("oct_act_bytes", size, [scheme, i64, i64]),
         ("oct_pack", ctypes.c_int, [scheme, Address, Address, i64, i64, i64, i64]),
         ("oct_act_quantize", None, [scheme, Address, i64, Address, i64, i64, i64, i64]),
-        ("oct_matmul", None, [scheme, *[Address] * 4, *[i64] * 6, *[Address] * 2]),
+        ("oct_matmul", None, [scheme, Address, Address, i64, Address, *[i64] * 6, *[Address] * 2]),
         ("oct_dequantize_row", None, [scheme, Address, Address, i64, i64, i64]),
         ("oct_set_variant", ctypes.c_int, [ctypes.c_char_p]),
         ("oct_variant", ctypes.c_char_p, []),
@@ -102,7 +102,7 @@ class Native:
         y = guarded(m * width * 4, 4).view(np.float32).reshape(m, width)
         y[:] = np.nan
         for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
-            self.lib.oct_matmul(scheme, packed, act, None, y, width, m, n, k, begin, end, bias, None)
+            self.lib.oct_matmul(scheme, packed, act, 0, y, width, m, n, k, begin, end, bias, None)
         check_guards(y)
         assert np.isnan(y[:, n:]).all()
         return y[:, :n].copy()

@@ -238,6 +238,27 @@ MORE = ctypes.CFUNCTYPE(None, ctypes.POINTER(Ahead))
 Ahead._fields_ = [("at", ctypes.c_size_t), ("end", ctypes.c_size_t), ("more", MORE)]
 
 
+@pytest.mark.parametrize("name", ["Q4_0", "Q6_K", "BF16"])
+@pytest.mark.parametrize("rows", [1, 40, 700])
+def test_pieces_with_one_act_id_find_outliers_once(name: str, rows: int) -> None:
+    """And those of the next id find the outliers that the same memory holds by then."""
+    native = kernels("here", lambda _: pytest.skip())
+    n, k = 48, 1024
+    packed = native.pack(name, stored_weights(name, n, k)[0], n, k)
+    rng, act = np.random.default_rng(2), None
+    for act_id in (2**40, 2**40 + 1, 2**40 + 2):
+        x = rng.standard_normal((rows, k)).astype(np.float32)
+        x[rng.random(x.shape) < 0.01] *= 50  # outliers, in other places each time
+        if act is None:
+            act = native.quantize(name, x)
+        else:
+            act[:] = native.quantize(name, x)
+        made = np.full((rows, n), np.nan, np.float32)
+        for begin, end in ((0, 16), (16, 41), (41, n)):
+            native.lib.oct_matmul(NAMES.index(name), packed, act, act_id, made, n, rows, n, k, begin, end, None, None)
+        np.testing.assert_array_equal(made, native.matmul(name, packed, x, n))
+
+
 @pytest.mark.parametrize("name", ["Q4_0", "Q6_K", "BF16", "BF16_SHORT"])
 @pytest.mark.parametrize("rows", [1, 7, 32])
 def test_what_comes_after_is_asked_for_to_its_end(name: str, rows: int) -> None:
@@ -260,7 +281,7 @@ def test_what_comes_after_is_asked_for_to_its_end(name: str, rows: int) -> None:
     act, made = native.quantize(name, x), np.full((rows, n), np.nan, np.float32)
     product = native.lib.oct_matmul
     y = native.matmul(name, packed, x, n)
-    product(NAMES.index(name), packed, act, None, made, n, rows, n, k, 0, n, None, np.frombuffer(ahead, np.uint8))
+    product(NAMES.index(name), packed, act, 0, made, n, rows, n, k, 0, n, None, np.frombuffer(ahead, np.uint8))
     np.testing.assert_array_equal(made, y)
     many = rows == 32 and native.lib.oct_variant() == b"avx512"  # others take too few rows at once
     assert asked == ([300, 301, 700] if many else [])

@@ -142,7 +142,7 @@ void convert_wide(const OctExperts& o, const Room& room, Pool& pool) {
 // out [count, columns begin .. end] of one matrix, rows `stride` apart
 void multiply(const OctMatrix& m, const uint8_t* act, float* out, int64_t stride, int64_t count, int64_t n, int64_t k,
               int64_t begin, int64_t end) {
-    oct_matmul(static_cast<int>(m.scheme), m.weight, act, nullptr, out - begin, stride, count, n, k, begin, end, nullptr, nullptr);
+    oct_matmul(static_cast<int>(m.scheme), m.weight, act, 0, out - begin, stride, count, n, k, begin, end, nullptr, nullptr);
 }
 
 void run_gate_up(const OctExperts& o, const Ops& ops, const OctBatch& batch, const Room& room, Pool& pool,

@@ -71,8 +71,9 @@ typedef struct oct_ahead {
 } oct_ahead;
 
 // Writes y[:, n_begin:n_end] (row stride ldy, in floats; y points at column 0). Any n range is allowed; multiples of
-// OCT_PANEL waste nothing. `x` is not read (every scheme's activations are in `act`) and may be null.
-void oct_matmul(int scheme, const void *packed, const void *act, const float *x, float *y, int64_t ldy, int64_t m,
+// OCT_PANEL waste nothing. act_id: 0, or a number that no other content of `act` ever had in this process: what the
+// pieces of products need to know of their activations is then found once a thread.
+void oct_matmul(int scheme, const void *packed, const void *act, int64_t act_id, float *y, int64_t ldy, int64_t m,
                 int64_t n, int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null,
                 oct_ahead *ahead_or_null);
 
@@ -89,8 +90,9 @@ typedef struct {
 
 // y = act(x * gate^T) * (x * up^T) in place of writing both; otherwise as oct_matmul. n_begin is a multiple of OCT_PANEL;
 // sides of one scheme have the same `act`.
-void oct_matmul_gated(const oct_side *gate, const oct_side *up, float *y, int64_t ldy, int64_t m, int64_t k,
-                      int64_t n_begin, int64_t n_end, oct_combine *combine, int32_t act, oct_ahead *ahead_or_null);
+void oct_matmul_gated(const oct_side *gate, const oct_side *up, int64_t act_id, float *y, int64_t ldy, int64_t m,
+                      int64_t k, int64_t n_begin, int64_t n_end, oct_combine *combine, int32_t act,
+                      oct_ahead *ahead_or_null);
 
 // out[k] = weights[row], exactly as octavo.quant dequantizes them.
 void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t n, int64_t k, int64_t row);

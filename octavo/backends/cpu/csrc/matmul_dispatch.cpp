@@ -94,16 +94,17 @@ void oct_act_quantize(int scheme, const float *x, int64_t ldx, void *act, int64_
     current->quantize[scheme]({x, ldx, static_cast<uint8_t *>(act), m, k, m_begin, m_end});
 }
 
-void oct_matmul(int scheme, const void *packed, const void *act, const float *, float *y, int64_t ldy, int64_t m,
+void oct_matmul(int scheme, const void *packed, const void *act, int64_t act_id, float *y, int64_t ldy, int64_t m,
                 int64_t, int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null, oct_ahead *ahead_or_null) {
-    current->matmul[scheme]({static_cast<const uint8_t *>(packed), static_cast<const uint8_t *>(act), y, ldy, m, k,
-                             n_begin, n_end, bias_or_null, ahead_or_null});
+    current->matmul[scheme]({static_cast<const uint8_t *>(packed), static_cast<const uint8_t *>(act), act_id, y, ldy, m,
+                             k, n_begin, n_end, bias_or_null, ahead_or_null});
 }
 
-void oct_matmul_gated(const oct_side *gate, const oct_side *up, float *y, int64_t ldy, int64_t m, int64_t k,
-                      int64_t n_begin, int64_t n_end, oct_combine *combine, int32_t act, oct_ahead *ahead_or_null) {
+void oct_matmul_gated(const oct_side *gate, const oct_side *up, int64_t act_id, float *y, int64_t ldy, int64_t m,
+                      int64_t k, int64_t n_begin, int64_t n_end, oct_combine *combine, int32_t act,
+                      oct_ahead *ahead_or_null) {
     const auto side = [&](const oct_side *s) -> oct::Product {
-        return {static_cast<const uint8_t *>(s->packed), static_cast<const uint8_t *>(s->act), nullptr, 0, m, k,
+        return {static_cast<const uint8_t *>(s->packed), static_cast<const uint8_t *>(s->act), act_id, nullptr, 0, m, k,
                 n_begin, n_end, s->bias_or_null, ahead_or_null};
     };
     current->matmul_gated({{side(gate), side(up)}, {(int)gate->scheme, (int)up->scheme}, combine, act, y, ldy});

@@ -15,6 +15,7 @@ struct Activations {
 struct Product {
     const uint8_t *packed;
     const uint8_t *act;
+    int64_t act_id;
     float *y;
     int64_t ldy, m, k, n_begin, n_end;
     const float *bias;

@@ -12,10 +12,7 @@
 
 #include <string.h>
 
-#include <memory>
-#include <vector>
-
-#include "matmul_short.h"
+#include "matmul_chunks.h"
 
 namespace {
 
@@ -75,29 +72,6 @@ OCT_INLINE inline void scales(const uint8_t *p, int s, typename V::F d, typename
     }
 }
 
-// Keeps what std::vector becomes local to the file as well.
-template <class T> struct Local : std::allocator<T> {
-    template <class U> struct rebind {
-        using other = Local<U>;
-    };
-};
-
-template <class T> using Vector = std::vector<T, Local<T>>;
-
-// The weights of a panel for the elements of k that are outliers in any row of a chunk: `list` names `count` of them;
-// weights [k + 1][16], those of k are zero, others not written.
-struct Columns {
-    const int32_t *list;
-    int32_t count;
-    float *weights;
-};
-
-// An outlier of a row and where its column's weights lie: bytes from Columns::weights on.
-struct Turn {
-    int32_t column;
-    float value;
-};
-
 // Asks for `lines` more lines of what comes after the product.
 template <int lines> OCT_INLINE inline void ask(oct_ahead *ahead) {
     if (!lines || !ahead) return;
@@ -113,22 +87,6 @@ template <int lines> OCT_INLINE inline void ask(oct_ahead *ahead) {
 
 // Lines asked for while M rows are multiplied by a group of a panel: fewer rows wait for memory themselves.
 constexpr int lines_ahead(int rows) { return rows < 8 ? 0 : rows / 4; }
-
-// Rows first..first + M of a tile of `rows` rows. turns [most][kTile]: the tile's outliers, the first of each row, then
-// the second ...; zero times the column of zeros where a row has no more.
-// unread: whether this panel's weights are still to be written into columns, or into room, by who reads the panel first.
-// room: where a panel of BF16_SHORT becomes one of BF16; null if one call reads it. after: the next panel, which the first
-// calls that read the room ask for; room itself for others.
-struct Rows {
-    const uint8_t *act;
-    const Turn *turns;
-    int rows, first, most;
-    bool unread;
-    oct_ahead *ahead;
-    Columns columns;
-    uint8_t *room;
-    const uint8_t *after;
-};
 
 // Quad q of the group whose code planes lie at p, alone.
 template <class V, Codes kind> OCT_INLINE inline typename V::C unpack_quad(const uint8_t *p, int q) {
@@ -409,9 +367,6 @@ template <class V, int scheme> struct Tiles {
         : run{tile_function<V, scheme, kRowSteps[i]>()...} {}
 };
 
-// Bytes of activations that stay in a core's second-level cache while the panels go by.
-constexpr int64_t kActivationBytes = 640 * 1024;
-
 // M rows of a tile, from `row` of the batch on, times one panel.
 template <class V>
 void panel_rows(const Product &p, TileFunction run, const uint8_t *panel, int64_t n, const Rows &rows, int64_t row) {
@@ -435,56 +390,6 @@ template <class V, int scheme> void panel_tile(const Product &p, int64_t n, Rows
         panel_rows<V>(p, run[step], panel, n, rows, row + rows.first);
         rows.unread = false;
         if (scheme == OCT_BF16_SHORT) run = decoded.run, panel = rows.room;
-    }
-}
-
-// The tiles of a chunk of rows, their outliers, the elements of k that are outliers in them (once each), their weights,
-// and room for an unpacked panel. seen [k]: all false, but while `columns` is made.
-struct Chunk {
-    Vector<Rows> tiles;
-    Vector<Turn> turns;
-    Vector<int32_t> columns;
-    Vector<uint8_t> seen, room;
-    Vector<float> weights;
-};
-
-// Notes the turns and columns of a tile's outliers, which lie behind its counts at `at`. Returns the number of turns.
-inline int add_turns(const uint8_t *at, int rows, int64_t k, Chunk &chunk) {
-    int most = 0;
-    for (int r = 0; r < rows; r++) most = int_at(at + r * 4) > most ? int_at(at + r * 4) : most;
-    const size_t first = chunk.turns.size();
-    chunk.turns.resize(first + (size_t)most * kTile, Turn{(int32_t)k * kPanel * 4, 0.0f});
-    const uint8_t *list = at + rows * 4;
-    for (int r = 0; r < rows; r++, list += most_outliers(k) * (int64_t)sizeof(Outlier))
-        for (int i = 0; i < int_at(at + r * 4); i++) {
-            const int32_t index = int_at(list + i * sizeof(Outlier));
-            chunk.turns[first + (size_t)(i * kTile + r)] = {index * kPanel * 4, float_at(list + i * sizeof(Outlier) + 4)};
-            if (!chunk.seen[(size_t)index]) chunk.columns.push_back(index);
-            chunk.seen[(size_t)index] = 1;
-        }
-    return most;
-}
-
-// The `count` tiles that begin with `row`, or those that are left.
-template <int scheme> void find_tiles(const Product &p, int64_t row, int64_t count, Chunk &chunk) {
-    constexpr Format f = kFormats[scheme];
-    chunk.tiles.clear(), chunk.columns.clear(), chunk.turns.clear();
-    if (!is_dense(f) && chunk.seen.size() < (size_t)p.k) chunk.seen.resize((size_t)p.k);
-    for (; row < p.m && count > 0; row += kTile, count--) {
-        const int rows = (int)(p.m - row < kTile ? p.m - row : kTile);
-        Rows tile = {p.act + row * act_row_bytes(scheme, p.k), nullptr, rows, 0, 0, false, p.ahead, {}, nullptr, nullptr};
-        if constexpr (!is_dense(f)) tile.most = add_turns(tile.act + p.k / kGroup * rows * act_group_bytes(f), rows, p.k, chunk);
-        chunk.tiles.push_back(tile);
-    }
-    if constexpr (is_dense(f)) return;
-    for (const int32_t index : chunk.columns) chunk.seen[(size_t)index] = 0;
-    if (chunk.weights.size() < (size_t)(p.k + 1) * kPanel) chunk.weights.resize((size_t)(p.k + 1) * kPanel);
-    memset(chunk.weights.data() + p.k * kPanel, 0, kPanel * 4);
-    const Turn *turns = chunk.turns.data();
-    for (Rows &tile : chunk.tiles) {
-        tile.columns = {chunk.columns.data(), (int32_t)chunk.columns.size(), chunk.weights.data()};
-        tile.turns = turns;
-        turns += tile.most * kTile;
     }
 }
 
@@ -539,50 +444,44 @@ template <class V, int scheme> void panel_of_chunk(const Product &p, Chunk &chun
     }
 }
 
-// Tiles whose activations, row_bytes each row, stay near; all chunks but the last have as many.
-inline int64_t tiles_near(int64_t m, int64_t row_bytes) {
-    const int64_t chunks = m * row_bytes / kActivationBytes + 1;
-    return ((m + kTile - 1) / kTile + chunks - 1) / chunks;
-}
-
 template <class V, int scheme> void matmul(const Product &p) {
-    static thread_local Chunk chunk;  // kept: products of one row would feel its making
+    static thread_local Found found;  // kept: products of one row would feel its making
     const int64_t most = tiles_near(p.m, act_row_bytes(scheme, p.k));
-    for (int64_t row = 0; row < p.m; row += most * kTile) {
-        find_tiles<scheme>(p, row, most, chunk);
-        for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end; n += kPanel) panel_of_chunk<V, scheme>(p, chunk, row, n);
-    }
+    find_chunks<scheme>(p, most, found);
+    for (int64_t row = 0, i = 0; row < p.m; row += most * kTile, i++)
+        for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end; n += kPanel)
+            panel_of_chunk<V, scheme>(p, found.chunks[(size_t)i], row, n);
 }
 
 // What the two sides of a gated product do, by scheme.
 template <class V> struct Sides {
-    void (*find[OCT_SCHEMES])(const Product &, int64_t, int64_t, Chunk &);
+    void (*find[OCT_SCHEMES])(const Product &, int64_t, Found &);
     void (*panel[OCT_SCHEMES])(const Product &, Chunk &, int64_t, int64_t);
 
     template <int... scheme> constexpr explicit Sides(std::integer_sequence<int, scheme...>)
-        : find{find_tiles<scheme>...}, panel{panel_of_chunk<V, scheme>...} {}
+        : find{find_chunks<scheme>...}, panel{panel_of_chunk<V, scheme>...} {}
 };
 
 // A panel of each side at a time, into room that stays near until both are combined.
 template <class V> void matmul_gated(const GatedProduct &p) {
     static constexpr Sides<V> sides{std::make_integer_sequence<int, OCT_SCHEMES>()};
-    static thread_local Chunk chunks[2];
+    static thread_local Found found[2];
     static thread_local Vector<float> room;
     const int64_t m = p.sides[0].m, k = p.sides[0].k, n_end = p.sides[0].n_end;
     const bool alike = p.schemes[0] == p.schemes[1];  // then of one form
     const int64_t bytes[2] = {act_row_bytes(p.schemes[0], k), act_row_bytes(p.schemes[1], k)};
     const int64_t most = tiles_near(m, bytes[0] > bytes[1] ? bytes[0] : bytes[1]);
     if (room.size() < (size_t)(2 * most * kTile * kPanel)) room.resize((size_t)(2 * most * kTile * kPanel));
-    for (int64_t row = 0; row < m; row += most * kTile) {
+    for (int s = 0; s < 2 - alike; s++) sides.find[p.schemes[s]](p.sides[s], most, found[s]);
+    for (int64_t row = 0, i = 0; row < m; row += most * kTile, i++) {
         const int64_t rows = m - row < most * kTile ? m - row : most * kTile;
-        for (int s = 0; s < 2 - alike; s++) sides.find[p.schemes[s]](p.sides[s], row, most, chunks[s]);
         for (int64_t n = p.sides[0].n_begin; n < n_end; n += kPanel) {
             float *const made[2] = {room.data(), room.data() + most * kTile * kPanel};
             for (int s = 0; s < 2; s++) {
                 Product side = p.sides[s];
                 side.y = made[s] - row * kPanel - n;
                 side.ldy = kPanel;
-                sides.panel[p.schemes[s]](side, chunks[alike ? 0 : s], row, n);
+                sides.panel[p.schemes[s]](side, found[alike ? 0 : s].chunks[(size_t)i], row, n);
             }
             p.combine(p.act, made[0], made[1], p.y + row * p.ldy + n, p.ldy, rows, n_end - n < kPanel ? n_end - n : kPanel);
         }

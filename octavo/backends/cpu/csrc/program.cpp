@@ -84,6 +84,7 @@ struct Step {
     const OctInstruction* instructions;
     OctBatch batch;
     OctBatch tails;  // as the batch, with its tails for tokens
+    int64_t act_ids;  // of the activations that group 0 reads; one more for each group
     std::vector<Tasks> shapes;
 };
 
@@ -211,17 +212,18 @@ void cut(const OctInstruction& o, const OctBatch& batch, int members, Tasks& mad
 int64_t panels_of(const OctInstruction& o) { return (o.n + OCT_PANEL - 1) / OCT_PANEL; }
 
 // The panels of a group's products in pieces: a large one for each member, which memory likes, then small ones, with
-// which all end at the same time.
+// which all end at the same time. Of few rows, which memory alone holds up, more lies in large ones.
 struct Cut {
-    Cut(int64_t all, int64_t members)
-        : panels(all), large(members == 1 ? all : all * 3 / 4 / members), small(std::max<int64_t>(1, all / (members * 16))),
-          larges(large ? members : 0) {}
+    Cut(int64_t all, int64_t members, int64_t tokens)
+        : panels(all), large(members == 1 ? all : (tokens < kFew ? all * 7 / 8 : all * 3 / 4) / members),
+          small(std::max<int64_t>(1, all / (members * (tokens < kFew ? 8 : 16)))), larges(large ? members : 0) {}
     int64_t pieces() const { return larges + (panels - larges * large + small - 1) / small; }
     OctRange piece(int64_t i) const {
         if (i < larges) return {i * large, (i + 1) * large};
         const int64_t begin = larges * large + (i - larges) * small;
         return {begin, std::min(begin + small, panels)};
     }
+    static constexpr int64_t kFew = 8;
     int64_t panels, large, small, larges;
 };
 
@@ -232,7 +234,7 @@ void prepare(Step& step) {
     for (int64_t g = 0; g < step.num_groups; g++) {
         const OctInstruction& o = step.instructions[step.groups[g].first];
         if (o.op == OCT_HEAD) {
-            const Cut cut(panels_of(o), machine.pool.size());
+            const Cut cut(panels_of(o), machine.pool.size(), step.batch.num_tails);
             machine.found.resize(static_cast<size_t>(cut.pieces() * step.batch.num_tails));
         }
         if (step.groups[g].kind == OCT_SPANS)
@@ -266,7 +268,7 @@ void finish_head(Step& step, const OctInstruction& o, int64_t tails, OctRange co
 // The findings of all pieces into the batch's.
 void sum_up(const Step& step, const OctInstruction& o) {
     const OctBatch& batch = step.batch;
-    const int64_t pieces = Cut(panels_of(o), step.machine.pool.size()).pieces();
+    const int64_t pieces = Cut(panels_of(o), step.machine.pool.size(), batch.num_tails).pieces();
     for (int64_t t = 0; t < batch.num_tails; t++) {
         const float* logits = o.out + t * o.ld_out;
         const Found* found = step.machine.found.data() + t;
@@ -293,14 +295,15 @@ void run_rows(Step& step, const OctGroup& group, const OctBatch& batch, Pool& po
 bool apart(const OctInstruction& o, int64_t tokens) { return o.op == OCT_GATE_UP && tokens < octa::kJoined; }
 
 // Panels `piece` of one product, or of gate and up one after the other.
-void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, OctRange piece, int64_t taken, oct_ahead* ahead) {
+void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, int64_t act_id, OctRange piece, int64_t taken,
+                 oct_ahead* ahead) {
     const int64_t tokens = batch.tokens;
     if (apart(o, tokens)) {
         const auto side = [&](int64_t first, int64_t scheme, const void* weight, const void* act, const float* bias, float* out) {
             const int64_t begin = std::max(piece.begin - first, int64_t{0}) * OCT_PANEL;
             const int64_t end = std::min((piece.end - first) * OCT_PANEL, o.n);
             if (begin >= end) return;
-            oct_matmul(static_cast<int>(scheme), weight, act, nullptr, out, 2 * o.n, tokens, o.n, o.k, begin, end, bias,
+            oct_matmul(static_cast<int>(scheme), weight, act, act_id, out, 2 * o.n, tokens, o.n, o.k, begin, end, bias,
                        ahead);
         };
         side(0, o.scheme, o.weight, o.act, o.bias, o.delta);
@@ -310,24 +313,26 @@ void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, Oct
     if (o.op == OCT_GATE_UP) {
         const oct_side gate{o.scheme, o.weight, o.act, o.bias};
         const oct_side up{o.second.scheme, o.second.weight, o.second.act, o.second.bias};
-        return oct_matmul_gated(&gate, &up, o.out, o.ld_out, tokens, o.k, begin, end, step.ops.combine, o.flag, ahead);
+        return oct_matmul_gated(&gate, &up, act_id, o.out, o.ld_out, tokens, o.k, begin, end, step.ops.combine, o.flag,
+                                ahead);
     }
-    oct_matmul(o.scheme, o.weight, o.act, o.in, o.out, o.ld_out, tokens, o.n, o.k, begin, end, o.bias, ahead);
+    oct_matmul(o.scheme, o.weight, o.act, act_id, o.out, o.ld_out, tokens, o.n, o.k, begin, end, o.bias, ahead);
     if (o.op == OCT_HEAD) finish_head(step, o, tokens, {begin, end}, taken * tokens);
 }
 
-void run_products(Step& step, const OctGroup& group, const OctBatch& batch, Pool& pool, oct_ahead* ahead) {
+void run_products(Step& step, int64_t g, const OctBatch& batch, Pool& pool, oct_ahead* ahead) {
+    const OctGroup& group = step.groups[g];
     const OctInstruction* products = step.instructions + group.first;
     const auto panels_in = [&](const OctInstruction& o) { return panels_of(o) * (apart(o, batch.tokens) ? 2 : 1); };
     int64_t panels = 0;
     for (int32_t i = 0; i < group.count; i++) panels += panels_in(products[i]);
-    const Cut cut(panels, pool.size());
+    const Cut cut(panels, pool.size(), batch.tokens);
     for (int64_t taken; (taken = pool.take()) < cut.pieces();) {
         const OctRange piece = cut.piece(taken);
         for (int64_t i = 0, before = 0; i < group.count && before < piece.end; before += panels_in(products[i++])) {
             const int64_t begin = std::max(piece.begin - before, int64_t{0});
             const int64_t end = std::min(piece.end - before, panels_in(products[i]));
-            if (begin < end) run_product(step, products[i], batch, {begin, end}, taken, ahead);
+            if (begin < end) run_product(step, products[i], batch, step.act_ids + g, {begin, end}, taken, ahead);
         }
     }
 }
@@ -375,7 +380,7 @@ void walk(void* argument, Pool& pool, int member) {
         if (group.kind == OCT_ROWS)
             run_rows(step, group, batch, pool);
         else if (group.kind == OCT_PRODUCTS)
-            run_products(step, group, batch, pool, coming.ahead());
+            run_products(step, g, batch, pool, coming.ahead());
         else if (group.kind == OCT_MIX)
             octa::run_experts(*static_cast<const OctExperts*>(step.instructions[group.first].weight), step.ops, batch,
                               pool, member);
@@ -440,7 +445,8 @@ void oct_run(void* machine, const OctGroup* groups, int64_t num_groups, const Oc
              OctBatch* batch) {
     Machine& m = *static_cast<Machine*>(machine);
     const OctBatch full = filled(m, *batch);
-    Step step{m, current_ops(), groups, num_groups, instructions, full, full, {}};
+    static std::atomic<int64_t> act_ids{1};
+    Step step{m, current_ops(), groups, num_groups, instructions, full, full, act_ids.fetch_add(num_groups), {}};
     step.tails.tokens = batch->num_tails;
     prepare(step);
     m.pool.run(walk, &step);
