@@ -101,7 +101,7 @@ def draw(made: list[dict[str, Any]], against: str, heading: str, path: Path) -> 
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.3)
     figure.suptitle(heading, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.985))
     figure.savefig(path, dpi=120)
 
 
