@@ -1,6 +1,6 @@
-"""What constrained sequences add to a step: a batch of 32, of which none or all follow a JSON Schema, in turns.
+"""What constrained sequences add to a step: a batch of 32, of which none or all (some) follow a JSON Schema, in turns.
 
-    python benchmarks/structured_cost.py MODEL [--device auto] [--threads N] [--batch 32] [--steps 30] [--pairs 12]
+    python benchmarks/structured_cost.py MODEL [--device auto] [--threads N] [--batch 32] [--constrained N] [--pairs 12]
 
 A pair is a free and a constrained batch, one right after the other, each first in every other pair; of each the median
 of its steps, in which every sequence gets one token. One JSON line: medians over the pairs, and quartiles of what a
@@ -62,12 +62,12 @@ def timed(owner: Any, name: str, part: str) -> None:
     setattr(owner, name, call)
 
 
-def steps(llm: LLM, constrained: bool, batch: int, count: int) -> dict[str, float]:
+def steps(llm: LLM, constrained: int, batch: int, count: int) -> dict[str, float]:
     """Median milliseconds of the steps in which the whole batch decodes, by clock."""
     engine = llm._open_client()._engine
-    form = StructuredOutputsParams(json=SCHEMA, disable_any_whitespace=True) if constrained else None
-    params = SamplingParams(temperature=0.0, max_tokens=count + 40, ignore_eos=True, structured_outputs=form)
     for i in range(batch):
+        form = StructuredOutputsParams(json=SCHEMA, disable_any_whitespace=True) if i < constrained else None
+        params = SamplingParams(temperature=0.0, max_tokens=count + 40, ignore_eos=True, structured_outputs=form)
         prompt = llm.get_tokenizer().encode(f"{i}: a list of people as JSON, all of them with an age:")
         engine.add(make_request(prompt, params, limits=llm._limits, request_id=f"bench-{next(_numbers)}"))
     running = engine.scheduler.running
@@ -95,19 +95,23 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument(
+        "--constrained", type=int, help="sequences of the batch that follow the schema; all if not given"
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--pairs", type=int, default=12)
     args = parser.parse_args()
     options = {} if args.threads is None else {"threads": args.threads}
+    many = args.batch if args.constrained is None else args.constrained
     timed(LlguidanceGrammar, "take", "take")
     timed(Compiler, "masks", "masks")
     pairs: list[dict[bool, dict[str, float]]] = []
     with LLM(args.model, device=args.device, max_num_seqs=args.batch, max_model_len=512, **options) as llm:
         for turn in range(args.pairs + 1):
             order = (False, True) if turn % 2 else (True, False)
-            pairs.append({constrained: steps(llm, constrained, args.batch, args.steps) for constrained in order})
+            pairs.append({masked: steps(llm, many if masked else 0, args.batch, args.steps) for masked in order})
     pairs = pairs[1:]  # the first warms up
-    line: dict[str, Any] = {"batch": args.batch, "pairs": len(pairs)}
+    line: dict[str, Any] = {"batch": args.batch, "constrained": many, "pairs": len(pairs)}
     for name in CLOCKS:
         added = [100 * (pair[True][name] / pair[False][name] - 1) for pair in pairs]
         low, middle, high = statistics.quantiles(added, n=4)

@@ -30,7 +30,6 @@ enum OctOp : int32_t {
     OCT_ROPE = 6,        // turn `k` pairs of the first `heads` heads of out; flag: interleaved
     OCT_WRITE_KV = 7,    // K and V of in [T, heads + 2 kv_heads, D] into the cache; flag: OctCells
     OCT_GATED = 8,       // out [T, k] = act(gate) * up, in = gate | up [T, 2 k]; flag: 0 silu, 1 gelu, 2 gelu_tanh
-    OCT_SCALE = 9,       // out [T, k] *= a
     OCT_CHECK = 9,       // batch.finite [T]: whether a row of in [T, k] holds finite numbers only
     OCT_GATHER = 10,     // out [N, k] = the tails' rows of in [T, k]
     OCT_ADD_GATED = 11,  // out [T, k] += sigmoid(delta [T]) * in [T, k]
