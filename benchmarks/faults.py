@@ -152,9 +152,15 @@ async def cycles(options: argparse.Namespace) -> Figures:
             llm.generate(["Hello"], SamplingParams(max_tokens=4), use_tqdm=False)
         return held(os.getpid())
 
+    def all_of_them() -> tuple[Counter[str], Counter[str]]:
+        cycle()
+        before = after = cycle()
+        for _ in range(options.count):
+            after = cycle()
+        return before, after
+
     with ThreadPoolExecutor(1) as alone:  # asyncio's own may begin a second thread meanwhile
-        runs = [alone.submit(cycle) for _ in range(2 + options.count)]
-        before, after = await asyncio.gather(*(asyncio.wrap_future(run) for run in (runs[1], runs[-1])))
+        before, after = await asyncio.wrap_future(alone.submit(all_of_them))
     return {
         "cycles": options.count,
         **{f"leaked_{kind}": max(0, after[kind] - before[kind]) for kind in ("fds", "threads")},

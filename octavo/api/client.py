@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from octavo.base import heap
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import Output
 from octavo.base.types.request import Request
@@ -42,5 +43,6 @@ class InProcessClient:
         return self._engine.stats()
 
     def close(self) -> None:
-        """Free the device; idempotent."""
+        """Free the device, and give memory back to the system; idempotent."""
         self._engine.close()
+        heap.trim()
