@@ -52,18 +52,26 @@ struct Rows {
     const uint8_t *after;
 };
 
-// The tiles of a chunk of rows, their outliers, the elements of k that are outliers in them (once each), their weights,
-// and room for an unpacked panel. seen [k]: all false, but while `columns` is made.
+// The tiles of a chunk of rows, their outliers, and the elements of k that are outliers in them (once each).
 struct Chunk {
     Vector<Rows> tiles;
     Vector<Turn> turns;
     Vector<int32_t> columns;
+};
+
+// The chunks of the activations that a thread read last, for as long as products of the same `act_id` read them, and what
+// all of them use in turns: the weights of a panel's Columns, and room for it unpacked.
+// seen [k]: all false, but while a chunk's `columns` is made.
+struct Found {
+    int64_t act_id = 0, most = 0;  // most: tiles of a chunk, the last may have fewer
+    const uint8_t *act = nullptr;
+    Vector<Chunk> chunks;
     Vector<uint8_t> seen, room;
     Vector<float> weights;
 };
 
 // Notes the turns and columns of a tile's outliers, which lie behind its counts at `at`. Returns the number of turns.
-inline int add_turns(const uint8_t *at, int rows, int64_t k, Chunk &chunk) {
+inline int add_turns(const uint8_t *at, int rows, int64_t k, Vector<uint8_t> &seen, Chunk &chunk) {
     int most = 0;
     for (int r = 0; r < rows; r++) most = int_at(at + r * 4) > most ? int_at(at + r * 4) : most;
     const size_t first = chunk.turns.size();
@@ -73,30 +81,30 @@ inline int add_turns(const uint8_t *at, int rows, int64_t k, Chunk &chunk) {
         for (int i = 0; i < int_at(at + r * 4); i++) {
             const int32_t index = int_at(list + i * sizeof(Outlier));
             chunk.turns[first + (size_t)(i * kTile + r)] = {index * kPanel * 4, float_at(list + i * sizeof(Outlier) + 4)};
-            if (!chunk.seen[(size_t)index]) chunk.columns.push_back(index);
-            chunk.seen[(size_t)index] = 1;
+            if (!seen[(size_t)index]) chunk.columns.push_back(index);
+            seen[(size_t)index] = 1;
         }
     return most;
 }
 
 // The `count` tiles that begin with `row`, or those that are left.
-template <int scheme> void find_tiles(const Product &p, int64_t row, int64_t count, Chunk &chunk) {
+template <int scheme> void find_tiles(const Product &p, int64_t row, int64_t count, Found &found, Chunk &chunk) {
     constexpr Format f = kFormats[scheme];
     chunk.tiles.clear(), chunk.columns.clear(), chunk.turns.clear();
-    if (!is_dense(f) && chunk.seen.size() < (size_t)p.k) chunk.seen.resize((size_t)p.k);
     for (; row < p.m && count > 0; row += kTile, count--) {
         const int rows = (int)(p.m - row < kTile ? p.m - row : kTile);
         Rows tile = {p.act + row * act_row_bytes(scheme, p.k), nullptr, rows, 0, 0, false, p.ahead, {}, nullptr, nullptr};
-        if constexpr (!is_dense(f)) tile.most = add_turns(tile.act + p.k / kGroup * rows * act_group_bytes(f), rows, p.k, chunk);
+        if constexpr (!is_dense(f)) {
+            const uint8_t *outliers = tile.act + p.k / kGroup * rows * act_group_bytes(f);
+            tile.most = add_turns(outliers, rows, p.k, found.seen, chunk);
+        }
         chunk.tiles.push_back(tile);
     }
     if constexpr (is_dense(f)) return;
-    for (const int32_t index : chunk.columns) chunk.seen[(size_t)index] = 0;
-    if (chunk.weights.size() < (size_t)(p.k + 1) * kPanel) chunk.weights.resize((size_t)(p.k + 1) * kPanel);
-    memset(chunk.weights.data() + p.k * kPanel, 0, kPanel * 4);
+    for (const int32_t index : chunk.columns) found.seen[(size_t)index] = 0;
     const Turn *turns = chunk.turns.data();
     for (Rows &tile : chunk.tiles) {
-        tile.columns = {chunk.columns.data(), (int32_t)chunk.columns.size(), chunk.weights.data()};
+        tile.columns = {chunk.columns.data(), (int32_t)chunk.columns.size(), found.weights.data()};
         tile.turns = turns;
         turns += tile.most * kTile;
     }
@@ -111,20 +119,18 @@ inline int64_t tiles_near(int64_t m, int64_t row_bytes) {
     return ((m + kTile - 1) / kTile + chunks - 1) / chunks;
 }
 
-// The chunks of the activations that a thread read last, for as long as products of the same `act_id` read them.
-struct Found {
-    int64_t act_id = 0, most = 0;  // most: tiles of a chunk, the last may have fewer
-    const uint8_t *act = nullptr;
-    Vector<Chunk> chunks;
-};
-
 // The chunks of `most` tiles that p's activations have; of one form of activations, whatever the scheme.
 template <int scheme> void find_chunks(const Product &p, int64_t most, Found &found) {
     if (p.act_id && p.act_id == found.act_id && p.act == found.act && most == found.most) return;
     found.act_id = p.act_id, found.act = p.act, found.most = most;
     const int64_t rows = most * kTile, count = (p.m + rows - 1) / rows;
     if (found.chunks.size() < (size_t)count) found.chunks.resize((size_t)count);
-    for (int64_t i = 0; i < count; i++) find_tiles<scheme>(p, i * rows, most, found.chunks[(size_t)i]);
+    if constexpr (!is_dense(kFormats[scheme])) {
+        if (found.seen.size() < (size_t)p.k) found.seen.resize((size_t)p.k);
+        if (found.weights.size() < (size_t)(p.k + 1) * kPanel) found.weights.resize((size_t)(p.k + 1) * kPanel);
+        memset(found.weights.data() + p.k * kPanel, 0, kPanel * 4);
+    }
+    for (int64_t i = 0; i < count; i++) find_tiles<scheme>(p, i * rows, most, found, found.chunks[(size_t)i]);
 }
 
 } // namespace

@@ -419,8 +419,10 @@ template <class V> uint8_t *room_of(int64_t k, int64_t tiles, int rows, Vector<u
     return room.data() + (-(uintptr_t)room.data() & 63);
 }
 
-// The panel that begins with output n times a chunk's tiles, which begin with `row`.
-template <class V, int scheme> void panel_of_chunk(const Product &p, Chunk &chunk, int64_t row, int64_t n) {
+// The panel that begins with output n times the tiles of chunk `at`.
+template <class V, int scheme> void panel_of_chunk(const Product &p, Found &found, int64_t at, int64_t n) {
+    const Chunk &chunk = found.chunks[(size_t)at];
+    const int64_t row = at * found.most * kTile;
     const Rows *tiles = chunk.tiles.data();
     const int64_t count = (int64_t)chunk.tiles.size();
     int64_t whole = 0;
@@ -429,15 +431,15 @@ template <class V, int scheme> void panel_of_chunk(const Product &p, Chunk &chun
         whole = whole < kUnpackTiles ? 0 : whole;
         if (whole) {
             const size_t bytes = (size_t)(p.k / kGroup * Group<V, scheme>::kUnpacked);
-            if (chunk.room.size() < bytes) chunk.room.resize(bytes);
-            panel_unpacked<V, scheme>(p, n, tiles, whole, row, chunk.room.data());
+            if (found.room.size() < bytes) found.room.resize(bytes);
+            panel_unpacked<V, scheme>(p, n, tiles, whole, row, found.room.data());
         }
     }
     for (int64_t i = whole; i < count; i++) {
         Rows rows = tiles[i];
         rows.unread = i == 0;
         if constexpr (scheme == OCT_BF16_SHORT) {
-            rows.room = room_of<V>(p.k, count, rows.rows, chunk.room);
+            rows.room = room_of<V>(p.k, count, rows.rows, found.room);
             rows.after = i < 2 ? p.packed + (n / kPanel + 1) * panel_bytes(scheme, p.k) : rows.room;
         }
         panel_tile<V, scheme>(p, n, rows, row + i * kTile);
@@ -448,15 +450,14 @@ template <class V, int scheme> void matmul(const Product &p) {
     static thread_local Found found;  // kept: products of one row would feel its making
     const int64_t most = tiles_near(p.m, act_row_bytes(scheme, p.k));
     find_chunks<scheme>(p, most, found);
-    for (int64_t row = 0, i = 0; row < p.m; row += most * kTile, i++)
-        for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end; n += kPanel)
-            panel_of_chunk<V, scheme>(p, found.chunks[(size_t)i], row, n);
+    for (int64_t i = 0; i * most * kTile < p.m; i++)
+        for (int64_t n = p.n_begin / kPanel * kPanel; n < p.n_end; n += kPanel) panel_of_chunk<V, scheme>(p, found, i, n);
 }
 
 // What the two sides of a gated product do, by scheme.
 template <class V> struct Sides {
     void (*find[OCT_SCHEMES])(const Product &, int64_t, Found &);
-    void (*panel[OCT_SCHEMES])(const Product &, Chunk &, int64_t, int64_t);
+    void (*panel[OCT_SCHEMES])(const Product &, Found &, int64_t, int64_t);
 
     template <int... scheme> constexpr explicit Sides(std::integer_sequence<int, scheme...>)
         : find{find_chunks<scheme>...}, panel{panel_of_chunk<V, scheme>...} {}
@@ -481,7 +482,7 @@ template <class V> void matmul_gated(const GatedProduct &p) {
                 Product side = p.sides[s];
                 side.y = made[s] - row * kPanel - n;
                 side.ldy = kPanel;
-                sides.panel[p.schemes[s]](side, found[alike ? 0 : s].chunks[(size_t)i], row, n);
+                sides.panel[p.schemes[s]](side, found[alike ? 0 : s], i, n);
             }
             p.combine(p.act, made[0], made[1], p.y + row * p.ldy + n, p.ldy, rows, n_end - n < kPanel ? n_end - n : kPanel);
         }
