@@ -162,8 +162,8 @@ class Drive:
         """Finish the oldest step and keep what it brought."""
         result = self.backend.finish()
         work = self.launched.pop(0)
-        assert len(result.tokens) == len(result.logprobs) == len(work)
-        for (seq, position), token, entry in zip(work, result.tokens, result.logprobs, strict=True):
+        logprobs = result.logprobs or [None] * len(work)
+        for (seq, position), token, entry in zip(work, result.tokens, logprobs, strict=True):
             seq.tokens[position] = token
             if entry is not None:
                 assert entry.token_ids[0] == token

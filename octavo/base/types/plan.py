@@ -109,6 +109,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 class StepResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What came of a step. `tokens`, `logprobs` run parallel to the plan's rows that sample, in plan order.
 
+    logprobs: None for a row that did not ask; may be empty where none did.
     prompt_logprobs: row -> (position of the first, entries), for rows that asked and ran prompt tokens; the
     entry at position p describes the prompt's token p, so the first possible position is 1.
     failed: row -> reason (errors.NOT_FINITE where its numbers are not); its token (if any) is meaningless and its
