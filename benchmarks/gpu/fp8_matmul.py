@@ -1,8 +1,9 @@
 """Checks and times products with E4M3 weights; a compact table last, every timing as JSON.
 
-python benchmarks/gpu/fp8_matmul.py [all | few | fused | many] [seconds]; JSON lines: $OUT/fp8_matmul.jsonl.
+python benchmarks/gpu/fp8_matmul.py [all | few | 8b | fused | many] [seconds]; JSON lines: $OUT/fp8_matmul.jsonl.
 
-few: kernels/skinny_matmul.py beside bfloat16 (the library's product) at 1 to 64 rows.  fused: with norm and activation.
+few: kernels/skinny_matmul.py at 1 to 64 rows, beside the library's products in bfloat16 and with FP8 on both sides.
+8b: of that, what is of Llama-3.1-8B.  fused: with norm and activation.
 many: 8192 and 512 rows in FP8 on both sides, beside bfloat16.  tb_s: bytes of E4M3 elements a second.
 """
 
@@ -41,7 +42,7 @@ SHAPES = {  # name: (N, K)
 FUSED = {"8b.qkv": "", "8b.gate_up": "silu", "q06.gate_up": "silu"}
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 SMALL_ROWS = (1, 8, 64)  # of Qwen3-0.6B
-FUSED_ROWS = (1, 4, 16)
+FUSED_ROWS = (1, 4, 8, 16, 32, 64)
 BLOCK_ROWS = (1, 16)
 MANY = (512, 8192)
 CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
@@ -122,7 +123,8 @@ def group(name: str, m: int, act: str, norm: bool, columns: int = 0) -> list[Cas
 
 
 def all_cases(part: str) -> Iterator[Case]:
-    for name in SHAPES if part in ("all", "few") else ():
+    names = [name for name in SHAPES if part != "8b" or name.startswith("8b")]
+    for name in names if part in ("all", "few", "8b") else ():
         for m in ROWS if name.startswith("8b") else SMALL_ROWS:
             yield from group(name, m, "", False)
     for name in FUSED if part in ("all", "fused") else ():
@@ -201,6 +203,14 @@ class Bench:
             times.append(start.elapsed_time(end) * 1000 / count)
         return statistics.median(times[1:])
 
+    def libraries(self, m: int, plains: Tensor) -> tuple[float, float]:
+        """Microseconds of the library's product in bfloat16 and with FP8 on both sides, x rounded first."""
+        x = self.x[:m]
+        return (
+            self.microseconds(lambda i: F.linear(x, plains[i % len(plains)])),
+            self.microseconds(lambda i: scaled_matmul(x, self.weights[i], self.scale, None)),
+        )
+
     def check_and_time(self, case: Case, wanted: Tensor) -> tuple[float, float]:
         """(microseconds, error relative to the greatest value; infinite if x_out or a repetition is wrong)."""
         out, launch = self.launches(case)
@@ -260,7 +270,7 @@ class Report:
         self.file.write(json.dumps({"kernel": "fp8_matmul", **values}) + "\n")
         self.file.flush()
 
-    def few(self, bench: Bench, cases: list[Case], wanted: Tensor, library: float) -> None:
+    def few(self, bench: Bench, cases: list[Case], wanted: Tensor, library: tuple[float, float]) -> None:
         """Times all variants of one (shape, M, act, norm, columns), keeps the row of the table."""
         first = cases[0]
         extra = f"{'+norm' if first.norm else ''}{'+' + first.act if first.act else ''}"
@@ -287,7 +297,9 @@ class Report:
         timed.sort()
         best = ", ".join(f"{name} {us:.1f}" for us, name in timed[:3])
         rate = f" {traffic / timed[0][0]:.2f} TB/s" if timed else ""
-        self.rows.append(f"{title} {first.m} bf16 {library:.1f} best {best}{rate}{at_choice}")
+        self.rows.append(
+            f"{title} {first.m} bf16 {library[0]:.1f} both fp8 {library[1]:.1f} best {best}{rate}{at_choice}"
+        )
 
     def many(self, name: str, m: int) -> None:
         """FP8 on both sides, its parts, and what blocks take: widened weights in the library's bfloat16 product."""
@@ -326,7 +338,7 @@ class Report:
 
 def measure(part: str, report: Report, deadline: float) -> None:
     cases = list(all_cases(part))
-    libraries: dict[tuple[str, int, str, bool], float] = {}
+    libraries: dict[tuple[str, int, str, bool], tuple[float, float]] = {}
     for name, columns in dict.fromkeys((case.name, case.columns) for case in cases):
         bench = Bench(name, columns)
         plain = bench.matrix().dequantize(torch.bfloat16).expand(1, -1, -1)
@@ -344,9 +356,7 @@ def measure(part: str, report: Report, deadline: float) -> None:
             if (act, norm) not in wanted:
                 wanted[act, norm] = bench.wanted(act, norm)
             if (name, m, act, norm) not in libraries:
-                x = bench.x[:m]
-                us = bench.microseconds(lambda i, x=x, w=plains: F.linear(x, w[i % len(w)]))
-                libraries[name, m, act, norm] = us
+                libraries[name, m, act, norm] = bench.libraries(m, plains)
             report.few(bench, list(dict.fromkeys(members)), wanted[act, norm], libraries[name, m, act, norm])
     for name in ("8b.qkv", "8b.gate_up", "8b.down") if part in ("all", "many") else ():
         for m in MANY:

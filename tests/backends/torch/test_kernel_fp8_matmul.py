@@ -216,6 +216,9 @@ def test_choice_fits_its_limits() -> None:
             for paired in (False, True):
                 for columns in (0, 128):
                     variant = choose_fp8(m, n, k, columns=columns, gated=paired)
+                    if paired and m > 2 and (m > 16 or n >= 16384):
+                        assert variant is None
+                        continue
                     assert variant is not None
                     assert variant.form == "dot" or m <= 4
                     if columns:

@@ -92,9 +92,9 @@ def _choose_gated(m: int, n: int) -> Variant | None:
     return Variant("dot", 64, 64, 4, 4, swap=True) if m <= 32 and 8192 <= n <= 16384 else None
 
 
-def split_k(variant: Variant, n: int) -> Variant:
-    """The variant with K split as often as all programs still run at once, one on a multiprocessor."""
+def split_k(variant: Variant, n: int, *, programs: int = 1) -> Variant:
+    """The variant with K split as often as all programs still run at once, `programs` on a multiprocessor."""
     tiles, split = triton.cdiv(n, variant.block_n), 1
-    while split < 8 and tiles * split * 2 <= _MULTIPROCESSORS:
+    while split < 8 and tiles * split * 2 <= _MULTIPROCESSORS * programs:
         split *= 2
     return replace(variant, split=split)
