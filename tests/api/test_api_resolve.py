@@ -30,6 +30,21 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "batched", "mixed"),
+    [
+        ({}, 8192, 704),
+        ({"max_num_seqs": 256}, 8192, 896),
+        ({"max_num_batched_tokens": 500}, 500, 500),
+        ({"max_num_mixed_tokens": 2000}, 8192, 2000),
+        ({"enable_chunked_prefill": False}, 8192, 8192),
+    ],
+)
+def test_defaults_on_a_gpu(given: dict[str, Any], batched: int, mixed: int) -> None:
+    config = resolve(from_options({"model": "m", **given}), max_position=512, on_gpu=True).scheduler
+    assert (config.max_num_batched_tokens, config.max_num_mixed_tokens) == (batched, mixed)
+
+
+@pytest.mark.parametrize(
     ("given", "own", "on_gpu", "expected"),
     [
         (None, None, False, 16),

@@ -120,7 +120,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         Positive | None,
         _d(
             "Most tokens in a step in which sequences decode, which wait for the prompts beside them; where not given "
-            "256 on a CPU, and max_num_batched_tokens on a GPU, offline and without chunked prefill."
+            "256 on a CPU, 640 more than max_num_seqs on a GPU, and no limit offline and without chunked prefill."
         ),
     ] = None
     enable_chunked_prefill: Annotated[bool, _d("A prompt may be split over steps.")] = True
