@@ -35,14 +35,8 @@ STYLE = {
     "axes.spines.right": False, "axes.spines.left": False, "figure.facecolor": "white", "axes.titlelocation": "left",
     "axes.titleweight": "bold", "axes.titlepad": 14, "axes.titlesize": 12,
 }  # fmt: skip
-# field, title, and the work: of which lines
-FRONT: tuple[tuple[str, str, list[dict[str, Any]]], ...] = (
-    ("front_us_a_chunk", "A streamed chunk", [
-        {"connections": 64, "step_ms": 8.0, "pause_ms": 0.0}, {"connections": 256, "step_ms": 40.0},
-    ]),
-    ("front_us_a_request", "A request of one token", [{"connections": 64, "step_ms": 0.0, "tokens": 1}]),
-    ("front_us_a_token", "A token", [{"connections": 256, "step_ms": 0.0}]),
-)  # fmt: skip
+FIRST, STREAMS = {"connections": 64, "step_ms": 8.0}, {"connections": 256, "step_ms": 0.0}
+SHARES = {"p25": "25th", "p50": "middle", "p75": "75th", "p90": "90th"}
 PANELS = {
     "prefill_512": "Reading a prompt of 512 tokens",
     "decode_1": "Writing, one sequence",
@@ -148,29 +142,39 @@ def draw_growth(results: dict[str, Any], path: Path) -> None:
 
 
 def draw_front(results: dict[str, Any], path: Path) -> None:
-    """The serving process's time of a chunk, a request and a token, before and after; medians of the turns."""
+    """front.json's last section: what the serving process adds to first tokens, and how many tokens a second it sends.
+
+    Medians of the turns, and from the least to the most.
+    """
+    latest = list(results.values())[-1]
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(FRONT), figsize=(13, 4.6), gridspec_kw={"width_ratios": [2, 1, 1]})
-        for axis, (field, title, works) in zip(axes, FRONT, strict=True):
-            for x, work in enumerate(works):
-                for side, shift in (("before", -BAR / 2), ("after", BAR / 2)):
-                    value = median(line[field] for line in results[side] if work.items() <= line.items())
-                    colour = COLOURS["octavo" if side == "after" else "llama.cpp"]
-                    axis.bar(x + shift, value, BAR * 0.94, color=colour, label=side if not x else None)
-                    axis.annotate(f"{value:,.3g}", (x + shift, value), (0, 3), color=FAINT, **LABEL)
-            axis.set_title(title)
-            axis.set_xticks(range(len(works)), [_asked(work) for work in works], fontsize=9)
-            axis.margins(y=0.15)
-        axes[0].set_ylabel("microseconds of the processor")
+        figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), gridspec_kw={"width_ratios": [2, 1]})
+        for side, shift in (("before", -BAR / 2), ("after", BAR / 2)):
+            first, streams = ([line for line in latest[side] if of.items() <= line.items()] for of in (FIRST, STREAMS))
+            added = [[line["first_added_ms"][share] for line in first] for share in SHARES]
+            _turns(axes[0], added, side, shift, "{:.2g}")
+            _turns(axes[1], [[line["tokens_a_second"] / 1e3 for line in streams]], side, shift, "{:.0f}")
+        axes[0].axhline(1, color=REFERENCES["vLLM BF16"], linewidth=1, linestyle="--")
+        axes[0].set_title("Added to a first token, milliseconds")
+        axes[0].set_xticks(range(len(SHARES)), SHARES.values(), fontsize=9)
+        axes[0].set_xlabel("percentile; 64 connections that ask each for itself, steps of 8 ms", fontsize=9)
+        axes[1].set_title("Thousand tokens a second")
+        axes[1].set_xticks([0], ["256 connections, steps of no time"], fontsize=9)
         height = figure.get_figheight()
         figure.text(0.02, 1 - 0.2 / height, "What the serving process takes", fontsize=16, fontweight="bold", va="top")
-        figure.text(0.02, 1 - 0.56 / height, results["machine"], fontsize=9, color=FAINT, va="top")
+        figure.text(0.02, 1 - 0.56 / height, latest["machine"], fontsize=9, color=FAINT, va="top")
         figure.tight_layout(rect=(0.01, 0.4 / height, 0.99, 1 - 0.75 / height), w_pad=3)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
         figure.savefig(path, dpi=130)
         plt.close(figure)
 
 
-def _asked(work: dict[str, Any]) -> str:
-    step = f"steps of {work['step_ms']:g} ms" if work["step_ms"] else "steps of no time"
-    return f"{work['connections']} streams\n{step}"
+def _turns(axis: Axes, samples: list[list[float]], side: str, shift: float, form: str) -> None:
+    """A bar for each list, at its median, and a line from its least to its most."""
+    colour = COLOURS["octavo" if side == "after" else "llama.cpp"]
+    for x, values in enumerate(samples):
+        middle = median(values)
+        spread = [[middle - min(values)], [max(values) - middle]]
+        axis.bar(x + shift, middle, BAR * 0.94, color=colour, label=side if not x else None, yerr=spread, ecolor=FAINT)
+        axis.annotate(form.format(middle), (x + shift, max(values)), (0, 3), color=FAINT, **LABEL)
+    axis.margins(y=0.15)

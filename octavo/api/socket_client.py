@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -14,7 +16,7 @@ import msgspec
 from octavo.api.engine_process import EngineProcess, spawn
 from octavo.base import errors
 from octavo.base.config.config import EngineConfig
-from octavo.base.errors import EngineDeadError, OctavoError, OverloadedError, RequestFailedError
+from octavo.base.errors import EngineDeadError, ModelFormatError, OctavoError, OverloadedError, RequestFailedError
 from octavo.base.types.messages import (
     Abort,
     Add,
@@ -70,14 +72,14 @@ class News:
 class SocketClient(asyncio.Protocol):
     """One life of one engine process: started once, and over once it is lost.
 
-    on_message gets Loading and Outputs, on_read is called after those of one read; on_lost gets the reason when the
-    process ends without having been told to.
+    on_message gets Loading and Outputs, and returns whether something is to go out before the next is handled; on_read
+    is called after those of one read; on_lost gets the reason when the process ends without having been told to.
     """
 
     def __init__(
         self,
         *,
-        on_message: Callable[[Loading | Outputs], None],
+        on_message: Callable[[Loading | Outputs], bool],
         on_read: Callable[[], None],
         on_lost: Callable[[OctavoError], None],
     ) -> None:
@@ -86,6 +88,7 @@ class SocketClient(asyncio.Protocol):
         self._on_read = on_read
         self._on_lost = on_lost
         self._decoder: Decoder[FromEngine] = Decoder(FromEngine)
+        self._messages: Iterator[FromEngine] = iter(())  # that have come, and are not handled yet
         self._process: EngineProcess | None = None
         self._transport: asyncio.Transport | None = None
         self._ready: asyncio.Future[dict[str, Any]] | None = None
@@ -159,14 +162,31 @@ class SocketClient(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes came."""
         self.last_heard = time.monotonic()
-        for message in self._decoder.feed(data):
-            self._handle(message)
+        self._messages = self._decoder.feed(data)
+        self._take()
+
+    def _take(self) -> None:
+        """Handle what has come; first outputs go out before the others are so much as decoded."""
+        try:
+            for message in self._messages:
+                if self._handle(message):
+                    asyncio.get_running_loop().call_soon(self._take_others)
+                    return
+        except ModelFormatError:
+            if self._transport is not None:
+                self._transport.abort()
+            raise
         self._on_read()
 
-    def _handle(self, message: FromEngine) -> None:
+    def _take_others(self) -> None:
+        """Go on, after first outputs were sent: by a thread of the HTTP server, which waits for this one to let go."""
+        os.sched_yield()
+        self._take()
+
+    def _handle(self, message: FromEngine) -> bool:
         if isinstance(message, Outputs | Loading):
-            self._on_message(message)
-        elif isinstance(message, Ready) and self._ready is not None and not self._ready.done():
+            return self._on_message(message)
+        if isinstance(message, Ready) and self._ready is not None and not self._ready.done():
             self._ready.set_result(message.info)
         elif isinstance(message, Fatal):
             self._fatal = make_error(message.kind, message.message)
@@ -175,9 +195,13 @@ class SocketClient(asyncio.Protocol):
                 future.set_result(message.value)
             else:
                 future.set_exception(RequestFailedError(message.error))
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the other side is gone."""
+        with suppress(ModelFormatError):
+            for message in self._messages:
+                self._handle(message)
         if self._process is not None and not self._closing:
             threading.Thread(target=_reap, args=(self._process,), name="octavo-reap", daemon=True).start()
         self._lose(self._fatal or EngineDeadError("the engine process ended; try again"))

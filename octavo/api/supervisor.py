@@ -19,7 +19,6 @@ from octavo.api.streams import Stream
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import EngineDeadError, OctavoError, OverloadedError, RequestFailedError
 from octavo.base.types.messages import EngineStats, Loading, Outputs
-from octavo.base.types.output import Output
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +58,6 @@ class Supervisor:
         self.client: SocketClient | None = None
         self.streams: dict[str, Stream] = {}
         self._reached: dict[Stream, None] = {}  # by what was read, and not told yet
-        self._later: list[tuple[Stream, Output]] = []  # read, and not pushed yet: first outputs go out before
-        self._began = False  # streams, by what was read
         self._process = process
         self._watchdog_timeout = watchdog_timeout
         self._watchdog: asyncio.Task[None] | None = None
@@ -103,7 +100,7 @@ class Supervisor:
 
     async def spawn(self) -> None:
         """Start a process; returns when it is ready. Raises what prevents it."""
-        client = SocketClient(on_message=self._on_message, on_read=self._on_read, on_lost=self._on_lost)
+        client = SocketClient(on_message=self._on_message, on_read=self._tell, on_lost=self._on_lost)
         process, self._process = self._process, None
         try:
             self.info = await client.start(self.config, process)
@@ -145,52 +142,35 @@ class Supervisor:
 
     def fail_all(self, error: OctavoError) -> None:
         """End every stream with `error`, after what was read."""
-        self._take_later()
+        self._tell()
         for stream in self.streams.values():
             stream.fail(error)
 
-    def _on_message(self, message: Loading | Outputs) -> None:
+    def _on_message(self, message: Loading | Outputs) -> bool:
+        """Whether streams begin, which has been told; the others are told when all that was read is in."""
         if isinstance(message, Loading):
             self.loading = (message.what, message.done, message.total)
-            return
-        self.stats, streams = message.stats, self.streams
+            return False
+        self.stats, began = message.stats, False
         self._worked = self._worked or any(output.token_ids or output.pooled for output in message.outputs)
         for output in message.outputs:
-            stream = streams.get(output.request_id)
+            stream = self.streams.get(output.request_id)
             if stream is None:
                 continue
             if not stream.begun:
-                stream.begun = self._began = True
-                self._push(stream, output)
-                stream.tell()
-            elif self._began or self._later:
-                self._later.append((stream, output))
-            else:
-                self._reached[stream] = None
-                if names := stream.push(output):
-                    self._abort(names)
-
-    def _on_read(self) -> None:
-        """First outputs are told, and go out ahead of the others; requests that have come get in between as well."""
-        if self._began:
-            self._began = False
-            asyncio.get_running_loop().call_soon(self._take_later)
-        else:
-            self._take_later()
-
-    def _take_later(self) -> None:
-        """Where this process is behind, what several steps brought is in, and goes out together."""
-        later, self._later = self._later, []
-        for stream, output in later:
+                stream.begun = began = True
             self._reached[stream] = None
-            self._push(stream, output)
+            if names := stream.push(output):
+                self._abort(names)
+        if began:
+            self._tell()
+        return began
+
+    def _tell(self) -> None:
+        """Where this process is behind, what several steps brought is in, and goes out together."""
         reached, self._reached = self._reached, {}
         for stream in reached:
             stream.tell()
-
-    def _push(self, stream: Stream, output: Output) -> None:
-        if names := stream.push(output):
-            self._abort(names)
 
     def _abort(self, names: list[str]) -> None:
         if self.client is not None:
@@ -212,7 +192,7 @@ class Supervisor:
     def _on_lost(self, error: OctavoError) -> None:
         logger.error("the engine process is lost: %s", error.message)
         self.client = None
-        self._take_later()
+        self._tell()
         for stream in self.streams.values():
             stream.num_crashes += 1
             if stream.going_on and stream.num_crashes >= MAX_CRASHES:

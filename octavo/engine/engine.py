@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -22,7 +23,9 @@ from octavo.engine.grammar.grammar import Grammars
 from octavo.engine.retry import QueueRate
 from octavo.engine.scheduler import Limits, Scheduled, Scheduler
 from octavo.engine.sequence import Sequence, Status, make_sequences
-from octavo.engine.update import apply_result, fail_step
+from octavo.engine.update import fail_step, split_rows, take_rows
+
+Tell = Callable[[list[Output]], None]
 
 
 class Engine:
@@ -108,15 +111,18 @@ class Engine:
         """True while a call of `step` can bring something."""
         return bool(self._in_flight or len(self.scheduler.waiting) or len(self.scheduler.running))
 
-    def step(self) -> list[Output]:
-        """Launch the next step if there is one, then read the oldest where it is due."""
+    def step(self, tell: Tell | None = None) -> list[Output]:
+        """Launch the next step if there is one, then read the oldest where it is due.
+
+        tell: gets first tokens as soon as they are known; they are not returned then.
+        """
         outputs = self._account(self._constraints.settle())
         scheduled = self.scheduler.schedule()
         if scheduled is None:
             if not self._in_flight:
                 self._constraints.pause()
                 return outputs
-            return outputs + self._read()
+            return outputs + self._read(tell)
         try:
             if faults.ON:
                 faults.hit("allocated")
@@ -129,11 +135,11 @@ class Engine:
             faults.hit("begun")
         self._iteration_tokens = scheduled.plan.num_tokens
         if len(self._in_flight) > 1:  # the step before
-            outputs += self._read()
+            outputs += self._read(tell)
         if scheduled.plan.masked:
             outputs += self._mask(scheduled)
         if self._depth == 1:
-            outputs += self._read()
+            outputs += self._read(tell)
         return outputs
 
     def _mask(self, scheduled: Scheduled) -> list[Output]:
@@ -145,16 +151,20 @@ class Engine:
             outputs += fail_step(self.scheduler, scheduled, error)
         return self._account(outputs)
 
-    def _read(self) -> list[Output]:
+    def _read(self, tell: Tell | None) -> list[Output]:
         scheduled = self._in_flight.popleft()
         try:
             result = self.executor.finish()
             if faults.ON:
                 faults.hit("finish")
-            outputs = apply_result(self.scheduler, scheduled, result)
+            first, others = split_rows(scheduled, result)
         except Exception as error:
-            outputs = fail_step(self.scheduler, scheduled, error)
-        return self._account(outputs)
+            return self._account(fail_step(self.scheduler, scheduled, error))
+        outputs = self._account(take_rows(self.scheduler, result, first))
+        if tell is not None and outputs and others:
+            tell(outputs)
+            outputs = []
+        return outputs + self._account(take_rows(self.scheduler, result, others))
 
     def _account(self, outputs: list[Output]) -> list[Output]:
         for out in outputs:

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -68,22 +68,22 @@ class Decoder(Generic[Message]):
         self._decoder = msgspec.msgpack.Decoder(kind)
         self._instead = instead
 
-    def feed(self, data: bytes) -> list[Message]:
-        """Messages completed by `data`."""
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Messages completed by `data`, each decoded when it is asked for."""
         self._buffer += data
-        messages: list[Message] = []
-        at = 0
-        while len(self._buffer) - at >= HEAD:
-            size = int.from_bytes(self._buffer[at : at + HEAD], "little")
-            if size > MAX_FRAME:
-                raise ModelFormatError(f"a frame of {size} bytes is announced, at most {MAX_FRAME} are taken")
-            if len(self._buffer) - at - HEAD < size:
-                break
-            body = bytes(self._buffer[at + HEAD : at + HEAD + size])
-            at += HEAD + size
-            messages.append(self._decode(body))
-        del self._buffer[:at]
-        return messages
+        return iter(self._take, None)
+
+    def _take(self) -> Message | None:
+        if len(self._buffer) < HEAD:
+            return None
+        size = int.from_bytes(self._buffer[:HEAD], "little")
+        if size > MAX_FRAME:
+            raise ModelFormatError(f"a frame of {size} bytes is announced, at most {MAX_FRAME} are taken")
+        if len(self._buffer) < HEAD + size:
+            return None
+        body = bytes(self._buffer[HEAD : HEAD + size])
+        del self._buffer[: HEAD + size]
+        return self._decode(body)
 
     def _decode(self, body: bytes) -> Message:
         try:
@@ -216,6 +216,9 @@ def _last_words(error: Exception, *, started: bool) -> Fatal:
 
 
 def _serve(engine: Engine, connection: _Connection) -> None:
+    def tell(outputs: list[Output]) -> None:
+        connection.send(Outputs(outputs, engine.stats()))
+
     beat = time.monotonic()
     checked = True
     while True:
@@ -230,12 +233,12 @@ def _serve(engine: Engine, connection: _Connection) -> None:
             if isinstance(message, Stop):
                 return
             for out in _handle(engine, connection, message):
-                connection.send(Outputs([out], engine.stats()))
-        outputs = engine.step() if busy else []
+                tell([out])
+        outputs = engine.step(tell) if busy else []
         checked = checked and not busy
         now = time.monotonic()
         if outputs or now - beat >= HEARTBEAT or (busy and not engine.has_work()):
-            connection.send(Outputs(outputs, engine.stats()))
+            tell(outputs)
             beat = now
         else:
             connection.flush()

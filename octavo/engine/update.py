@@ -7,54 +7,71 @@ import time
 
 from octavo.base.errors import InputError, NumericalError, OctavoError, RequestFailedError, row_failure
 from octavo.base.types.output import FinishReason, Output
-from octavo.base.types.plan import StepResult, TokenLogprobs
+from octavo.base.types.plan import RowStep, StepResult, TokenLogprobs
 from octavo.engine.scheduler import Scheduled, Scheduler
 from octavo.engine.sequence import Sequence, Status
 
 _log = logging.getLogger(__name__)
+_FINISHED = Status.FINISHED  # an enum's member is slow to look up
 
 
-def apply_result(scheduler: Scheduler, scheduled: Scheduled, result: StepResult) -> list[Output]:
-    """Take a step's tokens in. A failed row ends its own sequence; a sequence that ended meanwhile takes nothing.
+# a step, its sequence and the life that this was in, the token that was sampled and its logprobs
+Row = tuple[RowStep, Sequence, int, int | None, TokenLogprobs | None]
 
-    Outputs that tell times, as first tokens do, come before the others: they are waited for.
-    Raises RequestFailedError, before anything is taken, where the result is not the plan's.
+
+def split_rows(scheduled: Scheduled, result: StepResult) -> tuple[list[Row], list[Row]]:
+    """The rows of first tokens, which are waited for, and the others, for take_rows.
+
+    RequestFailedError where the result is not the plan's.
     """
-    plan, failed, prompts = scheduled.plan, result.failed, result.prompt_logprobs
+    plan = scheduled.plan
     sampled = [step.sample for step in plan.rows].count(True)
     if result.step != plan.step or len(result.tokens) != sampled:
         raise RequestFailedError(
             f"step {plan.step} samples {sampled} tokens, but the result is step {result.step}'s "
             f"with {len(result.tokens)}"
         )
-    outputs: list[Output] = []
-    tokens = iter(result.tokens)
-    logprobs = iter(result.logprobs)
-    now, finished = time.monotonic(), Status.FINISHED  # an enum's member is slow to look up
+    tokens, logprobs = iter(result.tokens), iter(result.logprobs)
+    first: list[Row] = []
+    others: list[Row] = []
     for step, (seq, _, life) in zip(plan.rows, scheduled.chosen, strict=True):
-        token = next(tokens) if step.sample else None
-        entry = next(logprobs, None) if step.sample else None
-        if seq.status is finished:
+        if not step.sample:
+            others.append((step, seq, life, None, None))
             continue
-        try:
-            if step.row in failed:
-                raise row_failure(failed[step.row])
-            if step.row in prompts:
-                _take_prompt_logprobs(seq, *prompts[step.row])
-            if life == seq.life:  # the step's KV is clean; of an earlier life there is none left to confirm
-                scheduler.cache.confirm(seq, step.start + step.count)
-            if token is not None:
-                if seq.preempted_at:
-                    _end_preemption(seq, now, late=life != seq.life)
-                if seq.request.pooling is None:
-                    outputs.append(_take_token(scheduler, seq, token, entry, now))
-                else:
-                    outputs.append(_take_pooled(scheduler, seq, result.pooled[step.row], now))
-        except Exception as error:  # one row's fault ends its own request
-            known = next((kind for kind in (NumericalError, InputError) if isinstance(error, kind)), RequestFailedError)
-            outputs.append(fail(scheduler, seq, _reason(error), kind=known.__name__))
-    ahead = [out for out in outputs if out.times is not None]
-    return ahead + [out for out in outputs if out.times is None] if ahead else outputs
+        rows = others if seq.times.first_token else first
+        rows.append((step, seq, life, next(tokens), next(logprobs, None)))
+    return first, others
+
+
+def take_rows(scheduler: Scheduler, result: StepResult, rows: list[Row]) -> list[Output]:
+    """Take rows' tokens in. A failed row ends its own sequence; a sequence that ended meanwhile takes nothing."""
+    now = time.monotonic()
+    taken = [_take_row(scheduler, result, row, now) for row in rows]
+    return [out for out in taken if out is not None]
+
+
+def _take_row(scheduler: Scheduler, result: StepResult, row: Row, now: float) -> Output | None:
+    """One row's tokens, in; what there is to tell of it, out."""
+    step, seq, life, token, entry = row
+    if seq.status is _FINISHED:
+        return None
+    try:
+        if step.row in result.failed:
+            raise row_failure(result.failed[step.row])
+        if step.row in result.prompt_logprobs:
+            _take_prompt_logprobs(seq, *result.prompt_logprobs[step.row])
+        if life == seq.life:  # the step's KV is clean; of an earlier life there is none left to confirm
+            scheduler.cache.confirm(seq, step.start + step.count)
+        if token is None:
+            return None
+        if seq.preempted_at:
+            _end_preemption(seq, now, late=life != seq.life)
+        if seq.request.pooling is None:
+            return _take_token(scheduler, seq, token, entry, now)
+        return _take_pooled(scheduler, seq, result.pooled[step.row], now)
+    except Exception as error:  # one row's fault ends its own request
+        known = next((kind for kind in (NumericalError, InputError) if isinstance(error, kind)), RequestFailedError)
+        return fail(scheduler, seq, _reason(error), kind=known.__name__)
 
 
 def fail_step(scheduler: Scheduler, scheduled: Scheduled, error: Exception) -> list[Output]:

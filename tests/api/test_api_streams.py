@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, cast
 
+from octavo.api.socket_client import SocketClient
 from octavo.api.streams import Stream
 from octavo.api.supervisor import Supervisor
 from octavo.base.config.config import EngineConfig, ModelConfig
+from octavo.base.errors import ModelFormatError
 from octavo.base.types.messages import EngineStats, Outputs
 from octavo.base.types.output import Output
+from octavo.engine.process import encode
 
 
 class Progress:
@@ -25,40 +29,75 @@ class Progress:
         return []
 
 
-def test_first_outputs_are_told_at_once_and_others_after_what_those_send() -> None:
-    seen: list[str] = []
+class Case:
+    """A Supervisor with streams a, b and c, and the client that it would have."""
 
-    async def read(supervisor: Supervisor, *frames: str) -> list[str]:
-        seen.clear()
-        for names in frames:
-            supervisor._on_message(Outputs([Output(request_id=name, token_ids=[1]) for name in names], EngineStats()))
-        supervisor._on_read()
-        for _ in range(3):
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.supervisor = Supervisor(EngineConfig(model=ModelConfig(model="none")), None, watchdog_timeout=1)
+        for name in "abc":
+            self.supervisor.streams[name] = stream = Stream(cast(Any, Progress(self.seen, name)))
+            stream.tell = partial(self._tell, name)
+        self.client = SocketClient(
+            on_message=self.supervisor._on_message,
+            on_read=self.supervisor._tell,
+            on_lost=lambda error: self.seen.append("lost"),
+        )
+
+    def _tell(self, name: str) -> None:
+        self.seen.append(f"tell {name}")
+        asyncio.get_running_loop().call_soon(self.seen.append, f"sent {name}")  # as server/sending.py does
+
+    async def read(self, *frames: str) -> list[str]:
+        """What is seen of frames with an output each of these streams."""
+        self.seen.clear()
+        self.client.data_received(b"".join(map(outputs, frames)))
+        for _ in range(4):
             await asyncio.sleep(0)
-        return seen
+        return self.seen
+
+
+def outputs(names: str) -> bytes:
+    return encode(Outputs([Output(request_id=name, token_ids=[1]) for name in names], EngineStats()))
+
+
+def test_first_outputs_go_out_before_others_are_taken() -> None:
+    async def test() -> None:
+        case = Case()
+        assert await case.read("a") == ["push a", "tell a", "sent a"]
+        first = ["push b", "push c", "tell b", "tell c", "sent b", "sent c"]
+        assert await case.read("bc", "a", "c") == [*first, "push a", "push c", "tell a", "tell c", "sent a", "sent c"]
+        pushed = ["push c", "push a", "push a", "push c"]
+        assert await case.read("ca", "ac") == [*pushed, "tell c", "tell a", "sent c", "sent a"]
+
+    asyncio.run(test())
+
+
+def test_what_was_read_is_taken_before_the_process_is_lost() -> None:
+    async def test() -> None:
+        case = Case()
+        case.client.data_received(outputs("a") + outputs("bc") + outputs("a") + b"\xff\xff")
+        assert case.seen == ["push a", "tell a"]
+        case.client.connection_lost(None)
+        assert case.seen[2:] == ["push b", "push c", "tell b", "tell c", "push a", "lost"]
+
+    asyncio.run(test())
+
+
+def test_a_damaged_frame_that_waited_ends_the_connection() -> None:
+    class Transport(asyncio.Transport):
+        def abort(self) -> None:
+            aborted.append(True)
 
     async def test() -> None:
-        supervisor = Supervisor(EngineConfig(model=ModelConfig(model="none")), None, watchdog_timeout=1)
-        for name in "abc":
-            supervisor.streams[name] = stream = Stream(cast(Any, Progress(seen, name)))
+        case, told = Case(), []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        case.client.connection_made(Transport())
+        case.client.data_received(outputs("a") + b"\xff" * 9)
+        assert not aborted
+        await asyncio.sleep(0)
+        assert aborted
+        assert [type(error) for error in told] == [ModelFormatError]
 
-            def tell(name: str = name) -> None:
-                seen.append(f"tell {name}")
-                asyncio.get_running_loop().call_soon(seen.append, f"sent {name}")  # as server/sending.py does
-
-            stream.tell = tell
-        sent = ["sent a", "sent c"]
-        assert await read(supervisor, "a") == ["push a", "tell a", "sent a"]
-        first = ["push b", "tell b", "push c", "tell c", "sent b", "sent c"]
-        assert await read(supervisor, "bca", "c") == [*first, "push a", "push c", "tell a", "tell c", *sent]
-        assert await read(supervisor, "ca", "ac") == [
-            "push c",
-            "push a",
-            "push a",
-            "push c",
-            "tell c",
-            "tell a",
-            *sent[::-1],
-        ]
-
+    aborted: list[bool] = []
     asyncio.run(test())

@@ -638,7 +638,7 @@ def test_the_decoder_meets_noise_with_one_error_and_bounded_memory() -> None:
         try:
             while at < len(data):
                 size = rng.choice((1, 7, 100, 5000))
-                messages = decoder.feed(data[at : at + size])
+                messages = list(decoder.feed(data[at : at + size]))
                 assert all(isinstance(message, Add | Abort | Call | Stop) for message in messages)
                 whole += len(messages)
                 at += size

@@ -116,6 +116,24 @@ def test_who_waits_for_a_first_token_is_told_before_the_others() -> None:
     assert order == [[], ["a"], ["a"], ["b", "a"], ["a", "b"], ["c", "a", "b"]]
 
 
+def test_first_tokens_are_told_before_others_are_taken() -> None:
+    shape = Shape(max_num_seqs=4)
+    executor = ScriptedExecutor(
+        num_blocks=shape.num_blocks, block_size=shape.block_size, vocab_size=VOCAB, next_token=count_up
+    )
+    made, told = make_engine(shape, executor), []
+
+    def tell(outputs: list[Output]) -> None:
+        told.append(([out.request_id for out in outputs], made.stats().generation_tokens))
+
+    for names in ("a", "bc"):
+        for name in names:
+            made.add(make_request(name, [1] * 3, max_tokens=9, ignore_eos=True))
+        returned = [[out.request_id for out in made.step(tell)] for _ in range(2)]
+    assert told == [(["b", "c"], 4)]  # two of a before, and these; a's third comes with the others
+    assert returned == [["a"], ["a"]]
+
+
 @pytest.mark.parametrize("shape", [Shape(max_num_tokens=4), Shape(), Shape(ahead=False, max_num_tokens=5)])
 def test_logprobs_pass_through_and_prompt_logprobs_are_assembled(shape: Shape) -> None:
     """The World compares every entry; here is how many came, and when."""

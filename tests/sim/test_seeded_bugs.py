@@ -94,7 +94,7 @@ BUGS = (
         "scheduler.cache.confirm(seq, min(seq.num_computed, seq.num_tokens)) if seq.blocks else None; "
         "scheduler.finish(seq)",
     ),
-    Bug("confirms an earlier life's steps", update, "apply_result", "life == seq.life", "True"),
+    Bug("confirms an earlier life's steps", update, "_take_row", "life == seq.life", "True"),
     Bug("hash ignores the salt", block.BlockHasher, "root", 'salt.encode(errors="surrogatepass")', 'b""'),
     Bug("hash ignores the previous block", block.BlockHasher, "extend", "previous + array", "array"),
     Bug("evicted block stays listed", M, "_allocate", "self.prefix.forget(block)", "pass"),
@@ -150,8 +150,8 @@ BUGS = (
     Bug("same seed for all n", sequence, "_row_sampling", "index * _SEED_STRIDE", "0"),
     # results
     Bug("num_pending not decremented", update, "_take_token", "seq.num_pending -= 1", "pass"),
-    Bug("a finished sequence takes tokens", update, "apply_result", "seq.status is finished", "False"),
-    Bug("a failed row takes its token", update, "apply_result", "step.row in failed", "False"),
+    Bug("a finished sequence takes tokens", update, "_take_row", "seq.status is _FINISHED", "False"),
+    Bug("a failed row takes its token", update, "_take_row", "step.row in result.failed", "False"),
     Bug("min_tokens ignored", update, "_finished", "count >= request.params.min_tokens", "True"),
     Bug("ignore_eos ignored", update, "_finished", "not request.params.ignore_eos and", ""),
     Bug("one token too many", update, "_finished", "count >= request.max_tokens", "count > request.max_tokens"),
