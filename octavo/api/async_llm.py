@@ -237,15 +237,17 @@ class AsyncLLM:
             texts=self._texts,
             width_name=width_name,
         )
+        further = False
         while not search.finished:
             streams = [Stream(row) for row in await self._run(search.rows, self._numbers)]
             try:
                 for stream in streams:
-                    self._supervisor.open(stream)
+                    self._supervisor.open(stream, further=further)
                 search.push([await anext(stream.read()) for stream in streams])
             finally:
                 for stream in streams:
                     self._supervisor.forget(stream)
+            further = True
         if (output := search.request_output()) is not None:
             yield output
 

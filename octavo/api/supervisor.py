@@ -79,11 +79,18 @@ class Supervisor:
             return self.client
         raise OverloadedError(_REASONS.get(self.state, "the engine is not ready"), retry_after=2)
 
-    def open(self, stream: Stream) -> None:
-        """Send a stream's request; `forget` it afterwards, whatever becomes of it."""
-        client, request = self.admit(), stream.progress.request
+    def open(self, stream: Stream, *, further: bool = False) -> None:
+        """Send a stream's request; `forget` it afterwards, whatever becomes of it.
+
+        further: it is part of work that was let in before. A process that is being started again gets it once it is
+        ready.
+        """
+        request = stream.progress.request
+        client = None if further and self.state == "restarting" else self.admit()
         self._poison.check(request)
         self.streams[request.request_id] = stream
+        if client is None:
+            return
         try:
             client.add(request)
         except EngineDeadError:  # the connection closes: `_on_lost` is about to come, and the next process gets it

@@ -1,4 +1,4 @@
-"""Whom the Supervisor tells what of frames that were read together, and when."""
+"""Whom the Supervisor tells what of frames that were read together, and when; what it keeps for another process."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import asyncio
 from functools import partial
 from typing import Any, cast
 
+import pytest
+
 from octavo.api.socket_client import SocketClient
 from octavo.api.streams import Stream
 from octavo.api.supervisor import Supervisor
 from octavo.base.config.config import EngineConfig, ModelConfig
-from octavo.base.errors import ModelFormatError
+from octavo.base.errors import ModelFormatError, OverloadedError
 from octavo.base.types.messages import EngineStats, Outputs
 from octavo.base.types.output import Output
+from octavo.base.types.request import Request
+from octavo.base.types.sampling import SamplingParams
 from octavo.engine.process import encode
 
 
@@ -100,4 +104,35 @@ def test_a_damaged_frame_that_waited_ends_the_connection() -> None:
         assert [type(error) for error in told] == [ModelFormatError]
 
     aborted: list[bool] = []
+    asyncio.run(test())
+
+
+def test_further_work_waits_for_a_process_that_is_being_started_again() -> None:
+    class Part:
+        finished = False
+
+        def __init__(self, name: str) -> None:
+            self.request = Request(request_id=name, prompt_token_ids=[1], params=SamplingParams(), seed=1, max_tokens=4)
+
+        def resume(self) -> list[list[int]]:
+            return [[]]
+
+    class Client:
+        def add(self, request: Request, emitted: object) -> None:
+            added.append((request.request_id, emitted))
+
+    async def test() -> None:
+        supervisor = Supervisor(EngineConfig(model=ModelConfig(model="none")), None, watchdog_timeout=1)
+        supervisor.state = "restarting"
+        with pytest.raises(OverloadedError, match="restarting"):
+            supervisor.open(Stream(cast(Any, Part("new"))))
+        supervisor.open(Stream(cast(Any, Part("further"))), further=True)
+        supervisor.client = cast(Any, Client())
+        supervisor._resume()
+        assert added == [("further", [[]])]
+        supervisor.state = "sleeping"
+        with pytest.raises(OverloadedError, match="asleep"):
+            supervisor.open(Stream(cast(Any, Part("further"))), further=True)
+
+    added: list[tuple[str, object]] = []
     asyncio.run(test())
