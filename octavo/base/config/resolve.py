@@ -100,7 +100,7 @@ def _scheduler(scheduler: SchedulerConfig, max_model_len: int, *, on_gpu: bool) 
     mixed = scheduler.max_num_mixed_tokens
     if mixed is None:
         seqs = scheduler.max_num_seqs
-        mixed = min(seqs + MIXED_PROMPT_TOKENS_GPU, batched) if on_gpu else max(DEFAULT_MIXED_TOKENS, seqs)
+        mixed = seqs + MIXED_PROMPT_TOKENS_GPU if on_gpu else max(DEFAULT_MIXED_TOKENS, seqs)
     if mixed < scheduler.max_num_seqs:
         raise ConfigError(
             f"max_num_mixed_tokens={mixed} is below max_num_seqs={scheduler.max_num_seqs}: a step could not give every "
