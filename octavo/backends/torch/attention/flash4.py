@@ -142,7 +142,8 @@ class Flash4:
                 reasons = refusals(layer, dtype=dtype, cache_dtype=cache_dtype, block_size=block_size)
             self._reasons.append(", ".join(reasons))
             self._variants.append(None if reasons else _variant(layer, dtype, device))
-        self._builds = {each: _Build(each, _place(each)) for each in self._variants if each is not None}
+        wanted = dict.fromkeys(each for each in self._variants if each is not None)
+        self._builds = {each: _Build(each, _place(each)) for each in wanted}
 
     @property
     def wanted(self) -> bool:

@@ -69,6 +69,8 @@ class Choice(NamedTuple):
 class Plan:
     """What all layers of a step (of one window) share.
 
+    Kernels read it before they wait for the one just before (pdl.py), so the last to write it was another.
+
     block_tables: int32 [rows, max_blocks], entries past a sequence's end are never used.
     rows: int32 [B], each sequence's row of block_tables.  seq_lens: int32 [B], tokens with their own; 0: padding.
     tiles: int32 [B + 1], from plan_tiles.
@@ -314,17 +316,18 @@ def _scores(q, k, seen, scale, softcap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def _walk(
-    q, keys, table, span, scale, softcap, value_offset,
+    q, keys, table, blocks, span, scale, softcap, value_offset,
     ROW: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     TILE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Softmax of q [M, DIM_PAD] over a span of keys: (maximum [M], sum [M], output before division [M, DIM_PAD]).
 
     span: (first tile, tile after the last, first position seen, position after the last seen); each tile has one seen.
-    keys: the kv head's first number; ROW: numbers from one slot to the next. The table is read one tile ahead of the
-    keys, and both run ahead of the sums by the compiler's pipeline. Sums stay [M, TILE] until the end: a sum over keys
-    crosses warps, and so costs a barrier. Short sequences wait for instructions more than for memory, so that addresses
-    are a block's (64 bits) and a number within it that stays the same, where blocks are no larger than tiles.
+    keys: the kv head's first number; ROW: numbers from one slot to the next; blocks: of the first tile, by _look_up.
+    The table is read one tile ahead of the keys, and both run ahead of the sums by the compiler's pipeline. Sums stay
+    [M, TILE] until the end: a sum over keys crosses warps, and so costs a barrier. Short sequences wait more for
+    instructions than for memory, so that addresses are a block's (64 bits) and a number within it that stays the same,
+    where blocks are no larger than tiles.
     """
     M: tl.constexpr = q.shape[0]
     DIM_PAD: tl.constexpr = q.shape[1]
@@ -346,7 +349,6 @@ def _walk(
         odd = tl.zeros([M, DIM_PAD // 2], tl.float32)
     else:
         acc = tl.zeros([M, DIM_PAD], tl.float32)
-    blocks = _look_up(table, begin * TILE, low, end, TILE, BLOCK_SIZE, WINDOW)
     for tile in tl.range(begin, stop, num_stages=STAGES):
         position = tile * TILE + offsets
         seen = _seen(position, low, end, WINDOW)
@@ -470,15 +472,15 @@ def _decode(
     A kv head's query heads are the rows of the products, padded to the 16 that tl.dot needs (more heads than that: to
     the next power of two). The padded ones are zeros, so that their numbers are finite; they are not written.
     """
-    pdl.wait(PDL)
     factor = scale / softcap * LOG2E if SOFTCAP else scale * LOG2E
     total = tl.load(tiles + batch) * KV_HEADS
     share = tl.maximum(tl.cdiv(total, tl.num_programs(0)), min_share)
     slack = share * slack // 100
     program = tl.program_id(0)
-    _clear(seq_lens, out, batch, out_stride, KV_HEADS * GROUP * DIM, 1024)
     b, at = _border(tiles, batch, tl.minimum(program * share, total), slack, KV_HEADS, 512)
     _, last = _border(tiles, batch, tl.minimum(program * share + share, total), slack, KV_HEADS, 512)
+    pdl.wait(PDL)
+    _clear(seq_lens, out, batch, out_stride, KV_HEADS * GROUP * DIM, 1024)
     row = tl.arange(0, 16 if GROUP_PAD < 16 else GROUP_PAD)
     while at < last:
         while tl.load(tiles + b + 1) * KV_HEADS <= at:
@@ -493,19 +495,20 @@ def _decode(
         table = tables + tl.load(rows + b).to(tl.int64) * table_stride
         skipped = low // TILE - begin
         heads = _queries(q + b * q_stride + head * GROUP * DIM, row, GROUP, DIM, DIM_PAD)
+        first = _look_up(table, (at + skipped) * TILE, low, end, TILE, BLOCK_SIZE, WINDOW)
         highest, sums, acc = _walk(
-            heads, cache + head * DIM, table, (at + skipped, stop + skipped, low, end), factor, softcap, value_offset,
-            KV_HEADS * DIM, DIM, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, STAGES,
+            heads, cache + head * DIM, table, first, (at + skipped, stop + skipped, low, end), factor, softcap,
+            value_offset, KV_HEADS * DIM, DIM, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, STAGES,
         )  # fmt: skip
         target = out + b * out_stride
         if stop - at == count:
             _write(target, sinks, head * GROUP, highest, sums, acc, GROUP, DIM)
         else:
             _store_part(partial, lse, 2 * program + (at == begin).to(tl.int32), highest, sums, acc, GROUP_PAD)
-            first = (begin + slack) // share  # the first cut is where this program ends
-            parts = (begin + count - slack - 1) // share - first + 1
+            cut = (begin + slack) // share  # the first cut is where this program ends
+            parts = (begin + count - slack - 1) // share - cut + 1
             if _arrive(arrived + b * KV_HEADS + head, parts):
-                most, weight, merged = _merge(partial, lse, 2 * first, 2, parts, GROUP_PAD, DIM_PAD, 4096)
+                most, weight, merged = _merge(partial, lse, 2 * cut, 2, parts, GROUP_PAD, DIM_PAD, 4096)
                 _write(target, sinks, head * GROUP, most, weight, merged, GROUP, DIM)
         at = stop
 
@@ -535,11 +538,9 @@ def _decode_few(
     keeps `programs` of them busy (ALONE: the grid has no more); those left without have nothing to do, and start last.
     """
     head, b, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    pdl.wait(PDL)
     end = tl.load(seq_lens + b)
-    table_row = tl.load(rows + b)
+    table = tables + tl.load(rows + b).to(tl.int64) * table_stride
     row = tl.arange(0, 16 if GROUP_PAD < 16 else GROUP_PAD)
-    heads = _queries(q + b * q_stride + head * GROUP * DIM, row, GROUP, DIM, DIM_PAD)
     count = _count(end, WINDOW, TILE)
     splits = tl.num_programs(2)
     share = tl.maximum(tl.cdiv(count, splits), min_share)
@@ -547,16 +548,19 @@ def _decode_few(
         index = tl.arange(0, FEW)
         total = tl.sum(_count(tl.load(seq_lens + index, mask=index < batch, other=0), WINDOW, TILE), 0)
         share = tl.maximum(share, tl.cdiv(total * KV_HEADS, programs))
+    low = tl.maximum(end - WINDOW, 0) if WINDOW > 0 else 0
+    begin = low // TILE + part * share
+    first = _look_up(table, begin * TILE, low, end, TILE, BLOCK_SIZE, WINDOW)
+    pdl.wait(PDL)
+    heads = _queries(q + b * q_stride + head * GROUP * DIM, row, GROUP, DIM, DIM_PAD)
     target = out + b * out_stride
-    if (part * share < count) & (table_row >= 0):  # always; else the compiler would load it after the length has come
+    if part * share < count:
         parts = tl.cdiv(count, share)
         factor = scale / softcap * LOG2E if SOFTCAP else scale * LOG2E
-        low = tl.maximum(end - WINDOW, 0) if WINDOW > 0 else 0
-        begin = low // TILE + part * share
         stop = tl.minimum(begin + share, low // TILE + count)
         highest, sums, acc = _walk(
-            heads, cache + head * DIM, tables + table_row.to(tl.int64) * table_stride, (begin, stop, low, end), factor,
-            softcap, value_offset, KV_HEADS * DIM, DIM, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, STAGES,
+            heads, cache + head * DIM, table, first, (begin, stop, low, end), factor, softcap, value_offset,
+            KV_HEADS * DIM, DIM, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, STAGES,
         )  # fmt: skip
         if parts == 1:
             _write(target, sinks, head * GROUP, highest, sums, acc, GROUP, DIM)

@@ -1,8 +1,8 @@
 """Programmatic dependent launch: a kernel starts while the one before it on the stream ends, and waits for it inside.
 
-What a launch passes in, and the wait inside a kernel. Every program of a kernel waits, before it reads what another
-kernel writes and before it writes at all; so that when a kernel has ended, all before it have. Only what no kernel
-writes while serving may be read sooner: weights (whose last writer is further back than the kernel just before).
+What a launch passes in, and the wait inside a kernel. Every program of a kernel waits before it writes at all, and
+before it reads what the kernel just before may have written; so that when a kernel has ended, all before it have. What
+others wrote may be read sooner, since those before the one just before have ended: weights, a step's plan.
 """
 
 # ruff: noqa: N803 (in capitals: what a kernel is compiled for)

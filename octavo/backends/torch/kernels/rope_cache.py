@@ -102,21 +102,27 @@ def _rope_cache(
     inside = head < HEADS + 2 * KV_HEADS
     is_q = head < HEADS
     is_v = head >= HEADS + KV_HEADS
-    pdl.wait(PDL)
+    # a head is read in parts: a and b are the first and the second of each turned pair (a both, where they alternate),
+    # c the rest, which passes through
+    first = tl.arange(0, 2 * HALF if INTERLEAVED else HALF)
+    first_real = first < (TURNED if INTERLEAVED else TURNED // 2)
+    second = first + TURNED // 2
+    rest = TURNED + tl.arange(0, REST)
     slot = tl.load(slots + token).to(tl.int64)
+    if TURNED > 0:
+        cos, sin = _cos_sin(table + tl.load(positions + token).to(tl.int64) * TURNED, is_v, TURNED, HALF)
+        a_weight = _weight(q_norm, k_norm, first, first_real, is_q, is_v)
+        if not INTERLEAVED:
+            b_weight = _weight(q_norm, k_norm, second, first_real, is_q, is_v)
+    if TURNED < DIM:
+        c_weight = _weight(q_norm, k_norm, rest, rest < DIM, is_q, is_v)
+    pdl.wait(PDL)
     # where each head is read, and where in the cache it goes
     source = qkv + token * ((HEADS + 2 * KV_HEADS) * DIM) + head[:, None] * DIM
     kv_head = head - HEADS - tl.where(is_v, KV_HEADS, 0)
     kept = cache + (slot * KV_HEADS + kv_head[:, None]) * DIM + tl.where(is_v[:, None], values, 0)
     keep = inside & (head >= HEADS) & (slot >= 0)
-
-    # a head is read in parts: a and b are the first and the second of each turned pair (a both, where they alternate),
-    # c the rest, which passes through
     square = tl.zeros((BLOCK,), tl.float32)
-    first = tl.arange(0, 2 * HALF if INTERLEAVED else HALF)
-    first_real = first < (TURNED if INTERLEAVED else TURNED // 2)
-    second = first + TURNED // 2
-    rest = TURNED + tl.arange(0, REST)
     if TURNED > 0:
         a = _part(source, first, inside, first_real)
         square += tl.sum(a * a, axis=1)
@@ -126,21 +132,16 @@ def _rope_cache(
     if TURNED < DIM:
         c = _part(source, rest, inside, rest < DIM)
         square += tl.sum(c * c, axis=1)
-
     scale = tl.rsqrt(square / DIM + eps)
     if TURNED > 0:
-        turns = table + tl.load(positions + token).to(tl.int64) * TURNED
-        a = _normed(a, scale, q_norm, k_norm, first, first_real, is_q, is_v, qkv)
+        a = _normed(a, scale, a_weight, q_norm, k_norm, is_q, is_v, qkv)
         if INTERLEAVED:
-            a = _turn_alternate(a, turns, is_v, TURNED, BLOCK, HALF)
+            a = _turn_alternate(a, cos, sin, is_v, BLOCK, HALF)
         else:
-            b = _normed(b, scale, q_norm, k_norm, second, first_real, is_q, is_v, qkv)
-            a, b = _turn(a, b, turns, is_v, TURNED, HALF)
+            a, b = _turn(a, _normed(b, scale, b_weight, q_norm, k_norm, is_q, is_v, qkv), cos, sin, is_v)
     if TURNED < DIM:
-        c = _normed(c, scale, q_norm, k_norm, rest, rest < DIM, is_q, is_v, qkv)
-    bad = tl.zeros((BLOCK,), tl.int1)
-    if FINITE:
-        bad = _has_bad(source + KV_HEADS * DIM, inside & ((is_q | is_v) == 0), DIM, WIDTH)
+        c = _normed(c, scale, c_weight, q_norm, k_norm, is_q, is_v, qkv)
+    bad = _has_bad(source + KV_HEADS * DIM, inside & ((is_q | is_v) == 0), DIM, WIDTH, FINITE)
     # q is overwritten: no thread may read what another has written, should a part be smaller than the threads are many
     tl.debug_barrier()
     if TURNED > 0:
@@ -152,20 +153,24 @@ def _rope_cache(
 
 
 @triton.jit
-def _turn(a, b, turns, is_v, TURNED: tl.constexpr, HALF: tl.constexpr):
-    """Pairs a, b [heads, pairs] turned by the cosines and sines at `turns`; those of v as they were."""
+def _cos_sin(turns, is_v, TURNED: tl.constexpr, HALF: tl.constexpr):
+    """The cosines and sines at `turns`, [heads, pairs] each; of v's heads 0."""
     pair = tl.arange(0, HALF)
     real = pair < TURNED // 2
-    cos = _row(turns, pair, is_v == 0, real)
-    sin = _row(turns + TURNED // 2, pair, is_v == 0, real)
+    return _row(turns, pair, is_v == 0, real), _row(turns + TURNED // 2, pair, is_v == 0, real)
+
+
+@triton.jit
+def _turn(a, b, cos, sin, is_v):
+    """Pairs a, b [heads, pairs] turned; those of v as they were."""
     return tl.where(is_v[:, None], a, a * cos - b * sin), tl.where(is_v[:, None], b, b * cos + a * sin)
 
 
 @triton.jit
-def _turn_alternate(x, turns, is_v, TURNED: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr):
+def _turn_alternate(x, cos, sin, is_v, BLOCK: tl.constexpr, HALF: tl.constexpr):
     """The same of pairs whose two elements are neighbours: x [heads, 2 * pairs]."""
     a, b = tl.split(tl.reshape(x, (BLOCK, HALF, 2)))
-    a, b = _turn(a, b, turns, is_v, TURNED, HALF)
+    a, b = _turn(a, b, cos, sin, is_v)
     return tl.reshape(tl.join(a, b), (BLOCK, 2 * HALF))
 
 
@@ -175,24 +180,35 @@ def _part(source, column, inside, real):
 
 
 @triton.jit
-def _has_bad(source, heads, DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """Whether one of a head's values at `source` is not finite: [heads], False but for `heads`."""
-    column = tl.arange(0, WIDTH)
-    value = _part(source, column, heads, column < DIM)
-    return tl.max(tl.where(tl.abs(value) < float("inf"), 0, 1), axis=1) != 0
+def _has_bad(source, heads, DIM: tl.constexpr, WIDTH: tl.constexpr, FINITE: tl.constexpr):
+    """Whether one of a head's values at `source` is not finite: [heads], False but for `heads`; not FINITE: False."""
+    bad = tl.zeros((heads.shape[0],), tl.int1)
+    if FINITE:
+        column = tl.arange(0, WIDTH)
+        value = _part(source, column, heads, column < DIM)
+        bad = tl.max(tl.where(tl.abs(value) < float("inf"), 0, 1), axis=1) != 0
+    return bad
 
 
 @triton.jit
-def _normed(x, scale, q_norm, k_norm, column, real, is_q, is_v, like):
-    """x [heads, columns] times scale and weight, rounded to the type of `like`, where its kind of head has a weight."""
-    kind: tl.constexpr = like.dtype.element_ty
+def _weight(q_norm, k_norm, column, real, is_q, is_v):
+    """[heads, columns]: the weight of each head's norm, 0 where it has none."""
+    weight = tl.zeros((is_q.shape[0], column.shape[0]), tl.float32)
     if q_norm is not None:
-        y = (x * scale[:, None] * _row(q_norm, column, is_q, real)).to(kind).to(tl.float32)
+        weight += _row(q_norm, column, is_q, real)
+    if k_norm is not None:
+        weight += _row(k_norm, column, (is_q | is_v) == 0, real)
+    return weight
+
+
+@triton.jit
+def _normed(x, scale, weight, q_norm, k_norm, is_q, is_v, like):
+    """x [heads, columns] times scale and weight, rounded to the type of `like`, where its kind of head has a norm."""
+    y = (x * scale[:, None] * weight).to(like.dtype.element_ty).to(tl.float32)
+    if q_norm is not None:
         x = tl.where(is_q[:, None], y, x)
     if k_norm is not None:
-        is_k = (is_q | is_v) == 0
-        y = (x * scale[:, None] * _row(k_norm, column, is_k, real)).to(kind).to(tl.float32)
-        x = tl.where(is_k[:, None], y, x)
+        x = tl.where(((is_q | is_v) == 0)[:, None], y, x)
     return x
 
 
