@@ -105,6 +105,10 @@ class AsyncLLM:
         """The engine when it was last heard of."""
         return self._supervisor.stats
 
+    def on_engine_end(self, function: Callable[[], None]) -> None:
+        """Call it when an engine process has ended, or is put to sleep: `stats` begin anew after that."""
+        self._supervisor.on_life_end = function
+
     @property
     def num_restarts(self) -> int:
         """How often the engine process was started again."""
@@ -170,8 +174,10 @@ class AsyncLLM:
         try:
             self._supervisor.open(stream)
             async for output in stream.read():
-                if judge is not None:
+                if judge is not None and judge.asks(output.outputs):
                     await asyncio.get_running_loop().run_in_executor(self._grammar_pool, judge.see, output.outputs)
+                elif judge is not None:
+                    judge.see(output.outputs)
                 yield output
         finally:
             self._supervisor.forget(stream)
@@ -237,17 +243,16 @@ class AsyncLLM:
             texts=self._texts,
             width_name=width_name,
         )
-        further = False
-        while not search.finished:
-            streams = [Stream(row) for row in await self._run(search.rows, self._numbers)]
-            try:
-                for stream in streams:
-                    self._supervisor.open(stream, further=further)
+        streams: list[Stream] = []
+        try:
+            while not search.finished:
+                rows = await self._run(search.rows, self._numbers)
+                before, streams = streams, [Stream(row) for row in rows]
+                self._go_on(before, streams)
                 search.push([await anext(stream.read()) for stream in streams])
-            finally:
-                for stream in streams:
-                    self._supervisor.forget(stream)
-            further = True
+        finally:
+            for stream in streams:
+                self._supervisor.forget(stream)
         if (output := search.request_output()) is not None:
             yield output
 
@@ -375,6 +380,15 @@ class AsyncLLM:
             priority=priority,
             cache_salt=cache_salt,
         )
+
+    def _go_on(self, before: list[Stream], streams: list[Stream]) -> None:
+        """Open a search's next streams, then let go of its last ones: a drain waits while there are any."""
+        try:
+            for stream in streams:
+                self._supervisor.open(stream, further=bool(before))
+        finally:
+            for stream in before:
+                self._supervisor.forget(stream)
 
     async def _run(self, function: Callable[..., Value], *arguments: Any, **options: Any) -> Value:
         """In the text threads: tokenizers release the GIL, templates may take long."""

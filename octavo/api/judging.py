@@ -18,6 +18,10 @@ class Judge:
         self._calls: set[int] = set()  # completions that call tools: their text is no answer yet
         self._found: dict[int, bool] = {}
 
+    def asks(self, shown: list[CompletionOutput]) -> bool:
+        """Whether `see` will take time: a completion has ended that was not judged yet."""
+        return any(choice.finish_reason is not None and choice.index not in self._found for choice in shown)
+
     def see(self, shown: list[CompletionOutput]) -> None:
         """Set structured_outputs_valid of those that have ended."""
         for choice in shown:

@@ -237,11 +237,13 @@ class LLM:
 
     def reset_prefix_cache(self) -> bool:
         """Forget every cached prefix that no sequence uses."""
-        return bool(self._open_client().call("reset_prefix_cache"))
+        with self._stepper.lock:
+            return bool(self._open_client().call("reset_prefix_cache"))
 
     def get_metrics(self) -> list[Metric]:
         """What GET /metrics of a server tells, by vLLM's names: Counter, Gauge, Histogram, Vector."""
-        return read_metrics(self._metrics.registry, "vllm:")
+        with self._stepper.lock:
+            return read_metrics(self._metrics.registry, "vllm:")
 
     @cached_property
     def _metrics(self) -> Any:
@@ -249,7 +251,7 @@ class LLM:
 
         return Metrics(
             own_name(self.config.model.model),
-            stats=self._stats,
+            stats=lambda: EngineStats() if self._client is None else self._client.stats(),
             info=lambda: self._info,
             asleep=lambda: self._client is None,
             requests=self._requests,
@@ -355,9 +357,6 @@ class LLM:
             for output in outputs:
                 self._requests.pooled(output)
         return outputs
-
-    def _stats(self) -> EngineStats:
-        return self._client.stats() if self._client is not None else EngineStats()
 
     def _generate(self, rows: list[RequestProgress], *, use_tqdm: bool) -> list[RequestOutput]:
         outputs = self._finish(rows, use_tqdm=use_tqdm)

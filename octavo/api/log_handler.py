@@ -98,6 +98,9 @@ def _write(line: bytes) -> None:
             stream.flush()
             return
         while line:
-            line = line[os.write(number, line) :]
+            try:
+                line = line[os.write(number, line) :]
+            except BlockingIOError:  # full, where whoever shares it has made writes not wait
+                time.sleep(0.01)
     except (AttributeError, OSError, ValueError):
         return  # there is no stderr, or no longer

@@ -55,7 +55,7 @@ class Stream:
         if output.finish_reason == "error" and output.error_kind not in _OWN_FAULTS:
             error = make_error(output.error_kind, output.error or "", retry_after=output.retry_after)
             self.failure = self.failure or error
-            return []
+            return [output.request_id] if self.progress.request.params.n > 1 else []  # its others have not ended
         try:
             return self.progress.push(output)
         except Exception as error:  # one request's text must never end another's stream

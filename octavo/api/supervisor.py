@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -43,8 +44,8 @@ class Supervisor:
     """One engine process after another, and the requests that outlive them.
 
     process: one that was spawned ahead, for the first life.  watchdog_timeout: seconds of silence after which a
-    process is taken to hang and is killed.  hung: that happened, and no new one is ready yet.  Other attributes are
-    AsyncLLM's.  All methods belong to one event loop.
+    process is taken to hang and is killed.  hung: that happened, and no new one is ready yet.  on_life_end: called
+    before what a process counted is forgotten.  Other attributes are AsyncLLM's.  All methods belong to one event loop.
     """
 
     def __init__(self, config: EngineConfig, process: EngineProcess | None, *, watchdog_timeout: float) -> None:
@@ -53,6 +54,7 @@ class Supervisor:
         self.loading: tuple[str, int, int] = ("starting", 0, 1)
         self.info: dict[str, Any] = {}
         self.stats = EngineStats()
+        self.on_life_end: Callable[[], None] = lambda: None
         self.num_restarts = 0
         self.hung = False
         self.client: SocketClient | None = None
@@ -82,17 +84,18 @@ class Supervisor:
     def open(self, stream: Stream, *, further: bool = False) -> None:
         """Send a stream's request; `forget` it afterwards, whatever becomes of it.
 
-        further: it is part of work that was let in before. A process that is being started again gets it once it is
-        ready.
+        further: it is part of work that was let in before: a full queue and a drain take it too, and a process that is
+        being started again gets it once it is ready.
         """
         request = stream.progress.request
-        client = None if further and self.state == "restarting" else self.admit()
+        going_on = further and self.state in ("restarting", "draining") and not self._ending
+        client = self.client if going_on else self.admit()
         self._poison.check(request)
         self.streams[request.request_id] = stream
         if client is None:
             return
         try:
-            client.add(request)
+            client.add(request, [[]] * request.params.n if further else None)
         except EngineDeadError:  # the connection closes: `_on_lost` is about to come, and the next process gets it
             stream.num_crashes -= 1  # it does not meet this one
 
@@ -124,7 +127,8 @@ class Supervisor:
         if self.state == "sleeping":
             return
         client = self.admit()
-        self.state, self.client, self.stats = "sleeping", None, EngineStats()
+        self._end_life()
+        self.state, self.client = "sleeping", None
         self.fail_all(OverloadedError("the engine was put to sleep; try again later", retry_after=5))
         await client.close()
 
@@ -179,6 +183,11 @@ class Supervisor:
         for stream in reached:
             stream.tell()
 
+    def _end_life(self) -> None:
+        """The next process counts from 0."""
+        self.on_life_end()
+        self.stats = EngineStats()
+
     def _abort(self, names: list[str]) -> None:
         if self.client is not None:
             with suppress(EngineDeadError):  # then there is nothing left to abort
@@ -198,6 +207,7 @@ class Supervisor:
 
     def _on_lost(self, error: OctavoError) -> None:
         logger.error("the engine process is lost: %s", error.message)
+        self._end_life()
         self.client = None
         self._tell()
         for stream in self.streams.values():

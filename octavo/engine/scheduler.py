@@ -128,6 +128,8 @@ class Scheduler:
     def _admit_waiting(self, chosen: Chosen, budget: int) -> list[Sequence]:
         """Let waiting sequences begin while rows, tokens and blocks last; those that began."""
         begun: list[Sequence] = []
+        if not self._free_rows or budget == 0:
+            return begun  # before the queue is copied: it may hold all prompts of a batch
         for seq in list(self.waiting):
             if not self._free_rows or budget == 0:
                 break
@@ -144,6 +146,8 @@ class Scheduler:
 
     def _starting_point(self, seq: Sequence) -> tuple[list[int], int]:
         """Blocks that hold the beginning already, and how many tokens of it."""
+        if seq.parent is not None and not seq.block_hashes:  # its prompt is the parent's: it is not hashed anew
+            seq.block_hashes = seq.parent.block_hashes[: seq.num_prompt // self.cache.block_size]
         parent = _forked_from(seq)
         if parent is not None:
             num_computed = seq.num_prompt - 1

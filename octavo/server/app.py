@@ -163,6 +163,7 @@ class App:
             info=lambda: llm.info,
             asleep=lambda: llm.state == "sleeping",
         )
+        llm.on_engine_end(metrics.settle)
         self.canary = Canary(
             llm, idle=lambda: self._services.idle, count=metrics.checked, interval=config.canary_interval
         )

@@ -31,5 +31,5 @@ def _engine_is_clean(request: pytest.FixtureRequest) -> Iterator[None]:
     if "llm" in request.fixturenames:
         model = request.getfixturevalue("llm")
         model._client.call("check")
-        stats = model._stats()
+        stats = model._client.stats()
         assert (stats.num_running, stats.num_waiting) == (0, 0)

@@ -172,6 +172,23 @@ def test_a_request_sent_while_the_connection_closes_is_answered_by_the_next_proc
     with_llm(llama, test)
 
 
+def test_what_a_process_counted_is_told_before_it_is_forgotten(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        told: list[int] = []
+        llm.on_engine_end(lambda: told.append(llm.stats.generation_tokens))
+        await last(llm, **LONG)
+        kill(llm)
+        await until(lambda: llm.num_restarts == 1)
+        assert told == [LONG["max_tokens"]]
+        assert llm.stats.generation_tokens == 0
+        await last(llm, max_tokens=7, ignore_eos=True)
+        await llm.sleep()
+        assert told == [LONG["max_tokens"], 7]
+        assert llm.stats.generation_tokens == 0
+
+    with_llm(llama, test)
+
+
 def test_a_drain_waits_for_streams_that_go_on(llama: str) -> None:
     async def test(llm: AsyncLLM) -> None:
         expected = (await last(llm, **LONG)).outputs[0].token_ids

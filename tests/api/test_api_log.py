@@ -52,6 +52,20 @@ def test_a_pipe_that_nobody_reads(logger: logging.Logger, monkeypatch: pytest.Mo
         stderr(monkeypatch, None)
 
 
+def test_a_pipe_whose_writes_do_not_wait(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    with os.fdopen(into, "w") as stream, os.fdopen(out, "rb") as pipe:
+        stderr(monkeypatch, stream)
+        for number in range(300):
+            logger.warning("line %d %s", number, "x" * 1000)
+        got = b""
+        while got.count(b"\n") < 300:
+            got += os.read(pipe.fileno(), 1 << 16)
+        assert [line.split()[1] for line in got.decode().splitlines()] == [str(number) for number in range(300)]
+        stderr(monkeypatch, None)
+
+
 def test_lines_that_come_together_are_written_together(
     logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

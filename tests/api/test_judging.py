@@ -34,7 +34,9 @@ def test_pieces_are_joined_and_each_completion_is_judged_once() -> None:
         pieces = [[shown(0, "[1"), shown(1, "[")], [shown(0, "]" if delta else "[1]", "stop")]]
         last = [shown(1, "2" if delta else "[2", "length")] + [shown(0, "[1]", "stop")] * (not delta)
         for outputs in [*pieces, last]:
+            assert judge.asks(outputs) == (outputs is not pieces[0])
             judge.see(outputs)
+            assert not judge.asks(outputs)
         assert [one.structured_outputs_valid for one in pieces[0]] == [None, None]
         assert pieces[1][0].structured_outputs_valid is True
         assert [one.structured_outputs_valid for one in last] == [False] + [True] * (not delta)

@@ -8,6 +8,7 @@ import pytest
 from simulation import VOCAB, Shape, make_engine, make_request
 
 from octavo.base.types.plan import RowStep, StepPlan
+from octavo.engine.cache.block import BlockHasher
 from octavo.engine.engine import Engine
 from octavo.engine.fake import ScriptedExecutor
 
@@ -180,6 +181,28 @@ def test_a_fork_waits_until_the_parent_has_the_prompt() -> None:
     shared, partial = plans[0].begins[0].blocks, plans[1].updates[0].blocks[0]
     assert [begin.blocks[:2] for begin in plans[2].begins] == [shared, shared]
     assert plans[2].copies == [(partial, begin.blocks[2]) for begin in plans[2].begins]
+
+
+def test_forks_take_the_hashes_of_the_prompt_from_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them reach their first full block in one step, which must not hash a long prompt n times."""
+    hashed: list[list[int]] = []
+    extend = BlockHasher.extend
+
+    def noted(self: BlockHasher, previous: bytes, tokens: list[int]) -> bytes:
+        hashed.append(list(tokens))
+        return extend(self, previous, tokens)
+
+    monkeypatch.setattr(BlockHasher, "extend", noted)
+    made, _ = engine(num_blocks=64)
+    made.add(make_request("a", [1] * 33, max_tokens=6, n=8, temperature=1.0))
+    while made.has_work():
+        run(made, 1)
+    assert hashed.count([1] * 4) == 8
+    made.add(make_request("b", [2] * 33, max_tokens=6, n=3, temperature=1.0))
+    made.abort(["b:0"])  # its others run the prompt themselves
+    while made.has_work():
+        run(made, 1)
+    assert hashed.count([2] * 4) <= 2 * 8
 
 
 def test_a_fork_is_no_hit_of_the_prefix_cache() -> None:
