@@ -56,7 +56,7 @@ def _read_prompts(given: list[str], path: str | None) -> list[Any]:
         text = sys.stdin.read() if path in (None, "-") else Path(str(path)).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--input {path} cannot be read: {error}", param="--input") from None
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]  # no other character ends a line
     if not lines:
         raise InputError("there are no prompts: give them as arguments, by --input or on stdin", param="prompts")
     if path is not None and path.endswith(".jsonl"):
@@ -73,6 +73,9 @@ def _parse_line(number: int, line: str) -> Any:
         return value
     if not isinstance(value, dict) or not ({"prompt", "prompt_token_ids", "messages"} & value.keys()):
         raise InputError(f"--input line {number} needs prompt, prompt_token_ids or messages", param="--input")
+    if "messages" in value and len(value) > 1:
+        others = ", ".join(sorted(map(str, value.keys() - {"messages"})))
+        raise InputError(f"--input line {number} has {others} beside messages, which nothing reads", param="--input")
     return value
 
 

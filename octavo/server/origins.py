@@ -15,7 +15,13 @@ from octavo.server.errors import HttpError
 
 Headers = list[tuple[bytes, bytes]]
 
-_HEADERS = b"authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta"
+_HEADERS = (
+    b"authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta, idempotency-key, "
+    b"anthropic-dangerous-direct-browser-access, openai-organization, openai-project, "
+    # what openai's and Anthropic's own clients tell of themselves
+    b"x-stainless-arch, x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version, "
+    b"x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout"
+)
 
 
 def is_loopback(host: str) -> bool:

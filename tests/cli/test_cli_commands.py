@@ -98,7 +98,17 @@ def test_generate_reads_lines_from_stdin(
     assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
 
 
-@pytest.mark.parametrize("line", ["{", "{}", "[1]", "3"])
+def test_only_a_newline_ends_a_line(llama: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """JSON text may hold other characters that some call ends of lines; --jsonl itself writes them."""
+    for name, text in (("p.jsonl", '{"prompt": "a\u2028b"}\r\n"c\x85d"\r\n'), ("p.txt", "a\u2028b\r\nc\x85d\r\n")):
+        path = tmp_path / name
+        path.write_bytes(text.encode())
+        assert main(["generate", llama, "--input", str(path), "--max-tokens", "3", "--jsonl", *SMALL]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.split("\n") if line]
+        assert [row["prompt"] for row in rows] == ["a\u2028b", "c\x85d"]
+
+
+@pytest.mark.parametrize("line", ["{", "{}", "[1]", "3", '{"messages": [], "max_tokens": 5}'])
 def test_generate_names_a_bad_line(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "fine"}\n' + line + "\n")

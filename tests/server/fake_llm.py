@@ -86,6 +86,9 @@ class FakeLLM:
         self.rendered: list[tuple[list[dict[str, Any]], dict[str, Any]]] = []
         self.closed = False
 
+    def on_engine_end(self, function: Callable[[], None]) -> None:
+        """Its engine never ends."""
+
     async def start(self) -> None:
         if self.start_gate is not None:
             self.state = "loading"

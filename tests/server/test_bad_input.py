@@ -282,3 +282,24 @@ def test_an_unexpected_exception_tells_nothing(
         assert "find-me" in answer.text
         assert answer.headers["x-request-id"] == "find-me"
     assert "find-me" in caplog.text
+
+
+MANY = 16_385
+PART = {"type": "text", "text": "a"}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+RESULT = {"type": "tool_result", "tool_use_id": "c"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [PART] * MANY}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "a", "tool_calls": [CALL] * MANY}]}),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}] * MANY}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [RESULT] * MANY}], "model": "m", "max_tokens": 1}),
+    ],
+)
+def test_parts_of_a_message_are_as_bounded_as_messages(shared: LiveServer, path: str, body: dict[str, Any]) -> None:
+    answer = shared.post(path, body)
+    assert answer.status_code == 400, answer.text
+    assert "16384" in answer.text

@@ -228,6 +228,7 @@ FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\
         (FORM, PART + b"--b--", 400),
         (FORM, FILE + b"--b--", 400),
         (FORM, b"x" + PART + FILE + b"--b--", 400),
+        (FORM, PART + FILE.replace(b"\r\n\r\n", b"\r\n" + b"a\r\n" * 4000 + b"\r\n") + b"--b--", 400),
         (FORM, PART + PART + FILE + b"--b--", 400),
         (FORM, PART + FILE + PART.replace(b"purpose", b"zap") + b"--b--", 400),
         (FORM, PART.replace(b"\nbatch", b"\nassistants") + FILE + b"--b--", 400),

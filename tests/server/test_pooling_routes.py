@@ -151,7 +151,11 @@ def test_scores_of_embeddings_are_cosines(embedder: LiveServer, expected: list[l
     assert [(entry["index"], entry["document"]["text"]) for entry in results] == [(1, TEXTS[0])]
     refused(embedder, "/classify", "task", "makes embeddings", input="a")
     refused(embedder, "/score", "text_1", "3 of text_2", text_1=TEXTS[:2], text_2=TEXTS)
-    refused(embedder, "/rerank", "documents", "at most 1024", query="a", documents=["b"] * 1025)
+    many = ["b"] * 1025
+    refused(embedder, "/rerank", "documents", "at most 1024", query="a", documents=many)
+    refused(embedder, "/score", "documents", "at most 1024", queries="a", documents=many)
+    refused(embedder, "/score", "text_1", "at most 1024", text_1=many, text_2=TEXTS)
+    refused(embedder, "/v2/embed", "texts", "at most 1024", texts=many)
 
 
 def test_a_cross_encoder(classifier: LiveServer) -> None:

@@ -107,6 +107,23 @@ def check_stream(client: openai.OpenAI) -> None:
     assert all(entry.logprob == entry.top_logprobs[0].logprob for entry in logprobs)
 
 
+def test_offsets_of_streamed_tokens_are_the_wholes(clean: LiveServer) -> None:
+    """Also where text is held back, be it for a stop string or for the rest of a character."""
+    for seed in range(4):
+        for more in ({}, {"stop": ["zzzzzzzz", "qqq the"]}, {"echo": True, "n": 2}):
+            body = {"prompt": "hello \u00e9", "max_tokens": 24, "temperature": 1, "seed": seed, "logprobs": 1, **more}
+            whole = clean.post("/v1/completions", body | {"ignore_eos": True}).json()["choices"]
+            found: dict[int, tuple[list[str], list[int]]] = {choice["index"]: ([], []) for choice in whole}
+            for chunk in clean.events("/v1/completions", body | {"ignore_eos": True})[:-1]:
+                for choice in chunk["choices"]:
+                    if logprobs := choice["logprobs"]:
+                        found[choice["index"]][0].extend(logprobs["tokens"])
+                        found[choice["index"]][1].extend(logprobs["text_offset"])
+            for choice in whole:
+                told = choice["logprobs"]
+                assert found[choice["index"]] == (told["tokens"], told["text_offset"])
+
+
 def test_completion_ways_agree(clean: LiveServer) -> None:
     whole = control(clean)
     ids = clean.post("/tokenize", {"prompt": CONTROL["prompt"]}).json()["tokens"]

@@ -168,7 +168,7 @@ def _sharegpt(options: DatasetOptions, texts: Texts, rng: random.Random) -> list
 
 def _custom(options: DatasetOptions, texts: Texts, rng: random.Random) -> list[Sample]:
     """{"prompt": text} a line."""
-    rows = [_parse(options, line) for line in _read(options).splitlines() if line.strip()]
+    rows = [_parse(options, line) for line in _read(options).split("\n") if line.strip()]
     if not all(isinstance(row, dict) and isinstance(row.get("prompt"), str) for row in rows):
         raise _bad_file(options, 'every line must be an object with a text "prompt"')
     if not options.disable_shuffle:

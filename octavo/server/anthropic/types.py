@@ -56,7 +56,7 @@ class ToolResultBlock(
     """What came of a call. is_error: the model is told so, by "Error: " before the content."""
 
     tool_use_id: Name
-    content: str | list[TextBlock] = ""
+    content: str | Annotated[list[TextBlock], Meta(max_length=MAX_MESSAGES)] = ""
     is_error: bool = False
     cache_control: CacheControl | None = None
     toolset_name: None = None
@@ -69,7 +69,7 @@ class MessageParam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One turn. A last turn of the assistant is gone on from."""
 
     role: Literal["user", "assistant"]
-    content: str | list[Block]
+    content: str | Annotated[list[Block], Meta(max_length=MAX_MESSAGES)]
 
 
 class ThinkingDisabled(msgspec.Struct, frozen=True, tag="disabled", tag_field="type", forbid_unknown_fields=True):
@@ -175,7 +175,7 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     model: Annotated[str, Meta(max_length=512)]
     messages: Annotated[list[MessageParam], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    system: str | list[TextBlock] | None = None
+    system: str | Annotated[list[TextBlock], Meta(max_length=MAX_MESSAGES)] | None = None
     tools: list[ToolParam] | None = None
     tool_choice: ChooseAuto | ChooseAny | ChooseTool | ChooseNone | None = None
     thinking: Thinking | None = None

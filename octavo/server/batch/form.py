@@ -10,6 +10,7 @@ from octavo.server.errors import HttpError
 
 MAX_FIELDS = 16
 MAX_BOUNDARY = 70
+MAX_HEAD = 8192
 _PARAM = re.compile(rb';\s*(name|filename)="([^"\r\n]{0,512})"', re.I)
 
 
@@ -37,6 +38,8 @@ def parse_form(content_type: bytes, body: bytes) -> dict[str, Field]:
     fields: dict[str, Field] = {}
     for part in parts[:-1]:
         head, separator, content = part.partition(b"\r\n\r\n")
+        if len(head) > MAX_HEAD:
+            raise InputError(f"a field's headers are longer than {MAX_HEAD} bytes")
         params = dict(_PARAM.findall(_disposition(head)))
         name = params.get(b"name", b"").decode(errors="replace")
         if not separator or not name or name in fields:

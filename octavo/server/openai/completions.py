@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import UNSET
 
@@ -35,7 +37,8 @@ class CompletionForm:
         self._generation = generation
         self._echo = bool(generation.request.echo)
         self._ids = bool(generation.request.return_token_ids)
-        self._lengths: dict[int, int] = {}  # choice -> characters sent; absent before its first piece
+        self._offsets: dict[int, int] = {}  # choice -> where its next token stands; absent before its first piece
+        self._of_prompts: dict[int, list[Any]] = {}  # by number of the prompt: log probabilities of its tokens
 
     def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes:
         """The whole reply; outputs by prompt."""
@@ -59,12 +62,12 @@ class CompletionForm:
         return [piece for choice in output.outputs if (piece := self._piece(number, output, choice))]
 
     def _piece(self, number: int, output: RequestOutput, choice: CompletionOutput) -> bytes:
-        first = self._index(number, choice) not in self._lengths
+        first = self._index(number, choice) not in self._offsets
         plain = choice.finish_reason is None and choice.logprobs is None and not self._ids
         if not plain or (first and self._echo):
             return msgspec.json.encode(self._choice(number, output, choice))
         index = self._index(number, choice)
-        self._lengths.setdefault(index, 0)
+        self._offsets.setdefault(index, 0)
         if not choice.text:
             return b""
         text = msgspec.json.encode(choice.text)
@@ -75,11 +78,13 @@ class CompletionForm:
 
     def _choice(self, number: int, output: RequestOutput, choice: CompletionOutput) -> CompletionChoice:
         index = self._index(number, choice)
-        first = index not in self._lengths
+        first = index not in self._offsets
         prompt = self._generation.prompts[number]
         logprobs = self._logprobs(number, output, choice)
         text = prompt.echo + choice.text if first and self._echo else choice.text
-        self._lengths[index] = self._lengths.get(index, 0) + len(text)
+        self._offsets.setdefault(index, 0)
+        if logprobs is not None and logprobs.tokens:  # text may be held back: what was sent does not tell
+            self._offsets[index] = logprobs.text_offset[-1] + len(logprobs.tokens[-1])
         asked = self._generation.request.prompt_logprobs is not None
         return CompletionChoice(
             index=index,
@@ -100,7 +105,9 @@ class CompletionForm:
         index = self._index(number, choice)
         ids, entries = list(choice.token_ids), list(choice.logprobs)
         prompt = self._generation.prompts[number]
-        if self._echo and index not in self._lengths and output.prompt_logprobs is not None:
-            ids, entries = prompt.token_ids + ids, output.prompt_logprobs + entries  # type: ignore[assignment]
-        offset = self._lengths.get(index, 0)
+        if output.prompt_logprobs is not None:  # a stream's first output has them, whichever choices that tells of
+            self._of_prompts[number] = output.prompt_logprobs
+        if self._echo and index not in self._offsets and number in self._of_prompts:
+            ids, entries = prompt.token_ids + ids, self._of_prompts[number] + entries
+        offset = self._offsets.get(index, 0)
         return completion_logprobs(ids, entries, most=most, offset=offset, first=prompt.first)

@@ -15,6 +15,7 @@ from octavo.server.openai.structured import StructuredFields
 from octavo.text.tools.reading import NAME
 
 MAX_PROMPTS = 1024
+MAX_MESSAGES = 16_384  # and parts of one, and calls: each is looked at on the event loop
 
 Label = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+\Z")]
 Salt = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -119,9 +120,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Meta(max_length=MAX_MESSAGES)] | None = None
     name: Identifier | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_MESSAGES)] | None = None
     tool_call_id: Identifier | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -165,7 +166,6 @@ MAX_TOOLS = 512
 Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
 ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-MAX_MESSAGES = 16_384  # each is looked at on the event loop
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 

@@ -89,6 +89,7 @@ async def create_scores(services: Services, exchange: Exchange) -> Reply:
 async def create_rerank(services: Services, exchange: Exchange) -> Reply:
     """Documents by how well they fit the query, the best first."""
     request = await read(services, exchange, RerankRequest)
+    check_count(len(request.documents), "documents")
     texts = [document.text if isinstance(document, Document) else document for document in request.documents]
     scores, counted = await _score(services, [Pair(request.query, text) for text in texts], request, name="documents")
     order = sorted(range(len(texts)), key=lambda index: -scores[index])[: request.top_n or None]
@@ -106,6 +107,7 @@ async def create_rerank(services: Services, exchange: Exchange) -> Reply:
 async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Reply:
     """Vectors of texts, in each of the types that are asked for."""
     request = await read(services, exchange, EmbedRequest)
+    check_count(len(request.texts), "texts")
     longest = request.max_tokens
     if request.truncate == "NONE":
         if longest is not None:
@@ -173,4 +175,6 @@ def _either(request: ScoreRequest, name: str, other: str) -> tuple[list[str], st
         what = "is required" if not given else f"and {other} are one thing; send one of them"
         raise InputError(f"{name} {what}", param=name)
     key, value = given[0]
-    return [value] if isinstance(value, str) else value, key
+    texts = [value] if isinstance(value, str) else value
+    check_count(len(texts), key)
+    return texts, key

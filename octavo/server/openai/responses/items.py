@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.server.openai.decode import explain
-from octavo.server.openai.types import FunctionCall, Identifier, Message, TextPart, ToolCall
+from octavo.server.openai.types import MAX_MESSAGES, FunctionCall, Identifier, Message, TextPart, ToolCall
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -49,7 +49,7 @@ class MessageItem(
     """One message."""
 
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Meta(max_length=MAX_MESSAGES)]
     id: Identifier | None = None
     status: Status | None = None
     phase: Literal["commentary", "final_answer"] | None = None
@@ -73,7 +73,7 @@ class FunctionCallOutput(
     """What the client's function returned."""
 
     call_id: Annotated[str, Meta(min_length=1, max_length=512)]
-    output: str | list[Part]
+    output: str | Annotated[list[Part], Meta(max_length=MAX_MESSAGES)]
     id: Identifier | None = None
     status: Status | None = None
 
