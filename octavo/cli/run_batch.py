@@ -65,22 +65,26 @@ def main(arguments: list[str]) -> int:
 
 
 def _check(source: Path, target: Path, max_body_bytes: int) -> tuple[_Count, frozenset[str]]:
-    """Both files read, before anything is loaded: a line that is no request ends it here."""
-    from octavo.server.batch.lines import read_done, read_lines
+    """Both files read, before anything is loaded or written: a line that is no request ends it here."""
+    from octavo.server.batch.lines import cut_off, read_done, read_lines
 
     try:
+        if target.exists() and source.samefile(target):
+            raise ConfigError(f"{target} is the input file, too; name another file for the results")
         known = {line.custom_id for line in read_lines(source, max_body_bytes=max_body_bytes)}
-        done = read_done(target)
+        found = read_done(target)
+        if not known:
+            raise ConfigError(f"{source} holds no request")
+        if not found.answers.keys() <= known:
+            raise ConfigError(f"{target} holds results of another batch; name another file, or remove it")
         with target.open("ab"):
             pass
+        cut_off(target, found.end)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
     except InputError as error:
         raise ConfigError(f"{source}: {error.message}" if error.param else error.message) from None
-    if not known:
-        raise ConfigError(f"{source} holds no request")
-    if not done.keys() <= known:
-        raise ConfigError(f"{target} holds results of another batch; name another file, or remove it")
+    done = found.answers
     if done:
         print(f"{len(done)} of {len(known)} requests are answered already", file=sys.stderr)
     return _Count(len(known), len(done), sum(not good for good in done.values())), frozenset(done)

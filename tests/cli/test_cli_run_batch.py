@@ -114,10 +114,43 @@ def test_mistakes_end_it_before_anything_is_loaded(
 def test_outputs_that_are_not_of_this_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write(tmp_path / "in", [line("a")]), tmp_path / "out"
     command = ["run-batch", "-i", source, "-o", str(out), "--model", "/none"]
-    for content, told in (("hello\n", "no output of a batch"), ('{"custom_id":"z"}\n', "results of another batch")):
+    other = '{"id":"batch_req_1","custom_id":"z","response":null,"error":null}\n'
+    for content, told in (
+        ("hello\n", "no output of a batch"),
+        ("notes without a last newline", "no output of a batch"),
+        (other.replace("z", "a") + "hello", "no output of a batch"),
+        ('{"custom_id":"a"}\n', "no output of a batch"),
+        (json.dumps(line("a")) + "\n", "no output of a batch"),
+        (other, "results of another batch"),
+        (other + '{"id":"batch_req_2","cust', "results of another batch"),
+    ):
         out.write_text(content)
         assert main(command) == 2
-        assert told in capsys.readouterr().err
+        told_at_all = capsys.readouterr().err
+        assert told in told_at_all
+        assert str(out) in told_at_all
         assert out.read_text() == content
     assert main(["run-batch", "-i", str(tmp_path / "none"), "-o", str(out), "--model", "/none"]) == 2
     assert "none: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("torn", ["{", '{"id":"bat', '{"id":"batch_req_1","custom_id":"a","resp'])
+def test_a_torn_line_is_cut_off(torn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write(tmp_path / "in", [line("a"), line("b")]), tmp_path / "out"
+    whole = '{"id":"batch_req_1","custom_id":"b","response":null,"error":null}\n'
+    out.write_text(whole + torn)
+    assert main(["run-batch", "-i", source, "-o", str(out), "--model", "/none"]) == 2
+    assert "1 of 2 requests are answered already" in capsys.readouterr().err
+    assert out.read_text() == whole
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_input_is_not_the_output(link: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in", tmp_path / ("out" if link else "in")
+    content = json.dumps(line("a")) + "\n" + json.dumps(line("b"))  # a last line without its newline
+    source.write_text(content)
+    if link:
+        out.symlink_to(source)
+    assert main(["run-batch", "-i", str(source), "-o", str(out), "--model", "/none"]) == 2
+    assert f"{out} is the input file, too" in capsys.readouterr().err
+    assert source.read_text() == content
