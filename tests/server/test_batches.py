@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from serving import LiveServer, wait_for
 from test_bad_input import check_form
 
 from octavo.base.errors import ConfigError, OverloadedError
-from octavo.server.batch import batches, lines
+from octavo.server.batch import batches, lines, run
 from octavo.server.batch.store import BatchStore, Bounds, Kept
 from octavo.server.batch.types import BatchObject, RequestCounts
 from octavo.server.errors import HttpError
@@ -153,6 +154,44 @@ def test_a_pause_is_waited_for(client: openai.OpenAI, server: LiveServer, monkey
     wait_for(lambda: client.batches.retrieve(name).status == "in_progress")
     server.app.traffic.paused = False
     assert ended(client, name).request_counts.completed == 1
+
+
+def test_patience_begins_with_the_first_busy_answer(
+    client: openai.OpenAI, server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+    generate = llm.generate
+
+    async def busy_once(prompt: Any, params: Any, *, request_id: str, **options: Any) -> Any:
+        refused.append(request_id)
+        if len(refused) == 1:
+            raise OverloadedError("the queue is full", retry_after=1)
+        async for output in generate(prompt, params, request_id=request_id, **options):
+            yield output
+
+    monkeypatch.setattr(llm, "generate", busy_once)
+    monkeypatch.setattr(batches, "READY_S", 0.01)
+    monkeypatch.setattr(run, "PATIENCE_S", 0.1)
+    server.app.traffic.paused = True
+    name = begin(client, line("a"))
+    wait_for(lambda: client.batches.retrieve(name).status == "in_progress")
+    time.sleep(0.3)  # longer than its patience
+    server.app.traffic.paused = False
+    assert ended(client, name).request_counts.completed == 1
+
+
+def test_a_line_that_stays_refused_is_an_error(
+    client: openai.OpenAI, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(*_: Any, **__: Any) -> Any:
+        raise OverloadedError("the queue is full", retry_after=1)
+        yield
+
+    monkeypatch.setattr(llm, "generate", busy)
+    monkeypatch.setattr(run, "PATIENCE_S", 0.1)
+    batch = ended(client, begin(client, line("a")))
+    assert (batch.status, batch.request_counts.failed) == ("completed", 1)
+    assert [row["error"]["code"] for row in rows(client, batch.error_file_id)] == ["503"]
 
 
 def test_the_next_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
