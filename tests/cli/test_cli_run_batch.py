@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from octavo.api.async_llm import AsyncLLM
 from octavo.cli import main
+from octavo.server.batch import run
 
 SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--served-model-name", "gpt"]
 ASK = {"model": "gpt", "prompt": "The quick brown", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
@@ -154,3 +156,32 @@ def test_the_input_is_not_the_output(link: bool, tmp_path: Path, capsys: pytest.
     assert main(["run-batch", "-i", str(source), "-o", str(out), "--model", "/none"]) == 2
     assert f"{out} is the input file, too" in capsys.readouterr().err
     assert source.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "told"),
+    [
+        ("dead", 2, "the engine has ended and does not come back"),
+        ("restarting", 1, "of 8 requests found the engine busy; run this again"),
+    ],
+)
+def test_lines_that_the_engine_did_not_take_are_left_to_the_next_run(
+    state: str, code: int, told: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"request {number}" for number in range(8)]
+    source, out = write(tmp_path / "in", [line(name) for name in names]), tmp_path / "out"
+    command = ["run-batch", "-i", source, "-o", str(out), "--model", llama, *SMALL, "--max-num-seqs", "1"]
+
+    def shown(llm: AsyncLLM) -> str:
+        return state if out.read_bytes().count(b"\n") >= 2 else llm._supervisor.state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "PATIENCE_S", 0.0)
+        patch.setattr(AsyncLLM, "state", property(shown))
+        assert main(command) == code
+    assert told in capsys.readouterr().err
+    rows = read(out)
+    assert 2 <= len(rows) <= 4  # two more were under way
+    assert all(row["error"] is None for row in rows)
+    assert main(command) == 0
+    assert sorted(row["custom_id"] for row in read(out)) == names

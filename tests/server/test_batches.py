@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -12,10 +13,11 @@ from typing import Any
 import openai
 import pytest
 from fake_llm import ANSWER, FakeLLM
+from msgspec import Raw
 from serving import LiveServer, wait_for
 from test_bad_input import check_form
 
-from octavo.base.errors import ConfigError, OverloadedError
+from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError
 from octavo.server.batch import batches, lines, run
 from octavo.server.batch.store import BatchStore, Bounds, Kept
 from octavo.server.batch.types import BatchObject, RequestCounts
@@ -192,6 +194,22 @@ def test_a_line_that_stays_refused_is_an_error(
     batch = ended(client, begin(client, line("a")))
     assert (batch.status, batch.request_counts.failed) == ("completed", 1)
     assert [row["error"]["code"] for row in rows(client, batch.error_file_id)] == ["503"]
+
+
+def test_what_ask_raises_ends_the_lines_and_loses_no_result() -> None:
+    async def ask(path: str, body: bytes) -> run.Answer:
+        if b"dead" in body:
+            raise EngineDeadError("it has ended")
+        return run.Answer(200, b"{}", "r")
+
+    asked = [
+        lines.BatchLine(custom_id=name, method="POST", url=URL, body=Raw(json.dumps({"prompt": name}).encode()))
+        for name in ("dead 1", "a", "dead 2", "b", "after")
+    ]
+    written: list[str] = []
+    with pytest.raises(EngineDeadError):
+        asyncio.run(run.run_lines(ask, asked, lambda row: written.append(row.custom_id), urls=(URL,), at_once=4))
+    assert sorted(written) == ["a", "b"]
 
 
 def test_the_next_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

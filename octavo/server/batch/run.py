@@ -39,7 +39,7 @@ async def run_lines(
 ) -> None:
     """Answer every line, `at_once` at a time; `write` gets the results in the order in which they come.
 
-    urls: those that a line may name.
+    urls: those that a line may name. What `ask` raises ends it all: lines under way are not written.
     """
     running: set[asyncio.Task[BatchResult]] = set()
     rest = iter(lines)
@@ -60,9 +60,14 @@ async def _next(
     running: set[asyncio.Task[BatchResult]], write: Callable[[BatchResult], None]
 ) -> set[asyncio.Task[BatchResult]]:
     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
+    for task in sorted(done, key=lambda task: task.exception() is not None):  # an error ends it: results come first
         write(task.result())
     return running
+
+
+def is_busy(result: BatchResult) -> bool:
+    """Whether the server was full, loading or restarting to the last: later, the request may be answered."""
+    return result.response is not None and result.response.status_code in _BUSY
 
 
 class _Pending(msgspec.Struct):
