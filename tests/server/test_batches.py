@@ -239,6 +239,39 @@ def test_the_next_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(name.startswith("asyncio_") for name in readers), "files are read on the event loop"
 
 
+@pytest.mark.parametrize("lost", ["gone", "no request"])
+def test_answers_outlive_their_input(tmp_path: Path, lost: str) -> None:
+    slow = FakeLLM()
+    slow.delay = 0.02
+    with LiveServer(slow, batch_dir=str(tmp_path)) as first, connect(first) as client:
+        name = begin(client, line("short", {**BODY, "max_tokens": 1}), line("long", {**BODY, "max_tokens": 400}))
+        wait_for(lambda: client.batches.retrieve(name).request_counts.completed == 1)  # type: ignore[union-attr]
+        source = tmp_path / f"{client.batches.retrieve(name).input_file_id}.data"
+    source.unlink()
+    if lost == "no request":
+        source.write_bytes(b"{\n")
+    with (tmp_path / f"{name}_output.data").open("ab") as output:
+        output.write(b'{"id":"batch_req_torn","custom_id":"long","resp')
+    with LiveServer(FakeLLM(), batch_dir=str(tmp_path)) as second, connect(second) as client:
+        batch = ended(client, name)
+        assert (batch.status, batch.request_counts.completed, batch.error_file_id) == ("failed", 1, None)
+        assert [row["custom_id"] for row in rows(client, batch.output_file_id)] == ["short"]
+        assert client.files.retrieve(batch.output_file_id or "").bytes > 0
+    assert not list(tmp_path.glob(f"{name}_*.data"))
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BatchStore(str(tmp_path))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("octavo.server.batch.store.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        store.add_file(b"", b"12345", filename="a")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_temporary_folder_is_gone_afterwards(llm: FakeLLM) -> None:
     with LiveServer(llm) as server, connect(server) as client:
         client.files.create(file=("f", b"x"), purpose="batch")

@@ -123,9 +123,11 @@ class Batches:
         except InputError as error:
             line = error.number if isinstance(error, LineError) else None
             _fail(batch, BatchFault("invalid_request", error.message, line, error.param))
+            self._finish(kept)
             return
         except OSError:
             _fail(batch, BatchFault("invalid_file", "the input file is not there any more"))
+            self._finish(kept)
             return
         batch.status, batch.in_progress_at = "in_progress", batch.in_progress_at or _now()
         self.store.save(kept)
