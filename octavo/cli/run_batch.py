@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from octavo.api.arguments import Foreign
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.config.options import build_struct, options
-from octavo.base.errors import ConfigError, InputError
+from octavo.base.errors import ConfigError, EngineDeadError, InputError
 from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
 
 if TYPE_CHECKING:
     from octavo.server.batch.lines import BatchResult
+    from octavo.server.batch.run import Answer
 
 FAILED = 1
 OPTIONS = (
@@ -41,6 +42,7 @@ class _Count:
     lines: int
     done: int
     failed: int
+    left: int = 0  # without an answer: the engine was busy to the last
 
 
 def main(arguments: list[str]) -> int:
@@ -61,26 +63,32 @@ def main(arguments: list[str]) -> int:
         asyncio.run(_run(config, server, source, target, count, skipped))
     if count.failed:
         print(f"{count.failed} of {count.lines} requests have errors; see the field error", file=sys.stderr)
-    return FAILED if count.failed else 0
+    if count.left:
+        print(f"{count.left} of {count.lines} requests found the engine busy; run this again for them", file=sys.stderr)
+    return FAILED if count.failed or count.left else 0
 
 
 def _check(source: Path, target: Path, max_body_bytes: int) -> tuple[_Count, frozenset[str]]:
-    """Both files read, before anything is loaded: a line that is no request ends it here."""
-    from octavo.server.batch.lines import read_done, read_lines
+    """Both files read, before anything is loaded or written: a line that is no request ends it here."""
+    from octavo.server.batch.lines import cut_off, read_done, read_lines
 
     try:
+        if target.exists() and source.samefile(target):
+            raise ConfigError(f"{target} is the input file, too; name another file for the results")
         known = {line.custom_id for line in read_lines(source, max_body_bytes=max_body_bytes)}
-        done = read_done(target)
+        found = read_done(target)
+        if not known:
+            raise ConfigError(f"{source} holds no request")
+        if not found.answers.keys() <= known:
+            raise ConfigError(f"{target} holds results of another batch; name another file, or remove it")
         with target.open("ab"):
             pass
+        cut_off(target, found.end)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
     except InputError as error:
         raise ConfigError(f"{source}: {error.message}" if error.param else error.message) from None
-    if not known:
-        raise ConfigError(f"{source} holds no request")
-    if not done.keys() <= known:
-        raise ConfigError(f"{target} holds results of another batch; name another file, or remove it")
+    done = found.answers
     if done:
         print(f"{len(done)} of {len(known)} requests are answered already", file=sys.stderr)
     return _Count(len(known), len(done), sum(not good for good in done.values())), frozenset(done)
@@ -95,17 +103,27 @@ async def _run(
     from octavo.api.log import set_up_logging
     from octavo.server.app import WORK, create_app
     from octavo.server.batch.lines import read_lines
-    from octavo.server.batch.run import run_lines
+    from octavo.server.batch.run import is_busy, run_lines
 
     set_up_logging("WARNING")
     llm = AsyncLLM(config)
     app = create_app(llm, server)
     bar = _bar(count)
+
+    async def ask(path: str, body: bytes) -> Answer:
+        answer = await app.ask(path, body)
+        if answer.status >= 500 and llm.state == "dead":
+            raise EngineDeadError("the engine has ended and does not come back; run this again to go on")
+        return answer
+
     try:
         await llm.start()
         with target.open("ab") as file:
 
             def write(result: BatchResult) -> None:
+                if is_busy(result):  # the next run asks for it again
+                    count.left += 1
+                    return
                 file.write(msgspec.json.encode(result) + b"\n")
                 file.flush()
                 count.failed += result.error is not None
@@ -117,7 +135,7 @@ async def _run(
                 if line.custom_id not in skipped
             )
             # twice as many as run, so that the engine never waits for one
-            await run_lines(app.ask, lines, write, urls=WORK.keys(), at_once=2 * config.scheduler.max_num_seqs)
+            await run_lines(ask, lines, write, urls=WORK.keys(), at_once=2 * config.scheduler.max_num_seqs)
     finally:
         bar.close()
         await llm.close(0)

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from octavo.api.async_llm import AsyncLLM
 from octavo.cli import main
+from octavo.server.batch import run
 
 SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--served-model-name", "gpt"]
 ASK = {"model": "gpt", "prompt": "The quick brown", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
@@ -114,10 +116,72 @@ def test_mistakes_end_it_before_anything_is_loaded(
 def test_outputs_that_are_not_of_this_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write(tmp_path / "in", [line("a")]), tmp_path / "out"
     command = ["run-batch", "-i", source, "-o", str(out), "--model", "/none"]
-    for content, told in (("hello\n", "no output of a batch"), ('{"custom_id":"z"}\n', "results of another batch")):
+    other = '{"id":"batch_req_1","custom_id":"z","response":null,"error":null}\n'
+    for content, told in (
+        ("hello\n", "no output of a batch"),
+        ("notes without a last newline", "no output of a batch"),
+        (other.replace("z", "a") + "hello", "no output of a batch"),
+        ('{"custom_id":"a"}\n', "no output of a batch"),
+        (json.dumps(line("a")) + "\n", "no output of a batch"),
+        (other, "results of another batch"),
+        (other + '{"id":"batch_req_2","cust', "results of another batch"),
+    ):
         out.write_text(content)
         assert main(command) == 2
-        assert told in capsys.readouterr().err
+        told_at_all = capsys.readouterr().err
+        assert told in told_at_all
+        assert str(out) in told_at_all
         assert out.read_text() == content
     assert main(["run-batch", "-i", str(tmp_path / "none"), "-o", str(out), "--model", "/none"]) == 2
     assert "none: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("torn", ["{", '{"id":"bat', '{"id":"batch_req_1","custom_id":"a","resp'])
+def test_a_torn_line_is_cut_off(torn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write(tmp_path / "in", [line("a"), line("b")]), tmp_path / "out"
+    whole = '{"id":"batch_req_1","custom_id":"b","response":null,"error":null}\n'
+    out.write_text(whole + torn)
+    assert main(["run-batch", "-i", source, "-o", str(out), "--model", "/none"]) == 2
+    assert "1 of 2 requests are answered already" in capsys.readouterr().err
+    assert out.read_text() == whole
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_input_is_not_the_output(link: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in", tmp_path / ("out" if link else "in")
+    content = json.dumps(line("a")) + "\n" + json.dumps(line("b"))  # a last line without its newline
+    source.write_text(content)
+    if link:
+        out.symlink_to(source)
+    assert main(["run-batch", "-i", str(source), "-o", str(out), "--model", "/none"]) == 2
+    assert f"{out} is the input file, too" in capsys.readouterr().err
+    assert source.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "told"),
+    [
+        ("dead", 2, "the engine has ended and does not come back"),
+        ("restarting", 1, "of 8 requests found the engine busy; run this again"),
+    ],
+)
+def test_lines_that_the_engine_did_not_take_are_left_to_the_next_run(
+    state: str, code: int, told: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"request {number}" for number in range(8)]
+    source, out = write(tmp_path / "in", [line(name) for name in names]), tmp_path / "out"
+    command = ["run-batch", "-i", source, "-o", str(out), "--model", llama, *SMALL, "--max-num-seqs", "1"]
+
+    def shown(llm: AsyncLLM) -> str:
+        return state if out.read_bytes().count(b"\n") >= 2 else llm._supervisor.state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "PATIENCE_S", 0.0)
+        patch.setattr(AsyncLLM, "state", property(shown))
+        assert main(command) == code
+    assert told in capsys.readouterr().err
+    rows = read(out)
+    assert 2 <= len(rows) <= 4  # two more were under way
+    assert all(row["error"] is None for row in rows)
+    assert main(command) == 0
+    assert sorted(row["custom_id"] for row in read(out)) == names

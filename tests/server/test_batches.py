@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from typing import Any
 import openai
 import pytest
 from fake_llm import ANSWER, FakeLLM
+from msgspec import Raw
 from serving import LiveServer, wait_for
 from test_bad_input import check_form
 
-from octavo.base.errors import ConfigError, OverloadedError
-from octavo.server.batch import batches, lines
+from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError
+from octavo.server.batch import batches, lines, run
 from octavo.server.batch.store import BatchStore, Bounds, Kept
 from octavo.server.batch.types import BatchObject, RequestCounts
 from octavo.server.errors import HttpError
@@ -155,6 +158,60 @@ def test_a_pause_is_waited_for(client: openai.OpenAI, server: LiveServer, monkey
     assert ended(client, name).request_counts.completed == 1
 
 
+def test_patience_begins_with_the_first_busy_answer(
+    client: openai.OpenAI, server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+    generate = llm.generate
+
+    async def busy_once(prompt: Any, params: Any, *, request_id: str, **options: Any) -> Any:
+        refused.append(request_id)
+        if len(refused) == 1:
+            raise OverloadedError("the queue is full", retry_after=1)
+        async for output in generate(prompt, params, request_id=request_id, **options):
+            yield output
+
+    monkeypatch.setattr(llm, "generate", busy_once)
+    monkeypatch.setattr(batches, "READY_S", 0.01)
+    monkeypatch.setattr(run, "PATIENCE_S", 0.1)
+    server.app.traffic.paused = True
+    name = begin(client, line("a"))
+    wait_for(lambda: client.batches.retrieve(name).status == "in_progress")
+    time.sleep(0.3)  # longer than its patience
+    server.app.traffic.paused = False
+    assert ended(client, name).request_counts.completed == 1
+
+
+def test_a_line_that_stays_refused_is_an_error(
+    client: openai.OpenAI, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(*_: Any, **__: Any) -> Any:
+        raise OverloadedError("the queue is full", retry_after=1)
+        yield
+
+    monkeypatch.setattr(llm, "generate", busy)
+    monkeypatch.setattr(run, "PATIENCE_S", 0.1)
+    batch = ended(client, begin(client, line("a")))
+    assert (batch.status, batch.request_counts.failed) == ("completed", 1)
+    assert [row["error"]["code"] for row in rows(client, batch.error_file_id)] == ["503"]
+
+
+def test_what_ask_raises_ends_the_lines_and_loses_no_result() -> None:
+    async def ask(path: str, body: bytes) -> run.Answer:
+        if b"dead" in body:
+            raise EngineDeadError("it has ended")
+        return run.Answer(200, b"{}", "r")
+
+    asked = [
+        lines.BatchLine(custom_id=name, method="POST", url=URL, body=Raw(json.dumps({"prompt": name}).encode()))
+        for name in ("dead 1", "a", "dead 2", "b", "after")
+    ]
+    written: list[str] = []
+    with pytest.raises(EngineDeadError):
+        asyncio.run(run.run_lines(ask, asked, lambda row: written.append(row.custom_id), urls=(URL,), at_once=4))
+    assert sorted(written) == ["a", "b"]
+
+
 def test_the_next_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readers: set[str] = set()
 
@@ -180,6 +237,39 @@ def test_the_next_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert len(client.files.list().data) == 2
     assert readers
     assert all(name.startswith("asyncio_") for name in readers), "files are read on the event loop"
+
+
+@pytest.mark.parametrize("lost", ["gone", "no request"])
+def test_answers_outlive_their_input(tmp_path: Path, lost: str) -> None:
+    slow = FakeLLM()
+    slow.delay = 0.02
+    with LiveServer(slow, batch_dir=str(tmp_path)) as first, connect(first) as client:
+        name = begin(client, line("short", {**BODY, "max_tokens": 1}), line("long", {**BODY, "max_tokens": 400}))
+        wait_for(lambda: client.batches.retrieve(name).request_counts.completed == 1)  # type: ignore[union-attr]
+        source = tmp_path / f"{client.batches.retrieve(name).input_file_id}.data"
+    source.unlink()
+    if lost == "no request":
+        source.write_bytes(b"{\n")
+    with (tmp_path / f"{name}_output.data").open("ab") as output:
+        output.write(b'{"id":"batch_req_torn","custom_id":"long","resp')
+    with LiveServer(FakeLLM(), batch_dir=str(tmp_path)) as second, connect(second) as client:
+        batch = ended(client, name)
+        assert (batch.status, batch.request_counts.completed, batch.error_file_id) == ("failed", 1, None)
+        assert [row["custom_id"] for row in rows(client, batch.output_file_id)] == ["short"]
+        assert client.files.retrieve(batch.output_file_id or "").bytes > 0
+    assert not list(tmp_path.glob(f"{name}_*.data"))
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BatchStore(str(tmp_path))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("octavo.server.batch.store.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        store.add_file(b"", b"12345", filename="a")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_temporary_folder_is_gone_afterwards(llm: FakeLLM) -> None:

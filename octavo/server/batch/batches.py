@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 import msgspec
 
 from octavo.base.errors import InputError
-from octavo.server.batch.lines import BatchLine, BatchResult, LineError, read_done, read_lines
+from octavo.server.batch.lines import BatchLine, BatchResult, LineError, cut_off, read_done, read_lines
 from octavo.server.batch.run import Answer, run_lines
 from octavo.server.batch.store import BatchStore, Kept, new_name, open_private
 from octavo.server.batch.types import BatchFault, BatchFaults, BatchObject, RequestCounts
@@ -117,20 +117,23 @@ class Batches:
     async def _run(self, kept: Kept) -> None:
         batch = _batch(kept)
         source = self.store.path(batch.input_file_id)
+        done = await asyncio.to_thread(self._take_up, batch)
         try:
             batch.request_counts.total = await asyncio.to_thread(self._check, batch, source)
         except InputError as error:
             line = error.number if isinstance(error, LineError) else None
             _fail(batch, BatchFault("invalid_request", error.message, line, error.param))
+            self._finish(kept)
             return
         except OSError:
             _fail(batch, BatchFault("invalid_file", "the input file is not there any more"))
+            self._finish(kept)
             return
         batch.status, batch.in_progress_at = "in_progress", batch.in_progress_at or _now()
         self.store.save(kept)
         try:
             async with asyncio.timeout(batch.expires_at - time.time()):
-                await self._answer(kept, source)
+                await self._answer(kept, source, done)
             batch.finalizing_at = batch.completed_at = _now()
             batch.status = "completed"
         except TimeoutError:
@@ -150,12 +153,21 @@ class Batches:
             raise InputError("the input file holds no request", param="input_file_id")
         return total
 
-    async def _answer(self, kept: Kept, source: Path) -> None:
+    def _take_up(self, batch: BatchObject) -> dict[str, bool]:
+        """What the last process has answered, counted: custom_id -> whether it is a good answer."""
+        done: dict[str, bool] = {}
+        for path in self._results(batch):
+            found = read_done(path)
+            cut_off(path, found.end)
+            done |= found.answers
+        good = sum(done.values())
+        batch.request_counts = RequestCounts(batch.request_counts.total, good, len(done) - good)
+        return done
+
+    async def _answer(self, kept: Kept, source: Path, done: dict[str, bool]) -> None:
         batch = _batch(kept)
         good, bad = self._results(batch)
-        done = await asyncio.to_thread(lambda: read_done(good) | read_done(bad))
-        counts = RequestCounts(batch.request_counts.total, sum(done.values()), len(done) - sum(done.values()))
-        batch.request_counts = counts
+        counts = batch.request_counts
 
         async def ask(path: str, body: bytes) -> Answer:
             async with self._slots:

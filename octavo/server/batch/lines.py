@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +16,7 @@ from octavo.server.openai.decode import decode
 
 MAX_LINES = 50_000  # OpenAI's own bound
 _ROOM = 1 << 16  # of a line, beside its body
+_BEGINNING = b'{"id":"batch_req_'  # of every line of results
 
 
 class BatchLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,28 +88,51 @@ def _decode(number: int, text: bytes) -> BatchLine:
 
 
 class _Done(msgspec.Struct):
+    id: str
     custom_id: str
+    response: msgspec.Raw
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
-def read_done(path: Path) -> dict[str, bool]:
-    """custom_id -> whether it has a good answer, of a batch that was broken off; a torn last line is cut off the file.
+@dataclass(frozen=True)
+class Done:
+    """What an output holds. answers: custom_id -> whether it is a good one. end: where a torn last line begins."""
 
-    InputError where the file is no batch's output.
-    """
-    done: dict[str, bool] = {}
-    if not path.exists():
-        return done
+    answers: dict[str, bool]
+    end: int
+
+
+def read_done(path: Path) -> Done:
+    """The answers of a batch that was broken off; the file stays as it is. InputError where it is no batch's output."""
+    answers: dict[str, bool] = {}
     end = 0
-    with path.open("r+b") as file:
+    if not path.exists():
+        return Done(answers, end)
+    with path.open("r+b") as file:  # it is to be written, too
         for text in file:
             if not text.endswith(b"\n"):
+                if not _is_torn(text):
+                    raise _foreign(path)
                 break
             try:
                 row = msgspec.json.decode(text, type=_Done)
             except (msgspec.MsgspecError, UnicodeDecodeError):
-                raise InputError(f"{path} exists and is no output of a batch; name another file") from None
-            done[row.custom_id] = bytes(row.error) == b"null"
+                raise _foreign(path) from None
+            answers[row.custom_id] = bytes(row.error) == b"null"
             end += len(text)
-        file.truncate(end)
-    return done
+    return Done(answers, end)
+
+
+def cut_off(path: Path, end: int) -> None:
+    """Remove a torn last line: what comes after `end`, as `read_done` found it."""
+    if path.exists() and path.stat().st_size > end:
+        os.truncate(path, end)
+
+
+def _is_torn(text: bytes) -> bool:
+    """Whether it is the beginning of a line of results."""
+    return text.startswith(_BEGINNING) or _BEGINNING.startswith(text)
+
+
+def _foreign(path: Path) -> InputError:
+    return InputError(f"{path} exists and is no output of a batch; name another file")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import msgspec
 
 from octavo.server.batch.lines import BatchError, BatchLine, BatchResponse, BatchResult
 
-PATIENCE_S = 600.0  # so long a request is sent again while the server is full, loading or restarting
+PATIENCE_S = 600.0  # pauses of a request, in all, that is sent again while the server is full, loading or restarting
 _BUSY = (429, 503, 529)
 
 
@@ -40,7 +39,7 @@ async def run_lines(
 ) -> None:
     """Answer every line, `at_once` at a time; `write` gets the results in the order in which they come.
 
-    urls: those that a line may name.
+    urls: those that a line may name. What `ask` raises ends it all: lines under way are not written.
     """
     running: set[asyncio.Task[BatchResult]] = set()
     rest = iter(lines)
@@ -61,9 +60,14 @@ async def _next(
     running: set[asyncio.Task[BatchResult]], write: Callable[[BatchResult], None]
 ) -> set[asyncio.Task[BatchResult]]:
     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
+    for task in sorted(done, key=lambda task: task.exception() is not None):  # an error ends it: results come first
         write(task.result())
     return running
+
+
+def is_busy(result: BatchResult) -> bool:
+    """Whether the server was full, loading or restarting to the last: later, the request may be answered."""
+    return result.response is not None and result.response.status_code in _BUSY
 
 
 class _Pending(msgspec.Struct):
@@ -86,9 +90,10 @@ async def _answer(ask: Ask, line: BatchLine, urls: Collection[str]) -> BatchResu
         return _result(line, None, BatchError("invalid_url", f"the url must be one of {', '.join(sorted(urls))}"))
     if name := _meaningless(line.body):
         return _result(line, None, BatchError("invalid_request", f"{name} has no meaning in a batch; leave it out"))
-    end = time.monotonic() + PATIENCE_S
+    patience = PATIENCE_S
     answer = await ask(line.url, bytes(line.body))
-    while answer.status in _BUSY and time.monotonic() < end:
+    while answer.status in _BUSY and patience > 0:
+        patience -= answer.retry_after
         await asyncio.sleep(answer.retry_after)
         answer = await ask(line.url, bytes(line.body))
     response = BatchResponse(answer.status, answer.request_id, msgspec.Raw(answer.body))

@@ -213,6 +213,10 @@ def open_private(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO:
 def _write(path: Path, content: bytes) -> None:
     """All of it, or nothing."""
     torn = path.with_suffix(".torn")
-    with open_private(torn, "wb") as file:
-        file.write(content)
-    os.replace(torn, path)
+    try:
+        with open_private(torn, "wb") as file:
+            file.write(content)
+        os.replace(torn, path)
+    except BaseException:
+        torn.unlink(missing_ok=True)
+        raise
