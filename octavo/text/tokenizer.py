@@ -209,8 +209,9 @@ def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokeni
         raise ModelFormatError(f"{source.path.name} is damaged or of an unknown form: {error}"[:500]) from None
     special = {role: spelling for role in ROLES if (spelling := _spelling(source.config.get(role)))}
     _add_missing(backend, source.config, special)
-    if backend.post_processor is None or {"add_bos_token", "add_eos_token"} & source.config.keys():
-        backend.post_processor = _around(backend, source.config, special)
+    if backend.post_processor is None:
+        # Beside a tokenizer.json Transformers drops add_bos_token and add_eos_token: nothing stands around a text.
+        backend.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
     eos = special.get("eos_token")
     own = None if eos is None else backend.token_to_id(eos)
     ends = [*_ids(own), *_ids(generation.get("eos_token_id")), *_well_known_ends(backend)]
@@ -243,16 +244,6 @@ def _add_missing(backend: tokenizers.Tokenizer, config: Mapping[str, Any], speci
     for spelling in special.values():
         if spelling not in known or not known[spelling].special:
             backend.add_special_tokens([AddedToken(spelling, normalized=False, special=True)])
-
-
-def _around(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]
-) -> processors.TemplateProcessing:
-    """bos before and eos after a text, as tokenizer_config.json's add_bos_token and add_eos_token say."""
-    before = [special["bos_token"]] if config.get("add_bos_token") is True and "bos_token" in special else []
-    after = [special["eos_token"]] if config.get("add_eos_token") is True and "eos_token" in special else []
-    ids = [(token, backend.token_to_id(token)) for token in {*before, *after}]
-    return processors.TemplateProcessing(single=[*before, "$A", *after], pair=None, special_tokens=ids)
 
 
 def _well_known_ends(backend: tokenizers.Tokenizer) -> list[int]:

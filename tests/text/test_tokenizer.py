@@ -196,17 +196,49 @@ def test_harmony_messages_do_not_end_the_text() -> None:
     assert ends & path == {"<|return|>", "<|call|>"}
 
 
-def test_config_adds_bos_eos_and_missing_tokens(tmp_path: Path) -> None:
+def _theirs(files: TokenizerFiles) -> Any:
+    """The same files in Transformers."""
+    import transformers
+
+    (files.path.parent / "tokenizer_config.json").write_text(json.dumps(files.config))
+    return transformers.PreTrainedTokenizerFast.from_pretrained(files.path.parent)
+
+
+def _appending(backend: tokenizers.Tokenizer) -> processors.Sequence:
+    """Qwen3-Embedding's way: a token behind every text."""
+    end = "<|endoftext|>"
+    behind = processors.TemplateProcessing(
+        single=f"$A:0 {end}:0", pair=f"$A:0 {end}:0 $B:1 {end}:1", special_tokens=[(end, backend.token_to_id(end))]
+    )
+    return processors.Sequence([processors.ByteLevel(trim_offsets=False), behind])
+
+
+@pytest.mark.parametrize("appends", [True, False])
+@pytest.mark.parametrize(
+    "flags", [{}, {"add_bos_token": False}, {"add_bos_token": True, "add_eos_token": True}, {"add_eos_token": False}]
+)
+def test_what_stands_around_a_text_is_tokenizer_jsons(appends: bool, flags: dict[str, bool], tmp_path: Path) -> None:
+    files = byte_level_files(tmp_path, eos_token="<|im_end|>", **flags)
+    if appends:
+        backend = byte_level_backend()
+        backend.post_processor = _appending(backend)
+        backend.save(str(files.path))
+    tokenizer, theirs = Tokenizer.from_checkpoint(wrap(files)), _theirs(files)
+    assert tokenizer.encode("the dog") == theirs("the dog").input_ids
+    assert tokenizer.encode("the", parse_special=False) == theirs("the").input_ids
+    pair = theirs("the", "dog", return_token_type_ids=True)
+    assert tokenizer.encode_whole("the", "dog") == (pair.input_ids, pair.token_type_ids.index(1))
+    assert (tokenizer.encode("the")[-1] == tokenizer.bos_token_id) == appends
+
+
+def test_config_adds_missing_tokens(tmp_path: Path) -> None:
     size = byte_level_backend().get_vocab_size()
     late, tag = {"content": "<late>", "special": True}, {"content": "<tag>", "special": False}
     listed = {str(size + 1): late, str(size): tag}
-    files = byte_level_files(
-        tmp_path, add_bos_token=True, add_eos_token=True, added_tokens_decoder=listed, unk_token="<gone>"
-    )
+    files = byte_level_files(tmp_path, added_tokens_decoder=listed, unk_token="<gone>")
     tokenizer = Tokenizer.from_checkpoint(wrap(files))
     ids = tokenizer.encode("<late><tag>the")
-    assert ids[:3] == [tokenizer.bos_token_id, size + 1, size]
-    assert ids[-1] == tokenizer.eos_token_ids[0]
+    assert ids == [size + 1, size, *tokenizer.encode("the")]
     assert "<tag>" not in tokenizer.special_ids()
     assert tokenizer.decode(ids) == "<tag>the"
     assert tokenizer.special_ids()["<gone>"] == tokenizer.vocab_size - 1
