@@ -95,18 +95,37 @@ def test_add_special_tokens_goes_with_parse_special(sentence_piece: Tokenizer, m
     assert ids == [mixed.bos_token_id, *mixed.encode("the<s>", parse_special=False, add_special_tokens=False)]
 
 
-def test_a_model_that_merges_to_a_control_token_is_kept_from_it() -> None:
+@pytest.fixture
+def merging() -> Tokenizer:
+    """A model whose merges spell its control token."""
     alphabet = {char: index for index, char in enumerate("<end>x")}
     merges = [("<", "e"), ("<e", "n"), ("<en", "d"), ("<end", ">")]
     vocab = {**alphabet, **{left + right: 10 + index for index, (left, right) in enumerate(merges)}}
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges))
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<end>", normalized=False, special=True)])
-    tokenizer = Tokenizer(backend, vocab_size=14, special_tokens={}, eos_token_ids=[])
-    assert tokenizer.encode("x<end>x") == [vocab["x"], vocab["<end>"], vocab["x"]]
-    ids = tokenizer.encode("x<end><end>x", parse_special=False)
+    return Tokenizer(backend, vocab_size=14, special_tokens={}, eos_token_ids=[])
+
+
+def test_a_model_that_merges_to_a_control_token_is_kept_from_it(merging: Tokenizer) -> None:
+    vocab = {token: merging.token_to_id(token) for token in ("<", "e", "n", "d", ">", "x", "<end>")}
+    assert merging.encode("x<end>x") == [vocab["x"], vocab["<end>"], vocab["x"]]
+    ids = merging.encode("x<end><end>x", parse_special=False)
     assert vocab["<end>"] not in ids
-    assert tokenizer.decode(ids) == "x<end><end>x"
+    assert merging.decode(ids) == "x<end><end>x"
+    assert merging.encode("x<end>", parse_special=False) == [vocab[token] for token in "x<end>"]
+
+
+@pytest.mark.parametrize("rounds", [2, 8])
+def test_any_number_of_spelled_control_tokens_is_cut(
+    rounds: int, merging: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.text.control._ROUNDS", rounds)
+    (end,) = merging.special_ids().values()
+    text = "<end>" * 3000
+    ids = merging.encode_parts([text, end, "x", end, text])
+    assert [place for place, token in enumerate(ids) if token == end] == [15000, 15002]
+    assert merging.decode(ids) == text + "x" + text
 
 
 @SOME
