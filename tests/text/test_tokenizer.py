@@ -263,6 +263,49 @@ def test_config_adds_missing_tokens(tmp_path: Path) -> None:
     assert tokenizer.special_ids()["<gone>"] == tokenizer.vocab_size - 1
 
 
+def _added(backend: tokenizers.Tokenizer) -> dict[int, tuple[str | bool, ...]]:
+    """The added tokens and what they match; decoding tells which are special."""
+    return {
+        token_id: (token.content, token.lstrip, token.rstrip, token.single_word, token.normalized)
+        for token_id, token in backend.get_added_tokens_decoder().items()
+    }
+
+
+STRIPPING = {"lstrip": False, "rstrip": True, "normalized": False, "single_word": False, "special": True}
+TYPED = {"__type": "AddedToken", "content": "<cls>", "rstrip": True, "normalized": True}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"added_tokens_decoder": {"601": {**STRIPPING, "content": "<|im_start|>"}}},
+        {"added_tokens_decoder": {"2": {**STRIPPING, "content": "<|im_end|>", "special": False}}},
+        {"added_tokens_decoder": {"1": {**STRIPPING, "content": "<|im_start|>", "special": False}}},
+        {"added_tokens_decoder": {"550": {**STRIPPING, "content": "<think>"}}},
+        {"added_tokens_decoder": {"700": {"content": "<cls>"}, "99": {"content": "<x>"}}, "cls_token": "<cls>"},
+        {"added_tokens_decoder": {"3": {"content": "dog"}}, "sep_token": "the"},
+        {"additional_special_tokens": ["<extra>"], "cls_token": "<cls>", "sep_token": "<x>"},
+        {"additional_special_tokens": ["<extra>"], "extra_special_tokens": ["<x>", "<think>"]},
+        {"additional_special_tokens": ["<extra>", "<extra>"], "extra_special_tokens": []},
+        {"additional_special_tokens": [{**TYPED, "content": "<extra>"}]},
+        {"extra_special_tokens": {"image_token": "<img>", "other": "<x>"}, "cut_token": "<extra>"},
+        {"image_token": "<img>", "mask_token": "<think>", "bos_token": "<x>", "odd_token": 5},
+        {"image_token": {**TYPED, "content": "<img>"}, "cls_token": TYPED, "cut_token": "<x>"},
+        {"cls_token": None, "extra_special_tokens": None, "added_tokens_decoder": {}, "pad_token": ""},
+    ],
+    ids=str,
+)
+def test_tokens_of_tokenizer_config_are_added_as_in_transformers(config: dict[str, Any], tmp_path: Path) -> None:
+    files = byte_level_files(tmp_path)
+    files = TokenizerFiles(files.path, {"eos_token": "<|im_end|>", **config})
+    ours, theirs = Tokenizer.from_checkpoint(wrap(files)), _theirs(files)
+    assert _added(ours._backend) == _added(theirs._tokenizer)
+    text = "the<extra> <cls>dog <|im_start|>  <img> <think>  x<x>  <|im_end|> z"
+    ids = theirs(text).input_ids
+    assert ours.encode(text) == ids
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
 def test_truncation_and_padding_of_a_file_are_switched_off(tmp_path: Path) -> None:
     backend = byte_level_backend()
     backend.enable_truncation(4)
@@ -281,6 +324,9 @@ def test_damaged_and_unsupported_files(tmp_path: Path) -> None:
         path.write_text(damaged)
         with pytest.raises(ModelFormatError, match=r"tokenizer\.json"):
             Tokenizer.from_checkpoint(wrap(TokenizerFiles(path, {})))
+    for listed in ([5], {"x": {"content": "<x>"}}, {"5": "<x>"}, {"5": {}}, {"5": {"content": 5}}):
+        with pytest.raises(ModelFormatError, match="added_tokens_decoder"):
+            Tokenizer.from_checkpoint(wrap(byte_level_files(tmp_path, added_tokens_decoder=listed)))
     with pytest.raises(ModelFormatError, match="special token"):
         Tokenizer.from_checkpoint(wrap(byte_level_files(tmp_path, bos_token=5)))
     state: dict[str, Any] = json.loads(byte_level_backend().to_str())
