@@ -40,14 +40,15 @@ LLAMA_LAYER: dict[str, str] = {
 def decoder_names(spec: ModelSpec, *, layer: Mapping[str, str] = LLAMA_LAYER, prefix: str = "") -> dict[str, str]:
     """Internal name -> Hugging Face name, for every name in spec.parameters().
 
-    layer: names inside a layer, with {expert} where the number of an expert stands.  prefix: stands before all names
-    where the decoder is a part of a larger model.
+    layer: names inside a layer, with {expert} where the number of an expert stands.  prefix: stands before the names
+    where the decoder is a part of a larger model, but not before a classifier's, which is the whole model's.
     """
     outer = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
-    outer["classifier"] = "score.weight"
     table = {}
     for name in spec.parameters():
-        if name in outer:
+        if name == "classifier":
+            table[name] = "score.weight"
+        elif name in outer:
             table[name] = prefix + outer[name]
         else:
             _, index, part = name.split(".", 2)

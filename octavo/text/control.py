@@ -8,11 +8,15 @@ prefixed with spaces exactly as the library would.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tokenizers import AddedToken, Encoding, Tokenizer, models
+
+_ROUNDS = 8  # of encoding where a model's merges spell control tokens; the last one is of single characters
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class ControlTokens:
         plain.add_special_tokens(
             [AddedToken(marker, normalized=normalized, special=True) for normalized, marker in self._markers.items()]
         )
+        self._characters = re.compile("|".join([*self._markers.values(), "."]), re.DOTALL)  # a marker stays whole
         return plain
 
     def find(self, text: str) -> list[Span]:
@@ -89,9 +94,9 @@ class ControlTokens:
         )
         controls = iter(meant)
         markers = self._markers.values()
-        encoding = self._encode(text)
         ids = [
             next(controls) if token in markers else self._true_id(token, token_id)
+            for encoding in self._encode(text)
             for token, token_id in zip(encoding.tokens, encoding.ids, strict=True)
         ]
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
@@ -100,16 +105,32 @@ class ControlTokens:
         known, models_own = self._others.get(token_id, (token_id, None))
         return token_id if token == models_own else known
 
-    def _encode(self, text: str) -> Encoding:
-        """A model whose merges spell out a control token is kept from it by cutting the text inside."""
-        encoding = self._plain.encode(text, add_special_tokens=False)
+    def _encode(self, text: str) -> list[Encoding]:
+        """The text in pieces: a model whose merges spell out a control token is kept from it by cutting inside."""
+        parts: list[str | Encoding] = [text]
+        for left in reversed(range(_ROUNDS)):
+            texts = [part for part in parts if isinstance(part, str)]
+            if not texts:
+                break
+            encodings = iter(self._plain.encode_batch(texts, add_special_tokens=False))
+            cut: list[str | Encoding] = []
+            for part in parts:
+                cut += self._cut(part, next(encodings), finely=left < 2) if isinstance(part, str) else [part]
+            parts = cut
+        return [part for part in parts if isinstance(part, Encoding)]
+
+    def _cut(self, text: str, encoding: Encoding, *, finely: bool) -> Sequence[str | Encoding]:
+        """The encoding, or the text cut inside every control token in it; finely: between all characters."""
         if self._forbidden.isdisjoint(encoding.tokens):
-            return encoding
-        for token, (start, stop) in zip(encoding.tokens, encoding.offsets, strict=True):
-            if token in self._forbidden and stop - start > 1:
-                halves = [self._encode(text[: start + 1]), self._encode(text[start + 1 :])]
-                return Encoding.merge(halves, growing_offsets=False)
-        return encoding
+            return [encoding]
+        tokens = zip(encoding.tokens, encoding.offsets, strict=True)
+        cuts = {start + 1 for token, (start, stop) in tokens if token in self._forbidden and stop - start > 1}
+        if not cuts:
+            return [encoding]
+        if finely:
+            characters: list[str] = self._characters.findall(text)
+            return characters
+        return [text[start:stop] for start, stop in pairwise([0, *sorted(cuts), len(text)])]
 
 
 def _unguessable() -> str:

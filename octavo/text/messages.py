@@ -105,7 +105,9 @@ def _message(message: Any, where: str, form: ContentForm) -> dict[str, Any]:
         raise InputError(f"{where}.role must be a string", param=f"{where}.role")
     if message.get("tool_calls"):
         copy["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
-    copy["content"] = _content(message.get("content"), f"{where}.content", form, "tool_calls" in copy)
+    # Templates tell a message that only calls tools by its missing content, or by null.
+    if "content" in message or "tool_calls" not in copy:
+        copy["content"] = _content(message.get("content"), f"{where}.content", form, "tool_calls" in copy)
     reasoning = next((copy[name] for name in _REASONING if copy.get(name) is not None), None)
     if reasoning is not None:
         copy = {"thinking": reasoning, **copy, "reasoning_content": reasoning}
@@ -114,7 +116,7 @@ def _message(message: Any, where: str, form: ContentForm) -> dict[str, Any]:
 
 def _content(content: Any, where: str, form: ContentForm, has_calls: bool) -> Any:
     if content is None:
-        # Templates tell a message that only calls tools by its missing content; others would print "None".
+        # Of a message without calls templates would print "None".
         return None if has_calls else ("" if form.string else [])
     if isinstance(content, str):
         check_text(content)

@@ -44,8 +44,9 @@ RESERVED = frozenset(
     )
 )
 
-# Marks what Transformers trains on; as a block it only scopes its body, which a condition that holds does as well.
+# Marks what Transformers trains on; as a block it only scopes what its body sets.
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+_LINE_BREAK = re.compile(r"\r\n?")  # Jinja reads these as \n
 
 
 class ChatTemplate:
@@ -175,7 +176,7 @@ def _compile(environment: minijinja.Environment, source: str) -> None:
 
     def work() -> None:
         try:
-            environment.add_template("chat", _GENERATION.sub(_as_condition, source))
+            environment.add_template("chat", _GENERATION.sub(_as_scope, _LINE_BREAK.sub("\n", source)))
         except BaseException as error:
             errors.append(error)
 
@@ -249,9 +250,9 @@ def _raise(message: str) -> NoReturn:
     raise InputError(f"the chat template refuses these messages: {message}"[:500], param="messages")
 
 
-def _as_condition(found: re.Match[str]) -> str:
+def _as_scope(found: re.Match[str]) -> str:
     before, end, after = found.groups()
-    return f"{{%{before} {'endif' if end else 'if true'} {after}%}}"
+    return f"{{%{before} {end or ''}with {after}%}}"
 
 
 def _check_exclusive(add_generation_prompt: bool, continue_final_message: bool) -> None:
@@ -265,7 +266,7 @@ def _check_exclusive(add_generation_prompt: bool, continue_final_message: bool) 
 def _tag_last(messages: list[dict[str, Any]], tag: str) -> None:
     """Put the tag and a space behind the last message's text. The space tells later whether the template trims."""
     last = messages[-1]
-    content = last["content"]
+    content = last.get("content")
     if isinstance(content, str):
         last["content"] = content + tag + " "
     elif content:

@@ -17,6 +17,9 @@ from octavo.weights.checkpoint import Checkpoint, GgufTokenizer, TokenizerFiles
 
 # tokenizer_config.json's names -> GGUF's
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+# tokenizer_config.json's roles in the order in which Transformers adds the tokens that are missing
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Tokenizer:
@@ -208,9 +211,10 @@ def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokeni
     except Exception as error:  # the library raises a bare Exception
         raise ModelFormatError(f"{source.path.name} is damaged or of an unknown form: {error}"[:500]) from None
     special = {role: spelling for role in ROLES if (spelling := _spelling(source.config.get(role)))}
-    _add_missing(backend, source.config, special)
-    if backend.post_processor is None or {"add_bos_token", "add_eos_token"} & source.config.keys():
-        backend.post_processor = _around(backend, source.config, special)
+    _add_configured(backend, source.config)
+    if backend.post_processor is None:
+        # Beside a tokenizer.json Transformers drops add_bos_token and add_eos_token: nothing stands around a text.
+        backend.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
     eos = special.get("eos_token")
     own = None if eos is None else backend.token_to_id(eos)
     ends = [*_ids(own), *_ids(generation.get("eos_token_id")), *_well_known_ends(backend)]
@@ -227,32 +231,62 @@ def _spelling(value: Any) -> str | None:
     return value
 
 
-def _add_missing(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """Tokens that tokenizer_config.json names and tokenizer.json does not have as added ones."""
+def _add_configured(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Add what tokenizer.json lacks, or has with other flags than tokenizer_config.json, as Transformers does."""
     known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    listed = config.get("added_tokens_decoder")
-    for _, entry in sorted(listed.items(), key=lambda item: int(item[0])) if isinstance(listed, dict) else ():
-        content = _spelling(entry)
-        if content and content not in known:
-            flags = {
-                name: bool(entry.get(name)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
-            }
-            token = AddedToken(content, **flags)
-            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
-            known[content] = token
-    for spelling in special.values():
-        if spelling not in known or not known[spelling].special:
-            backend.add_special_tokens([AddedToken(spelling, normalized=False, special=True)])
+    before = {content: repr(token) for content, token in known.items()}
+    tokens = {**known, **_listed(config)}
+    for token in (*known.values(), *_named(config)):
+        kept = tokens.setdefault(token.content, token)
+        # The library goes on to skip a token that was special once.
+        kept.special = kept.special or token.special
+    # The older key counts where the newer one is empty.
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens")
+    for added in map(_special, extra if isinstance(extra, list) else ()):
+        if added is not None:
+            tokens.setdefault(added.content, added)
+    backend.add_tokens([token for content, token in tokens.items() if repr(token) != before.get(content)])
 
 
-def _around(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]
-) -> processors.TemplateProcessing:
-    """bos before and eos after a text, as tokenizer_config.json's add_bos_token and add_eos_token say."""
-    before = [special["bos_token"]] if config.get("add_bos_token") is True and "bos_token" in special else []
-    after = [special["eos_token"]] if config.get("add_eos_token") is True and "eos_token" in special else []
-    ids = [(token, backend.token_to_id(token)) for token in {*before, *after}]
-    return processors.TemplateProcessing(single=[*before, "$A", *after], pair=None, special_tokens=ids)
+def _listed(config: Mapping[str, Any]) -> dict[str, AddedToken]:
+    """added_tokens_decoder, by spelling in the order of the ids."""
+    listed = config.get("added_tokens_decoder") or {}
+    try:
+        entries = [entry for _, entry in sorted(listed.items(), key=lambda item: int(item[0]))]
+        tokens = [AddedToken(entry["content"], **_flags(entry)) for entry in entries]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ModelFormatError(
+            f"tokenizer_config.json: added_tokens_decoder must be an object from ids to tokens, got {str(listed)[:80]}"
+        ) from None
+    return {token.content: token for token in tokens if token.content}
+
+
+def _named(config: Mapping[str, Any]) -> list[AddedToken]:
+    """Tokens with a role, and those that the model gives names of its own (image_token ...)."""
+    values = [config.get(role) for role in NAMED]
+    own = [value for key, value in config.items() if key.endswith("_token") and key not in NAMED]
+    own = [value for value in own if isinstance(value, str | dict)]
+    values += sorted(own, key=lambda value: isinstance(value, str))
+    extra = config.get("extra_special_tokens")
+    values += extra.values() if isinstance(extra, dict) else ()
+    tokens = [token for token in map(_special, values) if token is not None]
+    for token in tokens:
+        token.special = True
+    return tokens
+
+
+def _special(value: Any) -> AddedToken | None:
+    """A special token in any of its forms; an object with a type says itself whether it is one."""
+    spelling = _spelling(value)
+    if not spelling:
+        return None
+    if isinstance(value, dict):
+        return AddedToken(spelling, **{"special": "__type" not in value, **_flags(value)})
+    return AddedToken(spelling, special=True)
+
+
+def _flags(entry: Mapping[str, Any]) -> dict[str, bool]:
+    return {name: bool(entry[name]) for name in FLAGS if name in entry}
 
 
 def _well_known_ends(backend: tokenizers.Tokenizer) -> list[int]:

@@ -111,13 +111,14 @@ def test_decoders_pool_transformers_states(folders: Path, device: Any, name: str
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_decoder_that_classifies(folders: Path, device: Any) -> None:
-    folder = folders / "qwen3_classifier"
+@pytest.mark.parametrize("name", ["Qwen3", "Gemma3"])
+def test_a_decoder_that_classifies(folders: Path, device: Any, name: str) -> None:
+    folder, kind = folders / f"{name}_classifier", getattr(transformers, f"{name}ForSequenceClassification")
     if not folder.exists():
-        config = transformers.Qwen3Config(**checkpoints.BASE, head_dim=16, num_labels=3)
-        model = transformers.Qwen3ForSequenceClassification(config)
-        checkpoints.save_random(model, folder, seed=zlib.crc32(b"classifier"))
-    model = transformers.Qwen3ForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        config = checkpoints.CASES[name.lower()]()
+        config.num_labels = 3
+        checkpoints.save_random(kind(config), folder, seed=zlib.crc32(b"classifier"))
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     rows = prompts(checkpoints.VOCAB_SIZE - 4)
     with LLM(str(folder), device=device, skip_tokenizer_init=True) as llm:
         outputs = llm.classify(rows, use_tqdm=False)

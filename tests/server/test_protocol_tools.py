@@ -20,10 +20,11 @@ from octavo.base.types.output import CompletionOutput, RequestOutput
 from octavo.base.types.sampling import SamplingParams
 from octavo.server.anthropic.build import MessageBuilder
 from octavo.server.openai.chat import ChatForm
+from octavo.server.openai.conversation import _message
 from octavo.server.openai.convert import Generation, Prompt
 from octavo.server.openai.responses.build import ResponseBuilder
 from octavo.server.openai.responses.types import ResponsesRequest
-from octavo.server.openai.types import ChatRequest, Message
+from octavo.server.openai.types import ChatRequest, FunctionCall, Message, ToolCall
 from octavo.text.tools.calls import JoinedCalls
 from octavo.text.tools.choose import tool_format
 from octavo.text.tools.parser import OutputParser, Parsing
@@ -159,6 +160,13 @@ def outputs(text: str) -> Iterator[RequestOutput]:
         calls.add(delta.calls)
         one = CompletionOutput(0, delta.content, [5], tool_calls=calls.take(delta=True))
         yield RequestOutput("id", None, [1], None, [one], finished=False)
+
+
+def test_templates_see_null_where_a_message_only_calls() -> None:
+    """As clients send it back; many templates tell a call by `content is none`."""
+    call = ToolCall(function=FunctionCall(name="look", arguments="{}"))
+    assert _message(0, Message(role="assistant", tool_calls=[call]))["content"] is None
+    assert "content" not in _message(0, Message(role="assistant"))
 
 
 def test_events_follow_the_text() -> None:

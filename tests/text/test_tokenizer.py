@@ -95,18 +95,37 @@ def test_add_special_tokens_goes_with_parse_special(sentence_piece: Tokenizer, m
     assert ids == [mixed.bos_token_id, *mixed.encode("the<s>", parse_special=False, add_special_tokens=False)]
 
 
-def test_a_model_that_merges_to_a_control_token_is_kept_from_it() -> None:
+@pytest.fixture
+def merging() -> Tokenizer:
+    """A model whose merges spell its control token."""
     alphabet = {char: index for index, char in enumerate("<end>x")}
     merges = [("<", "e"), ("<e", "n"), ("<en", "d"), ("<end", ">")]
     vocab = {**alphabet, **{left + right: 10 + index for index, (left, right) in enumerate(merges)}}
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges))
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<end>", normalized=False, special=True)])
-    tokenizer = Tokenizer(backend, vocab_size=14, special_tokens={}, eos_token_ids=[])
-    assert tokenizer.encode("x<end>x") == [vocab["x"], vocab["<end>"], vocab["x"]]
-    ids = tokenizer.encode("x<end><end>x", parse_special=False)
+    return Tokenizer(backend, vocab_size=14, special_tokens={}, eos_token_ids=[])
+
+
+def test_a_model_that_merges_to_a_control_token_is_kept_from_it(merging: Tokenizer) -> None:
+    vocab = {token: merging.token_to_id(token) for token in ("<", "e", "n", "d", ">", "x", "<end>")}
+    assert merging.encode("x<end>x") == [vocab["x"], vocab["<end>"], vocab["x"]]
+    ids = merging.encode("x<end><end>x", parse_special=False)
     assert vocab["<end>"] not in ids
-    assert tokenizer.decode(ids) == "x<end><end>x"
+    assert merging.decode(ids) == "x<end><end>x"
+    assert merging.encode("x<end>", parse_special=False) == [vocab[token] for token in "x<end>"]
+
+
+@pytest.mark.parametrize("rounds", [2, 8])
+def test_any_number_of_spelled_control_tokens_is_cut(
+    rounds: int, merging: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.text.control._ROUNDS", rounds)
+    (end,) = merging.special_ids().values()
+    text = "<end>" * 3000
+    ids = merging.encode_parts([text, end, "x", end, text])
+    assert [place for place, token in enumerate(ids) if token == end] == [15000, 15002]
+    assert merging.decode(ids) == text + "x" + text
 
 
 @SOME
@@ -196,20 +215,95 @@ def test_harmony_messages_do_not_end_the_text() -> None:
     assert ends & path == {"<|return|>", "<|call|>"}
 
 
-def test_config_adds_bos_eos_and_missing_tokens(tmp_path: Path) -> None:
+def _theirs(files: TokenizerFiles) -> Any:
+    """The same files in Transformers."""
+    import transformers
+
+    (files.path.parent / "tokenizer_config.json").write_text(json.dumps(files.config))
+    return transformers.PreTrainedTokenizerFast.from_pretrained(files.path.parent)
+
+
+def _appending(backend: tokenizers.Tokenizer) -> processors.Sequence:
+    """Qwen3-Embedding's way: a token behind every text."""
+    end = "<|endoftext|>"
+    behind = processors.TemplateProcessing(
+        single=f"$A:0 {end}:0", pair=f"$A:0 {end}:0 $B:1 {end}:1", special_tokens=[(end, backend.token_to_id(end))]
+    )
+    return processors.Sequence([processors.ByteLevel(trim_offsets=False), behind])
+
+
+@pytest.mark.parametrize("appends", [True, False])
+@pytest.mark.parametrize(
+    "flags", [{}, {"add_bos_token": False}, {"add_bos_token": True, "add_eos_token": True}, {"add_eos_token": False}]
+)
+def test_what_stands_around_a_text_is_tokenizer_jsons(appends: bool, flags: dict[str, bool], tmp_path: Path) -> None:
+    files = byte_level_files(tmp_path, eos_token="<|im_end|>", **flags)
+    if appends:
+        backend = byte_level_backend()
+        backend.post_processor = _appending(backend)
+        backend.save(str(files.path))
+    tokenizer, theirs = Tokenizer.from_checkpoint(wrap(files)), _theirs(files)
+    assert tokenizer.encode("the dog") == theirs("the dog").input_ids
+    assert tokenizer.encode("the", parse_special=False) == theirs("the").input_ids
+    pair = theirs("the", "dog", return_token_type_ids=True)
+    assert tokenizer.encode_whole("the", "dog") == (pair.input_ids, pair.token_type_ids.index(1))
+    assert (tokenizer.encode("the")[-1] == tokenizer.bos_token_id) == appends
+
+
+def test_config_adds_missing_tokens(tmp_path: Path) -> None:
     size = byte_level_backend().get_vocab_size()
     late, tag = {"content": "<late>", "special": True}, {"content": "<tag>", "special": False}
     listed = {str(size + 1): late, str(size): tag}
-    files = byte_level_files(
-        tmp_path, add_bos_token=True, add_eos_token=True, added_tokens_decoder=listed, unk_token="<gone>"
-    )
+    files = byte_level_files(tmp_path, added_tokens_decoder=listed, unk_token="<gone>")
     tokenizer = Tokenizer.from_checkpoint(wrap(files))
     ids = tokenizer.encode("<late><tag>the")
-    assert ids[:3] == [tokenizer.bos_token_id, size + 1, size]
-    assert ids[-1] == tokenizer.eos_token_ids[0]
+    assert ids == [size + 1, size, *tokenizer.encode("the")]
     assert "<tag>" not in tokenizer.special_ids()
     assert tokenizer.decode(ids) == "<tag>the"
     assert tokenizer.special_ids()["<gone>"] == tokenizer.vocab_size - 1
+
+
+def _added(backend: tokenizers.Tokenizer) -> dict[int, tuple[str | bool, ...]]:
+    """The added tokens and what they match; decoding tells which are special."""
+    return {
+        token_id: (token.content, token.lstrip, token.rstrip, token.single_word, token.normalized)
+        for token_id, token in backend.get_added_tokens_decoder().items()
+    }
+
+
+STRIPPING = {"lstrip": False, "rstrip": True, "normalized": False, "single_word": False, "special": True}
+TYPED = {"__type": "AddedToken", "content": "<cls>", "rstrip": True, "normalized": True}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"added_tokens_decoder": {"601": {**STRIPPING, "content": "<|im_start|>"}}},
+        {"added_tokens_decoder": {"2": {**STRIPPING, "content": "<|im_end|>", "special": False}}},
+        {"added_tokens_decoder": {"1": {**STRIPPING, "content": "<|im_start|>", "special": False}}},
+        {"added_tokens_decoder": {"550": {**STRIPPING, "content": "<think>"}}},
+        {"added_tokens_decoder": {"700": {"content": "<cls>"}, "99": {"content": "<x>"}}, "cls_token": "<cls>"},
+        {"added_tokens_decoder": {"3": {"content": "dog"}}, "sep_token": "the"},
+        {"additional_special_tokens": ["<extra>"], "cls_token": "<cls>", "sep_token": "<x>"},
+        {"additional_special_tokens": ["<extra>"], "extra_special_tokens": ["<x>", "<think>"]},
+        {"additional_special_tokens": ["<extra>", "<extra>"], "extra_special_tokens": []},
+        {"additional_special_tokens": [{**TYPED, "content": "<extra>"}]},
+        {"extra_special_tokens": {"image_token": "<img>", "other": "<x>"}, "cut_token": "<extra>"},
+        {"image_token": "<img>", "mask_token": "<think>", "bos_token": "<x>", "odd_token": 5},
+        {"image_token": {**TYPED, "content": "<img>"}, "cls_token": TYPED, "cut_token": "<x>"},
+        {"cls_token": None, "extra_special_tokens": None, "added_tokens_decoder": {}, "pad_token": ""},
+    ],
+    ids=str,
+)
+def test_tokens_of_tokenizer_config_are_added_as_in_transformers(config: dict[str, Any], tmp_path: Path) -> None:
+    files = byte_level_files(tmp_path)
+    files = TokenizerFiles(files.path, {"eos_token": "<|im_end|>", **config})
+    ours, theirs = Tokenizer.from_checkpoint(wrap(files)), _theirs(files)
+    assert _added(ours._backend) == _added(theirs._tokenizer)
+    text = "the<extra> <cls>dog <|im_start|>  <img> <think>  x<x>  <|im_end|> z"
+    ids = theirs(text).input_ids
+    assert ours.encode(text) == ids
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
 def test_truncation_and_padding_of_a_file_are_switched_off(tmp_path: Path) -> None:
@@ -230,6 +324,9 @@ def test_damaged_and_unsupported_files(tmp_path: Path) -> None:
         path.write_text(damaged)
         with pytest.raises(ModelFormatError, match=r"tokenizer\.json"):
             Tokenizer.from_checkpoint(wrap(TokenizerFiles(path, {})))
+    for listed in ([5], {"x": {"content": "<x>"}}, {"5": "<x>"}, {"5": {}}, {"5": {"content": 5}}):
+        with pytest.raises(ModelFormatError, match="added_tokens_decoder"):
+            Tokenizer.from_checkpoint(wrap(byte_level_files(tmp_path, added_tokens_decoder=listed)))
     with pytest.raises(ModelFormatError, match="special token"):
         Tokenizer.from_checkpoint(wrap(byte_level_files(tmp_path, bos_token=5)))
     state: dict[str, Any] = json.loads(byte_level_backend().to_str())

@@ -122,6 +122,11 @@ def test_groups_are_told_apart_by_their_targets() -> None:
     assert [scheme and scheme.group for scheme in groups.values()] == [(0, 0), (0, 0), (1, 0), None]
 
 
+def rotated(*locations: str) -> dict[str, Any]:
+    places = [{"targets": ["re:.*down_proj$"], "location": location, "inverse": False} for location in locations]
+    return {"config_groups": {"R4": {"type": "hadamard", "apply": places}}}
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -136,6 +141,14 @@ def test_groups_are_told_apart_by_their_targets() -> None:
         ({**compressed("tensor"), "ignore": ["re:("]}, "pattern"),
         ({**compressed("tensor"), "config_groups": None}, "config_groups"),
         ({**compressed("tensor"), "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
+        ({**compressed("tensor"), "transform_config": rotated("weight_input", "input")}, "transform_config"),
+        ({**compressed("tensor"), "transform_config": rotated("k_cache")}, "transform_config"),
+        (
+            {**compressed("tensor"), "transform_config": {"config_groups": {"R4": {"type": "hadamard"}}}},
+            "transform_config",
+        ),
+        ({**compressed("tensor"), "transform_config": {"other": 1}}, "transform_config"),
+        ({**compressed("tensor"), "transform_config": "hadamard"}, "transform_config"),
         (compressed("group"), "strategy 'group'"),
         (compressed("tensor", num_bits=4), "4 bits of float"),
         (compressed("block", block_structure=[1, 128]), "block"),
@@ -145,6 +158,14 @@ def test_what_cannot_be_run_is_refused_by_name(config: Any, words: str) -> None:
     with pytest.raises(ModelFormatError, match=words) as caught:
         read_quantization({"quantization_config": config})
     assert caught.value.param == "quantization_config"
+
+
+@pytest.mark.parametrize(
+    "transforms", [None, {}, {"config_groups": {}}, rotated("weight_input", "weight_output")], ids=str
+)
+def test_rotations_that_the_weights_hold_are_taken(transforms: Any) -> None:
+    found = read({**compressed("channel"), "transform_config": transforms})
+    assert found.scheme("model.layers.0.mlp.up_proj") is not None
 
 
 def test_every_method_is_read_here() -> None:

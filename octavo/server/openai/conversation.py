@@ -128,6 +128,7 @@ def _message(index: int, message: Message) -> dict[str, Any]:
         shown["tool_calls"] = [_given(msgspec.to_builtins(call)) for call in message.tool_calls]
         for call in shown["tool_calls"]:
             del call["function"]["parsed_arguments"]
+        shown.setdefault("content", None)  # the protocol's null; templates tell calls by it
     if isinstance(message.content, list):
         shown["content"] = msgspec.to_builtins(message.content)
     return shown

@@ -16,16 +16,35 @@ FORMATS: dict[str, Callable[[Mapping[str, Any]], MatrixScheme]] = {
 }
 """A format's name -> from a group's `weights` to a scheme."""
 
+IN_WEIGHTS = ("weight_input", "weight_output")
+"""Where a transform is multiplied into the weights; elsewhere activations are rotated while the model runs."""
+
 
 def compressed_rules(config: Mapping[str, Any]) -> list[Rule]:
     """One rule a group, without the modules that are to be ignored."""
     if (config.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise bad("sparsity_config", config["sparsity_config"], "dense")
+    if not _rotates_weights_only(config.get("transform_config") or {}):
+        raise bad("transform_config", config["transform_config"], "rotations that the weights hold already")
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise bad("config_groups", groups, "an object of groups")
     ignored = matcher(names_of(config, "ignore"), inside=False)
     return [_rule(group, group.get("format") or config.get("format"), ignored) for group in groups.values()]
+
+
+def _rotates_weights_only(transforms: Any) -> bool:
+    """Whether every transform was made on weights before they were saved, so that a step has nothing to rotate."""
+    groups = transforms.get("config_groups", {}) if isinstance(transforms, dict) else None
+    if not isinstance(groups, dict) or transforms.keys() - {"config_groups"}:
+        return False
+    for group in groups.values():
+        places = group.get("apply") if isinstance(group, dict) else None
+        if not isinstance(places, list):
+            return False
+        if not all(isinstance(place, dict) and place.get("location") in IN_WEIGHTS for place in places):
+            return False
+    return True
 
 
 def _rule(group: Mapping[str, Any], form: Any, ignored: Callable[[str], bool]) -> Rule:
