@@ -106,8 +106,13 @@ class TorchBackend:
             if spec.learned:
                 self._decoder = Encoder(spec, loaded, spec.learned)
             else:
-                most, quantized = self._max_model_len, loaded.quantized()
-                ops = choose_ops(spec, device=self._device, max_model_len=most, quantized=quantized)
+                ops = choose_ops(
+                    spec,
+                    device=self._device,
+                    max_model_len=self._max_model_len,
+                    max_num_seqs=self._max_num_seqs,
+                    quantized=loaded.quantized(),
+                )
                 self._decoder = Decoder(spec, loaded, ops)
         self.graphs = self.graphs and spec.pooling is None
 
