@@ -16,7 +16,8 @@ from octavo.backends.torch import forward_graphs
 from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch import step as step_module
 from octavo.backends.torch.attention import paged, select
-from octavo.backends.torch.batch import make_batch, padded_tokens
+from octavo.backends.torch.batch import make_batch, padded_sizes, padded_tokens
+from octavo.backends.torch.kernels import int4_matmul
 from octavo.backends.torch.ops.fused import FusedOps
 from octavo.backends.torch.quant import ONLINE
 from octavo.backends.torch.quant.int4 import quantize_int4
@@ -328,6 +329,28 @@ def test_one_of_each_kind_of_layer_is_gone_through_to_compile() -> None:
     with runner._decoder.kinds_only():
         assert list(runner._decoder._walk) == [0, 1, 2, 4]
     assert list(runner._decoder._walk) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("most", [1, 3, 12, 60, 100, 200, 256, 500])
+def test_what_is_compiled_ahead_is_all_that_steps_take(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fullest step, and of 4-bit matrices every variant and number of blocks of rows."""
+    driver, _, _ = make_driver("plain")
+    runner = driver.backend._runner
+    assert runner is not None
+    decodes = runner._decodes
+    assert decodes is not None
+    warmed: list[int] = []
+    monkeypatch.setattr(decodes, "_sizes", padded_sizes(most))
+    monkeypatch.setattr(decodes._step, "run", lambda size, kind, *, blank: warmed.append(size))
+    decodes.warm()
+    assert most in warmed
+    for shape in ((1024, 2048), (4096, 1024), (4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336)):
+        for gated in (False, True):
+            met, taken = (
+                {(int4_matmul.choose(m, *shape, gated=gated), int4_matmul._blocks(m)[0]) for m in sizes}
+                for sizes in (warmed, padded_sizes(most))
+            )
+            assert taken == met
 
 
 def test_padded_sizes_of_prompts() -> None:
