@@ -20,6 +20,7 @@ from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
 from octavo.backends.torch.device.graph import Pool
 from octavo.backends.torch.device.memory import activation_bytes, device_bytes, explained, graph_bytes, row_bytes
+from octavo.backends.torch.device.transfer import Staging
 from octavo.backends.torch.forward_graphs import ForwardGraphs, graphed_tokens
 from octavo.backends.torch.layers.decoder import Decoder, check_words
 from octavo.backends.torch.layers.encoder import Encoder
@@ -82,6 +83,7 @@ class TorchBackend:
         self._runner: StepRunner | None = None
         self._unfinished: deque[Future[Launched]] = deque()
         self._unmasked = False
+        self._staging = Staging()
         # on a GPU launching is all that a step does here, and a second thread would only pass it on
         on_host = self._device.type == "cpu"
         self._worker: Worker = ThreadPoolExecutor(1, "octavo-torch", _set_threads, (threads,)) if on_host else InPlace()
@@ -144,7 +146,7 @@ class TorchBackend:
             )
         arithmetic = decoder.weights.embed.dtype
         kept = f"the KV cache of {num_blocks} blocks, beside it rows and graphs,"
-        with torch.inference_mode(), explained(self._device, kept, FEWER_BLOCKS):
+        with torch.inference_mode(), self._staging.current(), explained(self._device, kept, FEWER_BLOCKS):
             cache = KVCache(
                 decoder.spec,
                 num_blocks=num_blocks,
@@ -177,7 +179,7 @@ class TorchBackend:
         if plan.num_tokens > self._max_num_tokens:
             raise RuntimeError(f"step {plan.step} has {plan.num_tokens} tokens, the limit is {self._max_num_tokens}")
         self._mask({})
-        self._unfinished.append(self._worker.submit(_launch, runner, plan))
+        self._unfinished.append(self._worker.submit(_launch, runner, self._staging, plan))
         self._unmasked = bool(plan.masked)
 
     def mask(self, masks: dict[int, bytes]) -> None:
@@ -190,7 +192,7 @@ class TorchBackend:
         if self._unmasked and self._runner is not None:
             self._unmasked = False
             started = self._unfinished.pop()
-            self._unfinished.append(self._worker.submit(_resume, self._runner, started, masks))
+            self._unfinished.append(self._worker.submit(_resume, self._runner, self._staging, started, masks))
 
     def finish(self) -> StepResult:
         """Wait for the oldest unfinished step; raises what the whole step raised."""
@@ -279,11 +281,12 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _launch(runner: StepRunner, plan: StepPlan) -> Launched:
-    with torch.inference_mode():
+def _launch(runner: StepRunner, staging: Staging, plan: StepPlan) -> Launched:
+    staging.next_step()
+    with torch.inference_mode(), staging.current():
         return runner.launch(plan)
 
 
-def _resume(runner: StepRunner, started: Future[Launched], masks: dict[int, bytes]) -> Launched:
-    with torch.inference_mode():
+def _resume(runner: StepRunner, staging: Staging, started: Future[Launched], masks: dict[int, bytes]) -> Launched:
+    with torch.inference_mode(), staging.current():
         return runner.mask(started.result(), masks)
