@@ -19,7 +19,14 @@ from octavo.backends.torch.device import compile_workers
 from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
 from octavo.backends.torch.device.graph import Pool
-from octavo.backends.torch.device.memory import activation_bytes, device_bytes, explained, graph_bytes, row_bytes
+from octavo.backends.torch.device.memory import (
+    activation_bytes,
+    device_bytes,
+    explained,
+    give_back,
+    graph_bytes,
+    row_bytes,
+)
 from octavo.backends.torch.device.transfer import Staging
 from octavo.backends.torch.forward_graphs import ForwardGraphs, graphed_tokens
 from octavo.backends.torch.layers.decoder import Decoder, check_words
@@ -216,11 +223,12 @@ class TorchBackend:
         }
 
     def close(self) -> None:
-        """Ends the worker after the step it is at, drops weights and cache."""
+        """Ends the worker after the step it is at, drops weights and cache, and gives their memory back."""
         compile_workers.end_ahead()
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._unfinished.clear()
         self._decoder = self._attention = self._flash = self._runner = None
+        give_back(self._device)
 
     def _captured_steps(
         self, decoder: Decoder | Encoder, rows: Rows, cache: KVCache, attention: AttentionStack

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -319,6 +321,26 @@ def test_steps_above_the_most_are_not_padded() -> None:
     runner._forwards._most = 8
     with torch.inference_mode():
         assert runner._forwards.run(make_batch([RowStep(0, 0, 9, True)], runner._rows)) is None
+
+
+def test_closing_leaves_nothing_to_the_collector() -> None:
+    """After steps of each kind: what it would come to later is a GPU's memory."""
+    driver, _, _ = make_driver("plain")
+    driver.step([(0, 0, 9, True)], [driver.begin(0, [1] * 9, logprobs=None)])
+    driver.step([(0, 9, 1, True)])
+    driver.step([(1, 0, 3, True)], [driver.begin(1, [1] * 3, masked=True, logprobs=None)])
+    driver.step([(1, 3, 1, True), (0, 10, 1, True)])
+    runner = driver.backend._runner
+    assert runner is not None
+    parts = (runner._decoder.weights, runner._rows, runner._cache, runner._attention, runner._decodes, runner._forwards)
+    held = [weakref.ref(each) for each in parts]
+    del runner, parts
+    gc.disable()
+    try:
+        driver.backend.close()
+        assert [each() for each in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_one_of_each_kind_of_layer_is_gone_through_to_compile() -> None:

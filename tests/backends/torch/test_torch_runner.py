@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -386,6 +389,42 @@ def test_close_is_idempotent_and_final(driver: Driver) -> None:
         driver.launch([(0, 5, 1, True)])
     with pytest.raises(RuntimeError, match="closed"):
         driver.backend.memory()
+
+
+@pytest.mark.parametrize("fault", ["", "an illegal memory access"])
+def test_closing_gives_a_gpus_memory_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    """Once nothing holds weights and cache any more, though the collector has not run."""
+    driver = Driver(MODEL, WEIGHTS)
+    driver.run(prompt(5))
+    driver.step([(0, 5, 1, True)])
+    driver.launch([(0, 6, 1, True)])
+    runner, calls = driver.backend._runner, []
+    assert runner is not None
+    held = [weakref.ref(each) for each in (runner, runner._decoder.weights.embed, runner._cache.layer(0))]
+    del runner
+
+    def synchronize(device: torch.device) -> None:
+        calls.append("synchronize")
+        if fault:
+            raise RuntimeError(fault)
+
+    def empty_cache() -> None:
+        calls.append("empty_cache")
+        assert [each() for each in held] == [None] * 3
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    driver.backend._device = torch.device("cuda", 0)
+    gc.disable()
+    try:
+        with caplog.at_level(logging.WARNING):
+            driver.backend.close()
+    finally:
+        gc.enable()
+    assert calls == (["synchronize"] if fault else ["synchronize", "empty_cache"])
+    assert [fault in record.message for record in caplog.records] == ([True] if fault else [])
 
 
 SIZES: dict[str, int] = {"max_num_seqs": 2, "max_model_len": 16, "max_num_batched_tokens": 16, "block_size": 8}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import torch
 from octavo.backends.torch.sampling.edits import FIELDS, MOST_EDITS
 from octavo.base.errors import ConfigError
 from octavo.models.spec import MLP, GatedMLP, ModelSpec, MoE
+
+logger = logging.getLogger(__name__)
 
 MOST_APART = 64
 """Rows that the sampler's kernels do not take and that are sampled at a time (step.py)."""
@@ -34,6 +37,17 @@ def explained(device: torch.device, what: str, remedy: str) -> Iterator[None]:
         total, free = device_bytes(device)
         have = f"of {total / 2**30:.1f} GiB on {device} {free / 2**30:.1f} are free"
         raise ConfigError(f"{what} found no room: {have}; {remedy}", param="device") from error
+
+
+def give_back(device: torch.device) -> None:
+    """To the device, what torch keeps of the memory of tensors that are gone; a failed device is told in the log."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        logger.warning("%s: its memory was not given back: %s", device, error)
 
 
 def device_bytes(device: torch.device) -> tuple[int, int]:
