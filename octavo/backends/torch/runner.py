@@ -25,6 +25,7 @@ from octavo.backends.torch.device.memory import (
     explained,
     give_back,
     graph_bytes,
+    pool_bytes,
     row_bytes,
 )
 from octavo.backends.torch.device.transfer import Staging
@@ -133,7 +134,7 @@ class TorchBackend:
         kernels = isinstance(decoder, Decoder) and decoder.ops.fused
         taken = activation_bytes(decoder.spec, tokens=self._max_num_tokens, kernels=kernels, **sizes)
         if self.graphs:
-            taken += self._graph_bytes(decoder)
+            taken += graph_bytes(decoder.spec, **self._graph_sizes(decoder))
         widened = max((prod(matrix.shape) for matrix in decoder.weights.quantized()), default=0)
         taken += widened * sizes["element"] * (2 if self.graphs else 1)
         taken += self._max_num_seqs * row_bytes(
@@ -238,7 +239,7 @@ class TorchBackend:
             return ()
         from octavo.backends.torch.graphs import DecodeStep, DecodeSteps
 
-        pool = Pool(self._graph_bytes(decoder)) if self.graphs else None
+        pool = Pool(pool_bytes(decoder.spec, **self._graph_sizes(decoder))) if self.graphs else None
         decodes = DecodeSteps(DecodeStep(decoder, rows, cache, attention), rows, pool=pool)
         most = graphed_tokens(decoder.spec, self._max_num_tokens)
         forwards = ForwardGraphs(decoder, rows, cache, attention, most=most, pool=pool)
@@ -249,10 +250,10 @@ class TorchBackend:
                 decodes.warm()
         return decodes, forwards
 
-    def _graph_bytes(self, decoder: Decoder | Encoder) -> int:
+    def _graph_sizes(self, decoder: Decoder | Encoder) -> dict[str, int]:
+        """As graph_bytes and pool_bytes take them."""
         most = graphed_tokens(decoder.spec, self._max_num_tokens)
-        element = decoder.weights.embed.element_size()
-        return graph_bytes(decoder.spec, tokens=most, rows=self._max_num_seqs, element=element)
+        return {"tokens": most, "rows": self._max_num_seqs, "element": decoder.weights.embed.element_size()}
 
     def _loaded(self) -> Decoder | Encoder:
         if self._decoder is None:

@@ -323,6 +323,22 @@ def test_steps_above_the_most_are_not_padded() -> None:
         assert runner._forwards.run(make_batch([RowStep(0, 0, 9, True)], runner._rows)) is None
 
 
+def test_graphs_are_given_the_memory_that_is_set_aside_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their pool, and beside it what their results are left in."""
+    driver, _, _ = make_driver("plain")
+    backend, pools = driver.backend, []
+    monkeypatch.setattr(runner_module, "device_bytes", lambda device: (1 << 40, 1 << 40))
+    monkeypatch.setattr(runner_module, "Pool", pools.append)
+    free = []
+    for backend.graphs in (False, True):
+        free.append(backend.memory().free)
+    backend.allocate(4)
+    runner = backend._runner
+    assert runner is not None
+    assert runner._forwards is not None
+    assert pools == [free[0] - free[1] - runner._forwards._streams.nbytes]
+
+
 def test_closing_leaves_nothing_to_the_collector() -> None:
     """After steps of each kind: what it would come to later is a GPU's memory."""
     driver, _, _ = make_driver("plain")

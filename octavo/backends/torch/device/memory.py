@@ -82,11 +82,15 @@ def activation_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int, k
 
 
 def graph_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -> int:
-    """As activation_bytes, of the memory that graphs keep: passes of up to `tokens` tokens and their results, logits of
-    `rows` rows."""
-    passes = activation_bytes(spec, tokens=tokens, rows=0, element=element, kernels=True)
+    """As activation_bytes, of the memory that graphs keep: their pool, and the results of passes (ForwardGraphs)."""
     results = tokens * spec.hidden_size * 2 * element
-    return max(passes, rows * spec.vocab_size * 8) + results + _MARGIN
+    return pool_bytes(spec, tokens=tokens, rows=rows, element=element) + results
+
+
+def pool_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -> int:
+    """As activation_bytes, of the memory that graphs share: passes of up to `tokens` tokens, logits of `rows` rows."""
+    passes = activation_bytes(spec, tokens=tokens, rows=0, element=element, kernels=True)
+    return max(passes, rows * spec.vocab_size * 8) + _MARGIN
 
 
 def row_bytes(*, max_model_len: int, block_size: int, vocab_size: int) -> int:
