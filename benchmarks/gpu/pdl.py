@@ -61,7 +61,7 @@ class Model:
     def __init__(self, spec: ModelSpec, most: int, context: int, device: torch.device) -> None:
         self.spec, self.context, self.device = spec, context, device
         self.per_row = -(-(context + 1) // BLOCK_SIZE)
-        self.ops = FusedOps(spec, device=device, max_model_len=context + 1)
+        self.ops = FusedOps(spec, device=device, max_model_len=context + 1, max_num_seqs=most)
         self.cache = KVCache(
             spec, num_blocks=most * self.per_row, block_size=BLOCK_SIZE, dtype=torch.bfloat16, device=device
         )

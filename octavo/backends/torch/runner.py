@@ -19,7 +19,16 @@ from octavo.backends.torch.device import compile_workers
 from octavo.backends.torch.device.compile import compile_only
 from octavo.backends.torch.device.device import resolve_cache_dtype, resolve_device, resolve_dtype
 from octavo.backends.torch.device.graph import Pool
-from octavo.backends.torch.device.memory import activation_bytes, device_bytes, explained, graph_bytes, row_bytes
+from octavo.backends.torch.device.memory import (
+    activation_bytes,
+    device_bytes,
+    explained,
+    give_back,
+    graph_bytes,
+    pool_bytes,
+    row_bytes,
+)
+from octavo.backends.torch.device.transfer import Staging
 from octavo.backends.torch.forward_graphs import ForwardGraphs, graphed_tokens
 from octavo.backends.torch.layers.decoder import Decoder, check_words
 from octavo.backends.torch.layers.encoder import Encoder
@@ -82,6 +91,7 @@ class TorchBackend:
         self._runner: StepRunner | None = None
         self._unfinished: deque[Future[Launched]] = deque()
         self._unmasked = False
+        self._staging = Staging()
         # on a GPU launching is all that a step does here, and a second thread would only pass it on
         on_host = self._device.type == "cpu"
         self._worker: Worker = ThreadPoolExecutor(1, "octavo-torch", _set_threads, (threads,)) if on_host else InPlace()
@@ -106,8 +116,13 @@ class TorchBackend:
             if spec.learned:
                 self._decoder = Encoder(spec, loaded, spec.learned)
             else:
-                most, quantized = self._max_model_len, loaded.quantized()
-                ops = choose_ops(spec, device=self._device, max_model_len=most, quantized=quantized)
+                ops = choose_ops(
+                    spec,
+                    device=self._device,
+                    max_model_len=self._max_model_len,
+                    max_num_seqs=self._max_num_seqs,
+                    quantized=loaded.quantized(),
+                )
                 self._decoder = Decoder(spec, loaded, ops)
         self.graphs = self.graphs and spec.pooling is None
 
@@ -119,7 +134,7 @@ class TorchBackend:
         kernels = isinstance(decoder, Decoder) and decoder.ops.fused
         taken = activation_bytes(decoder.spec, tokens=self._max_num_tokens, kernels=kernels, **sizes)
         if self.graphs:
-            taken += self._graph_bytes(decoder)
+            taken += graph_bytes(decoder.spec, **self._graph_sizes(decoder))
         widened = max((prod(matrix.shape) for matrix in decoder.weights.quantized()), default=0)
         taken += widened * sizes["element"] * (2 if self.graphs else 1)
         taken += self._max_num_seqs * row_bytes(
@@ -139,7 +154,7 @@ class TorchBackend:
             )
         arithmetic = decoder.weights.embed.dtype
         kept = f"the KV cache of {num_blocks} blocks, beside it rows and graphs,"
-        with torch.inference_mode(), explained(self._device, kept, FEWER_BLOCKS):
+        with torch.inference_mode(), self._staging.current(), explained(self._device, kept, FEWER_BLOCKS):
             cache = KVCache(
                 decoder.spec,
                 num_blocks=num_blocks,
@@ -172,7 +187,7 @@ class TorchBackend:
         if plan.num_tokens > self._max_num_tokens:
             raise RuntimeError(f"step {plan.step} has {plan.num_tokens} tokens, the limit is {self._max_num_tokens}")
         self._mask({})
-        self._unfinished.append(self._worker.submit(_launch, runner, plan))
+        self._unfinished.append(self._worker.submit(_launch, runner, self._staging, plan))
         self._unmasked = bool(plan.masked)
 
     def mask(self, masks: dict[int, bytes]) -> None:
@@ -185,7 +200,7 @@ class TorchBackend:
         if self._unmasked and self._runner is not None:
             self._unmasked = False
             started = self._unfinished.pop()
-            self._unfinished.append(self._worker.submit(_resume, self._runner, started, masks))
+            self._unfinished.append(self._worker.submit(_resume, self._runner, self._staging, started, masks))
 
     def finish(self) -> StepResult:
         """Wait for the oldest unfinished step; raises what the whole step raised."""
@@ -209,11 +224,12 @@ class TorchBackend:
         }
 
     def close(self) -> None:
-        """Ends the worker after the step it is at, drops weights and cache."""
+        """Ends the worker after the step it is at, drops weights and cache, and gives their memory back."""
         compile_workers.end_ahead()
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._unfinished.clear()
         self._decoder = self._attention = self._flash = self._runner = None
+        give_back(self._device)
 
     def _captured_steps(
         self, decoder: Decoder | Encoder, rows: Rows, cache: KVCache, attention: AttentionStack
@@ -223,7 +239,7 @@ class TorchBackend:
             return ()
         from octavo.backends.torch.graphs import DecodeStep, DecodeSteps
 
-        pool = Pool(self._graph_bytes(decoder)) if self.graphs else None
+        pool = Pool(pool_bytes(decoder.spec, **self._graph_sizes(decoder))) if self.graphs else None
         decodes = DecodeSteps(DecodeStep(decoder, rows, cache, attention), rows, pool=pool)
         most = graphed_tokens(decoder.spec, self._max_num_tokens)
         forwards = ForwardGraphs(decoder, rows, cache, attention, most=most, pool=pool)
@@ -234,10 +250,10 @@ class TorchBackend:
                 decodes.warm()
         return decodes, forwards
 
-    def _graph_bytes(self, decoder: Decoder | Encoder) -> int:
+    def _graph_sizes(self, decoder: Decoder | Encoder) -> dict[str, int]:
+        """As graph_bytes and pool_bytes take them."""
         most = graphed_tokens(decoder.spec, self._max_num_tokens)
-        element = decoder.weights.embed.element_size()
-        return graph_bytes(decoder.spec, tokens=most, rows=self._max_num_seqs, element=element)
+        return {"tokens": most, "rows": self._max_num_seqs, "element": decoder.weights.embed.element_size()}
 
     def _loaded(self) -> Decoder | Encoder:
         if self._decoder is None:
@@ -274,11 +290,12 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _launch(runner: StepRunner, plan: StepPlan) -> Launched:
-    with torch.inference_mode():
+def _launch(runner: StepRunner, staging: Staging, plan: StepPlan) -> Launched:
+    staging.next_step()
+    with torch.inference_mode(), staging.current():
         return runner.launch(plan)
 
 
-def _resume(runner: StepRunner, started: Future[Launched], masks: dict[int, bytes]) -> Launched:
-    with torch.inference_mode():
+def _resume(runner: StepRunner, staging: Staging, started: Future[Launched], masks: dict[int, bytes]) -> Launched:
+    with torch.inference_mode(), staging.current():
         return runner.mask(started.result(), masks)

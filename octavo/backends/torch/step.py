@@ -20,7 +20,7 @@ from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch, make_batch
 from octavo.backends.torch.device.memory import MOST_APART, PROMPT_TILE_ELEMENTS
-from octavo.backends.torch.device.transfer import Download, staging, upload
+from octavo.backends.torch.device.transfer import Download, upload
 from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.layers.encoder import Encoder
 from octavo.backends.torch.ops.port import Stream
@@ -93,8 +93,6 @@ class StepRunner:
 
     def launch(self, plan: StepPlan) -> Launched:
         """Carry the plan out, of a masked one as much as needs no masks. Raises only what concerns the whole step."""
-        if self._rows.device.type != "cpu":
-            staging().next_step()
         launched = Launched(plan, Download(self._rows.device))
         self._rows.apply(plan)
         self._cache.copy_blocks(plan.copies)

@@ -10,7 +10,9 @@ import logging
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +31,7 @@ driver.set_active(
             load_binary=lambda *args: (1, 1, 32, 0, 1024),
             get_device_properties=lambda device: {"max_shared_mem": 232448},
         ),
-        launcher_cls=lambda source, metadata: lambda *args: None,
+        launcher_cls=lambda source, metadata: lambda *args: launched.append(threading.current_thread().name),
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
         get_current_device=lambda: 0,
         get_current_stream=lambda device: 0,
@@ -37,6 +39,7 @@ driver.set_active(
 )
 told: list[str] = []
 groups: list[int] = []
+launched: list[str] = []
 really_start, really_write = compile_workers._start, compile_workers._written
 
 
@@ -62,6 +65,24 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+def launch_elsewhere() -> None:
+    """Another thread launches, has a block of its own, launches what that left; then this one, still in its block."""
+
+    def work() -> None:
+        launch(11)
+        with compile_only(0):
+            launch(12)
+        launch(12)
+
+    with ThreadPoolExecutor(1, "other") as other:
+        other.submit(work).result()
+    launch(11)
+
+
+def launch(value: float) -> None:
+    parts.launch_both(torch.zeros(2, dtype=torch.int32), value)
+
+
 def nothing() -> None:
     """The block has launched, and ends."""
 
@@ -74,10 +95,11 @@ def case(name: str, value: float, *, last: Callable[[], None] = nothing, workers
         kernel.device_caches.clear()
     told.clear()
     groups.clear()
+    launched.clear()
     raised = ""
     try:
         with compile_only(workers):
-            parts.launch_both(torch.zeros(2, dtype=torch.int32), value)
+            launch(value)
             last()
     except BaseException as error:
         raised = type(error).__name__
@@ -88,7 +110,7 @@ def case(name: str, value: float, *, last: Callable[[], None] = nothing, workers
     absent = any(str(parts.ABSENT.value) in made.asm["ttir"] for cache in caches for made in cache.values())
     left = [process for group in groups for process in parts.living(group)]
     row = {"case": name, "raised": raised, "ready": [len(cache) for cache in caches], "started": len(groups)}
-    print(json.dumps({**row, "left": left, "told": told, "absent": absent}), flush=True)
+    print(json.dumps({**row, "left": left, "told": told, "absent": absent, "launched": launched}), flush=True)
 
 
 handler = logging.Handler()
@@ -109,7 +131,8 @@ case("killed", 6, last=kill_all)
 case("another key", 7, _written=write_other)
 case("cannot be written", math.inf)
 case("interrupted", 9, last=interrupt)
+case("other thread", 13, last=launch_elsewhere, workers=0)
 with compile_only(2):
-    parts.launch_both(torch.zeros(2, dtype=torch.int32), 10)
+    launch(10)
     print(json.dumps({"case": "dies", "group": groups[-1]}), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 from torch_driver import arrays, layer, spec, stored
 
+from octavo.backends.torch.batch import padded_sizes
+from octavo.backends.torch.ops import fused as fused_module
 from octavo.backends.torch.ops.fused import FusedOps
 from octavo.backends.torch.ops.plain import PlainOps
 from octavo.backends.torch.ops.port import Stream
+from octavo.backends.torch.ops.products import product_of
 from octavo.backends.torch.quant import ONLINE
-from octavo.backends.torch.quant.int4 import quantize_int4
+from octavo.backends.torch.quant.fp8 import Fp8Matrix
+from octavo.backends.torch.quant.int4 import Int4Matrix, quantize_int4
 from octavo.backends.torch.weights import load_weights
 from octavo.base.types.tensor import MatrixScheme
 from octavo.models.spec import RMSNorm
@@ -25,7 +29,7 @@ from octavo.models.spec import RMSNorm
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MODEL = spec(layer({"qkv_bias": True}, {"bias": True, "width": 64}))
 NORM = RMSNorm(1e-5)
-TOKENS = (1, 4, 11)
+TOKENS = (1, 4, 11, 13)  # of which 11 are the fullest step, and 13 no step of single tokens
 
 
 @pytest.fixture(scope="module", params=[None, "fp8", "int4"], ids=["plain", "fp8", "int4"])
@@ -34,7 +38,7 @@ def made(request: pytest.FixtureRequest) -> tuple[FusedOps, PlainOps, Any]:
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setitem(ONLINE, "int4", partial(quantize_int4, scheme=MatrixScheme("gptq", 4, (1, 32), zeros=True)))
         loaded = load_weights(MODEL, weights, dtype=torch.float16, device=DEVICE, quantization=request.param)
-        fused = FusedOps(MODEL, device=DEVICE, max_model_len=32, quantized=loaded.quantized())
+        fused = FusedOps(MODEL, device=DEVICE, max_model_len=32, max_num_seqs=11, quantized=loaded.quantized())
         return fused, PlainOps(), loaded
 
 
@@ -88,3 +92,34 @@ def test_ends(scale: float, made: tuple[FusedOps, PlainOps, Any]) -> None:
         got, expected = (ops.finish(copy(stream), last, weights.final_norm, NORM) for ops in (fused, plain))
         assert got[1].tolist() == expected[1].tolist() == [1, 0]
         close([got[0][:1]], [expected[0][:1]])
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+MATRICES = {
+    "plain": meta(4096, 4096),
+    "fp8": Fp8Matrix(meta(4096, 4096, dtype=torch.float8_e4m3fn), meta(32, 32, dtype=torch.float32), (128, 128)),
+    "int4": Int4Matrix(meta(128, 4096, 4, dtype=torch.int32), meta(32, 4096), None),
+}
+
+
+@pytest.mark.parametrize("most", [1, 3, 10, 12, 20, 30, 40, 50, 60, 64, 65, 100, 200, 256, 257])
+@pytest.mark.parametrize("kind", MATRICES)
+def test_the_fullest_step_has_the_plan_of_its_padding(kind: str, most: int) -> None:
+    """Wherever a step of a few rows more has one, whose scratch is large enough."""
+    weight = MATRICES[kind]
+    product = product_of(weight)
+    plans = fused_module._make_plans([weight], most, torch.device("cpu"))
+    for m in {most, *padded_sizes(product.rows)}:
+        for act in (False, True):
+            variant = product.choose(m, weight, gated=act) if m <= product.rows else None
+            plan = plans.get((m, fused_module._kind(weight), act))
+            assert (plan and plan.variant) == variant
+            if plan is not None and plan.scratch is not None:
+                elements, tiles = product.scratch_sizes(variant, m, weight, gated=act)
+                assert plan.scratch.partial.numel() >= elements
+                assert plan.scratch.arrivals.numel() >= tiles
+    if kind != "plain":
+        assert ((most, fused_module._kind(weight), False) in plans) == (most <= product.rows)

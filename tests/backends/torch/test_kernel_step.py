@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +18,8 @@ from octavo.backends.torch import forward_graphs
 from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch import step as step_module
 from octavo.backends.torch.attention import paged, select
-from octavo.backends.torch.batch import make_batch, padded_tokens
+from octavo.backends.torch.batch import make_batch, padded_sizes, padded_tokens
+from octavo.backends.torch.kernels import int4_matmul
 from octavo.backends.torch.ops.fused import FusedOps
 from octavo.backends.torch.quant import ONLINE
 from octavo.backends.torch.quant.int4 import quantize_int4
@@ -320,6 +323,42 @@ def test_steps_above_the_most_are_not_padded() -> None:
         assert runner._forwards.run(make_batch([RowStep(0, 0, 9, True)], runner._rows)) is None
 
 
+def test_graphs_are_given_the_memory_that_is_set_aside_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their pool, and beside it what their results are left in."""
+    driver, _, _ = make_driver("plain")
+    backend, pools = driver.backend, []
+    monkeypatch.setattr(runner_module, "device_bytes", lambda device: (1 << 40, 1 << 40))
+    monkeypatch.setattr(runner_module, "Pool", pools.append)
+    free = []
+    for backend.graphs in (False, True):
+        free.append(backend.memory().free)
+    backend.allocate(4)
+    runner = backend._runner
+    assert runner is not None
+    assert runner._forwards is not None
+    assert pools == [free[0] - free[1] - runner._forwards._streams.nbytes]
+
+
+def test_closing_leaves_nothing_to_the_collector() -> None:
+    """After steps of each kind: what it would come to later is a GPU's memory."""
+    driver, _, _ = make_driver("plain")
+    driver.step([(0, 0, 9, True)], [driver.begin(0, [1] * 9, logprobs=None)])
+    driver.step([(0, 9, 1, True)])
+    driver.step([(1, 0, 3, True)], [driver.begin(1, [1] * 3, masked=True, logprobs=None)])
+    driver.step([(1, 3, 1, True), (0, 10, 1, True)])
+    runner = driver.backend._runner
+    assert runner is not None
+    parts = (runner._decoder.weights, runner._rows, runner._cache, runner._attention, runner._decodes, runner._forwards)
+    held = [weakref.ref(each) for each in parts]
+    del runner, parts
+    gc.disable()
+    try:
+        driver.backend.close()
+        assert [each() for each in held] == [None] * len(held)
+    finally:
+        gc.enable()
+
+
 def test_one_of_each_kind_of_layer_is_gone_through_to_compile() -> None:
     a, b = layer(), layer({"window": 9})
     driver = Driver(spec(a, b, a, a, b), arrays(spec(a, b, a, a, b)), device=DEVICE)
@@ -328,6 +367,28 @@ def test_one_of_each_kind_of_layer_is_gone_through_to_compile() -> None:
     with runner._decoder.kinds_only():
         assert list(runner._decoder._walk) == [0, 1, 2, 4]
     assert list(runner._decoder._walk) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("most", [1, 3, 12, 60, 100, 200, 256, 500])
+def test_what_is_compiled_ahead_is_all_that_steps_take(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fullest step, and of 4-bit matrices every variant and number of blocks of rows."""
+    driver, _, _ = make_driver("plain")
+    runner = driver.backend._runner
+    assert runner is not None
+    decodes = runner._decodes
+    assert decodes is not None
+    warmed: list[int] = []
+    monkeypatch.setattr(decodes, "_sizes", padded_sizes(most))
+    monkeypatch.setattr(decodes._step, "run", lambda size, kind, *, blank: warmed.append(size))
+    decodes.warm()
+    assert most in warmed
+    for shape in ((1024, 2048), (4096, 1024), (4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336)):
+        for gated in (False, True):
+            met, taken = (
+                {(int4_matmul.choose(m, *shape, gated=gated), int4_matmul._blocks(m)[0]) for m in sizes}
+                for sizes in (warmed, padded_sizes(most))
+            )
+            assert taken == met
 
 
 def test_padded_sizes_of_prompts() -> None:

@@ -57,6 +57,7 @@ def check(case: dict[str, Any], origin: str, *, started: int, warnings: int = 0,
     assert case["ready"] == [1, 1]
     assert case["started"] == started
     assert not case["left"]
+    assert not case["launched"]
     assert not case["absent"], "compiled with what its module's constants are without torch"
     *warned, last = case["told"]
     assert last.endswith(f": 2 {origin}")
@@ -103,6 +104,12 @@ def test_an_interrupt_passes_and_leaves_nothing(cases: dict[str, dict[str, Any]]
     assert case["started"] == 1
     assert not case["left"]
     assert not case["told"]
+
+
+def test_other_threads_launch_as_ever(cases: dict[str, dict[str, Any]]) -> None:
+    case = cases["other thread"]
+    assert not case["raised"]
+    assert case["launched"] == ["other_0"] * 4
 
 
 def test_processes_end_with_the_one_that_asks(cases: dict[str, dict[str, Any]]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +18,11 @@ from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch import step as step_module
 from octavo.backends.torch.device.device import resolve_cache_dtype
 from octavo.backends.torch.device.memory import activation_bytes
-from octavo.backends.torch.runner import TorchBackend
+from octavo.backends.torch.device.transfer import Download, Staging, take
+from octavo.backends.torch.runner import InPlace, TorchBackend
+from octavo.backends.torch.step import Launched
 from octavo.base.errors import ConfigError, UnsupportedError
-from octavo.base.types.plan import BlockUpdate, RowBegin, StepResult
+from octavo.base.types.plan import BlockUpdate, RowBegin, StepPlan, StepResult
 from octavo.models.spec import ModelSpec
 
 MODEL = spec(layer({"window": 9}), layer())
@@ -386,6 +391,42 @@ def test_close_is_idempotent_and_final(driver: Driver) -> None:
         driver.backend.memory()
 
 
+@pytest.mark.parametrize("fault", ["", "an illegal memory access"])
+def test_closing_gives_a_gpus_memory_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    """Once nothing holds weights and cache any more, though the collector has not run."""
+    driver = Driver(MODEL, WEIGHTS)
+    driver.run(prompt(5))
+    driver.step([(0, 5, 1, True)])
+    driver.launch([(0, 6, 1, True)])
+    runner, calls = driver.backend._runner, []
+    assert runner is not None
+    held = [weakref.ref(each) for each in (runner, runner._decoder.weights.embed, runner._cache.layer(0))]
+    del runner
+
+    def synchronize(device: torch.device) -> None:
+        calls.append("synchronize")
+        if fault:
+            raise RuntimeError(fault)
+
+    def empty_cache() -> None:
+        calls.append("empty_cache")
+        assert [each() for each in held] == [None] * 3
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    driver.backend._device = torch.device("cuda", 0)
+    gc.disable()
+    try:
+        with caplog.at_level(logging.WARNING):
+            driver.backend.close()
+    finally:
+        gc.enable()
+    assert calls == (["synchronize"] if fault else ["synchronize", "empty_cache"])
+    assert [fault in record.message for record in caplog.records] == ([True] if fault else [])
+
+
 SIZES: dict[str, int] = {"max_num_seqs": 2, "max_model_len": 16, "max_num_batched_tokens": 16, "block_size": 8}
 
 
@@ -415,6 +456,35 @@ def test_cache_without_blocks_and_steps_over_the_limit() -> None:
         driver.backend.allocate(0)
     with pytest.raises(RuntimeError, match="9 tokens, the limit is 8"):
         driver.run(prompt(9))
+
+
+class Transfers:
+    """In place of a StepRunner: a step's result is in memory that it took, as a GPU's is."""
+
+    def launch(self, plan: StepPlan) -> Launched:
+        take((64,), torch.int64).fill_(-7)
+        host = take((4,), torch.int32).fill_(plan.step)
+        return Launched(
+            plan, Download(torch.device("cpu")), decoded=lambda: StepResult(step=plan.step, tokens=host.tolist())
+        )
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_backends_of_one_process_do_not_share_what_they_transfer_through(in_place: bool) -> None:
+    """Two that are stepped in turns, each a step ahead of what it reads."""
+    backends = [TorchBackend(**SIZES) for _ in range(2)]
+    for backend in backends:
+        backend._runner, backend._staging = Transfers(), Staging(pinned=False)  # type: ignore[assignment]
+        if in_place:
+            backend._worker = InPlace()
+    for step in range(1, 9):
+        for of, backend in enumerate(backends):
+            backend.begin(StepPlan(step=100 * of + step, rows=[]))
+        for of, backend in enumerate(backends):
+            if step > 1:
+                assert backend.finish().tokens == [100 * of + step - 1] * 4
+    for backend in backends:
+        backend.close()
 
 
 @pytest.mark.parametrize("part", ["mixer", "ffn", "pre_ffn", "act"])

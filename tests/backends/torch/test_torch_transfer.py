@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
+import pytest
 import torch
 
-from octavo.backends.torch.device.transfer import ARENA_BYTES, TURNS, Staging
+from octavo.backends.torch.device import transfer
+from octavo.backends.torch.device.transfer import ARENA_BYTES, TURNS, Staging, take
 
 
 def spans(tensors: list[torch.Tensor]) -> list[tuple[int, int]]:
@@ -42,3 +45,30 @@ def test_what_does_not_fit_has_memory_of_its_own() -> None:
     last = staging.take((8,), torch.int64)  # the rest of the arena is still there
     assert inside.data_ptr() < last.data_ptr() < inside.data_ptr() + ARENA_BYTES
     assert not inside.data_ptr() <= beyond.data_ptr() < inside.data_ptr() + ARENA_BYTES
+
+
+def test_the_current_one_is_the_threads_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none is current, memory is of its own."""
+    monkeypatch.setattr(transfer, "_empty", lambda shape, dtype, *, pinned: torch.empty(tuple(shape), dtype=dtype))
+    outer, inner, other = (Staging(pinned=False) for _ in range(3))
+    taken = {}
+
+    def elsewhere() -> None:
+        taken["nobody's"] = take((8,), torch.uint8)
+        with other.current():
+            taken["other"] = take((8,), torch.uint8)
+
+    with outer.current():
+        with inner.current():
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join()
+            taken["inner"] = take((8,), torch.uint8)
+        taken["outer"] = take((8,), torch.uint8)
+    taken["nobody's after"] = take((8,), torch.uint8)
+    of = {
+        staging.take((8,), torch.uint8).untyped_storage().data_ptr(): i
+        for i, staging in enumerate((outer, inner, other))
+    }
+    found = {name: of.get(tensor.untyped_storage().data_ptr()) for name, tensor in taken.items()}
+    assert found == {"outer": 0, "inner": 1, "other": 2, "nobody's": None, "nobody's after": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import torch
 from octavo.backends.torch.sampling.edits import FIELDS, MOST_EDITS
 from octavo.base.errors import ConfigError
 from octavo.models.spec import MLP, GatedMLP, ModelSpec, MoE
+
+logger = logging.getLogger(__name__)
 
 MOST_APART = 64
 """Rows that the sampler's kernels do not take and that are sampled at a time (step.py)."""
@@ -34,6 +37,17 @@ def explained(device: torch.device, what: str, remedy: str) -> Iterator[None]:
         total, free = device_bytes(device)
         have = f"of {total / 2**30:.1f} GiB on {device} {free / 2**30:.1f} are free"
         raise ConfigError(f"{what} found no room: {have}; {remedy}", param="device") from error
+
+
+def give_back(device: torch.device) -> None:
+    """To the device, what torch keeps of the memory of tensors that are gone; a failed device is told in the log."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        logger.warning("%s: its memory was not given back: %s", device, error)
 
 
 def device_bytes(device: torch.device) -> tuple[int, int]:
@@ -68,11 +82,15 @@ def activation_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int, k
 
 
 def graph_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -> int:
-    """As activation_bytes, of the memory that graphs keep: passes of up to `tokens` tokens and their results, logits of
-    `rows` rows."""
-    passes = activation_bytes(spec, tokens=tokens, rows=0, element=element, kernels=True)
+    """As activation_bytes, of the memory that graphs keep: their pool, and the results of passes (ForwardGraphs)."""
     results = tokens * spec.hidden_size * 2 * element
-    return max(passes, rows * spec.vocab_size * 8) + results + _MARGIN
+    return pool_bytes(spec, tokens=tokens, rows=rows, element=element) + results
+
+
+def pool_bytes(spec: ModelSpec, *, tokens: int, rows: int, element: int) -> int:
+    """As activation_bytes, of the memory that graphs share: passes of up to `tokens` tokens, logits of `rows` rows."""
+    passes = activation_bytes(spec, tokens=tokens, rows=0, element=element, kernels=True)
+    return max(passes, rows * spec.vocab_size * 8) + _MARGIN
 
 
 def row_bytes(*, max_model_len: int, block_size: int, vocab_size: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,22 @@ ARENA_BYTES, ALIGNMENT = 4 << 20, 64
 
 
 class Staging:
-    """Page-locked memory for a step's transfers, handed out piece by piece: to get some from the system may wait for
-    the device. What a step took is handed out again TURNS steps later, when that step was read."""
+    """Page-locked memory for the transfers of one backend's steps, handed out piece by piece: to get some from the
+    system may wait for the device. What a step took is handed out again TURNS steps later, when that step was read."""
 
     def __init__(self, *, pinned: bool = True) -> None:
         self._pinned = pinned
-        self._arenas = [torch.empty(ARENA_BYTES, dtype=torch.uint8, pin_memory=pinned) for _ in range(TURNS)]
+        self._arenas: list[Tensor] = []
         self._turn = self._used = 0
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Within, this thread's transfers go through it."""
+        before = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(before)
 
     def next_step(self) -> None:
         """A step begins."""
@@ -30,23 +41,27 @@ class Staging:
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """An uninitialized host tensor; one of its own where the step's share is used up."""
+        if not self._arenas:  # a backend on a CPU needs none
+            self._arenas = [_empty((ARENA_BYTES,), torch.uint8, pinned=self._pinned) for _ in range(TURNS)]
         begin = -(-self._used // ALIGNMENT) * ALIGNMENT
         end = begin + torch.Size(shape).numel() * dtype.itemsize
         if end > ARENA_BYTES:
-            return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._pinned)
+            return _empty(shape, dtype, pinned=self._pinned)
         self._used = end
         return self._arenas[self._turn][begin:end].view(dtype).view(tuple(shape))
 
 
-_staging: Staging | None = None
+_current: ContextVar[Staging | None] = ContextVar("octavo_staging", default=None)
 
 
-def staging() -> Staging:
-    """The process's."""
-    global _staging
-    if _staging is None:
-        _staging = Staging()
-    return _staging
+def take(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """As Staging.take of the current one; page-locked memory of its own where none is."""
+    staging = _current.get()
+    return _empty(shape, dtype, pinned=True) if staging is None else staging.take(shape, dtype)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, *, pinned: bool) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, pin_memory=pinned)
 
 
 def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -63,14 +78,14 @@ def upload_into(target: Tensor, values: np.ndarray) -> None:
     """target, contiguous, becomes `values` of its shape and type: one copy, when the stream comes to it."""
     host = torch.from_numpy(values)
     if target.device.type != "cpu":
-        host = staging().take(host.shape, host.dtype).copy_(host)
+        host = take(host.shape, host.dtype).copy_(host)
     target.copy_(host, non_blocking=True)
 
 
 def _up(host: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return host
-    return staging().take(host.shape, host.dtype).copy_(host).to(device, non_blocking=True)
+    return take(host.shape, host.dtype).copy_(host).to(device, non_blocking=True)
 
 
 class Download:
@@ -83,7 +98,7 @@ class Download:
         """The host tensor that will hold `tensor`'s numbers; on a CPU `tensor` itself, which nobody may write to."""
         if self._event is None:
             return tensor
-        return staging().take(tensor.shape, tensor.dtype).copy_(tensor, non_blocking=True)
+        return take(tensor.shape, tensor.dtype).copy_(tensor, non_blocking=True)
 
     def seal(self) -> None:
         """No more copies follow."""

@@ -30,11 +30,17 @@ class FusedOps:
     fused = True
 
     def __init__(
-        self, spec: ModelSpec, *, device: torch.device, max_model_len: int, quantized: Sequence[QuantizedMatrix] = ()
+        self,
+        spec: ModelSpec,
+        *,
+        device: torch.device,
+        max_model_len: int,
+        max_num_seqs: int,
+        quantized: Sequence[QuantizedMatrix] = (),
     ) -> None:
         ropes = {layer.mixer.rope for layer in spec.layers if layer.mixer.rope is not None}
         self._tables: dict[Rope, Tensor] = {rope: rope_table(rope, max_model_len, device) for rope in ropes}
-        self._plans = _make_plans([*_dense(spec), *quantized], device)
+        self._plans = _make_plans([*_dense(spec), *quantized], max_num_seqs, device)
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """As port.Ops.embed."""
@@ -166,16 +172,20 @@ def _dense(spec: ModelSpec) -> list[Tensor]:
     return [torch.empty(shape, device="meta") for shape in sorted(shapes)]
 
 
-def _make_plans(weights: Sequence[Matrix], device: torch.device) -> dict[tuple[int, Hashable, bool], Plan]:
+def _make_plans(
+    weights: Sequence[Matrix], max_num_seqs: int, device: torch.device
+) -> dict[tuple[int, Hashable, bool], Plan]:
     """(tokens, kind and shape, gated) -> how; what is not there is Product.many's. They share one scratch, in turn.
 
-    For the sizes of decode steps alone: other numbers of tokens would have kernels compiled while requests wait.
+    For the sizes of decode steps alone, the fullest of which has max_num_seqs rows: other numbers of tokens would have
+    kernels compiled while requests wait.
     """
     chosen: dict[tuple[int, Hashable, bool], Any] = {}
     sizes = [(0, 0)]
     for weight in {_kind(weight): weight for weight in weights}.values():
         product = product_of(weight)
-        for m in padded_sizes(product.rows):
+        full = {max_num_seqs} if max_num_seqs <= product.rows else set[int]()
+        for m in sorted({*padded_sizes(product.rows)} | full):
             for act in (False, True):
                 variant = product.choose(m, weight, gated=act)
                 if variant is not None:

@@ -16,10 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 def choose_ops(
-    spec: ModelSpec, *, device: torch.device, max_model_len: int, quantized: Sequence[QuantizedMatrix] = ()
+    spec: ModelSpec,
+    *,
+    device: torch.device,
+    max_model_len: int,
+    max_num_seqs: int,
+    quantized: Sequence[QuantizedMatrix] = (),
 ) -> Ops:
     """Fused kernels on a GPU that has them, else plain PyTorch. quantized: the matrices that are, kernels for which
-    are chosen ahead.
+    are chosen ahead, as for steps of max_num_seqs rows.
     """
     if device.type == "cpu":
         return PlainOps()
@@ -28,4 +33,4 @@ def choose_ops(
     except ImportError as error:
         logger.warning("operations: plain PyTorch, several times slower (no kernels: %s)", error)
         return PlainOps()
-    return FusedOps(spec, device=device, max_model_len=max_model_len, quantized=quantized)
+    return FusedOps(spec, device=device, max_model_len=max_model_len, max_num_seqs=max_num_seqs, quantized=quantized)
