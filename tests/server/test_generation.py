@@ -142,7 +142,7 @@ def test_what_the_template_gets(server: LiveServer, llm: FakeLLM) -> None:
     given, options = llm.rendered[0]
     assert given == [
         messages[0],
-        {"role": "assistant", "reasoning": "hm", "tool_calls": [call]},
+        {"role": "assistant", "reasoning": "hm", "tool_calls": [call], "content": None},
         messages[2],
     ]
     assert options == {
