@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,6 +52,7 @@ _SAMPLING_KEYS = {
 class Model:
     """An opened model: headers read, no weight touched. template is None where the checkpoint brings none.
 
+    tool_template: the one for conversations with tools, where it is another.
     stored_bytes: of the weights as the checkpoint stores them; None if neither headers nor the hub told.
     labels: a classifier's, by number.  prompts: what texts begin with, by kind, as sentence-transformers' files say.
     """
@@ -67,10 +68,15 @@ class Model:
     eos_token_ids: tuple[int, ...]
     labels: list[str] = field(default_factory=list)
     prompts: dict[str, str] = field(default_factory=dict)
+    tool_template: ChatTemplate | None = field(default=None, repr=False)
 
     def default_sampling_params(self) -> SamplingParams:
         """SamplingParams with what the model recommends."""
         return SamplingParams(**self.sampling)
+
+    def template_for(self, tools: Sequence[Any] | None) -> ChatTemplate | None:
+        """The chat template that a conversation with these tools, or without any, is rendered by."""
+        return self.tool_template if tools and self.tool_template is not None else self.template
 
     def render_chat(
         self,
@@ -90,7 +96,7 @@ class Model:
         if self.tokenizer is None:
             raise InputError("chat needs a tokenizer, and skip_tokenizer_init is set", param="messages")
         extra = dict(chat_template_kwargs or {})
-        template = self.template
+        template = self.template_for(tools)
         if chat_template is not None:
             from octavo.text.template import ChatTemplate
 
@@ -173,6 +179,7 @@ def open_model(
         eos_token_ids=_eos_token_ids(checkpoint, tokenizer, spec.vocab_size),
         labels=labels,
         prompts=prompts,
+        tool_template=None if tokenizer is None else _open_tool_template(config, checkpoint, tokenizer),
     )
 
 
@@ -233,6 +240,18 @@ def _open_template(config: ModelConfig, checkpoint: Checkpoint, tokenizer: Token
         except (OSError, ValueError) as error:
             raise ConfigError(f"chat_template={text!r:.200}: no such file ({error})", param="chat_template") from None
     return ChatTemplate(text, tokenizer)
+
+
+def _open_tool_template(config: ModelConfig, checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The checkpoint's own for conversations with tools; None where config.chat_template is for all of them."""
+    from octavo.text.template import ChatTemplate
+
+    if config.chat_template is not None or checkpoint.tool_template is None:
+        return None
+    try:
+        return ChatTemplate(checkpoint.tool_template, tokenizer)
+    except ModelFormatError as error:
+        raise ModelFormatError(f"tool_use: {error.message}", param=error.param) from None
 
 
 def _sampling_defaults(generation: dict[str, Any]) -> dict[str, Any]:

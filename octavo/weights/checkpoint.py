@@ -22,8 +22,10 @@ from octavo.weights.tokenizer_source import (
     TokenizerFiles,
     folder_chat_template,
     folder_tokenizer,
+    folder_tool_template,
     gguf_chat_template,
     gguf_tokenizer,
+    gguf_tool_template,
 )
 
 __all__ = ["Checkpoint", "GgufTokenizer", "TokenizerFiles", "open_checkpoint", "open_tokenizer"]
@@ -40,6 +42,7 @@ class Checkpoint:
     path: the file or folder.  generation_config: {} if there is none.  total_bytes: of all tensors as stored, 0 if
     nothing here tells.  format "dummy": config and tokenizer only, tensors is empty (weights.dummy makes them).
     quantization: config.json's; None for GGUF, where every tensor says itself how it is stored.
+    tool_template: the chat template for conversations with tools, where there is one of its own.
     """
 
     path: Path
@@ -51,6 +54,7 @@ class Checkpoint:
     total_bytes: int
     format: Literal["safetensors", "gguf", "dummy"]
     quantization: Quantization | None = None
+    tool_template: str | None = field(default=None, repr=False)
 
 
 def open_checkpoint(
@@ -102,6 +106,7 @@ def open_tokenizer(path: Path) -> Checkpoint:
         tokenizer=source,
         total_bytes=0,
         format="dummy",
+        tool_template=folder_tool_template(path),
     )
 
 
@@ -149,6 +154,7 @@ def _from_gguf(
         tokenizer=gguf_tokenizer(metadata) if with_tokenizer else None,
         total_bytes=sum(tensor.nbytes for tensor in tensors.values()),
         format="dummy" if load_format == "dummy" else "gguf",
+        tool_template=gguf_tool_template(metadata),
     )
 
 
@@ -192,6 +198,7 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
         total_bytes=sum(tensor.data.nbytes for tensor in tensors.values()),
         format="dummy" if dummy else "safetensors",
         quantization=quantization,
+        tool_template=folder_tool_template(folder),
     )
 
 

@@ -33,6 +33,7 @@ SMALL_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
     "chat_template*.jinja",
+    "additional_chat_templates/*.jinja",
     "modules.json",
     "sentence_*_config.json",
     "config_sentence_transformers.json",

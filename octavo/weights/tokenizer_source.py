@@ -10,6 +10,9 @@ from typing import Any
 from octavo.base.errors import ModelFormatError
 from octavo.weights.files import read_json, read_text
 
+DEFAULT, TOOL_USE = "default", "tool_use"
+ADDITIONAL = "additional_chat_templates"
+
 
 @dataclass(frozen=True)
 class TokenizerFiles:
@@ -47,11 +50,28 @@ def folder_chat_template(folder: Path) -> str | None:
     """chat_template.jinja, or tokenizer_config.json's chat_template: a string, or the "default" of a list."""
     if (folder / "chat_template.jinja").is_file():
         return read_text(folder / "chat_template.jinja")
+    return _config_template(folder, DEFAULT)
+
+
+def folder_tool_template(folder: Path) -> str | None:
+    """additional_chat_templates/tool_use.jinja, or "tool_use" of tokenizer_config.json's list of templates.
+
+    As with Transformers, a template in a file of its own means that the list does not count.
+    """
+    own = folder / ADDITIONAL / f"{TOOL_USE}.jinja"
+    if own.is_file():
+        return read_text(own)
+    if (folder / "chat_template.jinja").is_file() or any((folder / ADDITIONAL).glob("*.jinja")):
+        return None
+    return _config_template(folder, TOOL_USE)
+
+
+def _config_template(folder: Path, name: str) -> str | None:
     template = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
-        template = next(
-            (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
-        )
+        template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == name), None)
+    elif isinstance(template, str) and name != DEFAULT:
+        return None
     if template is not None and not isinstance(template, str):
         raise ModelFormatError("tokenizer_config.json: chat_template must be a string or a list of named templates")
     return template
@@ -77,9 +97,18 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> GgufTokenizer | None:
 
 def gguf_chat_template(metadata: Mapping[str, Any]) -> str | None:
     """tokenizer.chat_template, if the file has one."""
-    template = metadata.get("tokenizer.chat_template")
+    return _gguf_template(metadata, "tokenizer.chat_template")
+
+
+def gguf_tool_template(metadata: Mapping[str, Any]) -> str | None:
+    """tokenizer.chat_template.tool_use, if the file has one."""
+    return _gguf_template(metadata, f"tokenizer.chat_template.{TOOL_USE}")
+
+
+def _gguf_template(metadata: Mapping[str, Any], key: str) -> str | None:
+    template = metadata.get(key)
     if template is not None and not isinstance(template, str):
-        raise ModelFormatError("the GGUF file's tokenizer.chat_template must be a string; convert the model again")
+        raise ModelFormatError(f"the GGUF file's {key} must be a string; convert the model again")
     return template
 
 

@@ -60,7 +60,8 @@ class FakeLLM:
             scheduler=SchedulerConfig(scheduling_policy=policy, max_num_seqs=max_num_seqs),
         )
         self.tokenizer = FakeTokenizer()
-        self.model = SimpleNamespace(sampling={}, template=SimpleNamespace(source=""))
+        template = SimpleNamespace(source="")
+        self.model = SimpleNamespace(sampling={}, template=template, template_for=lambda tools: template)
         self.info: dict[str, Any] = {"max_model_len": MAX_MODEL_LEN, "block_size": 16, "num_gpu_blocks": 100}
         self.answer = ANSWER
         self.state = "ready"

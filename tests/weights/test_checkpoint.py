@@ -154,6 +154,46 @@ def test_chat_templates(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).chat_template == "C"
 
 
+def test_chat_templates_for_tools(tmp_path: Path) -> None:
+    folder_with(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    config = tmp_path / "tokenizer_config.json"
+
+    def found() -> str | None:
+        opened = open_checkpoint(tmp_path).tool_template
+        assert opened == open_tokenizer(tmp_path).tool_template
+        return opened
+
+    assert found() is None
+    config.write_text(json.dumps({"chat_template": "T"}))
+    assert found() is None
+    named = [7, {"name": "default", "template": "B"}, {"name": "tool_use", "template": "A"}]
+    config.write_text(json.dumps({"chat_template": named}))
+    assert found() == "A"
+    config.write_text(json.dumps({"chat_template": named[:2]}))
+    assert found() is None
+    config.write_text(json.dumps({"chat_template": [{"name": "tool_use", "template": 7}]}))
+    with pytest.raises(ModelFormatError, match="chat_template"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("D")
+    assert found() == "D"
+
+
+def test_gguf_chat_template_for_tools(tmp_path: Path) -> None:
+    for name, value in (("none", None), ("text", "U"), ("wrong", 7)):
+        writer = make.gguf_writer(tmp_path / f"{name}.gguf", "llama")
+        if isinstance(value, str):
+            writer.add_chat_template([{"name": "tool_use", "template": value}])
+        elif value is not None:
+            writer.add_uint32("tokenizer.chat_template.tool_use", value)
+        make.finish(writer, make.random_tensors(make.matrices("llama")))
+    assert open_checkpoint(tmp_path / "none.gguf").tool_template is None
+    assert open_checkpoint(tmp_path / "text.gguf").tool_template == "U"
+    with pytest.raises(ModelFormatError, match=r"tokenizer\.chat_template\.tool_use must be a string"):
+        open_checkpoint(tmp_path / "wrong.gguf")
+
+
 def test_sharded(tmp_path: Path) -> None:
     make.write_sharded(tmp_path)
     assert set(open_checkpoint(tmp_path).tensors) == {f"{p}.{n}" for p in "xy" for n in "abc"}

@@ -119,6 +119,12 @@ def test_folder_progress_and_offline_after_the_first(hub: FakeHub, resolve: Any)
     assert resolve("org/name")["path"] == str(folder)
 
 
+def test_further_chat_templates_come_along(hub: FakeHub, resolve: Any) -> None:
+    hub.add("org/name", folder_files(**{"additional_chat_templates/tool_use.jinja": b"U"}))
+    folder = Path(resolve("org/name")["path"])
+    assert (folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "U"
+
+
 def test_revision_goes_to_every_file(hub: FakeHub, resolve: Any) -> None:
     hub.add("org/name", folder_files())
     commit = hub.add("org/name", folder_files(**{"tokenizer.json": b'{"other": 1}'}), revision="v2")

@@ -58,7 +58,7 @@ def template_source(services: Services, request: ChatRequest | TokenizeChatReque
     """The text of the template that the request is rendered by; "" where there is none."""
     if request.chat_template is not None:
         return request.chat_template
-    template = services.llm.model.template
+    template = services.llm.model.template_for(None if request.tool_choice == "none" else request.tools)
     return "" if template is None else template.source
 
 
