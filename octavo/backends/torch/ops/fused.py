@@ -184,8 +184,7 @@ def _make_plans(
     sizes = [(0, 0)]
     for weight in {_kind(weight): weight for weight in weights}.values():
         product = product_of(weight)
-        full = {max_num_seqs} if max_num_seqs <= product.rows else set[int]()
-        for m in sorted({*padded_sizes(product.rows)} | full):
+        for m in padded_sizes(min(product.rows, max_num_seqs)):
             for act in (False, True):
                 variant = product.choose(m, weight, gated=act)
                 if variant is not None:
