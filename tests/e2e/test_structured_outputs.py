@@ -128,7 +128,7 @@ def test_the_same_tokens_however_it_is_run(llm: LLM, arguments: dict[str, Any], 
     with LLM(**{**arguments, **variant}) as other:
         assert tokens(run_crowd(other)) == tokens(run_crowd(llm))
         if "num_gpu_blocks_override" in variant:
-            assert other._stats().num_preemptions > 0
+            assert other._client.stats().num_preemptions > 0
 
 
 def test_a_form_that_admits_the_answer_changes_nothing(llm: LLM) -> None:

@@ -45,6 +45,7 @@ GOOD: dict[str, Any] = {
 """What fields hold in a good request. A new required field belongs here."""
 FILLED = {"max_tokens", "max_output_tokens", "text_1", "text_2"}  # though not required
 
+LONGEST_LIST = 1 << 22  # characters
 LIMITS = (0, 1, 2, 16, 17, 20, 21, 64, 65, 100, 101, 127, 128, 129, 255, 256, 640, 1024, 1025, 2**31 - 1, 2**31)
 FLOATS = ("0", "-0.0", "1e-320", "1.0000001", "2.0000001", "-2.0000001", "1e308", "1e309", "-1e309", "5e-324", "2")
 TEXTS = (
@@ -256,6 +257,8 @@ class Boundaries:
         if lengths and self._random.random() < 0.3:
             count = self._random.choice(lengths)
         items = [self.value(kind.item_type, depth + 1) for _ in range(min(count, 3))]
+        if count * max(map(len, items), default=0) > LONGEST_LIST:
+            count = len(items)  # long lists in long lists would not fit anywhere
         return f"[{', '.join((items * (count // 3 + 1))[:count])}]"
 
     def _dict(self, kind: Any, depth: int) -> str:
