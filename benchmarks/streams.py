@@ -4,7 +4,7 @@
         [--range-ratio 0.82] [--serve "--load-format dummy"]
 
 `octavo serve MODEL`, and `octavo bench serve` in as many processes as --clients says, each with its share of streams
-and requests, all begun at once; a client takes 0.1 ms a token, so that few of them would be what is measured. Prompts
+and requests, all begun at once: one client alone may take longer for a token than the server. Prompts
 and outputs have --length tokens in the middle, by --range-ratio less and more. One JSON line a round: the first meets
 graphs and kernels for the first time. Gaps are of all clients together; p99_ratio: the 99th percentile over the median.
 """

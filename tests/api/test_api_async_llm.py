@@ -246,25 +246,6 @@ def test_a_full_queue_refuses_with_retry_after(llama: str) -> None:
     with_llm(llama, test, max_num_seqs=1, max_num_queued_reqs=1)
 
 
-def test_others_end_with_a_completion_that_failed(llama: str) -> None:
-    """Some of n completions meet a token after which none may follow: the request fails, and nothing of it runs on."""
-
-    async def test(llm: AsyncLLM) -> None:
-        assert llm.tokenizer is not None
-        a, b = (llm.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "ab")
-        bias = {a: -5.0}  # rare, so that they meet it one by one
-        given = {"allowed_token_ids": [a, b], "bad_words": ["aa", "ab"], "logit_bias": bias, "seed": 3}
-        with pytest.raises(InputError, match="leave no token"):
-            await last(llm, n=8, max_tokens=200, temperature=1.0, ignore_eos=True, **given)
-        async with asyncio.timeout(10):
-            while (await llm.call("stats"))["num_running"]:
-                pass
-        stats = await llm.call("stats")
-        assert stats["generation_tokens"] < 8 * 200
-
-    with_llm(llama, test)
-
-
 def test_a_search_under_way_is_taken_by_a_full_queue_and_waited_for_by_a_drain(llama: str) -> None:
     params = SamplingParams(n=4, max_tokens=40, temperature=0, ignore_eos=True)
 

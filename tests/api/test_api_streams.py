@@ -107,6 +107,18 @@ def test_a_damaged_frame_that_waited_ends_the_connection() -> None:
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_others_end_with_a_completion_that_failed(n: int) -> None:
+    """The request ends with an error, so nobody reads what its other completions go on to make."""
+    params = SamplingParams(n=n, temperature=1.0)
+    request = Request(request_id="r", prompt_token_ids=[1], params=params, seed=1, max_tokens=4)
+    progress = type("Row", (), {"request": request, "finished": False})()
+    stream = Stream(cast(Any, progress))
+    failed = Output(request_id="r", finish_reason="error", error="no token is left", error_kind="InputError")
+    assert stream.push(failed) == (["r"] if n > 1 else [])
+    assert not stream.going_on
+
+
 def test_further_work_waits_for_a_process_that_is_being_started_again() -> None:
     class Part:
         finished = False

@@ -133,20 +133,26 @@ def test_cancelling(client: openai.OpenAI, llm: FakeLLM) -> None:
     wait_for(lambda: not llm.running)
 
 
-def test_a_full_engine_is_waited_for(client: openai.OpenAI, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused: list[str] = []
+def busy_once(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The queue is full for the first request; the ids of all that are asked for."""
+    asked: list[str] = []
     generate = llm.generate
 
-    async def busy_once(prompt: Any, params: Any, *, request_id: str, **options: Any) -> Any:
-        refused.append(request_id)
-        if len(refused) == 1:
+    async def refusing(prompt: Any, params: Any, *, request_id: str, **options: Any) -> Any:
+        asked.append(request_id)
+        if len(asked) == 1:
             raise OverloadedError("the queue is full", retry_after=1)
         async for output in generate(prompt, params, request_id=request_id, **options):
             yield output
 
-    monkeypatch.setattr(llm, "generate", busy_once)
+    monkeypatch.setattr(llm, "generate", refusing)
+    return asked
+
+
+def test_a_full_engine_is_waited_for(client: openai.OpenAI, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = busy_once(llm, monkeypatch)
     batch = ended(client, begin(client, line("a")))
-    assert (batch.status, batch.request_counts.completed, len(refused)) == ("completed", 1, 2)
+    assert (batch.status, batch.request_counts.completed, len(asked)) == ("completed", 1, 2)
 
 
 def test_a_pause_is_waited_for(client: openai.OpenAI, server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,17 +167,7 @@ def test_a_pause_is_waited_for(client: openai.OpenAI, server: LiveServer, monkey
 def test_patience_begins_with_the_first_busy_answer(
     client: openai.OpenAI, server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused: list[str] = []
-    generate = llm.generate
-
-    async def busy_once(prompt: Any, params: Any, *, request_id: str, **options: Any) -> Any:
-        refused.append(request_id)
-        if len(refused) == 1:
-            raise OverloadedError("the queue is full", retry_after=1)
-        async for output in generate(prompt, params, request_id=request_id, **options):
-            yield output
-
-    monkeypatch.setattr(llm, "generate", busy_once)
+    busy_once(llm, monkeypatch)
     monkeypatch.setattr(batches, "READY_S", 0.01)
     monkeypatch.setattr(run, "PATIENCE_S", 0.1)
     server.app.traffic.paused = True
