@@ -2,8 +2,9 @@
 
 From the repository root: PYTHONPATH=. python benchmarks/gpu/decode_attention.py [seconds, 36 unless given] [part]
 part: bfloat16 (unless given), float8 (a cache of E4M3, beside what bfloat16 takes), or skewed (cuts of unlike lengths).
-Last comes a table: each case's fastest cuts, what choose takes (marked >) and the first round's cut (marked 1).
-Each time is a launch's share of a CUDA graph of several, over caches that together exceed L2.
+Last comes a table: each case's fastest cuts and what choose takes (marked >).
+Each time is a launch's share of a CUDA graph of several, over caches that together exceed L2. Where few programs run it
+is up to a sixth too low, as the next launch's start in the room that they leave; "in a step" other kernels lie between.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from octavo.backends.torch.kernels import decode_attention as kernel
+from octavo.backends.torch.kernels.decode_choice import FEW, TILE, Choice, choose
 from octavo.models.spec import Attention
 
 BEGIN = time.monotonic()
@@ -41,6 +43,7 @@ LOADS = {
     "1x8192": [8192],
     "4 skewed": [200, 200, 200, 16000],
     "8x600": [600] * 8,
+    "16x600": [600] * 16,
     "32x600": [600] * 32,
     "64x600": [600] * 64,
     "128x600": [600] * 128,
@@ -50,18 +53,15 @@ LOADS = {
     "skewed first": [32768] + [256] * 63,
     "as many bytes": [764] * 64,
     "mixed": [(i * 7919) % 1500 + 1 for i in range(200)],
+    "32 mixed": [(i * 7919 + 13) % 1100 + 150 for i in range(32)],
     "padded": [700] * 40 + [0] * 24,
 }
-MANY = [(64, 4, 3), (32, 4, 4), (128, 4, 3)]
-"""Tile, warps, stages for _decode."""
-SMALL = [*MANY, (64, 4, 4), (64, 8, 2), (64, 8, 3), (128, 4, 2), (128, 8, 2), (256, 8, 2)]
-"""For _decode_few."""
-MANY_FLOAT8 = [(64, 4, 4), (64, 4, 3), (64, 4, 5), (128, 4, 3), (128, 8, 3), (32, 4, 4)]
+MANY = [(64, 4, 3, 2), (64, 4, 3, 3), (64, 4, 2, 2), (64, 4, 2, 3), (32, 4, 3, 4), (32, 4, 4, 4), (128, 4, 2, 3)]
+"""Tile, warps, stages, programs a multiprocessor for _decode."""
+MANY_FLOAT8 = [(64, 4, 4, 3), (64, 4, 4, 2), (64, 4, 3, 4), (128, 4, 3, 2), (128, 4, 4, 2), (32, 4, 4, 4)]
+SMALL = [(64, 4, 3), (64, 4, 4), (32, 4, 3), (128, 4, 2), (64, 8, 3), (128, 8, 2), (256, 8, 2)]
+"""Tile, warps, stages for _decode_few."""
 SMALL_FLOAT8 = [(64, 4, 4), (64, 4, 3), (64, 8, 3), (128, 4, 3), (128, 8, 3), (256, 8, 2)]
-FIRST = (kernel.Choice(64, 4, 3, 4), 3)
-"""The first round's cut."""
-Cut = tuple[kernel.Choice, int]
-"""With programs a multiprocessor."""
 FULL = ("llama-8b", "qwen3-0.6b")
 BFLOAT16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
 Case = tuple[str, str, int, torch.dtype]
@@ -70,7 +70,11 @@ CASES = [  # the most wanted first, should time run out
     *((shape, load, 16) for load in ("1x600", "1x8192", "32x600", "8x600", "1x128") for shape in FULL),
     ("qwen3-30b", "1x8192", 16),
     ("llama-1b", "1x8192", 16),
-    *((shape, load, 16) for load in ("64x600", "128x600", "256x576", "4 skewed") for shape in FULL),
+    *(
+        (shape, load, 16)
+        for load in ("16x600", "64x600", "32 mixed", "128x600", "256x576", "4 skewed")
+        for shape in FULL
+    ),
     *(("llama-8b", load, 16) for load in ("32x4096", "skewed", "mixed", "padded")),
     *((shape, load, 16) for load in ("1x600", "256x576") for shape in ("qwen3-30b", "llama-1b")),
     *(("llama-8b", load, 64) for load in ("1x600", "1x8192", "32x600", "256x576")),
@@ -90,58 +94,34 @@ WANTED: list[Case] = {
         for load in ("skewed", "as many bytes", "32x600", "mixed", "skewed first", "256x576")
     ],
 }[PART]
-ONE_CUT = PART != "bfloat16"
+ONE_CUT = PART == "float8"
 """Of bfloat16's cuts, as chosen and no others."""
 
 
-def variants(load: str, kept: torch.dtype) -> list[tuple[int, int, int]]:
-    """Of _decode_few."""
-    if kept == FLOAT8:
-        return SMALL_FLOAT8
-    return SMALL if load in ("1x600", "1x8192") else [*MANY, (128, 8, 2)]
-
-
-def choice_of(shape: str, load: str, kept: torch.dtype, multiprocessors: int) -> kernel.Choice:
+def choice_of(shape: str, load: str, kept: torch.dtype, processors: int) -> Choice:
     """What decode_attention takes."""
     layer, batch = SHAPES[shape], len(LOADS[load])
-    programs = kernel.PROGRAMS * multiprocessors
-    return kernel.choose(layer.head_dim, kept.itemsize, batch=batch, pairs=batch * layer.kv_heads, programs=programs)
+    group, pairs = layer.heads // layer.kv_heads, batch * layer.kv_heads
+    return choose(layer.head_dim, kept.itemsize, group, batch=batch, pairs=pairs, processors=processors)
 
 
-def cuts_of(shape: str, load: str, kept: torch.dtype, multiprocessors: int) -> list[Cut]:
+def cuts_of(shape: str, load: str, kept: torch.dtype, processors: int) -> list[Choice]:
     """Those to compare, the chosen one first."""
     batch, kv_heads = len(LOADS[load]), SHAPES[shape].kv_heads
-    pairs, choice = batch * kv_heads, choice_of(shape, load, kept, multiprocessors)
-    chosen = (choice, choice.each)
-    if PART == "skewed":
-        stages = chosen[0].stages
-        own = [(64, 4, stages), (32, 4, stages)] if kept == BFLOAT16 else [(64, 4, stages), (128, 8, 3)]
-        cuts = [(kernel.Choice(*v, 4, 0, slack), n) for v in own for slack in (0, 12) for n in (2, 3)]
-        return list(dict.fromkeys([chosen, *cuts]))
+    chosen = choice_of(shape, load, kept, processors)
     if kept == BFLOAT16 and ONE_CUT:
         return [chosen]
-    cuts = [] if kept == FLOAT8 else [FIRST, (FIRST[0], 2)]
+    cuts, small, many = [], (SMALL, SMALL_FLOAT8)[kept == FLOAT8], (MANY, MANY_FLOAT8)[kept == FLOAT8]
     if batch > 4:
-        if kept == FLOAT8:
-            cuts += [(kernel.Choice(*v, 4, 0, 12), n) for v in MANY_FLOAT8 for n in (2, 3)]
-        else:
-            cuts += [(kernel.Choice(*v, 4, 0, slack), n) for v in MANY for n in (2, 3) for slack in (0, 12, 25)]
-    if batch <= kernel.FEW:
-        few = [(splits, least, 2) for splits, least in ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (32, 2))]
-        if batch > 1:
-            few.append((32, 1, 1))  # one program a multiprocessor has all
-        if load == "1x8192":
-            few.append((64, 1, 4))
-        cuts += [
-            (kernel.Choice(*v, least, splits), n)
-            for v in variants(load, kept)
-            for splits, least, n in few
-            if splits * pairs <= (2 if batch > 1 else 1) * n * multiprocessors and (batch > 1 or splits != 2)
-        ]
+        kinds = [(slack, even) for even in (False, True) for slack in (0, 12)]
+        cuts += [Choice(t, w, s, max(1, 256 // t), 0, slack, n, even) for t, w, s, n in many for slack, even in kinds]
+    if batch <= FEW:
+        most = processors * 8 // (batch * kv_heads)
+        cuts += [Choice(*v, 1, splits) for v in small for splits in (1, 2, 4, 8, 16, 32) if splits <= most]
     return list(dict.fromkeys([chosen, *cuts]))
 
 
-Build = tuple[str, int, torch.dtype, kernel.Choice, bool]
+Build = tuple[str, int, torch.dtype, Choice, bool]
 """Shape, block size, the cache's type, what of a choice is compiled in, one sequence alone."""
 
 
@@ -149,8 +129,8 @@ def builds() -> list[Build]:
     """All that is compiled, the most wanted first."""
     found: dict[Build, None] = {}
     for shape, load, size, kept in WANTED:
-        for choice, _ in cuts_of(shape, load, kept, 132):
-            compiled = choice._replace(min_share=1, splits=int(choice.splits > 0), slack=0, each=kernel.PROGRAMS)
+        for choice in cuts_of(shape, load, kept, 132):
+            compiled = choice._replace(min_share=1, splits=int(choice.splits > 0), slack=0, each=1, even=False)
             found[shape, size, kept, compiled, choice.splits > 0 and len(LOADS[load]) == 1] = None
     return list(found)
 
@@ -190,32 +170,24 @@ def make(shape: str, lengths: list[int], block_size: int, kept: torch.dtype, *, 
         if length % block_size:
             caches[0][:, int(tables[row, count - 1]), length % block_size :].fill_(float("nan"))
     q = torch.randn(batch, layer.heads, layer.head_dim, dtype=torch.bfloat16, device="cuda")
-    numbers = torch.arange(batch), torch.tensor(lengths), torch.zeros(batch + 1)
+    numbers = torch.arange(batch), torch.tensor(lengths), torch.zeros(batch + 2)
     plan = kernel.Plan(tables.cuda(), *(x.int().cuda() for x in numbers))
     return Inputs(layer, lengths, q, caches, plan, torch.full_like(q, float("nan")))
 
 
-def workspace(inputs: Inputs, programs: int) -> kernel.Workspace:
+def workspace(inputs: Inputs) -> kernel.Workspace:
     layer = inputs.layer
     return kernel.make_workspace(
         max_rows=len(inputs.lengths),
         kv_heads=layer.kv_heads,
         group=layer.heads // layer.kv_heads,
         head_dim=layer.head_dim,
-        programs=programs,
+        processors=torch.cuda.get_device_properties(0).multi_processor_count,
         device=torch.device("cuda"),
     )
 
 
-def prepared(inputs: Inputs, choice: kernel.Choice, programs: int) -> tuple[kernel.Choice, kernel.Workspace]:
-    """As launch takes them, for so many programs a multiprocessor."""
-    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
-    if choice.splits:
-        return choice, workspace(inputs, programs * multiprocessors)
-    return choice._replace(each=programs), workspace(inputs, kernel.PROGRAMS * multiprocessors)
-
-
-def run(inputs: Inputs, cache: torch.Tensor, space: kernel.Workspace, choice: kernel.Choice) -> None:
+def run(inputs: Inputs, cache: torch.Tensor, space: kernel.Workspace, choice: Choice) -> None:
     plan, out = inputs.plan, inputs.out
     kernel.launch(inputs.q, cache, plan, out, layer=inputs.layer, workspace=space, sinks=None, choice=choice)
 
@@ -282,20 +254,22 @@ def guarded(case: str, work: Callable[[], float | None]) -> float:
         return float("inf")
 
 
-def named(choice: kernel.Choice, programs: int) -> str:
+def named(choice: Choice) -> str:
     how = f"few, splits {choice.splits}"
     if not choice.splits:
-        how = f"many, slack {choice.slack}"
-    return f"{how} tile {choice.tile} warps {choice.warps} stages {choice.stages} least {choice.min_share} x{programs}"
+        how = f"many, slack {choice.slack}{' even' * choice.even}"
+    return (
+        f"{how} tile {choice.tile} warps {choice.warps} stages {choice.stages} least {choice.min_share} x{choice.each}"
+    )
 
 
-def plan(inputs: Inputs, choice: kernel.Choice) -> None:
+def plan(inputs: Inputs, choice: Choice) -> None:
     kernel.plan_tiles(inputs.plan.seq_lens, inputs.plan.tiles, window=None, tile=choice.tile)
 
 
-def measure(inputs: Inputs, case: str, programs: int, choice: kernel.Choice) -> float:
+def measure(inputs: Inputs, case: str, choice: Choice) -> float:
     """Microseconds, reported with the error; plans for choice.tile."""
-    choice, space = prepared(inputs, choice, programs)
+    space = workspace(inputs)
     plan(inputs, choice)
     inputs.out.fill_(float("nan"))
     run(inputs, inputs.caches[0], space, choice)
@@ -305,7 +279,7 @@ def measure(inputs: Inputs, case: str, programs: int, choice: kernel.Choice) -> 
     left = int(space.arrived.abs().sum())
     report(
         "decode_attention",
-        f"{case} {named(choice, programs)}",
+        f"{case} {named(choice)}",
         us=took * 1e6,
         tb_s=inputs.bytes / took / 1e12,
         error=wrong if not left else f"counters left at {left}",
@@ -313,9 +287,9 @@ def measure(inputs: Inputs, case: str, programs: int, choice: kernel.Choice) -> 
     return took * 1e6 if not left and wrong < 0.02 else float("inf")
 
 
-def in_step(inputs: Inputs, choice: kernel.Choice, programs: int) -> float:
+def in_step(inputs: Inputs, choice: Choice) -> float:
     """Microseconds that a launch adds between a layer's other kernels, whose code and weights push its own out."""
-    choice, space = prepared(inputs, choice, programs)
+    space = workspace(inputs)
     plan(inputs, choice)
     weights = [torch.randn(4096, 2048, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
     x = torch.randn(16, 4096, dtype=torch.bfloat16, device="cuda")
@@ -341,24 +315,24 @@ def compare(shape: str, load: str, block_size: int, kept: torch.dtype) -> None:
     guarded(case, lambda: made.append(make(shape, LOADS[load], block_size, kept)))
     if not made:
         return
-    batch, times = len(LOADS[load]), {}
+    times = {}
     cuts = cuts_of(shape, load, kept, torch.cuda.get_device_properties(0).multi_processor_count)
     chosen = cuts[0]
     for cut in cuts:
-        times[cut] = guarded(case, lambda cut=cut: measure(made[0], case, cut[1], cut[0]))
+        times[cut] = guarded(case, lambda cut=cut: measure(made[0], case, cut))
     order = [cut for cut in sorted(times, key=lambda cut: times[cut]) if times[cut] < float("inf")]
     if len(order) < len(times):
         TABLE.append(f"{case:36}   {len(times) - len(order)} of {len(times)} failed or left out")
-    for cut in dict.fromkeys([*order[:6], chosen, FIRST]):
-        mark = ">" if cut == chosen else "1" if cut == FIRST else " "
+    for cut in dict.fromkeys([*order[:6], chosen]):
+        mark = ">" if cut == chosen else " "
         if cut not in order:
             continue
         speed = made[0].bytes / times[cut] / 1e6
         step = ""
-        if batch <= 8 and PART == "bfloat16":
-            took = guarded(case, lambda cut=cut: in_step(made[0], *cut))
+        if PART == "bfloat16":
+            took = guarded(case, lambda cut=cut: in_step(made[0], cut))
             step = f" in a step {took:6.2f} us"
-        TABLE.append(f"{case:36} {mark} {times[cut]:7.2f} us {speed:6.3f} TB/s {step}  {named(*cut)}")
+        TABLE.append(f"{case:36} {mark} {times[cut]:7.2f} us {speed:6.3f} TB/s {step}  {named(cut)}")
 
 
 def build(job: Build) -> str:
@@ -367,7 +341,7 @@ def build(job: Build) -> str:
     try:
         inputs = make(shape, [40] if alone else [40, 1], block_size, kept, cold=1)
         plan(inputs, choice)
-        run(inputs, inputs.caches[0], workspace(inputs, 16), choice)
+        run(inputs, inputs.caches[0], workspace(inputs), choice)
         torch.cuda.synchronize()
     except Exception as problem:
         return f"{job}: {problem!r}"[:300]
@@ -397,11 +371,11 @@ def copy_speed() -> float:
 
 def plan_time(batch: int, window: int | None) -> float:
     lengths = torch.randint(0, 3000, (batch,), dtype=torch.int32, device="cuda")
-    out = torch.zeros(batch + 1, dtype=torch.int32, device="cuda")
-    took = seconds([lambda: kernel.plan_tiles(lengths, out, window=window, tile=kernel.TILE)] * 20)
+    out = torch.zeros(batch + 2, dtype=torch.int32, device="cuda")
+    took = seconds([lambda: kernel.plan_tiles(lengths, out, window=window, tile=TILE)] * 20)
     low = (lengths - (window or 2**30)).clamp(min=0)
-    counts = (lengths + kernel.TILE - 1) // kernel.TILE - low // kernel.TILE
-    wrong = int((out[1:] - counts.cumsum(0)).abs().max())
+    counts = (lengths + TILE - 1) // TILE - low // TILE
+    wrong = int((out[1:-1] - counts.cumsum(0)).abs().max())
     report("plan_tiles", f"{batch} window {window}", us=took * 1e6, error=wrong)
     return took
 

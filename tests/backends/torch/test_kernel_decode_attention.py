@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from octavo.backends.torch.kernels import decode_attention as kernel
+from octavo.backends.torch.kernels.decode_choice import FEW_PROGRAMS, PROGRAMS, TILE, Choice, choose
 from octavo.models.spec import Attention
 
 CUDA = torch.cuda.is_available()
@@ -23,11 +24,13 @@ class Case:
     layer: Attention
     lengths: tuple[int, ...]
     programs: int = 3
+    """Of a multiprocessor each."""
     block_size: int = 8
     tile: int = 16
     min_share: int = 1
     splits: int = 0
     slack: int = 0
+    even: bool = False
     dtype: torch.dtype = torch.float32
     cache_dtype: torch.dtype | None = None
     sinks: bool = False
@@ -54,6 +57,11 @@ CASES = {
     "cuts_moved_away": Case(SMALL, (33, 48, 40, 0), programs=4, slack=40),
     "one_cut_often": Case(attention(2, 1, 16), (9, 200, 20), programs=6, slack=12),
     "window_cuts_moved": Case(attention(2, 1, 16, window=70), (9, 200, 20, 64, 300), programs=4, slack=40),
+    "alike": Case(SMALL, (100, 97, 0, 110), programs=11, even=True),
+    "alike_more_than_programs": Case(SMALL, (100, 97, 0, 110, 99, 101), programs=4, even=True),
+    "alike_cut_alike": Case(attention(2, 1, 16), (100, 97), programs=5, even=True),
+    "alike_window": Case(attention(4, 2, 16, window=40), (100, 300, 50), programs=11, even=True),
+    "unlike": Case(SMALL, (100, 9, 0, 110), programs=11, even=True),
     "many_programs_with_empty": Case(SMALL, (40, 3, 0), programs=23),
     "few": Case(SMALL, (50, 1, 0, 17), programs=12, splits=3),
     "few_alone": Case(attention(2, 1, 16), (275,), programs=20, splits=20),
@@ -68,8 +76,8 @@ CASES = {
     "few_bfloat16": Case(SMALL, (70, 9), dtype=torch.bfloat16, strided=True, programs=12, splits=3),
     "block_of_a_tile": Case(SMALL, (37, 16, 1), block_size=16),
     "block_over_a_tile": Case(SMALL, (70, 33, 1), block_size=32),
-    "as_chosen": Case(attention(4, 2, 64), (200, 64, 1), tile=kernel.TILE, block_size=16, programs=4),
-    "as_chosen_large_blocks": Case(attention(2, 1, 128), (200, 300), tile=kernel.TILE, block_size=128, programs=4),
+    "as_chosen": Case(attention(4, 2, 64), (200, 64, 1), tile=TILE, block_size=16, programs=4),
+    "as_chosen_large_blocks": Case(attention(2, 1, 128), (200, 300), tile=TILE, block_size=128, programs=4),
     "group_of_one": Case(attention(3, 3, 8), (20, 41)),
     "group_of_three": Case(attention(6, 2, 80), (20, 41), programs=4),
     "group_of_sixteen": Case(attention(16, 1, 32), (20, 41)),
@@ -107,7 +115,7 @@ CASES = {
         splits=3,
     ),
     "float8_as_chosen": Case(
-        attention(4, 1, 128), (200, 64, 1), tile=kernel.TILE, cache_dtype=FLOAT8, dtype=torch.bfloat16, block_size=64
+        attention(4, 1, 128), (200, 64, 1), tile=TILE, cache_dtype=FLOAT8, dtype=torch.bfloat16, block_size=64
     ),
     "float16_float8_cache": Case(SMALL, (70, 9), dtype=torch.float16, cache_dtype=FLOAT8, programs=4),
     "bfloat16_float8_cache": Case(SMALL, (70, 9, 0, 33), dtype=torch.bfloat16, cache_dtype=FLOAT8, programs=4),
@@ -144,7 +152,7 @@ def make(case: Case) -> Inputs:
     width = 3 if case.strided else 1
     q = torch.randn(batch, width * layer.heads, layer.head_dim, generator=generator)[:, : layer.heads]
     sinks = torch.randn(layer.heads, generator=generator).to(DEVICE) if case.sinks else None
-    tensors = [rows, torch.tensor(case.lengths, dtype=torch.int32), torch.full((batch + 1,), -7, dtype=torch.int32)]
+    tensors = [rows, torch.tensor(case.lengths, dtype=torch.int32), torch.full((batch + 2,), -7, dtype=torch.int32)]
     plan = kernel.Plan(tables.to(DEVICE), *(x.to(DEVICE) for x in tensors))
     kernel.plan_tiles(plan.seq_lens, plan.tiles, window=layer.window, tile=case.tile)
     workspace = kernel.make_workspace(
@@ -152,7 +160,7 @@ def make(case: Case) -> Inputs:
         kv_heads=layer.kv_heads,
         group=layer.heads // layer.kv_heads,
         head_dim=layer.head_dim,
-        programs=case.programs,
+        processors=case.programs,
         device=torch.device(DEVICE),
     )
     workspace.partial.fill_(float("nan"))
@@ -188,7 +196,7 @@ def run(case: Case, inputs: Inputs) -> torch.Tensor:
     """The kernel's output [B, heads, head_dim], after a check that nothing around it was written."""
     batch, heads, head_dim = inputs.q.shape
     storage = torch.full((batch + 2, heads, head_dim), float("nan"), dtype=case.dtype, device=DEVICE)
-    choice = kernel.Choice(case.tile, 4, 2, case.min_share, case.splits, case.slack)
+    choice = Choice(case.tile, 4, 2, case.min_share, case.splits, case.slack, 1, case.even)
     kernel.launch(
         inputs.q,
         inputs.cache,
@@ -242,7 +250,7 @@ def test_large_scores_and_sinks() -> None:
 def test_the_door(programs: int) -> None:
     """decode_attention and plan_tiles with what they choose themselves."""
     case = replace(CASES["float16"], lengths=(130, 0, 64), programs=programs)
-    case = replace(case, tile=kernel.tile_of(case.layer.head_dim, case.dtype.itemsize, batch=len(case.lengths)))
+    case = replace(case, tile=choose(16, 2, 2, batch=3, pairs=6, processors=programs).tile)
     inputs = make(case)
     out = torch.full(inputs.q.shape, float("nan"), dtype=case.dtype, device=DEVICE)
     kernel.decode_attention(
@@ -263,7 +271,7 @@ def test_float8_beside_queries_of_any_size(largest: float, dtype: torch.dtype) -
 
 def test_float8_keeps_many_faint_keys() -> None:
     """2**-26 of the largest weight each, which float16 does not hold, but together as much as a fiftieth of it."""
-    case = Case(replace(SMALL, scale=1.0), (4096, 1), dtype=torch.bfloat16, cache_dtype=FLOAT8, tile=kernel.TILE)
+    case = Case(replace(SMALL, scale=1.0), (4096, 1), dtype=torch.bfloat16, cache_dtype=FLOAT8, tile=TILE)
     inputs = make(case)
     keys, values = inputs.cache.float()
     keys[~keys.isnan()], values[~values.isnan()] = 0.0, 448.0
@@ -283,26 +291,54 @@ def test_plan(window: int | None) -> None:
     batch = kernel.PLAN_CHUNK + 77
     lengths = torch.randint(0, 200, (batch,), dtype=torch.int32)
     lengths[::5] = 0
-    storage = torch.full((batch + 3,), -7, dtype=torch.int32, device=DEVICE)
-    kernel.plan_tiles(lengths.to(DEVICE), storage[1:-1], window=window, tile=kernel.TILE)
+    storage = torch.full((batch + 4,), -7, dtype=torch.int32, device=DEVICE)
+    kernel.plan_tiles(lengths.to(DEVICE), storage[1:-1], window=window, tile=TILE)
     low = (lengths - (window or WILD)).clamp(min=0)
-    counts = -(-lengths // kernel.TILE) - low // kernel.TILE
+    counts = -(-lengths // TILE) - low // TILE
     assert storage[1] == 0
-    assert torch.equal(storage[2:-1].cpu(), counts.cumsum(0).int())
+    assert torch.equal(storage[2:-2].cpu(), counts.cumsum(0).int())
+    alike = counts.max() * (counts > 0).sum() * 100 <= counts.sum() * kernel.ALIKE
+    assert storage[-2] == (int((counts > 0).sum()) if alike else 0)
     assert storage[0] == -7
     assert storage[-1] == -7
 
 
+@pytest.mark.parametrize(
+    ("lengths", "alike"),
+    [((), 0), ((0, 0), 0), ((64, 0, 64), 2), ((640, 640, 800), 3), ((640, 640, 900), 0), ((1, 640), 0)],
+)
+def test_the_plan_tells_sequences_of_like_length(lengths: tuple[int, ...], alike: int) -> None:
+    out = torch.full((len(lengths) + 2,), -7, dtype=torch.int32, device=DEVICE)
+    kernel.plan_tiles(torch.tensor(lengths, dtype=torch.int32, device=DEVICE), out, window=None, tile=TILE)
+    assert out[-1] == alike
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [("alike", False), ("alike_more_than_programs", False), ("alike_cut_alike", True), ("unlike", True)],
+)
+def test_sequences_of_like_length_are_whole(name: str, cut: bool) -> None:
+    """With as many programs as are of use none meets another, unless all are cut so that all programs have work."""
+    inputs = make(CASES[name])
+    run(CASES[name], inputs)
+    assert bool(inputs.workspace.partial.isnan().all()) != cut
+
+
+@pytest.mark.parametrize("group", [1, 8])
 @pytest.mark.parametrize("head_dim", [8, 64, 96, 128, 256])
 @pytest.mark.parametrize("itemsize", [1, 2, 4])
-def test_choices_fit_shared_memory(head_dim: int, itemsize: int) -> None:
-    choice = kernel.choose(head_dim, itemsize, batch=64, pairs=512, programs=264)
+@pytest.mark.parametrize("batch", [1, 32, 64, 256])
+def test_choices_fit_shared_memory(batch: int, itemsize: int, head_dim: int, group: int) -> None:
+    """As many programs as one expects to run at once, beside a few KB each for sums that cross warps."""
+    choice = choose(head_dim, itemsize, group, batch=batch, pairs=8 * batch, processors=132)
     padded = max(16, 1 << (head_dim - 1).bit_length())
-    assert 2 * choice.tile * padded * itemsize * (choice.stages - 1) <= 200 * 1024
+    each = 1 if choice.splits else choice.each
+    assert each <= PROGRAMS
+    assert each * (2 * choice.tile * padded * itemsize * (choice.stages - 1) + 4 * 1024) <= 227 * 1024
 
 
-@pytest.mark.parametrize("pairs", [1, 8, 33, 64, 66, 67, 2048])
+@pytest.mark.parametrize("pairs", [1, 8, 33, 64, 99, 100, 2048])
 def test_choices_fit_the_workspace(pairs: int) -> None:
-    choice = kernel.choose(128, 2, batch=1, pairs=pairs, programs=264)
-    assert choice.splits * pairs <= 2 * 264
-    assert bool(choice.splits) == (4 * pairs <= 264)
+    choice = choose(128, 2, 4, batch=1, pairs=pairs, processors=132)
+    assert choice.splits * pairs <= 2 * PROGRAMS * 132
+    assert bool(choice.splits) == (4 * pairs <= FEW_PROGRAMS * 132)

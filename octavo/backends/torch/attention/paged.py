@@ -22,9 +22,10 @@ class KernelAttention:
     """port.PagedAttention. A plan's tensors are made anew each step, so that steps may overlap on a stream."""
 
     def __init__(self, layers: Mapping[int, Attention], cache: KVCache, max_num_seqs: int) -> None:
-        from octavo.backends.torch.kernels import decode_attention, prefill_attention
+        from octavo.backends.torch.kernels import decode_attention, decode_choice, prefill_attention
 
         self._decode, self._prefill = decode_attention, prefill_attention
+        self._choose, self._processors = decode_choice.choose, _multiprocessors(cache.device)
         self._layers, self._cache = layers, cache
         shapes = {_shape(layer) for layer in layers.values()}
         self._workspaces = {
@@ -33,7 +34,7 @@ class KernelAttention:
                 kv_heads=shape[0],
                 group=shape[1],
                 head_dim=shape[2],
-                programs=_programs(cache.device, decode_attention.PROGRAMS),
+                processors=self._processors,
                 device=cache.device,
             )
             for shape in shapes
@@ -57,7 +58,7 @@ class KernelAttention:
         if batch.num_single:
             rows, seq_lens = batch.rows[: batch.num_single], batch.seq_lens[: batch.num_single]
             for window, tile in {self._cut(layer, batch.num_single) for layer in self._layers.values()}:
-                tiles = torch.empty(batch.num_single + 1, dtype=torch.int32, device=rows.device)
+                tiles = torch.empty(batch.num_single + 2, dtype=torch.int32, device=rows.device)
                 self._decode.plan_tiles(seq_lens, tiles, window=window, tile=tile)
                 self._plans[window, tile] = self._decode.Plan(batch.block_tables, rows, seq_lens, tiles)
         if batch.tiles is not None:
@@ -103,7 +104,10 @@ class KernelAttention:
 
     def _cut(self, layer: Attention, batch: int) -> tuple[int | None, int]:
         """Layers of one cut share a plan: window, keys a tile."""
-        return layer.window, self._decode.tile_of(layer.head_dim, self._cache.dtype.itemsize, batch=batch)
+        kv_heads, group, head_dim = _shape(layer)
+        itemsize, pairs = self._cache.dtype.itemsize, batch * kv_heads
+        choice = self._choose(head_dim, itemsize, group, batch=batch, pairs=pairs, processors=self._processors)
+        return layer.window, choice.tile
 
 
 def _shape(layer: Attention) -> tuple[int, int, int]:
@@ -111,9 +115,8 @@ def _shape(layer: Attention) -> tuple[int, int, int]:
     return layer.kv_heads, layer.heads // layer.kv_heads, layer.head_dim
 
 
-def _programs(device: torch.device, each: int) -> int:
-    """Of the decode kernel, `each` a multiprocessor: its grid is the same whatever the batch."""
-    return 4 if device.type == "cpu" else each * torch.cuda.get_device_properties(device).multi_processor_count
+def _multiprocessors(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def supports(case: Case) -> list[str]:

@@ -9,7 +9,6 @@ grid of their own (_decode and _decode_few). Parts of a sequence are merged by t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import triton
@@ -17,52 +16,17 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import float8, pdl
+from octavo.backends.torch.kernels.decode_choice import FEW, FEW_PROGRAMS, Choice, choose, padded, places
 from octavo.models.spec import Attention
 
-TILE = 64
-"""Keys a tile, a power of two, at least 16. Tiles lie at multiples of it, so that a block of as many keys or more holds
-whole tiles; larger ones waste more at the end of short sequences, smaller ones more on barriers."""
-
-NARROW = 128
-"""Bytes of a key, up to which programs of _decode are fewer, with more tiles ahead."""
-
-PROGRAMS = 3
-"""Programs a multiprocessor, at most: as many as run at once (by registers and shared memory), so that all end
-together. With two, an H100 reads a step's cache of wide keys a tenth slower (though not one that L2 half holds)."""
-
-FEW = 64
-"""Sequences that _decode_few takes at most."""
-
-MAX_SPLITS = 32
-"""Parts of a (sequence, kv head) in _decode_few: more take longer to merge than they save."""
-
-SLACK = 12
-"""Percent, Choice.slack."""
+ALIKE = 125
+"""Percent of the mean of their tiles that the longest of sequences has at most, which are then taken for equal."""
 
 PLAN_CHUNK = 1024
 """Sequences that the plan sums at once."""
 
 LOG2E = tl.constexpr(1.4426950408889634)
 """exp(x) = exp2(x * LOG2E), and exp2 is what the hardware has."""
-
-
-class Choice(NamedTuple):
-    """How a launch is cut.
-
-    tile: keys a tile, as in the plan.  warps: of a program.  stages: of its pipeline, one more than tiles in memory.
-    min_share: tiles that a program takes at least; below that, splitting costs more than it gains.
-    splits: parts that a (sequence, kv head) has at most, each a program of _decode_few; 0: _decode.
-    slack: percent of its share that a program of _decode may go without or take in addition, to cut nothing.
-    each: programs of _decode a multiprocessor, of PROGRAMS.
-    """
-
-    tile: int
-    warps: int
-    stages: int
-    min_share: int
-    splits: int = 0
-    slack: int = 0
-    each: int = PROGRAMS
 
 
 @dataclass(frozen=True)
@@ -73,7 +37,7 @@ class Plan:
 
     block_tables: int32 [rows, max_blocks], entries past a sequence's end are never used.
     rows: int32 [B], each sequence's row of block_tables.  seq_lens: int32 [B], tokens with their own; 0: padding.
-    tiles: int32 [B + 1], from plan_tiles.
+    tiles: int32 [B + 2], from plan_tiles.
     """
 
     block_tables: Tensor
@@ -89,46 +53,39 @@ class Workspace:
     A program of _decode has at most two parts of a (sequence, kv head) that others share: one that began in an earlier
     program (place 2 * program) and one that goes on in later ones (place 2 * program + 1). Those of _decode_few have
     one: place (sequence * kv_heads + kv head) * splits + part. All tensors are flat:
-    partial: float32 [2 * programs, group, head_dim], each a whole softmax of its keys (group and head_dim padded).
-    lse: float32 [2 * programs, group], base-2 logarithm of its denominator.
+    processors: the device's multiprocessors, each of PROGRAMS programs at most, which have two places each.
+    partial: float32 [places, group, head_dim], each a whole softmax of its keys (group and head_dim padded).
+    lse: float32 [places, group], base-2 logarithm of its denominator.
     arrived: int32 [max_rows * kv_heads], parts stored so far; zero between launches.
     """
 
-    programs: int
+    processors: int
     partial: Tensor
     lse: Tensor
     arrived: Tensor
 
 
 def make_workspace(
-    *, max_rows: int, kv_heads: int, group: int, head_dim: int, programs: int, device: torch.device
+    *, max_rows: int, kv_heads: int, group: int, head_dim: int, processors: int, device: torch.device
 ) -> Workspace:
-    """For up to max_rows sequences a launch of `programs` programs; group: query heads a kv head."""
-    heads = 2 * programs * triton.next_power_of_2(group)
-    width = _padded(head_dim)
+    """For up to max_rows sequences on a device of so many multiprocessors; group: query heads a kv head."""
+    heads = places(processors) * triton.next_power_of_2(group)
+    width = padded(head_dim)
     return Workspace(
-        programs,
+        processors,
         torch.empty(heads * width, dtype=torch.float32, device=device),
         torch.empty(heads, dtype=torch.float32, device=device),
         torch.zeros(max_rows * kv_heads, dtype=torch.int32, device=device),
     )
 
 
-def tile_of(head_dim: int, itemsize: int, *, batch: int) -> int:
-    """Keys a tile of _decode; itemsize: the cache's bytes a number."""
-    return 2 * TILE if _is_narrow(head_dim, itemsize) and batch > 2 * FEW else TILE
-
-
-def _is_narrow(head_dim: int, itemsize: int) -> bool:
-    return _padded(head_dim) * itemsize <= NARROW
-
-
 def plan_tiles(seq_lens: Tensor, out: Tensor, *, window: int | None, tile: int) -> None:
-    """out [i]: tiles of keys of the sequences before i, int32 [B + 1], of seq_lens int32 [B]; window: as Attention's.
+    """out int32 [B + 2], of seq_lens int32 [B]: at i <= B tiles of keys of the sequences before i; window: Attention's.
 
-    Tiles wholly before the window are not counted, and sequences of no tokens have none.
+    Tiles wholly before the window are not counted, and sequences of no tokens have none. Last comes the number of
+    sequences that have any, if those are about as long as each other (ALIKE), else 0.
     """
-    shape = (seq_lens.shape[0], window or 0, tile, PLAN_CHUNK)
+    shape = (seq_lens.shape[0], window or 0, tile, PLAN_CHUNK, ALIKE)
     _plan_tiles[(1,)](seq_lens, out, *shape, num_warps=4, **pdl.options())
 
 
@@ -148,26 +105,11 @@ def decode_attention(
     positions max(0, L - window) .. L - 1, L = seq_lens [b]; where L is 0, out is 0. Of layer, the scale, window and
     softcap matter. sinks: float32 [heads], logits that join the softmax's denominator only.
     """
-    heads_alone = q.shape[0] * cache.shape[3]
-    choice = choose(q.shape[2], cache.element_size(), batch=q.shape[0], pairs=heads_alone, programs=workspace.programs)
+    batch, heads, head_dim = q.shape
+    kv_heads = cache.shape[3]
+    pairs, group = batch * kv_heads, heads // kv_heads
+    choice = choose(head_dim, cache.element_size(), group, batch=batch, pairs=pairs, processors=workspace.processors)
     launch(q, cache, plan, out, layer=layer, workspace=workspace, sinks=sinks, choice=choice)
-
-
-def choose(head_dim: int, itemsize: int, *, batch: int, pairs: int, programs: int) -> Choice:
-    """What launches with these heads use; itemsize as for tile_of; pairs: (sequence, kv head)s.
-
-    Memory for about 70 KB of keys and values, so that PROGRAMS fit the 227 KB of shared memory of an H100's
-    multiprocessor: 20 KB in flight would do for its bandwidth, and the programs cover each other's waits.
-    With so few pairs that each has several programs, what counts is how soon a program starts: _decode_few. Each pair
-    may have twice its share of the programs, for where lengths differ; launch lowers that where there is one sequence.
-    """
-    ahead = 70 * 1024 // (2 * TILE * _padded(head_dim) * itemsize)
-    stages = max(1, min(3, ahead)) + 1
-    if batch <= FEW and 4 * pairs <= programs:
-        return Choice(TILE, 4, stages, 1, splits=min(MAX_SPLITS, 2 * programs // pairs))
-    tile = tile_of(head_dim, itemsize, batch=batch)
-    each = PROGRAMS - 1 if _is_narrow(head_dim, itemsize) else PROGRAMS
-    return Choice(tile, 4, stages, 4 * TILE // tile, slack=SLACK, each=each)
 
 
 def launch(
@@ -188,7 +130,8 @@ def launch(
     if batch == 0:
         return
     # Alone, a sequence needs no more parts than programs that run at once; others may be longer than their share.
-    room = workspace.programs // kv_heads if batch == 1 else 2 * workspace.programs // (batch * kv_heads)
+    programs = workspace.processors * FEW_PROGRAMS
+    room = programs // kv_heads if batch == 1 else places(workspace.processors) // (batch * kv_heads)
     splits = min(choice.splits, room)
     shared = (
         q, cache, plan.block_tables, plan.rows, plan.seq_lens, plan.tiles, sinks, out,
@@ -198,26 +141,25 @@ def launch(
     )  # fmt: skip
     constants = {
         "GROUP": group, "GROUP_PAD": triton.next_power_of_2(group), "KV_HEADS": kv_heads, "DIM": head_dim,
-        "DIM_PAD": _padded(head_dim), "BLOCK_SIZE": block_size, "WINDOW": layer.window or 0,
+        "DIM_PAD": padded(head_dim), "BLOCK_SIZE": block_size, "WINDOW": layer.window or 0,
         "SOFTCAP": layer.softcap is not None, "TILE": choice.tile, "STAGES": choice.stages, "num_warps": choice.warps,
         **pdl.options(),
     }  # fmt: skip
     if splits and batch <= FEW:
-        _decode_few[(kv_heads, batch, splits)](*shared, workspace.programs, ALONE=batch == 1, FEW=FEW, **constants)
+        _decode_few[(kv_heads, batch, splits)](*shared, programs, ALONE=batch == 1, FEW=FEW, **constants)
     else:
-        programs = max(1, workspace.programs * choice.each // PROGRAMS)
-        _decode[(programs,)](*shared, choice.slack, **constants)
-
-
-def _padded(head_dim: int) -> int:
-    """A width that tl.dot takes."""
-    return max(16, triton.next_power_of_2(head_dim))
+        even = workspace.processors if choice.even else 0
+        _decode[(workspace.processors * choice.each,)](*shared, choice.slack, even, **constants)
 
 
 @triton.jit(do_not_specialize=["batch", "window"])
-def _plan_tiles(seq_lens, out, batch, window, TILE: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr):
+def _plan_tiles(
+    seq_lens, out, batch, window, TILE: tl.constexpr, CHUNK: tl.constexpr, ALIKE: tl.constexpr, PDL: tl.constexpr
+):
     pdl.wait(PDL)
     before = 0
+    some = 0
+    most = 0
     tl.store(out, before)
     for first in range(0, batch, CHUNK):
         index = first + tl.arange(0, CHUNK)
@@ -226,6 +168,18 @@ def _plan_tiles(seq_lens, out, batch, window, TILE: tl.constexpr, CHUNK: tl.cons
         count = (length + TILE - 1) // TILE - low // TILE
         tl.store(out + 1 + index, before + tl.cumsum(count, 0), mask=index < batch)
         before += tl.sum(count, 0)
+        some += tl.sum((count > 0).to(tl.int32), 0)
+        most = tl.maximum(most, tl.max(count, 0))
+    tl.store(out + batch + 1, tl.where(most * some * 100 <= before * ALIKE, some, 0))
+
+
+@triton.jit
+def _even_share(total, pairs, programs, processors):
+    """Tiles of whole (sequence, kv head)s of equal length, or of an even part of one; some programs go without."""
+    each = tl.cdiv(total, pairs)
+    return tl.where(
+        pairs < processors, tl.cdiv(each, tl.maximum(processors // pairs, 1)), each * tl.cdiv(pairs, programs)
+    )
 
 
 @triton.jit
@@ -456,12 +410,12 @@ def _queries(q, row, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constex
 
 
 @triton.jit(
-    do_not_specialize=["batch", "table_stride", "min_share", "slack"],
+    do_not_specialize=["batch", "table_stride", "min_share", "slack", "processors"],
     do_not_specialize_on_alignment=["tables", "rows", "seq_lens", "tiles", "sinks"],
 )
 def _decode(
     q, cache, tables, rows, seq_lens, tiles, sinks, out, partial, lse, arrived,
-    batch, q_stride, out_stride, table_stride, value_offset, scale, softcap, min_share, slack,
+    batch, q_stride, out_stride, table_stride, value_offset, scale, softcap, min_share, slack, processors,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     TILE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
@@ -469,12 +423,16 @@ def _decode(
     """A program's share [at, last) of the row of (sequence, kv head, tile), segment by segment of one kv head.
 
     Cuts at multiples of the share, but none within `slack` percent of it from a border between (sequence, kv head)s.
+    Where sequences are alike, a share is _even_share (processors 0: it is not).
     A kv head's query heads are the rows of the products, padded to the 16 that tl.dot needs (more heads than that: to
     the next power of two). The padded ones are zeros, so that their numbers are finite; they are not written.
     """
     factor = scale / softcap * LOG2E if SOFTCAP else scale * LOG2E
     total = tl.load(tiles + batch) * KV_HEADS
+    alike = tl.load(tiles + batch + 1) * KV_HEADS
     share = tl.maximum(tl.cdiv(total, tl.num_programs(0)), min_share)
+    if (alike > 0) & (processors > 0):
+        share = _even_share(total, alike, tl.num_programs(0), processors)
     slack = share * slack // 100
     program = tl.program_id(0)
     b, at = _border(tiles, batch, tl.minimum(program * share, total), slack, KV_HEADS, 512)
