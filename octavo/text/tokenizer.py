@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, normalizers, processors
 
 from octavo.base.errors import InputError, ModelFormatError, UnsupportedError
 from octavo.text.control import ControlTokens, Span
@@ -20,6 +20,13 @@ ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_to
 # tokenizer_config.json's roles in the order in which Transformers adds the tokens that are missing
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+# tokenizer_config.json's names -> those of BERT's normalizer
+NORMALIZER = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 class Tokenizer:
@@ -211,6 +218,7 @@ def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokeni
     except Exception as error:  # the library raises a bare Exception
         raise ModelFormatError(f"{source.path.name} is damaged or of an unknown form: {error}"[:500]) from None
     special = {role: spelling for role in ROLES if (spelling := _spelling(source.config.get(role)))}
+    _set_normalizer(backend, source.config)
     _add_configured(backend, source.config)
     if backend.post_processor is None:
         # Beside a tokenizer.json Transformers drops add_bos_token and add_eos_token: nothing stands around a text.
@@ -220,6 +228,15 @@ def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokeni
     ends = [*_ids(own), *_ids(generation.get("eos_token_id")), *_well_known_ends(backend)]
     vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
     return Tokenizer(backend, vocab_size=vocab_size, special_tokens=special, eos_token_ids=ends)
+
+
+def _set_normalizer(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """BERT's as tokenizer_config.json has it, which Transformers follows but for tokenizers of the generic class."""
+    normalizer = backend.normalizer
+    if isinstance(normalizer, normalizers.BertNormalizer) and config.get("tokenizer_class") not in GENERIC:
+        for name, theirs in NORMALIZER.items():
+            if isinstance(config.get(name), bool):
+                setattr(normalizer, theirs, config[name])
 
 
 def _spelling(value: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import encoders
@@ -51,3 +52,25 @@ def test_wordpiece_decodes_as_its_library(folder: Path) -> None:
         assert tokenizer.decode(ids) == backend.decode(ids)
         stream = tokenizer.stream([])
         assert "".join([*map(stream.feed, ids), stream.finish()]) == backend.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "DistilBertTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"do_lower_case": False},
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"tokenize_chinese_chars": False},
+        {"strip_accents": None},
+    ],
+)
+def test_cases_and_accents_are_as_configured(kind: str, config: dict[str, bool | None], tmp_path: Path) -> None:
+    encoders._tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, **config}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    ours = Tokenizer.from_checkpoint(open_tokenizer(tmp_path))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("The Quick brown fox", "the qui\u0301ck brown f\u00f3x", "fox\u72d0fox"):
+        assert ours.encode(text) == theirs(text)["input_ids"]
