@@ -236,14 +236,14 @@ def test_sharegpt(llama: str, tmp_path: Path) -> None:
 
 def test_custom_prompts_are_messages_unless_told(llama: str, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    path.write_text('{"prompt": "o\u2028ne"}\r\n{"prompt": "two"}\n', "utf-8", newline="")
     asked = {"dataset_name": "custom", "dataset_path": str(path), "num_prompts": 2, "disable_shuffle": True}
     tokenizer, _ = open_text(llama)
     plain = samples(llama, **asked, skip_chat_template=True)
-    assert [one.prompt for one in plain] == ["one", "two"]
-    assert [one.prompt_len for one in plain] == [len(tokenizer.encode(text)) for text in ("one", "two")]
+    assert [one.prompt for one in plain] == ["o\u2028ne", "two"]
+    assert [one.prompt_len for one in plain] == [len(tokenizer.encode(text)) for text in ("o\u2028ne", "two")]
     rendered = samples(llama, **asked)
-    assert "one" in tokenizer.decode(list(rendered[0].prompt), skip_special_tokens=False)
+    assert "o\u2028ne" in tokenizer.decode(list(rendered[0].prompt), skip_special_tokens=False)
     assert rendered[0].prompt_len == len(rendered[0].prompt) > plain[0].prompt_len
 
 
