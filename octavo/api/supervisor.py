@@ -127,10 +127,12 @@ class Supervisor:
         if self.state == "sleeping":
             return
         client = self.admit()
-        self._end_life()
         self.state, self.client = "sleeping", None
         self.fail_all(OverloadedError("the engine was put to sleep; try again later", retry_after=5))
-        await client.close()
+        try:
+            await client.close()
+        finally:  # until then the process goes on counting
+            self._end_life()
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - a grace period, not a deadline of the call
         """Give running requests `timeout` seconds, then end the process, and the one that is being started."""

@@ -74,6 +74,10 @@ class RequestFailedError(OctavoError):
     """One request ended by an internal fault (a failed step, non-finite logits); the engine goes on."""
 
 
+class EndedByOperatorError(RequestFailedError):
+    """Whoever runs the server ended the request; it is not to be sent again."""
+
+
 class NumericalError(RequestFailedError):
     """The model computed NaN or infinity for one request; the engine goes on, and nothing of it stays cached."""
 

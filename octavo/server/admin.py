@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from octavo.base.errors import OverloadedError, RequestFailedError
+from octavo.base.errors import EndedByOperatorError, OverloadedError
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai.decode import decode, decode_query
 from octavo.server.services import LOADING_RETRY_S, Services
@@ -64,20 +64,21 @@ async def reset_prefix_cache(services: Services, exchange: Exchange) -> Reply:
 
 
 async def pause(services: Services, exchange: Exchange) -> Reply:
-    """Let no requests in. mode=abort ends those under way with a 503, mode=wait answers when they have ended."""
+    """Let no requests in. mode=abort ends those under way with a 503, mode=wait answers when they have ended, or when
+    requests are let in again."""
     query = decode_query(exchange.query(), _PauseQuery)
-    services.traffic.paused = True
+    services.traffic.pause()
     if query.mode == "abort":
         services.traffic.interrupt_all(OverloadedError("the server was paused", retry_after=LOADING_RETRY_S))
     exchange.watch()
-    await services.traffic.wait_idle()
+    await services.traffic.wait_paused()
     return _reply(Done())
 
 
 async def resume(services: Services, exchange: Exchange) -> Reply:
     """Let requests in again."""
     decode_query(exchange.query(), _NoQuery)
-    services.traffic.paused = False
+    services.traffic.resume()
     return _reply(Done())
 
 
@@ -110,7 +111,7 @@ async def is_sleeping(services: Services, exchange: Exchange) -> Reply:
 async def abort_requests(services: Services, exchange: Exchange) -> Reply:
     """End requests by their X-Request-Id, with an error for whoever waits."""
     request = decode(await services.traffic.read_body(exchange), AbortRequest)
-    error = RequestFailedError("the request was ended by the server's operator")
+    error = EndedByOperatorError("the request was ended by the server's operator")
     return _reply(Aborted(services.traffic.interrupt(frozenset(request.request_ids), error)))
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from octavo.base.errors import EngineDeadError, OctavoError, OverloadedError
+from octavo.base.errors import EndedByOperatorError, EngineDeadError, OctavoError, OverloadedError
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,8 @@ def describe(error: BaseException, *, request_id: str) -> ErrorReply:
 def _headers(error: OctavoError) -> tuple[tuple[bytes, bytes], ...]:
     if isinstance(error, OverloadedError | EngineDeadError):
         return ((b"retry-after", str(max(1, error.retry_after)).encode()),)
+    if isinstance(error, EndedByOperatorError):
+        return ((b"x-should-retry", b"false"),)  # to the clients of OpenAI and Anthropic, which try a 500 again
     if error.status == HTTPStatus.UNAUTHORIZED:
         return ((b"www-authenticate", b"Bearer"),)
     return ()

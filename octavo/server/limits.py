@@ -40,6 +40,7 @@ class Traffic:
         self._exchanges: set[Work] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._resumed = asyncio.Event()
         self._body_bytes = 0
         self._at_work: set[Work] = set()
 
@@ -69,6 +70,25 @@ class Traffic:
     async def wait_idle(self) -> None:
         """Return once nothing is in flight."""
         await self._idle.wait()
+
+    def pause(self) -> None:
+        """Let no new ones in until `resume`."""
+        self.paused = True
+        self._resumed.clear()
+
+    def resume(self) -> None:
+        """Let new ones in again."""
+        self.paused = False
+        self._resumed.set()
+
+    async def wait_paused(self) -> None:
+        """Return once nothing is in flight, or once `resume` was called."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, self._resumed)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def interrupt_all(self, error: OctavoError) -> None:
         """End everything in flight with `error`."""

@@ -16,6 +16,7 @@ from octavo import AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams, S
 from octavo.api import poison, supervisor
 from octavo.api.socket_client import SocketClient
 from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError, RequestFailedError
+from octavo.base.types.messages import EngineStats
 from octavo.base.types.request import Request
 
 GREEDY = {**LONG, "max_tokens": 700}
@@ -185,6 +186,23 @@ def test_what_a_process_counted_is_told_before_it_is_forgotten(llama: str) -> No
         await llm.sleep()
         assert told == [LONG["max_tokens"], 7]
         assert llm.stats.generation_tokens == 0
+
+    with_llm(llama, test)
+
+
+def test_what_goes_on_when_sleep_begins_is_counted_once(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        told: list[int] = []
+        llm.on_engine_end(lambda: told.append(llm.stats.generation_tokens))
+        task = asyncio.create_task(last(llm, **{**LONG, "max_tokens": 200}))
+        await until(lambda: llm.stats.generation_tokens > 3)
+        await llm.sleep()
+        with pytest.raises(OverloadedError):
+            await task
+        await asyncio.sleep(0.1)
+        assert len(told) == 1
+        assert told[0] > 3
+        assert llm.stats == EngineStats()
 
     with_llm(llama, test)
 

@@ -92,11 +92,25 @@ def test_pausing_that_waits(server: LiveServer, llm: FakeLLM) -> None:
     assert answers[0].status_code == 200
 
 
+def test_resuming_ends_a_pause_that_waits(server: LiveServer, llm: FakeLLM) -> None:
+    thread, answers = under_way(server, llm)
+    with ThreadPoolExecutor() as pool:
+        pausing = pool.submit(do, server, "/pause?mode=wait")
+        wait_for(lambda: server.app.traffic.paused)
+        do(server, "/resume")
+        assert pausing.result(10) == {"success": True}
+    assert thread.is_alive()
+    llm.delay = 0
+    thread.join(10)
+    assert answers[0].status_code == 200
+
+
 def test_ending_requests(server: LiveServer, llm: FakeLLM) -> None:
     thread, answers = under_way(server, llm, **{"x-request-id": "mine"})
     assert do(server, "/abort_requests", json={"request_ids": ["mine", "none"]}) == {"aborted": ["mine"]}
     thread.join(10)
     assert answers[0].status_code == 500
+    assert answers[0].headers["x-should-retry"] == "false"
     assert "operator" in answers[0].json()["error"]["message"]
     wait_for(lambda: not llm.running)
 

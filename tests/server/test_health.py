@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from serving import LiveServer
+from fake_llm import FakeLLM
+from serving import LiveServer, wait_for
+
+from octavo.base.errors import OverloadedError, RequestFailedError
 
 BODY = {"prompt": "a", "max_tokens": 2}
 
@@ -92,6 +95,25 @@ def test_metrics_have_vllms_names(server: LiveServer) -> None:
     assert samples[f"vllm:inter_token_latency_seconds_count{labels}"] == 8
     assert samples[f"vllm:request_params_n_sum{labels}"] == 3
     assert samples['vllm:request_success_total{engine="0",finished_reason="length",model_name="fake/model"}'] == 3
+
+
+def test_requests_that_are_cut_off_are_counted(server: LiveServer, llm: FakeLLM) -> None:
+    def ended(reason: str) -> float:
+        labels = f'engine="0",finished_reason="{reason}",model_name="fake/model"'
+        return read(server)[f"vllm:request_success_total{{{labels}}}"]
+
+    llm.delay = 0.05
+    with server.client.stream("POST", "/v1/completions", json={"prompt": "abc", "stream": True, "n": 2}) as reply:
+        next(reply.iter_lines())
+    wait_for(lambda: ended("abort") == 2)
+    llm.delay, llm.fail_at = 0, 3
+    for llm.failure in (RequestFailedError("a step failed"), KeyError("no name")):
+        assert server.post("/v1/completions", {"prompt": "abc"}).status_code == 500
+    assert ended("error") == 2
+    llm.fail_at, llm.failure = 0, OverloadedError("the queue is full")
+    assert server.post("/v1/completions", {"prompt": "abc"}).status_code == 503
+    assert server.post("/v1/completions", {"prompt": "a" * 9000}).status_code == 400
+    assert (ended("error"), ended("abort"), ended("length"), ended("stop")) == (2, 2, 0, 0)
 
 
 def test_counters_go_on_when_the_engine_begins_anew(server: LiveServer) -> None:

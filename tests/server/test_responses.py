@@ -167,6 +167,14 @@ def test_background(server: LiveServer, llm: FakeLLM) -> None:
         assert client.responses.cancel(reply.id).status == "cancelled"
         assert client.responses.retrieve(reply.id).status == "cancelled"
         reply = client.responses.create(**ASK, background=True)
+        wait_for(lambda: len(client.responses.retrieve(reply.id).output_text) >= 3)
+        assert client.responses.retrieve(reply.id).status == "in_progress"
+        ended = client.responses.cancel(reply.id)
+        assert (ended.status, ended.output[0].status) == ("cancelled", "incomplete")  # type: ignore[union-attr]
+        assert ANSWER.startswith(ended.output_text)
+        assert ended.usage is not None
+        assert ended.usage.output_tokens == len(ended.output_text) >= 3
+        reply = client.responses.create(**ASK, background=True)
         client.responses.delete(reply.id)
         wait_for(lambda: not llm.running)
         assert len(server.app.traffic) == 0

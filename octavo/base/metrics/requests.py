@@ -162,6 +162,11 @@ class RequestRecorder:
         if output.finished:
             self._finish(output, now)
 
+    def cut_off(self, reason: str) -> None:
+        """The request ends before its last output: its choices that have not ended do, for one of FINISH_REASONS."""
+        for _ in range(self._params.n - len(self._ended)):
+            self._all.end(reason)
+
     def _end_choice(self, index: int, reason: str) -> None:
         self._all.end(reason)
         if self._tools_of is not None:

@@ -15,10 +15,11 @@ from typing import Any
 
 from octavo.api.log import REQUEST_ID
 from octavo.api.streams import hand_out
-from octavo.base.errors import InputError, RequestFailedError, row_failure
+from octavo.base.errors import InputError, OverloadedError, RequestFailedError, row_failure
 from octavo.base.metrics.requests import RequestRecorder
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
+from octavo.server.errors import ClientGoneError
 from octavo.server.openai.convert import Generation, Prompt, in_terms_of
 from octavo.server.services import Services
 
@@ -114,7 +115,21 @@ class Results:
             "cache_salt": request.cache_salt or "",
             "parsing": generation.parsing,
         }
-        llm, ids = self._services.llm, prompt.token_ids
+        try:
+            await self._follow(prompt, taken, options)
+            if not finished:
+                raise RequestFailedError("the engine ended the request before it was finished; try again")
+        except BaseException as error:
+            refused = isinstance(error, InputError | OverloadedError) and recorder.num_tokens == 0
+            if not finished and not refused:
+                left = isinstance(error, asyncio.CancelledError | ClientGoneError)
+                recorder.cut_off("abort" if left else "error")
+            raise
+
+    async def _follow(
+        self, prompt: Prompt, taken: Callable[[RequestOutput], asyncio.Future[None] | None], options: dict[str, Any]
+    ) -> None:
+        generation, llm, ids = self._generation, self._services.llm, prompt.token_ids
         if generation.length_penalty is None:
             await llm.follow(ids, generation.params, taken, judged=generation.judged, **options)
         else:
@@ -122,8 +137,6 @@ class Results:
                 ids, generation.params, length_penalty=generation.length_penalty, width_name="n", **options
             )
             await hand_out(found, taken)
-        if not finished:
-            raise RequestFailedError("the engine ended the request before it was finished; try again")
 
 
 def _log_request(generation: Generation) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from octavo.base.errors import OctavoError, OverloadedError
+from octavo.base.types.sampling import RequestOutputKind
 from octavo.server.errors import describe
 from octavo.server.exchange import Exchange
 from octavo.server.openai.convert import Generation
@@ -49,6 +52,10 @@ class _Job:
         self._interruption = error
         self._task.cancel()
 
+    def update(self) -> None:
+        """The response holds all that has come."""
+        self._what.builder.fill()
+
     async def cancel(self) -> None:
         """End it, unless it has ended; returns when it has."""
         self._task.cancel()
@@ -70,6 +77,9 @@ class _Job:
             self._services.responses.put(entry)
 
     async def _make(self) -> None:
+        # token by token, so that it can be shown on its way, and is there where it is cancelled
+        params = msgspec.structs.replace(self._what.generation.params, output_kind=RequestOutputKind.DELTA)
+        generation = replace(self._what.generation, params=params)
         with self._services.traffic.entered(self):
-            async with Results(self._services, self._what.generation) as results:
+            async with Results(self._services, generation) as results:
                 await results.collect(self._what.builder.piece)

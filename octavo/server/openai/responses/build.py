@@ -109,6 +109,16 @@ class ResponseBuilder:
         cut = self._cut if isinstance(self._cut, OutputCall) else None
         return as_messages([as_item(item) for item in self.response.output if item is not cut])
 
+    def fill(self) -> None:
+        """The item that is being written holds all that has come of it."""
+        item, text = self._open, "".join(self._pieces)
+        if isinstance(item, OutputCall):
+            item.arguments = text
+        elif isinstance(item, OutputMessage):
+            item.content[0] = OutputTextPart(text=text, logprobs=self._said_logprobs)
+        elif item is not None:
+            item.content[0] = ReasoningTextPart(text=text)
+
     def _over(self, status: ResponseStatus) -> bytes:
         self.response.status = status
         self.response.completed_at = int(time.time()) if status == "completed" else None
@@ -188,20 +198,20 @@ class ResponseBuilder:
         return self._event("response.output_item.added", output_index=len(self.response.output) - 1, item=item)
 
     def _close(self, status: str) -> bytes:
-        item, text = self._open, "".join(self._pieces)
+        item = self._open
         if item is None:
             return b""
+        self.fill()
         item.status = status
         if isinstance(item, OutputCall):
-            item.arguments = text
-            events = self._about("response.function_call_arguments.done", arguments=text)
+            events = self._about("response.function_call_arguments.done", arguments=item.arguments)
         elif isinstance(item, OutputMessage):
-            part = item.content[0] = OutputTextPart(text=text, logprobs=self._said_logprobs)
-            events = self._part("response.output_text.done", text=text, logprobs=part.logprobs)
+            part = item.content[0]
+            events = self._part("response.output_text.done", text=part.text, logprobs=part.logprobs)
             events += self._part("response.content_part.done", part=part)
         else:
-            thought = item.content[0] = ReasoningTextPart(text=text)
-            events = self._part("response.reasoning_text.done", text=text)
+            thought = item.content[0]
+            events = self._part("response.reasoning_text.done", text=thought.text)
             events += self._part("response.content_part.done", part=thought)
         self._open = None
         index = len(self.response.output) - 1

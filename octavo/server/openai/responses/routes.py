@@ -74,6 +74,8 @@ async def show_response(services: Services, exchange: Exchange) -> Reply:
     if exchange.query():
         raise InputError("no query is supported here: streams are not kept, and all fields are told", param="query")
     entry = services.responses.get(exchange.path_params["id"], exchange.owner)
+    if entry.job is not None:
+        entry.job.update()
     return Reply(msgspec.json.encode(entry.response))
 
 

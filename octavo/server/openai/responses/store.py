@@ -21,6 +21,7 @@ KEEP_S = 3600.0
 class Job(Protocol):
     """What makes a response in the background."""
 
+    def update(self) -> None: ...
     async def cancel(self) -> None: ...
 
 
