@@ -9,7 +9,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -115,6 +116,23 @@ class Browser:
         if "error" in told:
             raise RuntimeError(told["error"])
         return told.get("value")
+
+    @contextmanager
+    def tab(self) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+        """A second tab, in front: what goes to the first one, and what goes to it; closed at the end."""
+        first = self._call("GET", self._session + "/window")
+        second = self.post("/window/new", {"type": "tab"})["handle"]
+
+        def go(handle: str) -> None:
+            self.post("/window", {"handle": handle})
+
+        go(second)
+        try:
+            yield lambda: go(first), lambda: go(second)
+        finally:
+            go(second)
+            self._call("DELETE", self._session + "/window")
+            go(first)
 
     def element(self, selector: str) -> str:
         """The reference of the first element; RuntimeError where there is none."""

@@ -174,3 +174,36 @@ def test_trees(modules: Browser) -> None:
         *("a b2", "a b d", "system:Be kind. user:a assistant:b user:d", "a b d", "true", "a b2", "2", "a"),
         "Conversation 1: its messages do not follow each other.",
     ]
+
+
+MERGE = """
+    const node = (id, parent, revision, content) => ({id, parent, revision, content: content ?? `${id}${revision}`});
+    const made = (nodes, more) => ({
+        nodes: Object.fromEntries(nodes.map((each) => [each.id, each])),
+        title: "", settings: {}, updated: 1, leaf: nodes.at(-1)?.id ?? null, ...more,
+    });
+    const [before, mine, kept] = args.map(([nodes, more]) => made(nodes.map((each) => node(...each)), more));
+    m.merge(mine, kept, m.stateOf(before));
+    const contents = Object.values(mine.nodes).map(({content}) => content).sort();
+    return [contents.join(" "), mine.leaf, mine.title, mine.settings];
+"""
+
+
+def test_two_copies_become_one(modules: Browser) -> None:
+    a, b, c = ("a", None, 1), ("b", "a", 1), ("c", "b", 1)
+
+    def merged(mine: list[Any], kept: list[Any], *, ours: Any = None, theirs: Any = None) -> list[Any]:
+        found: list[Any] = call(modules, "merge", MERGE, [[a, b]], [mine, ours or {}], [kept, theirs or {}])
+        return found
+
+    assert merged([a, b], [a, b, c])[:2] == ["a1 b1 c1", "c"]  # shown, as it follows what is shown
+    assert merged([a, b, c], [a, b])[:2] == ["a1 b1 c1", "c"]
+    assert merged([a, b, c], [a, b, ("d", "a", 1)])[:2] == ["a1 b1 c1 d1", "c"]  # two branches
+    assert merged([a], [a, b])[:2] == ["a1", "a"]
+    assert merged([a, b], [a])[:2] == ["a1", "a"]
+    assert merged([a], [a, b, c])[:2] == ["a1 b1 c1", "c"]  # what was written on is not taken away
+    assert merged([a, ("b", "a", 2)], [a])[:2] == ["a1 b2", "b"]
+    assert merged([a, ("b", "a", 2)], [a, ("b", "a", 3)])[0] == "a1 b3"
+    assert merged([], [])[:2] == ["", None]
+    assert merged([a], [a], ours={"title": "A"})[2:] == ["A", {}]
+    assert merged([a], [a], ours={"settings": {"top_k": 1}}, theirs={"title": "B"})[2:] == ["B", {"top_k": 1}]

@@ -118,6 +118,7 @@ export class ChatView {
   }
 
   #changed(generation) {
+    if (this.generations.get(generation.conversation.id) !== generation) return; // dropped
     this.app.save(generation.conversation, false);
     if (generation.conversation !== this.conversation || this.frame) return;
     const draw = () => {

@@ -27,7 +27,7 @@ export class Generation {
   /** Until the answer is there, stopped or failed; never throws for what a server or a reader can do. */
   async run() {
     this.running = true;
-    this.onchange();
+    this.#tell();
     try {
       await this.#patiently();
     } catch (error) {
@@ -35,6 +35,12 @@ export class Generation {
     }
     this.running = false;
     this.waiting = null;
+    this.#tell();
+  }
+
+  // the later of two copies of a message is told by its revision
+  #tell() {
+    this.node.revision = (this.node.revision ?? 0) + 1;
     this.onchange();
   }
 
@@ -142,7 +148,7 @@ export class Generation {
     }
     if (chunk.model) node.model = chunk.model;
     this.#measure(chunk.usage, grew);
-    this.onchange();
+    this.#tell();
   }
 
   #thoughtEnds() {

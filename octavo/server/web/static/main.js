@@ -98,6 +98,7 @@ class Page {
     addEventListener("hashchange", () => this.route());
     addEventListener("keydown", (event) => this.key(event));
     addEventListener("pagehide", () => this.current && this.save(this.current, true));
+    this.store.onforeign = (id) => this.learnForeign(id);
     this.route();
     this.status.check();
   }
@@ -163,8 +164,31 @@ class Page {
       this.tabs[0].setAttribute("href", `#/c/${conversation.id}`);
     }
     this.conversations.sort((a, b) => b.updated - a.updated);
-    this.store.put(conversation).catch((error) => console.error("this conversation could not be kept", error));
+    this.keep(conversation);
     if (now) this.refresh();
+  }
+
+  async keep(conversation) {
+    try {
+      if (!(await this.store.put(conversation))) this.forget(conversation);
+    } catch (error) {
+      console.error("this conversation could not be kept", error);
+    }
+  }
+
+  /** Another tab wrote or deleted this conversation. */
+  async learnForeign(id) {
+    const mine = this.conversations.find((each) => each.id === id);
+    const settings = JSON.stringify(mine?.settings);
+    const found = await this.store.read(id, mine);
+    if (!found && mine) this.forget(mine);
+    if (!found) return;
+    if (!mine) this.conversations.push(found);
+    this.conversations.sort((a, b) => b.updated - a.updated);
+    this.refresh();
+    if (found !== this.current) return;
+    this.chat.refresh();
+    if (JSON.stringify(found.settings) !== settings) this.settings.show(found.settings);
   }
 
   settingsChanged() {
@@ -182,10 +206,15 @@ class Page {
 
   async remove(conversation) {
     if (!(await confirmed(`Delete “${titleOf(conversation)}”?`, "Delete"))) return;
+    this.forget(conversation);
+    await this.store.remove(conversation.id);
+  }
+
+  forget(conversation) {
     this.chat.drop(conversation.id);
     this.conversations = this.conversations.filter((each) => each !== conversation);
-    await this.store.remove(conversation.id);
-    if (conversation === this.current) this.create();
+    if (conversation === this.current && document.body.dataset.view === "chat") this.create();
+    else if (conversation === this.current) this.open(newConversation(recall("settings", {})));
     this.refresh();
   }
 

@@ -1,7 +1,7 @@
 // A conversation as a tree of messages: an edit or another answer is a branch beside the first, and nothing is lost.
 //
 // conversation: {id, title, created, updated, settings, nodes: {id: node}, leaf}. leaf: the last message shown.
-// node: {id, parent, role, content, created} and, where they apply, reasoning, toolCalls, toolCallId, finish, stats, error.
+// node: {id, parent, role, content, created} and, where they apply, reasoning, toolCalls, toolCallId, finish, stats, error, revision.
 
 const ROLES = new Set(["user", "assistant", "tool"]);
 const MOST_TITLE = 60;
