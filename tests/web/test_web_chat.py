@@ -285,6 +285,36 @@ def test_conversations_are_kept(page: Browser, server: ScriptedServer) -> None:
     page.wait(lambda: page.texts(".conversations a") == ["Second colour?"])
 
 
+NO_ROOM = """
+    window.put ??= IDBObjectStore.prototype.put;
+    const full = function (value) {
+        const request = window.put.call(this, value);
+        request.addEventListener("success", () => this.transaction.abort());
+        return request;
+    };
+    IDBObjectStore.prototype.put = args[0] ? full : window.put;
+"""
+
+
+def test_what_the_browser_did_not_keep_is_told(page: Browser, server: ScriptedServer, tmp_path: Path) -> None:
+    answered(page, "Old")
+    page.run(NO_ROOM, True)
+    page.press("control", "shift", "o")
+    answered(page, "Keep me")
+    page.wait(lambda: "did not keep" in page.text(".strip.fault"))
+    page.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.click(".strip.fault button")
+    file = tmp_path / "octavo-conversations.json"
+    page.wait(lambda: file.exists() and "Keep me" in file.read_text())
+    page.run(NO_ROOM, False)
+    page.run("document.querySelector('[aria-label=\"Delete Old\"]').click()")
+    page.click("dialog .primary")
+    page.wait(lambda: not page.visible(".strip.fault"))
+    page.post("/refresh", {})
+    page.wait(lambda: page.texts(".conversations a") == ["Keep me"])
+    page.errors()
+
+
 def test_export_and_import(page: Browser, server: ScriptedServer, tmp_path: Path) -> None:
     page.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     server.say([{"reasoning": "Hm."}, {"content": "Kept."}])

@@ -22,6 +22,7 @@ class Page {
     this.names = [];
     this.longest = null;
     this.saved = new Map(); // conversation id -> when
+    this.unkept = new Set(); // ids of conversations for which the browser had no room
     this.chat = new ChatView({
       model: () => this.model(),
       longest: () => this.longest,
@@ -43,7 +44,7 @@ class Page {
       close: () => this.toggleSidebar(false),
       rename: (conversation) => this.rename(conversation),
       remove: (conversation) => this.remove(conversation),
-      exportAll: () => download("octavo-conversations.json", exportAll(this.conversations)),
+      exportAll: () => this.exportAll(),
       importFile: (file) => this.importFile(file),
       theme: () => this.nextTheme(),
       shortcuts: showShortcuts,
@@ -73,6 +74,12 @@ class Page {
       h("nav", { class: "tabs", "aria-label": "View" }, this.tabs),
       h("div", { class: "server" }, this.modelName, this.status.dot, this.settingsButton),
     );
+    this.loss = h(
+      "div",
+      { class: "strip fault", role: "alert", hidden: true },
+      "The browser did not keep what was written last: its storage may be full. Delete what you do not need, or export your conversations before you close this tab.",
+      h("button", { type: "button", class: "quiet", onclick: () => this.exportAll() }, "Export all conversations"),
+    );
     this.main = h("main", {}, this.chat.element, this.engine.element);
     document.body.replaceChildren(
       h(
@@ -82,7 +89,7 @@ class Page {
       ),
       this.sidebar.element,
       this.shade,
-      h("div", { class: "middle" }, bar, this.status.strip, this.main),
+      h("div", { class: "middle" }, bar, this.status.strip, this.loss, this.main),
       this.settings.element,
       h("div", { id: "announcer", class: "unseen", role: "status" }),
     );
@@ -171,9 +178,12 @@ class Page {
   async keep(conversation) {
     try {
       if (!(await this.store.put(conversation))) this.forget(conversation);
+      this.unkept.delete(conversation.id);
     } catch (error) {
+      this.unkept.add(conversation.id);
       console.error("this conversation could not be kept", error);
     }
+    this.loss.hidden = this.unkept.size === 0;
   }
 
   /** Another tab wrote or deleted this conversation. */
@@ -206,25 +216,36 @@ class Page {
 
   async remove(conversation) {
     if (!(await confirmed(`Delete “${titleOf(conversation)}”?`, "Delete"))) return;
+    this.chat.drop(conversation.id);
+    try {
+      await this.store.remove(conversation.id);
+    } catch (error) {
+      await tell("It was not deleted", error.message);
+      return;
+    }
     this.forget(conversation);
-    await this.store.remove(conversation.id);
+    for (const each of this.conversations) if (this.unkept.has(each.id)) this.keep(each);
   }
 
   forget(conversation) {
     this.chat.drop(conversation.id);
     this.conversations = this.conversations.filter((each) => each !== conversation);
+    this.unkept.delete(conversation.id);
+    this.loss.hidden = this.unkept.size === 0;
     if (conversation === this.current && document.body.dataset.view === "chat") this.create();
     else if (conversation === this.current) this.open(newConversation(recall("settings", {})));
     this.refresh();
   }
 
+  exportAll() {
+    download("octavo-conversations.json", exportAll(this.conversations));
+  }
+
   async importFile(file) {
     try {
       const found = importAll(await file.text());
-      for (const conversation of found) {
-        this.conversations.push(conversation);
-        await this.store.put(conversation);
-      }
+      this.conversations.push(...found);
+      for (const conversation of found) this.keep(conversation);
       this.conversations.sort((a, b) => b.updated - a.updated);
       this.refresh();
     } catch (error) {
