@@ -91,6 +91,27 @@ def test_an_edit_is_a_branch(page: Browser, server: ScriptedServer) -> None:
     page.wait(lambda: not page.visible(".editor textarea"))
 
 
+def test_an_edit_waits_for_the_answer_that_is_being_written(page: Browser, server: ScriptedServer) -> None:
+    server.say("Yes.", "No.", [{"content": "Begun"}, 60, {"content": "."}], "Better.")
+    answered(page, "Question")
+    page.click('[aria-label="Regenerate"]')
+    page.wait(lambda: page.texts(PROSE) == ["No."] and settled(page))
+    page.run("document.querySelector('[aria-label=Edit]').click()")
+    page.type(".editor textarea", ", and more")
+    ask(page, "Next")
+    page.wait(lambda: page.texts(PROSE)[1:] == ["Begun"])
+    labels = "return [...document.querySelectorAll('.foot button:enabled')].map((each) => each.ariaLabel)"
+    assert page.run(labels) == ["Copy", "Copy"]
+    page.type(".editor textarea", "?")
+    page.press("enter")
+    page.wait(lambda: "Stop the answer" in page.text(".editor"))
+    page.click('[aria-label="Stop"]')
+    page.wait(lambda: settled(page))
+    page.click(".editor [type=submit]")
+    page.wait(lambda: page.texts(PROSE) == ["Better."] and settled(page))
+    assert page.texts(".bubble") == ["Question, and more?"]
+
+
 def test_a_cut_answer_goes_on(page: Browser, server: ScriptedServer) -> None:
     server.say([{"content": "Once upon"}, "length"], " a time.")
     answered(page, "Tell")

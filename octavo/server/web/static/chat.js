@@ -134,8 +134,11 @@ export class ChatView {
     const { conversation } = this;
     const free =
       (act) =>
-      (...values) =>
-        this.generations.has(conversation.id) ? undefined : act(...values);
+      (...values) => {
+        if (this.generations.has(conversation.id)) return false;
+        act(...values);
+        return true;
+      };
     const shown = () => {
       this.app.save(conversation, true);
       this.#draw();
@@ -225,6 +228,7 @@ export class ChatView {
     return {
       siblings: siblings(this.conversation, node),
       generation: own,
+      busy: generation !== null,
       last: path.at(-1) === node,
       toolName: node.role === "tool" ? toolName(path, node) : null,
     };

@@ -6,7 +6,8 @@ import { MarkdownView } from "./render.js";
 
 /**
  * actions: edit(node, text), again(node), goOn(node), remove(node), show(node) for another branch, results(node, texts),
- * hurry(node). context: {siblings, generation (or null), last, toolName}.
+ * hurry(node); false where they did nothing, as an answer is being written. context: {siblings, generation (or null),
+ * busy: an answer is being written in this conversation, last, toolName}.
  */
 export class MessageView {
   constructor(node, actions) {
@@ -44,7 +45,7 @@ export class MessageView {
         : null,
       node.error ? this.#fault(node.error) : null,
       !running && node.toolCalls?.length && context.last ? this.#resultsForm() : null,
-      this.#foot(running),
+      this.#foot(),
     ];
     this.#arrange(parts.filter((part) => part !== null));
   }
@@ -82,11 +83,8 @@ export class MessageView {
 
   #fault({ message, param, status }) {
     const where = param ? h("code", {}, param) : null;
-    const again = h(
-      "button",
-      { type: "button", class: "quiet", onclick: () => this.actions.again(this.node) },
-      "Try again",
-    );
+    const retry = () => this.actions.again(this.node);
+    const again = this.context.busy ? null : h("button", { type: "button", class: "quiet", onclick: retry }, "Try again");
     return h(
       "div",
       { class: "notice fault", role: "alert" },
@@ -117,13 +115,13 @@ export class MessageView {
     return this.form;
   }
 
-  #foot(running = false) {
+  #foot() {
     const { node, context, actions } = this;
     const buttons = [];
     if (context.siblings.length > 1) buttons.push(this.#branches());
-    if (!running) {
-      const copy = iconButton("copy", "Copy", () => copyFrom(copy, node.content));
-      if (node.content) buttons.push(copy);
+    const copy = iconButton("copy", "Copy", () => copyFrom(copy, node.content));
+    if (node.content && !context.generation?.running) buttons.push(copy);
+    if (!context.busy) {
       if (node.role === "user") buttons.push(iconButton("edit", "Edit", () => this.edit()));
       if (node.role === "assistant") {
         buttons.push(iconButton("again", "Regenerate", () => actions.again(node)));
@@ -145,7 +143,7 @@ export class MessageView {
     const at = siblings.indexOf(this.node);
     const step = (by, name, label) =>
       iconButton(name, label, () => this.actions.show(siblings[at + by]), {
-        disabled: siblings[at + by] === undefined,
+        disabled: this.context.busy || siblings[at + by] === undefined,
       });
     return h(
       "span",
@@ -159,16 +157,21 @@ export class MessageView {
   /** Turn a message of the reader's into a field. */
   edit() {
     const field = h("textarea", { value: this.node.content, "aria-label": "Edit the message", class: "grows" });
-    const end = () => {
+    const hint = h("span", { class: "fine", role: "status" });
+    const close = () => {
       this.editing = false;
       this.update(this.context);
+    };
+    const end = () => {
+      close();
       this.element.querySelector("[aria-label=Edit]")?.focus();
     };
     const save = (event) => {
       event?.preventDefault();
       const text = field.value.trim();
-      end();
-      if (text) this.actions.edit(this.node, text);
+      if (!text) end();
+      else if (this.actions.edit(this.node, text)) close();
+      else hint.textContent = "Stop the answer, or wait for its end, to send this.";
     };
     const onkeydown = (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) save(event);
@@ -184,7 +187,7 @@ export class MessageView {
         "form",
         { class: "editor", onsubmit: save },
         field,
-        h("div", {}, cancel, h("button", { type: "submit", class: "primary" }, "Send")),
+        h("div", {}, hint, cancel, h("button", { type: "submit", class: "primary" }, "Send")),
       ),
     );
     field.focus();
