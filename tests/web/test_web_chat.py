@@ -60,6 +60,20 @@ def test_stop_ends_it_on_the_server_too(page: Browser, server: ScriptedServer) -
     page.wait(lambda: server.stopped == 2)
 
 
+def test_turns_alternate_after_an_answer_without_text(page: Browser, server: ScriptedServer) -> None:
+    server.say([30], Refusal(400, "no"), [{"reasoning": "Hm."}, "length"])
+    ask(page, "Stopped")
+    page.wait(lambda: len(server.requests) == 1)
+    page.press("escape")
+    page.wait(lambda: settled(page))
+    for text in ("Refused", "Only thought", "Last"):
+        answered(page, text)
+    said = ["Stopped", "", "Refused", "", "Only thought", "", "Last"]
+    messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(said)]
+    assert server.requests[-1]["messages"] == messages
+    page.errors()
+
+
 def test_another_answer_is_a_branch(page: Browser, server: ScriptedServer) -> None:
     server.say("First.", "Second.")
     answered(page, "Say")

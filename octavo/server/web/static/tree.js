@@ -72,15 +72,15 @@ export function toMessages(conversation, leaf) {
   const messages = [];
   const system = conversation.settings.system?.trim();
   if (system) messages.push({ role: "system", content: system });
-  for (const node of shownPath(conversation, leaf)) {
+  shownPath(conversation, leaf).forEach((node, i, path) => {
     if (node.role === "tool") {
       messages.push({ role: "tool", tool_call_id: node.toolCallId, content: node.content });
     } else if (node.role === "user") {
       messages.push({ role: "user", content: node.content });
-    } else if (node.content || node.toolCalls?.length) {
-      messages.push(assistantMessage(node));
+    } else if (node.content || node.toolCalls?.length || path[i + 1]?.role === "user") {
+      messages.push(assistantMessage(node)); // an empty one too: many templates want turns that alternate
     }
-  }
+  });
   return messages;
 }
 
