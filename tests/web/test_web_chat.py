@@ -275,6 +275,21 @@ def test_errors_are_told_and_can_be_tried_again(page: Browser, server: ScriptedS
     page.errors()
 
 
+def test_another_model_is_learned(page: Browser, server: ScriptedServer) -> None:
+    names = server.app._services.names
+    names.served = ["acme/other"]
+    server.say(Refusal(404, "the model is not served here", param="model"))
+    ask(page, "Hello")
+    page.wait(lambda: page.text(".model") == "other" and settled(page))
+    page.click(".notice button")
+    page.wait(lambda: page.texts(PROSE) == ["Yes."])
+    assert [request["model"] for request in server.requests] == ["acme/tiny-chat", "acme/other"]
+    names.served = ["acme/third"]
+    page.run("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait(lambda: page.text(".model") == "third")
+    page.errors()
+
+
 def test_a_loading_model_is_waited_for(page: Browser, server: ScriptedServer) -> None:
     server.llm.state = "loading"
     ask(page, "Hello")

@@ -18,7 +18,7 @@ const SUGGESTIONS = [
 ];
 
 export class ChatView {
-  /** app: {model(), longest(), save(conversation), changed()}; conversations stay the caller's. */
+  /** app: {model(), longest(), save(conversation, now), learnModels()}; conversations stay the caller's. */
   constructor(app) {
     this.app = app;
     this.conversation = null;
@@ -113,6 +113,7 @@ export class ChatView {
       this.generations.delete(conversation.id);
       this.app.save(conversation, true);
       if (conversation === this.conversation) this.#draw();
+      if (node.error?.status === 404 && node.error.param === "model") this.app.learnModels();
       announce(node.error ? `Failed: ${node.error.message}` : "The answer is there");
     });
   }

@@ -27,6 +27,7 @@ class Page {
       model: () => this.model(),
       longest: () => this.longest,
       save: (...values) => this.save(...values),
+      learnModels: () => this.learnModels({ quiet: true }),
     });
     this.engine = new EngineView();
     this.settings = new SettingsPanel({
@@ -34,7 +35,7 @@ class Page {
       onclose: () => this.toggleSettings(false),
     });
     this.sidebar = new Sidebar(this.sidebarActions());
-    this.status = new Status({ onready: () => this.learnModels() });
+    this.status = new Status({ onready: (options) => this.learnModels(options) });
     this.build();
   }
 
@@ -257,9 +258,9 @@ class Page {
     return this.names[0] ?? null;
   }
 
-  async learnModels() {
+  async learnModels(options) {
     try {
-      ({ names: this.names, longest: this.longest } = await models());
+      ({ names: this.names, longest: this.longest } = await models(options));
     } catch {
       return; // shown by the status, or the reader gave no key
     }

@@ -16,7 +16,7 @@ const WORDS = {
 };
 
 export class Status {
-  /** onready(): each time that the server becomes ready. */
+  /** onready(options of a call): the server is found ready after it was not, or after nobody looked at the page. */
   constructor({ onready }) {
     this.onready = onready;
     this.status = null;
@@ -24,17 +24,17 @@ export class Status {
     this.word = h("span");
     this.dot = h("span", { class: "status", role: "status" }, h("i"), this.word);
     this.strip = h("div", { class: "strip", role: "alert", hidden: true });
-    document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(this.timer) : this.check()));
+    document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(this.timer) : this.check(true)));
   }
 
-  /** Ask now, and again later. */
-  async check() {
+  /** Ask now, and again later. unseen: nobody looked meanwhile; it may have been started again, with another model. */
+  async check(unseen = false) {
     clearTimeout(this.timer);
     const told = await readiness();
     const before = this.status;
     this.status = told.status;
     this.#show(told);
-    if (told.status === "ready" && before !== "ready") this.onready();
+    if (told.status === "ready" && (unseen || before !== "ready")) this.onready({ quiet: before === "ready" });
     clearTimeout(this.timer);
     if (!document.hidden) this.timer = setTimeout(() => this.check(), told.status === "ready" ? WELL_MS : UNWELL_MS);
   }
