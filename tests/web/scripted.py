@@ -34,7 +34,7 @@ class Refusal:
 
 class ScriptedServer(LiveServer):
     """replies: what chats get next: a Refusal, or a list of deltas (dict), pauses (s), events (bytes), an end (str).
-
+    An empty delta is a token without a text: it counts, and is not sent.
     requests: the bodies that came.  stopped: answers that the client left before their end.  With no reply left: Yes.
     """
 
@@ -81,6 +81,8 @@ class ScriptedServer(LiveServer):
                 await exchange.send_events(piece)
             elif isinstance(piece, str):
                 finish = piece
+            elif not piece:
+                count += 1
             else:
                 count += 1
                 await exchange.send_events(_event(piece, None, count))

@@ -30,6 +30,15 @@ def test_an_answer_grows_and_tells_its_speed(page: Browser, server: ScriptedServ
     assert server.requests[0]["model"] == "acme/tiny-chat"
 
 
+def test_tokens_that_come_unseen_are_no_speed(page: Browser, server: ScriptedServer) -> None:
+    call = {"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": "{}"}}]}
+    server.say([{"role": "assistant", "content": ""}, *[{}] * 80, 0.2, call, 0.01, {"content": "."}])
+    ask(page, "Call")
+    page.wait(lambda: settled(page))
+    assert "83 tokens" in page.text(".stats")
+    assert "tokens/s" not in page.text(".stats")
+
+
 def test_the_real_route_answers(chromium: Browser) -> None:
     from fake_llm import FakeLLM
     from serving import LiveServer

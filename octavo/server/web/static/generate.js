@@ -122,6 +122,7 @@ export class Generation {
     if (this.goOn) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
     this.startedAt = performance.now();
     this.firstAt = null;
+    this.firstTokens = null; // generated until something was to be seen
     this.earlier = this.goOn ? (node.stats?.tokens ?? 0) : 0;
     this.thoughtAt = null;
     for await (const chunk of stream("v1/chat/completions", body, this.#stop.signal)) this.#take(chunk);
@@ -156,16 +157,17 @@ export class Generation {
     this.thoughtAt = null;
   }
 
-  // tokens a second leave the first token out, as it was waited for apart
+  // tokens a second leave out what came before the first that was to be seen, as that was waited for apart
   #measure(usage, grew) {
     const { node } = this;
+    if (grew) this.firstTokens ??= usage?.completion_tokens ?? 1;
     if (grew) node.stats.seconds = (performance.now() - this.firstAt) / 1000;
     if (this.firstAt !== null && !this.goOn) node.stats.first = (this.firstAt - this.startedAt) / 1000;
     if (!usage) return;
     node.stats.tokens = this.earlier + usage.completion_tokens;
     node.stats.prompt = usage.prompt_tokens;
     node.stats.cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
-    const own = usage.completion_tokens - 1;
+    const own = usage.completion_tokens - (this.firstTokens ?? 0);
     if (own >= LEAST_TOKENS && node.stats.seconds > 0) node.stats.speed = own / node.stats.seconds;
   }
 }
