@@ -5,8 +5,11 @@ from __future__ import annotations
 from browser import Browser
 from chatting import answered
 from scripted import ScriptedServer
+from starlette.routing import Route
 
 from octavo.base.types.messages import EngineStats
+from octavo.server.exchange import Exchange, Reply
+from octavo.server.services import Services
 
 
 def tiles(page: Browser) -> dict[str, str]:
@@ -40,6 +43,32 @@ def test_numbers_charts_and_percentiles(page: Browser, server: ScriptedServer) -
     page.run("document.querySelector('.plot').dispatchEvent(new PointerEvent('pointermove', {clientX: 600}))")
     assert page.text(".legend .when")
     assert page.count(".chart") == 6
+
+
+def test_a_server_that_began_anew(page: Browser, server: ScriptedServer) -> None:
+    counts = (1, 100, 0)
+
+    async def metrics(services: Services, exchange: Exchange) -> Reply:
+        names = ("process_start_time_seconds", "octavo:prefix_cache_queries_total", "octavo:prefix_cache_hits_total")
+        return Reply("".join(f"{name} {count}\n" for name, count in zip(names, counts, strict=True)).encode())
+
+    server.app.routes.insert(0, Route("/metrics", metrics, methods=["GET"]))
+    page.click('.tabs a[data-view="engine"]')
+    page.wait(lambda: tiles(page).get("Generated") == "0")
+    for start, queries, hits, shown in [
+        (1, 200, 90, "90 %"),
+        (1, 250, 20, "–"),  # a counter fell
+        (1, 350, 70, "50 %"),
+        (2, 450, 95, "–"),  # another process, which has counted more already
+    ]:
+        counts = (start, queries, hits)
+        page.wait(lambda shown=shown: tiles(page)["Prefix hits"] == shown, seconds=5)
+
+
+def test_prompt_tokens_from_the_cache_were_not_computed(page: Browser, server: ScriptedServer) -> None:
+    server.llm.stats = EngineStats(prompt_tokens=1000, prefix_hits=900)
+    page.click('.tabs a[data-view="engine"]')
+    page.wait(lambda: "Prompt tokens computed\n100\n" in page.text(".counts"))
 
 
 def test_a_failing_server_is_told(page: Browser, server: ScriptedServer) -> None:

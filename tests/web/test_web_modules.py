@@ -142,12 +142,13 @@ def test_prometheus_text(modules: Browser) -> None:
         const again = {...h, counts: [1, 0, 0], count: 1};
         return [m.total(s, "octavo:x_total"), m.total(s, "none"), m.histogram(s, "none"), h.counts,
             [0, 0.05, 0.5, 0.9, 0.95].map((q) => m.quantile(h, q)), m.since(later, h).counts, m.since(again, h).counts,
+            m.since({...h, counts: [20, 70, 20], count: 110}, h).counts,
             m.quantile({bounds: [1], counts: [0]}, 0.5)];
     """
     assert call(modules, "prometheus", script, METRICS) == [
         *(1002.5, None, None, [10, 80, 10]),
         [0, 0.05, 0.55, 1, 1],
-        *([10, 80, 10], [1, 0, 0], None),
+        *([10, 80, 10], [1, 0, 0], [20, 70, 20], None),
     ]
 
 

@@ -4,12 +4,14 @@ import { call } from "./api.js";
 import { Chart } from "./chart.js";
 import { h } from "./dom.js";
 import { showSeconds } from "./message.js";
-import { histogram, parse, quantile, since, total } from "./prometheus.js";
+import { fell, histogram, parse, quantile, since, total } from "./prometheus.js";
 
 const EVERY_MS = 1000;
 const SPAN_MS = 5 * 60_000;
 const FIRST_SPAN_MS = 60_000; // of what is shown, before there is more
 const WINDOW_MS = 60_000; // of percentiles and the hit rate
+const COMPUTED = { source: "local_compute" };
+const COUNTERS = ["queries", "hit", "generated", "prompted"];
 const QUANTILES = [0.5, 0.9, 0.99];
 
 const LATENCIES = [
@@ -34,7 +36,7 @@ const PERCENTILES = [
 ];
 
 export class EngineView {
-  #readings = []; // {time, running, waiting, kv, ..., histograms}
+  #readings = []; // {time, run, running, waiting, kv, ..., histograms}
   #timer = 0;
   #shown = false;
   #asking = false;
@@ -138,7 +140,10 @@ export class EngineView {
 
   #take(samples) {
     const now = Date.now();
-    this.#readings.push(reading(samples, now));
+    const next = reading(samples, now);
+    const last = this.#readings.at(-1);
+    if (last) next.run = isSameRun(next, last) ? last.run : last.run + 1;
+    this.#readings.push(next);
     while (this.#readings[0].time < now - SPAN_MS - WINDOW_MS) this.#readings.shift();
     this.#draw(now, samples);
   }
@@ -205,7 +210,7 @@ export class EngineView {
       ...finished.map(({ labels, value }) => [`– ${labels.finished_reason}`, showCount(value)]),
       ["Refused", showCount(total(samples, "octavo:admission_rejections_total") ?? 0)],
       ["Tokens generated", showCount(total(samples, "octavo:generation_tokens_total") ?? 0)],
-      ["Prompt tokens computed", showCount(total(samples, "octavo:prompt_tokens_total") ?? 0)],
+      ["Prompt tokens computed", showCount(total(samples, "octavo:prompt_tokens_by_source_total", COMPUTED) ?? 0)],
       ["Preemptions", showCount(total(samples, "octavo:num_preemptions_total") ?? 0)],
       ["Steps", showCount(total(samples, "octavo:engine_steps_total") ?? 0)],
       ["KV blocks", cacheText(samples)],
@@ -233,6 +238,8 @@ function reading(samples, time) {
   const value = (name) => total(samples, `octavo:${name}`) ?? 0;
   return {
     time,
+    run: 0, // counted up where the server began anew
+    started: total(samples, "process_start_time_seconds"),
     running: value("num_requests_running"),
     waiting: value("num_requests_waiting"),
     kv: value("kv_cache_usage_perc"),
@@ -244,16 +251,25 @@ function reading(samples, time) {
   };
 }
 
-// the reading that was there a window before reading i, or the oldest since; undefined for the very first
+// the reading that was there a window before reading i, or the oldest since; undefined for the first of a run
 function before(all, i) {
-  return all.slice(0, i).find((each) => each.time >= all[i].time - WINDOW_MS);
+  return all.slice(0, i).find((each) => each.run === all[i].run && each.time >= all[i].time - WINDOW_MS);
+}
+
+// a server that began anew counts from 0, and may have passed what the one before had counted
+function isSameRun(now, last) {
+  const histograms = Object.entries(now.histograms);
+  return (
+    now.started === last.started &&
+    COUNTERS.every((name) => now[name] >= last[name]) &&
+    !histograms.some(([name, each]) => each && last.histograms[name] && fell(each, last.histograms[name]))
+  );
 }
 
 function derive(now, last, then) {
-  const near = last && now.time - last.time < 5 * EVERY_MS ? last : null;
-  const rate = (name) =>
-    near && now[name] >= near[name] ? (now[name] - near[name]) / ((now.time - near.time) / 1000) : null;
-  const queries = then && now.queries >= then.queries ? now.queries - then.queries : 0;
+  const near = last?.run === now.run && now.time - last.time < 5 * EVERY_MS ? last : null;
+  const rate = (name) => (near ? (now[name] - near[name]) / ((now.time - near.time) / 1000) : null);
+  const queries = then ? now.queries - then.queries : 0;
   const percentiles = (name) => {
     const whole = now.histograms[name];
     const minute = whole && then ? since(whole, then.histograms[name]) : null;

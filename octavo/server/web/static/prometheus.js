@@ -42,9 +42,10 @@ function number(text) {
   return text === "" || Number.isNaN(value) ? null : value;
 }
 
-/** The sum over a metric's label sets; null where it is not there. */
-export function total(samples, name) {
-  const list = samples.get(name);
+/** The sum over a metric's label sets, of those with these labels alone; null where it is not there. */
+export function total(samples, name, labels = {}) {
+  const wanted = Object.entries(labels);
+  const list = samples.get(name)?.filter((sample) => wanted.every(([key, value]) => sample.labels[key] === value));
   return list ? list.reduce((sum, sample) => sum + sample.value, 0) : null;
 }
 
@@ -62,15 +63,20 @@ export function histogram(samples, name) {
   return { bounds, counts, sum: total(samples, `${name}_sum`) ?? 0, count: total(samples, `${name}_count`) ?? 0 };
 }
 
-/** What came to a histogram between two readings; all of `later` where the server began anew. */
+/** What came to a histogram between two readings; all of `later` where it fell, as the server began anew. */
 export function since(later, earlier) {
-  if (!earlier || later.count < earlier.count || later.bounds.length !== earlier.bounds.length) return later;
+  if (!earlier || later.bounds.length !== earlier.bounds.length || fell(later, earlier)) return later;
   return {
     bounds: later.bounds,
     counts: later.counts.map((count, i) => count - earlier.counts[i]),
     sum: later.sum - earlier.sum,
     count: later.count - earlier.count,
   };
+}
+
+/** Whether a histogram holds less than it did. */
+export function fell(later, earlier) {
+  return later.counts.some((count, i) => count < earlier.counts[i]);
 }
 
 /** The q-quantile, linear within its bucket as Prometheus' histogram_quantile; null of nothing. */
