@@ -177,6 +177,27 @@ def test_trees(modules: Browser) -> None:
     ]
 
 
+def test_imports_take_what_the_page_can_show(modules: Browser) -> None:
+    script = """
+        const file = (conversation) => `{"format": "octavo-conversations", "conversations": [${conversation}]}`;
+        try {
+            const [made] = m.importAll(file(args[0]));
+            return [made.settings, m.shownPath(made).map((node) => node.content)];
+        } catch (error) { return error.message; }
+    """
+
+    def read(nodes: str, settings: str = "{}") -> Any:
+        return call(modules, "tree", script, f'{{"nodes": {nodes}, "settings": {settings}}}')
+
+    nodes = '{"a": {"role": "user", "content": "A", "created": 1}, "b": %s}'
+    below = '{"role": "assistant", "content": "B", "created": 2, "parent": "a"}'
+    settings = '{"system": 5, "tools": [], "top_p": "1", "seed": 1e999, "top_k": 5, "temperature": null, "other": 1}'
+    assert read(nodes % below, settings) == [{"top_k": 5}, ["A", "B"]]
+    assert read(nodes % below, '{"system": "S", "tools": "T"}')[0] == {"system": "S", "tools": "T"}
+    assert read(nodes % below.replace('"a"', '"c"')) == "Conversation 1 does not begin with a message of yours."
+    assert read("{}", "null") == [{}, []]
+
+
 MERGE = """
     const node = (id, parent, revision, content) => ({id, parent, revision, content: content ?? `${id}${revision}`});
     const made = (nodes, more) => ({

@@ -3,6 +3,8 @@
 // conversation: {id, title, created, updated, settings, nodes: {id: node}, leaf}. leaf: the last message shown.
 // node: {id, parent, role, content, created} and, where they apply, reasoning, toolCalls, toolCallId, finish, stats, error, revision.
 
+import { CONTROLS } from "./parameters.js";
+
 const ROLES = new Set(["user", "assistant", "tool"]);
 const MOST_TITLE = 60;
 
@@ -134,15 +136,24 @@ function readConversation(data, number) {
   made.title = asText(data.title);
   made.created = asTime(data.created);
   made.updated = asTime(data.updated);
-  for (const [name, value] of Object.entries(data.settings ?? {})) {
-    if (["string", "number", "boolean"].includes(typeof value)) made.settings[name] = value;
-  }
+  made.settings = readSettings(data.settings ?? {});
   const nodes = Object.entries(data.nodes).sort(([, a], [, b]) => asTime(a?.created) - asTime(b?.created));
   const ids = new Map(nodes.map(([id]) => [id, newId()]));
   for (const [id, node] of nodes) made.nodes[ids.get(id)] = readNode(node, ids.get(id), ids);
   made.leaf = ids.get(data.leaf) ?? null;
   if (!isTree(made.nodes)) throw new Error(`Conversation ${number + 1}: its messages do not follow each other.`);
+  if (Object.values(made.nodes).some((node) => node.parent === null && node.role !== "user"))
+    throw new Error(`Conversation ${number + 1} does not begin with a message of yours.`);
+  const last = Object.values(made.nodes).at(-1);
+  if (made.leaf === null && last) showBranch(made, last);
   return made;
+}
+
+function readSettings(data) {
+  const settings = {};
+  for (const name of ["system", "tools"]) if (typeof data[name] === "string") settings[name] = data[name];
+  for (const { name } of CONTROLS) if (Number.isFinite(data[name])) settings[name] = data[name];
+  return settings;
 }
 
 function readNode(data, id, ids) {
