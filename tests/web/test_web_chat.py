@@ -355,6 +355,17 @@ NO_ROOM = """
 """
 
 
+def test_an_answer_cut_by_a_reload_goes_on(page: Browser, server: ScriptedServer) -> None:
+    server.say([{"content": "Half"}, 1.6, {"content": " of"}, 60], " it.")
+    ask(page, "Go")
+    page.wait(lambda: page.texts(PROSE) == ["Half of"])
+    page.post("/refresh", {})
+    page.wait(lambda: page.texts(PROSE) == ["Half of"] and "stopped" in page.text(".stats"))
+    page.click('[aria-label="Continue"]')
+    page.wait(lambda: page.texts(PROSE) == ["Half of it."] and settled(page))
+    assert "stopped" not in page.text(".stats")
+
+
 def test_what_the_browser_did_not_keep_is_told(page: Browser, server: ScriptedServer, tmp_path: Path) -> None:
     answered(page, "Old")
     page.run(NO_ROOM, True)

@@ -9,7 +9,7 @@ import { SettingsPanel } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { Status } from "./status.js";
 import { recall, remember, Store } from "./store.js";
-import { exportAll, importAll, newConversation, titleOf } from "./tree.js";
+import { endHalfAnswers, exportAll, importAll, newConversation, titleOf } from "./tree.js";
 
 const SAVE_MS = 1500; // between two savings of an answer that grows
 const THEMES = ["auto", "light", "dark"];
@@ -339,5 +339,7 @@ function download(name, text) {
 
 onKeyNeeded(askKey);
 const store = await new Store().open();
-const page = new Page(store, await store.all());
+const conversations = await store.all();
+conversations.forEach(endHalfAnswers);
+const page = new Page(store, conversations);
 page.start();

@@ -69,6 +69,13 @@ export function removeNode(conversation, node) {
   touch(conversation);
 }
 
+/** Say of answers that no end was written of, as the page was closed meanwhile, that they were stopped. */
+export function endHalfAnswers(conversation) {
+  for (const node of Object.values(conversation.nodes)) {
+    if (node.role === "assistant" && !node.finish && !node.error) node.finish = "stopped";
+  }
+}
+
 /** The messages of a request that is answered below `leaf`, as the protocol has them. */
 export function toMessages(conversation, leaf) {
   const messages = [];
