@@ -162,6 +162,10 @@ def test_reasoning_is_folded(page: Browser, server: ScriptedServer) -> None:
     assert page.texts(".thought[open]") == [page.text(".thought")]  # the second came folded
     answered(page, "Once more?")
     assert page.texts(".thought[open] .prose")[1:] == ["Cut off in mid-"]
+    page.run("[...document.querySelectorAll('.thought summary')].at(-1).click()")
+    page.run("document.dispatchEvent(new Event('visibilitychange'))")  # draws it again
+    answered(page, "Last?")
+    assert page.count(".thought[open]") == 1
     assert server.requests[1]["messages"][1] == {"role": "assistant", "content": "42"}
 
 

@@ -41,6 +41,56 @@ def test_the_key_is_asked_for(chromium: Browser) -> None:
     chromium.errors()
 
 
+def test_a_key_given_later_tells_the_model(chromium: Browser) -> None:
+    fresh(chromium)
+    with ScriptedServer(api_key=["sk-right"]) as server:
+        visit(chromium, server.url)
+        chromium.wait(lambda: chromium.visible("dialog"))
+        chromium.press("escape")
+        chromium.wait(lambda: not chromium.visible("dialog"))
+        ask(chromium, "Hello")
+        chromium.wait(lambda: chromium.visible("dialog"))
+        chromium.type("#key", "sk-right")
+        chromium.press("enter")
+        chromium.wait(lambda: chromium.text(".model") == "tiny-chat")
+    chromium.errors()
+
+
+def test_the_focus_stays_in_the_list(page: Browser, server: ScriptedServer) -> None:
+    for title in ("One", "Two"):
+        page.press("control", "shift", "o")
+        answered(page, title)
+    page.run("document.querySelector('[aria-label=\"Rename One\"]').focus()")
+    page.press("enter")
+    page.wait(lambda: page.visible("dialog"))
+    page.press("control", "a")
+    page.type("#title", "New")
+    page.press("enter")
+    page.wait(lambda: page.run(FOCUSED) == "Rename New")
+    page.press("tab")
+    page.press("enter")
+    page.wait(lambda: page.visible("dialog"))
+    page.press("enter")
+    page.wait(lambda: page.run("return document.activeElement.className") == "new")
+
+
+def test_every_state_of_the_server_has_words(page: Browser, server: ScriptedServer) -> None:
+    def told(word: str) -> str:
+        page.run("document.dispatchEvent(new Event('visibilitychange'))")
+        page.wait(lambda: page.text(".status") == word)
+        return page.text(".strip")
+
+    server.app.traffic.paused = True
+    assert "until it is resumed" in told("Paused")
+    server.app.traffic.paused = False
+    server.llm.state = "sleeping"
+    assert "when it is woken" in told("Asleep")
+    server.llm.state = "ready"
+    server.app._services.canary.fault = "other tokens"
+    assert "do not trust it" in told("Not to be trusted")
+    page.errors()
+
+
 def test_the_view_follows_until_the_reader_scrolls(page: Browser, server: ScriptedServer) -> None:
     lines: list[Any] = [{"content": f"line {i}\n\n"} for i in range(80)]
     more: list[Any] = [piece for i in range(20) for piece in ({"content": f"more {i}\n\n"}, 0.03)]

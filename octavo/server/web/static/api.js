@@ -15,11 +15,13 @@ export class ApiError extends Error {
 }
 
 let askForKey = async () => null;
+let keyAccepted = () => {};
 let asking = null;
 
-/** `ask(wrong)` resolves to a key, or to null where the reader gives none. wrong: a key was sent and refused. */
-export function onKeyNeeded(ask) {
+/** `ask(wrong)` resolves to a key, or to null where the reader gives none. wrong: one was refused. accepted(): one was not. */
+export function onKeyNeeded(ask, accepted) {
   askForKey = ask;
+  keyAccepted = accepted;
 }
 
 let memory = null;
@@ -43,15 +45,17 @@ function keepKey(key) {
 
 /** A good Response. quiet: a 401 is thrown and not asked about. */
 export async function call(path, { body = null, signal = null, quiet = false } = {}) {
+  let given = null;
   for (;;) {
     const key = readKey();
     const response = await send(path, body, signal, key);
+    if (response.ok && given !== null) keyAccepted();
     if (response.ok) return response;
     const error = await refusal(response);
     if (response.status !== 401 || quiet) throw error;
     if (readKey() !== key) continue; // given meanwhile, for another call
     asking ??= askForKey(key !== null).finally(() => (asking = null));
-    const given = await asking;
+    given = await asking;
     if (given === null) throw error;
     keepKey(given);
   }

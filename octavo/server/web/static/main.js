@@ -337,9 +337,9 @@ function download(name, text) {
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
-onKeyNeeded(askKey);
 const store = await new Store().open();
 const conversations = await store.all();
 conversations.forEach(endHalfAnswers);
 const page = new Page(store, conversations);
+onKeyNeeded(askKey, () => page.learnModels({ quiet: true }));
 page.start();

@@ -64,7 +64,8 @@ export class MessageView {
     this.thought ??= makeThought();
     this.thought.text.update(node.reasoning);
     // the whole answer is a thought: some was cut before it came to an end, some models mark no end
-    if (!this.context.generation && !node.content && !node.toolCalls?.length) this.thought.element.open = true;
+    const whole = !this.context.generation && !node.content && !node.toolCalls?.length;
+    if (whole && !this.unfolded) this.thought.element.open = this.unfolded = true; // once: the reader may fold it
     const seconds = node.stats?.thought;
     const spent = seconds === undefined || seconds === null ? "Thought" : `Thought for ${showSeconds(seconds)}`;
     this.thought.label.textContent = thinking ? "Thinking …" : spent;

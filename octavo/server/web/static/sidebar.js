@@ -18,6 +18,12 @@ export class Sidebar {
       "aria-label": "Search conversations",
       oninput: () => this.#draw(),
     });
+    this.create = h(
+      "button",
+      { type: "button", class: "new", onclick: actions.create },
+      icon("plus"),
+      "New conversation",
+    );
     this.list = h("nav", { class: "conversations", "aria-label": "Conversations" });
     this.file = h("input", {
       type: "file",
@@ -36,7 +42,7 @@ export class Sidebar {
         h("a", { class: "brand", href: "#/" }, mark(), "Octavo"),
         iconButton("close", "Close the list", actions.close, { class: "icon-button narrow-only" }),
       ),
-      h("button", { type: "button", class: "new", onclick: actions.create }, icon("plus"), "New conversation"),
+      this.create,
       h("label", { class: "find" }, icon("search"), this.find),
       this.list,
       h(
@@ -75,7 +81,17 @@ export class Sidebar {
         list.map((each) => this.#row(each)),
       ),
     ]);
+    const focused = this.#focused();
     this.list.replaceChildren(...(parts.length ? parts : [h("p", { class: "fine" }, empty)]));
+    if (!focused) return;
+    const row = this.list.querySelector(`[data-id="${focused.id}"]`);
+    (row?.children[focused.place] ?? this.create).focus({ preventScroll: true });
+  }
+
+  // where the keyboard is in the list, which is drawn anew
+  #focused() {
+    const row = this.list.contains(document.activeElement) ? document.activeElement.closest("li") : null;
+    return row && { id: row.dataset.id, place: [...row.children].indexOf(document.activeElement) };
   }
 
   #row(conversation) {
@@ -83,7 +99,7 @@ export class Sidebar {
     const title = titleOf(conversation);
     return h(
       "li",
-      { class: current ? "current" : null },
+      { class: current ? "current" : null, "data-id": conversation.id },
       h(
         "a",
         { href: `#/c/${conversation.id}`, "aria-current": current ? "page" : null, title },
