@@ -51,6 +51,7 @@ PIECES = {
     "- [x] a\n- [ ] b": "<ul><li><input><span>a</span></li><li><input><span>b</span></li></ul>",
     "* a\n\ntext": "<ul><li><span>a</span></li></ul><p>text</p>",
     "[a](https://x.y/z_(1)) <https://q.r>": "<p><a>a</a> <a>https://q.r</a></p>",
+    "http://%*b* (http://x.y)?!": "<p>http://%*b* (<a>http://x.y</a>)?!</p>",
     "see https://x.y/z_(1)). ok": "<p>see <a>https://x.y/z_(1)</a>). ok</p>",
     "[a](javascript:x) [b](/v1/models)": "<p>[a](javascript:x) [b](/v1/models)</p>",
     "<b>x</b> &lt;i&gt; a<br>b": "<p><b>x</b> <i> a<br>b</p>",
@@ -96,6 +97,9 @@ def test_hostile_markdown_takes_no_time(modules: Browser) -> None:
     texts = [unit * (60_000 // len(unit)) for unit in units]
     texts.append("\n".join(">" * (i % 60) + "- " * 30 for i in range(600)))
     texts.append("\n".join("| a | b |\n|---|---|" for _ in range(3000)))
+    near = ("{}`", "~~~", "~"), ("a|b\n-{}x", "", " "), ("http://x.y/{}", "", ")"), ("http://x.y/{}x", "", ".")
+    texts += [text.format(first + 120_000 * unit) for text, first, unit in near]  # patterns that they nearly fit
+    texts += ["http://%" * 15_000, f"~~~{' ' * 120_000}`"]
     begun = time.monotonic()
     counts = call(modules, "markdown", "return args[0].map((text) => m.parseBlocks(text).length)", texts)
     assert all(counts)

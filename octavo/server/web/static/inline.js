@@ -231,14 +231,24 @@ class Scanner {
     URL_HERE.lastIndex = this.at;
     const found = URL_HERE.exec(this.text)?.[0];
     if (!found) return false;
-    let shown = found.replace(/[.,;:!?*_~\]]+$/, "");
-    while (shown.endsWith(")") && shown.split(")").length > shown.split("(").length) shown = shown.slice(0, -1);
+    const shown = withoutEnd(found);
     const address = safeAddress(shown);
-    return (
-      address !== null &&
-      this.put({ kind: "link", address, inline: [{ kind: "text", text: shown }] }, this.at + shown.length)
-    );
+    if (address !== null)
+      return this.put({ kind: "link", address, inline: [{ kind: "text", text: shown }] }, this.at + shown.length);
+    this.plain += found; // whole, so that it is not looked through again from within
+    this.at += found.length;
+    return true;
   }
+}
+
+// an address without what belongs to the sentence around it: stops, and brackets that were not opened in it
+function withoutEnd(address) {
+  let end = address.length;
+  while (/[.,;:!?*_~\]]/.test(address.charAt(end - 1))) end--;
+  let unopened = 0;
+  for (const char of address.slice(0, end)) unopened += (char === ")") - (char === "(");
+  for (; unopened > 0 && address[end - 1] === ")"; unopened--) end--;
+  return address.slice(0, end);
 }
 
 function run(text, at, char) {
