@@ -43,8 +43,11 @@ def test_each_shows_what_the_other_writes(page: Browser, server: ScriptedServer)
         assert [message["content"] for message in server.requests[2]["messages"]] == [
             *("First", "One.", "Second", "Two.", "Third")
         ]
+        page.press("control", ",")
+        page.type("#setting-system", "Be kind.")
         to_second()
         page.wait(lambda: page.texts(PROSE) == ["One.", "Two.", "Three."])
+        page.wait(lambda: page.run("return document.querySelector('#setting-system').value") == "Be kind.")
         page.press("control", "shift", "o")
         answered(page, "Another")
         to_first()

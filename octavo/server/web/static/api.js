@@ -18,7 +18,10 @@ let askForKey = async () => null;
 let keyAccepted = () => {};
 let asking = null;
 
-/** `ask(wrong)` resolves to a key, or to null where the reader gives none. wrong: one was refused. accepted(): one was not. */
+/**
+ * `ask(wrong)` resolves to a key, or to null where the reader gives none. wrong: a key was sent and refused.
+ * accepted(): a key that was asked for has opened a route.
+ */
 export function onKeyNeeded(ask, accepted) {
   askForKey = ask;
   keyAccepted = accepted;

@@ -180,6 +180,7 @@ class Page {
     try {
       if (!(await this.store.put(conversation))) this.forget(conversation);
       this.unkept.delete(conversation.id);
+      this.settings.refresh();
     } catch (error) {
       this.unkept.add(conversation.id);
       console.error("this conversation could not be kept", error);
@@ -190,16 +191,14 @@ class Page {
   /** Another tab wrote or deleted this conversation. */
   async learnForeign(id) {
     const mine = this.conversations.find((each) => each.id === id);
-    const settings = JSON.stringify(mine?.settings);
     const found = await this.store.read(id, mine);
     if (!found && mine) this.forget(mine);
     if (!found) return;
     if (!mine) this.conversations.push(found);
     this.conversations.sort((a, b) => b.updated - a.updated);
     this.refresh();
-    if (found !== this.current) return;
-    this.chat.refresh();
-    if (JSON.stringify(found.settings) !== settings) this.settings.show(found.settings);
+    this.settings.refresh();
+    if (found === this.current) this.chat.refresh();
   }
 
   settingsChanged() {
@@ -259,11 +258,13 @@ class Page {
   }
 
   async learnModels(options) {
+    const known = JSON.stringify([this.names, this.longest]);
     try {
       ({ names: this.names, longest: this.longest } = await models(options));
     } catch {
       return; // shown by the status, or the reader gave no key
     }
+    if (JSON.stringify([this.names, this.longest]) === known) return;
     this.modelName.textContent = this.model() ? shortName(this.model()) : "";
     this.modelName.title = this.names.join(", ");
     this.chat.refresh();

@@ -84,14 +84,17 @@ export class MessageView {
 
   #fault({ message, param, status }) {
     const where = param ? h("code", {}, param) : null;
-    const retry = () => this.actions.again(this.node);
-    const again = this.context.busy ? null : h("button", { type: "button", class: "quiet", onclick: retry }, "Try again");
+    const again = h(
+      "button",
+      { type: "button", class: "quiet", onclick: () => this.actions.again(this.node) },
+      "Try again",
+    );
     return h(
       "div",
       { class: "notice fault", role: "alert" },
       icon("warning"),
       h("span", {}, status ? `${message} ` : message, where),
-      again,
+      this.context.busy ? null : again,
     );
   }
 

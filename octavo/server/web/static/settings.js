@@ -30,6 +30,7 @@ export class SettingsPanel {
   /** Show these settings; they are changed in place. */
   show(settings) {
     this.settings = settings;
+    this.shown = JSON.stringify(settings);
     const system = this.#text("system", "System prompt", "What the model should know and how it should answer.", 4);
     const tools = this.#text("tools", "Tools", '[{"type": "function", "function": {"name": …}}]', 3);
     const fault = h("p", { class: "fine fault", role: "alert" });
@@ -51,6 +52,11 @@ export class SettingsPanel {
       h("p", { class: "fine" }, "A JSON list as in the API. Calls are shown; you give their results."),
       fault,
     );
+  }
+
+  /** Show them again where another tab has changed them; a field that is being written in stays as it is. */
+  refresh() {
+    if (JSON.stringify(this.settings) !== this.shown) this.show(this.settings);
   }
 
   #text(name, label, placeholder, rows) {
@@ -137,6 +143,7 @@ export class SettingsPanel {
   #set(name, value) {
     if (value === undefined || value === "") delete this.settings[name];
     else this.settings[name] = value;
+    this.shown = JSON.stringify(this.settings);
     this.onchange(this.settings);
   }
 

@@ -49,7 +49,7 @@ export class Store {
     return mine ?? kept;
   }
 
-  /** Keep it, and bring into it what other tabs have added; false where one of them deleted it. Rejects without room. */
+  /** Keep it, with other tabs' changes brought into it; false where one of them deleted it. Rejects without room. */
   async put(conversation) {
     if (this.#database) return this.#merged(conversation);
     this.#memory.set(conversation.id, conversation);

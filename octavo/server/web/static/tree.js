@@ -1,7 +1,8 @@
 // A conversation as a tree of messages: an edit or another answer is a branch beside the first, and nothing is lost.
 //
 // conversation: {id, title, created, updated, settings, nodes: {id: node}, leaf}. leaf: the last message shown.
-// node: {id, parent, role, content, created} and, where they apply, reasoning, toolCalls, toolCallId, finish, stats, error, revision.
+// node: {id, parent, role, content, created} and, where they apply, reasoning, toolCalls, toolCallId, finish, stats, error,
+// revision (how many times it has changed).
 
 import { CONTROLS } from "./parameters.js";
 
