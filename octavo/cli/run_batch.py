@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from octavo.api.arguments import Foreign
 from octavo.base.config.config import EngineConfig, ServerConfig
@@ -18,7 +20,7 @@ from octavo.base.errors import ConfigError, EngineDeadError, InputError
 from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
 
 if TYPE_CHECKING:
-    from octavo.server.batch.lines import BatchResult
+    from octavo.server.batch.lines import BatchLine, BatchResult
     from octavo.server.batch.run import Answer
 
 FAILED = 1
@@ -43,6 +45,7 @@ class _Count:
     done: int
     failed: int
     left: int = 0  # without an answer: the engine was busy to the last
+    seen: int = 0  # of the lines, when they were read for their answers
 
 
 def main(arguments: list[str]) -> int:
@@ -58,51 +61,104 @@ def main(arguments: list[str]) -> int:
     source, target = Path(values.pop("input_file")), Path(values.pop("output_file"))
     server: ServerConfig = build_struct(ServerConfig, {name: values.pop(name) for name in OPTIONS if name in values})
     config = take_engine(values)
-    count, skipped = _check(source, target, server.max_body_bytes)
-    if count.done < count.lines:
-        asyncio.run(_run(config, server, source, target, count, skipped))
+    known = _check(source, target, server.max_body_bytes)
+    with _claim(target) as file:
+        count, skipped = _go_on(target, known)
+        if count.done < count.lines:
+            asyncio.run(_run(config, server, _lines(source, server, count, skipped), file, count))
+    return _conclude(count, source)
+
+
+def _conclude(count: _Count, source: Path) -> int:
     if count.failed:
         print(f"{count.failed} of {count.lines} requests have errors; see the field error", file=sys.stderr)
     if count.left:
         print(f"{count.left} of {count.lines} requests found the engine busy; run this again for them", file=sys.stderr)
-    return FAILED if count.failed or count.left else 0
+    changed = count.done < count.lines and count.seen < count.lines
+    if changed:
+        print(
+            f"{source} was changed meanwhile: {count.seen} of {count.lines} requests were there; run this again",
+            file=sys.stderr,
+        )
+    return FAILED if count.failed or count.left or changed else 0
 
 
-def _check(source: Path, target: Path, max_body_bytes: int) -> tuple[_Count, frozenset[str]]:
-    """Both files read, before anything is loaded or written: a line that is no request ends it here."""
-    from octavo.server.batch.lines import cut_off, read_done, read_lines
+def _check(source: Path, target: Path, max_body_bytes: int) -> set[str]:
+    """The custom_ids, before anything is loaded or written: a line that is no request ends it here."""
+    from octavo.server.batch.lines import read_lines
 
     try:
+        if source.exists() and not (source.is_file() or source.is_dir()):
+            raise ConfigError(f"{source} is no regular file, and is read twice; write the requests into a file first")
         if target.exists() and source.samefile(target):
             raise ConfigError(f"{target} is the input file, too; name another file for the results")
+        if target.exists() and not (target.is_file() or target.is_dir() or target.is_char_device()):
+            raise ConfigError(f"{target} is no regular file, and a later run reads its results; name a file")
         known = {line.custom_id for line in read_lines(source, max_body_bytes=max_body_bytes)}
+    except OSError as error:
+        raise ConfigError(f"{error.filename or source}: {error.strerror or error}") from None
+    except InputError as error:
+        raise ConfigError(f"{source}: {error.message}") from None
+    if not known:
+        raise ConfigError(f"{source} holds no request")
+    return known
+
+
+@contextmanager
+def _claim(target: Path) -> Iterator[BinaryIO]:
+    """The output, open for appending; a second run on it at the same time is refused."""
+    try:
+        file = target.open("ab")
+    except OSError as error:
+        raise ConfigError(f"{target}: {error.strerror or error}") from None
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another run writes to {target}; wait for its end, or name another file") from None
+        except (ImportError, OSError):
+            pass  # the system or the file system has no locks
+        yield file
+
+
+def _go_on(target: Path, known: set[str]) -> tuple[_Count, frozenset[str]]:
+    """What the output holds already, without a torn last line."""
+    from octavo.server.batch.lines import cut_off, read_done
+
+    try:
         found = read_done(target)
-        if not known:
-            raise ConfigError(f"{source} holds no request")
         if not found.answers.keys() <= known:
             raise ConfigError(f"{target} holds results of another batch; name another file, or remove it")
-        with target.open("ab"):
-            pass
         cut_off(target, found.end)
     except OSError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+        raise ConfigError(f"{target}: {error.strerror or error}") from None
     except InputError as error:
-        raise ConfigError(f"{source}: {error.message}" if error.param else error.message) from None
+        raise ConfigError(error.message) from None
     done = found.answers
     if done:
         print(f"{len(done)} of {len(known)} requests are answered already", file=sys.stderr)
     return _Count(len(known), len(done), sum(not good for good in done.values())), frozenset(done)
 
 
+def _lines(source: Path, server: ServerConfig, count: _Count, skipped: frozenset[str]) -> Iterator[BatchLine]:
+    from octavo.server.batch.lines import read_lines
+
+    for line in read_lines(source, max_body_bytes=server.max_body_bytes):
+        count.seen += 1
+        if line.custom_id not in skipped:
+            yield line
+
+
 async def _run(
-    config: EngineConfig, server: ServerConfig, source: Path, target: Path, count: _Count, skipped: frozenset[str]
+    config: EngineConfig, server: ServerConfig, lines: Iterator[BatchLine], file: BinaryIO, count: _Count
 ) -> None:
     import msgspec
 
     from octavo.api.async_llm import AsyncLLM
     from octavo.api.log import set_up_logging
     from octavo.server.app import WORK, create_app
-    from octavo.server.batch.lines import read_lines
     from octavo.server.batch.run import is_busy, run_lines
 
     set_up_logging("WARNING")
@@ -116,26 +172,19 @@ async def _run(
             raise EngineDeadError("the engine has ended and does not come back; run this again to go on")
         return answer
 
+    def write(result: BatchResult) -> None:
+        if is_busy(result):  # the next run asks for it again
+            count.left += 1
+            return
+        file.write(msgspec.json.encode(result) + b"\n")
+        file.flush()
+        count.failed += result.error is not None
+        bar.update()
+
     try:
         await llm.start()
-        with target.open("ab") as file:
-
-            def write(result: BatchResult) -> None:
-                if is_busy(result):  # the next run asks for it again
-                    count.left += 1
-                    return
-                file.write(msgspec.json.encode(result) + b"\n")
-                file.flush()
-                count.failed += result.error is not None
-                bar.update()
-
-            lines = (
-                line
-                for line in read_lines(source, max_body_bytes=server.max_body_bytes)
-                if line.custom_id not in skipped
-            )
-            # twice as many as run, so that the engine never waits for one
-            await run_lines(ask, lines, write, urls=WORK.keys(), at_once=2 * config.scheduler.max_num_seqs)
+        # twice as many as run, so that the engine never waits for one
+        await run_lines(ask, lines, write, urls=WORK.keys(), at_once=2 * config.scheduler.max_num_seqs)
     finally:
         bar.close()
         await llm.close(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
@@ -185,3 +187,36 @@ def test_lines_that_the_engine_did_not_take_are_left_to_the_next_run(
     assert all(row["error"] is None for row in rows)
     assert main(command) == 0
     assert sorted(row["custom_id"] for row in read(out)) == names
+
+
+def test_a_pipe_is_no_input_and_no_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, pipe = write(tmp_path / "in", [line("a")]), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for given, out in ((str(pipe), str(tmp_path / "out")), (source, str(pipe))):
+        assert main(["run-batch", "-i", given, "-o", out, "--model", "/none"]) == 2
+        assert f"{pipe} is no regular file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_is_cut_meanwhile_is_told(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = Path(write(tmp_path / "in", [line("a"), line("b")])), tmp_path / "out"
+    start = AsyncLLM.start
+
+    async def cut(llm: AsyncLLM) -> None:
+        write(source, [line("a")])
+        await start(llm)
+
+    monkeypatch.setattr(AsyncLLM, "start", cut)
+    assert main(["run-batch", "-i", str(source), "-o", str(out), "--model", llama, *SMALL]) == 1
+    assert "1 of 2 requests were there" in capsys.readouterr().err
+    assert [row["custom_id"] for row in read(out)] == ["a"]
+
+
+def test_one_output_has_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write(tmp_path / "in", [line("a")]), tmp_path / "out"
+    with out.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["run-batch", "-i", source, "-o", str(out), "--model", "/none"]) == 2
+    assert f"another run writes to {out}" in capsys.readouterr().err
