@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +15,7 @@ from octavo.base.errors import ConfigError, InputError
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_engine, take_sampling
+from octavo.cli.output import check_writable, replacing
 from octavo.cli.session import open_llm
 
 MAX_TOKENS = 256
@@ -36,15 +36,18 @@ def main(arguments: list[str]) -> int:
     add_sampling(parser, max_tokens=MAX_TOKENS)
     add_engine(parser)
     values = parser.parse(arguments)
-    config = take_engine(values)
+    config, output = take_engine(values), values["output"]
+    take_sampling(values, SamplingParams(max_tokens=MAX_TOKENS), n=values["n"])  # a mistake ends it before the model
+    _check_output(values["input"], output)
     prompts = _read_prompts(values.pop("prompts"), values.pop("input"))
-    with open_llm(config) as llm, _open_output(values["output"]) as out:
+    with open_llm(config) as llm:
         default = msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=MAX_TOKENS)
         params = take_sampling(values, default, n=values["n"])
         outputs = _run(llm, prompts, params)
-        for output in outputs:
-            _write(out, output, jsonl=values["jsonl"])
-    return FAILED if any(output.error is not None for output in outputs) else 0
+    with nullcontext(sys.stdout) if output in (None, "-") else replacing(output) as out:
+        for one in outputs:
+            _write(out, one, jsonl=values["jsonl"])
+    return FAILED if any(one.error is not None for one in outputs) else 0
 
 
 def _read_prompts(given: list[str], path: str | None) -> list[Any]:
@@ -89,17 +92,14 @@ def _run(llm: LLM, prompts: list[Any], params: SamplingParams) -> list[RequestOu
     return llm.generate(rows, params, use_tqdm=sys.stderr.isatty())
 
 
-@contextmanager
-def _open_output(path: str | None) -> Iterator[TextIO]:
+def _check_output(given: str | None, path: str | None) -> None:
+    """Before anything is run: the answers can be written, and not over the prompts."""
     if path in (None, "-"):
-        yield sys.stdout
         return
-    try:
-        file = Path(str(path)).open("w", encoding="utf-8")  # noqa: SIM115 - closed below; only opening is guarded
-    except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written: {error}", param="--output") from None
-    with file:
-        yield file
+    check_writable("--output", path)
+    source, target = Path(str(given)), Path(str(path)).expanduser()
+    if given not in (None, "-") and source.exists() and target.exists() and source.samefile(target):
+        raise ConfigError(f"--output {path} is the input file, too; name another file", param="--output")
 
 
 def _write(out: TextIO, output: RequestOutput, *, jsonl: bool) -> None:

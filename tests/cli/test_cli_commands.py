@@ -22,6 +22,7 @@ import octavo
 from octavo.api import engine_process
 from octavo.api.engine_process import EngineProcess
 from octavo.cli import COMMANDS, main
+from octavo.cli.output import replacing
 
 SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--temperature", "0"]
 PLAN = SMALL[:2]
@@ -106,6 +107,53 @@ def test_only_a_newline_ends_a_line(llama: str, capsys: pytest.CaptureFixture[st
         assert main(["generate", llama, "--input", str(path), "--max-tokens", "3", "--jsonl", *SMALL]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.split("\n") if line]
         assert [row["prompt"] for row in rows] == ["a\u2028b", "c\x85d"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["a", "--top-p", "3"], "top_p"), (["--input", "OUT"], "is the input file, too"), (["a"], "")],
+)
+def test_generate_leaves_the_output_until_it_has_answers(
+    more: list[str],
+    words: str,
+    llama: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    out.write_text("precious\n")
+    more = [str(out) if one == "OUT" else one for one in more]
+    if words:
+        assert main(["generate", "/none", *more, "--output", str(out)]) == 2
+        assert words in capsys.readouterr().err
+    else:
+
+        def interrupted(*given: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(octavo.LLM, "generate", interrupted)
+        assert main(["generate", llama, *more, "--output", str(out), *SMALL]) == 130
+    assert out.read_text() == "precious\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_output_replaces_a_file_whole(tmp_path: Path) -> None:
+    out, link = tmp_path / "out", tmp_path / "link"
+    out.write_text("old")
+    out.chmod(0o640)
+    link.symlink_to(out)
+    with pytest.raises(UnicodeEncodeError), replacing(str(link)) as file:
+        file.write("half \ud800")
+    assert out.read_text() == "old"
+    with replacing(str(link)) as file:
+        file.write("new")
+        assert out.read_text() == "old"
+    assert (out.read_text(), out.stat().st_mode & 0o777, link.is_symlink()) == ("new", 0o640, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+    with replacing("/dev/null") as file:
+        file.write("gone")
+    assert Path("/dev/null").is_char_device()
 
 
 @pytest.mark.parametrize("line", ["{", "{}", "[1]", "3", '{"messages": [], "max_tokens": 5}'])

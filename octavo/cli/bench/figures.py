@@ -53,17 +53,6 @@ def row(label: str, value: float | str) -> str:
     return f"{label:<40} {value:<10.2f}" if isinstance(value, float) else f"{label:<40} {value:<10}"
 
 
-def check_writable(name: str, path: str | None) -> None:
-    """ConfigError, before anything is measured, where the file could not be written."""
-    if path is None:
-        return
-    folder = Path(path).expanduser().absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"{name} {path}: the folder {folder} does not exist; make it first", param=name)
-    if Path(path).expanduser().is_dir():
-        raise ConfigError(f"{name} {path} is a folder; name a file", param=name)
-
-
 def write_json(name: str, path: str | Path, result: dict[str, Any], *, append: bool = False) -> None:
     """The result as a JSON object; one a line where appended."""
     try:

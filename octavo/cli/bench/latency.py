@@ -11,11 +11,12 @@ from octavo.base.errors import RequestFailedError
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli.bench import plot
 from octavo.cli.bench.datasets import Texts, make_samples
-from octavo.cli.bench.figures import check_writable, deviation, mean, percentiles, progress, write_json
+from octavo.cli.bench.figures import deviation, mean, percentiles, progress, write_json
 from octavo.cli.bench.foreign import OFFLINE
 from octavo.cli.bench.options import DatasetOptions, LatencyOptions, OutputOptions, add_struct, take_struct
 from octavo.cli.bench.throughput import check_room
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine
+from octavo.cli.output import check_writable
 from octavo.cli.session import open_llm
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from octavo.base.errors import ConfigError
-from octavo.cli.bench.figures import check_writable, mean, percentile
+from octavo.cli.bench.figures import mean, percentile
 from octavo.cli.bench.report import METRICS, Timings
+from octavo.cli.output import check_writable
 
 SUFFIXES = (".png", ".svg", ".pdf")
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8f98"

@@ -15,11 +15,12 @@ from octavo.base.errors import ConfigError, OctavoError
 from octavo.cli.bench import load, plot
 from octavo.cli.bench.client import Client, Outcome
 from octavo.cli.bench.datasets import Sample, Texts, make_samples
-from octavo.cli.bench.figures import check_writable, progress, report_errors, write_json
+from octavo.cli.bench.figures import progress, report_errors, write_json
 from octavo.cli.bench.foreign import SERVE
 from octavo.cli.bench.options import DatasetOptions, ServeOptions, add_struct, take_struct
 from octavo.cli.bench.report import Timings, details, parse_wanted, print_table, summarise
 from octavo.cli.flags import Parser
+from octavo.cli.output import check_writable
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from octavo.api.log import set_up_logging
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError
 from octavo.cli.bench import plot
-from octavo.cli.bench.figures import WIDTH, check_writable, heading, mean, percentiles, progress, write_json
+from octavo.cli.bench.figures import WIDTH, heading, mean, percentiles, progress, write_json
 from octavo.cli.bench.foreign import OFFLINE
 from octavo.cli.bench.options import OutputOptions, StartupOptions, add_struct, take_struct
 from octavo.cli.bench.start_once import FIRST_TOKEN, READY
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine
+from octavo.cli.output import check_writable
 
 TELLING = 2000  # characters of a failed process's last words
 

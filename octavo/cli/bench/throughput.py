@@ -12,10 +12,11 @@ from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli.bench import plot
 from octavo.cli.bench.datasets import Sample, Texts, make_samples
-from octavo.cli.bench.figures import check_writable, report_errors, write_json
+from octavo.cli.bench.figures import report_errors, write_json
 from octavo.cli.bench.foreign import THROUGHPUT
 from octavo.cli.bench.options import DatasetOptions, OutputOptions, ThroughputOptions, add_struct, take_struct
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine
+from octavo.cli.output import check_writable
 from octavo.cli.session import open_llm
 
 

@@ -1,0 +1,64 @@
+"""A path in; whether a file can be written there, told before any work is done, and a file that appears there whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from octavo.base.errors import ConfigError
+
+
+def check_writable(name: str, path: str | None) -> None:
+    """ConfigError, before anything is run, where the file could not be written. name: the flag."""
+    if path is None:
+        return
+    target = Path(path).expanduser()
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{name} {path}: the folder {folder} does not exist; make it first", param=name)
+    if target.is_dir():
+        raise ConfigError(f"{name} {path} is a folder; name a file", param=name)
+    if _is_special(target):
+        return
+    trial = _beside(target.resolve())
+    try:
+        trial.open("x").close()
+        trial.unlink()
+    except OSError as error:
+        raise ConfigError(f"{name} {path} cannot be written: {error.strerror or error}", param=name) from None
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[TextIO]:
+    """A file that takes the path's place when the block has ended well; until then what is there stays.
+
+    A pipe or a device is written as it is.
+    """
+    target = Path(path).expanduser()
+    if _is_special(target):
+        with target.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    target = target.resolve()  # a link stays one
+    fresh = _beside(target)
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            yield file
+        if target.exists():
+            shutil.copymode(target, fresh)
+        fresh.replace(target)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def _is_special(target: Path) -> bool:
+    return target.exists() and not target.is_file()
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".octavo-{os.getpid()}.tmp")
