@@ -10,7 +10,7 @@ import msgspec
 from octavo.api.llm import LLM
 from octavo.base.errors import InputError, OctavoError
 from octavo.base.types.sampling import SamplingParams
-from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_sampling
+from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_sampling
 from octavo.cli.session import open_llm, take_varied, write_answer
 
 HELP = "/exit leaves, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
@@ -24,13 +24,14 @@ def main(arguments: list[str]) -> int:
     """Talk until /exit or the end of the input; the exit code."""
     parser = Parser("chat", "Talk to a model in the terminal. " + HELP + ". " + SAMPLING_HELP)
     add_model(parser)
-    parser.add_argument("question", nargs="?", metavar="QUESTION", help="ask this, print the answer and leave")
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="ask this (-: stdin), and leave")
     parser.add_argument("--system", metavar="TEXT", help="system prompt", default=None)
     add_sampling(parser)
     add_engine(parser)
     values = parser.parse(arguments)
+    shift_model(values, "question")
     config, question = take_varied(values), values.pop("question")
-    if question is None and not sys.stdin.isatty():
+    if question == "-" or (question is None and not sys.stdin.isatty()):
         question = sys.stdin.read().strip()
         if not question:
             raise InputError("the question on stdin is empty", param="question")

@@ -7,7 +7,7 @@ import sys
 import msgspec
 
 from octavo.base.errors import InputError
-from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_sampling
+from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_sampling
 from octavo.cli.session import open_llm, take_varied, write_answer
 
 MAX_TOKENS = 256
@@ -17,12 +17,13 @@ def main(arguments: list[str]) -> int:
     """Print the continuation; the exit code."""
     parser = Parser("complete", "Continue a text, streaming.")
     add_model(parser)
-    parser.add_argument("text", nargs="?", metavar="TEXT", help="what to continue; read from stdin where not given")
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="what to continue; from stdin where not given or -")
     add_sampling(parser, max_tokens=MAX_TOKENS)
     add_engine(parser)
     values = parser.parse(arguments)
+    shift_model(values, "text")
     config, text = take_varied(values), values.pop("text")
-    text = sys.stdin.read().removesuffix("\n") if text is None else text
+    text = sys.stdin.read().removesuffix("\n") if text in (None, "-") else text
     if not text:
         raise InputError("the text to continue is empty", param="text")
     with open_llm(config) as llm:

@@ -43,34 +43,45 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, text: str, *, foreign: dict[str, Foreign] | None = None) -> None:
         super().__init__(prog=f"octavo {command}", description=text, allow_abbrev=False)
+        self._texts: dict[str, str] = {}
         self._foreign = FOREIGN if foreign is None else {**FOREIGN, **foreign}
         self.add_argument("--debug", action="store_true", help="show the trace of an error")
 
     def error(self, message: str) -> NoReturn:
         """argparse calls this for a mistake on the command line."""
+        for name, text in self._texts.items():
+            message = message.replace(name, text)
         raise ConfigError(f"{message} ({self.prog} --help lists the options)")
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """What was given, by name. ConfigError or UnsupportedError name the flag at fault."""
-        return vars(self.parse_args(self._own(list(arguments))))
+        """What was given, by name; texts may stand before, between and after flags. ConfigError or UnsupportedError
+        name the flag at fault."""
+        own, texts = self._own(list(arguments))
+        # argparse takes -x after -- for a flag where flags and texts are mixed: it is shown names of those texts
+        self._texts = {f"\0 {number}": text for number, text in enumerate(texts)}
+        values = vars(self.parse_intermixed_args([*own, *(["--", *self._texts] if texts else [])]))
+        return {name: _renamed(value, self._texts) for name, value in values.items()}
 
-    def _own(self, arguments: list[str]) -> list[str]:
-        """The arguments without vLLM's foreign flags, which are checked here; an unknown flag is refused."""
+    def _own(self, arguments: list[str]) -> tuple[list[str], list[str]]:
+        """The arguments without vLLM's foreign flags, which are checked here, and the texts after --; an unknown flag
+        is refused."""
         own: list[str] = []
         while arguments:
             argument = arguments.pop(0)
             if argument == "--":
-                return [*own, argument, *arguments]
+                return own, arguments
             flag, equals, value = argument.partition("=")
+            if argument == "-" or not flag.startswith("-") or len(flag.split()) > 1 or _is_number(flag):
+                own.append(argument)
+                continue
             flag = SHORT.get(flag, flag)
             if flag.startswith("--"):
                 flag = flag.replace("_", "-")
-            plain = not flag.startswith("-") or " " in flag or _is_number(flag)
-            if plain or flag in self._option_string_actions:
+            if flag in self._option_string_actions:
                 own.append(flag + equals + value if flag.startswith("--") else argument)
                 continue
             self._check_foreign(flag, value if equals else None, arguments)
-        return own
+        return own, []
 
     def _check_foreign(self, flag: str, value: str | None, rest: list[str]) -> None:
         name = flag.removeprefix("--").replace("-", "_")
@@ -88,6 +99,12 @@ class Parser(argparse.ArgumentParser):
 
     def _is_switch(self, name: str) -> bool:
         return any(isinstance(value, bool) for value in self._foreign[name].neutral)
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_renamed(one, names) for one in value]
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def _is_number(text: str) -> bool:
@@ -230,6 +247,17 @@ def take_model(values: dict[str, Any]) -> str:
     if not (positional or flag):
         raise ConfigError("name a model: a path, a hub id, package:NAME or an alias such as smollm2", param="model")
     return str(positional or flag)
+
+
+def shift_model(values: dict[str, Any], name: str) -> None:
+    """Where --model names the model, what stands first is a text: that of `name`, or the first of its list."""
+    first, flag, texts = values.get("model_argument"), values.get("model"), values.get(name)
+    if first is None or flag in (None, first):
+        return
+    if isinstance(texts, list):
+        values["model_argument"], values[name] = None, [first, *texts]
+    elif texts is None:
+        values["model_argument"], values[name] = None, first
 
 
 def take_engine(values: dict[str, Any]) -> EngineConfig:

@@ -14,7 +14,7 @@ from octavo.api.llm import LLM
 from octavo.base.errors import ConfigError, InputError
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
-from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_engine, take_sampling
+from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_engine, take_sampling
 from octavo.cli.output import check_writable, replacing
 from octavo.cli.session import open_llm
 
@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
     add_sampling(parser, max_tokens=MAX_TOKENS)
     add_engine(parser)
     values = parser.parse(arguments)
+    shift_model(values, "prompts")
     config, output = take_engine(values), values["output"]
     take_sampling(values, SamplingParams(max_tokens=MAX_TOKENS), n=values["n"])  # a mistake ends it before the model
     _check_output(values["input"], output)

@@ -11,7 +11,7 @@ from octavo.base.config.config import PARTS, EngineConfig, ServerConfig
 from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli import serve
-from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, take_engine, take_sampling
+from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_engine, take_sampling
 
 
 def engine(*arguments: str) -> EngineConfig:
@@ -119,3 +119,47 @@ def test_sampling_flags() -> None:
     assert (params.top_k, params.n) == (5, 2)
     with pytest.raises(ConfigError, match="top_p must be"):
         sampling("--top-p", "3")
+
+
+def texts(*arguments: str, nargs: str = "*") -> tuple[Any, ...]:
+    """The model and the texts of a command that takes both."""
+    parser = Parser("test", "")
+    add_model(parser)
+    parser.add_argument("texts", nargs=nargs)
+    parser.add_argument("--system")
+    parser.add_argument("--top-k", type=int)
+    values = parser.parse(arguments)
+    shift_model(values, "texts")
+    return values["model_argument"] or values["model"], values["texts"], values["system"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["m", "-- select my_col from t where a_b=1"], ["-- select my_col from t where a_b=1"]),
+        (["m", "--- my_rules\n"], ["--- my_rules\n"]),
+        (["m", "--top_k", "3", "a_b", "c"], ["a_b", "c"]),
+        (["m", "a", "--top-k", "3", "c", "--", "--top_k", "-x", "--", "-"], ["a", "c", "--top_k", "-x", "--", "-"]),
+        (["--model", "m", "a", "b"], ["a", "b"]),
+        (["--model", "m", "m", "a"], ["a"]),
+        (["m", "-"], ["-"]),
+    ],
+)
+def test_texts_stand_anywhere_and_stay_what_they_are(arguments: list[str], found: list[str]) -> None:
+    assert texts(*arguments)[:2] == ("m", found)
+
+
+def test_a_single_text() -> None:
+    assert texts("--model", "m", "a", nargs="?")[:2] == ("m", "a")
+    assert texts("m", "--top-k", "3", "a", nargs="?")[:2] == ("m", "a")
+    assert texts("m", "--system", "--- be_kind", "a", nargs="?") == ("m", "a", "--- be_kind")
+    assert texts("m", "--system", "-", nargs="?") == ("m", None, "-")
+    with pytest.raises(ConfigError, match="unrecognized arguments: -x"):
+        texts("m", "a", "--", "-x", nargs="?")
+
+
+def test_a_list_of_values_ends_at_two_dashes() -> None:
+    parser = Parser("test", "")
+    add_model(parser)
+    parser.add_argument("--keys", nargs="+")
+    assert parser.parse(["--keys", "a", "b", "--", "m"])["model_argument"] == "m"
