@@ -45,20 +45,39 @@ def online_quantization(model: Model, *, device: str) -> str | None:
     return asked
 
 
-def weight_bytes(model: Model, *, device: str, element: int) -> int:
-    """Of all weights on the device. element: bytes of one number of its arithmetic."""
+def weight_bytes(model: Model, *, device: str, element: int, activation_dtype: str = "auto") -> int:
+    """Of all weights on the device. element: bytes of one number of its arithmetic.  activation_dtype: the option."""
     from octavo.models.registry import find_family
 
+    if device == "cpu":
+        return _host_bytes(model, element=element, activation_dtype=activation_dtype)
     online = online_quantization(model, device=device)
-    names = {} if device == "cpu" else find_family(model.checkpoint.config).names(model.spec)
+    names = find_family(model.checkpoint.config).names(model.spec)
     total = 0
     for name, parameter in model.spec.parameters().items():
         scheme = None
-        if device != "cpu" and name.rsplit(".", 1)[-1] in _MATRICES and ".experts." not in name:
+        if name.rsplit(".", 1)[-1] in _MATRICES and ".experts." not in name:
             scheme = ONLINE[online] if online else _stored_scheme(model, names[name], parameter.shape)
         size = prod(parameter.shape) * element
         total += size if scheme is None else scheme.num_bytes(parameter.shape)
     return total
+
+
+def _host_bytes(model: Model, *, element: int, activation_dtype: str) -> int:
+    """Native kernels keep what the files have, and bfloat16 of what is no format of theirs; NumPy has numbers of
+    `element` bytes, as have exact products."""
+    from octavo.backends.cpu.native import rounds
+
+    numbers = model.spec.num_parameters()
+    if not rounds(activation_dtype):
+        return numbers * element
+    if model.config.load_format == "dummy":
+        return numbers * 2
+    plain = 4 if model.spec.dtype == "float32" else 2
+    if model.checkpoint.quantization is not None:
+        sizes = {name: prod(parameter.shape) for name, parameter in model.spec.parameters().items()}
+        return sum(size * (2 if name.rsplit(".", 1)[-1] in _MATRICES else plain) for name, size in sizes.items())
+    return min(model.stored_bytes or numbers * plain, numbers * element)
 
 
 def quantized_matrices(model: Model, names: Mapping[str, str]) -> dict[str, MatrixScheme]:

@@ -194,15 +194,15 @@ def _memory(patient: Patient) -> Result:
     if patient.model is None or not patient.device:
         return SKIPPED
     report, device, _ = make_report(patient.config, patient.model)
-    free, needed = report.free_bytes or 0, report.weight_bytes + report.kv_bytes_full
+    free = report.free_bytes or 0
     cause = f"{report.weight_bytes / GIB:.2f} GiB of weights and {report.kv_bytes_full / GIB:.2f} GiB for one context"
     cause += f" of {report.max_model_len} tokens; {free / GIB:.2f} GiB are free on {device}"
     if report.sequences:
         return "ok", cause, ""
     if report.weight_bytes > free:
         return "fails", f"{cause}: the weights do not fit", "a smaller or quantized model, or free memory"
-    short = (needed - free) / GIB
-    return "fails", f"{cause}: {short:.2f} GiB too much", "lower --max-model-len, raise --gpu-memory-utilization"
+    reason, _, remedy = report.reason.rpartition("; ")
+    return "fails", f"{cause}: {reason}", remedy
 
 
 _REMEDIES = {

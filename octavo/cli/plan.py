@@ -8,17 +8,20 @@ import sys
 from typing import TYPE_CHECKING
 
 from octavo.api.build import Model, open_model
-from octavo.api.devices import choose_device, device_memory, element_bytes, kv_bytes_per_token
+from octavo.api.devices import choose_device, device_memory, element_bytes, kv_bytes_per_token, preferred_block_size
 from octavo.api.log import set_up_logging
 from octavo.api.quantization import weight_bytes
 from octavo.base.config.config import EngineConfig
-from octavo.base.config.resolve import resolve
+from octavo.base.config.resolve import DEFAULT_BLOCK_SIZE, resolve
+from octavo.base.errors import ConfigError
+from octavo.base.types.ports import DeviceMemory
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine
 
 if TYPE_CHECKING:
     from octavo.models.plan import PlanReport
 
 EXIT_NO_FIT = 1
+GIB = 2**30
 
 
 def main(arguments: list[str]) -> int:
@@ -47,16 +50,52 @@ def make_report(config: EngineConfig, model: Model) -> tuple[PlanReport, str, li
     """What an opened model takes on the device that the config means here; the device, and why that one."""
     from octavo.models.plan import plan_report
 
-    config = resolve(config, max_position=model.spec.max_position, pooling=model.spec.pooling is not None)
     device, reasons = choose_device(config.device)
+    config = resolve(
+        config,
+        max_position=model.spec.max_position,
+        on_gpu=device == "cuda",
+        block_size=preferred_block_size(device, config, model.spec),
+        pooling=model.spec.pooling is not None,
+    )
     memory, element = device_memory(device), element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)
     reserve = int(memory.total * (1.0 - config.device.gpu_memory_utilization))
+    activation = config.device.activation_dtype
     report = plan_report(
         model.spec,
-        weight_bytes=weight_bytes(model, device=device, element=element),
+        weight_bytes=weight_bytes(model, device=device, element=element, activation_dtype=activation),
         kv_bytes_per_token=kv_bytes_per_token(config, model.spec, device=device),
         max_model_len=config.model.max_model_len or model.spec.max_position,
         free_bytes=max(0, memory.free - reserve),
         stored_bytes=model.stored_bytes,
     )
-    return report, device, reasons
+    return _with_cache(report, config, memory, on_host=device != "cuda"), device, reasons
+
+
+def _with_cache(report: PlanReport, config: EngineConfig, memory: DeviceMemory, *, on_host: bool) -> PlanReport:
+    """The sequences of the cache that an engine would make beside the weights."""
+    from octavo.engine.cache.sizing import num_blocks
+
+    if not report.kv_bytes_per_token:
+        return report
+    left = max(0, memory.free - report.weight_bytes)
+    try:
+        blocks = num_blocks(
+            report.kv_bytes_per_token,
+            cache=config.cache,
+            memory=DeviceMemory(total=memory.total, free=left, weights=report.weight_bytes),
+            on_host=on_host,
+            utilization=config.device.gpu_memory_utilization,
+            max_model_len=report.max_model_len,
+            max_num_seqs=config.scheduler.max_num_seqs,
+        )
+    except ConfigError as error:
+        return dataclasses.replace(report, sequences=0, reason=error.message)
+    size = config.cache.block_size or DEFAULT_BLOCK_SIZE
+    cache = blocks * size * report.kv_bytes_per_token
+    if cache > left:  # as ordered; what is not fits
+        by_bytes = config.cache.num_gpu_blocks_override is None
+        flag = "--kv-cache-memory-bytes" if by_bytes else "--num-gpu-blocks-override"
+        reason = f"{flag} orders {cache / GIB:.2f} GiB, {left / GIB:.2f} GiB are left; lower it, or leave it out"
+        return dataclasses.replace(report, sequences=0, reason=reason)
+    return dataclasses.replace(report, sequences=blocks // -(-report.max_model_len // size))

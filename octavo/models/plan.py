@@ -30,6 +30,7 @@ class PlanReport:
     flops_per_token: without a context;  flops_per_token_full: the last token of a full context, attention included.
     free_bytes: what weights and cache may take together;  sequences: full ones that fit in what the weights leave
     (None if free_bytes is not known); of a model that caches nothing 1, or 0 where the weights do not fit.
+    reason: why there are none, with a remedy, where more is known than these sizes tell.
     """
 
     family: str
@@ -46,6 +47,7 @@ class PlanReport:
     free_bytes: int | None
     sequences: int | None
     parts: tuple[Part, ...]
+    reason: str = ""
 
 
 def plan_report(
@@ -113,10 +115,12 @@ def _verdict(report: PlanReport) -> str:
     if report.free_bytes is None or report.sequences is None:
         return "The memory of the device is not known: whether it fits is not said."
     free = _bytes(report.free_bytes)
-    if report.weight_bytes > report.free_bytes:
+    if report.weight_bytes > report.free_bytes and not report.sequences:
         return f"Does not fit: the weights take {_bytes(report.weight_bytes)}, {free} are free."
     if not report.kv_bytes_per_token:
         return f"Fits: {_bytes(report.weight_bytes)} of weights in {free}; nothing is cached."
+    if not report.sequences and report.reason:
+        return f"The weights fit in {free}, a full context does not: {report.reason}."
     if not report.sequences:
         tokens = (report.free_bytes - report.weight_bytes) // report.kv_bytes_per_token
         return f"The weights fit in {free}, a full context does not: lower max_model_len to {tokens:,} or less."

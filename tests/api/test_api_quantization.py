@@ -17,6 +17,7 @@ from octavo import LLM, SamplingParams
 from octavo.api.build import _weights as model_weights
 from octavo.api.build import open_model
 from octavo.api.quantization import online_quantization, weight_bytes
+from octavo.backends.cpu.runner import CpuBackend
 from octavo.backends.torch.quant.fp8 import Fp8Matrix
 from octavo.backends.torch.quant.int4 import Int4Matrix
 from octavo.backends.torch.weights import load_weights
@@ -123,7 +124,28 @@ def test_bytes_on_the_device(plain: Path, tmp_path: Path) -> None:
     shutil.copy(channel / "config.json", bare)
     model = open_model(ModelConfig(model=str(bare)), with_text=False, with_weights=False)
     assert weight_bytes(model, device="cuda", element=2) == online - down + 2 * width * hidden
-    assert weight_bytes(opened(channel, None), device="cpu", element=4) == 2 * whole
+    exact = weight_bytes(opened(channel, None), device="cpu", element=4, activation_dtype="float32")
+    assert exact == 2 * whole
+
+
+@pytest.mark.parametrize("form", ["plain", "compressed_channel", "dummy"])
+def test_bytes_on_a_cpu(plain: Path, tmp_path: Path, form: str) -> None:
+    """Native kernels keep bfloat16, in 16 bits or in 12, and make it of what they have no kernels for."""
+    folder = plain if form != "compressed_channel" else quantize_folder(plain, form, tmp_path / "a")[0]
+    options = {"load_format": "dummy"} if form == "dummy" else {}
+    made: list[CpuBackend] = []
+    load = CpuBackend.load
+
+    def note(self: CpuBackend, *given: Any) -> None:
+        made.append(self)
+        load(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuBackend, "load", note)
+        with LLM(str(folder), device="cpu", **options, **SIZES):
+            weights = made[0].memory().weights
+    planned = weight_bytes(opened(folder, None, **options), device="cpu", element=4)
+    assert 0.95 * weights < planned < 1.4 * weights
 
 
 def test_a_wrong_config_is_told_before_weights_are_read(plain: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 from octavo.api.build import open_text
 from octavo.base.config.config import EngineConfig, ModelConfig
 from octavo.base.errors import ConfigError, UnsupportedError
+from octavo.base.types.output import RequestOutput
 from octavo.cli import main
-from octavo.cli.bench import BENCHMARKS, figures, plot, startup
+from octavo.cli.bench import BENCHMARKS, figures, plot, startup, throughput
 from octavo.cli.bench.datasets import Sample, Texts, make_samples
 from octavo.cli.bench.options import DatasetOptions
 
@@ -143,6 +144,20 @@ def test_throughput(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert result["tokens_per_second"] == pytest.approx(100 / result["elapsed_time"])
     assert f"Throughput: {result['requests_per_second']:.2f} requests/s" in capsys.readouterr().out
     check_chart(tmp_path / "c.png")
+
+
+def test_warmups_leave_nothing_in_the_prefix_cache(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached: list[int] = []
+
+    def note(outputs: list[RequestOutput], elapsed: float) -> dict[str, Any]:
+        cached.extend(output.num_cached_tokens for output in outputs)
+        return summarise(outputs, elapsed)
+
+    summarise = throughput.summarise
+    monkeypatch.setattr(throughput, "summarise", note)
+    load = ["--num-prompts", "4", "--input-len", "40", "--output-len", "2", "--num-warmups", "4"]
+    assert main(["bench", "throughput", llama, *load, *SMALL]) == 0
+    assert cached == [0] * 4
 
 
 def test_throughput_over_a_file(llama: str, tmp_path: Path) -> None:

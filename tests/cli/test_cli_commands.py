@@ -23,6 +23,7 @@ from octavo.api import engine_process
 from octavo.api.engine_process import EngineProcess
 from octavo.cli import COMMANDS, main
 from octavo.cli.output import replacing
+from octavo.engine.cache import sizing
 
 SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--temperature", "0"]
 PLAN = SMALL[:2]
@@ -221,6 +222,28 @@ def test_plan_reads_headers_only(llama: str, tmp_path: Path, capsys: pytest.Capt
     assert "Fits" in capsys.readouterr().out
     (tmp_path / "config.json").write_bytes((Path(llama) / "config.json").read_bytes())
     assert main(["plan", str(tmp_path), *PLAN, "--load-format", "dummy"]) == 0
+
+
+def test_plan_counts_the_cache_that_an_engine_would_make(
+    llama: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sequences(*more: str, code: int = 0) -> int:
+        assert main(["plan", llama, *PLAN, "--max-model-len", "100", *more, "--json"]) == code
+        return int(json.loads(capsys.readouterr().out)["sequences"])
+
+    assert sequences("--num-gpu-blocks-override", "21") == 3  # of 7 blocks of 16 tokens
+    assert sequences("--num-gpu-blocks-override", "6", code=1) == 0
+    assert sequences("--max-num-seqs", "5") == 5
+    assert main(["plan", llama, *PLAN, "--num-gpu-blocks-override", "6"]) == 1
+    assert "raise --num-gpu-blocks-override" in capsys.readouterr().out
+    monkeypatch.setattr(sizing, "HOST_CACHE_BYTES", 1 << 20)
+    per_token = json.loads(_printed(capsys, "plan", llama, *PLAN, "--json"))["kv_bytes_per_token"]
+    assert sequences("--max-num-seqs", "4096", "--max-num-batched-tokens", "4096") == (1 << 20) // (16 * per_token) // 7
+
+
+def _printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out
 
 
 def test_collect_env_hides_secrets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

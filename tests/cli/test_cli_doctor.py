@@ -143,7 +143,15 @@ def test_memory(examine: Examine, llama: str, monkeypatch: pytest.MonkeyPatch) -
     only(examine(llama, "--device", "cpu", code=1), "memory", "fails", "weights do not fit", "quantized")
     weights = int(1.2 * plan.make_report(*_opened(llama))[0].weight_bytes)
     monkeypatch.setattr(plan, "device_memory", with_free(weights))
-    only(examine(llama, "--device", "cpu", code=1), "memory", "fails", "too much", "--max-model-len")
+    only(examine(llama, "--device", "cpu", code=1), "memory", "fails", "there is room for", "--gpu-memory")
+
+
+def test_memory_that_was_ordered(examine: Examine, llama: str) -> None:
+    orders = ["--device", "cpu", "--kv-cache-memory-bytes"]
+    only(examine(llama, *orders, "1k", code=1), "memory", "fails", "a context of 256 tokens", "raise --kv-cache-memory")
+    only(examine(llama, *orders, "4000000G", code=1), "memory", "fails", "--kv-cache-memory-bytes orders", "lower it")
+    blocks = ["--device", "cpu", "--num-gpu-blocks-override", "1"]
+    only(examine(llama, *blocks, code=1), "memory", "fails", "raise --num-gpu-blocks-override")
 
 
 def _opened(model: str) -> tuple[Any, Any]:

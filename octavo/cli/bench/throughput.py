@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
         samples = make_samples(dataset, Texts(llm.get_tokenizer(), llm.render_chat), seed=config.model.seed)
         for sample in samples:
             check_room(llm, sample.prompt_len, sample.output_len)
-        _run(llm, samples[: options.num_warmups], options, shown=False)
+        if _run(llm, samples[: options.num_warmups], options, shown=False):
+            llm.reset_prefix_cache()  # else the same prompts would be found there
         start = time.monotonic()
         outputs = _run(llm, samples, options, shown=True)
         elapsed = time.monotonic() - start
