@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,12 +21,14 @@ def check_writable(name: str, path: str | None) -> None:
     folder = target.absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"{name} {path}: the folder {folder} does not exist; make it first", param=name)
-    if target.is_dir():
-        raise ConfigError(f"{name} {path} is a folder; name a file", param=name)
-    if _is_special(target):
-        return
-    trial = _beside(target.resolve())
     try:
+        if target.is_dir():
+            raise ConfigError(f"{name} {path} is a folder; name a file", param=name)
+        if _is_special(target):
+            return
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        trial = _beside(target.resolve())
         trial.open("x").close()
         trial.unlink()
     except OSError as error:

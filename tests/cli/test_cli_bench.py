@@ -238,7 +238,7 @@ def test_sharegpt(llama: str, tmp_path: Path) -> None:
         for number, answer in enumerate([long, short, long])
     ]
     path = tmp_path / "share.json"
-    path.write_text(json.dumps([*rows, {"conversations": [{"value": long}]}]))
+    path.write_text(json.dumps([*rows, {"conversations": [{"value": long}]}, {"conversations": 5}]))
     asked = {"dataset_name": "sharegpt", "dataset_path": str(path), "num_prompts": 4}
     tokenizer, _ = open_text(llama)
     found = samples(llama, **asked, oversample=False)

@@ -12,8 +12,10 @@ from test_cli_bench import chart, check_chart
 
 from octavo.base.errors import EngineDeadError
 from octavo.cli import main
-from octavo.cli.bench.client import Outcome, StreamReader
+from octavo.cli.bench import load, serve
+from octavo.cli.bench.client import Client, Outcome, StreamReader
 from octavo.cli.bench.datasets import Sample
+from octavo.cli.bench.figures import write_json
 from octavo.cli.bench.load import arrivals, make_body
 from octavo.cli.bench.options import ServeOptions
 from octavo.cli.bench.report import Timings, Wanted, details, summarise
@@ -94,6 +96,41 @@ def test_concurrency_is_bounded_and_results_append(server: Any, llama: str, tmp_
     assert [row["max_concurrent_requests"] for row in rows] == [2, 2]
 
 
+def test_appended_results_begin_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    write_json("--x", path, {"a": 1})
+    for number in (2, 3):
+        write_json("--x", path, {"a": number}, append=True)
+    assert path.read_text().endswith('}\n{"a": 2}\n{"a": 3}\n')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--save-result", "--label", "a/b"], "--label a/b"),
+        (["--save-result", "--result-filename", "/nowhere/r.json"], "/nowhere does not exist"),
+        (["--save-result", "--result-dir", __file__], "--result-dir"),
+        (["--save-result", "--result-filename", "x" * 300], "too long"),
+        (["--base-url", "http://host:port"], "Invalid port"),
+        (["--base-url", "http://[::1"], "is no server's address"),
+        (["--base-url", "http://localhost:99999"], "up to 65535"),
+        (["--base-url", ":99999"], "must be http://HOST:PORT"),
+        (["--header", "X-A=\u00e9"], "printable ASCII"),
+        (["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "0", "--ramp-up-end-rps", "2"], ">= 1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_sent(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def sent(*given: Any) -> None:
+        raise AssertionError("it was sent")
+
+    monkeypatch.setattr(serve, "_measure", sent)
+    assert main(["bench", "serve", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
 def test_goodput(server: Any, llama: str, tmp_path: Path) -> None:
     save = ["--save-result", "--result-dir", str(tmp_path), "--result-filename", "r.json"]
     assert bench(server, llama, "--goodput", "ttft:1000000", "e2el:0", *save) == 0
@@ -131,6 +168,27 @@ def test_the_server_must_answer_before_the_run(server: Any, llama: str, capsys: 
     assert bench(server, llama, "--ready-check-timeout-sec", "30") == 0
 
 
+def test_a_server_that_starts_is_waited_for(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fake_llm import FakeLLM
+    from serving import LiveServer
+
+    monkeypatch.setattr(load, "RETRY_S", 0.01)
+    asked: list[int] = []
+    models = Client.models
+
+    async def late(self: Client) -> list[str]:
+        asked.append(1)
+        if len(asked) < 3:
+            raise ValueError("ConnectError: refused")
+        return await models(self)
+
+    monkeypatch.setattr(Client, "models", late)
+    with LiveServer(FakeLLM()) as server:
+        assert bench(server, llama) == 2
+        assert bench(server, llama, "--ready-check-timeout-sec", "30") == 0
+    assert len(asked) == 3
+
+
 def test_a_model_without_tokenizer_names_the_remedy(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "serve", "--port", str(server.port), "--model", "/nowhere"]) == 2
     assert "name one by --tokenizer" in capsys.readouterr().err
@@ -155,6 +213,8 @@ def test_keys_and_headers(monkeypatch: pytest.MonkeyPatch, llama: str, capsys: p
         assert bench(closed, llama, "--header", "Authorization=Bearer sesame") == 0
         monkeypatch.setenv("OPENAI_API_KEY", "sesame")
         assert bench(closed, llama) == 0
+        monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+        assert bench(closed, llama, "--header", "Authorization=Bearer sesame") == 0
 
 
 EVENTS = [
@@ -217,6 +277,7 @@ def test_arrivals() -> None:
     assert due[-1] == pytest.approx(200.0)
     gaps = np.diff(due)
     assert np.std(gaps) / np.mean(gaps) == pytest.approx(1.0, abs=0.15)
+    assert arrivals(ServeOptions(request_rate=5.0, burstiness=float("inf")), 3) == pytest.approx([0.2, 0.4, 0.6])
     steady = np.diff(arrivals(ServeOptions(request_rate=5.0, burstiness=100.0), 1000))
     assert np.std(steady) / np.mean(steady) == pytest.approx(0.1, abs=0.02)
 

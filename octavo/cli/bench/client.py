@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from octavo.base.errors import ConfigError
 from octavo.cli.bench.datasets import Sample
 
 if TYPE_CHECKING:
@@ -122,6 +123,23 @@ def error_text(error: Any) -> str:
     """What an OpenAI error says, in whichever of its forms."""
     message = error.get("message", error) if isinstance(error, dict) else error
     return str(message)[:TELLING]
+
+
+def check_url(url: str) -> None:
+    """ConfigError where no server can have this address."""
+    import httpx2
+
+    try:
+        parts = httpx2.URL(url)
+        wrong = (
+            "" if parts.scheme in ("http", "https") and parts.host else "it must be http://HOST:PORT or https://HOST"
+        )
+        if parts.port is not None and not 0 < parts.port < 1 << 16:
+            wrong = "ports go up to 65535"
+    except httpx2.InvalidURL as error:
+        wrong = str(error)
+    if wrong:
+        raise ConfigError(f"{url!r} is no server's address: {wrong}; see --base-url", param="--base-url")
 
 
 class Client:

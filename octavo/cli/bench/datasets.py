@@ -146,7 +146,8 @@ def _sharegpt(options: DatasetOptions, texts: Texts, rng: random.Random) -> list
     rows = _parse(options, _read(options))
     if not isinstance(rows, list):
         raise _bad_file(options, "a ShareGPT file is a JSON list")
-    rows = [row for row in rows if isinstance(row, dict) and len(row.get("conversations") or ()) >= 2]
+    rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get("conversations"), list)]
+    rows = [row for row in rows if len(row["conversations"]) >= 2]
     if not options.disable_shuffle:
         rng.shuffle(rows)
     fixed = options.output_len or options.sharegpt_output_len

@@ -58,7 +58,8 @@ def write_json(name: str, path: str | Path, result: dict[str, Any], *, append: b
     try:
         with Path(path).expanduser().open("a" if append else "w", encoding="utf-8") as file:
             if append:
-                file.write(json.dumps(result) + "\n")
+                torn = file.tell() and not Path(path).expanduser().read_bytes().endswith(b"\n")
+                file.write(("\n" if torn else "") + json.dumps(result) + "\n")
             else:
                 json.dump(result, file, indent=4)
     except OSError as error:

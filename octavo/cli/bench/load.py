@@ -25,6 +25,7 @@ SAMPLING = (
     "repetition_penalty",
 )
 RETRY_S = 1.0
+EVEN = 1e9  # burstiness from which on gaps are equal
 
 Send = Callable[[int, Sample], Awaitable[Outcome]]
 
@@ -69,8 +70,6 @@ def check_ramp(options: ServeOptions) -> None:
         raise ConfigError("--request-rate and --ramp-up-strategy both set the rate; give one of the two")
     if start is None or end is None or start > end:
         raise ConfigError("--ramp-up-strategy needs --ramp-up-start-rps and a --ramp-up-end-rps that is not below it")
-    if options.ramp_up_strategy == "exponential" and start == 0:
-        raise ConfigError("--ramp-up-start-rps 0 cannot grow exponentially; begin with 1, or take linear")
 
 
 def arrivals(options: ServeOptions, count: int) -> list[float]:
@@ -83,7 +82,7 @@ def arrivals(options: ServeOptions, count: int) -> list[float]:
     for number in range(count):
         rate = _rate(options, number / max(count - 1, 1))
         if rate != float("inf"):
-            at += rng.gammavariate(options.burstiness, 1 / (max(rate, 1e-3) * options.burstiness))
+            at += _gap(rng, rate, options.burstiness)
         due.append(at)
     if options.ramp_up_strategy is None and at > 0:
         scale = count / options.request_rate / at
@@ -91,8 +90,14 @@ def arrivals(options: ServeOptions, count: int) -> list[float]:
     return due
 
 
+def _gap(rng: random.Random, rate: float, burstiness: float) -> float:
+    if burstiness > EVEN:
+        return 1 / rate
+    return rng.gammavariate(burstiness, 1 / (rate * burstiness))
+
+
 def _rate(options: ServeOptions, done: float) -> float:
-    start, end = options.ramp_up_start_rps or 0, options.ramp_up_end_rps or 0
+    start, end = options.ramp_up_start_rps or 1, options.ramp_up_end_rps or 1
     if options.ramp_up_strategy == "linear":
         return start + (end - start) * done
     if options.ramp_up_strategy == "exponential":
@@ -122,6 +127,25 @@ async def drive(
         tasks.append(asyncio.create_task(one(number, sample)))
     outcomes = await asyncio.gather(*tasks)
     return list(outcomes), time.perf_counter() - start
+
+
+async def first_model(client: Client, base_url: str, *, seconds: int) -> str:
+    """The server's first model; asked for again, for so long, where nothing answers yet."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            names = await client.models()
+            break
+        except ValueError as error:
+            if time.monotonic() + RETRY_S > end or str(error).startswith("HTTP 4"):
+                waited = "" if seconds else ", give it time by --ready-check-timeout-sec"
+                raise ConfigError(
+                    f"{base_url}: {error}; start a server there{waited}, or name another by --base-url"
+                ) from None
+        await asyncio.sleep(RETRY_S)
+    if not names:
+        raise ConfigError(f"{base_url} lists no model; name one by --model", param="--model")
+    return names[0]
 
 
 async def wait_until_ready(send: Send, sample: Sample, *, seconds: int) -> None:

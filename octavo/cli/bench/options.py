@@ -105,11 +105,11 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     ramp_up_strategy: Annotated[
         Literal["linear", "exponential"] | None, _d("Let the rate grow over the run, in place of --request-rate.")
     ] = None
-    ramp_up_start_rps: Annotated[Natural | None, _d("Rate at the beginning.")] = None
+    ramp_up_start_rps: Annotated[Positive | None, _d("Rate at the beginning.")] = None
     ramp_up_end_rps: Annotated[Positive | None, _d("Rate at the end.")] = None
     max_concurrency: Annotated[Positive | None, _d("Most requests under way; further ones wait here.")] = None
     num_warmups: Annotated[int, _d("Requests before those that count.", ge=0)] = 0
-    ready_check_timeout_sec: Annotated[int, _d("Wait so long for the server to answer a first request.", ge=0)] = 0
+    ready_check_timeout_sec: Annotated[int, _d("Wait so long for the server to start and answer a request.", ge=0)] = 0
     ignore_eos: Annotated[bool, _d("Go on to the full output length; random datasets always do.")] = False
     logprobs: Annotated[Natural | None, _d("Log probabilities to ask for, per token.")] = None
     temperature: Annotated[float | None, _d("Sampling; the server's default where not given.")] = None

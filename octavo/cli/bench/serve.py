@@ -13,7 +13,7 @@ from octavo.api.log import set_up_logging
 from octavo.base.config import env
 from octavo.base.errors import ConfigError, OctavoError
 from octavo.cli.bench import load, plot
-from octavo.cli.bench.client import Client, Outcome
+from octavo.cli.bench.client import Client, Outcome, check_url
 from octavo.cli.bench.datasets import Sample, Texts, make_samples
 from octavo.cli.bench.figures import progress, report_errors, write_json
 from octavo.cli.bench.foreign import SERVE
@@ -48,8 +48,9 @@ def main(arguments: list[str]) -> int:
     metadata = _pairs("--metadata", options.metadata)
     check_writable("--plot", options.plot)
     plot.check(options.plot)
-    if options.result_dir is not None:
-        Path(options.result_dir).expanduser().mkdir(parents=True, exist_ok=True)
+    check_url(_base_url(options))
+    _headers(options)
+    _check_result(options)
     set_up_logging("WARNING")
     _allow_files()
     run = asyncio.run(_measure(options, dataset))
@@ -75,9 +76,9 @@ def main(arguments: list[str]) -> int:
 
 
 async def _measure(options: ServeOptions, dataset: DatasetOptions) -> Run:
-    base_url = options.base_url or f"http://{_bracketed(options.host)}:{options.port}"
+    base_url = _base_url(options)
     async with Client(base_url=base_url, headers=_headers(options), insecure=options.insecure) as client:
-        model = options.model or await _first_model(client, base_url)
+        model = options.model or await load.first_model(client, base_url, seconds=options.ready_check_timeout_sec)
         tokenizer_id = None if options.skip_tokenizer_init else options.tokenizer or model
         texts = _open_texts(tokenizer_id, chat=options.backend == "openai-chat")
         samples = make_samples(dataset, texts, seed=options.seed)
@@ -99,16 +100,6 @@ async def _load(
         return await load.drive(samples, due, send, max_concurrency=options.max_concurrency, bar=bar)
 
 
-async def _first_model(client: Client, base_url: str) -> str:
-    try:
-        names = await client.models()
-    except ValueError as error:
-        raise ConfigError(f"{base_url}: {error}; start a server there, or name another by --base-url") from None
-    if not names:
-        raise ConfigError(f"{base_url} lists no model; name one by --model", param="--model")
-    return names[0]
-
-
 def _open_texts(tokenizer_id: str | None, *, chat: bool) -> Texts:
     """chat: the server applies the template."""
     if tokenizer_id is None:
@@ -125,7 +116,13 @@ def _open_texts(tokenizer_id: str | None, *, chat: bool) -> Texts:
 
 def _headers(options: ServeOptions) -> dict[str, str]:
     key = env.read("OPENAI_API_KEY") or env.read("OCTAVO_API_KEY")
-    return {**({"authorization": f"Bearer {key}"} if key else {}), **_pairs("--header", options.header)}
+    given = {name.lower(): value for name, value in _pairs("--header", options.header).items()}
+    headers = {**({"authorization": f"Bearer {key}"} if key else {}), **given}
+    for name, value in headers.items():
+        if not (name + value).isascii() or not (name + value).isprintable():
+            source = "--header" if name in given else "OPENAI_API_KEY or OCTAVO_API_KEY"
+            raise ConfigError(f"{source}: the header {name} must be printable ASCII", param="--header")
+    return headers
 
 
 def _pairs(flag: str, given: list[str]) -> dict[str, str]:
@@ -138,8 +135,26 @@ def _pairs(flag: str, given: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _base_url(options: ServeOptions) -> str:
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return options.base_url or f"http://{host}:{options.port}"
+
+
+def _check_result(options: ServeOptions) -> None:
+    """ConfigError, before anything is measured, where the result could not be written."""
+    if not (options.save_result or options.append_result):
+        return
+    if "/" in (options.label or ""):
+        raise ConfigError(f"--label {options.label} is part of a file's name; write it without /", param="--label")
+    if options.result_dir is not None:
+        try:
+            Path(options.result_dir).expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--result-dir {options.result_dir} is no folder and cannot be made: {error.strerror}",
+                param="--result-dir",
+            ) from None
+    check_writable("--result-filename", str(result_path(options, options.model or "model", "20000101-000000")))
 
 
 def _allow_files() -> None:
