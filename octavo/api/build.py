@@ -23,7 +23,7 @@ from octavo.base import heap
 from octavo.base.config.config import EngineConfig, ModelConfig
 from octavo.base.config.resolve import resolve
 from octavo.base.errors import ConfigError, InputError, ModelFormatError
-from octavo.base.types.ports import Progress
+from octavo.base.types.ports import Backend, Progress
 from octavo.base.types.sampling import SamplingParams
 from octavo.base.types.tensor import Weights
 from octavo.models.spec import ModelSpec
@@ -331,7 +331,7 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
             max_model_len=max_model_len,
             max_num_seqs=config.scheduler.max_num_seqs,
         )
-        backend.allocate(blocks)
+        _allocate(backend, blocks)
     except BaseException:
         backend.close()
         raise
@@ -344,6 +344,17 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
         max_model_len=max_model_len,
         grammars=None if config.model.skip_tokenizer_init else Compiler(partial(_vocabulary, config, model)),
     )
+
+
+def _allocate(backend: Backend, blocks: int) -> None:
+    try:
+        backend.allocate(blocks)
+    except (MemoryError, OSError) as error:
+        raise ConfigError(
+            f"the KV cache's {blocks} blocks cannot be had ({error}); lower --kv-cache-memory-bytes, "
+            "--num-gpu-blocks-override or --max-num-seqs",
+            param="kv_cache_memory_bytes",
+        ) from None
 
 
 def _vocabulary(config: EngineConfig, model: Model) -> Vocabulary:

@@ -44,7 +44,7 @@ class JsonFormatter(logging.Formatter):
 
 def set_up_logging(default: str = "INFO", *, form: LogForm = "text") -> None:
     """Log the `octavo` loggers to stderr at OCTAVO_LOG_LEVEL, or at `default` where that is unset."""
-    level = env.read("OCTAVO_LOG_LEVEL", default).upper()
+    level = (env.read("OCTAVO_LOG_LEVEL") or default).upper()
     if level not in LEVELS:
         raise ConfigError(f"OCTAVO_LOG_LEVEL={level!r} must be one of {', '.join(LEVELS)}", param="OCTAVO_LOG_LEVEL")
     logger = logging.getLogger("octavo")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from contextlib import suppress
 from importlib import import_module
+
+from octavo.cli import streams
 
 COMMANDS: dict[str, str] = {
     "serve": "Serve a model over HTTP (OpenAI's protocol)",
@@ -22,22 +24,48 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand; its exit code. A user's mistake is one line on stderr and exit code 2 (--debug: the trace)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0 if arguments else USER_ERROR
-    if arguments[0] in ("-V", "--version"):
-        from octavo import __version__
+FAILED = 1
 
-        print(f"octavo {__version__}")
-        return 0
-    debug = "--debug" in arguments
-    name, rest = arguments[0], [argument for argument in arguments[1:] if argument != "--debug"]
-    if name not in COMMANDS:
-        return _unknown(name)
-    return _run(name, rest, debug=debug)
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; its exit code. A user's mistake is one line on stderr and exit code 2, what the system does
+    not grant (a full disk) one line and 1 (--debug: the trace)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments[1:]
+    streams.prepare()
+    try:
+        return _dispatch(arguments, debug=debug)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output is gone
+        streams.give_up()
+        return FAILED
+    except OSError as error:
+        if debug:
+            raise
+        streams.give_up()
+        with suppress(OSError):
+            print(f"octavo {arguments[0]}: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _dispatch(arguments: list[str], *, debug: bool) -> int:
+    """The exit code; what was printed is written out by then, so that a failure of it is met here."""
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_help())
+            return 0 if arguments else USER_ERROR
+        if arguments[0] in ("-V", "--version"):
+            from octavo import __version__
+
+            print(f"octavo {__version__}")
+            return 0
+        name, rest = arguments[0], [argument for argument in arguments[1:] if argument != "--debug"]
+        return _run(name, rest, debug=debug) if name in COMMANDS else _unknown(name)
+    finally:
+        sys.stdout.flush()
 
 
 def _run(name: str, arguments: list[str], *, debug: bool) -> int:
@@ -51,14 +79,6 @@ def _run(name: str, arguments: list[str], *, debug: bool) -> int:
             raise
         print(f"octavo {name}: {error.message}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        return INTERRUPTED
-    except BrokenPipeError:
-        # the reader of our output is gone; the interpreter must not try to flush to it once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _help() -> str:

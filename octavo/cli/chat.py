@@ -12,6 +12,7 @@ from octavo.base.errors import InputError, OctavoError
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_sampling
 from octavo.cli.session import open_llm, take_varied, write_answer
+from octavo.cli.streams import read_stdin
 
 HELP = "/exit leaves, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
 PROMPT = "> "
@@ -32,14 +33,14 @@ def main(arguments: list[str]) -> int:
     shift_model(values, "question")
     config, question = take_varied(values), values.pop("question")
     if question == "-" or (question is None and not sys.stdin.isatty()):
-        question = sys.stdin.read().strip()
+        question = read_stdin().strip()
         if not question:
             raise InputError("the question on stdin is empty", param="question")
     with open_llm(config) as llm:
         params = take_sampling(values, _unlimited(llm))
         conversation = Conversation(llm, params, system=values.get("system"))
         if question is not None:
-            conversation.ask(question)
+            conversation.ask(question, once=True)
             return 0
         return _talk(conversation)
 
@@ -61,12 +62,12 @@ class Conversation:
         self.system = system
         self.messages: list[dict[str, Any]] = []
 
-    def ask(self, question: str) -> str:
-        """Stream the answer to stdout; a question that fails is not kept."""
+    def ask(self, question: str, *, once: bool = False) -> str:
+        """Stream the answer to stdout; a question that fails is not kept. once: Ctrl-C is the end, not the answer's."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         asked = [*self.messages, {"role": "user", "content": question}]
         ids = self._llm.render_chat([*system, *asked])
-        answer = write_answer(self._llm, ids, self._params, speed=sys.stderr.isatty())
+        answer = write_answer(self._llm, ids, self._params, speed=sys.stderr.isatty(), once=once)
         self.messages = [*asked, {"role": "assistant", "content": answer}]
         return answer
 
@@ -80,6 +81,9 @@ def _talk(conversation: Conversation) -> int:
         except EOFError:
             print()
             return 0
+        except UnicodeDecodeError as error:
+            print(f"this is not text in {error.encoding}", file=sys.stderr)
+            continue
         except KeyboardInterrupt:
             print("\n(/exit or Ctrl-D leaves)", file=sys.stderr)
             continue

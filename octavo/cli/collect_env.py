@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from importlib import metadata
 
@@ -76,4 +77,6 @@ def _setting(name: str) -> str:
     value = read(name)
     if not value:
         return "not set"
-    return "set" if any(word in name for word in SECRETS) else value
+    if any(word in name for word in SECRETS):
+        return "set"
+    return re.sub(r"//[^/]*@", "//***@", value)  # a URL's user and password

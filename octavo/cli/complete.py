@@ -9,6 +9,7 @@ import msgspec
 from octavo.base.errors import InputError
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_sampling
 from octavo.cli.session import open_llm, take_varied, write_answer
+from octavo.cli.streams import read_stdin
 
 MAX_TOKENS = 256
 
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> int:
     values = parser.parse(arguments)
     shift_model(values, "text")
     config, text = take_varied(values), values.pop("text")
-    text = sys.stdin.read().removesuffix("\n") if text in (None, "-") else text
+    text = read_stdin().removesuffix("\n") if text in (None, "-") else text
     if not text:
         raise InputError("the text to continue is empty", param="text")
     with open_llm(config) as llm:

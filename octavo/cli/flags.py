@@ -226,9 +226,10 @@ def _reader(option: Option) -> Callable[[str], Any]:
 
 def read_int(text: str) -> int:
     """A whole number; 4k is 4000, 4K is 4096, as vLLM reads them."""
-    if text[-1:] in UNITS:
-        return int(float(text[:-1]) * UNITS[text[-1]])
-    return int(text)
+    try:
+        return int(float(text[:-1]) * UNITS[text[-1]]) if text[-1:] in UNITS else int(text)
+    except OverflowError:
+        raise ValueError("too large") from None
 
 
 def read_object(text: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from octavo.base.types.sampling import SamplingParams
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_engine, take_sampling
 from octavo.cli.output import check_writable, replacing
 from octavo.cli.session import open_llm
+from octavo.cli.streams import read_stdin
 
 MAX_TOKENS = 256
 FAILED = 1
@@ -57,7 +58,7 @@ def _read_prompts(given: list[str], path: str | None) -> list[Any]:
     if given:
         return list(given)
     try:
-        text = sys.stdin.read() if path in (None, "-") else Path(str(path)).read_text("utf-8")
+        text = read_stdin() if path in (None, "-") else Path(str(path)).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--input {path} cannot be read: {error}", param="--input") from None
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]  # no other character ends a line

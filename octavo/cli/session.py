@@ -56,14 +56,15 @@ class Speed:
         return f"[{self.tokens} tokens{speed}, first after {max(self._first - self._start, 0):.2f} s{why}]"
 
 
-def write_answer(llm: LLM, prompt: str | list[int], params: SamplingParams, *, speed: bool) -> str:
+def write_answer(llm: LLM, prompt: str | list[int], params: SamplingParams, *, speed: bool, once: bool = True) -> str:
     """Stream one answer to stdout and return it; Ctrl-C ends it and keeps what has come.
 
-    speed: tokens a second go to stderr afterwards.
+    speed: tokens a second go to stderr afterwards.  once: after Ctrl-C, KeyboardInterrupt ends the command, too.
     """
     params = msgspec.structs.replace(params, output_kind=RequestOutputKind.DELTA)
     meter, pieces = Speed(), []
     reason: str | None = None
+    interrupted = False
     stream = llm.stream(prompt, params)
     try:
         for output in stream:
@@ -76,7 +77,7 @@ def write_answer(llm: LLM, prompt: str | list[int], params: SamplingParams, *, s
                 reason = completion.finish_reason
             sys.stdout.flush()
     except KeyboardInterrupt:
-        reason = None
+        reason, interrupted = None, True
     finally:
         close = getattr(stream, "close", None)
         if close is not None:
@@ -85,4 +86,6 @@ def write_answer(llm: LLM, prompt: str | list[int], params: SamplingParams, *, s
     sys.stdout.flush()
     if speed:
         print(meter.line(reason), file=sys.stderr)
+    if interrupted and once:
+        raise KeyboardInterrupt
     return "".join(pieces)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 LAST_WORDS_S = 0.5  # for the error events of requests that are cut off
 LAST_ARRIVALS_S = 0.2  # for requests that are on their way when nothing is left to do: they are told, not cut off
 LAST_SPANS_S = 2.0
-_WILDCARDS = ("0.0.0.0", "::", "")
+_WILDCARDS = ("0.0.0.0", "::")
 
 Tell = Callable[[str], None]
 
@@ -61,9 +61,10 @@ def leave(status: int) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Tell the person at the terminal; a terminal or a pipe that is gone ends no server."""
+    with suppress(OSError, ValueError):
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, tell: Tell = say) -> int:
@@ -163,7 +164,8 @@ def _warn_if_open(app: App, config: ServerConfig) -> None:
 
 
 def banner(address: str, model: str, *, chat: bool, with_key: bool) -> str:
-    """Two lines that work as they are, with nothing installed. chat: the model has a template."""
+    """Two lines that work as they are, with nothing installed. chat: the model has a template.  with_key: they take a
+    key from a variable."""
     if chat:
         path, shown = "/v1/chat/completions", '["message"]["content"]'
         body = '{"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0}'
@@ -173,7 +175,8 @@ def banner(address: str, model: str, *, chat: bool, with_key: bool) -> str:
     curl_key = ' -H "Authorization: Bearer $OCTAVO_API_KEY"' if with_key else ""
     python_key = ', "Authorization": "Bearer " + os.environ["OCTAVO_API_KEY"]' if with_key else ""
     kind = "Content-Type: application/json"
-    return f"""Ready: {address} serves {model}
+    hint = " (set OCTAVO_API_KEY to a key for these lines)" if with_key else ""
+    return f"""Ready: {address} serves {model}{hint}
   curl {address}{path}{curl_key} -H '{kind}' -d '{body}'
   python3 -c 'import json, os, urllib.request as u; r = u.Request("{address}{path}", json.dumps({body}).encode(), \
 {{"Content-Type": "application/json"{python_key}}}); print(json.load(u.urlopen(r))["choices"][0]{shown})'"""

@@ -23,12 +23,15 @@ _LOGGING: dict[str, Any] = {"formatters": {}, "handlers": {}, "loggers": {}}
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening TCP socket. ConfigError where the address cannot be had, saying why and what to do."""
+    if not host:
+        raise ConfigError("host='' is empty; name an address, 0.0.0.0 for all of this machine", param="host")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except socket.gaierror as error:
-        raise ConfigError(f"host={host!r} is no address of this machine: {error.strerror}", param="host") from None
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: no name can be so
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"host={host!r} is no address of this machine: {reason}", param="host") from None
     listener = socket.socket(family, kind, protocol)
     try:
         # no SO_REUSEPORT: two servers on one port would share its clients without either knowing

@@ -60,6 +60,10 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         (["generate", "m", "p", "--input", "file"], "one of the two"),
         (["generate", "m", "--input", "/nowhere/prompts.txt"], "cannot be read"),
         (["complete", "m", ""], "empty"),
+        (["serve", "m", "--host", "a..b"], "host='a..b' is no address"),
+        (["serve", "m", "--host", ""], "host='' is empty"),
+        (["complete", "m", "text", "--seed", "9" * 20], "seed=" + "9" * 20 + ": must be int of 64 bits"),
+        (["plan", "m", "--max-model-len", "infk"], "invalid whole number"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,6 +190,29 @@ def test_chat_answers_one_question(
     assert "empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["complete", "chat"])
+def test_ctrl_c_ends_a_single_answer(
+    name: str, llama: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = octavo.LLM.stream
+
+    def interrupted(self: octavo.LLM, *given: Any, **options: Any) -> Any:
+        yield next(iter(stream(self, *given, **options)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(octavo.LLM, "stream", interrupted)
+    assert main([name, llama, "Hello", "--max-tokens", "40", *SMALL]) == 130
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_a_byte_order_mark_begins_no_prompt(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in (("p.txt", "one"), ("p.jsonl", '"one"')):
+        (tmp_path / name).write_text(text, "utf-8-sig")
+        arguments = ["--input", str(tmp_path / name), "--max-tokens", "2", "--jsonl", *SMALL]
+        assert main(["generate", llama, *arguments]) == 0
+        assert json.loads(capsys.readouterr().out)["prompt"] == "one"
+
+
 def test_chat_conversation(llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rendered: list[list[dict[str, Any]]] = []
     lines = iter(
@@ -224,6 +251,20 @@ def test_plan_reads_headers_only(llama: str, tmp_path: Path, capsys: pytest.Capt
     assert main(["plan", str(tmp_path), *PLAN, "--load-format", "dummy"]) == 0
 
 
+def test_an_empty_log_level_is_none(
+    llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OCTAVO_LOG_LEVEL", "")
+    assert main(["plan", llama, *PLAN]) == 0
+
+
+def test_more_cache_than_memory_is_one_line(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for order in (["--kv-cache-memory-bytes", "4000000G"], ["--num-gpu-blocks-override", "9" * 18]):
+        assert main(["complete", llama, "text", *PLAN, *order]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{order[0]} orders" in line
+
+
 def test_plan_counts_the_cache_that_an_engine_would_make(
     llama: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,10 +289,12 @@ def _printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_collect_env_hides_secrets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:hf_secret_value@example.org/x")
     monkeypatch.setenv("OCTAVO_LOG_LEVEL", "WARNING")
     assert main(["collect-env"]) == 0
     shown = capsys.readouterr().out
     assert "hf_secret_value" not in shown
+    assert "https://***@example.org/x" in shown
     assert octavo.__version__ in shown
     assert "numpy" in shown
 

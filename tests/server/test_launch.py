@@ -20,7 +20,7 @@ from serving import parse_events, wait_for
 
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import ConfigError
-from octavo.server.launch import banner
+from octavo.server.launch import banner, say
 from octavo.server.listener import listen
 
 HERE = Path(__file__).parent
@@ -212,6 +212,16 @@ def test_only_the_http_port_listens() -> None:
 def test_banner(chat: bool, key: bool) -> None:
     text = banner("http://127.0.0.1:1", "m", chat=chat, with_key=key)
     assert ("OCTAVO_API_KEY" in text) == key
+    assert ("(set OCTAVO_API_KEY to a key" in text) == key
     assert ("/v1/chat/completions" in text) == chat
     (python,) = re.findall(r"python3 -c '(.*)'$", text, re.MULTILINE)
     compile(python, "banner", "exec")
+
+
+def test_a_pipe_that_is_gone_ends_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        say("Ready")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)  # so that closing it does not fail

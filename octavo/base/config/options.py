@@ -10,6 +10,7 @@ import msgspec
 
 from octavo.base.errors import ConfigError
 
+INT64 = 1 << 63  # what goes to another process is no larger
 Kind = Literal["bool", "int", "float", "str", "choice", "list", "object"]
 
 
@@ -79,6 +80,8 @@ def build_struct(struct: type[msgspec.Struct], values: dict[str, Any]) -> Any:
             checked[name] = msgspec.convert(value, fields[name].type)
         except msgspec.ValidationError as error:
             raise ConfigError(f"{name}={value!r}: {_reason(options(struct)[name], error)}", param=name) from None
+        if isinstance(checked[name], int) and not -INT64 <= checked[name] < INT64:
+            raise ConfigError(f"{name}={value!r}: must be int of 64 bits", param=name)
     for name, field in fields.items():
         if field.required and name not in checked:
             raise ConfigError(f"option {name!r} is needed", param=name)

@@ -25,7 +25,7 @@ def num_blocks(
 
     memory: with the weights loaded.  on_host: it is the machine's own, of which no more than HOST_CACHE_BYTES (or one
     context, if that is more) is taken unasked.  utilization: share of all memory for weights and cache together.
-    Raises ConfigError with the numbers where not even one context fits.
+    Raises ConfigError with the numbers where not even one context fits, and where more is ordered than there is memory.
     """
     block_size = cache.block_size or DEFAULT_BLOCK_SIZE
     block_bytes = kv_bytes_per_token * block_size
@@ -42,6 +42,13 @@ def num_blocks(
             budget = min(budget, max(HOST_CACHE_BYTES, one_context * block_bytes))
         blocks = min(max(budget, 0) // block_bytes, one_context * max_num_seqs)
         flag = "--gpu-memory-utilization"
+    if blocks * block_bytes > memory.total:
+        order, have = blocks * block_bytes / 2**30, memory.total / 2**30
+        raise ConfigError(
+            f"{flag} orders {order:.2f} GiB of KV cache, and the device has {have:.2f} GiB in all; lower it, or leave "
+            "it out",
+            param=flag.removeprefix("--").replace("-", "_"),
+        )
     if blocks < one_context:
         need, have = one_context * block_bytes / 2**20, blocks * block_bytes / 2**20
         shorter = f"lower --max-model-len to {blocks * block_size} or less, or " if blocks else ""
