@@ -183,6 +183,16 @@ def device_memory(device: str) -> DeviceMemory:
     return DeviceMemory(total=total, free=free, weights=0)
 
 
+def check_dtypes(device: str, config: EngineConfig) -> None:
+    """UnsupportedError for number formats that this device's backend does not compute in."""
+    dtype, activation = config.model.dtype, config.device.activation_dtype
+    if device == "cpu" and dtype not in ("auto", "float32"):
+        raise UnsupportedError(f"dtype={dtype} is not supported on device cpu; use float32", param="dtype")
+    if device != "cpu" and activation == "int8":
+        message = f"activation_dtype={activation} is for device cpu; leave it out on {device}"
+        raise UnsupportedError(message, param="activation_dtype")
+
+
 def make_backend(device: str, config: EngineConfig, *, max_model_len: int, quantization: str | None = None) -> Backend:
     """The backend of a device as choose_device tells it. UnsupportedError for what it does not know.
 
@@ -196,19 +206,14 @@ def make_backend(device: str, config: EngineConfig, *, max_model_len: int, quant
         "threads": config.device.threads,
         "kv_cache_dtype": config.cache.kv_cache_dtype,
     }
-    dtype = config.model.dtype
+    check_dtypes(device, config)
     if device == "cpu":
         from octavo.backends.cpu.runner import CpuBackend
 
-        if dtype not in ("auto", "float32"):
-            raise UnsupportedError(f"dtype={dtype} is not supported on device cpu; use float32", param="dtype")
         return CpuBackend(**sizes, activation_dtype=config.device.activation_dtype)
-    if config.device.activation_dtype == "int8":
-        message = f"activation_dtype={config.device.activation_dtype} is for device cpu; leave it out on {device}"
-        raise UnsupportedError(message, param="activation_dtype")
     from octavo.backends.torch.runner import TorchBackend
 
-    backend = TorchBackend(device=device.removeprefix("torch:"), dtype=dtype, **sizes)
+    backend = TorchBackend(device=device.removeprefix("torch:"), dtype=config.model.dtype, **sizes)
     backend.quantization = quantization
     backend.graphs = backend.graphs and not config.device.enforce_eager
     return backend

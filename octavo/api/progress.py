@@ -12,16 +12,19 @@ from octavo.api.pooling import PoolingProgress
 
 
 class LoadingBar:
-    """A base.types.ports.Progress: one tqdm bar for each thing that is loaded; silent where stderr is no terminal."""
+    """A base.types.ports.Progress: one tqdm bar for each thing that is loaded; silent where stderr is no terminal.
+
+    draws: whether it shows bars; what calls it then shows none of its own.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._what = ""
-        self._shown = sys.stderr.isatty()
+        self.draws = sys.stderr.isatty()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """`done` of `total` of `what`."""
-        if not self._shown:
+        if not self.draws:
             return
         if what != self._what or self._bar is None:
             self._close()

@@ -11,10 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from octavo.api.build import Model, open_model
-from octavo.api.devices import choose_device, diagnose_kernels
+from octavo.api.devices import check_dtypes, choose_device, diagnose_kernels
+from octavo.api.quantization import online_quantization
 from octavo.base.config import env
-from octavo.base.config.config import EngineConfig, ServerConfig
+from octavo.base.config.config import PARTS, EngineConfig, ServerConfig
+from octavo.base.config.options import options
 from octavo.base.errors import OctavoError
 from octavo.cli.plan import make_report
 
@@ -41,6 +45,7 @@ class Patient:
     with_model: bool
     model: Model | None = None
     device: str = ""
+    template_error: OctavoError | None = None  # found when the tokenizer was looked at
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -54,7 +59,7 @@ def examine(patient: Patient) -> list[Finding]:
         try:
             status, cause, remedy = check(patient)
         except OctavoError as error:  # its message says what to do
-            status, cause, remedy = "fails", error.message, _REMEDIES.get(name, "see the message")
+            status, cause, remedy = "fails", error.message, _remedy(name, error.param)
         except Exception as error:
             cause, remedy = (
                 f"{type(error).__name__}: {error}",
@@ -63,6 +68,16 @@ def examine(patient: Patient) -> list[Finding]:
             status = "fails"
         patient.findings.append(Finding(name, status, cause, remedy))
     return patient.findings
+
+
+def _remedy(check: str, option: str | None) -> str:
+    """Of the option that an error names, else of the check that met it."""
+    param = option or ""
+    if param in _OPTIONS:
+        return _OPTIONS[param]
+    if param in _KNOWN and param != check:
+        return f"see --{param.replace('_', '-')}"
+    return _REMEDIES.get(check, "see the message")
 
 
 def _versions(patient: Patient) -> Result:
@@ -117,34 +132,57 @@ def _kernels(patient: Patient) -> Result:
 
 def _threads(patient: Patient) -> Result:
     """More threads than cores wait for one another at every product."""
-    asked = patient.config.device.threads or int(env.read("OMP_NUM_THREADS") or 0)
+    ordered = env.read("OMP_NUM_THREADS")
+    asked = patient.config.device.threads or (int(ordered) if ordered.isdigit() else 0)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if asked > usable:
         return "slow", f"{asked} threads on {usable} usable cores", f"--threads {usable}, and unset OMP_NUM_THREADS"
+    if not asked and ordered:
+        cause = f"OMP_NUM_THREADS={ordered} is no number above 0 and is passed over: {usable} threads are taken"
+        return "slow", cause, f"--threads {usable}, or OMP_NUM_THREADS={usable}"
     return "ok", f"{asked or usable} of {usable} usable cores", ""
 
 
 def _cache(patient: Patient) -> Result:
-    return _writable(env.cache_folder(), "converted tokenizers and packed weights are made anew at each start")
+    what = "converted tokenizers and packed weights are made anew at each start"
+    return _writable(env.cache_folder(), what, "give it rights, or set OCTAVO_CACHE to a folder that has them")
 
 
 def _downloads(patient: Patient) -> Result:
-    chosen = patient.config.model.download_dir or env.read("HF_HOME") or "~/.cache/huggingface"
-    return _writable(Path(chosen).expanduser(), "models cannot be downloaded")
+    home = env.read("HF_HOME") or f"{env.read('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    chosen = patient.config.model.download_dir or env.read("HF_HUB_CACHE") or f"{home}/hub"
+    name = next((one for one in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME") if env.read(one)), "HF_HOME")
+    name = "--download-dir" if patient.config.model.download_dir else name
+    remedy = f"give it rights, or let {name} name a folder that has them"
+    return _writable(Path(chosen).expanduser(), "models cannot be downloaded", remedy)
 
 
-def _writable(folder: Path, what: str) -> Result:
-    place = next(path for path in (folder, *folder.parents) if path.exists())
+def _writable(folder: Path, what: str, remedy: str) -> Result:
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        return (
-            "slow",
-            f"{folder} cannot be written ({error.strerror}): {what}",
-            "give it rights, or set OCTAVO_CACHE, HF_HOME",
-        )
+        return "slow", f"{folder} cannot be written ({error.strerror}): {what}", remedy
     return "ok", f"{folder} can be written", ""
+
+
+def _options(patient: Patient) -> Result:
+    """What a server refuses before it loads anything."""
+    from octavo.server.openai.parsing import check_parsers
+    from octavo.server.tracing import check_endpoint
+
+    if patient.device:
+        check_dtypes(patient.device, patient.config)
+    server = patient.server
+    check_parsers(server)
+    if server.otlp_traces_endpoint is not None:
+        check_endpoint(server.otlp_traces_endpoint)
+    if server.batch_dir is not None:
+        status, cause, _ = _writable(Path(server.batch_dir), "batches cannot be kept", "")
+        if status != "ok":
+            return "fails", cause, _OPTIONS["batch_dir"]
+    return "ok", "none is refused", ""
 
 
 def _port(patient: Patient) -> Result:
@@ -158,6 +196,8 @@ def _model(patient: Patient) -> Result:
     if not patient.with_model:
         return "skipped", "no model was named", ""
     patient.model = open_model(patient.config.model, with_text=False, with_weights=False)
+    if patient.device:
+        online_quantization(patient.model, device=patient.device)
     return "ok", f"{patient.model.spec.family} in {patient.model.path}", ""
 
 
@@ -166,7 +206,7 @@ def _tokenizer(patient: Patient) -> Result:
         return SKIPPED
     if patient.config.model.skip_tokenizer_init:
         return "skipped", "skip_tokenizer_init is set", ""
-    patient.model = open_model(patient.config.model, with_weights=False)
+    patient.model = _open_text(patient)
     tokenizer, text = patient.model.tokenizer, "Hello, world"
     if tokenizer is None:
         return "fails", "there is none", _REMEDIES["tokenizer"]
@@ -179,7 +219,21 @@ def _tokenizer(patient: Patient) -> Result:
     return "ok", f"{tokenizer.vocab_size} tokens", ""
 
 
+def _open_text(patient: Patient) -> Model:
+    """The model with its tokenizer; a template that cannot be had is the next check's matter."""
+    try:
+        return open_model(patient.config.model, with_weights=False)
+    except OctavoError as error:
+        if error.param != "chat_template":
+            raise
+        patient.template_error = error
+        plain = msgspec.structs.replace(patient.config.model, chat_template="{{ '' }}")
+        return open_model(plain, with_weights=False)
+
+
 def _template(patient: Patient) -> Result:
+    if patient.template_error is not None:
+        raise patient.template_error
     if patient.model is None or patient.model.tokenizer is None:
         return SKIPPED
     if patient.model.spec.pooling is not None:
@@ -214,6 +268,19 @@ _REMEDIES = {
     "memory": "lower --max-model-len",
 }
 """By check, beside the message of the error that it met."""
+_OPTIONS = {
+    "host": "--host 127.0.0.1 is for this machine alone, --host 0.0.0.0 for all that reach it",
+    "chat_template": _REMEDIES["template"],
+    "dtype": "leave --dtype out",
+    "activation_dtype": "leave --activation-dtype out",
+    "quantization": "leave --quantization out",
+    "tool_call_parser": "leave --tool-call-parser out: the chat template tells",
+    "reasoning_parser": "leave --reasoning-parser out: the chat template tells",
+    "otlp_traces_endpoint": "give --otlp-traces-endpoint a collector's URL, with octavo[otel] installed",
+    "batch_dir": "name a folder that can be written by --batch-dir",
+}
+"""By the option that an error names."""
+_KNOWN = {name for part in (*PARTS.values(), ServerConfig) for name in options(part)}
 
 CHECKS: dict[str, Callable[[Patient], Result]] = {
     "versions": _versions,
@@ -223,6 +290,7 @@ CHECKS: dict[str, Callable[[Patient], Result]] = {
     "cache": _cache,
     "downloads": _downloads,
     "port": _port,
+    "options": _options,
     "model": _model,
     "tokenizer": _tokenizer,
     "template": _template,

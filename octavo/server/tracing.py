@@ -96,23 +96,31 @@ def _timing(timing: Timing | None) -> dict[str, Any]:
 def open_tracer(endpoint: str | None, *, model: str, version: str) -> Tracer | None:
     """A Tracer to an OTLP collector's URL (http://host:4318/v1/traces); None where there is none.
 
-    ConfigError where the SDK is not installed, or the endpoint is no URL.
+    ConfigError as check_endpoint's.
     """
     if endpoint is None:
         return None
+    check_endpoint(endpoint)
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    for handler in logging.getLogger("octavo").handlers:  # its complaints, in the form of ours
+        logging.getLogger("opentelemetry").addHandler(handler)
+    return Tracer(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)), model=model, version=version)
+
+
+def check_endpoint(endpoint: str) -> None:
+    """ConfigError where it is no URL, or the SDK is not installed."""
     if not endpoint.startswith(("http://", "https://")):
         raise ConfigError(
             f"otlp_traces_endpoint={endpoint!r} must be a URL such as http://localhost:4318/v1/traces",
             param="otlp_traces_endpoint",
         )
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             f"otlp_traces_endpoint needs OpenTelemetry ({error}): pip install 'octavo[otel]'",
             param="otlp_traces_endpoint",
         ) from None
-    for handler in logging.getLogger("octavo").handlers:  # its complaints, in the form of ours
-        logging.getLogger("opentelemetry").addHandler(handler)
-    return Tracer(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)), model=model, version=version)

@@ -194,7 +194,8 @@ def _fetch(place: _Place, listing: _Listing, wanted: list[str], progress: Progre
     # The client wants a class for its bars; ours counts the same bytes, so its bars stay off.
     quiet: Any = type("Quiet", (tqdm,), {"__init__": partialmethod(tqdm.__init__, disable=True)})
     total, done = sum(listing.sizes[name] for name in wanted), 0
-    with tqdm(total=total, unit="B", unit_scale=True, desc=place.repo, disable=None) as bar:
+    drawn = getattr(progress, "draws", False)  # by whom the progress is told
+    with tqdm(total=total, unit="B", unit_scale=True, desc=place.repo, disable=True if drawn else None) as bar:
 
         def count(size: int) -> None:
             nonlocal done

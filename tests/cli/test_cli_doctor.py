@@ -100,8 +100,25 @@ def test_threads(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     only(examine(), "threads", "slow", "4000 threads", "OMP_NUM_THREADS")
 
 
-@pytest.mark.parametrize(("check", "variable"), [("cache", "OCTAVO_CACHE"), ("downloads", "HF_HOME")])
+@pytest.mark.parametrize("value", ["4,2", "0"])
+def test_threads_that_are_no_number(examine: Examine, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    only(examine(), "threads", "slow", f"OMP_NUM_THREADS={value}", "--threads")
+    assert examine("--threads", "1")["threads"]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("check", "variable"),
+    [
+        ("cache", "OCTAVO_CACHE"),
+        ("downloads", "HF_HOME"),
+        ("downloads", "HF_HUB_CACHE"),
+        ("downloads", "XDG_CACHE_HOME"),
+    ],
+)
 def test_folders(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: str, variable: str) -> None:
+    for other in ("HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(variable, str(tmp_path / "new" / "folder"))
     only(examine(), check, "ok", "can be written")
     (tmp_path / "file").touch()
@@ -113,6 +130,34 @@ def test_port(examine: Examine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         only(examine("--port", port, code=1), "port", "fails", "in use", "--port 0")
+
+
+def test_a_host_that_is_none(examine: Examine) -> None:
+    only(examine("--host", "a..b", code=1), "port", "fails", "'a..b' is no address", "--host 0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dtype", "bfloat16"], "leave --dtype out"),
+        (["--tool-call-parser", "nope"], "leave --tool-call-parser out"),
+        (["--reasoning-parser", "nope"], "leave --reasoning-parser out"),
+        (["--otlp-traces-endpoint", "nope"], "must be a URL"),
+        (["--batch-dir", __file__], "--batch-dir"),
+    ],
+)
+def test_options_that_a_server_refuses(examine: Examine, llama: str, arguments: list[str], words: str) -> None:
+    only(examine(llama, "--device", "cpu", *arguments, code=1), "options", "fails", words)
+
+
+def test_quantization_that_the_device_has_not(examine: Examine, llama: str) -> None:
+    found = examine(llama, "--device", "cpu", "-q", "fp8", code=1)
+    assert found["model"]["status"] == "fails"
+    assert "leave --quantization out" in found["model"]["remedy"]
+
+
+def test_a_remedy_is_of_the_option_that_the_error_names(examine: Examine, llama: str) -> None:
+    only(examine(llama, "--max-num-batched-tokens", "3", code=1), "memory", "fails", "see --max-num-batched-tokens")
 
 
 def test_model(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -133,6 +178,12 @@ def test_template(examine: Examine, llama: str) -> None:
     only(
         examine(llama, "--chat-template", "{{ raise_exception('no') }}", code=1), "template", "fails", "--chat-template"
     )
+
+
+def test_a_template_that_is_not_there(examine: Examine, llama: str) -> None:
+    found = examine(llama, "--chat-template", "/nowhere/x.jinja", code=1)
+    only(found, "template", "fails", "no such file", "--chat-template")
+    assert found["tokenizer"]["status"] == "ok"
 
 
 def test_memory(examine: Examine, llama: str, monkeypatch: pytest.MonkeyPatch) -> None:

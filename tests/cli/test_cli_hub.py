@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +97,23 @@ def test_dummy_weights_and_a_tokenizer_from_elsewhere(
     row = json.loads(octavo("generate", "org/name", "The quick", *options, "--kv-cache-memory-bytes", "2M"))
     assert len(row["outputs"][0]["token_ids"]) <= 3
     assert not [seen for seen in hub.seen if (seen.file or "").endswith(".safetensors")]
+
+
+def test_a_download_draws_one_bar(hub: FakeHub, tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
+    """On a terminal; a second bar would stand below the first, whose line the cursor must go back to."""
+    hub.add("org/name", {path.name: path.read_bytes() for path in checkpoint("llama").iterdir() if path.is_file()})
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"NO_PROXY": "*", "OCTAVO_CACHE": str(tmp_path / "octavo"), "TERM": "xterm"}
+    parent, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, 80))
+    command = [sys.executable, "-m", "octavo.cli", "complete", "org/name", "hi", "--max-tokens", "2", *DEVICE]
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stdin=child, stdout=child, stderr=child)
+    os.close(child)
+    seen = b""
+    with suppress(OSError):  # the terminal's last user is gone
+        while data := os.read(parent, 4096):
+            seen += data
+    os.close(parent)
+    assert process.wait(60) == 0, seen
+    assert b"org/name: " in seen
+    assert b"\x1b[A" not in seen
