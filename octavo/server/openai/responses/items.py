@@ -78,18 +78,16 @@ class FunctionCallOutput(
     status: Status | None = None
 
 
-class SummaryText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SummaryText(msgspec.Struct, frozen=True, tag="summary_text", tag_field="type", forbid_unknown_fields=True):
     """A piece of a reasoning's summary."""
 
     text: str
-    type: Literal["summary_text"] = "summary_text"
 
 
-class ReasoningText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ReasoningText(msgspec.Struct, frozen=True, tag="reasoning_text", tag_field="type", forbid_unknown_fields=True):
     """A piece of a reasoning."""
 
     text: str
-    type: Literal["reasoning_text"] = "reasoning_text"
 
 
 class ReasoningItem(
