@@ -159,12 +159,16 @@ INT4_FORMATS: dict[str, tuple[dict[str, Any], Quantizer]] = {
     "awq": (AWQ, awq(32)),
     "awq_64": ({**AWQ, "group_size": 64, "modules_to_not_convert": ["lm_head"]}, awq(64)),
     "packed_group": (integers("group", group_size=32), packed(32)),
+    "packed_sharded": (integers("group", group_size=32), packed(32)),
     "packed_channel": (integers("channel"), packed(-1)),
     "packed_zeros": (
         integers("group", group_size=64, symmetric=False, actorder="group"), packed(64, symmetric=False, shuffled=True)
     ),
 }  # fmt: skip
 """As FORMATS. Modules whose rows are no multiple of 32 long stay plain."""
+
+SHARDED = ("packed_sharded",)
+"""Those that are written as two files and an index."""
 
 FORMATS: dict[str, tuple[dict[str, Any], Quantizer]] = {
     "fp8_tensor": ({"quant_method": "fp8", "activation_scheme": "static"}, per_tensor),
@@ -197,6 +201,21 @@ def quantize_folder(plain: Path, name: str, folder: Path) -> tuple[Path, Path]:
     for target, tensors in zip(folders, (stored, means), strict=True):
         shutil.copytree(plain, target)
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    if name in SHARDED:
+        shard(folders[0], stored)
     settings = json.loads((folders[0] / "config.json").read_text())
     (folders[0] / "config.json").write_text(json.dumps({**settings, "quantization_config": config}))
     return folders
+
+
+def shard(folder: Path, tensors: Parts) -> None:
+    """Two files and an index in place of model.safetensors, as Transformers writes large models."""
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -16,7 +16,7 @@ from octavo.weights.files import map_file, read_json, release
 from octavo.weights.gguf import GgufFile, GgufHeader, TensorInfo, gguf_models, read_gguf, read_header, split_parts
 from octavo.weights.gguf_config import gguf_config, gguf_generation_config, hugging_face_name
 from octavo.weights.quantization import Quantization, read_quantization
-from octavo.weights.safetensors import read_index, read_safetensors
+from octavo.weights.safetensors import SafetensorsFile, read_index, read_safetensors
 from octavo.weights.tokenizer_source import (
     GgufTokenizer,
     TokenizerFiles,
@@ -210,7 +210,7 @@ def _lacks_weights(folder: Path) -> bool:
     return not any(path.suffix in (".safetensors", *PICKLED) for path in folder.iterdir())
 
 
-def _folder_tensors(folder: Path) -> dict[str, StoredTensor]:
+def _folder_tensors(folder: Path) -> Mapping[str, StoredTensor]:
     if (folder / INDEX).is_file():
         return _sharded(folder)
     files = sorted(folder.glob("*.safetensors"))
@@ -220,7 +220,7 @@ def _folder_tensors(folder: Path) -> dict[str, StoredTensor]:
     if len(files) > 1:
         raise ModelFormatError(f"{folder} holds {len(files)} safetensors files and no {INDEX}; download it too")
     if files:
-        return read_safetensors(map_file(files[0]), where=files[0].name)
+        return read_safetensors(map_file(files[0]), where=files[0].name).tensors
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED)
     if pickled:
         raise ModelFormatError(
@@ -232,15 +232,15 @@ def _folder_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _sharded(folder: Path) -> dict[str, StoredTensor]:
     weight_map = read_index(map_file(folder / INDEX).tobytes(), where=INDEX)
-    shards: dict[str, dict[str, StoredTensor]] = {}
+    shards: dict[str, SafetensorsFile] = {}
     for file in sorted(set(weight_map.values())):
         if not (folder / file).is_file():
             raise ModelFormatError(f"{file} is missing, though {INDEX} names it; download the model again")
         shards[file] = read_safetensors(map_file(folder / file), where=file)
     tensors = {}
     for name, file in weight_map.items():
-        if name in shards[file]:
-            tensors[name] = shards[file][name]
-        else:
+        if name in shards[file].tensors:
+            tensors[name] = shards[file].tensors[name]
+        elif name not in shards[file].buffers:
             raise ModelFormatError(f"{INDEX} says that tensor {name[:80]!r} is in {file}, but it is not there")
     return tensors

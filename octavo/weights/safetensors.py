@@ -8,6 +8,8 @@ The tensors tile the data without gaps or overlaps, as the format demands. Only 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Annotated
 
@@ -20,12 +22,20 @@ from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, StoredTensor
 MAX_HEADER = 100 << 20  # the reference implementation's limit
 MAX_DIMS = 8
 
-# Buffers that old checkpoints carry beside their weights (position ids, masks): passed over.
+# Buffers that checkpoints carry beside their weights (position ids, masks, weight_shape): passed over.
 BUFFER_DTYPES = {"I64": 8, "BOOL": 1}
 
 _SCHEMES = {**SCHEMES, **PART_SCHEMES}
 
 Size = Annotated[int, Meta(ge=0, le=1 << 62)]
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """tensors: by name.  buffers: the names of those that were passed over."""
+
+    tensors: Mapping[str, StoredTensor]
+    buffers: frozenset[str]
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,8 +50,8 @@ _index = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _weight_map = msgspec.json.Decoder(dict[str, str])
 
 
-def read_safetensors(data: memoryview, *, where: str) -> dict[str, StoredTensor]:
-    """Tensors by name from a whole file in `data`; `where` names it in errors. Raises ModelFormatError alone."""
+def read_safetensors(data: memoryview, *, where: str) -> SafetensorsFile:
+    """Read a whole file in `data`; `where` names it in errors. Raises ModelFormatError alone."""
     if data.nbytes < 8:
         raise _damaged(where, f"{data.nbytes} bytes are too few for a header")
     (length,) = struct.unpack_from("<Q", data)
@@ -50,11 +60,13 @@ def read_safetensors(data: memoryview, *, where: str) -> dict[str, StoredTensor]
     body = data[8 + length :]
     entries = _read_header(bytes(data[8 : 8 + length]), where)
     _check_tiling(entries, body.nbytes, where)
-    return {
+    buffers = frozenset(name for name, entry in entries.items() if entry.dtype in BUFFER_DTYPES)
+    tensors = {
         name: StoredTensor(name, _SCHEMES[entry.dtype], tuple(entry.shape), body[slice(*entry.data_offsets)])
         for name, entry in entries.items()
-        if entry.dtype not in BUFFER_DTYPES
+        if name not in buffers
     }
+    return SafetensorsFile(tensors, buffers)
 
 
 def read_index(raw: bytes, *, where: str) -> dict[str, str]:

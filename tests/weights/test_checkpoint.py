@@ -210,6 +210,22 @@ def test_index_that_names_a_tensor_its_shard_lacks(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_buffers_that_the_index_names_are_passed_over(tmp_path: Path) -> None:
+    make.write_sharded(tmp_path)
+    before = set(open_checkpoint(tmp_path).tensors)
+    name = "model-00003-of-00003.safetensors"
+    buffers = {"x.position_ids": ("I64", (1, 4), bytes(32)), "x.mask": ("BOOL", (2,), bytes(2))}
+    (tmp_path / name).write_bytes(make.safetensors_bytes(buffers))
+    index = tmp_path / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    table["weight_map"] |= dict.fromkeys(buffers, name)
+    index.write_text(json.dumps(table))
+    assert set(open_checkpoint(tmp_path).tensors) == before
+    index.write_text(index.read_text().replace("x.mask", "x.other"))
+    with pytest.raises(ModelFormatError, match=r"x\.other"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("pickled", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
 def test_pickled_weights_are_never_read(tmp_path: Path, pickled: str) -> None:
     make.write_config(tmp_path)

@@ -34,7 +34,7 @@ def test_the_reference_writer_is_understood(tmp_path: Path) -> None:
         "none": np.zeros((0, 4), np.float32),
     }
     save_file(values, tmp_path / "m.safetensors", metadata={"format": "pt"})
-    tensors = read_safetensors(memoryview((tmp_path / "m.safetensors").read_bytes()), where="m")
+    tensors = read_safetensors(memoryview((tmp_path / "m.safetensors").read_bytes()), where="m").tensors
     assert set(tensors) == set(values)
     for name, value in values.items():
         np.testing.assert_array_equal(dequantize(tensors[name]), value.astype(np.float32))
@@ -42,7 +42,7 @@ def test_the_reference_writer_is_understood(tmp_path: Path) -> None:
 
 def test_bfloat16_and_shapes() -> None:
     source = make.small_safetensors()
-    tensors = read_safetensors(memoryview(make.safetensors_bytes(source)), where="m")
+    tensors = read_safetensors(memoryview(make.safetensors_bytes(source)), where="m").tensors
     for name, (dtype, shape, raw) in source.items():
         assert (tensors[name].scheme.name, tensors[name].shape) == (dtype, shape)
         assert bytes(tensors[name].data) == raw
@@ -54,7 +54,9 @@ def test_old_buffers_are_passed_over() -> None:
         "position_ids": ("I64", (1, 2), bytes(16)),
         "mask": ("BOOL", (3,), bytes(3)),
     }
-    assert set(read_safetensors(memoryview(make.safetensors_bytes(source)), where="m")) == {"w"}
+    read = read_safetensors(memoryview(make.safetensors_bytes(source)), where="m")
+    assert set(read.tensors) == {"w"}
+    assert read.buffers == {"position_ids", "mask"}
 
 
 ATTACKS = {
