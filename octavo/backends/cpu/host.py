@@ -66,7 +66,8 @@ def memory_bytes() -> tuple[int, int]:
     for folder in _cgroup_folders():
         limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
         if limit.isdigit() and used.isdigit():
-            cached = _fields(_read(folder / "memory.stat")).get("inactive_file", 0)
+            stat = _fields(_read(folder / "memory.stat"))
+            cached = stat.get("inactive_file", 0) + stat.get("active_file", 0)  # as MemAvailable counts it
             total = min(total, int(limit))
             free = min(free, int(limit) - int(used) + cached)
     return total, max(0, free)

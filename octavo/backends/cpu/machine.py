@@ -73,6 +73,11 @@ class Machine:
         return sum(array.nbytes for array in self._weights.values())
 
     @property
+    def mapped_bytes(self) -> int:
+        """Those of them that the system counts as free: all are the process's own."""
+        return 0
+
+    @property
     def work_bytes(self) -> int:
         """Bytes that registers may come to take."""
         arrays = (*self._registers.values(), *self._tail.values(), self._scratch)

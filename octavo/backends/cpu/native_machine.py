@@ -77,6 +77,11 @@ class NativeMachine:
         return self._packed.nbytes
 
     @property
+    def mapped_bytes(self) -> int:
+        """Those of them that the system counts as free."""
+        return self._packed.mapped
+
+    @property
     def work_bytes(self) -> int:
         """Bytes that registers may come to take."""
         return sum(array.nbytes for array in (*self._arrays.values(), *self._acts.values()))

@@ -49,11 +49,13 @@ class Packed:
     """vectors: float32 of the pack's shape.  matrices: a pack's sources one by one, as their formats may differ.
 
     saving: the thread that keeps them in a file, if one does.
+    mapped: bytes that come from such a file: as they can be read again, the system counts them as free.
     """
 
     vectors: dict[str, np.ndarray]
     matrices: dict[str, tuple[Matrix, ...]]
     saving: packed_file.Saving | None = None
+    mapped: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -95,13 +97,13 @@ def load_packed(
     if folder is not None and not exact and len(tensors) == len(chosen):
         file = packed_file.locate(folder, tensors, layout=_layout(tensors, pool))
     parts = None if file is None else file.read(partial(_size, tensors, pool))
-    saving = None
+    saving, mapped = None, sum(matrix.nbytes for _, matrix in parts or ())
     if parts is None:
         parts = _pack(chosen, pool, progress=progress)
         saving = None if file is None else packed_file.Saving(file, parts)
     made = zip(chosen, parts, strict=True)
     matrices = iter([Matrix(scheme, **_shape(tensor), data=part) for (tensor, _), (scheme, part) in made])
-    packed = Packed({}, {}, saving)
+    packed = Packed({}, {}, saving, mapped)
     for name, pack in sources.items():
         if len(pack[0].shape) > 1:
             packed.matrices[name] = tuple(islice(matrices, len(pack)))

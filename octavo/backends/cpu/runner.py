@@ -108,10 +108,11 @@ class CpuBackend:
         )
 
     def memory(self) -> DeviceMemory:
-        """Bytes now; what a step may still come to take is not counted as free."""
+        """Bytes now; what a step may still come to take, mapped weights among it, is not counted as free."""
         total, free = memory_bytes()
         machine = self._loaded()
-        return DeviceMemory(total=total, free=max(0, free - machine.work_bytes), weights=machine.weight_bytes)
+        free -= machine.work_bytes + machine.mapped_bytes
+        return DeviceMemory(total=total, free=max(0, free), weights=machine.weight_bytes)
 
     def allocate(self, num_blocks: int) -> None:
         """Make the KV cache. Raises ConfigError where num_blocks is below 1."""

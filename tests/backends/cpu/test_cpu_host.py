@@ -45,7 +45,7 @@ def test_memory_in_a_cgroup(files: dict[str, str], limited: str) -> None:
     folder = Path("/sys/fs/cgroup") / limited
     files[f"{folder}/memory.max"] = str(500 << 10)
     files[f"{folder}/memory.current"] = str(400 << 10)
-    files[f"{folder}/memory.stat"] = f"anon 7\ninactive_file {100 << 10}\n"
+    files[f"{folder}/memory.stat"] = f"anon 7\ninactive_file {60 << 10}\nactive_file {40 << 10}\n"
     assert host.memory_bytes() == (500 << 10, 200 << 10)
     files[f"{folder}/memory.max"] = "max"
     assert host.memory_bytes() == (1000 << 10, 600 << 10)

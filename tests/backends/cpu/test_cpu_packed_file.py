@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cpu_tiny
 import numpy as np
 import pytest
 
-from octavo.backends.cpu import native, packed, packed_file
+from octavo.backends.cpu import native, packed, packed_file, runner
 from octavo.backends.cpu.native import Pool
+from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.packed import Packed, load_packed
 from octavo.backends.cpu.packed_file import PART, SUFFIX, PackedFile, Part, locate
 from octavo.backends.cpu.program import Pack
@@ -135,10 +137,38 @@ def test_the_second_load_packs_nothing(pool: Pool, tmp_path: Path, monkeypatch: 
     second = load(pool, model, tmp_path / "packed")
     assert second.saving is None
     assert second.nbytes == first.nbytes
+    assert (first.mapped, second.mapped) == (0, second.nbytes)
     for name, matrices in first.matrices.items():
         for left, right in zip(matrices, second.matrices[name], strict=True):
             assert (left.scheme, left.n, left.k) == (right.scheme, right.n, right.k)
             np.testing.assert_array_equal(left.data, right.data)
+
+
+def test_mapped_weights_are_not_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system counts their pages as available, on every start but the first."""
+    if native.library() is None:
+        pytest.skip("nothing was compiled")
+    spec, model = cpu_tiny.spec(), tmp_path / "m"
+    arrays = cpu_tiny.arrays(spec)
+    model.write_bytes(b"".join(array.tobytes() for array in arrays.values()))
+    monkeypatch.setattr(env, "packed_folder", lambda: tmp_path / "packed")
+    monkeypatch.setattr(runner, "memory_bytes", lambda: (1 << 30, 1 << 29))
+    found = []
+    for _ in range(2):
+        view, at, weights = map_file(model), 0, {}
+        for name, array in arrays.items():
+            weights[name] = StoredTensor(name, SCHEMES["F32"], array.shape, view[at : at + array.nbytes])
+            at += array.nbytes
+        made = runner.CpuBackend(
+            max_num_seqs=1, max_model_len=8, max_num_batched_tokens=8, block_size=8, threads=1, activation_dtype="int8"
+        )
+        made.load(spec, weights)
+        found.append(made.memory())
+        loaded = made._machine
+        made.close()
+    assert isinstance(loaded, NativeMachine)
+    assert 0.9 * found[0].weights < loaded.mapped_bytes <= found[0].weights
+    assert found[0].free - found[1].free == loaded.mapped_bytes
 
 
 def test_another_packed_form_is_packed_anew(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
