@@ -40,6 +40,8 @@ ABANDONED_S = 3600.0
 _ALIGN = 64
 _SAMPLE = 64
 _CHUNK = 8 << 20
+_SYNC = 64 << 20
+"""Bytes after which they are written out: one sync of them all at the end could not be broken off."""
 _DIGEST = 16
 _MOST_HEADER = 1 << 24
 _BEFORE = len(MAGIC) + 8 + _DIGEST
@@ -95,7 +97,7 @@ class PackedFile:
     def write(self, parts: Sequence[Part], stopped: threading.Event) -> None:
         """Keep the matrices, and drop what the same model left before. What prevents it is one line in the log.
 
-        Not synced: a file that a crash has cut short is seen by its length and samples.
+        It is on the disk before it has its name: samples and length would not show a hole that a power cut left.
         """
         if not self._settled():
             return
@@ -120,18 +122,22 @@ class PackedFile:
                 part.unlink(missing_ok=True)
 
     def _fill(self, file: FileIO, parts: Sequence[Part], stopped: threading.Event) -> bool:
-        """False where it was stopped half-way."""
+        """All of it on the disk; False where it was stopped half-way."""
         schemes, matrices = [scheme for scheme, _ in parts], [matrix for _, matrix in parts]
         header = _encode(_Header(os.fsencode(self.sources[0].path), self.key, schemes, _samples(matrices)))
         places, nbytes = _places(len(header), [matrix.nbytes for matrix in matrices])
-        begins = (0, *(begin for begin, _ in places))
+        begins, synced = (0, *(begin for begin, _ in places)), 0
         for begin, left in zip(begins, (memoryview(header), *(matrix.data for matrix in matrices)), strict=True):
             file.seek(begin)
             while left:
                 if stopped.is_set():
                     return False
                 left = left[file.write(left[:_CHUNK]) :]
+                if file.tell() - synced >= _SYNC:
+                    os.fsync(file)
+                    synced = file.tell()
         file.truncate(nbytes)
+        os.fsync(file)
         return True
 
     def _settled(self) -> bool:

@@ -382,6 +382,32 @@ def test_a_full_disk_leaves_nothing(
     assert read(file) is not None
 
 
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = place(write_model(tmp_path / "m"), tmp_path / "packed")
+    synced = []
+
+    def sync(opened: Any) -> None:
+        assert not file.path.exists()
+        synced.append(os.fstat(opened.fileno()).st_size)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    keep(file)
+    assert synced == [file.path.stat().st_size]
+    file.path.unlink()
+    monkeypatch.setattr(packed_file, "_SYNC", 500)
+    keep(file)
+    assert synced[1:-1]
+    assert synced[-1] == file.path.stat().st_size
+    file.path.unlink()
+
+    def refuse(_opened: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    keep(file)
+    assert names(tmp_path / "packed") == []
+
+
 def test_a_folder_that_cannot_be_written(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_model(tmp_path / "m")
     (tmp_path / "file").write_text("")
