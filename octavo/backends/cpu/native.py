@@ -14,6 +14,7 @@ import numpy as np
 
 from octavo.backends.cpu.cache import CELLS
 from octavo.backends.cpu.sampler import Draw
+from octavo.base.errors import ConfigError
 from octavo.base.types.tensor import SCHEMES
 
 _log = logging.getLogger(__name__)
@@ -209,13 +210,22 @@ def aligned(num_bytes: int) -> np.ndarray:
 
 
 class Pool:
-    """The native threads, and the kernels that they run. The caller is one of them."""
+    """The native threads, and the kernels that they run. The caller is one of them.
+
+    Raises ConfigError where the system refuses so many.
+    """
 
     def __init__(self, loaded: ctypes.CDLL, threads: int) -> None:
         self.library = loaded
         self.size = threads
         cores = np.array(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [], np.int32)
         self._handle: int | None = loaded.oct_machine_new(threads, pointer(cores), len(cores))
+        if self._handle is None:
+            raise ConfigError(
+                f"threads={threads}: the system refuses so many (a limit on processes, threads or memory); lower "
+                "--threads, or raise the limit",
+                param="threads",
+            )
 
     @property
     def variant(self) -> str:

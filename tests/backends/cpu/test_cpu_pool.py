@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -61,3 +63,34 @@ def test_a_core_each_where_there_is_one_for_each() -> None:
 @pytest.mark.skipif(len(CORES) < 3, reason="fewer than three cores")
 def test_anywhere_where_cores_are_left_over() -> None:
     assert made(2) == {f"{NAME}1": set(CORES)}
+
+
+REFUSED = """
+import os, resource, time
+from octavo.backends.cpu import native
+from octavo.base.errors import ConfigError
+
+loaded, before = native.library(), len(os.listdir("/proc/self/task"))
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20), resource.RLIM_INFINITY))  # a few stacks
+try:
+    native.Pool(loaded, 500)
+except ConfigError as error:
+    print(error.param, error, sep=": ")
+for _ in range(200):  # the system may list a thread for a moment after it was joined
+    if len(os.listdir("/proc/self/task")) == before:
+        break
+    time.sleep(0.01)
+print(len(os.listdir("/proc/self/task")) - before)
+native.Pool(loaded, 2).close()
+"""
+
+
+def test_threads_that_the_system_refuses_are_an_error() -> None:
+    """Those that were begun have ended, and fewer can be had."""
+    made = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    told, left = made.stdout.splitlines()
+    assert told.startswith("threads: threads=500: ")
+    assert "--threads" in told
+    assert left == "0"

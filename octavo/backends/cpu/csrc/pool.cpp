@@ -68,13 +68,20 @@ Pool::Pool(int threads, const std::vector<int>& cores) : size_(threads < 1 ? 1 :
     spin_ns_ = cores.size() >= static_cast<size_t>(size_) ? kSpinNs : 0;
     // a core each, if they may have all of them: where some are left over, the system knows better which are busy
     if (size_ > 1 && cores.size() == static_cast<size_t>(size_)) home_ = cores[0];
-    for (int member = 1; member < size_; member++) {
-        const int core = home_ < 0 ? -1 : cores[member];
-        threads_.emplace_back([this, member, core] { work(member, core); });
+    try {
+        for (int member = 1; member < size_; member++) {
+            const int core = home_ < 0 ? -1 : cores[member];
+            threads_.emplace_back([this, member, core] { work(member, core); });
+        }
+    } catch (...) {
+        end();  // no destructor runs for what was never made
+        throw;
     }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { end(); }
+
+void Pool::end() {
     ending_ = true;
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();

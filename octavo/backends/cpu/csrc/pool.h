@@ -14,6 +14,7 @@ namespace octa {
 class Pool {
 public:
     // threads: members, the caller included. cores: where they may run; with one for each, each stays on its own.
+    // Throws std::system_error, and leaves no thread behind, where the system refuses one.
     Pool(int threads, const std::vector<int>& cores);
     ~Pool();
     Pool(const Pool&) = delete;
@@ -34,6 +35,7 @@ public:
     int size() const { return size_; }
 
 private:
+    void end();
     void work(int member, int core);
     void wait_change(std::atomic<uint32_t>& word, uint32_t seen) const;
 

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <new>
+#include <system_error>
 
 #include "experts.h"
 #include "matmul.h"
@@ -434,8 +436,15 @@ int32_t oct_abi() { return 8; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 
+// nullptr where the system refuses a thread, or memory for so many.
 void* oct_machine_new(int32_t threads, const int32_t* cores, int32_t num_cores) {
-    return new Machine(threads, std::vector<int>(cores, cores + num_cores));
+    try {
+        return new Machine(threads, std::vector<int>(cores, cores + num_cores));
+    } catch (const std::system_error&) {
+        return nullptr;
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
 }
 
 void oct_machine_free(void* machine) { delete static_cast<Machine*>(machine); }
