@@ -11,7 +11,7 @@ from octavo.backends.cpu.native import Pool, library, rounds
 from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.packed import load_packed
 from octavo.backends.cpu.pooling import Pooler
-from octavo.backends.cpu.program import build_program
+from octavo.backends.cpu.program import Program, build_program
 from octavo.backends.cpu.rows import Rows
 from octavo.backends.cpu.step import Steps
 from octavo.backends.cpu.team import Team
@@ -85,17 +85,11 @@ class CpuBackend:
         self._pooler = Pooler(spec.pooling, weights) if spec.pooling else None
         if self._library is not None:
             pool = Pool(self._library, self._threads)
-            packed = load_packed(
-                program.packs, weights, pool=pool, exact=self._exact, folder=env.packed_folder(), progress=progress
-            )
-            self._machine = NativeMachine(
-                program,
-                packed,
-                pool=pool,
-                max_tokens=self._max_tokens,
-                block_size=self._block_size,
-                kv_cache_dtype=kv_cache_dtype,
-            )
+            try:
+                self._machine = self._native(program, weights, pool, kv_cache_dtype, progress)
+            except BaseException:
+                pool.close()
+                raise
             return
         self._machine = Machine(
             program,
@@ -103,6 +97,21 @@ class CpuBackend:
             team=Team(self._threads),
             max_tokens=self._max_tokens,
             max_model_len=self._max_model_len,
+            block_size=self._block_size,
+            kv_cache_dtype=kv_cache_dtype,
+        )
+
+    def _native(
+        self, program: Program, weights: Weights, pool: Pool, kv_cache_dtype: str, progress: Progress | None
+    ) -> NativeMachine:
+        packed = load_packed(
+            program.packs, weights, pool=pool, exact=self._exact, folder=env.packed_folder(), progress=progress
+        )
+        return NativeMachine(
+            program,
+            packed,
+            pool=pool,
+            max_tokens=self._max_tokens,
             block_size=self._block_size,
             kv_cache_dtype=kv_cache_dtype,
         )

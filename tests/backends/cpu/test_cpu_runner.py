@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +11,11 @@ from typing import Any
 
 import cpu_tiny
 import numpy as np
+import processes
 import pytest
 from parity.drive import EVERYTHING, Drive, Seq, check_against
 
+from octavo.backends.cpu import runner
 from octavo.backends.cpu.machine import Machine
 from octavo.backends.cpu.native import library
 from octavo.backends.cpu.native_machine import NativeMachine
@@ -363,6 +366,27 @@ def test_memory(backend: CpuBackend) -> None:
     most = weights + 4096 if isinstance(backend._machine, Machine) else weights * 1.4
     assert weights < memory.weights < most
     assert 0 < memory.free < memory.total
+
+
+@pytest.mark.skipif(library() is None or not processes.KNOWN, reason="Linux and compiled kernels")
+@pytest.mark.parametrize("where", ["weights", "machine"])
+def test_a_load_that_fails_leaves_no_thread(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise MemoryError
+
+    if where == "machine":
+        monkeypatch.setattr(runner, "NativeMachine", fail)
+    before = len(os.listdir("/proc/self/task"))
+    made = CpuBackend(max_num_seqs=1, max_model_len=8, max_num_batched_tokens=8, block_size=8, threads=3)
+    stored = {name: cpu_tiny.stored(name, array) for name, array in WEIGHTS.items()}
+    with pytest.raises(MemoryError):
+        made.load(SPEC, stored, fail if where == "weights" else None)
+    made.close()
+    for _ in range(200):  # the system may list a thread for a moment after it was joined
+        if len(os.listdir("/proc/self/task")) == before:
+            return
+        time.sleep(0.01)
+    raise AssertionError(len(os.listdir("/proc/self/task")) - before)
 
 
 @pytest.mark.parametrize("name", ["reset_cache", "load", "close"])
