@@ -23,11 +23,12 @@ _SETTERS = (
 
 
 def usable_cores() -> int:
-    """Cores by affinity and by the cgroup's CPU quota; at least 1."""
+    """Cores by affinity and by the least CPU quota of the process's cgroups; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit() and int(period):
-        cores = min(cores, math.ceil(int(quota) / int(period)))
+    for folder in _cgroup_folders():
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            cores = min(cores, math.ceil(int(quota) / int(period)))
     return max(1, cores)
 
 
@@ -74,12 +75,12 @@ def memory_bytes() -> tuple[int, int]:
 
 
 def _cgroup_folders() -> list[Path]:
-    """This process's cgroup (version 2) and those above it."""
+    """This process's cgroup (version 2) and those above it; the uppermost alone where its own is not told."""
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         if line.startswith("0::"):
             own = _CGROUP / line[3:].lstrip("/")
             return [folder for folder in (own, *own.parents) if folder.is_relative_to(_CGROUP)]
-    return []
+    return [_CGROUP]
 
 
 def _read(path: Path) -> str:

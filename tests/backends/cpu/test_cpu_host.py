@@ -58,6 +58,18 @@ def test_cpu_quota(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> No
         assert host.usable_cores() == cores
 
 
+@pytest.mark.parametrize("limited", ["a.slice/b.service", "a.slice", ""])
+def test_cpu_quota_of_the_own_cgroup(files: dict[str, str], monkeypatch: pytest.MonkeyPatch, limited: str) -> None:
+    """The least of the process's cgroup and those above it counts."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    files["/proc/self/cgroup"] = "0::/a.slice/b.service\n"
+    for folder in ("a.slice/b.service", "a.slice", ""):
+        files[str(Path("/sys/fs/cgroup") / folder / "cpu.max")] = "600000 100000"
+    assert host.usable_cores() == 6
+    files[str(Path("/sys/fs/cgroup") / limited / "cpu.max")] = "100000 100000"
+    assert host.usable_cores() == 1
+
+
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert host.take_threads(3) == 3
