@@ -22,8 +22,9 @@ IN_WEIGHTS = ("weight_input", "weight_output")
 
 def compressed_rules(config: Mapping[str, Any]) -> list[Rule]:
     """One rule a group, without the modules that are to be ignored."""
-    if (config.get("sparsity_config") or {}).get("format", "dense") != "dense":
-        raise bad("sparsity_config", config["sparsity_config"], "dense")
+    sparsity = config.get("sparsity_config") or {}
+    if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
+        raise bad("sparsity_config", sparsity, "an object with the format dense")
     if not _rotates_weights_only(config.get("transform_config") or {}):
         raise bad("transform_config", config["transform_config"], "rotations that the weights hold already")
     groups = config.get("config_groups")
@@ -49,7 +50,7 @@ def _rotates_weights_only(transforms: Any) -> bool:
 
 def _rule(group: Mapping[str, Any], form: Any, ignored: Callable[[str], bool]) -> Rule:
     weights = group.get("weights")
-    if form not in FORMATS:
+    if not isinstance(form, str) or form not in FORMATS:
         raise bad("format", form, " or ".join(FORMATS))
     if not isinstance(weights, dict):
         raise bad("weights", weights, "an object")

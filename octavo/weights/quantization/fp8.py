@@ -40,7 +40,7 @@ def float_scheme(weights: Mapping[str, Any]) -> MatrixScheme:
     if strategy == "block":
         return MatrixScheme(LAYOUT, 8, _block(weights.get("block_structure")))
     groups = {"tensor": (0, 0), "channel": (1, 0)}
-    if strategy not in groups:
+    if not isinstance(strategy, str) or strategy not in groups:
         raise bad("strategy", strategy, "tensor, channel or block")
     return MatrixScheme(LAYOUT, 8, groups[strategy])
 

@@ -46,7 +46,7 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
     if not quantization:
         return None
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    if not isinstance(quantization, dict) or method not in METHODS:
+    if not isinstance(quantization, dict) or not isinstance(method, str) or method not in METHODS:
         raise ModelFormatError(
             f"config.json: quantization_config.quant_method {str(method)[:40]!r} is not supported, only "
             f"{', '.join(METHODS)}; take the unquantized model or a GGUF file of it",
