@@ -194,10 +194,14 @@ def keep_top_p(scores: np.ndarray, top_p: float) -> None:
 
 
 def likeliest(scores: np.ndarray, count: int) -> np.ndarray:
-    """The ids of the `count` largest scores, largest first, equal ones by id."""
-    rest = len(scores) - count
-    ids = np.argpartition(scores, rest)[rest:] if 0 < rest < len(scores) else np.arange(rest, len(scores))
-    found: np.ndarray = ids[np.lexsort((ids, -scores[ids]))]
+    """The ids of the `count` largest scores, largest first, equal ones by id; NaN is the least."""
+    ids, values = np.arange(len(scores)), -scores
+    if 0 < count < len(scores):
+        last = np.partition(values, count - 1)[count - 1]
+        if not np.isnan(last):
+            first, ties = np.flatnonzero(values < last), np.flatnonzero(values == last)
+            ids = np.concatenate((first, ties[: count - len(first)]))
+    found: np.ndarray = ids[np.lexsort((ids, values[ids]))][:count]
     return found
 
 

@@ -81,6 +81,13 @@ def test_the_same_tokens_of_many_draws(pool: Pool, fields: dict[str, Any]) -> No
     assert pool.draw(asked) == [choose(draw) for draw in asked]
 
 
+def test_the_same_tokens_where_top_p_cuts_equal_ones(pool: Pool) -> None:
+    scores = np.full(5000, 0.5, np.float32)
+    scores[[7, 3000]] = 1
+    asked = [Draw(scores, key, 1.0, 0, 0.1, 0.0) for key in range(50)]
+    assert pool.draw(asked) == [choose(draw) for draw in asked]
+
+
 def test_nothing_may_be_drawn(pool: Pool) -> None:
     asked = [Draw(np.full(30, value, np.float32), 0, 1.0, 0, 1.0, 0.0) for value in (-np.inf, np.nan)]
     assert pool.draw(asked) == [-1, -1]

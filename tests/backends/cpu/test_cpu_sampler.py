@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from octavo.backends.cpu import sampler
-from octavo.backends.cpu.sampler import RowSampler, best_kept, masked, token_logprobs
+from octavo.backends.cpu.sampler import RowSampler, best_kept, likeliest, masked, token_logprobs
 from octavo.base.noise import GOLDEN, draw_key, mix
 from octavo.base.types.plan import RowSampling
 
@@ -292,6 +292,17 @@ def test_logprobs_of_equal_logits() -> None:
     """Equal ones come by id, and share the best rank."""
     entry = token_logprobs(np.zeros(4, np.float32), 2, -1)
     assert (entry.token_ids, entry.rank) == ([2, 0, 1, 2, 3], 1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 90, 1000, 5000])
+@pytest.mark.parametrize("rest", [0.0, -np.inf, np.nan])
+def test_the_likeliest_of_many_equal_ones_are_the_first(count: int, rest: float) -> None:
+    scores = np.full(5000, rest, np.float32)
+    scores[[7, 4000, 60]] = 2, 3, 2
+    scores[100:200] = 1
+    expected = [4000, 7, 60, *range(100, 200)]
+    expected += [i for i in range(5000) if i not in expected]
+    assert likeliest(scores, count).tolist() == expected[:count]
 
 
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.5, 1.0])
