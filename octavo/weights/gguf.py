@@ -5,8 +5,9 @@
     tensors:  string name, u32 dims, u64 dim[dims] (innermost first), u32 type, u64 offset from the data's start
     padding to general.alignment (32), then the data
 
-Every count, length and offset is checked against the bytes that are left before it is used, so memory stays within
-a small multiple of the file's size. Only ModelFormatError comes out.
+Every count, length and offset is checked against the bytes that are left before it is used, and long lists outside
+`tokenizer.*` are passed over, so memory stays within a small multiple of the vocabulary's size. Only ModelFormatError
+comes out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_DIMS = 4
 MAX_ALIGNMENT = 1 << 20
 
 # Type number of a metadata value -> struct format.
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+SCALARS: dict[int, Any] = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 
 # ggml's type number -> name; those in SCHEMES can be run.
@@ -43,6 +44,9 @@ TENSOR_TYPES = {
 LEAST_KEY, LEAST_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
 
 SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+# Elements of a list outside `tokenizer.*` from which on it is passed over: those that are read have one a layer.
+MAX_LIST = 1 << 16
 
 # What a file may take where its size is not known.
 MAX_FILE = 1 << 62
@@ -151,27 +155,28 @@ class _Cursor:
         self.position = position
         return out
 
-    def value(self, kind: int, what: str, *, keep: bool = True) -> Any:
-        """keep=False passes over a list: it comes out empty."""
+    def value(self, kind: int, what: str, *, most: int) -> Any:
+        """A list of more than `most` elements is passed over and comes out as None."""
         if kind in SCALARS:
             return self.scalar(SCALARS[kind], what)
         if kind == STRING:
             return self.strings(1, what)[0]
         if kind == ARRAY:
-            return self.array(what, keep=keep)
+            return self.array(what, most=most)
         raise self.error(f"{what} has the unknown value type {kind}")
 
-    def array(self, what: str, *, keep: bool) -> list[Any]:
+    def array(self, what: str, *, most: int) -> list[Any] | None:
         kind, count = self.scalar("I", f"the type of {what}"), self.scalar("Q", f"the length of {what}")
         if kind == STRING:
-            return self.strings(count, what, keep=keep)
+            strings = self.strings(count, what, keep=count <= most)
+            return strings if count <= most else None
         if kind not in SCALARS:
             raise self.error(f"{what} is an array of the value type {kind}; arrays of arrays are not supported")
         size = struct.calcsize("<" + SCALARS[kind]) * count
         self.need(size, what)
-        values = struct.unpack_from(f"<{count}{SCALARS[kind]}", self.data, self.position) if keep else ()
+        raw = self.data[self.position : self.position + size]
         self.position += size
-        return list(values)
+        return raw.cast(SCALARS[kind]).tolist() if count <= most else None
 
 
 def read_gguf(data: memoryview, *, where: str, vocabulary: bool = True) -> GgufFile:
@@ -200,9 +205,9 @@ def read_header(data: memoryview, *, where: str, size: int = MAX_FILE, vocabular
         key = cursor.string(f"the name of key {index}")
         if key in metadata:
             raise cursor.error(f"key {key!r} comes twice")
-        kind, keep = cursor.scalar("I", f"the type of {key}"), vocabulary or not key.startswith("tokenizer.")
-        value = cursor.value(kind, key, keep=keep)
-        if keep or kind != ARRAY:
+        most = (cursor.size if vocabulary else -1) if key.startswith("tokenizer.") else MAX_LIST
+        value = cursor.value(cursor.scalar("I", f"the type of {key}"), key, most=most)
+        if value is not None:
             metadata[key] = value
     alignment = _alignment(cursor, metadata)
     infos = [_info(cursor, index, alignment) for index in range(tensor_count)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,15 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter, quants
 
 from octavo.base.errors import ModelFormatError
 from octavo.quant import dequantize
-from octavo.weights.gguf import IncompleteHeaderError, gguf_models, read_gguf, read_header, split_parts
+from octavo.weights.gguf import (
+    MAX_LIST,
+    SCALARS,
+    IncompleteHeaderError,
+    gguf_models,
+    read_gguf,
+    read_header,
+    split_parts,
+)
 
 
 def read(path: Path):
@@ -50,6 +59,36 @@ def test_metadata_of_every_type_comes_back(tmp_path: Path) -> None:
     assert metadata["x.words"] == ["a", "", "ü"]
     assert metadata["x.numbers"] == [1, -2, 3]
     assert metadata["x.floats"] == [0.5, 1.5]
+
+
+def test_lists_of_every_type_come_back() -> None:
+    for kind, form in SCALARS.items():
+        values = [0.5, -1.5, 3.0] if form in "fd" else [True, False, True] if form == "?" else [1, 0, 127]
+        raw = header(keys=[("tokenizer.t", array(kind, [struct.pack("<3" + form, *values)], count=3))])
+        found = read_gguf(memoryview(raw), where="f").metadata["tokenizer.t"]
+        assert found == values
+        assert {type(value) for value in found} == {type(value) for value in values}
+        raw = header(keys=[("t", array(kind, [], count=0))])
+        assert read_gguf(memoryview(raw), where="f").metadata["t"] == []
+
+
+def test_long_lists_are_passed_over_but_the_vocabularys() -> None:
+    """Memory stays near what the file takes, whatever it says of itself."""
+    count = 1 << 20
+    numbers, words = (
+        array(0, [bytes(count)], count=count),
+        array(8, [string("ab")] * (MAX_LIST + 1), count=MAX_LIST + 1),
+    )
+    for prefix, kept in (("x.", False), ("tokenizer.", True)):
+        raw = memoryview(
+            header(keys=[(prefix + "numbers", numbers), (prefix + "words", words), ("y", (4, struct.pack("<I", 7)))])
+        )
+        tracemalloc.start()
+        metadata = read_gguf(raw, where="f").metadata
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert set(metadata) == ({"y", prefix + "numbers", prefix + "words"} if kept else {"y"})
+        assert most < (10 * len(raw) if kept else len(raw) // 10)
 
 
 @pytest.mark.parametrize("alignment", [8, 64, 4096])
