@@ -10,6 +10,7 @@ from quantized_checkpoints import compressed
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, QuantizedTensor, StoredTensor
 from octavo.weights.quantization import METHODS, read_quantization
+from octavo.weights.quantization.patterns import compile_pattern
 from octavo.weights.quantization.read import Quantization
 
 SHAPE = (256, 130)
@@ -120,6 +121,50 @@ def test_groups_are_told_apart_by_their_targets() -> None:
     found = read(config)
     groups = {name: found.scheme(f"model.layers.0.mlp.{name}") for name in ("down_proj", "up_proj", "q_proj", "o_proj")}
     assert [scheme and scheme.group for scheme in groups.values()] == [(0, 0), (0, 0), (1, 0), None]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*self_attn\.(q|k|v|o)_proj$",
+        r"^(?!.*(vision_tower|lm_head)).*",
+        r"(?i)(?:model\.)?layers\.(\d+)\.(?P<kind>self_attn|mlp)\..*",
+        r"model.*layers.*self_attn.*q.*proj",
+        r".*lm_head|.*gate|.*vision.*|.*router|.*embed.*|.*norm|.*bias",
+        r"[]a(+*)]+\(*\[*",
+        "|".join(rf"model\.layers\.{i}\..*" for i in range(200)),
+        r".*\.experts\.[0-9]{1,3}\.w[123]",
+    ],
+)
+def test_patterns_of_ordinary_checkpoints_are_taken(pattern: str) -> None:
+    assert compile_pattern(pattern).pattern == pattern
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"([a-z_.0-9]+)+!",
+        r"(?:[a-z.]*)*!",
+        r"(a|a)*!",
+        r"((a|b)c?){2,}!",
+        r"(?P<x>\w+\.?){3}!",
+        ".*.*.*.*.*.*.*.*!",
+        "([a-z]?)" * 40 + "!",
+        "(aa|aa|aa)" * 30 + "!",
+        r"(?x)(a+) +!",
+        r"(?#[)(a+)+]",
+        r"(?:(?=(a+))b)+",
+        r"a{99999999999999999999}",
+        "(" * 20_000 + ")" * 20_000,
+        "(",
+    ],
+    ids=lambda pattern: pattern[:20],
+)
+def test_patterns_that_could_take_for_ever_are_refused(pattern: str) -> None:
+    with pytest.raises(ModelFormatError, match="pattern") as caught:
+        read({**compressed("tensor"), "ignore": [f"re:{pattern}"]})
+    assert repr(pattern[:80]) in caught.value.message
+    assert caught.value.param == "quantization_config"
 
 
 def rotated(*locations: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor
+from octavo.weights.quantization.patterns import compile_pattern
 
 Tensors = Mapping[str, StoredTensor]
 Find = Callable[[Tensors, str, MatrixScheme, tuple[int, ...]], QuantizedTensor | None]
@@ -42,11 +42,7 @@ def matcher(names: list[str], *, inside: bool) -> Callable[[str], bool]:
     inside: a name may also be a part of the module's, between dots.
     """
     plain = [name for name in names if not name.startswith("re:")]
-    try:
-        patterns = [re.compile(name[3:]) for name in names if name.startswith("re:")]
-    except re.error as error:
-        message = f"config.json: quantization_config: a pattern is wrong ({error}); correct it"
-        raise ModelFormatError(message, param="quantization_config") from None
+    patterns = [compile_pattern(name[3:]) for name in names if name.startswith("re:")]
 
     def matches(module: str) -> bool:
         if any(name == module or (inside and f".{name}." in f".{module}.") for name in plain):
