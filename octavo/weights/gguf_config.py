@@ -188,17 +188,8 @@ def _token_ids(m: _Metadata) -> dict[str, Any]:
 
 def _rope(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor | TensorInfo]) -> dict[str, Any]:
     """rope_scaling, rope_freq_factors and partial_rotary_factor, where the file has them."""
-    result: dict[str, Any] = {}
-    kind = m.get(f"{arch}.rope.scaling.type", str)
-    scaling = m.table(f"{arch}.rope.scaling.", SCALING_KEYS)
-    linear = m.get(f"{arch}.rope.scale_linear", float)
-    if kind is None and linear not in (None, 0, 1):
-        kind, scaling = "linear", {"factor": linear}
-    if kind not in (None, "none"):
-        if kind == "yarn" and "attention_factor" in scaling:
-            # llama.cpp multiplies yarn's own factor by this one, Hugging Face replaces it
-            scaling["attention_factor"] *= 1 + 0.1 * math.log(max(scaling.get("factor", 1.0), 1.0))
-        result["rope_scaling"] = {"rope_type": kind, **scaling}
+    scaling = _rope_scaling(m, arch)
+    result: dict[str, Any] = {"rope_scaling": scaling} if scaling else {}
     factors = tensors.get("rope_freqs.weight")
     if isinstance(factors, StoredTensor):
         if factors.scheme.name != "F32" or len(factors.shape) != 1:
@@ -212,6 +203,21 @@ def _rope(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor | TensorIn
     if rotated is not None and 0 < rotated < whole:
         result["partial_rotary_factor"] = rotated / whole
     return result
+
+
+def _rope_scaling(m: _Metadata, arch: str) -> dict[str, Any]:
+    """As llama.cpp reads it: linear where no type is told; no factor, or one of 0, scales nothing. {}: none."""
+    kind = m.get(f"{arch}.rope.scaling.type", str) or "linear"
+    scaling = m.table(f"{arch}.rope.scaling.", SCALING_KEYS)
+    factor = scaling.get("factor", m.get(f"{arch}.rope.scale_linear", float))  # the second is the key's old name
+    if kind == "none" or (kind in ("linear", "yarn") and not factor) or (kind == "linear" and factor == 1):
+        return {}
+    if factor is not None:
+        scaling["factor"] = factor
+    if kind == "yarn" and "attention_factor" in scaling:
+        # llama.cpp multiplies yarn's own factor by this one, Hugging Face replaces it
+        scaling["attention_factor"] *= 1 + 0.1 * math.log(max(factor, 1.0))
+    return {"rope_type": kind, **scaling}
 
 
 def _llama(config: dict[str, Any], m: _Metadata) -> None:

@@ -123,6 +123,33 @@ def test_rope_scaling(tmp_path: Path) -> None:
     assert "rope_scaling" not in none.config
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"factor": 0.0}, None),
+        ({"type": "linear", "factor": 0.0}, None),
+        ({"type": "linear"}, None),
+        ({"type": "yarn", "factor": 0.0}, None),
+        ({"type": "none", "factor": 4.0}, None),
+        ({"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"type": "longrope"}, {"rope_type": "longrope"}),
+    ],
+    ids=str,
+)
+def test_rope_scaling_that_is_half_told(
+    tmp_path: Path, keys: dict[str, str | float], expected: dict[str, str | float] | None
+) -> None:
+    """As llama.cpp: linear where the type is missing, none where the factor is missing or 0."""
+
+    def write(writer: GGUFWriter) -> None:
+        for name, value in keys.items():
+            add = writer.add_string if isinstance(value, str) else writer.add_float32
+            add(f"llama.rope.scaling.{name}", value)
+
+    assert written(tmp_path, keys=write).config.get("rope_scaling") == expected
+
+
 def test_rotated_share_of_a_head(tmp_path: Path) -> None:
     whole = lambda w: w.add_rope_dimension_count(make.HEAD_DIM)  # noqa: E731
     half = lambda w: w.add_rope_dimension_count(make.HEAD_DIM // 2)  # noqa: E731
