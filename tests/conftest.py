@@ -40,3 +40,15 @@ def real_model() -> Callable[[str], Path]:
         return Path(folder) / REAL[name]
 
     return get
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user without a home directory, and without OCTAVO_CACHE."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("OCTAVO_CACHE", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)

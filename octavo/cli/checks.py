@@ -145,7 +145,10 @@ def _threads(patient: Patient) -> Result:
 
 def _cache(patient: Patient) -> Result:
     what = "converted tokenizers and packed weights are made anew at each start"
-    return _writable(env.cache_folder(), what, "give it rights, or set OCTAVO_CACHE to a folder that has them")
+    folder = env.find_cache_folder()
+    if folder is None:
+        return "slow", f"this user has no home directory: {what}", "set OCTAVO_CACHE to a folder that can be written"
+    return _writable(folder, what, "give it rights, or set OCTAVO_CACHE to a folder that has them")
 
 
 def _downloads(patient: Patient) -> Result:
@@ -154,7 +157,8 @@ def _downloads(patient: Patient) -> Result:
     name = next((one for one in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME") if env.read(one)), "HF_HOME")
     name = "--download-dir" if patient.config.model.download_dir else name
     remedy = f"give it rights, or let {name} name a folder that has them"
-    return _writable(Path(chosen).expanduser(), "models cannot be downloaded", remedy)
+    folder = Path(os.path.expanduser(chosen))  # as huggingface_hub does, which minds no missing home
+    return _writable(folder, "models cannot be downloaded", remedy)
 
 
 def _writable(folder: Path, what: str, remedy: str) -> Result:

@@ -197,8 +197,10 @@ def _cached_merges(tokens: list[str], scores: list[float], types: list[int]) -> 
     """_score_merges, remembered in a file of token id pairs named by a hash of what they follow from."""
     digest = hashlib.sha256("\0".join(tokens).encode("utf-8", "surrogatepass"))
     digest.update(array("d", scores).tobytes() + array("q", types).tobytes())
-    folder = env.cache_folder() / "tokenizers"
-    path = folder / f"{digest.hexdigest()}.merges"
+    folder = env.find_cache_folder()
+    if folder is None:
+        return _spelled(tokens, _flat(_score_merges(tokens, scores, types)))
+    path = folder / "tokenizers" / f"{digest.hexdigest()}.merges"
     ids = array("I")
     try:
         stored = path.read_bytes()
@@ -207,11 +209,16 @@ def _cached_merges(tokens: list[str], scores: list[float], types: list[int]) -> 
             return _spelled(tokens, ids)
     except (OSError, ValueError):
         logger.debug("%s is not there, or damaged: made anew", path)
-    ids = array("I")
-    for pair in _score_merges(tokens, scores, types):
-        ids.extend(pair)
+    ids = _flat(_score_merges(tokens, scores, types))
     _write(path, _digest(ids) + ids.tobytes())
     return _spelled(tokens, ids)
+
+
+def _flat(pairs: Iterable[tuple[int, int]]) -> array[int]:
+    ids = array("I")
+    for pair in pairs:
+        ids.extend(pair)
+    return ids
 
 
 def _digest(ids: array[int]) -> bytes:

@@ -126,6 +126,11 @@ def test_folders(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     only(examine(), check, "slow", "cannot be written", variable)
 
 
+@pytest.mark.usefixtures("homeless")
+def test_no_home(examine: Examine) -> None:
+    only(examine(), "cache", "slow", "no home directory", "OCTAVO_CACHE")
+
+
 def test_port(examine: Examine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -92,6 +92,12 @@ def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path: Path, monkeypa
     assert build_tokenizer(gguf).encode("the dog", add_special_tokens=False).ids == oracle.encode("the dog")
 
 
+@pytest.mark.usefixtures("homeless")
+def test_a_cache_that_is_nowhere_does_not_matter() -> None:
+    gguf, oracle = sentence_piece_gguf(prefix=True)
+    assert build_tokenizer(gguf).encode("the dog", add_special_tokens=False).ids == oracle.encode("the dog")
+
+
 def test_bos_and_eos_follow_the_file() -> None:
     gguf, _ = sentence_piece_gguf(prefix=True)
     assert build_tokenizer(gguf).encode("the").ids[0] == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from octavo.base.errors import ConfigError
+
 VARIABLES: dict[str, str] = {
     "OCTAVO_API_KEY": "Key that requests must carry, as --api-key.",
     "OCTAVO_ADMIN_API_KEY": "Key of the admin routes, as --admin-api-key.",
@@ -30,11 +32,26 @@ def read(name: str, default: str = "") -> str:
     return os.environ.get(name, default)
 
 
+def find_cache_folder() -> Path | None:
+    """Where Octavo keeps what it derives from models; it need not exist yet. None for a user without a home."""
+    try:
+        return Path(read("OCTAVO_CACHE") or "~/.cache/octavo").expanduser()
+    except RuntimeError:
+        return None
+
+
 def cache_folder() -> Path:
-    """Where Octavo keeps what it derives from models; it need not exist yet."""
-    return Path(read("OCTAVO_CACHE") or "~/.cache/octavo").expanduser()
+    """As find_cache_folder, for what cannot do without. Raises ConfigError where there is none."""
+    found = find_cache_folder()
+    if found is None:
+        raise ConfigError(
+            f"OCTAVO_CACHE={read('OCTAVO_CACHE')}: this user has no home directory; set OCTAVO_CACHE to a folder that "
+            "can be written"
+        )
+    return found
 
 
 def packed_folder() -> Path | None:
-    """Where weights are kept as the CPU reads them; None where they shall not be."""
-    return None if read("OCTAVO_PACKED_CACHE") == "0" else cache_folder() / "packed"
+    """Where weights are kept as the CPU reads them; None where they shall not or cannot be."""
+    folder = None if read("OCTAVO_PACKED_CACHE") == "0" else find_cache_folder()
+    return folder and folder / "packed"

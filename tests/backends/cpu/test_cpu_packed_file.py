@@ -24,6 +24,7 @@ from octavo.backends.cpu.packed import Packed, load_packed
 from octavo.backends.cpu.packed_file import PART, SUFFIX, PackedFile, Part, locate
 from octavo.backends.cpu.program import Pack
 from octavo.base.config import env
+from octavo.base.errors import ConfigError
 from octavo.base.types.tensor import SCHEMES, StoredTensor
 from octavo.quant.scheme import DEQUANTIZERS, dequantize
 from octavo.weights.files import map_file
@@ -491,3 +492,12 @@ def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert env.packed_folder() == tmp_path / "packed"
     monkeypatch.setenv("OCTAVO_PACKED_CACHE", "0")
     assert env.packed_folder() is None
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert env.packed_folder() is None
+    with pytest.raises(ConfigError, match="set OCTAVO_CACHE"):
+        env.cache_folder()
+    monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
+    assert env.cache_folder() == tmp_path
