@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.backends.cpu.sampler import RowSampler
+from octavo.base.errors import ConfigError
 from octavo.base.types.plan import BlockUpdate, RowBegin, RowStep
 from octavo.base.types.pooling import RowPooling
 
@@ -103,14 +104,22 @@ class Batch:
 
 
 class Rows:
-    """The rows of a backend."""
+    """The rows of a backend. Raises ConfigError where memory for so many of such a length cannot be had."""
 
     def __init__(self, num_rows: int, *, max_model_len: int, block_size: int, num_blocks: int, vocab_size: int) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.vocab_size = vocab_size
-        self.tokens = np.zeros((num_rows, max_model_len + 1), np.int64)
-        self.blocks = np.zeros((num_rows, max_model_len // block_size + 1), np.int64)
+        try:
+            self.tokens = np.zeros((num_rows, max_model_len + 1), np.int64)
+            self.blocks = np.zeros((num_rows, max_model_len // block_size + 1), np.int64)
+        except (MemoryError, ValueError) as error:  # the second: more than any array may have
+            raise ConfigError(
+                f"max_num_seqs={num_rows} rows of max_model_len={max_model_len} tokens take "
+                f"{8 * num_rows * max_model_len / 2**30:.0f} GiB, which cannot be had; lower --max-num-seqs or "
+                "--max-model-len",
+                param="max_num_seqs",
+            ) from error
         self.rows: list[Row | None] = [None] * num_rows
 
     def get(self, row: int) -> Row:

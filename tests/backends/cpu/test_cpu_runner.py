@@ -19,6 +19,7 @@ from octavo.backends.cpu import runner
 from octavo.backends.cpu.machine import Machine
 from octavo.backends.cpu.native import library
 from octavo.backends.cpu.native_machine import NativeMachine
+from octavo.backends.cpu.rows import Rows
 from octavo.backends.cpu.runner import CpuBackend
 from octavo.backends.cpu.sampler import Draw
 from octavo.base.errors import NOT_FINITE, ConfigError, ModelFormatError, UnsupportedError
@@ -366,6 +367,12 @@ def test_memory(backend: CpuBackend) -> None:
     most = weights + 4096 if isinstance(backend._machine, Machine) else weights * 1.4
     assert weights < memory.weights < most
     assert 0 < memory.free < memory.total
+
+
+@pytest.mark.parametrize("length", [1 << 36, 1 << 50])
+def test_more_rows_than_memory_are_an_error(length: int) -> None:
+    with pytest.raises(ConfigError, match=f"max_num_seqs=16384 .* max_model_len={length} .*--max-num-seqs"):
+        Rows(1 << 14, max_model_len=length, block_size=16, num_blocks=4, vocab_size=9)
 
 
 @pytest.mark.skipif(library() is None or not processes.KNOWN, reason="Linux and compiled kernels")
