@@ -148,9 +148,9 @@ class CpuBackend:
         self._mask({})
         if self._num_begun >= MAX_BEGUN:
             raise RuntimeError(f"{MAX_BEGUN} steps are begun and unfinished")
+        self._worker.begin(self._steps.start if plan.masked else self._steps.run, plan)
         self._num_begun += 1
         self._unmasked = bool(plan.masked)
-        self._worker.begin(self._steps.start if plan.masked else self._steps.run, plan)
 
     def mask(self, masks: dict[int, bytes]) -> None:
         """Let the step that was begun last sample."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from octavo.backends.cpu.native_machine import NativeMachine
 from octavo.backends.cpu.rows import Rows
 from octavo.backends.cpu.runner import CpuBackend
 from octavo.backends.cpu.sampler import Draw
-from octavo.base.errors import NOT_FINITE, ConfigError, ModelFormatError, UnsupportedError
+from octavo.base.errors import NOT_FINITE, ConfigError, ModelFormatError, OctavoError, UnsupportedError
 from octavo.base.types.plan import BlockUpdate, RowBegin, RowSampling, RowStep, StepPlan
 from octavo.models.spec import Head
 
@@ -367,6 +368,31 @@ def test_memory(backend: CpuBackend) -> None:
     most = weights + 4096 if isinstance(backend._machine, Machine) else weights * 1.4
     assert weights < memory.weights < most
     assert 0 < memory.free < memory.total
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_is_told_that_it_has_no_threads(backend: CpuBackend, drive: Drive) -> None:
+    seq = drive.add(prompt(5))
+    drive.prefill(seq, chunk=8)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)  # ends it where it would wait for ever
+        try:
+            backend.begin(StepPlan(step=9, rows=[]))
+            backend.finish()
+        except OctavoError as error:
+            os.write(writing, error.message.encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told_by_child:
+        assert "fork" in told_by_child.read()
+    assert os.waitpid(child, 0)[1] == 0
+    drive.decode(seq, steps=2)
+    check(seq)
 
 
 @pytest.mark.parametrize("length", [1 << 36, 1 << 50])
