@@ -20,7 +20,7 @@ def ask(page: Browser, text: str) -> None:
 
 
 def settled(page: Browser) -> bool:
-    return page.count(".message.running") == 0 and page.count(ANSWER) > 0
+    return page.count(ANSWER) > 0 and page.count(".message.running") == 0  # in this order: it runs once it is there
 
 
 def answered(page: Browser, text: str) -> None:

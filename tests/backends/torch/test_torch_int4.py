@@ -61,7 +61,9 @@ def test_stored_matrices_one_below_the_other(name: str) -> None:
     assert isinstance(joined, Int4Matrix)
     assert joined.shape == (48, 128)
     assert (joined.order is not None) == (name in ("gptq_shuffled", "packed_zeros"))
-    assert (joined.zeros is None) == (name in ("gptq", "gptq_shuffled", "packed_group", "packed_channel"))
+    assert (joined.zeros is None) == (
+        name in ("gptq", "gptq_shuffled", "packed_group", "packed_channel", "packed_sharded")
+    )
     means = torch.cat([means for _, means in pieces])
     torch.testing.assert_close(joined.dequantize(torch.float32), means, rtol=2**-22, atol=0)
 
