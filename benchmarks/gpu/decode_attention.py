@@ -4,7 +4,7 @@ From the repository root: PYTHONPATH=. python benchmarks/gpu/decode_attention.py
 part: bfloat16 (unless given), float8 (a cache of E4M3, beside what bfloat16 takes), or skewed (cuts of unlike lengths).
 Last comes a table: each case's fastest cuts and what choose takes (marked >).
 Each time is a launch's share of a CUDA graph of several, over caches that together exceed L2. Where few programs run it
-is up to a sixth too low, as the next launch's start in the room that they leave; "in a step" other kernels lie between.
+is up to a quarter too low, as the next launch starts in the room they leave; "in a step" other kernels are between.
 """
 
 from __future__ import annotations

@@ -20,11 +20,9 @@ COMMANDS: dict[str, str] = {
     "collect-env": "Versions and hardware, for a bug report",
 }
 
+FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
-
-
-FAILED = 1
 
 
 def main(argv: list[str] | None = None) -> int:

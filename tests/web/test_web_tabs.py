@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from browser import Browser
@@ -13,9 +15,14 @@ MUTE = "BroadcastChannel.prototype.postMessage = () => {}"  # as in a tab that s
 TITLES = ".conversations a"
 
 
-def address(page: Browser) -> str:
-    found: str = page.run("return location.href")
-    return found
+@contextmanager
+def second_tab(page: Browser) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """What is shown, in another tab as well, to which the page has turned; how to turn to the first, and to this."""
+    url = page.run("return location.href")
+    with page.tab() as ways:
+        fresh(page)
+        visit(page, url)
+        yield ways
 
 
 def reload(page: Browser) -> None:
@@ -31,10 +38,7 @@ def delete(page: Browser, title: str) -> None:
 def test_each_shows_what_the_other_writes(page: Browser, server: ScriptedServer) -> None:
     server.say("One.", "Two.", "Three.")
     answered(page, "First")
-    url = address(page)
-    with page.tab() as (to_first, to_second):
-        fresh(page)
-        visit(page, url)
+    with second_tab(page) as (to_first, to_second):
         page.wait(lambda: page.texts(PROSE) == ["One."])
         answered(page, "Second")
         to_first()
@@ -57,10 +61,7 @@ def test_each_shows_what_the_other_writes(page: Browser, server: ScriptedServer)
 def test_tabs_that_do_not_hear_each_other_lose_nothing(page: Browser, server: ScriptedServer) -> None:
     server.say("One.", "Two.", "Three.")
     answered(page, "First")
-    url = address(page)
-    with page.tab() as (to_first, to_second):
-        fresh(page)
-        visit(page, url)
+    with second_tab(page) as (to_first, to_second):
         page.run(MUTE)
         answered(page, "In the second")
         to_first()
@@ -77,10 +78,7 @@ def test_tabs_that_do_not_hear_each_other_lose_nothing(page: Browser, server: Sc
 @pytest.mark.parametrize("heard", [True, False])
 def test_what_was_deleted_stays_deleted(page: Browser, server: ScriptedServer, heard: bool) -> None:
     answered(page, "First")
-    url = address(page)
-    with page.tab() as (to_first, to_second):
-        fresh(page)
-        visit(page, url)
+    with second_tab(page) as (to_first, to_second):
         page.wait(lambda: page.texts(TITLES) == ["First"])
         if not heard:
             page.run(MUTE)
@@ -104,7 +102,7 @@ def test_a_deleted_conversation_does_not_come_back_with_its_answer(page: Browser
     time.sleep(1.6)  # so long that the next change would be kept at once
     delete(page, "Secret")
     page.wait(lambda: server.stopped == 1 and page.visible(".welcome"))
-    assert address(page).endswith("#/")
+    assert page.run("return location.href").endswith("#/")
     reload(page)
     assert page.count(TITLES) == 0
 
@@ -113,10 +111,7 @@ def test_an_answer_that_grows_elsewhere_is_shown(page: Browser, server: Scripted
     server.say([{"content": "Begun"}, 1.6, {"content": ", growing"}, 1, {"content": ", done"}])
     ask(page, "Go")
     page.wait(lambda: page.texts(PROSE) == ["Begun"])
-    url = address(page)
-    with page.tab() as (to_first, _):
-        fresh(page)
-        visit(page, url)
+    with second_tab(page) as (to_first, _):
         page.wait(lambda: page.texts(PROSE) == ["Begun, growing"])
         page.wait(lambda: page.texts(PROSE) == ["Begun, growing, done"])
         to_first()
