@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+TRIES = 2
+"""To record a graph."""
 
 
 class Pool:
@@ -39,25 +45,35 @@ class Pool:
 
 
 class Graphs(Generic[T]):
-    """A graph for each key whose work comes again."""
+    """A graph for each key, recorded when it is first met."""
 
     def __init__(self, pool: Pool | None) -> None:
         """pool: None: nothing is recorded."""
         self._pool = pool
         self._made: dict[Hashable, tuple[torch.cuda.CUDAGraph, T]] = {}
-        self._met: set[Hashable] = set()
+        self._failed: Counter[Hashable] = Counter()
 
     def run(self, key: Hashable, work: Callable[[], T]) -> T:
-        """What `work` returns, launched as it is for the first time, which loads its kernels; then as a graph.
+        """What `work` returns, launched as a graph; as it is where it could not be recorded.
 
         Its tensors are the same in each replay, good until another graph of the pool runs. So `work` must read what
         changes from device memory, always the same, and the host must not depend on it.
         """
-        if self._pool is None or key not in self._met:
-            self._met.add(key)
-            return work()
         if key not in self._made:
-            self._made[key] = self._pool.record(work)
+            self._record(key, work)
+        if key not in self._made:
+            return work()
         graph, results = self._made[key]
         graph.replay()
         return results
+
+    def _record(self, key: Hashable, work: Callable[[], T]) -> None:
+        """What may not be done while a stream records (to wait for the device, say) is done when `work` then runs as
+        it is, and perhaps once for all: so a recording that failed is tried again, TRIES times in all."""
+        if self._pool is None or self._failed[key] == TRIES:
+            return
+        try:
+            self._made[key] = self._pool.record(work)
+        except RuntimeError as error:
+            self._failed[key] += 1
+            logger.warning("%s is launched without a graph: %s", key, error)
