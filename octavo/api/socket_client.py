@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -170,18 +169,13 @@ class SocketClient(asyncio.Protocol):
         try:
             for message in self._messages:
                 if self._handle(message):
-                    asyncio.get_running_loop().call_soon(self._take_others)
+                    asyncio.get_running_loop().call_soon(self._take)
                     return
         except ModelFormatError:
             if self._transport is not None:
                 self._transport.abort()
             raise
         self._on_read()
-
-    def _take_others(self) -> None:
-        """Go on, after first outputs were sent: by a thread of the HTTP server, which waits for this one to let go."""
-        os.sched_yield()
-        self._take()
 
     def _handle(self, message: FromEngine) -> bool:
         if isinstance(message, Outputs | Loading):

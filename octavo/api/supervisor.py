@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +31,7 @@ STEADY = 60.0  # seconds of life after which the next death counts as the first,
 LONGEST_PAUSE = 30.0
 MAX_CRASHES = 2  # that a request may meet: it may be what they come from
 _LOOKS = 4  # a watchdog's, in its time
+FEW_STREAMS = 100  # so many leave the event loop time to spare; 256 with steps of 8 ms do not
 
 _REASONS: dict[State, str] = {
     "loading": "the model is loading; try again",
@@ -177,6 +179,9 @@ class Supervisor:
                 self._abort(names)
         if began:
             self._tell()
+            if len(self.streams) <= FEW_STREAMS:
+                # a thread of the HTTP server sends them, and waits for this one to let go
+                asyncio.get_running_loop().call_soon(os.sched_yield)
         return began
 
     def _tell(self) -> None:

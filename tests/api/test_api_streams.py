@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from octavo.api import supervisor
 from octavo.api.socket_client import SocketClient
 from octavo.api.streams import Stream
 from octavo.api.supervisor import Supervisor
@@ -73,6 +74,24 @@ def test_first_outputs_go_out_before_others_are_taken() -> None:
         assert await case.read("bc", "a", "c") == [*first, "push a", "push c", "tell a", "tell c", "sent a", "sent c"]
         pushed = ["push c", "push a", "push a", "push c"]
         assert await case.read("ca", "ac") == [*pushed, "tell c", "tell a", "sent c", "sent a"]
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_between_first_outputs_and_others_few_streams_let_the_sending_thread_run(
+    crowded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        case = Case()
+        monkeypatch.setattr(supervisor.os, "sched_yield", partial(case.seen.append, "yield"))
+        monkeypatch.setattr(supervisor, "FEW_STREAMS", 2 if crowded else 3)
+        let_go = [] if crowded else ["yield"]
+        assert await case.read("a", "b") == [
+            *("push a", "tell a", "sent a", *let_go),
+            *("push b", "tell b", "sent b", *let_go),
+        ]
+        assert await case.read("ab") == ["push a", "push b", "tell a", "tell b", "sent a", "sent b"]
 
     asyncio.run(test())
 
