@@ -98,4 +98,4 @@ def _with_cache(report: PlanReport, config: EngineConfig, memory: DeviceMemory, 
         flag = "--kv-cache-memory-bytes" if by_bytes else "--num-gpu-blocks-override"
         reason = f"{flag} orders {cache / GIB:.2f} GiB, {left / GIB:.2f} GiB are left; lower it, or leave it out"
         return dataclasses.replace(report, sequences=0, reason=reason)
-    return dataclasses.replace(report, sequences=blocks // -(-report.max_model_len // size))
+    return dataclasses.replace(report, sequences=blocks // -(-report.max_model_len // size), cache_bytes=cache)

@@ -31,6 +31,8 @@ class PlanReport:
     free_bytes: what weights and cache may take together;  sequences: full ones that fit in what the weights leave
     (None if free_bytes is not known); of a model that caches nothing 1, or 0 where the weights do not fit.
     reason: why there are none, with a remedy, where more is known than these sizes tell.
+    cache_bytes: of the cache that an engine makes and these sequences fit in, which may be less than what the weights
+    leave; None if not known.
     """
 
     family: str
@@ -48,6 +50,7 @@ class PlanReport:
     sequences: int | None
     parts: tuple[Part, ...]
     reason: str = ""
+    cache_bytes: int | None = None
 
 
 def plan_report(
@@ -124,7 +127,10 @@ def _verdict(report: PlanReport) -> str:
     if not report.sequences:
         tokens = (report.free_bytes - report.weight_bytes) // report.kv_bytes_per_token
         return f"The weights fit in {free}, a full context does not: lower max_model_len to {tokens:,} or less."
-    return f"Fits: {report.sequences:,} sequences of {report.max_model_len:,} tokens beside the weights in {free}."
+    fits = f"Fits: {report.sequences:,} sequences of {report.max_model_len:,} tokens"
+    if report.cache_bytes is None:
+        return f"{fits} beside the weights in {free}."
+    return f"{fits} in a KV cache of {_bytes(report.cache_bytes)}, beside the weights; {free} are free for both."
 
 
 def _parts(spec: ModelSpec) -> tuple[Part, ...]:

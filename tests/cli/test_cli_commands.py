@@ -279,7 +279,9 @@ def test_plan_counts_the_cache_that_an_engine_would_make(
     assert "raise --num-gpu-blocks-override" in capsys.readouterr().out
     monkeypatch.setattr(sizing, "HOST_CACHE_BYTES", 1 << 20)
     per_token = json.loads(_printed(capsys, "plan", llama, *PLAN, "--json"))["kv_bytes_per_token"]
-    assert sequences("--max-num-seqs", "4096", "--max-num-batched-tokens", "4096") == (1 << 20) // (16 * per_token) // 7
+    many = ("--max-num-seqs", "4096", "--max-num-batched-tokens", "4096")
+    assert sequences(*many) == (1 << 20) // (16 * per_token) // 7
+    assert "tokens in a KV cache of 1 MiB, beside the weights; " in _printed(capsys, "plan", llama, *PLAN, *many)
 
 
 def _printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

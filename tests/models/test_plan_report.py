@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import checkpoints
 import pytest
 
@@ -96,6 +98,13 @@ def test_the_verdict(free: int | None, sequences: int | None, said: str) -> None
     report = plan_report(LLAMA, weight_bytes=1000, kv_bytes_per_token=512, max_model_len=100, free_bytes=free)
     assert report.sequences == sequences
     assert said in render(report)
+
+
+def test_the_verdict_names_the_cache_that_the_sequences_fit_in() -> None:
+    report = plan_report(LLAMA, weight_bytes=1000, kv_bytes_per_token=512, max_model_len=100, free_bytes=1 << 30)
+    said = render(replace(report, sequences=80, cache_bytes=4 << 20)).splitlines()[-1]
+    fits = "Fits: 80 sequences of 100 tokens in a KV cache of 4 MiB"
+    assert said == f"{fits}, beside the weights; 1 GiB are free for both."
 
 
 def test_the_whole_text() -> None:
