@@ -12,6 +12,15 @@ from octavo.weights.checkpoint import Checkpoint
 from octavo.weights.experts import find_expert
 
 BODIES = ("model.", "bert.", "roberta.")
+OTHER_NAMES = (
+    # Transformers from 4.52 on names the parts of a model with a vision tower so
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    # checkpoints converted from TensorFlow: bert-base-uncased and its like
+    ("LayerNorm.weight", "LayerNorm.gamma"),
+    ("LayerNorm.bias", "LayerNorm.beta"),
+)
+"""A part of a name -> what older or newer checkpoints have in its place."""
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +66,10 @@ def _find(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> StoredTe
         quantized = quantization.find(tensors, name.removesuffix(".weight"), shape)
         if quantized is not None:
             return quantized
-    found = tensors.get(name) or find_expert(tensors, name)
+    found: StoredTensor | QuantizedTensor | None = tensors.get(name) or find_expert(tensors, name)
+    for usual, other in OTHER_NAMES:
+        if found is None and usual in name:
+            found = _find(checkpoint, name.replace(usual, other), shape)
     if found is None and name.startswith(BODIES):
         # a checkpoint of the body alone (BertModel, Qwen3Model) has no name for it
         return _find(checkpoint, name.partition(".")[2], shape)
