@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import weight_files as make
+
 API = re.compile(r"^/api/models/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+)(/.*)?)?$")
 RESOLVE = re.compile(r"^/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)$")
 
@@ -24,6 +26,7 @@ class Seen:
     file: str | None
     token: str | None
     range: str | None
+    signature: str = ""
 
 
 @dataclass
@@ -32,7 +35,8 @@ class FakeHub:
 
     token: needed for everything, if set.  cut_after: the first file body ends after so many bytes; after_cut: the
     status of all later ones, if not 200.  ranges: honours Range.  etags: file -> etag in place of its SHA-1.
-    down: every request is answered with 503.
+    down: every request is answered with 503.  refusal: the same with this status.  busy: so many HEADs are 503.
+    signed: contents lie on another host, at addresses that are good for one answer.
     """
 
     revisions: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -45,6 +49,10 @@ class FakeHub:
     ranges: bool = True
     etags: dict[str, str] = field(default_factory=dict)
     down: bool = False
+    refusal: int | None = None
+    busy: int = 0
+    signed: bool = False
+    signatures: list[str] = field(default_factory=list)
     cuts: int = 0
 
     def add(self, repo: str, files: dict[str, bytes], *, revision: str = "main") -> str:
@@ -84,19 +92,23 @@ class FakeHub:
                 self.answer()
 
             def answer(self) -> None:
-                path = unquote(urlsplit(self.path).path)
-                match = API.match(path) or RESOLVE.match(path)
-                groups = match.groupdict() if match else {}
+                quoted = urlsplit(self.path).path  # a revision may hold a slash, which is quoted
+                path, match = unquote(quoted), API.match(quoted) or RESOLVE.match(quoted)
+                groups = {k: v and unquote(v) for k, v in match.groupdict().items()} if match else {}
                 token, wanted = self.headers.get("Authorization"), self.headers.get("Range")
                 revision, file = groups.get("revision"), groups.get("file")
-                hub.seen.append(Seen(self.command, path, revision, file, token, wanted))
-                if hub.down:
-                    return self.fail(503, "Down")
+                signature = urlsplit(self.path).query if file else ""
+                hub.seen.append(Seen(self.command, path, revision, file, token, wanted, signature))
+                if hub.down or hub.refusal:
+                    return self.fail(hub.refusal or 503, "RepoNotFound" if hub.refusal == 404 else "Down")
+                if self.command == "HEAD" and hub.busy:
+                    hub.busy -= 1
+                    return self.fail(503, "Busy")
                 if hub.gated:
                     return self.fail(403, "GatedRepo")
                 if match is None or groups["repo"] not in hub.revisions:
                     return self.fail(404, "RepoNotFound")
-                if hub.token and token != f"Bearer {hub.token}":
+                if hub.token and token != f"Bearer {hub.token}" and not signature:
                     return self.fail(401, "RepoNotFound")
                 commit = hub.revisions[groups["repo"]].get(revision or "main")
                 if commit is None:
@@ -105,7 +117,24 @@ class FakeHub:
                     return self.describe(groups["repo"], commit, groups["what"])
                 if file not in hub.files[commit]:
                     return self.fail(404, "EntryNotFound", commit)
+                if hub.signed and not signature:
+                    return self.redirect(hub.files[commit][file], commit)
+                if signature and signature not in hub.signatures:
+                    return self.fail(403, "Expired")
+                if signature:
+                    hub.signatures.remove(signature)
                 return self.content(file, commit, wanted if hub.ranges else None)
+
+            def redirect(self, raw: bytes, commit: str) -> None:
+                signature = f"signature={len(hub.seen)}"
+                hub.signatures.append(signature)
+                self.send_response(302)
+                self.send_header("Location", f"{hub.url.replace('127.0.0.1', 'localhost')}{self.path}?{signature}")
+                self.send_header("X-Linked-Etag", f'"{hashlib.sha256(raw).hexdigest()}"')
+                self.send_header("X-Linked-Size", str(len(raw)))
+                self.send_header("X-Repo-Commit", commit)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
             def fail(self, status: int, code: str, commit: str = "") -> None:
                 self.send_response(status)
@@ -154,3 +183,21 @@ class FakeHub:
                     self.close_connection = True
 
         return Handler
+
+
+def folder_files(**extra: bytes) -> dict[str, bytes]:
+    """A repository with all that is needed, and much that is not."""
+    needed = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+    return {
+        **{name: json.dumps({"this": name}).encode() for name in needed},
+        "chat_template.jinja": b"T",
+        "special_tokens_map.json": b"{}",
+        "model.safetensors": make.safetensors_bytes(make.small_safetensors()),
+        "pytorch_model.bin": b"pickle",
+        "README.md": b"#",
+        "modeling_evil.py": b"raise SystemExit",
+        "onnx/model.onnx": b"x",
+        "original/consolidated.safetensors": b"x",
+        "consolidated.safetensors": b"x",
+        **extra,
+    }

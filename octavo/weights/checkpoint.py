@@ -31,6 +31,7 @@ from octavo.weights.tokenizer_source import (
 __all__ = ["Checkpoint", "GgufTokenizer", "TokenizerFiles", "open_checkpoint", "open_tokenizer"]
 
 INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 FORMATS = ("auto", "safetensors", "gguf", "dummy")
 
@@ -204,17 +205,16 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
 
 def _lacks_weights(folder: Path) -> bool:
     """No safetensors, or not all of them: as headers-only and broken-off downloads leave a folder."""
-    if (folder / INDEX).is_file():
-        files = read_index(map_file(folder / INDEX).tobytes(), where=INDEX).values()
+    if files := set(_weight_map(folder).values()):
         return not all((folder / file).is_file() for file in files)
     return not any(path.suffix in (".safetensors", *PICKLED) for path in folder.iterdir())
 
 
 def _folder_tensors(folder: Path) -> Mapping[str, StoredTensor]:
-    if (folder / INDEX).is_file():
-        return _sharded(folder)
+    if weight_map := _weight_map(folder):
+        return _sharded(folder, weight_map)
     files = sorted(folder.glob("*.safetensors"))
-    whole = folder / "model.safetensors"
+    whole = folder / WHOLE
     if whole in files:
         files = [whole]
     if len(files) > 1:
@@ -230,8 +230,16 @@ def _folder_tensors(folder: Path) -> Mapping[str, StoredTensor]:
     raise ModelFormatError(f"{folder} holds no safetensors files; download the model again")
 
 
-def _sharded(folder: Path) -> dict[str, StoredTensor]:
-    weight_map = read_index(map_file(folder / INDEX).tobytes(), where=INDEX)
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor -> file of a checkpoint in shards. {}: none, or beside a whole one an index whose files are gone."""
+    if not (folder / INDEX).is_file():
+        return {}
+    found = read_index(map_file(folder / INDEX).tobytes(), where=INDEX)
+    stale = (folder / WHOLE).is_file() and not all((folder / file).is_file() for file in set(found.values()))
+    return {} if stale else found
+
+
+def _sharded(folder: Path, weight_map: Mapping[str, str]) -> dict[str, StoredTensor]:
     shards: dict[str, SafetensorsFile] = {}
     for file in sorted(set(weight_map.values())):
         if not (folder / file).is_file():

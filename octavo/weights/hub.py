@@ -9,42 +9,28 @@ import glob
 import hashlib
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial, partialmethod
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NoReturn
 
 from octavo.base.config.env import cache_folder
 from octavo.base.errors import ModelFormatError, ModelNotFoundError, OctavoError
-from octavo.weights.files import map_file
-from octavo.weights.gguf import IncompleteHeaderError, gguf_models, read_header, split_parts
+from octavo.weights.files import map_file, read_text
+from octavo.weights.gguf import IncompleteHeaderError, read_header
+from octavo.weights.repository import INDEX, TOKENIZER, WEIGHTS, choose, small_files
+from octavo.weights.safetensors import read_index
 from octavo.weights.transfer import Body, Interrupted, RemoteFile, fetch_beginning, fetch_blob
 
 Progress = Callable[[str, int, int], None]
 
-INDEX = "model.safetensors.index.json"
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "chat_template*.jinja",
-    "additional_chat_templates/*.jinja",
-    "modules.json",
-    "sentence_*_config.json",
-    "config_sentence_transformers.json",
-    "*_Pooling/config.json",
-    INDEX,
-)
-TOKENIZER = "tokenizer.json"
-WEIGHTS = (".safetensors", ".gguf")
-SHARD = re.compile(r"^[^/]+-\d{5}-of-\d{5}\.safetensors$")
 LARGEST_HTTP = 50 * 1000**3  # bytes; the hub's limit for one HTTP body
 TIMEOUT = 30.0  # seconds without a byte
+PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before another try at what the hub says of a file
+SECRET = re.compile(r"Bearer .*", re.DOTALL)
 PLAIN_ETAG = re.compile(r"^[\w-]{8,128}$")
 _log = logging.getLogger(__name__)
 
@@ -88,12 +74,12 @@ def download(
     .gguf's header; what was downloaded wholly is taken.  on_listing: told the weights' bytes, where the hub is asked.
     Raises ModelNotFoundError or, where there are only pickled weights, ModelFormatError.
     """
-    place = _Place(repo, revision, token, cache_dir)
+    place = _Place(repo, revision, _clean(token), cache_dir)
     with _translated(place):
         listing = _listing(place)
-        if listing is None:
-            return _cached(place, file, with_weights=with_weights)
-        wanted, gguf = choose(place.repo, listing.sizes, file)
+        if isinstance(listing, Exception):
+            return _cached(place, file, with_weights=with_weights, why=listing)
+        wanted, gguf = choose(place.repo, listing.sizes, file, indexed=_indexed(place, listing, file))
         if on_listing is not None:
             on_listing(sum(listing.sizes[name] for name in wanted if name.endswith(WEIGHTS)))
         if not with_weights and gguf:
@@ -117,16 +103,16 @@ def download_tokenizer(
 
     file and the errors: as download's. A repository needs no weights for this.
     """
-    place = _Place(repo, revision, token, cache_dir)
+    place = _Place(repo, revision, _clean(token), cache_dir)
     if file is None:
         with _translated(place):
             listing = _listing(place)
-            if listing is None:
-                folder = _snapshot(place, TOKENIZER)
+            if isinstance(listing, Exception):
+                folder = _snapshot(place, TOKENIZER, why=listing)
                 if (folder / TOKENIZER).is_file():
                     return folder
             elif TOKENIZER in listing.sizes:
-                return _fetch(place, listing, _small_files(listing.sizes), progress)
+                return _fetch(place, listing, small_files(listing.sizes), progress)
             elif not any(name.endswith(".gguf") for name in listing.sizes):
                 raise ModelFormatError(f"{place} has no {TOKENIZER} and no .gguf file", param="tokenizer")
     return download(
@@ -134,65 +120,39 @@ def download_tokenizer(
     )
 
 
-def choose(repo: str, sizes: Mapping[str, int], file: str | None) -> tuple[list[str], str | None]:
-    """From a repository's files: those to download, and the .gguf to open (None: the folder itself)."""
-    if file is not None:
-        folder, _, name = file.rpartition("/")
-        parts = [f"{folder}/{part}" if folder else part for part in split_parts(name)]
-        if missing := [part for part in parts if part not in sizes]:
-            there = ", ".join(sorted(n for n in sizes if n.endswith(".gguf"))[:20]) or "none"
-            raise ModelNotFoundError(f"{repo} has no file {missing[0]}; its .gguf files are: {there}", param="model")
-        return parts, file
-    weights = [name for name in sizes if "/" not in name and name.endswith(".safetensors")]
-    if INDEX in sizes:
-        weights = [name for name in weights if SHARD.match(name)] or weights
-    elif "model.safetensors" in weights:
-        weights = ["model.safetensors"]
-    if weights and "config.json" in sizes:
-        return weights + _small_files(sizes), None
-    ggufs = gguf_models(sorted(name for name in sizes if name.endswith(".gguf")))
-    if len(ggufs) == 1:
-        return choose(repo, sizes, ggufs[0])
-    if ggufs:
-        listed = ", ".join(f"{repo}:{name}" for name in ggufs[:20])
-        raise ModelNotFoundError(f"{repo} holds {len(ggufs)} .gguf files; give one of {listed}", param="model")
-    raise ModelFormatError(
-        f"{repo} holds no safetensors (with config.json) and no .gguf files; pickled weights (.bin, .pt) are never "
-        "read because loading them can run code. Take another repository or revision",
-        param="model",
-    )
+def _clean(token: str | None) -> str | None:
+    """Without the newline of the file that it was read from; an empty one is none."""
+    return (token or "").strip() or None
 
 
-def _small_files(sizes: Mapping[str, int]) -> list[str]:
-    return [name for name in sizes if any(fnmatch(name, small) for small in SMALL_FILES)]
+def _indexed(place: _Place, listing: _Listing, file: str | None) -> set[str]:
+    """The files that the safetensors' index names; none where there is no index, or a .gguf is asked for."""
+    if file is not None or not {INDEX, "config.json"} <= listing.sizes.keys():
+        return set()
+    return set(read_index(read_text(_client(place, [INDEX]) / INDEX).encode(), where=INDEX).values())
 
 
-def _listing(place: _Place) -> _Listing | None:
-    """What the revision holds; None if the hub cannot be asked (offline, no connection, a fault on its side)."""
+def _listing(place: _Place) -> _Listing | Exception:
+    """What the revision holds; the error, where the hub cannot be asked or does not tell: the cache may still do."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
     try:
         info = HfApi(token=place.token).model_info(place.repo, revision=place.revision, files_metadata=True)
-    except HFValidationError:
+    except (HFValidationError, RevisionNotFoundError):
         raise
     except Exception as error:
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 500
-        if status < 500:
-            raise
-        _log.info("the hub was not asked about %s (%s); looking in the cache", place, type(error).__name__)
-        return None
+        level = logging.WARNING if _refuses(error) else logging.INFO
+        _log.log(level, "the hub does not tell about %s (%s); looking in the cache", place, type(error).__name__)
+        return error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     return _Listing(info.sha or place.revision or "main", sizes)
 
 
 def _fetch(place: _Place, listing: _Listing, wanted: list[str], progress: Progress | None) -> Path:
     """Weights through weights.transfer (resumable), then the client for the small files and the snapshot's links."""
-    from huggingface_hub import snapshot_download
     from tqdm import tqdm
 
-    # The client wants a class for its bars; ours counts the same bytes, so its bars stay off.
-    quiet: Any = type("Quiet", (tqdm,), {"__init__": partialmethod(tqdm.__init__, disable=True)})
     total, done = sum(listing.sizes[name] for name in wanted), 0
     drawn = getattr(progress, "draws", False)  # by whom the progress is told
     with tqdm(total=total, unit="B", unit_scale=True, desc=place.repo, disable=True if drawn else None) as bar:
@@ -207,16 +167,28 @@ def _fetch(place: _Place, listing: _Listing, wanted: list[str], progress: Progre
         for name in wanted:
             if name.endswith(WEIGHTS):
                 _fetch_weights(place, listing, name, count)
-        folder = snapshot_download(
+        folder = _client(place, wanted)
+        count(total - done)
+    return folder
+
+
+def _client(place: _Place, names: list[str]) -> Path:
+    """The snapshot's folder, with these files in it."""
+    from huggingface_hub import snapshot_download
+    from tqdm import tqdm
+
+    # The client wants a class for its bars; ours counts the same bytes, so its bars stay off.
+    quiet: Any = type("Quiet", (tqdm,), {"__init__": partialmethod(tqdm.__init__, disable=True)})
+    return Path(
+        snapshot_download(
             place.repo,
             revision=place.revision,
             token=place.token,
             cache_dir=place.cache_dir,
-            allow_patterns=[glob.escape(name) for name in wanted],
+            allow_patterns=[glob.escape(name) for name in names],
             tqdm_class=quiet,
         )
-        count(total - done)
-    return Path(folder)
+    )
 
 
 def _fetch_weights(place: _Place, listing: _Listing, name: str, count: Callable[[int], None]) -> None:
@@ -276,26 +248,33 @@ def _in_cache(place: _Place, listing: _Listing, name: str) -> Path | None:
 
 
 def _remote(place: _Place, listing: _Listing, name: str) -> RemoteFile:
-    """The file as the hub describes it; its etag is "" if it says none."""
+    """The file as the hub describes it; its etag is "" if it says none.
+
+    Each read asks the hub where the file lies: the address is signed, for an hour or so. The client's session sends
+    the token to the hub alone, not on to where that stores its files.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     url, headers = hf_hub_url(place.repo, name, revision=listing.commit), build_hf_headers(token=place.token)
-    known = get_hf_file_metadata(url, headers=headers)
-    if urlsplit(known.location).netloc != urlsplit(url).netloc:
-        headers.pop("authorization", None)  # a token is for the hub alone, not for where it stores its files
+    for pause in (*PAUSES, None):
+        try:
+            known = get_hf_file_metadata(url, headers=headers)
+            break
+        except Exception as error:
+            if pause is None or not _may_pass(error):
+                raise
+            time.sleep(pause)
     size = listing.sizes[name] if known.size is None else known.size
-    return RemoteFile(name, known.etag or "", size, partial(_read, known.location, headers))
+    return RemoteFile(name, known.etag or "", size, partial(_read, url, headers))
 
 
 @contextmanager
 def _read(url: str, headers: Mapping[str, str], start: int, stop: int | None) -> Iterator[Body]:
     """weights.transfer's Reader, over the client's own HTTP session (its proxies, certificates and pools)."""
     from huggingface_hub import get_session
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
-    transport_error: Any = HfHubHTTPError.__bases__[0]  # its HTTP library's base error, whichever library it uses
     headers = {**headers, "Accept-Encoding": "identity"}
     if start or stop is not None:
         headers["Range"] = f"bytes={start}-" + ("" if stop is None else str(stop - 1))
@@ -303,39 +282,49 @@ def _read(url: str, headers: Mapping[str, str], start: int, stop: int | None) ->
         with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as response:
             hf_raise_for_status(response)
             yield Body(resumed=start > 0 and response.status_code == 206, chunks=response.iter_bytes())
-    except transport_error as error:
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 500
-        if status < 500 and status not in (408, 429):
+    except Exception as error:
+        if not _may_pass(error):
             raise
         raise Interrupted(f"{type(error).__name__}: {error}") from error
 
 
-def _snapshot(place: _Place, file: str) -> Path:
-    """The folder of an earlier download; raises huggingface_hub's LocalEntryNotFoundError if there is none."""
+def _snapshot(place: _Place, file: str, *, why: Exception) -> Path:
+    """The folder of an earlier download. Where there is none, raises what `why` (the hub was not asked) comes to."""
     from huggingface_hub import snapshot_download
-
-    return Path(
-        snapshot_download(
-            place.repo,
-            revision=place.revision,
-            cache_dir=place.cache_dir,
-            local_files_only=True,
-            allow_patterns=[glob.escape(file)],
-        )
-    )
-
-
-def _cached(place: _Place, file: str | None, *, with_weights: bool) -> Path:
-    """What an earlier download left; raises huggingface_hub's LocalEntryNotFoundError if there is nothing."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    folder = _snapshot(place, file or "config.json")
+    try:
+        return Path(
+            snapshot_download(
+                place.repo,
+                revision=place.revision,
+                cache_dir=place.cache_dir,
+                local_files_only=True,
+                allow_patterns=[glob.escape(file)],
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        _raise_absent(str(error), why)
+
+
+def _raise_absent(what: str, why: Exception) -> NoReturn:
+    """The hub's own word where it refused, else that the files are not here."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if _refuses(why):
+        raise why
+    raise LocalEntryNotFoundError(what) from why
+
+
+def _cached(place: _Place, file: str | None, *, with_weights: bool, why: Exception) -> Path:
+    """What an earlier download left; raises as _snapshot if there is nothing."""
+    folder = _snapshot(place, file or "config.json", why=why)
     there = {path.relative_to(folder).as_posix(): 0 for path in folder.rglob("*") if path.is_file()}
     if file is None and "config.json" in there:
         if not with_weights:
             return folder
         if not any(name.endswith(WEIGHTS) for name in there):
-            raise LocalEntryNotFoundError(f"{folder} has no weights")
+            _raise_absent(f"{folder} has no weights", why)
     _, gguf = choose(f"{place.repo} (offline, in {folder})", there, file)
     return folder / gguf if gguf else folder
 
@@ -351,6 +340,23 @@ def _translated(place: _Place) -> Iterator[None]:
         raise _translate(error, place) from error
 
 
+def _refuses(error: Exception) -> bool:
+    """The hub answered that it does not give this, or not now; False where it was not reached or is at fault."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(error, HfHubHTTPError) and error.response.status_code < 500
+
+
+def _may_pass(error: Exception) -> bool:
+    """The connection broke, or the server asks to come again: worth another try."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    transport_error: Any = HfHubHTTPError.__bases__[0]  # its HTTP library's base error, whichever library it uses
+    if _refuses(error):
+        return error.response.status_code in (408, 429)  # type: ignore[attr-defined]
+    return isinstance(error, transport_error)
+
+
 def _translate(error: Exception, place: _Place) -> ModelNotFoundError:
     from huggingface_hub import constants, errors
 
@@ -364,8 +370,14 @@ def _translate(error: Exception, place: _Place) -> ModelNotFoundError:
     elif isinstance(error, errors.HFValidationError):
         message = f"{place.repo} is no local path and no valid hub id"
     elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} cannot be reached"
+        cause = f" ({_said(error.__cause__)})" if error.__cause__ else ""
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} cannot be reached{cause}"
         message = f"{place} is no local path, was not (wholly) downloaded before, and {reason}; download it once online"
     else:
-        message = f"{place} could not be downloaded from {hub} ({type(error).__name__}: {str(error)[:300]}); try again"
+        message = f"{place} could not be downloaded from {hub} ({_said(error)}); try again"
     return ModelNotFoundError(message, param="model")
+
+
+def _said(error: BaseException) -> str:
+    """Its kind and text, without a token that the HTTP library quotes."""
+    return f"{type(error).__name__}: {SECRET.sub('Bearer ...', str(error))[:300]}"

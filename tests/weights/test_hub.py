@@ -3,90 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import weight_files as make
-from fake_hub import FakeHub
+from fake_hub import FakeHub, folder_files
 
 from octavo.base.errors import ModelFormatError, ModelNotFoundError
 from octavo.weights.checkpoint import GgufTokenizer, open_checkpoint, open_tokenizer
 from octavo.weights.gguf import read_header
-from octavo.weights.hub import choose
-
-DRIVER = """
-import json, sys
-from octavo.weights import source
-calls, listed, arguments = [], [], json.load(sys.stdin)
-if arguments.get("with_weights") is not None:
-    arguments["on_listing"] = listed.append
-try:
-    resolve = getattr(source, arguments.pop("function"))
-    path = resolve(arguments.pop("model"), progress=lambda *call: calls.append(call), **arguments)
-    print(json.dumps({"path": str(path), "calls": calls, "listed": listed}))
-except Exception as error:
-    print(json.dumps({"error": type(error).__name__, "message": str(error), "param": getattr(error, "param", None)}))
-"""
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    with FakeHub() as running:
-        yield running
-
-
-@pytest.fixture
-def resolve(hub: FakeHub, tmp_path: Path) -> Any:
-    """resolve(model, env={...}, **arguments): resolve_source (or `function` of its module) in a fresh process.
-
-    What it gives, or its error, as a dict.
-    """
-
-    def run(
-        model: str, *, env: dict[str, str] | None = None, function: str = "resolve_source", **arguments: Any
-    ) -> dict[str, Any]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-        kept |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-        kept |= {"NO_PROXY": "*", "OCTAVO_CACHE": str(tmp_path / "octavo")} | (env or {})
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER],
-            input=json.dumps({"model": model, "function": function, **arguments}),
-            env=kept,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return run
-
-
-def folder_files(**extra: bytes) -> dict[str, bytes]:
-    """A repository with all that is needed, and much that is not."""
-    needed = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-    return {
-        **{name: json.dumps({"this": name}).encode() for name in needed},
-        "chat_template.jinja": b"T",
-        "special_tokens_map.json": b"{}",
-        "model.safetensors": make.safetensors_bytes(make.small_safetensors()),
-        "pytorch_model.bin": b"pickle",
-        "README.md": b"#",
-        "modeling_evil.py": b"raise SystemExit",
-        "onnx/model.onnx": b"x",
-        "original/consolidated.safetensors": b"x",
-        "consolidated.safetensors": b"x",
-        **extra,
-    }
-
+from octavo.weights.repository import choose
 
 NEEDED = {
     "config.json",
