@@ -128,6 +128,10 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor 
     """
     m = _Metadata(metadata)
     arch = m.get("general.architecture", str, needed=True)
+    if arch in SAFETENSORS_ONLY:
+        raise UnsupportedError(
+            f"GGUF files of the architecture {arch} are not supported; take the model's safetensors", param="model"
+        )
     config = m.table(f"{arch}.", ARCH_KEYS)
     config.update(
         model_type=arch,
@@ -279,3 +283,5 @@ FAMILIES: dict[str, Callable[[dict[str, Any], _Metadata], None]] = {
     "gemma3": _gemma3,
 }
 """general.architecture -> what its config has beyond the generic keys."""
+SAFETENSORS_ONLY = ("bert",)
+"""Architectures with the name of a family that runs, whose keys and tensors have no names here."""

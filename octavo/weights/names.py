@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from octavo.base.errors import ModelFormatError
+from octavo.base.errors import ModelFormatError, UnsupportedError
 from octavo.base.types.tensor import PART_SCHEMES, QuantizedTensor, StoredTensor, Weights, stored_parts
 from octavo.weights.checkpoint import Checkpoint
 from octavo.weights.experts import find_expert
@@ -28,7 +28,8 @@ def map_names(checkpoint: Checkpoint, names: Mapping[str, str], shapes: Mapping[
     """The weights that a spec asks for.
 
     names: internal name -> checkpoint's name.  shapes: internal name -> shape (models.spec.ModelSpec.parameters).
-    Tensors that nobody asked for are passed over. Raises ModelFormatError for a missing tensor or another shape.
+    Tensors that nobody asked for are passed over. Raises ModelFormatError for a missing tensor or another shape, and
+    UnsupportedError for a GGUF file whose layers hold more: its architecture's name alone does not tell biases.
     """
     weights: dict[str, StoredTensor | QuantizedTensor] = {}
     for internal, shape in shapes.items():
@@ -54,9 +55,15 @@ def map_names(checkpoint: Checkpoint, names: Mapping[str, str], shapes: Mapping[
             )
         weights[internal] = tensor
     used = {tensor.name for tensor in stored_parts(weights)}
-    extra = sum(tensor.name not in used for tensor in checkpoint.tensors.values())
+    extra = [tensor.name for tensor in checkpoint.tensors.values() if tensor.name not in used]
+    if checkpoint.format == "gguf" and (in_layers := [name for name in extra if name.startswith("blk.")]):
+        raise UnsupportedError(
+            f"{checkpoint.path.name}: the tensor {in_layers[0][:80]} is no part of a {checkpoint.config['model_type']} "
+            f"model as it runs here ({len(in_layers)} such tensors); take the model's safetensors",
+            param="model",
+        )
     if extra:
-        _log.debug("%s: %d tensors are not part of the model and were passed over", checkpoint.path.name, extra)
+        _log.debug("%s: %d tensors are not part of the model and were passed over", checkpoint.path.name, len(extra))
     return weights
 
 

@@ -9,7 +9,7 @@ import pytest
 import weight_files as make
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, RopeScalingType, quants
 
-from octavo.base.errors import ModelFormatError
+from octavo.base.errors import ModelFormatError, UnsupportedError
 from octavo.models.registry import find_family
 from octavo.quant import dequantize
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
@@ -43,6 +43,22 @@ def test_every_family_finds_all_its_weights(tmp_path: Path, arch: str, tied: boo
     assert mixer.rope.interleaved == (arch == "llama")
     assert spec.final_norm.offset == 0
     assert mixer.qkv_bias == (arch == "qwen2")
+
+
+def test_a_tensor_in_a_layer_that_would_not_be_run_is_refused(tmp_path: Path) -> None:
+    """llama.cpp adds a bias wherever a file has one; Hugging Face's llama has all four or none."""
+    biases = {f"blk.{i}.attn_{part}.bias": np.ones(8, np.float32) for i in range(make.LAYERS) for part in "qkv"}
+    checkpoint = written(tmp_path, extra=biases)
+    family = find_family(checkpoint.config)
+    spec = family.spec(checkpoint.config)
+    shapes = {name: parameter.shape for name, parameter in spec.parameters().items()}
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_.\.bias .* llama .*6 such"):
+        map_names(checkpoint, family.names(spec), shapes)
+
+
+def test_encoders_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="architecture bert"):
+        written(tmp_path, "bert")
 
 
 def test_generic_keys(tmp_path: Path) -> None:
