@@ -103,17 +103,26 @@ def build(folder: Path = HERE, *, extra: tuple[str, ...] = ()) -> Path:
     compiler = find_compiler()
     with tempfile.TemporaryDirectory() as temporary:
         objects = compile_sources(Path(temporary), compiler=compiler, extra=extra)
-        # the library brings its own C++ runtime where it can: a wheel then runs beside any other
-        static = [] if compiler.macos else ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
         made = Path(temporary, LIBRARY)
-        flags = ["-shared", "-pthread", *compiler.system_flags, *static, *extra]
-        _run([*compiler.command, *flags, *map(str, objects), "-o", str(made)])
+        _link(compiler, [*extra, *map(str, objects), "-o", str(made)])
         folder.mkdir(parents=True, exist_ok=True)
         # never written in place: a process may have the old one mapped
         staged = folder / (LIBRARY + ".new")
         shutil.copyfile(made, staged)
         staged.replace(folder / LIBRARY)
     return folder / LIBRARY
+
+
+def _link(compiler: Compiler, rest: list[str]) -> None:
+    """The library brings its own C++ runtime where it can: a wheel then runs beside any other."""
+    command = [*compiler.command, "-shared", "-pthread", *compiler.system_flags]
+    if not compiler.macos:
+        try:
+            _run([*command, "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", *rest])
+            return
+        except BuildError:
+            pass  # Fedora and its like have the runtime's static half in a package of its own
+    _run([*command, *rest])
 
 
 def _run(command: list[str]) -> str:

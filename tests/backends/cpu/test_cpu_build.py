@@ -17,6 +17,8 @@ FAKE = """#!{python}
 import json, pathlib, sys
 with open({log!r}, "a") as log:
     log.write(json.dumps(sys.argv[1:]) + "\\n")
+if {refused!r} in sys.argv:
+    sys.exit("cannot do " + {refused!r})
 if "-dumpmachine" in sys.argv:
     print({machine!r})
 if "-o" in sys.argv:
@@ -37,7 +39,7 @@ def compiler(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     """A program that only notes its arguments, in CXX: what it claims to make code for, and its notes."""
     machine, expected = request.param
     command, log = tmp_path / "compiler", tmp_path / "log"
-    command.write_text(FAKE.format(python=sys.executable, log=str(log), machine=machine))
+    command.write_text(FAKE.format(python=sys.executable, log=str(log), machine=machine, refused=""))
     command.chmod(0o755)
     monkeypatch.setenv("CXX", f"{command} -pipe")
     return Compiler((str(command), "-pipe"), expected.machine, expected.macos), log
@@ -62,6 +64,18 @@ def test_flags_are_for_the_target(compiler: tuple[Compiler, Path], tmp_path: Pat
         assert any("macosx-version-min" in flag for flag in call) == expected.macos
     assert any("exclude-libs" in flag for flag in linked) != expected.macos
     assert all("-ffp-contract=off" in call for name, call in compiled.items() if name.startswith("matmul"))
+
+
+def test_without_the_static_runtime_the_shared_one_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, log = tmp_path / "compiler", tmp_path / "log"
+    values = {"python": sys.executable, "log": str(log), "machine": "x86_64-linux-gnu"}
+    command.write_text(FAKE.format(**values, refused="-static-libstdc++"))
+    command.chmod(0o755)
+    monkeypatch.setenv("CXX", str(command))
+    assert build.build(tmp_path / "made").read_bytes() == b"made"
+    command.write_text(FAKE.format(**values, refused="-shared"))
+    with pytest.raises(build.BuildError, match="cannot do -shared"):
+        build.build(tmp_path / "made")
 
 
 @pytest.mark.parametrize(
