@@ -5,6 +5,7 @@ huggingface_hub keeps the cache, talks to the hub, and reads HF_HOME, HF_ENDPOIN
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import logging
@@ -30,6 +31,7 @@ Progress = Callable[[str, int, int], None]
 LARGEST_HTTP = 50 * 1000**3  # bytes; the hub's limit for one HTTP body
 TIMEOUT = 30.0  # seconds without a byte
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before another try at what the hub says of a file
+NOT_STORED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 SECRET = re.compile(r"Bearer .*", re.DOTALL)
 PLAIN_ETAG = re.compile(r"^[\w-]{8,128}$")
 _log = logging.getLogger(__name__)
@@ -373,6 +375,11 @@ def _translate(error: Exception, place: _Place) -> ModelNotFoundError:
         cause = f" ({_said(error.__cause__)})" if error.__cause__ else ""
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} cannot be reached{cause}"
         message = f"{place} is no local path, was not (wholly) downloaded before, and {reason}; download it once online"
+    elif isinstance(error, OSError) and error.errno in NOT_STORED:
+        message = (
+            f"{place} cannot be stored ({_said(error)}); free some space there, name another folder by download_dir or "
+            "HF_HOME, or set HF_HUB_OFFLINE=1 to use what was downloaded before"
+        )
     else:
         message = f"{place} could not be downloaded from {hub} ({_said(error)}); try again"
     return ModelNotFoundError(message, param="model")

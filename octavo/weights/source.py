@@ -18,7 +18,10 @@ from octavo.weights.hub import download, download_tokenizer
 
 PACKAGE = "package:"
 # A hub id; the file may lie in a folder of the repository.
-HUB_ID = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<file>(\w[\w.+ -]*/)*\w[\w.+ -]*\.gguf))?$")
+HUB_ID = re.compile(
+    r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(:(?P<file>(?!(.*/)?\.{1,2}/)[^/:\\\x00-\x1f][^:\\\x00-\x1f]*\.gguf))?$"
+)
 
 
 def resolve_source(

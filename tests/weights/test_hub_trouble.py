@@ -98,3 +98,19 @@ def test_an_index_left_over_beside_a_whole_file(hub: FakeHub, resolve: Any) -> N
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
     assert set(open_checkpoint(folder).tensors) == {"a", "b", "c"}
     assert set(open_checkpoint(folder, with_weights=False).tensors) == {"a", "b", "c"}
+
+
+def test_a_place_that_takes_no_files_is_named(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
+    hub.add("org/name", folder_files())
+    (tmp_path / "file").write_bytes(b"")
+    refused = resolve("org/name", download_dir=str(tmp_path / "file" / "cache"))
+    assert refused["error"] == "ModelNotFoundError"
+    assert str(tmp_path / "file") in refused["message"]
+    assert "another folder by download_dir" in refused["message"]
+
+
+@pytest.mark.parametrize("file", ["Model (v2) [x], 7b.gguf", "a folder/b@c.gguf", "a..b.gguf", "模型.gguf"])
+def test_the_names_that_are_listed_can_be_given(hub: FakeHub, resolve: Any, file: str) -> None:
+    hub.add("org/name", {file: BODY, "other.gguf": b"x"})
+    assert f"org/name:{file}" in resolve("org/name")["message"]
+    assert Path(resolve(f"org/name:{file}")["path"]).read_bytes() == BODY

@@ -36,7 +36,16 @@ def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    ["nowhere.gguf", "./a/b", "/no/such/path", "a/b/c", "x\0y", "a" * 5000, "../up", "org/name:../../x.gguf", "a:b"],
+    [
+        *("nowhere.gguf", "./a/b", "/no/such/path", "a/b/c", "x\0y", "a" * 5000, "../up", "a:b"),
+        *(
+            "org/name:../../x.gguf",
+            "org/name:a/../x.gguf",
+            "org/name:./x.gguf",
+            "org/name:/x.gguf",
+            "org/name:a\\x.gguf",
+        ),
+    ],
 )
 def test_what_is_neither_a_path_nor_a_hub_id(model: str) -> None:
     with pytest.raises(ModelNotFoundError, match=r"org/name.*package:NAME.*smollm2") as caught:
