@@ -136,11 +136,13 @@ def _indexed(place: _Place, listing: _Listing, file: str | None) -> set[str]:
 
 def _listing(place: _Place) -> _Listing | Exception:
     """What the revision holds; the error, where the hub cannot be asked or does not tell: the cache may still do."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
     try:
-        info = HfApi(token=place.token).model_info(place.repo, revision=place.revision, files_metadata=True)
+        info = HfApi(token=place.token).model_info(
+            place.repo, revision=place.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
     except (HFValidationError, RevisionNotFoundError):
         raise
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ def test_a_hub_that_is_busy_is_asked_again(hub: FakeHub, resolve: Any) -> None:
     hub.add("org/name", {"m.gguf": BODY})
     hub.busy = 2
     assert Path(resolve("org/name")["path"]).read_bytes() == BODY
+
+
+def test_a_hub_that_never_answers_is_waited_for_seconds_only(hub: FakeHub, resolve: Any) -> None:
+    hub.add("org/name", folder_files())
+    path = resolve("org/name")["path"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        env = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_ETAG_TIMEOUT": "1"}
+        assert resolve("org/name", env=env)["path"] == path
+        assert "cannot be reached (ReadTimeout" in resolve("org/other", env=env)["message"]
 
 
 def test_a_revision_with_slashes(hub: FakeHub, resolve: Any) -> None:
