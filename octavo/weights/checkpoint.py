@@ -5,6 +5,7 @@ Only headers are read; tensor bytes stay in the mapped files. No code from the f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = ["Checkpoint", "GgufTokenizer", "TokenizerFiles", "open_checkpoint", "
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FORMATS = ("auto", "safetensors", "gguf", "dummy")
 
 
@@ -191,7 +193,7 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
     tensors = {} if dummy or (not with_weights and _lacks_weights(folder)) else _folder_tensors(folder)
     return Checkpoint(
         path=folder,
-        config=config,
+        config=_with_dtype(config, tensors),
         tensors=tensors,
         generation_config=read_json(folder / "generation_config.json"),
         chat_template=folder_chat_template(folder),
@@ -201,6 +203,19 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
         quantization=quantization,
         tool_template=folder_tool_template(folder),
     )
+
+
+def _with_dtype(config: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """The config; one that names no dtype, with that of most bytes of the weights, as far as they are here."""
+    text = config.get("text_config")
+    for keys in (config, text if isinstance(text, dict) else {}):
+        if keys.get("dtype") is not None or keys.get("torch_dtype") is not None:
+            return config
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        if tensor.scheme.name in DTYPES:
+            sizes[DTYPES[tensor.scheme.name]] += tensor.nbytes
+    return {**config, "dtype": sizes.most_common(1)[0][0]} if sizes else config
 
 
 def _lacks_weights(folder: Path) -> bool:

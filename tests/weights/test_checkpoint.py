@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -351,6 +352,25 @@ def test_dummy_weights(scheme: str) -> None:
     assert (dequantize(weights["layers.0.q_bias"]) != 1).all()
     with pytest.raises(KeyError):
         weights["head"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, "bfloat16"),
+        ({"torch_dtype": None}, "bfloat16"),
+        ({"dtype": "float16"}, "float16"),
+        ({"text_config": {"torch_dtype": "float16"}}, None),
+    ],
+)
+def test_a_config_without_a_dtype_has_that_of_the_weights(
+    tmp_path: Path, keys: dict[str, Any], expected: str | None
+) -> None:
+    make.write_config(tmp_path, **keys)
+    tensors = {"norm": ("F32", (4,), bytes(16)), "matrix": ("BF16", (4, 4), bytes(32))}
+    (tmp_path / "model.safetensors").write_bytes(make.safetensors_bytes(tensors))
+    assert open_checkpoint(tmp_path).config.get("dtype") == expected
+    assert open_checkpoint(tmp_path, load_format="dummy").config.get("dtype") == keys.get("dtype")
 
 
 def test_names_are_mapped_and_checked(tmp_path: Path) -> None:
