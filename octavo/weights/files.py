@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from octavo.base.errors import ModelFormatError
 
 MAX_JSON_BYTES = 256 << 20
+LFS_POINTER = b"version https://git-lfs.github.com/"
 
 
 class Identity(NamedTuple):
@@ -48,11 +49,15 @@ def map_file(path: Path) -> memoryview:
         with path.open("rb") as file:
             mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
             mapped.path, mapped.identity = Path(os.path.realpath(path)), identity_of(os.fstat(file.fileno()))
-            return memoryview(mapped)
     except ValueError as error:  # an empty file cannot be mapped
         raise ModelFormatError(f"{path.name} is empty; download it again") from error
     except OSError as error:
         raise ModelFormatError(f"{path.name} cannot be read: {error.strerror}") from error
+    if mapped[: len(LFS_POINTER)] == LFS_POINTER:
+        raise ModelFormatError(
+            f"{path.name} is a pointer of Git LFS, not the file itself; type: git lfs pull, in its folder"
+        )
+    return memoryview(mapped)
 
 
 def read_text(path: Path) -> str:

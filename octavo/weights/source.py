@@ -44,7 +44,7 @@ def resolve_source(
     found = _find(model)
     if isinstance(found, Path):
         return found
-    cache = None if download_dir is None else os.path.expanduser(download_dir)
+    cache = os.path.expanduser(download_dir) if download_dir else None
     return download(
         found["repo"],
         found["file"],
@@ -69,7 +69,7 @@ def resolve_tokenizer(
     found = _find(source)
     if isinstance(found, Path):
         return found
-    cache = None if download_dir is None else os.path.expanduser(download_dir)
+    cache = os.path.expanduser(download_dir) if download_dir else None
     return download_tokenizer(
         found["repo"], found["file"], revision=revision, token=hf_token, cache_dir=cache, progress=progress
     )

@@ -354,6 +354,14 @@ def test_dummy_weights(scheme: str) -> None:
         weights["head"]
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "m.gguf"])
+def test_a_pointer_of_git_lfs_is_named_as_such(tmp_path: Path, name: str) -> None:
+    make.write_config(tmp_path)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n")
+    with pytest.raises(ModelFormatError, match=f"{name} is a pointer of Git LFS.*git lfs pull"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [

@@ -58,6 +58,13 @@ def test_a_token_may_end_in_a_newline(hub: FakeHub, resolve: Any) -> None:
     assert "path" in resolve("org/name", hf_token="hf_secret\n")
 
 
+def test_an_empty_download_dir_is_none(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
+    hub.add("org/name", {"m.gguf": BODY})
+    found = resolve("org/name", download_dir="", env={"HF_HUB_CACHE": str(tmp_path / "hub")})
+    assert found["path"].startswith(str(tmp_path / "hub"))
+    assert len(hub.bodies()) == 1
+
+
 def test_an_address_that_expired_is_asked_for_again(hub: FakeHub, resolve: Any) -> None:
     hub.add("org/name", {"m.gguf": BODY})
     hub.token, hub.signed, hub.cut_after = "hf_secret", True, 600_000
