@@ -42,6 +42,8 @@ class BuildWithKernels(build_py):
         try:
             made = BUILDER.build(folder / PLACE)
         except BUILDER.BuildError as error:
+            # of an earlier build: it need not fit these sources
+            (folder / PLACE / BUILDER.LIBRARY).unlink(missing_ok=True)
             logging.warning("octavo: the native cpu kernels were not built, NumPy will run the model: %s", error)
         else:
             logging.info("octavo: built %s", made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -76,6 +77,24 @@ def test_without_the_static_runtime_the_shared_one_is_linked(tmp_path: Path, mon
     command.write_text(FAKE.format(**values, refused="-shared"))
     with pytest.raises(build.BuildError, match="cannot do -shared"):
         build.build(tmp_path / "made")
+
+
+def test_a_build_that_fails_leaves_no_older_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("setuptools is not installed")
+    root, command, made = build.HERE.parents[2], tmp_path / "compiler", tmp_path / "made" / "octavo/backends/cpu"
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, tmp_path)
+    shutil.copytree(build.HERE, tmp_path / "octavo/backends/cpu", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    monkeypatch.setenv("CXX", str(command))
+    for refused, there in (("", True), ("-c", False)):
+        values = {"python": sys.executable, "log": str(tmp_path / "log"), "machine": "x86_64-linux-gnu"}
+        command.write_text(FAKE.format(**values, refused=refused))
+        command.chmod(0o755)
+        run = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "made"]
+        subprocess.run(run, cwd=tmp_path, check=True, capture_output=True)
+        assert (made / build.LIBRARY).exists() == there
+        assert (made / "build.py").exists()
 
 
 @pytest.mark.parametrize(
