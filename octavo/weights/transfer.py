@@ -6,6 +6,7 @@ huggingface_hub begins every process's download anew, so weights are fetched her
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,8 @@ def fetch_blob(file: RemoteFile, blobs: Path, *, count: Callable[[int], None]) -
     if SHA256.match(file.etag) and _sha256(part) != file.etag:
         part.unlink()
         raise ModelFormatError(f"{file.name}: what was downloaded does not match its SHA-256; download it again")
+    with part.open("rb") as whole:
+        os.fsync(whole)  # after a power cut nobody looks at the sum of what has its name
     part.replace(target)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import weight_files as make
 from fake_hub import FakeHub, folder_files
 
 from octavo.weights.checkpoint import open_checkpoint
+from octavo.weights.transfer import Body, RemoteFile, fetch_blob
 
 BODY = bytes(range(256)) * 4096
 INDEX = "model.safetensors.index.json"
@@ -131,3 +135,15 @@ def test_the_names_that_are_listed_can_be_given(hub: FakeHub, resolve: Any, file
     hub.add("org/name", {file: BODY, "other.gguf": b"x"})
     assert f"org/name:{file}" in resolve("org/name")["message"]
     assert Path(resolve(f"org/name:{file}")["path"]).read_bytes() == BODY
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def read(start: int, stop: int | None) -> Iterator[Body]:
+        yield Body(resumed=False, chunks=iter([BODY]))
+
+    named: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda file: named.append((tmp_path / "etag").exists()))
+    fetch_blob(RemoteFile("m.gguf", "etag", len(BODY), read), tmp_path, count=lambda size: None)
+    assert named == [False]
+    assert (tmp_path / "etag").read_bytes() == BODY
