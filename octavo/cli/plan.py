@@ -98,4 +98,7 @@ def _with_cache(report: PlanReport, config: EngineConfig, memory: DeviceMemory, 
         flag = "--kv-cache-memory-bytes" if by_bytes else "--num-gpu-blocks-override"
         reason = f"{flag} orders {cache / GIB:.2f} GiB, {left / GIB:.2f} GiB are left; lower it, or leave it out"
         return dataclasses.replace(report, sequences=0, reason=reason)
-    return dataclasses.replace(report, sequences=blocks // -(-report.max_model_len // size), cache_bytes=cache)
+    sequences = blocks // -(-report.max_model_len // size)
+    unasked = config.cache.num_gpu_blocks_override is None and config.cache.kv_cache_memory_bytes is None
+    free = report.free_bytes if unasked else memory.free  # no share is held back from what is ordered
+    return dataclasses.replace(report, sequences=sequences, cache_bytes=cache, free_bytes=free)

@@ -21,6 +21,7 @@ import pytest
 import octavo
 from octavo.api import engine_process
 from octavo.api.engine_process import EngineProcess
+from octavo.base.types.ports import DeviceMemory
 from octavo.cli import COMMANDS, main
 from octavo.cli.output import replacing
 from octavo.engine.cache import sizing
@@ -282,6 +283,18 @@ def test_plan_counts_the_cache_that_an_engine_would_make(
     many = ("--max-num-seqs", "4096", "--max-num-batched-tokens", "4096")
     assert sequences(*many) == (1 << 20) // (16 * per_token) // 7
     assert "tokens in a KV cache of 1 MiB, beside the weights; " in _printed(capsys, "plan", llama, *PLAN, *many)
+
+
+def test_what_is_ordered_may_take_all_that_is_free(
+    llama: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = DeviceMemory(total=100 << 20, free=90 << 20, weights=0)
+    monkeypatch.setattr("octavo.cli.plan.device_memory", lambda device: memory)
+    unasked = json.loads(_printed(capsys, "plan", llama, *PLAN, "--gpu-memory-utilization", "0.5", "--json"))
+    assert unasked["free_bytes"] == 40 << 20
+    assert unasked["weight_bytes"] + unasked["cache_bytes"] <= 40 << 20
+    order = ("--gpu-memory-utilization", "0.5", "--kv-cache-memory-bytes", "60M")
+    assert "90 MiB are free for both" in _printed(capsys, "plan", llama, *PLAN, *order)
 
 
 def _printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
