@@ -21,6 +21,8 @@ OTHER_NAMES = (
     ("LayerNorm.bias", "LayerNorm.beta"),
 )
 """A part of a name -> what older or newer checkpoints have in its place."""
+DERIVED = ("attn_rot_embd.weight",)
+"""Tensors of a GGUF file's layers that its metadata says, too: rope's frequencies, in files of 2023."""
 _log = logging.getLogger(__name__)
 
 
@@ -56,7 +58,8 @@ def map_names(checkpoint: Checkpoint, names: Mapping[str, str], shapes: Mapping[
         weights[internal] = tensor
     used = {tensor.name for tensor in stored_parts(weights)}
     extra = [tensor.name for tensor in checkpoint.tensors.values() if tensor.name not in used]
-    if checkpoint.format == "gguf" and (in_layers := [name for name in extra if name.startswith("blk.")]):
+    in_layers = [name for name in extra if name.startswith("blk.") and not name.endswith(DERIVED)]
+    if checkpoint.format == "gguf" and in_layers:
         raise UnsupportedError(
             f"{checkpoint.path.name}: the tensor {in_layers[0][:80]} is no part of a {checkpoint.config['model_type']} "
             f"model as it runs here ({len(in_layers)} such tensors); take the model's safetensors",

@@ -56,6 +56,14 @@ def test_a_tensor_in_a_layer_that_would_not_be_run_is_refused(tmp_path: Path) ->
         map_names(checkpoint, family.names(spec), shapes)
 
 
+def test_what_the_metadata_says_too_is_passed_over(tmp_path: Path) -> None:
+    checkpoint = written(tmp_path, extra={"blk.0.attn_rot_embd.weight": np.ones(8, np.float32)})
+    family = find_family(checkpoint.config)
+    spec = family.spec(checkpoint.config)
+    shapes = {name: parameter.shape for name, parameter in spec.parameters().items()}
+    assert map_names(checkpoint, family.names(spec), shapes).keys() == shapes.keys()
+
+
 def test_encoders_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="architecture bert"):
         written(tmp_path, "bert")
