@@ -162,6 +162,19 @@ def test_nobody_begins_in_a_step_that_preempts() -> None:
     assert preempted
 
 
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_a_prompt_of_which_only_chunks_have_room_waits_for_all_of_it(prefix_caching: bool) -> None:
+    """Its chunks were run, and preempted, and run again for as long as the other decoded."""
+    made, plans = engine(max_model_len=128, max_num_tokens=16, prefix_caching=prefix_caching)
+    made.add(make_request("a", [1] * 24, max_tokens=60))
+    run(made, 3)
+    made.add(make_request("b", [0] * 110, max_tokens=2))
+    while made.has_work():
+        run(made, 1)
+    assert sum(plan.num_tokens for plan in plans) == 24 + 59 + 110 + 1
+    assert made.stats().num_preemptions == 0
+
+
 def test_a_prefix_hit_leaves_one_token() -> None:
     made, plans = engine()
     made.add(make_request("a", [1] * 16, max_tokens=1))

@@ -59,7 +59,7 @@ def test_preempted_before_the_first_token(monkeypatch: pytest.MonkeyPatch) -> No
     made.add(make_request("a", [1] * 8, max_tokens=30))
     for _ in range(12):
         made.step()
-    made.add(make_request("b", [2] * 30, max_tokens=3))
+    made.add(make_request("b", [2] * 28, max_tokens=3))
     told = times(made)["b"]
     assert told.prefill_preempted == told.preempted > 0
     assert check(told)["prefill"] > 0
