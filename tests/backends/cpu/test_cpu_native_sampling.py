@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,3 +100,22 @@ def test_logits_are_left_alone(pool: Pool) -> None:
     pool.draw(asked)
     for draw, scores in zip(asked, before, strict=True):
         np.testing.assert_array_equal(draw.scores, scores)
+
+
+def test_a_draw_takes_time_by_the_vocabulary_however_much_of_it_is_equal(pool: Pool) -> None:
+    """A mask that leaves a few tokens, and a vocabulary that is all alike; time by its square was 100 times as long."""
+    usual = logits("usual", 150_000, 0)
+    masked, last = np.full(150_000, -np.inf, np.float32), np.full(150_000, -np.inf, np.float32)
+    masked[[3, 70_000]], last[-300:] = 1.0, usual[-300:]
+    for scores in (masked, last, np.zeros(150_000, np.float32)):
+        assert seconds(pool, scores) < 40 * seconds(pool, usual)
+
+
+def seconds(pool: Pool, scores: np.ndarray) -> float:
+    """The least of some draws by top_k."""
+    taken = []
+    for key in range(7):
+        begin = time.perf_counter()
+        pool.draw([Draw(scores, key, 0.7, 20, 0.95, 0.0)])
+        taken.append(time.perf_counter() - begin)
+    return min(taken)

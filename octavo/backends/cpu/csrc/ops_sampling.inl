@@ -103,7 +103,7 @@ int64_t collect(const Scores& scores, int64_t vocab, float least, int64_t k, Can
         if (count < limit) return;
         count = cut_top_k(room, count, k);
         least = room[k - 1].score;
-        limit = std::max(limit, count + 1024);  // many may be equal
+        limit = std::max(limit, 2 * count);  // many may be equal: they are looked through anew as rarely as they double
     });
     return k > 0 ? cut_top_k(room, count, k) : count;
 }
@@ -160,7 +160,7 @@ void draw(OctDraw& row, int64_t vocab, Candidate* room) {
     if (row.token < 0 || row.temperature == 0.0f) return;
     const Scores scores{row.logits, peak, row.temperature};
     Race race(row.key, best);
-    float least = row.least;
+    float least = std::max(row.least, -__FLT_MAX__);  // what is masked cannot win, and may be most of the vocabulary
     if (row.top_k <= 0 && row.top_p >= 1.0) {
         race_all(scores, vocab, least, race);
     } else {
