@@ -195,8 +195,10 @@ def keep_top_p(scores: np.ndarray, top_p: float) -> None:
 
 def likeliest(scores: np.ndarray, count: int) -> np.ndarray:
     """The ids of the `count` largest scores, largest first, equal ones by id; NaN is the least."""
+    if count == 0:  # logprobs without alternatives: sorting the vocabulary for none takes 25 ms
+        return np.empty(0, np.int64)
     ids, values = np.arange(len(scores)), -scores
-    if 0 < count < len(scores):
+    if count < len(scores):
         last = np.partition(values, count - 1)[count - 1]
         if not np.isnan(last):
             first, ties = np.flatnonzero(values < last), np.flatnonzero(values == last)
