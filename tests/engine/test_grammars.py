@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from octavo.base.types.request import Request
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.engine import Engine
 from octavo.engine.fake import ScriptedExecutor, mix, next_allowed
-from octavo.engine.grammar.compiler import Compiler
+from octavo.engine.grammar.compiler import COMPILE_THREADS, Compiler
 from octavo.engine.grammar.grammar import Grammar, Vocabulary
 from octavo.engine.grammar.llguidance import LlguidanceGrammar, make_tokenizer
 from octavo.engine.sequence import make_sequences
@@ -187,6 +188,29 @@ def test_abort_while_it_is_compiled_and_while_it_runs(grammars: Compiler) -> Non
     made.abort(["later"])
     found = run(made)
     assert found["stays", 0][0][-2:] == [99, EOS]  # the first came before
+
+
+def test_what_is_compiled_for_nobody_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are under way when they are aborted; those behind them are not begun."""
+    compiler, go, asked = Compiler(lambda: VOCABULARY), threading.Event(), []
+    compile_now = compiler._compile
+
+    def compile_late(params: StructuredOutputsParams) -> Grammar:
+        asked.append(params.regex)
+        go.wait(10)
+        return compile_now(params)
+
+    monkeypatch.setattr(compiler, "_compile", compile_late)
+    made = engine(compiler)
+    for i in range(12):
+        made.add(ask(f"gone {i}", f"a{{{i}}}", [1]))
+    made.abort([f"gone {i}" for i in range(12)])
+    made.add(ask("stays", "abc", [1]))
+    made.step()
+    go.set()
+    assert run(made)["stays", 0][1].finish_reason == "stop"
+    made.close()
+    assert len(asked) <= COMPILE_THREADS + 1
 
 
 def test_a_failed_row_and_a_failed_step_end_their_own(grammars: Compiler) -> None:

@@ -46,9 +46,10 @@ class Constraints:
         if not self._compiling:
             return []
         outputs = []
-        for future in [future for future in self._compiling if future.done()]:
+        for future in [future for future, seq in self._compiling.items() if _is_settled(future, seq)]:
             seq = self._compiling.pop(future)
             if seq.status is Status.FINISHED:
+                future.cancel()  # else others wait for what nobody wants
                 continue
             try:
                 seq.grammar = future.result()
@@ -104,6 +105,10 @@ class Constraints:
         """End the threads."""
         if self._grammars is not None:
             self._grammars.close()
+
+
+def _is_settled(future: Future[Grammar], seq: Sequence) -> bool:
+    return future.done() or seq.status is Status.FINISHED
 
 
 def _may_end(seq: Sequence) -> bool:
