@@ -197,12 +197,13 @@ def likeliest(scores: np.ndarray, count: int) -> np.ndarray:
     """The ids of the `count` largest scores, largest first, equal ones by id; NaN is the least."""
     if count == 0:  # logprobs without alternatives: sorting the vocabulary for none takes 25 ms
         return np.empty(0, np.int64)
-    ids, values = np.arange(len(scores)), -scores
-    if count < len(scores):
-        last = np.partition(values, count - 1)[count - 1]
-        if not np.isnan(last):
-            first, ties = np.flatnonzero(values < last), np.flatnonzero(values == last)
-            ids = np.concatenate((first, ties[: count - len(first)]))
+    values = -scores
+    last = np.partition(values, count - 1)[count - 1] if count < len(scores) else np.float32(np.nan)
+    if np.isnan(last):  # only here, as memory for so many ids takes as long as the rest
+        ids = np.arange(len(scores))
+    else:
+        first, ties = np.flatnonzero(values < last), np.flatnonzero(values == last)
+        ids = np.concatenate((first, ties[: count - len(first)]))
     found: np.ndarray = ids[np.lexsort((ids, values[ids]))][:count]
     return found
 
