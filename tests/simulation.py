@@ -297,6 +297,7 @@ class World:
         assert len({to for _, to in plan.copies}) == len(plan.copies)
         assert self.shape.chunked or all(row.sample for row in plan.rows), "a prompt was split"
         owner = self._by_row()
+        assert not [s for row, s in owner.items() if row not in rows and s.num_remaining == 1], "one stands still"
         scheduled = [self._urgency(owner[row]) for row in rows]
         begun = [self._urgency(owner[begin.row]) for begin in plan.begins]
         waiting = [seq for seq in self.held if seq.status is Status.WAITING]

@@ -37,7 +37,8 @@ class Limits:
 
 class Scheduler:
     """Running sequences go first, in the policy's order; when blocks run out the least urgent is preempted (its
-    blocks are freed and recomputed later), so the most urgent always moves. Then waiting ones are admitted.
+    blocks are freed and recomputed later), so the most urgent always moves. Of the step's tokens those that decode have
+    one each, whatever prompts go before them. Then waiting ones are admitted.
     """
 
     def __init__(self, limits: Limits, cache: CacheManager) -> None:
@@ -101,12 +102,15 @@ class Scheduler:
         decoding = any(seq.num_computed >= seq.num_prompt for seq in self.running)
         budget = self.limits.max_mixed_tokens if decoding else self.limits.max_num_tokens
         num_preemptions = self.num_preemptions
-        for seq in list(self.running):
+        wanted = [(seq, seq.num_remaining) for seq in self.running]
+        singles = [count for _, count in wanted].count(1)  # of those after the one in turn
+        for seq, count in wanted:
             if seq.row == -1:
                 continue  # preempted a moment ago
-            count = seq.num_remaining
-            if count > budget:
-                count = self._count(count, budget)
+            singles -= count == 1
+            most = budget if count == 1 else max(budget - singles, 0)
+            if count > most:
+                count = self._count(count, most)
             if count == 0:
                 continue
             # a decoding sequence has room in its last block, but for one step in block_size

@@ -85,6 +85,21 @@ def test_a_long_prompt_is_split_and_decoding_goes_on_beside_it() -> None:
     ]
 
 
+def test_decoding_goes_on_beside_a_prompt_that_is_more_urgent() -> None:
+    """It had every step to itself until its end."""
+    made, plans = engine(max_num_tokens=8, policy="priority")
+    for name in "ab":
+        made.add(make_request(name, [1] * 3, max_tokens=9, priority=1))
+    run(made, 1)
+    made.add(make_request("c", [0] * 18, max_tokens=2))
+    run(made, 3)
+    assert [[(row.row, row.count) for row in plan.rows] for plan in plans[1:]] == [
+        [(0, 1), (1, 1), (2, 6)],
+        [(2, 6), (0, 1), (1, 1)],
+        [(2, 6), (0, 1), (1, 1)],
+    ]
+
+
 def test_without_chunking_a_prompt_waits_until_it_fits_and_nobody_passes() -> None:
     made, plans = engine(chunked=False, max_num_tokens=40, prefix_caching=False)
     for name, length in (("a", 30), ("b", 20), ("c", 5)):
