@@ -75,7 +75,7 @@ class Scheduler:
         updates, copies = self.cache.take_changes()
         # copies: a backend may read the plan later, on a thread of its own, while these lists grow
         begins = [
-            RowBegin(s.row, s.tokens.copy(), s.num_prompt, s.blocks.copy(), s.sampling, s.request.pooling)
+            RowBegin(s.row, s.tokens.copy(), s.num_prompt, s.blocks.copy(), s.row_sampling, s.request.pooling)
             for s in begun
         ]
         fresh = {seq.row for seq in begun}

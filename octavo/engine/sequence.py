@@ -97,6 +97,13 @@ class Sequence:
         """True while prompt log probabilities are asked for and not complete: then no prefix may be skipped."""
         return self.sampling.prompt_logprobs is not None and any(e is None for e in self.prompt_logprobs[1:])
 
+    @property
+    def row_sampling(self) -> RowSampling:
+        """`sampling` for a row that begins now: log probabilities of the prompt that have come are not made again."""
+        if self.sampling.prompt_logprobs is None or self.wants_prompt_logprobs:
+            return self.sampling
+        return msgspec.structs.replace(self.sampling, prompt_logprobs=None)
+
 
 def make_sequences(request: Request, order: int, emitted: list[list[int] | None] | None = None) -> list[Sequence]:
     """The n sequences of a request; those after the first name it as parent.

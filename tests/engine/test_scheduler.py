@@ -164,6 +164,22 @@ def test_a_preempted_sequence_is_resumed_from_its_tokens() -> None:
     assert (row.start, row.count, row.sample) == (0, len(resumed[0].token_ids), True)
 
 
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_log_probabilities_of_a_prompt_are_made_once(prefix_caching: bool) -> None:
+    made, plans = engine(num_blocks=10, max_num_seqs=2, prefix_caching=prefix_caching)
+    for name, token in (("a", 1), ("b", 0)):
+        made.add(make_request(name, [token] * 18, max_tokens=12, prompt_logprobs=2))
+    outputs = []
+    while made.has_work():
+        outputs += made.step()
+    assert made.stats().num_preemptions > 0
+    asked = [
+        (len(begin.token_ids) == begin.num_prompt, begin.sampling.prompt_logprobs) for p in plans for begin in p.begins
+    ]
+    assert set(asked) == {(True, 2), (False, None)}
+    assert [len(out.prompt_logprobs) for out in outputs if out.prompt_logprobs] == [18, 18]
+
+
 def test_nobody_begins_in_a_step_that_preempts() -> None:
     made, plans = engine(num_blocks=10, max_num_seqs=3, prefix_caching=False)
     for name in "abc":
