@@ -140,10 +140,9 @@ def ban_word(scores: np.ndarray, word: np.ndarray, outputs: np.ndarray) -> None:
 def penalize(scores: np.ndarray, tokens: np.ndarray, outputs: np.ndarray, sampling: RowSampling) -> None:
     """Repetition over all tokens (divides what is above 0, multiplies what is below), the others over outputs."""
     if sampling.repetition_penalty != 1.0:
-        seen = np.unique(tokens)
-        found = scores[seen]
+        found = scores[tokens]  # one that is there twice is written twice, the same: to tell takes longer
         penalty = np.float32(sampling.repetition_penalty)
-        scores[seen] = np.where(found > 0, found / penalty, found * penalty)
+        scores[tokens] = np.where(found > 0, found / penalty, found * penalty)
     if sampling.frequency_penalty or sampling.presence_penalty:
         seen, counts = np.unique(outputs, return_counts=True)
         penalties = sampling.frequency_penalty * counts + sampling.presence_penalty
