@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -50,6 +50,10 @@ class SequenceQueue:
     def num_requests(self) -> int:
         """Requests of which any sequence is here."""
         return len(self._by_request)
+
+    def after(self, seq: Sequence) -> list[Sequence]:
+        """Those that are less urgent; `seq` need not be here."""
+        return self._items[bisect_right(self._items, self._key(seq), key=self._key) :]
 
     def last(self) -> Sequence:
         """The least urgent."""

@@ -161,8 +161,9 @@ class Scheduler:
 
     def _begin(self, seq: Sequence, shared: list[int], *, num_computed: int, count: int) -> bool:
         reserve = self.cache.pool.num_blocks // 100 if len(self.running) else 0
+        behind = sum(len(other.blocks) for other in self.running.after(seq))
         seq.row = self._free_rows[-1]
-        if not self.cache.admit(seq, shared, num_computed=num_computed, count=count, reserve=reserve):
+        if not self.cache.admit(seq, shared, num_computed=num_computed, count=count, reserve=reserve, behind=behind):
             seq.row = -1
             return False
         self._free_rows.pop()

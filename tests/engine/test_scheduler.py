@@ -206,6 +206,18 @@ def test_a_prompt_of_which_only_chunks_have_room_waits_for_all_of_it(prefix_cach
     assert made.stats().num_preemptions == 0
 
 
+def test_a_prompt_that_may_preempt_begins_where_its_first_chunk_has_room() -> None:
+    made, plans = engine(max_model_len=128, max_num_tokens=16, policy="priority")
+    made.add(make_request("a", [1] * 60, max_tokens=60, priority=1))
+    run(made, 5)
+    made.add(make_request("b", [0] * 110, max_tokens=2, priority=0))
+    run(made, 1)
+    assert started(plans) == [60, 110]
+    while any(seq.request.request_id == "b" for seq in made.scheduler.running):
+        run(made, 1)
+    assert made.stats().num_preemptions == 1
+
+
 def test_a_prefix_hit_leaves_one_token() -> None:
     made, plans = engine()
     made.add(make_request("a", [1] * 16, max_tokens=1))

@@ -51,16 +51,20 @@ class CacheManager:
             found.append(block)
         return found
 
-    def admit(self, seq: Sequence, shared: list[int], *, num_computed: int, count: int, reserve: int) -> bool:
+    def admit(
+        self, seq: Sequence, shared: list[int], *, num_computed: int, count: int, reserve: int, behind: int = 0
+    ) -> bool:
         """Give a waiting sequence `shared` blocks and new ones up to num_computed + count tokens; False: no room.
 
-        There must be room for all its tokens: a prompt of which only the first chunk fits would run that again and
-        again, preempted by its own second, and hold up each step of those beside it.
+        There must be room for all its tokens, the `behind` blocks of those that it can preempt counted: a prompt of
+        which only the first chunk fits would run that again and again, preempted by its own second, and hold up each
+        step of those beside it.
         """
-        fresh = self.blocks_for(seq.num_tokens) - len(shared)
+        now, later = self.blocks_for(num_computed + count), self.blocks_for(seq.num_tokens)
         revived = sum(self.pool.refs[block] == 0 for block in shared)
         copied = 1 if num_computed < len(shared) * self.block_size else 0
-        if self.pool.num_free < fresh + revived + copied + reserve:
+        room = self.pool.num_free - (revived + copied + reserve) + len(shared)
+        if room < now or room + behind < later:
             return False
         for block in shared:
             self.pool.share(block)
