@@ -261,6 +261,60 @@ def test_notes_may_be_long(vocabulary: Vocabularies) -> None:
     assert not vocabulary.admits(grammar, CALLS["hermes"]("f", {"description": "1"}))
 
 
+COLOR = {"$ref": "#/$defs/Color"}
+REFERRED: dict[str, Any] = {
+    "$defs": {"Color": {"type": "string", "enum": ["red", "blue"]}, "Size": {"type": "integer"}},
+    "properties": {},
+}
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45"])
+@pytest.mark.parametrize(
+    ("schema", "values", "wrong"),
+    [
+        (COLOR, ["red", "blue"], ["green", '"red"']),
+        ({"allOf": [COLOR], "default": "red"}, ["red"], ["green", '"red"']),
+        ({"anyOf": [COLOR, {"type": "null"}]}, ["red", None], ["green", '"red"']),
+        ({"type": ["string", "null"], "enum": ["red", None]}, ["red", None], ["green"]),
+        ({"const": "red"}, ["red"], ["blue", '"red"']),
+        ({"const": "red", "type": "string"}, ["red"], ["blue"]),
+        ({"$ref": "#/$defs/Size"}, [12], ["red"]),
+        ({"description": "anything"}, ["red", '"red"', {"a": 1}], []),
+    ],
+)
+def test_bare_values_are_those_of_the_schema(
+    vocabulary: Vocabularies, name: str, schema: Any, values: list[Any], wrong: list[str]
+) -> None:
+    """Whatever the schema says it by: options, constants, references."""
+    tool = tool_format(name, "")
+    assert tool is not None
+    whole = {**REFERRED, "properties": {"x": schema}, "required": ["x"]}
+    grammar = forced_grammar(tool, [Function("f", whole, "tools[0]")], special=vocabulary.special)
+    for value in values:
+        text = CALLS[name]("f", {"x": value})
+        assert vocabulary.admits(grammar, text)
+        parser = OutputParser(tool, None, tools={"f": whole})
+        (call,) = [*parser.feed(text).calls, *parser.finish().calls]
+        assert json.loads(call.arguments) == {"x": value}
+    for value in wrong:
+        assert not vocabulary.admits(grammar, CALLS[name]("f", {"x": value}))
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"anyOf": [{"type": "string", "pattern": "a"}, {"type": "null"}]}, "pattern"),
+        ({"enum": ["red", 5]}, "enum"),
+        ({"type": "string", "not": {"const": "red"}}, "not"),
+    ],
+)
+def test_bare_strings_of_which_not_all_can_be_enforced(schema: Any, named: str) -> None:
+    coder = tool_format("qwen3_coder", "")
+    assert coder is not None
+    with pytest.raises(UnsupportedError, match=named):
+        forced_grammar(coder, [Function("f", {"properties": {"x": schema}}, "tools[3]")], special=())
+
+
 def test_what_cannot_be_forced_is_refused_by_name() -> None:
     coder, hermes = (tool_format(name, "") for name in ("qwen3_coder", "hermes"))
     assert coder is not None

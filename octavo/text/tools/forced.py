@@ -16,11 +16,11 @@ from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.text.reasoning import Reasoning
 from octavo.text.tools.formats import Format, Spelling
-from octavo.text.tools.values import schema_types
+from octavo.text.tools.values import listed_values, own_types, schema_parts, schema_types
 
 MOST_CALLS = 32
 _PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|PARAMETERS|PAIRS|KEYWORDS))")
-_UNENFORCED = ("pattern", "minLength", "maxLength", "format", "const")
+_UNENFORCED = ("pattern", "minLength", "maxLength", "format", "const", "enum", "not", "if")
 _NOTES = ("title", "description", "$comment", "default", "examples")
 _BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _JSON = {
@@ -274,12 +274,16 @@ class _Lark:
         return " ".join(parts)
 
     def _bare_value(self, sub: Mapping[str, Any], function: Function, key: str, end: str) -> str:
-        options = sub.get("enum")
-        if isinstance(options, list) and options and all(isinstance(one, str) for one in options):
-            return f"({' | '.join(_quoted(one) for one in options)}) {self.text(end)}"
-        if "string" not in schema_types(sub):
+        root = function.schema
+        values = listed_values(sub, root) or ()
+        words = ["null" if value is None else value for value in values]
+        if any(isinstance(value, str) for value in values):
+            if all(isinstance(word, str) for word in words):
+                return f"({' | '.join(map(_quoted, words))}) {self.text(end)}"
+        elif "string" not in schema_types(sub, root) and sub.keys() - {*_NOTES, "$defs", "definitions"}:
             return f"{self.json(sub)} {self.text(end)}"
-        wrong = next((name for name in _UNENFORCED if name in sub), None)
+        of_strings = [part for part in schema_parts(sub, root) if "string" in (own_types(part) or {"string"})]
+        wrong = next((name for part in of_strings for name in _UNENFORCED if name in part), None)
         if wrong is not None:
             where = f"{function.where}.function.parameters"
             raise UnsupportedError(

@@ -17,13 +17,14 @@ def put(reading: Reading, piece: str, closing: str) -> None:
 
 
 class Items:
-    """Arguments that are made anew."""
+    """Arguments that are made anew. root: the function's parameters, a schema."""
 
     def __init__(self, reading: Reading, name: str) -> None:
         reading.begin(name, None)
         self.reading = reading
         self._before = "{"
-        found = reading.tools.get(name, {}).get("properties")
+        self.root = reading.tools.get(name, {})
+        found = self.root.get("properties")
         self._schemas = found if isinstance(found, dict) else {}
 
     def schema(self, key: str) -> dict[str, Any]:
@@ -95,7 +96,7 @@ class _Lines:
 def bare_value(items: Items, key: str, ends: Markers, end: str, *, kept: bool = False) -> Steps[None]:
     """A bare text up to `end`, in pieces where it can be nothing but a string. kept: with the line ends around it."""
     schema = items.schema(key)
-    kinds = schema_types(schema)
+    kinds = schema_types(schema, items.root)
     sent = "string" in kinds and "null" not in kinds
     pieces: list[str] = []
     if sent:
@@ -108,4 +109,4 @@ def bare_value(items: Items, key: str, ends: Markers, end: str, *, kept: bool = 
     if sent:
         items.close()
     else:
-        items.add(key, typed("".join(pieces), schema))
+        items.add(key, typed("".join(pieces), schema, items.root))

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 MAX_DEPTH = 64
 MAX_DIGITS = 400
@@ -207,9 +208,12 @@ def escape(text: str, at: int) -> tuple[str, int]:
     return _ESCAPES.get(char, "\\" + char), at + 1
 
 
-def typed(text: str, schema: Mapping[str, Any]) -> Any:
-    """A bare text as the type that its schema names; the text itself where it is a string, or nothing else fits."""
-    types = schema_types(schema)
+def typed(text: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    """A bare text as the type that its schema names; the text itself where it is a string, or nothing else fits.
+
+    root: the schema that references are resolved in.
+    """
+    types = schema_types(schema, root)
     bare = text.strip()
     if "null" in types and bare in ("null", "None"):
         return None
@@ -227,17 +231,91 @@ def typed(text: str, schema: Mapping[str, Any]) -> Any:
     return text if literal.skip() else value
 
 
-def schema_types(schema: Any, depth: int = 0) -> set[str]:
-    """The types that a schema names, by itself or in its options; empty where it names none."""
-    if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
-        return set()
-    kind = schema.get("type")
-    kinds = kind if isinstance(kind, list) else [kind]
-    found = {one for one in kinds if isinstance(one, str)}
-    for name in ("anyOf", "oneOf", "allOf"):
-        options = schema.get(name)
-        for option in options if isinstance(options, list) else ():
-            found |= schema_types(option, depth + 1)
-    if not found and isinstance(schema.get("enum"), list):
-        return {"string"} if any(isinstance(one, str) for one in schema["enum"]) else {"number"}
+def schema_types(schema: Any, root: Mapping[str, Any]) -> set[str]:
+    """The types that a schema names, by itself, in its options or behind references; empty where it names none."""
+    return {kind for part in schema_parts(schema, root) for kind in own_types(part)}
+
+
+def schema_parts(schema: Any, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The schema and those that it is made of, by options and references; each reference is followed once."""
+    found: list[Mapping[str, Any]] = []
+    seen: set[str] = set()
+    rest = [schema]
+    while rest:
+        part = rest.pop()
+        if not isinstance(part, Mapping):
+            continue
+        found.append(part)
+        for name in ("anyOf", "oneOf", "allOf"):
+            options = part.get(name)
+            rest += options if isinstance(options, list) else []
+        reference = part.get("$ref")
+        if isinstance(reference, str) and reference not in seen:
+            seen.add(reference)
+            rest.append(_referred(reference, root))
+    return found
+
+
+def own_types(part: Mapping[str, Any]) -> set[str]:
+    """The types that a schema names by `type`, or else those of the values that it lists."""
+    kind = part.get("type")
+    found = {one for one in (kind if isinstance(kind, list) else [kind]) if isinstance(one, str)}
+    return found or {name for value in _own_values(part) or () for name in _types(value)}
+
+
+def listed_values(schema: Any, root: Mapping[str, Any]) -> list[Any] | None:
+    """The values that a schema leaves, where it lists them all; None where it does not."""
+    return _listed(schema, root, set())
+
+
+def _listed(schema: Any, root: Mapping[str, Any], seen: set[str]) -> list[Any] | None:
+    if not isinstance(schema, Mapping):
+        return None
+    values = [None] if schema.get("type") == "null" else _own_values(schema)
+    if values is None:
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and reference not in seen:
+            seen.add(reference)
+            values = _listed(_referred(reference, root), root, seen)
+        else:
+            values = _of_options(schema, root, seen)
+    kinds = own_types(schema)
+    return values and [value for value in values if not kinds or kinds & _types(value)]
+
+
+def _of_options(schema: Mapping[str, Any], root: Mapping[str, Any], seen: set[str]) -> list[Any] | None:
+    options = schema.get("anyOf", schema.get("oneOf", schema.get("allOf")))
+    if not isinstance(options, list) or ("allOf" in schema and len(schema["allOf"]) != 1):
+        return None
+    values: list[Any] = []
+    for option in options:
+        found = _listed(option, root, seen)
+        if found is None:
+            return None
+        values += found
+    return values
+
+
+def _own_values(part: Mapping[str, Any]) -> list[Any] | None:
+    if "const" in part:
+        return [part["const"]]
+    return part["enum"] if isinstance(part.get("enum"), list) else None
+
+
+def _types(value: Any) -> set[str]:
+    if value is None:
+        return {"null"}
+    if isinstance(value, bool):
+        return {"boolean"}
+    if isinstance(value, int | float):
+        return {"number", "integer"}
+    return {"string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"}
+
+
+def _referred(reference: str, root: Mapping[str, Any]) -> Any:
+    """What a reference to a place in `root` stands for; None where there is none."""
+    head, *names = unquote(reference).split("/")
+    found: Any = root if head == "#" else None
+    for name in names:
+        found = found.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
     return found
