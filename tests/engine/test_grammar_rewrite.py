@@ -150,6 +150,7 @@ def test_random_schemas_admit_nothing_invalid(part: int) -> None:
     assert right > compiled * 0.9 > 30
 
 
+KINDS = {"type": "object", "required": ["t"]}
 SCHEMAS: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"type": "string", "not": {"enum": ["no", "never", ""]}}, ["n", "nose", "yes", "日"], ["no", "never", "", 1]),
     ({"not": {"type": ["object", "array"]}}, [1, "a", None], [{}, []]),
@@ -180,6 +181,19 @@ SCHEMAS: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"type": "object", "properties": {"a": {}}, "unevaluatedProperties": False}, [{"a": 1}, {}], [{"b": 1}]),
     ({"type": "string", "format": "zip-code"}, ["any"], [1]),
     ({"$schema": "https://json-schema.org/draft-07/schema", "items": [{"type": "null"}]}, [[None, 1]], [[1]]),
+    ({"oneOf": [{"const": i, "title": f"{i}"} for i in range(150)]}, [0, 149], [150, "0"]),
+    (
+        {"oneOf": [{"$ref": f"#/$defs/{i}"} for i in range(120)]}
+        | {"$defs": {f"{i}": {**KINDS, "properties": {"t": {"const": i}}} for i in range(120)}},
+        [{"t": 7}],
+        [{"t": 120}, {}],
+    ),
+    ({"not": {"$ref": "#/$defs/a%20b"}, "$defs": {"a b": {"type": "string"}}}, [1], ["a"]),
+    ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, [0, 2**63 - 1, -(2**62)], [2**63, -(2**63) - 1]),
+    ({"type": "number", "minimum": 0, "maximum": 1.5e300}, [0.5, 2**62], [-0.5]),
+    ({"type": "integer", "exclusiveMaximum": 10**18}, [10**17], [10**18]),
+    ({"type": "integer", "exclusiveMinimum": -(10**18)}, [-(10**17)], [-(10**18)]),
+    ({"type": "integer", "maximum": 2**60 + 129}, [2**59], [2**60 + 256]),
 ]
 
 

@@ -154,6 +154,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"oneOf": [{"pattern": "a"}, {"pattern": "b"}]}, "'oneOf'"),
     ({"type": "string", "format": "regex"}, "'format': regex"),
     ({"multipleOf": 999983}, "'multipleOf': 999983"),
+    ({"const": 2**53 + 1}, "constant 9007199254740993"),
+    ({"enum": [{"id": -(2**63)}]}, "constant -9223372036854775808"),
     (obj({"deep": {"type": "array", "items": {"not": {"pattern": "a"}}}}), "'not'"),
 ]
 
@@ -197,6 +199,10 @@ def test_whitespace_and_additional_properties() -> None:
     assert not admits('{\n"a":{"b":1}}', json=schema, whitespace_pattern=" ?")
     assert admits('{"a":{"b":1,"c":2}}', json=schema)
     assert not admits('{"a":{"b":1,"c":2}}', json=schema, disable_additional_properties=True)
+    named = obj({"default": obj({"b": WHOLE}), "const": obj({"b": WHOLE})})
+    assert admits('{"default":{"b":1},"const":{}}', json=named, disable_additional_properties=True)
+    assert not admits('{"default":{"c":2}}', json=named, disable_additional_properties=True)
+    assert not admits('{"const":{"c":2}}', json=named, disable_additional_properties=True)
     assert admits('{"x": [1, {}]}', json_object=True)
     assert not admits("[]", json_object=True)
 
@@ -216,11 +222,20 @@ def test_choices_regexes_and_grammars() -> None:
         admits("", grammar='root ::= "a"')
 
 
+@pytest.mark.parametrize("name", ["Größe", "My Type", "Foo[int]", "100%25"])
+def test_references_to_any_name(name: str) -> None:
+    schema = obj({"a": {"$ref": f"#/$defs/{name}"}}, "a") | {"$defs": {name.replace("%25", "%"): WHOLE}}
+    assert admits('{"a":1}', json=schema)
+    assert not admits('{"a":"1"}', json=schema)
+
+
 def test_strings_that_are_too_long() -> None:
     long = "x" * 8193
     for asked in (
         {"json": {"enum": ["a", long]}},
         {"json": obj({long: TEXT})},
+        {"json": obj({"title": {"const": long}})},
+        {"json": {"const": {"title": long}}},
         {"choice": ["a", long]},
         {"regex": long},
         {"grammar": f'start: "a" | "{long}"'},

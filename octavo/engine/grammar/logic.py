@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from itertools import combinations
 from typing import Any
+from urllib.parse import unquote
 
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 MAX_DEPTH = 12
@@ -81,9 +82,7 @@ class Logic:
         if not isinstance(reference, str) or not reference.startswith("#/"):
             raise UnknownError
         found: Any = self._root
-        for part in reference[2:].split("/"):
-            if "%" in part:
-                raise UnknownError
+        for part in unquote(reference[2:]).split("/"):
             part = part.replace("~1", "/").replace("~0", "~")
             found = found.get(part) if isinstance(found, dict) else None
             if isinstance(found, dict) and ("$id" in found or "id" in found):  # references in it are not the document's
@@ -151,6 +150,31 @@ class Logic:
     def apart(self, schemas: list[Any]) -> bool:
         """No value is valid by two of them, for certain."""
         return all(self.disjoint(one, other) for one, other in combinations(schemas, 2))
+
+    def marked(self, schemas: list[Any]) -> bool:
+        """Each has a constant of its own, itself or in one required property, so that they are apart."""
+        rows = [self._marks(schema) for schema in schemas]
+        names = set(rows[0]).intersection(*rows[1:])
+        return any(len({row[name] for row in rows}) == len(rows) for name in names)
+
+    def _marks(self, schema: Any) -> dict[str | None, tuple[bool, Any]]:
+        """By property, None for the value itself: a constant, told apart from a number that equals it."""
+        try:
+            if isinstance(schema, dict) and "$ref" in schema:
+                schema = self.resolve(schema["$ref"])
+        except UnknownError:
+            return {}
+        if not isinstance(schema, dict) or not well_formed(schema):
+            return {}
+        parts: dict[str | None, Any] = {None: schema}
+        if schema.get("type") == "object":
+            parts |= {name: schema.get("properties", {}).get(name) for name in schema.get("required", ())}
+        found = {name: _values([part]) for name, part in parts.items() if isinstance(part, dict) and well_formed(part)}
+        return {
+            name: (isinstance(values[0], bool), values[0])
+            for name, values in found.items()
+            if values is not None and len(values) == 1 and not isinstance(values[0], list | dict)
+        }
 
     def disjoint(self, one: Any, other: Any, depth: int = 0) -> bool:
         """No value is valid by both, for certain."""

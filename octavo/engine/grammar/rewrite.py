@@ -10,13 +10,16 @@ import itertools
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from octavo.engine.grammar.logic import TYPES, Logic, UnknownError, all_of, any_of, well_formed
 
 MAX_CHOICES = 6  # alternatives that one schema adds: they multiply
 MAX_UNIQUE = 5  # values of which arrays without a duplicate are listed: 326 of 5
 MAX_EXPANDED = 8  # schemas of a oneOf that a value could match two of
-_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
+EXACT = 2**53  # up to it every integer is a double, which the library's numbers are
+_FAR = 9 * 10**18  # and up to it the library has ranges
+MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _ONE = ("items", "additionalItems", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
 _UNEVALUATED = ("unevaluatedItems", "unevaluatedProperties")
@@ -93,16 +96,16 @@ class _Rewriter:
         found = dict(given)
         if self._old and "$ref" in found:  # which hides what is beside it, a base of references too
             found.pop("$id", None)
-        for key in found.keys() & {*_MAPS, *_LISTS, *_ONE, *_UNEVALUATED}:
+        for key in found.keys() & {*MAPS, *_LISTS, *_ONE, *_UNEVALUATED}:
             value = found[key]
-            if key in _MAPS and isinstance(value, dict):
+            if key in MAPS and isinstance(value, dict):
                 found[key] = {name: self.schema(part) for name, part in value.items()}
             elif key in _LISTS and isinstance(value, list):
                 found[key] = [self.schema(part) for part in value]
             else:
                 found[key] = self.schema(value)
         added: list[Any] = []
-        for change in (_format, _unevaluated, _property_names, self._unique):
+        for change in (_reference_in_ascii, _bounds, _format, _unevaluated, _property_names, self._unique):
             change(found, added)
         choices: list[_Choice] = [self._not, self._if, self._one_of]
         asked = [(key, name) for key in _DEPENDENT for name in found.get(key, ())]
@@ -153,7 +156,7 @@ class _Rewriter:
         ]  # any value matches two, of others
         rest = {key: value for key, value in given.items() if key not in ("oneOf", "anyOf", "allOf")}
         whole = [{"allOf": [option, rest, {"type": kinds}]} for option in given["oneOf"]]
-        if not self._logic.apart(whole):
+        if not self._logic.marked(given["oneOf"]) and not self._logic.apart(whole):
             if len(options) > MAX_EXPANDED:
                 raise UnknownError
             options = [
@@ -212,6 +215,27 @@ def _with(schema: dict[str, Any], added: list[Any]) -> Any:
     if len(added) == 1 and isinstance(added[0], dict) and not added[0].keys() & schema.keys():
         return {**schema, **added[0]}
     return {**schema, "allOf": [*schema.get("allOf", ()), *added]}
+
+
+def _reference_in_ascii(schema: dict[str, Any], added: list[Any]) -> None:
+    """A reference that is no URI, as those to classes with such names."""
+    if isinstance(schema.get("$ref"), str):
+        schema["$ref"] = quote(schema["$ref"], safe="%/:?#@!$&'()*+,;=-._~")
+
+
+def _bounds(schema: dict[str, Any], added: list[Any]) -> None:
+    """Bounds that are no doubles, or outside of all ranges, are moved inwards: by a part in 2**50, or so far."""
+    for name, most, sign in (("minimum", max, 1), ("maximum", min, -1)):
+        for key in (name, f"exclusive{name.capitalize()}"):
+            value, kind = schema.get(key), schema.get("type")
+            if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) <= EXACT:
+                continue
+            if key == "maximum" and kind == "integer" and value >= 2**63 - 1:  # for these the library keeps to 64 bits
+                continue
+            exact = key == name and float(value) == value
+            moved = most(int(value) + (0 if exact else sign * (abs(int(value)) >> 50)), -sign * _FAR)
+            del schema[key]
+            schema[name] = most(moved, schema.get(name, moved))
 
 
 def _format(schema: dict[str, Any], added: list[Any]) -> None:

@@ -15,7 +15,7 @@ from llguidance import LLMatcher, StructTag
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
-from octavo.engine.grammar.rewrite import rewrite
+from octavo.engine.grammar.rewrite import EXACT, MAPS, rewrite
 
 MAX_TAGS = 128
 MAX_LITERAL = 8192  # characters of a string that must come as it is: at each of its tokens all of the rest is walked
@@ -106,6 +106,8 @@ def _rewritten(lark: str) -> str:
             parts.append(f" {json.dumps(rewrite(schema))}{part[end:]}")
         except (ValueError, RecursionError):  # the library says what it is
             parts.append(part)
+            continue
+        _check_values(schema, _field("grammar"))
     return "".join(parts)
 
 
@@ -150,14 +152,19 @@ def _closed(schema: Any) -> Any:
         return [_closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {key: value if key in ("const", "enum", "default") else _closed(value) for key, value in schema.items()}
+    closed: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in MAPS and isinstance(value, dict):
+            closed[key] = {name: _closed(part) for name, part in value.items()}
+        else:
+            closed[key] = value if key in ("const", "enum", "default", "examples") else _closed(value)
     if isinstance(schema.get("properties"), dict):
         closed.setdefault("additionalProperties", False)
     return closed
 
 
 def _check_values(schema: Any, name: str) -> None:
-    """Refuse what compiles, but costs too much: literals, and multiples."""
+    """Refuse what compiles, but costs too much or would not be enforced: literals, multiples and constants."""
     if isinstance(schema, str):
         _check_literal(schema, name)
     elif isinstance(schema, list):
@@ -172,8 +179,28 @@ def _check_values(schema: Any, name: str) -> None:
             )
         for key, value in schema.items():
             _check_literal(key, name)
-            if key not in _ANNOTATIONS:
+            if key in MAPS and isinstance(value, dict):
+                for word, part in value.items():
+                    _check_literal(word, name)
+                    _check_values(part, name)
+            elif key in ("const", "enum"):
+                _check_constant(value, name)
+            elif key not in _ANNOTATIONS:
                 _check_values(value, name)
+
+
+def _check_constant(value: Any, name: str) -> None:
+    if isinstance(value, str):
+        _check_literal(value, name)
+    elif isinstance(value, list | dict):
+        for item in value:
+            _check_constant(item, name)
+            if isinstance(value, dict):
+                _check_constant(value[item], name)
+    elif isinstance(value, int) and abs(value) > EXACT:
+        raise UnsupportedError(
+            f"{name}: the constant {value} is not supported: integers are exact up to {EXACT}; use a string", param=name
+        )
 
 
 def _check_literal(text: str, name: str) -> None:
