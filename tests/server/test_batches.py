@@ -32,7 +32,7 @@ def line(name: str, body: dict[str, Any] = BODY, url: str = URL) -> dict[str, An
 
 
 def content(*lines: Any) -> bytes:
-    return b"".join(json.dumps(item).encode() + b"\n" for item in lines)
+    return b"".join((item if isinstance(item, bytes) else json.dumps(item).encode()) + b"\n" for item in lines)
 
 
 def connect(server: LiveServer, key: str = "none") -> openai.OpenAI:
@@ -106,7 +106,7 @@ def test_a_large_file_comes_whole(client: openai.OpenAI, server: LiveServer) -> 
 @pytest.mark.parametrize(
     ("lines", "told", "number"),
     [
-        ([line("a"), line("b", url="/v1/responses")], "endpoint", 2),
+        ([line("a"), b"", b" \r", line("b", url="/v1/responses")], "endpoint", 4),
         ([line("a"), {"custom_id": "b"}], "method is required", 2),
         ([line("a"), line("a")], "came before", 2),
         ([], "no request", None),
@@ -118,6 +118,11 @@ def test_input_that_cannot_be_run(client: openai.OpenAI, lines: list[Any], told:
     assert told in batch.errors.data[0].message
     assert batch.errors.data[0].line == number
     assert batch.output_file_id is None
+
+
+def test_a_byte_order_mark(client: openai.OpenAI) -> None:
+    batch = ended(client, begin(client, b"\xef\xbb\xbf" + content(line("a")), b"\r", line("b")))
+    assert [row["custom_id"] for row in rows(client, batch.output_file_id)] == ["a", "b"]
 
 
 def test_cancelling(client: openai.OpenAI, llm: FakeLLM) -> None:

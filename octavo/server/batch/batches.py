@@ -144,11 +144,7 @@ class Batches:
 
     def _check(self, batch: BatchObject, source: Path) -> int:
         """Lines of the input; LineError for the first that cannot be run."""
-        total = 0
-        for line in read_lines(source, max_body_bytes=self._max_body_bytes):
-            total += 1
-            if line.url != batch.endpoint:
-                raise LineError(total, f"the url is {line.url[:80]!r}, the batch's endpoint {batch.endpoint!r}")
+        total = sum(1 for _ in read_lines(source, max_body_bytes=self._max_body_bytes, url=batch.endpoint))
         if not total:
             raise InputError("the input file holds no request", param="input_file_id")
         return total

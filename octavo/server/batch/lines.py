@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,13 +61,18 @@ class LineError(InputError):
         self.number = number
 
 
-def read_lines(path: Path, *, max_body_bytes: int) -> Iterator[BatchLine]:
-    """The file's requests; empty lines are passed over. LineError for what is none, and for a custom_id's second."""
+def read_lines(path: Path, *, max_body_bytes: int, url: str | None = None) -> Iterator[BatchLine]:
+    """The file's requests; empty lines and a byte order mark are passed over.
+
+    url: the one that all must have. LineError for another one, for what is no request, and for a custom_id's second.
+    """
     seen: set[str] = set()
     with path.open("rb") as file:
         number = 0
         while text := file.readline(max_body_bytes + _ROOM):
             number += 1
+            if number == 1:
+                text = text.removeprefix(codecs.BOM_UTF8)
             if not text.strip():
                 continue
             if len(text) == max_body_bytes + _ROOM:
@@ -74,6 +80,8 @@ def read_lines(path: Path, *, max_body_bytes: int) -> Iterator[BatchLine]:
             line = _decode(number, text)
             if line.custom_id in seen:
                 raise LineError(number, f"the custom_id {line.custom_id[:80]!r} came before")
+            if url is not None and line.url != url:
+                raise LineError(number, f"the url is {line.url[:80]!r}, the batch's endpoint {url!r}")
             if len(seen) == MAX_LINES:
                 raise LineError(number, f"a batch holds at most {MAX_LINES} requests; split it")
             seen.add(line.custom_id)
