@@ -300,6 +300,39 @@ def test_bare_values_are_those_of_the_schema(
         assert not vocabulary.admits(grammar, CALLS[name]("f", {"x": value}))
 
 
+ONE = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "pythonic", "hermes"])
+def test_parameters_behind_a_reference(vocabulary: Vocabularies, name: str) -> None:
+    tool = tool_format(name, "")
+    assert tool is not None
+    schema = {"$ref": "#/definitions/one", "definitions": {"one": ONE}}
+    grammar = forced_grammar(tool, [Function("f", schema, "tools[0]")], special=vocabulary.special)
+    call = CALLS.get(name, lambda _, given: f"[f({', '.join(f'{key}={value}' for key, value in given.items())})]")
+    assert vocabulary.admits(grammar, call("f", {"x": 12}))
+    assert not vocabulary.admits(grammar, call("f", {}))
+    (found,) = OutputParser(tool, None, tools={"f": schema}).feed(call("f", {"x": 12})).calls
+    assert json.loads(found.arguments) == {"x": 12}
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "pythonic"])
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"anyOf": [{"required": ["x"]}]}, "anyOf"),
+        ({"allOf": [ONE]}, "allOf"),
+        ({"maxProperties": 1}, "maxProperties"),
+        ({"required": ["x", "z"]}, "required property z"),
+    ],
+)
+def test_what_holds_of_all_arguments_is_enforced_or_refused(name: str, more: Any, named: str) -> None:
+    tool = tool_format(name, "")
+    assert tool is not None
+    with pytest.raises(UnsupportedError, match=named):
+        forced_grammar(tool, [Function("f", {**ONE, **more}, "tools[3]")], special=())
+
+
 @pytest.mark.parametrize(
     ("schema", "named"),
     [

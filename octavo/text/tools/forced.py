@@ -16,11 +16,17 @@ from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.text.reasoning import Reasoning
 from octavo.text.tools.formats import Format, Spelling
-from octavo.text.tools.values import listed_values, own_types, schema_parts, schema_types
+from octavo.text.tools.values import listed_values, own_types, referred, schema_parts, schema_types
 
 MOST_CALLS = 32
 _PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|PARAMETERS|PAIRS|KEYWORDS))")
 _UNENFORCED = ("pattern", "minLength", "maxLength", "format", "const", "enum", "not", "if")
+# fmt: off
+_UNENFORCED_OF_ALL = (
+    "$ref", "anyOf", "oneOf", "allOf", "not", "if", "const", "enum", "minProperties", "maxProperties", "propertyNames",
+    "patternProperties", "dependentRequired", "dependentSchemas", "dependencies",
+)
+# fmt: on
 _NOTES = ("title", "description", "$comment", "default", "examples")
 _BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _JSON = {
@@ -327,11 +333,22 @@ def _properties(
     schema: Mapping[str, Any], function: Function, pattern: str
 ) -> list[tuple[str, Mapping[str, Any], bool]]:
     """(key, schema, required) in order; what is defined for references goes along."""
+    behind = referred(str(schema.get("$ref")), schema)
+    if isinstance(behind, Mapping):
+        schema = {key: value for key, value in {**schema, **behind}.items() if key != "$ref" or "$ref" in behind}
     found = schema.get("properties") or {}
     needed = schema.get("required") or []
     where = f"{function.where}.function.parameters"
     if not isinstance(found, dict) or not isinstance(needed, list):
         raise InputError(f"{where} must have properties as an object and required as a list", param=where)
+    wrong = [name for name in _UNENFORCED_OF_ALL if name in schema]
+    wrong += [f"required property {name}" for name in needed if name not in found]
+    if wrong:
+        raise UnsupportedError(
+            f"{where}: {wrong[0]!r:.80} is not supported, as it could not be enforced in this model's format of tool "
+            "calls; leave it out",
+            param=where,
+        )
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     rows: list[tuple[str, Mapping[str, Any], bool]] = []
     for key, sub in found.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.text.tools.markers import Markers
 from octavo.text.tools.reading import Reading, Steps
-from octavo.text.tools.values import NotAValueError, dump_json, schema_types, typed
+from octavo.text.tools.values import NotAValueError, dump_json, schema_parts, schema_types, typed
 
 
 def put(reading: Reading, piece: str, closing: str) -> None:
@@ -24,12 +24,12 @@ class Items:
         self.reading = reading
         self._before = "{"
         self.root = reading.tools.get(name, {})
-        found = self.root.get("properties")
-        self._schemas = found if isinstance(found, dict) else {}
+        found = [part.get("properties") for part in schema_parts(self.root, self.root)]
+        self._schemas = [some for some in found if isinstance(some, dict)]
 
     def schema(self, key: str) -> dict[str, Any]:
         """Of a value."""
-        found = self._schemas.get(key)
+        found = next((some[key] for some in self._schemas if key in some), None)
         return found if isinstance(found, dict) else {}
 
     def add(self, key: str, value: Any) -> None:

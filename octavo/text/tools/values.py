@@ -252,7 +252,7 @@ def schema_parts(schema: Any, root: Mapping[str, Any]) -> list[Mapping[str, Any]
         reference = part.get("$ref")
         if isinstance(reference, str) and reference not in seen:
             seen.add(reference)
-            rest.append(_referred(reference, root))
+            rest.append(referred(reference, root))
     return found
 
 
@@ -276,7 +276,7 @@ def _listed(schema: Any, root: Mapping[str, Any], seen: set[str]) -> list[Any] |
         reference = schema.get("$ref")
         if isinstance(reference, str) and reference not in seen:
             seen.add(reference)
-            values = _listed(_referred(reference, root), root, seen)
+            values = _listed(referred(reference, root), root, seen)
         else:
             values = _of_options(schema, root, seen)
     kinds = own_types(schema)
@@ -312,7 +312,7 @@ def _types(value: Any) -> set[str]:
     return {"string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"}
 
 
-def _referred(reference: str, root: Mapping[str, Any]) -> Any:
+def referred(reference: str, root: Mapping[str, Any]) -> Any:
     """What a reference to a place in `root` stands for; None where there is none."""
     head, *names = unquote(reference).split("/")
     found: Any = root if head == "#" else None
