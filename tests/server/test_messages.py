@@ -111,6 +111,25 @@ def test_blocks(client: anthropic.Anthropic, shared: LiveServer) -> None:
     assert [sent[3]["tool_call_id"], sent[4]["tool_call_id"]] == ["t1", "t2"]
 
 
+def test_turns_of_one_role_are_one(client: anthropic.Anthropic, shared: LiveServer) -> None:
+    calls: Any = [{"type": "text", "text": "I"}, {"type": "tool_use", "id": "t1", "name": "look", "input": {}}]
+    results: Any = [{"type": "tool_result", "tool_use_id": "t1", "content": "one"}, {"type": "text", "text": "well?"}]
+    turns: Any = [
+        *("a", [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]),
+        *("Let me look.", calls),
+        *(results, "d"),
+    ]
+    messages: Any = [
+        {"role": ("user", "assistant")[number // 2 % 2], "content": turn} for number, turn in enumerate(turns)
+    ]
+    client.messages.create(**{**ASK, "messages": messages})
+    sent = shared.llm.rendered[-1][0]
+    texts = [[part["text"] for part in message["content"]] for message in sent if message["role"] != "tool"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "tool", "user"]
+    assert texts == [["a", "b", "c"], ["Let me look.", "I"], ["well?", "d"]]
+    assert sent[1]["tool_calls"][0]["id"] == sent[2]["tool_call_id"] == "t1"
+
+
 def test_a_last_turn_of_the_assistant_is_gone_on_from(client: anthropic.Anthropic, shared: LiveServer) -> None:
     client.messages.create(**{**ASK, "messages": [*HELLO, {"role": "assistant", "content": "The"}]})
     options = shared.llm.rendered[-1][1]

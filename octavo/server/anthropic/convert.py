@@ -42,7 +42,7 @@ def as_chat(request: PromptRequest) -> ChatRequest:
     messages = [] if request.system is None else [Message(role="system", content=_text(request.system))]
     for index, turn in enumerate(request.messages):
         make = _user if turn.role == "user" else _assistant
-        messages += make(turn, f"messages[{index}]")
+        _append(messages, make(turn, f"messages[{index}]"))
     tools, output = request.tools or [], request.output_config or OutputConfig()
     choice, alone = _choice(request)
     schema = output.format
@@ -67,6 +67,22 @@ def as_chat(request: PromptRequest) -> ChatRequest:
         top_p=request.top_p,
         top_k=request.top_k,
     )
+
+
+def _append(messages: list[Message], more: list[Message]) -> None:
+    """Turns of one role that follow each other are one, as templates may want roles to alternate."""
+    last, first = messages[-1] if messages else None, more[0]
+    if last is not None and last.role == first.role != "tool" and last.tool_calls is None:
+        thoughts = (last.reasoning or "") + (first.reasoning or "")
+        content = [*_parts(last), *_parts(first)] or first.content
+        more = [msgspec.structs.replace(first, content=content, reasoning=thoughts or None), *more[1:]]
+        messages.pop()
+    messages += more
+
+
+def _parts(message: Message) -> list[TextPart]:
+    content = message.content or []
+    return [TextPart(content)] if isinstance(content, str) else content
 
 
 def _choice(request: PromptRequest) -> tuple[ToolChoice | None, bool]:
