@@ -166,6 +166,17 @@ def test_continuing_a_message(server: LiveServer, llm: FakeLLM) -> None:
     assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": "Once"}
 
 
+@pytest.mark.parametrize(("template", "role"), [("{{ messages[0].role }}", "system"), ("a developer's", "developer")])
+def test_developers_are_the_system_to_templates_that_know_none(
+    server: LiveServer, llm: FakeLLM, template: str, role: str
+) -> None:
+    llm.model.template.source = template
+    said = [{"role": "developer", "content": "Be kind"}, *MESSAGES]
+    for path, ask in (("/v1/chat/completions", {"messages": said}), ("/v1/responses", {"input": said})):
+        assert server.post(path, ask).status_code == 200
+        assert llm.rendered[-1][0][0] == {"role": role, "content": "Be kind"}
+
+
 def test_a_template_of_a_request_needs_trust(llm: FakeLLM) -> None:
     ask = {"messages": MESSAGES, "max_tokens": 1, "chat_template": "{{ messages }}"}
     with LiveServer(llm, trust_request_chat_template=True) as server:

@@ -40,6 +40,8 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
         extra = {"reasoning_effort": request.reasoning_effort, **extra}
     _check_tools(request.tools or [])
     messages = [_message(index, message) for index, message in enumerate(request.messages)]
+    if "developer" not in template_source(services, request):  # the protocol's newer name of the same
+        messages = [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
     tools = msgspec.to_builtins(None if request.tool_choice == "none" else request.tools)
     tool = tools_format(services, request) if tools else None
     if tool is not None and not _shows_tools(services, request):
