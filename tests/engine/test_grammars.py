@@ -169,6 +169,36 @@ def test_a_bad_grammar_ends_alone(grammars: Compiler) -> None:
         assert "structured_outputs.regex" in (found["bad", index][1].error or "")
 
 
+NAME = {"type": "object", "properties": {"name": {"const": "x"}}, "required": ["name"], "additionalProperties": False}
+TAG = '{"structures": [{"begin": "<f>{", "schema": {}, "end": "</f>"}], "triggers": ["<f"]}'
+
+
+@pytest.mark.parametrize(
+    ("asked", "begun", "wanted"),
+    [
+        ({"json": NAME, "disable_any_whitespace": True}, "", '{"'),
+        ({"json": NAME, "disable_any_whitespace": True}, '{"', "name"),
+        ({"choice": ["name", "name it"]}, "", "name"),
+        ({"regex": "name[0-9]+"}, "", "na"),
+        ({"grammar": 'start: "name"'}, "", "name"),
+        ({"structural_tag": TAG}, "<f", ">{"),
+    ],
+)
+def test_certain_text_comes_in_any_tokens(asked: dict[str, Any], begun: str, wanted: str) -> None:
+    """As a model cuts it; not each of its bytes alone."""
+    words = [b'{"', b"name", b"na", b">{"]
+    tokens = [*(bytes([i]) for i in range(256)), *words, b""]
+    made = Compiler(lambda: Vocabulary(tokens, {}, (len(tokens) - 1,), len(tokens)))
+    try:
+        grammar = made.compile(StructuredOutputsParams(**asked)).result()
+        grammar.take(list(begun.encode()))
+        mask = grammar.mask()
+    finally:
+        made.close()
+    for token in (tokens.index(wanted.encode()), wanted.encode()[0]):
+        assert mask[token // 8] >> token % 8 & 1
+
+
 def test_without_grammars_it_is_refused() -> None:
     made = engine(None)
     with pytest.raises(InputError, match="need a tokenizer"):

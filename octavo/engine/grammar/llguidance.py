@@ -52,7 +52,7 @@ class _Source:
         self._by_byte = {token: i for i, token in reversed(list(enumerate(self.tokens))) if len(token) == 1}
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Tokens of a text; asked for by nothing that is used here (tokens are never forced), so byte by byte."""
+        """Tokens of a text, byte by byte; asked for only where tokens are forced, which schema.py forbids."""
         data = text.encode() if isinstance(text, str) else text
         return [self._by_byte[data[i : i + 1]] for i in range(len(data)) if data[i : i + 1] in self._by_byte]
 

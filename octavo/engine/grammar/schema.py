@@ -20,6 +20,8 @@ from octavo.engine.grammar.rewrite import EXACT, MAPS, rewrite
 MAX_TAGS = 128
 MAX_LITERAL = 8192  # characters of a string that must come as it is: at each of its tokens all of the rest is walked
 MAX_MULTIPLE_OF = 10_000  # the automaton of a multiple of n has n states, each made from all digits
+_NOT_FORCED = '%llguidance {"no_forcing": true}'
+"""Text that is certain may come in any tokens, as the model cuts it; the library would have each of its bytes alone."""
 _ANNOTATIONS = ("title", "description", "$comment", "default", "examples")
 _SHOWN = 300  # characters of the library's own words
 
@@ -29,17 +31,22 @@ def make_grammar(params: StructuredOutputsParams, special: Collection[str]) -> s
 
     Raises InputError, or UnsupportedError for a part that is known and not enforced; both name the field.
     """
+    return f"{_lark_of(params, special)}\n{_NOT_FORCED}"
+
+
+def _lark_of(params: StructuredOutputsParams, special: Collection[str]) -> str:
     if params.json_object:
         return _json({"type": "object"}, params)
     if params.json is not None:
         return _json(asked_schema(params), params)
     if params.regex is not None:
         _check_literal(params.regex, _field("regex"))
-        return str(LLMatcher.grammar_from_regex(params.regex))
+        made = json.loads(LLMatcher.grammar_from_regex(params.regex))
+        return str(made["grammars"][0]["lark_grammar"])
     if params.choice is not None:
         for text in params.choice:
             _check_literal(text, _field("choice"))
-        return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, params.choice))))
+        return "start: " + " | ".join(map(_quoted, params.choice))
     if params.grammar is not None:
         return _lark(params.grammar)
     return _structural_tag(params.structural_tag or "", special)
@@ -92,7 +99,7 @@ def _lark(text: str) -> str:
         )
     for literal in re.findall(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/', text):
         _check_literal(literal, _field("grammar"))
-    return str(LLMatcher.grammar_from_lark(_rewritten(text)))
+    return _rewritten(text)
 
 
 def _rewritten(lark: str) -> str:
@@ -137,7 +144,7 @@ def _json(schema: dict[str, Any], params: StructuredOutputsParams) -> str:
         }
         if params.whitespace_pattern is not None:
             options["whitespace_pattern"] = params.whitespace_pattern
-        return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options))  # type: ignore[arg-type]
+        return "start: %json " + json.dumps({**schema, "x-guidance": options})
     except RecursionError:
         raise InputError(f"{name} nests too deeply", param=name) from None
     except (ValueError, UnicodeError) as error:
