@@ -207,6 +207,12 @@ def test_whitespace_and_additional_properties() -> None:
     assert not admits("[]", json_object=True)
 
 
+def test_objects_of_many_properties() -> None:
+    schema = obj({f"p{number}": WHOLE for number in range(1500)}, additionalProperties=False)
+    assert admits('{"p3":1,"p700":2,"p1499":3}', json=schema)
+    assert not admits('{"p1500":1}', json=schema)
+
+
 def test_choices_regexes_and_grammars() -> None:
     odd = ['say "hi"\\', "tab\tnew\nline", "日本 é", "\x7f\x00", "a|b", "(", "😀"]
     for text in odd:

@@ -18,12 +18,13 @@ _SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_TEXT}{{1,{size}}}" for size in (4, 8, 1
 up to so many characters. The library's own are of 10 and 30: where maxLength leaves 21 to 30 characters a mask takes
 9 times as long with them, 11 to 20 twice (49,152 tokens)."""
 
+MAX_ROW_ITEMS = 8000  # four for each property that an object may have next: 2,000 of them; a mask takes 50 ms then
 MAX_LEXER_STATES = 32_000  # 1 to 2 kB each: 64 MB
 
 
 def parser_limits() -> LLParserLimits:
     """What a grammar may use, while it is compiled and at each token."""
-    return LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+    return LLParserLimits(max_lexer_states=MAX_LEXER_STATES, max_items_in_row=MAX_ROW_ITEMS, verbose_errors=False)
 
 
 def make_tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
