@@ -224,6 +224,10 @@ def test_choices_regexes_and_grammars() -> None:
     arithmetic = 'start: sum\nsum: NUMBER | sum "+" NUMBER | "(" sum ")"\nNUMBER: /[0-9]+/\n'
     assert admits("(1+22)+3", grammar=arithmetic)
     assert not admits("1+", grammar=arithmetic)
+    with pytest.raises(InputError, match='unknown name: "foo"') as caught:
+        admits("", grammar="start: foo")
+    assert "1 | start: foo" in caught.value.message
+    assert "llguidance" not in caught.value.message
     with pytest.raises(UnsupportedError, match="GBNF"):
         admits("", grammar='root ::= "a"')
 

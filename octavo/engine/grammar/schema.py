@@ -65,7 +65,7 @@ def asked_schema(params: StructuredOutputsParams) -> dict[str, Any]:
 def explain(params: StructuredOutputsParams, reason: str) -> InputError:
     """The error for what llguidance says against a grammar."""
     name = _field(params.kind)
-    words = reason.partition("\n<state>")[0]
+    words = re.sub(rf"\s*\d+ \| {re.escape(_NOT_FORCED)}", "", reason.partition("\n<state>")[0])
     if found := re.match(r"at \d+\(\d+\): failed to compile JSON schema: (.*)", words):  # of a %json inside Lark
         words = found[1]
     if found := re.match(r"Unimplemented keys: \[(.*)\]", words):

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 MAX_DEPTH = 64
 MAX_DIGITS = 400
+MAX_PARTS = 4096  # of a schema, looked at for each bare value
 _HALVES = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"[-+]?(?:\d[\d_]*)?(?:\.\d*)?(?:[eE][-+]?\d+)?")
 _WORD = re.compile(r"[A-Za-z_][\w.\-]*")
@@ -237,11 +238,11 @@ def schema_types(schema: Any, root: Mapping[str, Any]) -> set[str]:
 
 
 def schema_parts(schema: Any, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The schema and those that it is made of, by options and references; each reference is followed once."""
+    """The schema and those that it is made of, by options and references, up to MAX_PARTS; each reference once."""
     found: list[Mapping[str, Any]] = []
     seen: set[str] = set()
     rest = [schema]
-    while rest:
+    while rest and len(found) < MAX_PARTS:
         part = rest.pop()
         if not isinstance(part, Mapping):
             continue
