@@ -249,6 +249,13 @@ def test_refused(shared: LiveServer, change: dict[str, Any], told: str) -> None:
     assert told in check_form(shared.post("/v1/messages", {**ASK, **change}))
 
 
+def test_a_schema_is_named_as_it_was_sent(llm: FakeLLM) -> None:
+    tool = {"name": "f", "input_schema": {"type": "array"}, "strict": True}
+    with LiveServer(llm, tool_call_parser="hermes") as server:
+        answer = server.post("/v1/messages", {**ASK, "tools": [tool]})
+    assert check_form(answer).startswith("tools[0].input_schema.type must be")
+
+
 def test_clients_are_told_to_go_on_without_a_thread(shared: LiveServer) -> None:
     error = shared.post("/v1/messages", {**ASK, "thread": {"type": "create"}}).json()["error"]
     assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}

@@ -33,6 +33,7 @@ TERMS = {
     "reasoning_effort": "output_config.effort",
     "response_format.json_schema": "output_config.format",
     "response_format": "output_config.format",
+    "parameters": "input_schema",
 }
 """Fields of the chat -> fields of the request, for errors; the messages are not numbered alike."""
 

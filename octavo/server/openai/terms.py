@@ -13,7 +13,7 @@ def in_terms(names: Mapping[str, str]) -> Iterator[None]:
     """Raise an InputError of the block with the client's name for the field.
 
     names: a field of ChatRequest -> the field that it was made of; it stands for what lies under it, too. An entry of
-    a chat's `tools` holds a function; the client's is one itself.
+    a chat's `tools` holds a function; the client's is one itself, whose schema is called names["parameters"].
     """
     try:
         yield
@@ -21,7 +21,8 @@ def in_terms(names: Mapping[str, str]) -> Iterator[None]:
         param = error.param or ""
         found = next((name for name in names if _is_under(param, name)), None)
         # where the client's field is made of several, what lies under ours says nothing to the client
-        name = param.replace("].function", "]", 1) if found is None else names[found]
+        name = param.replace("].function", "]", 1).replace("].parameters", f"].{names.get('parameters', 'parameters')}")
+        name = name if found is None else names[found]
         if name == param:
             raise
         raise type(error)(error.message.replace(param, name), param=name) from None
