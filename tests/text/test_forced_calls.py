@@ -142,8 +142,7 @@ def test_reasoning_comes_before(way: str, opened: bool | None, vocabulary: Vocab
     begun = reasoning.begins[0] + thought
     assert vocabulary.admits(grammar, call) is (opened is not True)
     assert vocabulary.admits(grammar, thought) is (opened is True)
-    if not opened:
-        assert vocabulary.admits(grammar, begun) is (opened is False)
+    assert vocabulary.admits(grammar, begun) is (opened is not None)  # a prompt's marker may be repeated
     assert not vocabulary.admits(grammar, "Hm" + call)
     text = {True: thought, False: begun, None: call}[opened]
     assert [one.name for one in reading("hermes", text, reasoning, open=bool(opened))[1]] == ["noop"]

@@ -189,10 +189,8 @@ def _reasoned(lark: _Lark, reasoning: Reasoning | None, opened: bool | None, *, 
         return ""
     ends = " | ".join(lark.upto(marker) for marker in reasoning.ends)
     lark.rule("reasoned", f"({ends}) /\\s{{0,4}}/")
-    if opened:
-        return "reasoned"
     begins = " | ".join(lark.text(marker) for marker in reasoning.begins)
-    return f"(({begins}) reasoned)?"
+    return f"({begins})? reasoned" if opened else f"(({begins}) reasoned)?"
 
 
 class _Lark:
