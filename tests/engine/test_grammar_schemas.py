@@ -12,6 +12,7 @@ from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker_main import small_vocabulary
 from octavo.engine.grammar.llguidance import LlguidanceGrammar, compile_matcher, make_tokenizer
+from octavo.engine.grammar.validation import is_valid
 
 SPECIAL = {"<|call|>": 7, "<|end|>": 9}
 TOKENIZER = make_tokenizer(small_vocabulary(SPECIAL))
@@ -237,6 +238,8 @@ def test_references_to_any_name(name: str) -> None:
     schema = obj({"a": {"$ref": f"#/$defs/{name}"}}, "a") | {"$defs": {name.replace("%25", "%"): WHOLE}}
     assert admits('{"a":1}', json=schema)
     assert not admits('{"a":"1"}', json=schema)
+    lenient = StructuredOutputsParams(json=schema, lenient=True)
+    assert [is_valid(lenient, text) for text in ('{"a":1}', '{"a":"1"}')] == [True, False]
 
 
 def test_strings_that_are_too_long() -> None:

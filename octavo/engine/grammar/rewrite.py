@@ -218,9 +218,13 @@ def _with(schema: dict[str, Any], added: list[Any]) -> Any:
 
 
 def _reference_in_ascii(schema: dict[str, Any], added: list[Any]) -> None:
-    """A reference that is no URI, as those to classes with such names."""
     if isinstance(schema.get("$ref"), str):
-        schema["$ref"] = quote(schema["$ref"], safe="%/:?#@!$&'()*+,;=-._~")
+        schema["$ref"] = as_uri(schema["$ref"])
+
+
+def as_uri(reference: str) -> str:
+    """A reference as it is, or with the characters that no URI has in escapes, as to classes with such names."""
+    return quote(reference, safe="%/:?#@!$&'()*+,;=-._~")
 
 
 def _bounds(schema: dict[str, Any], added: list[Any]) -> None:
