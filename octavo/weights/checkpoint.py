@@ -17,7 +17,7 @@ from octavo.weights.files import map_file, read_json, release
 from octavo.weights.gguf import GgufFile, GgufHeader, TensorInfo, gguf_models, read_gguf, read_header, split_parts
 from octavo.weights.gguf_config import gguf_config, gguf_generation_config, hugging_face_name
 from octavo.weights.quantization import Quantization, read_quantization
-from octavo.weights.safetensors import SafetensorsFile, read_index, read_safetensors
+from octavo.weights.safetensors import INDEX, WHOLE, SafetensorsFile, read_index, read_safetensors
 from octavo.weights.tokenizer_source import (
     GgufTokenizer,
     TokenizerFiles,
@@ -31,8 +31,6 @@ from octavo.weights.tokenizer_source import (
 
 __all__ = ["Checkpoint", "GgufTokenizer", "TokenizerFiles", "open_checkpoint", "open_tokenizer"]
 
-INDEX = "model.safetensors.index.json"
-WHOLE = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FORMATS = ("auto", "safetensors", "gguf", "dummy")

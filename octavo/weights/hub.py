@@ -22,8 +22,8 @@ from octavo.base.config.env import cache_folder
 from octavo.base.errors import ModelFormatError, ModelNotFoundError, OctavoError
 from octavo.weights.files import map_file, read_text
 from octavo.weights.gguf import IncompleteHeaderError, read_header
-from octavo.weights.repository import INDEX, TOKENIZER, WEIGHTS, choose, small_files
-from octavo.weights.safetensors import read_index
+from octavo.weights.repository import TOKENIZER, WEIGHTS, choose, small_files
+from octavo.weights.safetensors import INDEX, read_index
 from octavo.weights.transfer import Body, Interrupted, RemoteFile, fetch_beginning, fetch_blob
 
 Progress = Callable[[str, int, int], None]

@@ -8,9 +8,8 @@ from fnmatch import fnmatch
 
 from octavo.base.errors import ModelFormatError, ModelNotFoundError
 from octavo.weights.gguf import gguf_models, split_parts
+from octavo.weights.safetensors import INDEX, WHOLE
 
-INDEX = "model.safetensors.index.json"
-WHOLE = "model.safetensors"
 SMALL_FILES = (
     "config.json",
     "generation_config.json",

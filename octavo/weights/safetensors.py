@@ -19,6 +19,8 @@ from msgspec import Meta
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, StoredTensor
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""Of a checkpoint: the file that is all of it, or the one that says which tensor is in which file."""
 MAX_HEADER = 100 << 20  # the reference implementation's limit
 MAX_DIMS = 8
 
