@@ -219,6 +219,22 @@ def test_strings_are_mended() -> None:
             assert (json.loads(call.arguments), call.status) == ({"a": meant}, "completed")
 
 
+def test_two_escaped_halves_of_a_character_are_one() -> None:
+    for value, meant in (
+        (r"\ud83d\ude00 \U0001f600 \u00e9", "😀 😀 é"),
+        (r"\ud83d\ud83d\ude00", "\ufffd😀"),
+        (r"\ud83d \ude00\ud83d\n", "\ufffd \ufffd\ufffd\n"),
+        (r"\ud83d\u0041", "\ufffdA"),
+    ):
+        for name, text in (
+            ("pythonic", f"[noop(a='{value}', b={{'c': ['{value}']}})]"),
+            ("gemma4", f"<|tool_call>call:noop{{a:'{value}',b:{{c:['{value}']}}}}<tool_call|>"),
+        ):
+            for pieces in ([text], text):
+                (call,) = read(parser(name), pieces)[2]
+                assert (json.loads(call.arguments), call.status) == ({"a": meant, "b": {"c": [meant]}}, "completed")
+
+
 RAW = (
     "hermes",
     "llama3_json",

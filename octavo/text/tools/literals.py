@@ -8,7 +8,7 @@ from typing import Any
 from octavo.text.tools.items import Items, upto
 from octavo.text.tools.markers import Markers
 from octavo.text.tools.reading import Pattern, Reading, Steps, end_of
-from octavo.text.tools.values import MAX_DEPTH, Literals, NotAValueError, escape, escape_length
+from octavo.text.tools.values import MAX_DEPTH, Literals, NotAValueError, escape, escape_come
 
 _NO_QUOTE = Markers([])
 _PLAIN = re.compile(r"[^\"'()\[\]{},:<]*")
@@ -29,7 +29,7 @@ def sent_quoted(reading: Reading, items: Items, key: str) -> Steps[None]:
             reading.at += 1
             items.close()
             return
-        if end + 1 < len(text) and end + escape_length(text[end + 1]) <= len(text):
+        if escape_come(text, end + 1):
             meant, reading.at = escape(text, end + 1)
             items.piece(meant)
         elif reading.ended:

@@ -23,6 +23,9 @@ _SPACE = re.compile(r"\s*")
 _WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "0": "\0", "\n": ""}
 _HEX = {"x": 2, "u": 4, "U": 8}
+_HIGH = re.compile(r"u[dD][89abAB][0-9a-fA-F]{2}")
+_LOW = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+_LOW_BEGUN = re.compile(r"(?:\\(?:u(?:[dD](?:[c-fC-F][0-9a-fA-F]?)?)?)?)?")
 
 
 class NotAValueError(ValueError):
@@ -189,20 +192,27 @@ class Literals:
             parts.append(part)
 
 
-def escape_length(char: str) -> int:
-    """How many characters an escape has whose second one this is."""
-    return 2 + _HEX.get(char, 0)
+def escape_come(text: str, at: int) -> bool:
+    """Whether the escape at text[at - 1] is there to its end, which no more text can move."""
+    end = at + 1 + _HEX.get(text[at : at + 1], 0)
+    return at < len(text) and end <= len(text) and not (_HIGH.match(text, at) and _LOW_BEGUN.fullmatch(text, end))
 
 
 def escape(text: str, at: int) -> tuple[str, int]:
-    """What the escape at text[at - 1] stands for, and where the text goes on; unknown ones stay as they are."""
+    """What the escape at text[at - 1] stands for, and where the text goes on; unknown ones stay as they are.
+
+    Two halves of a surrogate pair, one behind the other, are one character, as in JSON.
+    """
     char = text[at : at + 1]
     if char in _HEX:
         digits = text[at + 1 : at + 1 + _HEX[char]]
         if len(digits) == _HEX[char] and re.fullmatch(r"[0-9a-fA-F]+", digits):
-            code = int(digits, 16)
+            code, end = int(digits, 16), at + 1 + len(digits)
+            low = _LOW.match(text, end) if _HIGH.match(text, at) else None
+            if low is not None:
+                return chr(0x10000 + ((code & 0x3FF) << 10) + (int(low[1], 16) & 0x3FF)), low.end()
             if code <= 0x10FFFF:
-                return chr(code), at + 1 + len(digits)
+                return chr(code), end
         raise NotAValueError
     if char in ("\\", "'", '"'):
         return char, at + 1
