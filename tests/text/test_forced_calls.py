@@ -15,7 +15,7 @@ from octavo.engine.grammar.grammar import Vocabulary
 from octavo.engine.grammar.llguidance import compile_matcher, make_tokenizer
 from octavo.text.reasoning import REASONINGS, Reasoning
 from octavo.text.tools.choose import reasoning_format, tool_format
-from octavo.text.tools.forced import Function, forced_grammar, free_grammar
+from octavo.text.tools.forced import Function, forced_grammar, free_grammar, reasoned_grammar
 from octavo.text.tools.formats import FORMATS
 from octavo.text.tools.parser import OutputParser
 
@@ -156,6 +156,60 @@ def test_harmony_thinks_first(vocabulary: Vocabularies) -> None:
     assert vocabulary.admits(grammar, call)
     assert vocabulary.admits(grammar, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant" + call)
     assert not vocabulary.admits(grammar, "<|channel|>final<|message|>Hm.")
+
+
+FORMS = [
+    (StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "integer"}}}), '{"a": 1}'),
+    (StructuredOutputsParams(choice=["yes", "no"]), "yes"),
+]
+
+
+@pytest.mark.parametrize(("form", "answer"), FORMS)
+@pytest.mark.parametrize("opened", [False, True, None])
+@pytest.mark.parametrize("way", ["granite", "hunyuan_a13b"])
+def test_answers_may_stand_within_the_markers_of_their_way(
+    way: str, opened: bool | None, form: StructuredOutputsParams, answer: str, vocabulary: Vocabularies
+) -> None:
+    tool, reasoning = tool_format("hermes", ""), reasoning_format(way, "")
+    assert tool is not None
+    assert reasoning is not None
+    about: Any = {"special": vocabulary.special, "reasoning": reasoning, "opened": opened}
+    formed = reasoned_grammar(form, **about)
+    either = forced_grammar(tool, FUNCTIONS, **about, instead=form)
+    forced = forced_grammar(tool, FUNCTIONS, **about)
+    assert formed is not None
+    assert either is not None
+    assert forced is not None
+    begin, end = reasoning.wraps
+    thought = {None: "", False: f"{reasoning.begins[-1]}Hm.\n", True: "Hm.\n"}[opened]
+    thought += "" if opened is None else f"{reasoning.ends[-1]}\n"
+    call = '<tool_call>\n{"name": "noop", "arguments": {}}\n</tool_call>'
+    for grammars, said in (((formed, either), answer), ((either, forced), call)):
+        for grammar in grammars:
+            for text in (f"{begin}{said}{end}", f"{begin}\n{said}\n{end}", said):
+                assert vocabulary.admits(grammar, thought + text)
+                content, calls = reading("hermes", thought + text, reasoning, open=bool(opened))
+                assert (content, len(calls)) == (("", 1) if said == call else (answer, 0))
+            for text in (f"{begin}{said}", f"{said}{end}", f"{begin}Hm{end}", begin + end):
+                assert not vocabulary.admits(grammar, thought + text)
+
+
+def test_harmony_may_say_that_the_answer_is_json(vocabulary: Vocabularies) -> None:
+    tool, reasoning = tool_format("openai", ""), reasoning_format("openai_gptoss", "")
+    assert tool is not None
+    assert reasoning is not None
+    form = StructuredOutputsParams(json_object=True)
+    for grammar in (
+        reasoned_grammar(form, special=vocabulary.special, reasoning=reasoning, opened=False),
+        forced_grammar(tool, FUNCTIONS, special=vocabulary.special, reasoning=reasoning, instead=form),
+    ):
+        assert grammar is not None
+        for head in ("final", "final <|constrain|>json", "final<|constrain|>JSON"):
+            text = f'<|channel|>{head}<|message|>{{"a": 1}}'
+            assert vocabulary.admits(grammar, text)
+            assert reading("openai", text, reasoning) == ('{"a": 1}', [])
+        assert not vocabulary.admits(grammar, '<|channel|>final <|constrain|>xml<|message|>{"a": 1}')
+        assert not vocabulary.admits(grammar, "<|channel|>final <|constrain|>json<|message|>Hm.")
 
 
 STRICT = [FUNCTIONS[0], Function("noop", {"properties": {"x": {"type": "integer"}}}, "tools[1]", free=True)]

@@ -75,6 +75,7 @@ def forced_grammar(
         if answer is None:
             return None
         calls = f"({calls} | {answer})"
+    calls = _wrapped(lark, reasoning, calls)
     return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=tool.messages)} {calls}")
 
 
@@ -141,6 +142,7 @@ def reasoned_grammar(
     answer = _answer(lark, params, messages=reasoning.messages)
     if answer is None:
         return None
+    answer = _wrapped(lark, reasoning, answer)
     return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=reasoning.messages)} {answer}")
 
 
@@ -160,7 +162,10 @@ def _answer(lark: _Lark, params: StructuredOutputsParams, *, messages: bool) -> 
         answer = f"({' | '.join(map(_quoted, params.choice))})"
     else:
         return None
-    return f"{lark.text('<|channel|>final<|message|>')} {answer}" if messages else answer
+    if not messages:
+        return answer
+    told = f"/ ?/ {lark.text('<|constrain|>')} /json|JSON/"  # gpt-oss writes so by itself where JSON is asked for
+    return f"{lark.text('<|channel|>final')} ({told})? {lark.text('<|message|>')} {answer}"
 
 
 def _options(params: StructuredOutputsParams) -> dict[str, Any]:
@@ -191,6 +196,15 @@ def _reasoned(lark: _Lark, reasoning: Reasoning | None, opened: bool | None, *, 
     lark.rule("reasoned", f"({ends}) /\\s{{0,4}}/")
     begins = " | ".join(lark.text(marker) for marker in reasoning.begins)
     return f"({begins})? reasoned" if opened else f"(({begins}) reasoned)?"
+
+
+def _wrapped(lark: _Lark, reasoning: Reasoning | None, answer: str) -> str:
+    """The answer, perhaps within the markers that models put around theirs, which are shown to nobody."""
+    if reasoning is None or len(reasoning.wraps) != 2:
+        return answer
+    begin, end = map(lark.text, reasoning.wraps)
+    lark.rule("answer", answer)
+    return f"({begin} /\\s{{0,4}}/ answer /\\s{{0,4}}/ {end} | answer)"
 
 
 class _Lark:
