@@ -181,7 +181,7 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Requests of which nothing runs yet, or no longer."""
+        """Requests of which any sequence waits, whatever runs of them; `stats` and the metrics count sequences."""
         return self.scheduler.waiting.num_requests
 
     def _retry_after(self) -> int:

@@ -47,6 +47,20 @@ def test_one_that_ends_the_process_is_refused_and_the_next_passes(checker: Check
     checker.check(StructuredOutputsParams(regex="a"))
 
 
+@pytest.mark.parametrize("regex", ["(a|b|[c-z]{1,20}){1,1000}", "x((a|b|[c-z]{1,20}){1,1000})"])
+def test_a_regex_that_an_answer_could_not_follow_is_refused(checker: Checker, regex: str) -> None:
+    with pytest.raises(InputError, match=r"answer of \d+ bytes would meet the limits") as caught:
+        checker.check(StructuredOutputsParams(regex=regex))
+    assert caught.value.param == "structured_outputs.regex"
+
+
+@pytest.mark.parametrize(
+    "regex", ["[a-z]{1,9000}", "(a|b|[c-z]{1,20}){1,100}", r"(\w+ ){1,500}", "é{1,3000}", r".*\n", r"\d{3}-\d{4}"]
+)
+def test_regexes_that_answers_can_follow(checker: Checker, regex: str) -> None:
+    checker.check(StructuredOutputsParams(regex=regex))
+
+
 def test_one_that_takes_too_long_is_refused(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
     checker.check(StructuredOutputsParams(regex="a"))
     monkeypatch.setattr(checker_module, "DEADLINE_S", 0.0)
