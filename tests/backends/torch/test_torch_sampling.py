@@ -82,6 +82,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "top_k_beyond_the_vocabulary": {"top_k": 1000},
     "top_p": {"top_p": 0.7},
     "top_p_tiny": {"top_p": 1e-6},
+    "top_p_that_float32_rounds_to_zero": {"top_p": 1e-46, "allowed_token_ids": [2, 5, 8, 11]},
     "min_p": {"min_p": 0.2},
     "min_p_one": {"min_p": 1.0},
     "repetition": {"repetition_penalty": 1.7},

@@ -58,6 +58,6 @@ def _cut(logits: Tensor, group: Group) -> Tensor:
     top_p = group.column("top_p")
     probabilities = values.softmax(-1)
     above = probabilities.cumsum(-1) - probabilities
-    outside = (above >= top_p) & (top_p < 1)
+    outside = (above >= top_p) & (top_p < 1) & (above > 0)  # a top_p that is 0 in float32 leaves the first
     values = values.masked_fill(outside, REFUSED)
     return torch.empty_like(logits).scatter_(1, order, values)
