@@ -41,7 +41,8 @@ class TokenTexts:
 class _Completion:
     """One sequence's output, as far as it has come and has not been handed out.
 
-    handed_out: the tokens before token_ids.
+    handed_out: the tokens before token_ids.  said: as CompletionOutput.text_logprobs.  unsaid: the same of tokens that
+    may become text.
     """
 
     index: int
@@ -54,6 +55,8 @@ class _Completion:
     calls: JoinedCalls = field(default_factory=JoinedCalls)
     num_reasoning_tokens: int = 0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    said: list[tuple[int, dict[int, Logprob]]] = field(default_factory=list)
+    unsaid: list[tuple[int, dict[int, Logprob]]] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
@@ -63,6 +66,7 @@ class _Completion:
         """Add visible text; last: the sequence has ended with it."""
         if self.parser is None:
             self.pieces.append(text)
+            self._tell_logprobs(text, drop=False)
             return
         deltas = [self.parser.feed(text)]
         if last:
@@ -72,6 +76,15 @@ class _Completion:
             self.reasoning.append(delta.reasoning)
             if delta.calls:
                 self.calls.add(delta.calls)
+            self._tell_logprobs(delta.content, drop=bool(delta.calls) or self.parser.silent)
+
+    def _tell_logprobs(self, content: str, *, drop: bool) -> None:
+        """Tokens that have come are text with the text that they bring; drop: none of the others will be."""
+        if content and self.unsaid:
+            self.said += self.unsaid
+            self.unsaid = []
+        elif drop:
+            self.unsaid = []
 
 
 class RequestProgress:
@@ -203,7 +216,10 @@ class RequestProgress:
             completion.token_ids.append(token)
             if output.logprobs is not None and position < len(output.logprobs):
                 entry = output.logprobs[position]
-                completion.logprobs.append(self._by_token(entry))
+                table = self._by_token(entry)
+                completion.logprobs.append(table)
+                if detokenizer is not None and position != silent:
+                    completion.unsaid.append((token, table))
                 completion.cumulative_logprob += entry.logprobs[0]
             if parser is not None:
                 completion.num_reasoning_tokens += parser.in_reasoning
@@ -266,6 +282,7 @@ def _show(completion: _Completion, with_logprobs: bool, *, delta: bool) -> Compl
         reasoning="".join(completion.reasoning) if completion.reasoning else "",
         tool_calls=completion.calls.take(delta=delta) if completion.parser is not None else [],
         num_reasoning_tokens=completion.num_reasoning_tokens,
+        text_logprobs=(completion.said if delta else list(completion.said)) if with_logprobs else None,
     )
     if not delta:
         completion.pieces, completion.reasoning = [shown.text], [shown.reasoning]
@@ -273,7 +290,7 @@ def _show(completion: _Completion, with_logprobs: bool, *, delta: bool) -> Compl
     completion.handed_out += ids
     completion.pieces, completion.token_ids, completion.num_reasoning_tokens = [], [], 0
     if with_logprobs:
-        completion.logprobs = []
+        completion.logprobs, completion.said = [], []
     if completion.parser is not None:
         completion.reasoning = []
     return shown

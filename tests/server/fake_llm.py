@@ -240,5 +240,11 @@ def _completion(index: int, text: str, params: SamplingParams, end: tuple[str | 
     if params.logprobs is not None:
         logprobs = [_entry(token, char, params.logprobs) for token, char in zip(ids, text, strict=True)]
     return CompletionOutput(
-        index=index, text=text, token_ids=ids, logprobs=logprobs, finish_reason=end[0], stop_reason=end[1]
+        index=index,
+        text=text,
+        token_ids=ids,
+        logprobs=logprobs,
+        finish_reason=end[0],
+        stop_reason=end[1],
+        text_logprobs=None if logprobs is None else list(zip(ids, logprobs, strict=True)),
     )

@@ -36,6 +36,8 @@ CALLS = (
 SCRIPTS = {
     "all": f"<think>\nHm, let me.\n</think>\n\nI look. {CALLS}",
     "calls": CALLS,
+    "behind": f"<think>\nHm.\n</think>\n\n{CALLS}\nSo <b>it</b> is.",
+    "around": f"I look.\n{CALLS}\n So it is.",
     "thought": "<think>\nHm, let me.\n</think>\n\nHello!",
     "plain": "A plain answer.",
     "long": '<tool_call>{"name": "look", "arguments": {"at": "' + " ".join(map(str, range(60))) + '"}}</tool_call>',
@@ -127,6 +129,21 @@ def test_responses(ours: openai.OpenAI, script: str) -> None:
         assert f"response.{part[kind]}.done" in names
     joined = "".join(event.delta for event in events if event.type == "response.reasoning_text.delta")
     assert joined == "".join(text for kind, text, *_ in items(whole) if kind == "reasoning")
+
+
+@pytest.mark.parametrize("script", ["all", "behind", "around", "thought", "plain", "calls", "broken"])
+def test_log_probabilities_are_those_of_the_text(ours: openai.OpenAI, script: str) -> None:
+    asked = {**respond(script), "top_logprobs": 1, "include": ["message.output_text.logprobs"]}
+    events = list(ours.responses.create(**asked, stream=True))
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    for response in (ours.responses.create(**asked), events[-1].response):
+        said = [item.content[0] for item in response.output if item.type == "message"]
+        assert bool(said) == (script != "calls")
+        for part in said:
+            told = "".join(entry.token for entry in part.logprobs)
+            assert "".join(told.split()) == "".join(part.text.split())
+    streamed = [(entry.token, entry.logprob) for event in deltas for entry in event.logprobs]
+    assert streamed == [(entry.token, entry.logprob) for part in said for entry in part.logprobs]
 
 
 @pytest.mark.parametrize("most", [2000, 150, 90])

@@ -99,6 +99,7 @@ class CompletionOutput:
     """One completion of a request. finish_reason: stop, length, abort, error, or None while it goes on.
 
     reasoning, tool_calls: what the text held of them, where it was parsed; then text is the rest.
+    text_logprobs: with logprobs, tokens and theirs of those that `text` is made of: no markers, calls or reasoning.
     num_reasoning_tokens: of token_ids.  structured_outputs_valid: of an ended one that was asked for leniently (of its
     text, not of calls): whether it is valid by the schema; False also where that takes more than 2 s or 64 MB.
     """
@@ -114,6 +115,7 @@ class CompletionOutput:
     tool_calls: list[ToolCall] = field(default_factory=list)
     num_reasoning_tokens: int = 0
     structured_outputs_valid: bool | None = None
+    text_logprobs: list[tuple[int, dict[int, Logprob]]] | None = None
 
     def finished(self) -> bool:
         """True once nothing more will come."""

@@ -41,7 +41,7 @@ class Channel:
     """Text of one kind; `border` says that something else stands here."""
 
     def __init__(self, *, bordered: bool) -> None:
-        self._bordered, self._begun = bordered, False
+        self.bordered, self._begun = bordered, False
         self._space: list[str] = []
 
     def push(self, text: str) -> str:
@@ -52,20 +52,20 @@ class Channel:
             return ""
         joined = "".join([*self._space, head])
         self._space = [text[len(head) :]]
-        if self._bordered:
+        if self.bordered:
             shown = joined.lstrip()
             between = joined[: len(joined) - len(shown)] or "\n"
             joined = between + shown if self._begun else shown
-        self._bordered, self._begun = False, True
+        self.bordered, self._begun = False, True
         return joined
 
     def border(self) -> None:
         """From here to the next text is a border."""
-        self._bordered = True
+        self.bordered = True
 
     def finish(self) -> str:
         """White space at the end, where the text ends by itself."""
-        return "" if self._bordered else "".join(self._space)
+        return "" if self.bordered else "".join(self._space)
 
 
 @dataclass
@@ -122,6 +122,11 @@ class OutputParser:
     def in_reasoning(self) -> bool:
         """True while the text that comes is reasoning."""
         return self._state == self._in_reasoning or self._state == self._in_opening
+
+    @property
+    def silent(self) -> bool:
+        """True where nothing that has come is still to be content: within reasoning, behind a marker or a call."""
+        return self.in_reasoning or (self._section is None and not self._tail and self._content.bordered)
 
     def finish(self) -> Delta:
         """The rest, once the answer has ended."""

@@ -57,7 +57,6 @@ class ResponseBuilder:
         self._cut: OutputItem | None = None  # what was open when it all ended with an error
         self._pieces: list[str] = []
         self._said_logprobs: list[TokenLogprob] = []
-        self._logprobs: list[TokenLogprob] = []
         self._finish: CompletionOutput | None = None
         self.response = new_response(request, generation)
 
@@ -74,9 +73,8 @@ class ResponseBuilder:
             events += [self._call(call) for call in choice.tool_calls if not call.name]
             if choice.reasoning:
                 events.append(self._reasoning(choice.reasoning))
-            self._logprobs += self._told_logprobs(choice)
             if choice.text:
-                events.append(self._text(choice.text))
+                events.append(self._text(choice.text, self._told_logprobs(choice)))
             events += [self._call(call) for call in begun]
             if choice.finish_reason is not None:
                 self._finish = choice
@@ -137,11 +135,10 @@ class ResponseBuilder:
         )
 
     def _told_logprobs(self, choice: CompletionOutput) -> list[TokenLogprob]:
-        """Of what is no reasoning; they are held back until text follows."""
-        if self._generation.logprobs is None or choice.logprobs is None:
+        """Of the text, with which they come."""
+        if self._generation.logprobs is None or choice.text_logprobs is None:
             return []
-        first = choice.num_reasoning_tokens
-        ids, entries = choice.token_ids[first:], choice.logprobs[first:]
+        ids, entries = [token for token, _ in choice.text_logprobs], [entry for _, entry in choice.text_logprobs]
         return chat_logprobs(ids, entries, most=self._generation.logprobs).content
 
     def _reasoning(self, text: str) -> bytes:
@@ -149,10 +146,9 @@ class ResponseBuilder:
         self._pieces.append(text)
         return events + self._part("response.reasoning_text.delta", delta=text)
 
-    def _text(self, text: str) -> bytes:
+    def _text(self, text: str, told: list[TokenLogprob]) -> bytes:
         events = self._go_on("message")
         self._pieces.append(text)
-        told, self._logprobs = self._logprobs, []
         self._said_logprobs += told
         return events + self._part("response.output_text.delta", delta=text, logprobs=told)
 
