@@ -47,11 +47,25 @@ def test_one_that_ends_the_process_is_refused_and_the_next_passes(checker: Check
     checker.check(StructuredOutputsParams(regex="a"))
 
 
-@pytest.mark.parametrize("regex", ["(a|b|[c-z]{1,20}){1,1000}", "x((a|b|[c-z]{1,20}){1,1000})"])
-def test_a_regex_that_an_answer_could_not_follow_is_refused(checker: Checker, regex: str) -> None:
-    with pytest.raises(InputError, match=r"answer of \d+ bytes would meet the limits") as caught:
-        checker.check(StructuredOutputsParams(regex=regex))
-    assert caught.value.param == "structured_outputs.regex"
+COUNTED = "(a|b|[c-z]{1,20}){1,1000}"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"regex": COUNTED},
+        {"regex": f"x({COUNTED})"},
+        {"json": {"type": "object", "properties": {"a": {"type": "array", "items": {"pattern": f"^{COUNTED}$"}}}}},
+        {"json": '{"type": "string", "pattern": "' + COUNTED + '"}'},
+        {"grammar": f'start: "a" A\nA: /{COUNTED}/'},
+        {"grammar": 'start: %json {"type": "string", "pattern": "' + COUNTED + '"}'},
+    ],
+)
+def test_a_regex_that_an_answer_could_not_follow_is_refused(checker: Checker, form: dict[str, object]) -> None:
+    params = StructuredOutputsParams(**form)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"answer of \d+ bytes by the regex .* would meet the limits") as caught:
+        checker.check(params)
+    assert caught.value.param == f"structured_outputs.{params.kind}"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +73,14 @@ def test_a_regex_that_an_answer_could_not_follow_is_refused(checker: Checker, re
 )
 def test_regexes_that_answers_can_follow(checker: Checker, regex: str) -> None:
     checker.check(StructuredOutputsParams(regex=regex))
+    checker.check(StructuredOutputsParams(json={"type": "string", "pattern": regex}))
+    # "pattern" as a property, and as a constant that is no regex
+    checker.check(StructuredOutputsParams(json={"properties": {"pattern": {"const": {"pattern": "(", "a": regex}}}}))
+
+
+def test_many_regexes_take_little_time(checker: Checker) -> None:
+    properties = {f"p{i}": {"type": "string", "pattern": f"^[a-z]{{1,{i + 1}}}$"} for i in range(1500)}
+    checker.check(StructuredOutputsParams(json={"type": "object", "properties": properties}))
 
 
 def test_one_that_takes_too_long_is_refused(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,10 @@ Its vocabulary is the bytes and the model's control tokens: enough to tell wheth
 
 from __future__ import annotations
 
-import random
 import resource
 import signal
 import sys
 import threading
-import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,18 +17,16 @@ from types import ModuleType
 import msgspec
 from llguidance import LLTokenizer
 
-from octavo.base.errors import InputError, OctavoError
+from octavo.base.errors import OctavoError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker import MAX_MEMORY, Verdict
 from octavo.engine.grammar.compiler import STACK_BYTES
+from octavo.engine.grammar.following import check_followable
 from octavo.engine.grammar.grammar import GrammarError, Vocabulary
 from octavo.engine.grammar.llguidance import LlguidanceGrammar, compile_matcher, make_tokenizer
 
 SMALLER_STACK = STACK_BYTES // 4
 """What passes here leaves the engine's threads the rest."""
-FOLLOWED, FOLLOWED_S = 1024, 0.5
-"""Bytes of an answer by a regex that are tried out, and the seconds after which no more are."""
-_PRINTABLE = range(32, 127)
 
 
 def small_vocabulary(special: dict[str, int]) -> Vocabulary:
@@ -42,42 +38,18 @@ def small_vocabulary(special: dict[str, int]) -> Vocabulary:
 
 
 def try_out(tokenizer: LLTokenizer, special: dict[str, int], params: StructuredOutputsParams) -> Verdict:
-    """Compile, and find what may come first; by a regex, what may come then."""
+    """Compile, find what may come first, and follow its regexes."""
     try:
         if params.lenient:
             _validation().make_validator(params)
         matcher = compile_matcher(tokenizer, params, special.keys())
-        grammar = LlguidanceGrammar(matcher, -(-tokenizer.vocab_size // 32) * 4)
-        grammar.mask()
-        if params.regex is not None:
-            _follow(grammar)
+        LlguidanceGrammar(matcher, 0).mask()
+        check_followable(params, tokenizer)
     except GrammarError as error:
         return Verdict("InputError", error.message, "structured_outputs")
     except OctavoError as error:
         return Verdict(type(error).__name__, error.message, error.param)
     return Verdict()
-
-
-def _follow(grammar: LlguidanceGrammar) -> None:
-    """Go on at random: counts within counts are not compiled at once, and meet the library's limits in an answer.
-
-    Raises InputError.
-    """
-    rng, end = random.Random(0), time.monotonic() + FOLLOWED_S
-    try:
-        while grammar.num_taken < FOLLOWED and time.monotonic() < end and not grammar.over():
-            mask = grammar.mask()
-            free = [byte for byte in range(256) if mask[byte >> 3] >> (byte & 7) & 1]
-            if not free:
-                return
-            grammar.take([rng.choice([byte for byte in free if byte in _PRINTABLE] or free)])
-    except GrammarError:
-        name = "structured_outputs.regex"
-        raise InputError(
-            f"{name}: an answer of {grammar.num_taken} bytes would meet the limits of matching; make it simpler, or "
-            "what is counted in it smaller",
-            param=name,
-        ) from None
 
 
 def _validation() -> ModuleType:
