@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch_driver import VOCAB, Driver, arrays, close, layer, rope, spec
 from torch_forward import forward
 
-from octavo.models.spec import Head, ModelSpec, RMSNorm
+from octavo.backends.torch.layers.moe import route
+from octavo.models.spec import Head, ModelSpec, MoE, RMSNorm
 
 NORM = RMSNorm(1e-6, offset=1.0)
 MODELS: dict[str, Any] = {
@@ -72,3 +74,12 @@ def test_prompt_chunks_and_decode(name: str) -> None:
     close(third.logprobs[0], expected[21])
     assert second.tokens == [int(expected[20].argmax())]
     assert third.prompt_logprobs == {}
+
+
+def test_of_equal_experts_the_lowest_are_taken() -> None:
+    logits = torch.zeros(3, 64, dtype=torch.bfloat16)
+    logits[1, [3, 7, 60]] = 1.0
+    logits[2, 4:] = -float("inf")
+    chosen, shares = route(logits, MoE(experts=64, top_k=6, width=8, act="silu", renormalize=False))
+    assert chosen.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 7, 60], [0, 1, 2, 3, 4, 5]]
+    assert shares[2].tolist() == pytest.approx([0.25] * 4 + [0.0] * 2)

@@ -36,7 +36,9 @@ def mixture(x: Tensor, weights: MoEWeights, moe: MoE) -> Tensor:
 
 def route(logits: Tensor, moe: MoE) -> tuple[Tensor, Tensor]:
     """logits: [tokens, experts] -> the chosen experts [tokens, top_k] in order, and their p, float32."""
-    shares, chosen = logits.float().softmax(-1).topk(moe.top_k, dim=-1)
+    # topk takes any of equal ones, which 16-bit logits often are
+    ranked, numbers = logits.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
+    shares, chosen = ranked[:, : moe.top_k], numbers[:, : moe.top_k]
     if moe.renormalize:
         shares = shares / shares.sum(-1, keepdim=True)
     chosen, places = chosen.sort(-1)
