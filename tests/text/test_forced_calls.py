@@ -194,6 +194,19 @@ def test_answers_may_stand_within_the_markers_of_their_way(
                 assert not vocabulary.admits(grammar, thought + text)
 
 
+@pytest.mark.parametrize("way", ["granite", "hunyuan_a13b"])
+def test_free_text_with_strict_functions_may_stand_within_markers(way: str, vocabulary: Vocabularies) -> None:
+    tool, reasoning = tool_format("hermes", ""), reasoning_format(way, "")
+    assert tool is not None
+    assert reasoning is not None
+    grammar = free_grammar(tool, STRICT, special=vocabulary.special, reasoning=reasoning, opened=False)
+    begin, end = reasoning.wraps
+    call = CALLS["hermes"]("get_weather", {"city": "Paris", "days": 3})
+    for text in (f"{begin}Hello{end}", f"<think>Hm.</think>\n{begin}\nHello {call}\n{end}", f"Hello {call}"):
+        assert vocabulary.admits(grammar, text)
+    assert not vocabulary.admits(grammar, begin + CALLS["hermes"]("get_weather", {"city": "Rome", "days": 3}) + end)
+
+
 def test_harmony_may_say_that_the_answer_is_json(vocabulary: Vocabularies) -> None:
     tool, reasoning = tool_format("openai", ""), reasoning_format("openai_gptoss", "")
     assert tool is not None

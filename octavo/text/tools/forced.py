@@ -106,7 +106,7 @@ def free_grammar(
         calls = f"{head} call ({lark.text(spelling.between)} call)* {after}"
         sections += [f"{lark.upto(marker)} {calls}" for marker in ((first,) if begin else tool.begins)]
     lark.rule("section", " | ".join(sections))
-    return lark.finish(f"{before} section* TEXT")
+    return lark.finish(f"{before} {_wrapped(lark, reasoning, 'section* TEXT')}")
 
 
 def _calls_or_text(lark: _Lark, tool: Format, spelling: Spelling, functions: Sequence[Function]) -> str:
