@@ -20,6 +20,7 @@ from octavo.engine.grammar.llguidance import LlguidanceGrammar, compile_matcher
 MOST_BYTES, MOST_S = 1024, 0.5
 """Of each regex, and seconds for all of a form; what is left then passes."""
 _PRINTABLE = range(32, 127)
+_COUNT = re.compile(r"\{[0-9,]")
 _PATTERN = re.compile(r'"pattern"\s*:\s*("(?:[^"\\\n]|\\.)*")')
 _TERMINAL = re.compile(r"/((?:[^/\\\n]|\\.)+)/")
 
@@ -47,9 +48,9 @@ def check_followable(params: StructuredOutputsParams, tokenizer: LLTokenizer) ->
 
 
 def regexes(params: StructuredOutputsParams) -> list[str]:
-    """Of the form: itself, those of its schemas' strings, and a grammar's terminals; each once."""
+    """Those with counts, each once: the form itself, of its schemas' strings, a grammar's terminals."""
     if params.regex is not None:
-        return [params.regex]
+        return [params.regex] if _COUNT.search(params.regex) else []
     if isinstance(params.json, dict):
         text = json.dumps(params.json)
     else:
@@ -57,7 +58,7 @@ def regexes(params: StructuredOutputsParams) -> list[str]:
     found = [json.loads(string, strict=False) for string in _PATTERN.findall(text)]
     if params.grammar is not None:
         found += [terminal.replace("\\/", "/") for terminal in _TERMINAL.findall(text)]
-    return [regex for regex in dict.fromkeys(found) if regex]
+    return [regex for regex in dict.fromkeys(found) if _COUNT.search(regex)]
 
 
 def _follow(grammar: LlguidanceGrammar, end: float) -> None:
