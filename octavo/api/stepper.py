@@ -30,12 +30,16 @@ class Row(Protocol[Result]):
 
 
 class _Batch:
-    """The rows of one call. Threads step in turns, so any of them may end a row: on_end is called by that one."""
+    """The rows of one call. Threads step in turns, so any of them may end a row: on_end is called by that one.
+
+    error: what taking an output in, or on_end, raised; it ends this call, whichever thread it came up in.
+    """
 
     def __init__(self, rows: Sequence[Row[Any]], on_end: Callable[[Any], None]) -> None:
         self.waiting = deque(rows)
         self.left = len(rows)
         self.on_end = on_end
+        self.error: Exception | None = None
 
 
 class Stepper:
@@ -58,8 +62,10 @@ class Stepper:
         """Run rows to their ends; what came of them, in order. on_end: called with each row that ends."""
         batch = _Batch(rows, on_end)
         try:
-            while batch.left:
+            while batch.left and batch.error is None:
                 self._advance(batch)
+            if batch.error is not None:
+                raise batch.error
         finally:
             self._forget(batch)
         return [result for row in rows if (result := row.take()) is not None]
@@ -74,6 +80,8 @@ class Stepper:
                     yield result
                 if finished:
                     return
+                if batch.error is not None:
+                    raise batch.error
                 if result is None:
                     self._advance(batch)
         finally:
@@ -101,12 +109,15 @@ class Stepper:
         row, batch = self._alive.get(output.request_id, (None, None))
         if row is None or batch is None:
             return
-        if names := row.push(output):
-            client.abort(names)
-        if row.finished:
-            del self._alive[output.request_id]
-            batch.left -= 1
-            batch.on_end(row)
+        try:
+            if names := row.push(output):
+                client.abort(names)
+            if row.finished:
+                del self._alive[output.request_id]
+                batch.left -= 1
+                batch.on_end(row)
+        except Exception as error:  # the step's other outputs come but once
+            batch.error = batch.error or error
 
     def _forget(self, batch: _Batch) -> None:
         """Whatever ended a batch early leaves nothing behind in the engine."""

@@ -1,0 +1,56 @@
+"""Stepper: what goes wrong in one call is that call's alone, whichever thread steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo.api.client import InProcessClient
+from octavo.api.llm import LLM
+from octavo.api.outputs import RequestProgress
+from octavo.base.types.sampling import SamplingParams
+
+PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+
+def rows(llm: LLM, count: int) -> list[RequestProgress]:
+    from octavo.api.prompts import Prompt
+
+    return [llm._progress(Prompt(None, [5, 6, 7 + number]), PARAMS, priority=0) for number in range(count)]
+
+
+@pytest.mark.parametrize("fails", ["on_end", "push"])
+def test_one_calls_error_leaves_the_others_their_outputs(llm: LLM, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    expected = [output.outputs[0].token_ids for output in llm.generate([[5, 6, 7], [5, 6, 8]], PARAMS, use_tqdm=False)]
+    stream = llm._stepper.stream(rows(llm, 1)[0])
+    next(stream)  # under way, and stepped by whoever comes next
+
+    def fail(*_: Any) -> Any:
+        raise OSError("stderr is a pipe that nobody reads")
+
+    broken = rows(llm, 1)
+    if fails == "push":
+        monkeypatch.setattr(broken[0], "push", fail)
+    with pytest.raises(OSError, match="nobody reads"):
+        llm._stepper.run(broken, on_end=fail)
+    *_, last = stream
+    assert last.outputs[0].token_ids == expected[0]
+    assert [output.outputs[0].token_ids for output in llm._stepper.run(rows(llm, 2))] == expected
+
+
+def test_an_error_that_another_thread_met_is_raised_by_its_own_call(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = rows(llm, 1)
+    stream = llm._stepper.stream(row)
+    next(stream)
+
+    def fail(*_: Any) -> Any:
+        raise ValueError("no text")
+
+    monkeypatch.setattr(row, "push", fail)
+    assert len(llm._stepper.run(rows(llm, 2))) == 2
+    with pytest.raises(ValueError, match="no text"):
+        list(stream)
+    client: InProcessClient | None = llm._client
+    assert client is not None
+    assert client.stats().num_running == 0
