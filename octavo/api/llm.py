@@ -30,7 +30,7 @@ from octavo.api.pooling import (
 )
 from octavo.api.progress import GenerationBar, LoadingBar
 from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_prompts, spread
-from octavo.api.requests import make_request
+from octavo.api.requests import final_only, make_request
 from octavo.api.stepper import Row, Stepper
 from octavo.base.config.config import EngineConfig
 from octavo.base.config.resolve import own_name
@@ -44,7 +44,7 @@ from octavo.base.types.pooled import ClassificationRequestOutput, EmbeddingReque
 from octavo.base.types.pooling import PoolingParams, PoolingTask
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
-from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+from octavo.base.types.sampling import SamplingParams
 
 Result = TypeVar("Result")
 
@@ -209,11 +209,15 @@ class LLM:
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         progress = self._progress(row, params, priority=0)
         recorder = self._record(progress, streaming=True)
-        with closing(self._stepper.stream(progress)) as outputs:
-            for output in outputs:
-                with self._stepper.lock:  # of other threads' requests, too, there is one registry
-                    recorder.take(output)
-                yield output
+        try:
+            with closing(self._stepper.stream(progress)) as outputs:
+                for output in outputs:
+                    with self._stepper.lock:  # of other threads' requests, too, there is one registry
+                        recorder.take(output)
+                    yield output
+        finally:
+            with self._stepper.lock:
+                recorder.cut_off("abort")
 
     def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         """A conversation as the chat template makes it, in token ids; options as in `chat`."""
@@ -261,7 +265,7 @@ class LLM:
         """Prompts for the next `wait_for_completion`, checked now; their request ids. Arguments as for `generate`."""
         rows = parse_prompts(prompts)
         params = spread("sampling_params", sampling_params, len(rows), self.get_default_sampling_params())
-        made = [self._progress(row, _final_only(one), priority=0) for row, one in zip(rows, params, strict=True)]
+        made = [self._progress(row, final_only(one), priority=0) for row, one in zip(rows, params, strict=True)]
         self._enqueued += made
         return [progress.request_id for progress in made]
 
@@ -326,7 +330,7 @@ class LLM:
         params = spread("sampling_params", sampling_params, count, self.get_default_sampling_params())
         priorities = spread("priority", priority, count, 0)
         rows = [
-            self._progress(prompt, _final_only(one), priority=rank)
+            self._progress(prompt, final_only(one), priority=rank)
             for prompt, one, rank in zip(prompts, params, priorities, strict=True)
         ]
         return self._generate(rows, use_tqdm=use_tqdm)
@@ -362,7 +366,7 @@ class LLM:
         outputs = self._finish(rows, use_tqdm=use_tqdm)
         with self._stepper.lock:
             for row, output in zip(rows, outputs, strict=True):
-                self._record(row).take(output)
+                self._record(row).take(output, now=row.ended_at)
         return outputs
 
     def _record(self, row: RequestProgress, *, streaming: bool = False) -> RequestRecorder:
@@ -388,11 +392,3 @@ class LLM:
         )
         progress.judge = self._limits.judge(params)
         return progress
-
-
-def _final_only(params: Any) -> Any:
-    # generate() returns each request once, whatever kind its parameters ask for
-    if isinstance(params, SamplingParams):
-        return msgspec.structs.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
-    name = type(params).__name__
-    raise InputError(f"sampling_params must be SamplingParams or a list of them, got {name}", param="sampling_params")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -92,7 +93,8 @@ class RequestProgress:
 
     `push` is called with every Output at once, so a stop string ends its sequence without waiting for a reader;
     `take` hands out what came since the last `take`, so a slow reader finds deltas merged and nothing piles up.
-    judge: sees what is handed out, where nothing else has to wait for it.
+    judge: sees what is handed out, where nothing else has to wait for it.  ended_at: time.monotonic() when its last
+    sequence ended, None before.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class RequestProgress:
         self.request_id = request_id
         self.error: Output | None = None
         self.judge: Judge | None = None
+        self.ended_at: float | None = None
         self._prompt = prompt
         self._texts = texts
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
@@ -189,6 +192,8 @@ class RequestProgress:
     def _end(self, completion: _Completion, finish: str, stop: int | str | None) -> None:
         completion.finish_reason, completion.stop_reason = finish, stop
         self._num_going_on -= 1
+        if not self._num_going_on:
+            self.ended_at = time.monotonic()
 
     def _name(self, index: int) -> str:
         alone = self.request.params.n == 1

@@ -10,6 +10,8 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import msgspec
+
 from octavo.api.judging import Judge
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.ports import TextTokenizer
@@ -98,6 +100,14 @@ def make_request(
         arrival=time.monotonic(),
         cache_salt=cache_salt,
     )
+
+
+def final_only(params: SamplingParams) -> SamplingParams:
+    """For a call that returns each request once, whatever kind its parameters ask for. InputError for others."""
+    if isinstance(params, SamplingParams):
+        return msgspec.structs.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
+    name = type(params).__name__
+    raise InputError(f"sampling_params must be SamplingParams or a list of them, got {name}", param="sampling_params")
 
 
 def check_labels(request_id: str, priority: int, cache_salt: str) -> None:

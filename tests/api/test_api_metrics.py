@@ -71,6 +71,36 @@ def test_what_ran_is_counted_once(checkpoint: Callable[[str], Path]) -> None:
         assert longest.buckets["5.0"] == 5
 
 
+def test_a_stop_string_ends_a_request_when_it_comes(checkpoint: Callable[[str], Path]) -> None:
+    with LLM(str(checkpoint("llama")), device="cpu", threads=1, kv_cache_memory_bytes=2 << 20) as llm:
+        text = llm.generate([[5, 6, 7]], PARAMS, use_tqdm=False)[0].outputs[0].text
+        before = values(llm)
+        stopped = SamplingParams(temperature=0, max_tokens=100, stop=text[1:3])
+        longer = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+        outputs = llm.generate([[5, 6, 7], [8, 9]], [stopped, longer], use_tqdm=False)
+        assert outputs[0].outputs[0].stop_reason == text[1:3]
+        times = [output.metrics for output in outputs]
+        assert times[0] is not None
+        assert times[1] is not None
+        name = "vllm:e2e_request_latency_seconds"
+        seconds = values(llm)[name][1] - before[name][1] - (times[1].last_token - times[1].arrival)
+        assert times[0].last_token - times[0].arrival <= seconds < (times[1].last_token - times[1].arrival) / 2
+
+
+def test_a_stream_that_is_closed_is_an_abort(checkpoint: Callable[[str], Path]) -> None:
+    with LLM(str(checkpoint("llama")), device="cpu", threads=1, kv_cache_memory_bytes=2 << 20) as llm:
+        stream = llm.stream([5, 6, 7], SamplingParams(n=2, max_tokens=50, ignore_eos=True))
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        list(llm.stream([5, 6, 7], PARAMS))
+        counted = {
+            metric.labels["finished_reason"]: metric.value
+            for metric in llm.get_metrics()
+            if isinstance(metric, Counter) and metric.name == "vllm:request_success"
+        }
+        assert counted == {"stop": 0, "length": 1, "abort": 2, "error": 0}
+
+
 def test_prompts_of_a_model_that_pools(checkpoint: Callable[[str], Path]) -> None:
     options = {"device": "cpu", "threads": 1, "runner": "pooling"}
     with LLM(str(checkpoint("llama")), **options) as llm:

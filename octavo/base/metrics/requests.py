@@ -141,9 +141,9 @@ class RequestRecorder:
         """Tokens so far, over all choices."""
         return sum(self._counts.values())
 
-    def take(self, output: RequestOutput) -> None:
-        """Count an output's tokens, and the whole request with its last."""
-        now = time.monotonic()
+    def take(self, output: RequestOutput, *, now: float | None = None) -> None:
+        """Count an output's tokens, and the whole request with its last. now: when it came, if that was before."""
+        now = time.monotonic() if now is None else now
         tokens = 0
         for completion in output.outputs:
             before, new = self._counts.get(completion.index, 0), len(completion.token_ids)
