@@ -16,7 +16,7 @@ from octavo.api.judging import Judge
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
-from octavo.base.types.sampling import INT64, MAX_LOGPROBS, RequestOutputKind, SamplingParams
+from octavo.base.types.sampling import INT64, MAX_LOGPROBS, RANDOM_SEED, RequestOutputKind, SamplingParams
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker import Checker
 from octavo.models.spec import Pooling
@@ -181,7 +181,7 @@ def _max_tokens(params: SamplingParams, num_prompt: int, max_model_len: int) -> 
 
 
 def _seed(seed: int | None, seeds: random.Random) -> int:
-    return seeds.getrandbits(63) if seed is None else seed
+    return seeds.getrandbits(63) if seed is None or seed == RANDOM_SEED else seed
 
 
 def _bad_words_ids(words: list[str], limits: Limits) -> list[list[int]]:

@@ -140,12 +140,12 @@ def test_text_fields_need_a_tokenizer(field: str) -> None:
 
 
 def test_seeds_are_drawn_from_the_engines_generator() -> None:
-    def draw() -> list[int]:
+    def draw(**params: Any) -> list[int]:
         given = limits(seeds=random.Random(7))
-        return [make(given=given).seed for _ in range(3)]
+        return [make(given=given, **params).seed for _ in range(3)]
 
     first = draw()
-    assert first == draw()
+    assert first == draw() == draw(seed=-1)
     assert len(set(first)) == 3
     assert make(seed=-5).seed == -5
 

@@ -16,6 +16,7 @@ MAX_LOGPROBS = 20
 MAX_BAD_WORDS = 128
 MAX_STOP_TOKEN_IDS = 1024
 INT64 = 2**63
+RANDOM_SEED = -1  # vLLM's and llama.cpp's way to ask for none
 
 
 class RequestOutputKind(IntEnum):
@@ -30,7 +31,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """How tokens are chosen and when a sequence ends.
 
     n: completions per prompt, 1..128.  temperature: 0 is greedy.  top_k: 0 or -1 keeps all.
-    seed: same seed, same tokens; None draws one.  stop: strings that end the text (not shown unless
+    seed: same seed, same tokens; None or -1 draws one.  stop: strings that end the text (not shown unless
     include_stop_str_in_output).  max_tokens: None means as many as the context allows.
     logprobs / prompt_logprobs: number of alternatives per position, at most `max_logprobs` of the engine.
     logit_bias: token id -> added to the logit.  allowed_token_ids: nothing else is sampled.
