@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
+
+from octavo.base.errors import OverloadedError
 
 Value = TypeVar("Value")
 
@@ -31,6 +34,21 @@ async def aside(function: Callable[..., Value], *arguments: Any, **options: Any)
 
     threading.Thread(target=work, name="octavo-load", daemon=True).start()
     return await future
+
+
+async def in_pool(pool: Executor, function: Callable[..., Value], *arguments: Any, **options: Any) -> Value:
+    """In one of a pool's threads. OverloadedError where the pool is shut down before it comes to that."""
+    try:
+        work = asyncio.get_running_loop().run_in_executor(pool, partial(function, *arguments, **options))
+    except RuntimeError:
+        raise OverloadedError("the engine has ended") from None
+    try:
+        return await work
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise OverloadedError("the engine has ended") from None
 
 
 async def both(first: Any, second: Any) -> tuple[Any, Any]:

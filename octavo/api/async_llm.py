@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from octavo.api.arguments import engine_config
-from octavo.api.aside import aside, both
+from octavo.api.aside import aside, both, in_pool
 from octavo.api.beam_search import BeamSearch
 from octavo.api.build import Model, locate, make_limits, open_model
 from octavo.api.engine_process import EngineProcess
@@ -68,9 +68,13 @@ class AsyncLLM:
         self._pool = ThreadPoolExecutor(TEXT_THREADS, "octavo-text")
         self._grammar_pool = ThreadPoolExecutor(GRAMMAR_THREADS, "octavo-grammar")
         self._turning = asyncio.Lock()  # to sleep, or awake
+        self._started = False
 
     async def start(self) -> None:
-        """Load the model; returns when it is ready. Raises what prevents it, after which the state is dead."""
+        """Load the model, once; returns when it is ready. Raises what prevents it, after which the state is dead."""
+        if self._started or self.state != "loading":
+            raise ConfigError("this AsyncLLM was started, or closed, before; make a new one")
+        self._started = True
         try:
             located = self._supervisor.config = await aside(locate, self.config, progress=self._note_loading)
             opening = aside(open_model, located.model, progress=self._note_loading)
@@ -78,9 +82,9 @@ class AsyncLLM:
         except BaseException:
             await self.close(0)
             raise
-        if self._supervisor.client is None:
+        if self._supervisor.client is None or self.state != "loading":
             await self.close(0)
-            raise EngineDeadError("the engine process ended while the model was loading")
+            raise EngineDeadError("the engine process ended, or was closed, while the model was loading")
         self._texts = TokenTexts(self._model.tokenizer)
         self._limits = make_limits(self._model, self.config.model, max_model_len=self.info["max_model_len"])
         self._supervisor.state = "ready"
@@ -175,7 +179,7 @@ class AsyncLLM:
             self._supervisor.open(stream)
             async for output in stream.read():
                 if judge is not None and judge.asks(output.outputs):
-                    await asyncio.get_running_loop().run_in_executor(self._grammar_pool, judge.see, output.outputs)
+                    await in_pool(self._grammar_pool, judge.see, output.outputs)
                 elif judge is not None:
                     judge.see(output.outputs)
                 yield output
@@ -277,10 +281,8 @@ class AsyncLLM:
 
     async def check(self, params: SamplingParams) -> None:
         """InputError where structured_outputs ask for what cannot be done. `generate` tells it too, but later."""
-        checker = self._limits.checker if self._limits is not None else None
-        if params.structured_outputs is not None and checker is not None:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._grammar_pool, checker.check, params.structured_outputs)
+        if params.structured_outputs is not None and self._limits is not None and self._limits.checker is not None:
+            await in_pool(self._grammar_pool, self._limits.checker.check, params.structured_outputs)
 
     async def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         """A conversation as the chat template makes it, in token ids. options: those of Model.render_chat."""
@@ -354,7 +356,7 @@ class AsyncLLM:
             self._make_request, row, params, priority=labels[0], cache_salt=labels[1] or row.cache_salt, chat=chat
         )
         if getattr(params, "structured_outputs", None):
-            request = await asyncio.get_running_loop().run_in_executor(self._grammar_pool, make)
+            request = await in_pool(self._grammar_pool, make)
         elif row.token_ids is None or getattr(params, "bad_words", None):
             request = await self._run(make)
         else:
@@ -392,7 +394,7 @@ class AsyncLLM:
 
     async def _run(self, function: Callable[..., Value], *arguments: Any, **options: Any) -> Value:
         """In the text threads: tokenizers release the GIL, templates may take long."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *arguments, **options))
+        return await in_pool(self._pool, function, *arguments, **options)
 
     def _note_loading(self, what: str, done: int, total: int) -> None:
         self._supervisor.loading = (what, done, total)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from octavo import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
+from octavo.api.aside import in_pool
 from octavo.api.socket_client import make_error
 from octavo.base.errors import (
     ConfigError,
@@ -303,6 +306,57 @@ def test_requests_while_loading_are_refused(llama: str) -> None:
         await starting
         assert len((await last(llm)).outputs[0].token_ids) > 0
         await llm.close(0)
+
+    asyncio.run(body())
+
+
+def test_requests_that_wait_for_a_thread_are_told_of_the_close(llama: str) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        tasks = [asyncio.create_task(last(llm, "one two " * 2000)) for _ in range(200)]
+        await asyncio.sleep(0)
+        await llm.close(0)
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(error) for error in errors} == {
+            OverloadedError,
+            InputError,
+        }  # some prompts were read, and too long
+        cancelled = asyncio.create_task(in_pool(ThreadPoolExecutor(1), time.sleep, 0.2))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+    with_llm(llama, test)
+
+
+def test_it_starts_once(llama: str) -> None:
+    async def body() -> None:
+        llm = AsyncLLM(llama, **OPTIONS)
+        starting = asyncio.create_task(llm.start())
+        await asyncio.sleep(0)
+        with pytest.raises(ConfigError, match="started"):
+            await llm.start()
+        await starting
+        pid = llm.engine_pid
+        with pytest.raises(ConfigError, match="started"):
+            await llm.start()
+        assert (llm.state, llm.engine_pid) == ("ready", pid)
+        await llm.close(0)
+        with pytest.raises(ConfigError, match="closed"):
+            await llm.start()
+
+    asyncio.run(body())
+
+
+def test_a_start_that_is_overtaken_by_close_leaves_no_process(llama: str) -> None:
+    async def body() -> None:
+        llm = AsyncLLM(llama, **OPTIONS)
+        starting = asyncio.create_task(llm.start())
+        await asyncio.sleep(0.05)
+        await llm.close(0)
+        with pytest.raises(EngineDeadError, match="closed"):
+            await starting
+        assert (llm.state, llm.engine_pid) == ("dead", None)
 
     asyncio.run(body())
 
