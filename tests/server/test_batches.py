@@ -334,6 +334,15 @@ def test_uploads(shared: LiveServer, kind: str, body: bytes, status: int) -> Non
         check_form(answer)
 
 
+def test_an_upload_as_dotnet_writes_it(shared: LiveServer) -> None:
+    purpose = PART.replace(b"Content-", b"Content-Type: text/plain; charset=utf-8\r\nContent-").replace(b'"', b"")
+    file = FILE.replace(b'name="file"; filename="f"', b"name=file; filename=f.jsonl; filename*=utf-8''f.jsonl")
+    kind = FORM.replace("=b", '="b"')
+    answer = shared.client.post("/v1/files", content=purpose + file + b"--b--\r\n", headers={"content-type": kind})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["filename"], answer.json()["bytes"]) == ("f.jsonl", 1)
+
+
 @pytest.mark.parametrize(
     ("path", "param"),
     [

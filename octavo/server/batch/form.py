@@ -11,7 +11,8 @@ from octavo.server.errors import HttpError
 MAX_FIELDS = 16
 MAX_BOUNDARY = 70
 MAX_HEAD = 8192
-_PARAM = re.compile(rb';\s*(name|filename)="([^"\r\n]{0,512})"', re.I)
+# .NET's clients write quotes only where they must
+_PARAM = re.compile(rb';\s*(name|filename)=(?:"([^"\r\n]{0,512})"|([^\s";]{1,512}))', re.I)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def parse_form(content_type: bytes, body: bytes) -> dict[str, Field]:
         head, separator, content = part.partition(b"\r\n\r\n")
         if len(head) > MAX_HEAD:
             raise InputError(f"a field's headers are longer than {MAX_HEAD} bytes")
-        params = dict(_PARAM.findall(_disposition(head)))
+        params = {key.lower(): quoted or bare for key, quoted, bare in _PARAM.findall(_disposition(head))}
         name = params.get(b"name", b"").decode(errors="replace")
         if not separator or not name or name in fields:
             raise InputError("a field of the form has no name, or one that came before")
