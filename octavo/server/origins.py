@@ -20,7 +20,9 @@ _HEADERS = (
     b"anthropic-dangerous-direct-browser-access, openai-organization, openai-project, "
     # what openai's and Anthropic's own clients tell of themselves
     b"x-stainless-arch, x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version, "
-    b"x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout"
+    b"x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout, "
+    # Firefox and Safari ask for a client's own user-agent; * is all others, but authorization
+    b"user-agent, *"
 )
 
 

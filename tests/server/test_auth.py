@@ -125,6 +125,7 @@ def test_allowed_origins_get_cors(llm: FakeLLM) -> None:
         assert preflight.headers["access-control-allow-origin"] == page
         told = preflight.headers["access-control-allow-headers"].split(", ")
         assert {"authorization", "content-type", "x-stainless-retry-count", "anthropic-version"} <= {*told}
+        assert {"user-agent", "*"} <= {*told}  # Firefox's of openai's client; traceparent, x-title, ...
         answer = live.post("/v1/completions", {"prompt": "a"}, origin=page, **bearer(KEY))
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == page
