@@ -23,6 +23,7 @@ from octavo.api.pooling import (
     as_classification,
     as_embedding,
     as_score,
+    as_texts,
     cosine_score,
     default_task,
     make_pooling_request,
@@ -193,7 +194,7 @@ class LLM:
 
         A cross-encoder reads each pair; of a model that makes embeddings it is the cosine of the two.
         """
-        firsts, seconds = ([one] if isinstance(one, str) else list(one) for one in (data_1, data_2))
+        firsts, seconds = as_texts(data_1, "data_1"), as_texts(data_2, "data_2")
         pairs = match_pairs(firsts, seconds, ("data_1", "data_2"))
         if default_task(self._limits.pooling) == "classify":
             found = self._encode(pairs, pooling_params, task="score", use_tqdm=use_tqdm)

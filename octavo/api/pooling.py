@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import mul
 from typing import Any
@@ -223,6 +223,18 @@ def cosine(first: Sequence[float], second: Sequence[float]) -> float:
     """Cosine of the angle between two vectors; 0 where one of them is zero."""
     lengths = math.sqrt(sum(map(mul, first, first))) * math.sqrt(sum(map(mul, second, second)))
     return sum(map(mul, first, second)) / lengths if lengths else 0.0
+
+
+def as_texts(value: object, name: str) -> list[str]:
+    """A text, or texts, as a list. InputError names what is neither."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, Iterable) or isinstance(found, Mapping):
+        raise InputError(f"{name} must be a text or a list of texts, got {type(value).__name__}", param=name)
+    texts = list(found)
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{name} must hold texts, got {type(text).__name__}", param=name)
+    return texts
 
 
 def match_pairs(firsts: list[str], seconds: list[str], names: tuple[str, str]) -> list[Pair]:

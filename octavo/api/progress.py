@@ -20,7 +20,7 @@ class LoadingBar:
     def __init__(self) -> None:
         self._bar: Any = None
         self._what = ""
-        self.draws = sys.stderr.isatty()
+        self.draws = sys.stderr is not None and sys.stderr.isatty()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """`done` of `total` of `what`."""
@@ -50,7 +50,8 @@ class GenerationBar:
     """Requests done, with tokens a second of input and output."""
 
     def __init__(self, count: int, *, shown: bool) -> None:
-        self._bar = _tqdm(total=count, desc="Processed prompts", dynamic_ncols=True) if shown and count else None
+        shown = shown and count > 0 and sys.stderr is not None  # a process may have none: a daemon, pythonw
+        self._bar = _tqdm(total=count, desc="Processed prompts", dynamic_ncols=True) if shown else None
         self._start = time.monotonic()
         self._inputs = 0
         self._outputs = 0

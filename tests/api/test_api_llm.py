@@ -361,6 +361,12 @@ def test_progress_bar(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
+def test_a_process_without_stderr(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    with LLM(llama, device="cpu", threads=1, kv_cache_memory_bytes=2 << 20) as llm:
+        assert len(llm.generate([PROMPT] * 2, SamplingParams(max_tokens=3))) == 2
+
+
 def test_defaults_come_from_the_generation_config(llama: str, tmp_path: Any) -> None:
     import json
     import shutil

@@ -1,0 +1,47 @@
+"""LLM.score: its two sides, and what is refused of them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import encoders
+import pytest
+
+from octavo import LLM
+from octavo.base.errors import InputError
+
+
+@pytest.fixture(scope="module", params=["bert", "bert_cross"])
+def scorer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    path: Path = encoders.make_encoder(request.param, tmp_path_factory.mktemp(request.param))
+    with LLM(str(path), device="cpu", threads=1) as llm:
+        yield llm
+
+
+def test_one_with_many_and_pair_by_pair(scorer: LLM) -> None:
+    def scores(first: Any, second: Any) -> list[float]:
+        return [output.outputs.score for output in scorer.score(first, second, use_tqdm=False)]
+
+    many = scores("a fox", ["the dog", "a fox"])
+    assert many == scores(("a fox",), iter(["the dog", "a fox"])) == scores(["a fox", "a fox"], ["the dog", "a fox"])
+    assert scores("a fox", "the dog") == pytest.approx(many[:1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "field"),
+    [
+        ("a", [1], "data_2"),
+        ([None], "a", "data_1"),
+        (None, "a", "data_1"),
+        ("a", {"text": "b"}, "data_2"),
+        ("a", [{"text": "b"}], "data_2"),
+        ("a", [], "data_2"),
+        (["a", "b"], ["c"], "data_1"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_name(scorer: LLM, first: Any, second: Any, field: str) -> None:
+    with pytest.raises(InputError) as raised:
+        scorer.score(first, second, use_tqdm=False)
+    assert raised.value.param == field
