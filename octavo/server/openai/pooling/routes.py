@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -33,6 +35,7 @@ PROMPTS = {
     "classification": ("classification", "Classification"),
     "clustering": ("clustering", "Clustering"),
 }
+COHERES_NAMES = {"dimensions": "output_dimension", "truncate_prompt_tokens": "max_tokens"}
 
 
 async def create_embeddings(services: Services, exchange: Exchange) -> Reply:
@@ -114,12 +117,13 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
             raise InputError("max_tokens cuts texts: it needs truncate END", param="max_tokens")
     elif longest is None:
         longest = -1
-    params = PoolingParams(task="embed", dimensions=request.output_dimension, truncate_prompt_tokens=longest)
     known = services.llm.model.prompts
     names = PROMPTS[request.input_type] if request.input_type else ()
     prefix = next((known[name] for name in names if name in known), "")
     prompts = [Prompt(prefix + text, None) for text in request.texts]
-    outputs = await run(services, prompts, params, name="texts", request=request)
+    with _named_as_coheres():
+        params = PoolingParams(task="embed", dimensions=request.output_dimension, truncate_prompt_tokens=longest)
+        outputs = await run(services, prompts, params, name="texts", request=request)
     embeddings = {
         kind: [shown(output.outputs.data, kind) for output in outputs]
         for kind in dict.fromkeys(request.embedding_types or ["float"])
@@ -132,6 +136,19 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
         meta=replies.EmbedMeta(replies.ApiVersion(), billed),
     )
     return Reply(msgspec.json.encode(reply))
+
+
+@contextmanager
+def _named_as_coheres() -> Iterator[None]:
+    """Errors name the fields of PoolingParams as they are called in a request of Cohere's."""
+    try:
+        yield
+    except InputError as error:
+        ours = error.param or ""
+        if ours not in COHERES_NAMES:
+            raise
+        theirs = COHERES_NAMES[ours]
+        raise type(error)(error.message.replace(ours, theirs), param=theirs) from None
 
 
 async def _score(
