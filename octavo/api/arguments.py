@@ -87,7 +87,8 @@ FOREIGN: dict[str, Foreign] = {
 
 
 def engine_config(model: str | EngineConfig, engine_args: dict[str, Any]) -> EngineConfig:
-    """The EngineConfig that these options make; one that is given whole is taken as it is.
+    """The EngineConfig that these options make, None being an option's default; one that is given whole is taken as it
+    is.
 
     ConfigError for an unknown name (with a suggestion) or a value out of bounds, UnsupportedError for what vLLM has
     and Octavo has not.
@@ -98,12 +99,14 @@ def engine_config(model: str | EngineConfig, engine_args: dict[str, Any]) -> Eng
         return model
     own = {}
     for name, value in engine_args.items():
+        if name not in OPTION_NAMES and name not in FOREIGN:
+            raise ConfigError(f"unknown option {name!r}{suggest(name, OPTION_NAMES)}", param=name)
+        if value is None:
+            continue
         if name in OPTION_NAMES:
             own[name] = value
-        elif name in FOREIGN:
-            check_foreign(name, value)
         else:
-            raise ConfigError(f"unknown option {name!r}{suggest(name, OPTION_NAMES)}", param=name)
+            check_foreign(name, value)
     return from_options({**own, "model": model})
 
 

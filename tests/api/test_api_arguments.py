@@ -98,6 +98,20 @@ def test_mistakes_name_option_and_remedy(name: str, value: Any, words: str) -> N
     assert words in caught.value.message
 
 
+def test_none_is_an_options_default(caplog: pytest.LogCaptureFixture) -> None:
+    given = dict.fromkeys((*OPTION_NAMES, *FOREIGN))
+    del given["model"]
+    assert engine_config("x", given) == engine_config("x", {})
+    assert not caplog.records
+    with pytest.raises(ConfigError, match="unknown option"):
+        engine_config("x", {"max_modellen": None})
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("half", "float16"), ("float", "float32"), ("bfloat16", "bfloat16")])
+def test_dtypes_have_vllms_further_names(name: str, dtype: str) -> None:
+    assert engine_config("x", {"dtype": name}).model.dtype == dtype
+
+
 def test_no_option_is_both_ours_and_foreign() -> None:
     assert not set(OPTION_NAMES) & set(FOREIGN)
     assert len(set(OPTION_NAMES)) == len(OPTION_NAMES)

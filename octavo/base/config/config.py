@@ -45,7 +45,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        _d("Type of the arithmetic; auto is float32 on a CPU, the checkpoint's own elsewhere."),
+        _d("Type of the arithmetic (or half, float); auto is float32 on a CPU, the checkpoint's own elsewhere."),
     ] = "auto"
     quantization: Annotated[
         Literal["fp8", "compressed-tensors", "gptq", "awq", "gguf"] | None,

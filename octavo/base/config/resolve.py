@@ -16,12 +16,15 @@ DEFAULT_MIXED_TOKENS = 256
 MIXED_PROMPT_TOKENS_GPU = 640  # a step of 256 rows of a small model takes 1.4 times as long with them
 DEFAULT_BLOCK_SIZE, DEFAULT_BLOCK_SIZE_GPU = 16, 64
 MIN_QUEUED_REQUESTS = 256
+DTYPE_NAMES = {"half": "float16", "float": "float32"}  # vLLM's further names
 
 
 def from_options(options: dict[str, Any]) -> EngineConfig:
     """Flat option values by name -> EngineConfig. ConfigError names an option that is unknown or out of bounds."""
     parts: dict[str, Any] = {}
     left = dict(options)
+    if "dtype" in left:
+        left["dtype"] = DTYPE_NAMES.get(str(left["dtype"]), left["dtype"])
     for name, kind in PARTS.items():
         own = {field: left.pop(field) for field in kind.__struct_fields__ if field in left}
         parts[name] = build_struct(kind, own)
