@@ -125,6 +125,17 @@ def test_bad_requests_are_refused_and_hurt_nobody(llama_engine: Any, prompt: Any
     llama_engine(test)
 
 
+@pytest.mark.parametrize("params", [None, {"max_tokens": 3}])
+def test_what_are_no_sampling_params_is_told(llama_engine: Any, params: Any) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        with pytest.raises(InputError, match="must be SamplingParams"):
+            await anext(llm.generate(PROMPT, params, request_id="r"))
+        with pytest.raises(InputError, match="must be SamplingParams"):
+            await llm.follow(PROMPT, params, lambda output: None, request_id="r")
+
+    llama_engine(test)
+
+
 @pytest.fixture(scope="module")
 def llama_engine(llama: str) -> Any:
     """Run a coroutine function on one AsyncLLM that the module's tests share."""
