@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,19 @@ def test_a_stop_string_ends_a_request_when_it_comes(checkpoint: Callable[[str], 
         name = "vllm:e2e_request_latency_seconds"
         seconds = values(llm)[name][1] - before[name][1] - (times[1].last_token - times[1].arrival)
         assert times[0].last_token - times[0].arrival <= seconds < (times[1].last_token - times[1].arrival) / 2
+
+
+def test_a_streams_gaps_are_those_of_one_choice(checkpoint: Callable[[str], Path]) -> None:
+    with LLM(str(checkpoint("llama")), device="cpu", threads=1, kv_cache_memory_bytes=2 << 20) as llm:
+        params = SamplingParams(n=4, max_tokens=30, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        stream = llm.stream([5, 6, 7], params)
+        for _ in zip(range(4), stream, strict=False):
+            pass
+        time.sleep(0.5)  # the reader's own pause counts, once
+        assert len(list(stream)) > 1
+        count, seconds = values(llm)["vllm:inter_token_latency_seconds"]
+        assert 29 <= count < 29 + 8  # choices begin in steps of their own
+        assert seconds >= 0.5
 
 
 def test_a_stream_that_is_closed_is_an_abort(checkpoint: Callable[[str], Path]) -> None:

@@ -144,11 +144,11 @@ class RequestRecorder:
     def take(self, output: RequestOutput, *, now: float | None = None) -> None:
         """Count an output's tokens, and the whole request with its last. now: when it came, if that was before."""
         now = time.monotonic() if now is None else now
-        tokens = 0
+        tokens = 0  # that came to one choice: all wait for the same steps
         for completion in output.outputs:
             before, new = self._counts.get(completion.index, 0), len(completion.token_ids)
             new -= 0 if self._deltas else before
-            tokens += new
+            tokens = max(tokens, new)
             self._counts[completion.index] = before + new
             if completion.tool_calls:
                 self._called.add(completion.index)
@@ -157,7 +157,7 @@ class RequestRecorder:
                 self._end_choice(completion.index, completion.finish_reason)
         if self._streaming and tokens:
             if self._last:
-                self._between((now - self._last) / tokens)
+                self._between((now - self._last) / tokens, tokens)
             self._last = now
         if output.finished:
             self._finish(output, now)
