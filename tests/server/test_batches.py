@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -259,6 +260,28 @@ def test_answers_outlive_their_input(tmp_path: Path, lost: str) -> None:
         assert [row["custom_id"] for row in rows(client, batch.output_file_id)] == ["short"]
         assert client.files.retrieve(batch.output_file_id or "").bytes > 0
     assert not list(tmp_path.glob(f"{name}_*.data"))
+
+
+def test_the_next_process_lists_them_in_the_same_order(tmp_path: Path) -> None:
+    store, kept = BatchStore(str(tmp_path)), []
+    for number in range(3):
+        batch = BatchObject(
+            id=f"batch_{number}",
+            endpoint="/v1/completions",
+            input_file_id="f",
+            completion_window="24h",
+            status="completed",
+            created_at=int(time.time()) + number,
+            expires_at=int(time.time()) + 9,
+            request_counts=RequestCounts(),
+        )
+        kept.append(Kept(owner=b"", batch=batch))
+        store.add_batch(kept[-1])
+        os.utime(tmp_path / f"{batch.id}.json", (number, number))
+    store.save(kept[0])
+    names = ["batch_2", "batch_1", "batch_0"]
+    assert [batch.id for batch in store.batches(b"")] == names
+    assert [batch.id for batch in BatchStore(str(tmp_path)).batches(b"")] == names
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,11 +189,19 @@ class BatchStore:
             found = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
         except OSError as error:
             raise ConfigError(f"--batch-dir {self.folder}: {error.strerror}", param="batch_dir") from None
+        read: list[tuple[str, Kept]] = []
         for path in found:
             try:
-                self._note(path.stem, msgspec.json.decode(path.read_bytes(), type=Kept))
+                read.append((path.stem, msgspec.json.decode(path.read_bytes(), type=Kept)))
             except (OSError, msgspec.MsgspecError) as error:
                 log.warning("--batch-dir: %s is passed over: %s", path.name, error)
+        for name, kept in sorted(read, key=lambda one: _created_at(one[1])):  # a batch was written again since
+            self._note(name, kept)
+
+
+def _created_at(kept: Kept) -> int:
+    made = kept.batch or kept.file
+    return made.created_at if made is not None else 0
 
 
 def new_name(kind: str) -> str:
