@@ -204,6 +204,18 @@ def test_metrics_count_prompts(embedder: LiveServer) -> None:
     assert float(tokens.split()[-1]) > 20
 
 
+def test_prompts_whose_client_goes_away_are_aborts(embedder: LiveServer) -> None:
+    counted = embedder.app._services.metrics.requests.finished
+    before = dict(counted)
+    body = json.dumps({"input": ["a b c d" * 4] * 1000}).encode()
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with embedder.connect() as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        wait_for(lambda: counted["stop"] > before["stop"])
+    wait_for(lambda: len(embedder.app.traffic) == 0)
+    assert 0 < counted["abort"] - before["abort"] <= OPTIONS["max_num_seqs"]
+
+
 ROUTES: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
     ("/v1/embeddings", types.EmbeddingRequest, {"input": "hi"}),
     ("/pooling", types.PoolRequest, {"input": "hi"}),

@@ -55,7 +55,11 @@ async def run(
 
     async def one(prompt: Prompt | Pair) -> AnyPoolingOutput:
         async with slots:
-            output = await services.llm.pool(prompt, params, priority=request.priority or 0)
+            try:
+                output = await services.llm.pool(prompt, params, priority=request.priority or 0)
+            except asyncio.CancelledError:
+                services.metrics.requests.end("abort")
+                raise
         services.metrics.requests.pooled(output)
         if output.error is not None:
             raise row_failure(output.error)
