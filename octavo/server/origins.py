@@ -62,7 +62,7 @@ class Origins:
             return []
         return [
             (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"x-request-id, retry-after"),
+            (b"access-control-expose-headers", b"x-request-id, request-id, retry-after, x-should-retry"),
             (b"vary", b"origin"),
         ]
 

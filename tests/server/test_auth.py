@@ -129,6 +129,8 @@ def test_allowed_origins_get_cors(llm: FakeLLM) -> None:
         answer = live.post("/v1/completions", {"prompt": "a"}, origin=page, **bearer(KEY))
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == page
+        exposed = answer.headers["access-control-expose-headers"].split(", ")
+        assert {"x-request-id", "request-id", "retry-after", "x-should-retry"} == {*exposed}
         assert live.post("/v1/completions", {"prompt": "a"}, origin=page).status_code == 401
         other = {"origin": "https://evil.example", "access-control-request-method": "POST"}
         assert live.client.options("/v1/completions", headers=other).status_code == 403
