@@ -14,10 +14,13 @@ is closed until listed."""
 
 
 class Keys:
-    """The accepted API keys, kept as digests. No keys: everything is open. also_open: paths beside OPEN_PATHS."""
+    """The accepted API keys, kept as digests. No keys: everything is open. also_open: paths beside OPEN_PATHS.
+
+    A header's value has no space around it, so a key has none either: files that keys are read from end with a newline.
+    """
 
     def __init__(self, keys: Iterable[str], *, also_open: Iterable[str] = ()) -> None:
-        self._digests = [_digest(key.encode()) for key in keys if key]
+        self._digests = [_digest(key.strip().encode()) for key in keys if key]
         self._open = OPEN_PATHS.union(also_open)
 
     def __bool__(self) -> bool:
@@ -33,7 +36,7 @@ class Keys:
             return b""
         for key in _keys(authorizations, api_keys):
             digest = _digest(key)
-            if self._accepts(digest):
+            if key and self._accepts(digest):
                 return digest
         raise HttpError(
             401,

@@ -10,6 +10,8 @@ from serving import LiveServer
 
 from octavo.base.config.config import ServerConfig
 from octavo.server.app import ASK, CONTROL, PAGE, WORK, create_app
+from octavo.server.auth import Keys
+from octavo.server.errors import HttpError
 
 OPEN = {"/health", "/livez", "/readyz", "/ping", "/version", "/openapi.json", "/docs", "/", "/ui/{name}"}
 KEY = "sk-secret-1"
@@ -140,3 +142,12 @@ def test_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCTAVO_API_KEY", "from-env")
     app = create_app(FakeLLM(), ServerConfig())  # type: ignore[arg-type]
     assert app.keys
+
+
+def test_space_around_a_key_is_no_part_of_it() -> None:
+    keys = Keys(["one\n", "  ", ""])
+    assert keys.check("/v1/models", [b"Bearer one"])
+    for value in (b"Bearer", b"Bearer ", b"Bearer   ", b"Bearer two"):
+        with pytest.raises(HttpError, match="API key"):
+            keys.check("/v1/models", [value])
+    assert Keys([" "])  # it closes, to everybody
