@@ -284,11 +284,15 @@ def test_the_next_process_lists_them_in_the_same_order(tmp_path: Path) -> None:
     assert [batch.id for batch in BatchStore(str(tmp_path)).batches(b"")] == names
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = BatchStore(str(tmp_path))
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    store, replace, calls = BatchStore(str(tmp_path)), os.replace, []
 
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def full(*paths: Any) -> None:
+        calls.append(paths)
+        if len(calls) == number:
+            raise OSError(28, "No space left on device")
+        replace(*paths)
 
     monkeypatch.setattr("octavo.server.batch.store.os.replace", full)
     with pytest.raises(OSError, match="No space"):

@@ -117,7 +117,11 @@ class BatchStore:
         self.check_room(len(content))
         name = new_name("file")
         _write(self.path(name), content)
-        return self.adopt(owner, name, filename=filename, purpose="batch", keep_s=keep_s)
+        try:
+            return self.adopt(owner, name, filename=filename, purpose="batch", keep_s=keep_s)
+        except BaseException:
+            self.path(name).unlink(missing_ok=True)
+            raise
 
     def adopt(self, owner: bytes, name: str, *, filename: str, purpose: str, keep_s: int) -> FileObject:
         """Make a file of what `path(name)` holds."""
