@@ -139,10 +139,10 @@ class LLM:
         with GenerationBar(len(searches), shown=use_tqdm) as bar:
             for at in range(0, len(searches), max(limit, 1)):
                 for search in run_searches(searches[at : at + limit], self._stepper.run, self._numbers):
-                    bar.update(search.progress)
                     if (output := search.request_output()) is not None:
                         with self._stepper.lock:
                             self._record(search.progress).take(output)
+                    bar.update(search.progress)  # which holds the tokens now
         return [search.output(self._model.tokenizer) for search in searches]
 
     def encode(

@@ -206,3 +206,10 @@ def test_what_cannot_be_searched(searcher: LLM) -> None:
         searcher.beam_search("x", {"beam_width": 2})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="concurrency_limit"):
         searcher.beam_search("x", BeamSearchParams(2, 5), concurrency_limit=0)
+
+
+def test_the_bar_counts_tokens(searcher: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    searcher.beam_search([[5, 6, 7]], BeamSearchParams(2, 5, ignore_eos=True), use_tqdm=True)
+    shown = capsys.readouterr().err
+    assert "output: " in shown
+    assert "output: 0.00" not in shown
