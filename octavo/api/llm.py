@@ -364,10 +364,13 @@ class LLM:
         return outputs
 
     def _generate(self, rows: list[RequestProgress], *, use_tqdm: bool) -> list[RequestOutput]:
-        outputs = self._finish(rows, use_tqdm=use_tqdm)
-        with self._stepper.lock:
-            for row, output in zip(rows, outputs, strict=True):
-                self._record(row).take(output, now=row.ended_at)
+        outputs: list[RequestOutput] = []
+        try:
+            outputs = self._finish(rows, use_tqdm=use_tqdm)
+        finally:  # Ctrl-C: some have ended
+            with self._stepper.lock:
+                for row, output in itertools.zip_longest(rows, outputs):
+                    self._record(row).end(output or row.take(), now=row.ended_at)
         return outputs
 
     def _record(self, row: RequestProgress, *, streaming: bool = False) -> RequestRecorder:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as Counted
 
@@ -40,6 +41,15 @@ def values(llm: LLM) -> dict[str, Any]:
     found = by_name(llm)
     plain = {name: metric.value for name, metric in found.items() if isinstance(metric, Counter | Gauge)}
     return plain | {name: (one.count, one.sum) for name, one in found.items() if isinstance(one, Histogram)}
+
+
+def finished(llm: LLM) -> dict[str, int]:
+    """Choices, by why they ended."""
+    return {
+        metric.labels["finished_reason"]: metric.value
+        for metric in llm.get_metrics()
+        if isinstance(metric, Counter) and metric.name == "vllm:request_success"
+    }
 
 
 def test_what_ran_is_counted_once(checkpoint: Callable[[str], Path]) -> None:
@@ -107,12 +117,26 @@ def test_a_stream_that_is_closed_is_an_abort(checkpoint: Callable[[str], Path]) 
         next(stream)
         stream.close()  # type: ignore[attr-defined]
         list(llm.stream([5, 6, 7], PARAMS))
-        counted = {
-            metric.labels["finished_reason"]: metric.value
-            for metric in llm.get_metrics()
-            if isinstance(metric, Counter) and metric.name == "vllm:request_success"
-        }
-        assert counted == {"stop": 0, "length": 1, "abort": 2, "error": 0}
+        assert finished(llm) == {"stop": 0, "length": 1, "abort": 2, "error": 0}
+
+
+def test_what_ctrl_c_ends_is_counted(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM(str(checkpoint("llama")), device="cpu", threads=1, kv_cache_memory_bytes=2 << 20) as llm:
+        advance, steps = llm._stepper._advance, []
+
+        def interrupted(batch: Any) -> None:
+            if len(steps) == 6:
+                raise KeyboardInterrupt
+            steps.append(batch)
+            advance(batch)
+
+        monkeypatch.setattr(llm._stepper, "_advance", interrupted)
+        short = SamplingParams(max_tokens=2, ignore_eos=True)
+        long = SamplingParams(n=2, max_tokens=50, ignore_eos=True)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([[5, 6, 7], [8, 9]], [short, long], use_tqdm=False)
+        assert finished(llm) == {"stop": 0, "length": 1, "abort": 2, "error": 0}
+        assert values(llm)["vllm:request_generation_tokens"] == (1, 2)
 
 
 def test_prompts_of_a_model_that_pools(checkpoint: Callable[[str], Path]) -> None:

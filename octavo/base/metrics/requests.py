@@ -162,6 +162,12 @@ class RequestRecorder:
         if output.finished:
             self._finish(output, now)
 
+    def end(self, output: RequestOutput | None, *, now: float | None) -> None:
+        """Nothing more comes: `output` is the whole request, as far as it came; what is missing was aborted."""
+        if output is not None:
+            self.take(output, now=now)
+        self.cut_off("abort")
+
     def cut_off(self, reason: str) -> None:
         """The request ends before its last output: its choices that have not ended do, for one of FINISH_REASONS."""
         for _ in range(self._params.n - len(self._ended)):
