@@ -8,7 +8,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from octavo.api.build import Model, open_model
-from octavo.api.devices import choose_device, device_memory, element_bytes, kv_bytes_per_token, preferred_block_size
+from octavo.api.devices import (
+    check_dtypes,
+    choose_device,
+    device_memory,
+    element_bytes,
+    kv_bytes_per_token,
+    preferred_block_size,
+)
 from octavo.api.log import set_up_logging
 from octavo.api.quantization import weight_bytes
 from octavo.base.config.config import EngineConfig
@@ -37,6 +44,7 @@ def main(arguments: list[str]) -> int:
     set_up_logging("WARNING")
     config = take_engine(values)
     report, device, reasons = make_report(config, open_model(config.model, with_text=False, with_weights=False))
+    check_dtypes(device, config)
     if as_json:
         json.dump({"device": device, **dataclasses.asdict(report)}, sys.stdout, indent=2)
         print()

@@ -252,6 +252,11 @@ def test_plan_reads_headers_only(llama: str, tmp_path: Path, capsys: pytest.Capt
     assert main(["plan", str(tmp_path), *PLAN, "--load-format", "dummy"]) == 0
 
 
+def test_plan_refuses_what_an_engine_refuses(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", llama, *PLAN, "--dtype", "bfloat16"]) == 2
+    assert "dtype=bfloat16 is not supported on device cpu" in capsys.readouterr().err
+
+
 def test_an_empty_log_level_is_none(
     llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
