@@ -61,6 +61,14 @@ def set_up_logging(default: str = "INFO", *, form: LogForm = "text") -> None:
             own.setFormatter(JsonFormatter())
 
 
+def end_logging() -> None:
+    """Write out what was logged. logging.shutdown() alone does not know our handler where a library, as the HTTP server,
+    has called logging.config.dictConfig(), which forgets the handlers that it does not make."""
+    for handler in logging.getLogger("octavo").handlers:
+        handler.flush()
+    logging.shutdown()
+
+
 def log_form() -> LogForm:
     """The form that was set up: a child process logs in the same."""
     handlers = logging.getLogger("octavo").handlers

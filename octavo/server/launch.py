@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.api.engine_process import EngineProcess
-from octavo.api.log import set_up_logging
+from octavo.api.log import end_logging, set_up_logging
 from octavo.base.collector import settle_collector
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.errors import OctavoError, OverloadedError
@@ -53,7 +53,7 @@ def leave(status: int) -> NoReturn:
 
     granian's threads may still be on their way out of Python; an interpreter that is taken down under them aborts.
     """
-    logging.shutdown()
+    end_logging()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

@@ -117,3 +117,21 @@ def test_what_is_logged_last_is_written_and_a_full_pipe_holds_no_end_up() -> Non
     assert [line.split(": ", 1)[1] for line in done.stderr.splitlines()] == ["ours", "theirs"]
     with subprocess.Popen([*command, "3000"], stderr=subprocess.PIPE) as full:
         assert full.wait(60) == 0
+
+
+CONFIGURED = """
+import logging, logging.config, os, time
+from octavo.api import log, log_handler
+log.set_up_logging()
+logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})  # as the HTTP server does
+write = log_handler._write
+log_handler._write = lambda line: (time.sleep(0.2), write(line))
+logging.getLogger("octavo.here").error("last")
+log.end_logging()
+os._exit(0)
+"""
+
+
+def test_what_is_logged_last_is_written_where_a_library_has_configured_logging() -> None:
+    done = subprocess.run([sys.executable, "-c", CONFIGURED], stderr=subprocess.PIPE, check=True, timeout=60, text=True)
+    assert done.stderr.endswith("last\n")
