@@ -62,8 +62,8 @@ def set_up_logging(default: str = "INFO", *, form: LogForm = "text") -> None:
 
 
 def end_logging() -> None:
-    """Write out what was logged. logging.shutdown() alone does not know our handler where a library, as the HTTP server,
-    has called logging.config.dictConfig(), which forgets the handlers that it does not make."""
+    """Write out what was logged. logging.shutdown() alone does not know our handler once a library, as the HTTP server
+    does, has called logging.config.dictConfig(), which forgets the handlers that it does not make."""
     for handler in logging.getLogger("octavo").handlers:
         handler.flush()
     logging.shutdown()
