@@ -25,6 +25,15 @@ def logger() -> Iterator[logging.Logger]:
     handler.close()
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in for stderr here is for these tests' lines alone, not for what others' threads still log."""
+    for other in (*logging.getLogger("octavo").handlers, *logging.getLogger().handlers):
+        if isinstance(other, BackgroundHandler):
+            other.flush()
+            monkeypatch.setattr(other, "level", logging.CRITICAL + 1)
+
+
 def stderr(monkeypatch: pytest.MonkeyPatch, stream: IO[str] | None) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
 
