@@ -67,7 +67,8 @@ class _Completion:
         """Add visible text; last: the sequence has ended with it."""
         if self.parser is None:
             self.pieces.append(text)
-            self._tell_logprobs(text, drop=False)
+            if self.unsaid:
+                self._tell_logprobs(text, drop=False)
             return
         deltas = [self.parser.feed(text)]
         if last:
@@ -77,11 +78,12 @@ class _Completion:
             self.reasoning.append(delta.reasoning)
             if delta.calls:
                 self.calls.add(delta.calls)
-            self._tell_logprobs(delta.content, drop=bool(delta.calls) or self.parser.silent)
+            if self.unsaid:
+                self._tell_logprobs(delta.content, drop=bool(delta.calls) or self.parser.silent)
 
     def _tell_logprobs(self, content: str, *, drop: bool) -> None:
         """Tokens that have come are text with the text that they bring; drop: none of the others will be."""
-        if content and self.unsaid:
+        if content:
             self.said += self.unsaid
             self.unsaid = []
         elif drop:

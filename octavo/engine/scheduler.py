@@ -102,15 +102,15 @@ class Scheduler:
         decoding = any(seq.num_computed >= seq.num_prompt for seq in self.running)
         budget = self.limits.max_mixed_tokens if decoding else self.limits.max_num_tokens
         num_preemptions = self.num_preemptions
-        wanted = [(seq, seq.num_remaining) for seq in self.running]
-        singles = [count for _, count in wanted].count(1)  # of those after the one in turn
-        for seq, count in wanted:
+        running = list(self.running)
+        for i, seq in enumerate(running):
             if seq.row == -1:
                 continue  # preempted a moment ago
-            singles -= count == 1
-            most = budget if count == 1 else max(budget - singles, 0)
+            count, most = seq.num_remaining, budget
+            if count > 1:
+                most -= sum(other.num_remaining == 1 for other in running[i + 1 :])
             if count > most:
-                count = self._count(count, most)
+                count = self._count(count, max(most, 0))
             if count == 0:
                 continue
             # a decoding sequence has room in its last block, but for one step in block_size

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -26,6 +24,7 @@ from octavo.server.openai.pooling.types import (
     RerankRequest,
     ScoreRequest,
 )
+from octavo.server.openai.terms import in_terms
 from octavo.server.services import Services
 
 # Cohere's input types -> sentence-transformers' usual names of prompts, in order
@@ -121,7 +120,7 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
     names = PROMPTS[request.input_type] if request.input_type else ()
     prefix = next((known[name] for name in names if name in known), "")
     prompts = [Prompt(prefix + text, None) for text in request.texts]
-    with _named_as_coheres():
+    with in_terms(COHERES_NAMES):
         params = PoolingParams(task="embed", dimensions=request.output_dimension, truncate_prompt_tokens=longest)
         outputs = await run(services, prompts, params, name="texts", request=request)
     embeddings = {
@@ -136,19 +135,6 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
         meta=replies.EmbedMeta(replies.ApiVersion(), billed),
     )
     return Reply(msgspec.json.encode(reply))
-
-
-@contextmanager
-def _named_as_coheres() -> Iterator[None]:
-    """Errors name the fields of PoolingParams as they are called in a request of Cohere's."""
-    try:
-        yield
-    except InputError as error:
-        ours = error.param or ""
-        if ours not in COHERES_NAMES:
-            raise
-        theirs = COHERES_NAMES[ours]
-        raise type(error)(error.message.replace(ours, theirs), param=theirs) from None
 
 
 async def _score(
