@@ -85,7 +85,12 @@ class Stream:
         """
         handing = _Handing(self, take)
         self.tell = handing.go_on
+        handing.ended.add_done_callback(self._let_go)
         return handing.ended
+
+    def _let_go(self, ended: asyncio.Future[None]) -> None:
+        # a cycle would be left to the collector, whose walks hold all streams up
+        self.tell = self._news.set
 
 
 async def hand_out(outputs: AsyncIterator[Any], take: Take) -> None:

@@ -181,6 +181,7 @@ class Exchange:
         """Stop watching; idempotent. Before the last bytes, since a finished answer reads as a closed connection."""
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # it has this exchange in its frames: a cycle would be left to the collector
         if self._stall_check is not None:
             self._stall_check.cancel()
         self._sender.close()

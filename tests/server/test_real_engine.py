@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ from serving import LiveServer, parse_events, wait_for
 from test_bad_input import VALUES, check_form, with_field
 
 from octavo.api.async_llm import AsyncLLM
+from octavo.api.streams import Stream
 from octavo.base.types.sampling import SamplingParams
+from octavo.server.exchange import Exchange
 from octavo.server.openai.timing import PARTS
 from octavo.server.openai.types import CompletionRequest
 
@@ -75,6 +78,30 @@ def test_where_the_time_went_adds_up(clean: LiveServer) -> None:
         assert metrics["total_time_ms"] <= wall
         assert parts["grammar"] > 0 or not grammar
         assert parts["prefill"] > 0 < parts["decode"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("ending", ["whole", "streamed", "closed"])
+def test_a_request_that_is_over_leaves_nothing_to_the_collector(clean: LiveServer, path: str, ending: str) -> None:
+    count = {"/v1/responses": "max_output_tokens"}.get(path, "max_tokens")
+    what = {"/v1/completions": {"prompt": "a"}, "/v1/responses": {"input": "a", "store": False}}
+    body = {**what.get(path, {"messages": MESSAGES}), count: 100, "stream": ending != "whole"}
+    body |= {} if "messages" in path else {"ignore_eos": True}
+
+    def held() -> int:
+        return sum(type(each) in (Exchange, Stream) for each in gc.get_objects())
+
+    gc.collect()
+    before = held()  # by other tests, may be
+    gc.disable()
+    try:
+        for _ in range(3):
+            with clean.client.stream("POST", path, json={**body, "model": clean.app.model}) as response:
+                assert response.status_code == 200
+                next(response.iter_bytes()) if ending == "closed" else response.read()
+        wait_for(lambda: held() <= before)
+    finally:
+        gc.enable()
 
 
 def test_the_canary_is_answered_the_same(clean: LiveServer) -> None:
