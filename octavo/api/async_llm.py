@@ -16,7 +16,7 @@ from octavo.api.build import Model, locate, make_limits, open_model
 from octavo.api.engine_process import EngineProcess
 from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import AnyPoolingOutput, Pair, PoolingProgress, make_pooling_request
-from octavo.api.prompts import SHORT, Prompt, is_short, parse_conversations, parse_prompt
+from octavo.api.prompts import Prompt, is_short, parse_conversations, parse_prompt
 from octavo.api.requests import Limits, make_request
 from octavo.api.streams import Stream, Take, hand_out
 from octavo.api.supervisor import State, Supervisor
@@ -287,13 +287,13 @@ class AsyncLLM:
     async def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         """A conversation as the chat template makes it, in token ids. options: those of Model.render_chat."""
         (conversation,) = parse_conversations(messages)
-        if is_short(conversation, options):
+        if is_short(conversation, options, longest=self._supervisor.short):
             return self.model.render_chat(conversation, **options)
         return await self._run(self.model.render_chat, conversation, **options)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Text to token ids; long ones off the event loop."""
-        if len(text) <= SHORT:
+        if len(text) <= self._supervisor.short:
             return self._text_tokenizer().encode(text, add_special_tokens=add_special_tokens)
         return await self._run(self._text_tokenizer().encode, text, add_special_tokens=add_special_tokens)
 

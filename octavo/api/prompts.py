@@ -45,6 +45,7 @@ class Prompt:
 
 
 SHORT = 2000  # characters: about half a millisecond's work, three where they are chosen to be slow
+SHORT_AMONG_MANY = 200  # where streams by the hundred want that time: handing these to a thread takes no less
 _EACH = 16  # characters that a message's field counts as beside its own
 
 _KEYS = ("prompt", "prompt_token_ids", "cache_salt")
@@ -105,10 +106,11 @@ def parse_conversations(messages: Any) -> list[list[dict[str, Any]]]:
     return [[dict(message) for message in conversation] for conversation in conversations]
 
 
-def is_short(conversation: list[dict[str, Any]], options: Mapping[str, Any]) -> bool:
+def is_short(conversation: list[dict[str, Any]], options: Mapping[str, Any], *, longest: int) -> bool:
     """True where to render and tokenize it takes less than two handings over to a thread and back may take.
 
-    options: Model.render_chat's; a template of the request's own is to be compiled, and tools make long prompts.
+    longest: characters that do, SHORT or SHORT_AMONG_MANY.  options: Model.render_chat's; a template of the request's
+    own is to be compiled, and tools make long prompts.
     """
     size = 0
     for message in conversation:
@@ -116,7 +118,7 @@ def is_short(conversation: list[dict[str, Any]], options: Mapping[str, Any]) -> 
             if not isinstance(value, str):
                 return False
             size += len(value) + _EACH
-    if size > SHORT or options.get("tools") or options.get("chat_template"):
+    if size > longest or options.get("tools") or options.get("chat_template"):
         return False
     return all(isinstance(value, bool) for value in (options.get("chat_template_kwargs") or {}).values())
 

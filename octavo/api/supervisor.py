@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from octavo.api.engine_process import EngineProcess
 from octavo.api.poison import Poison
+from octavo.api.prompts import SHORT, SHORT_AMONG_MANY
 from octavo.api.socket_client import SocketClient
 from octavo.api.streams import Stream
 from octavo.base.config.config import EngineConfig
@@ -72,6 +73,16 @@ class Supervisor:
         self._deaths = 0
         self._born = 0.0
         self._worked = False  # tokens have come in this life
+
+    @property
+    def few_streams(self) -> bool:
+        """True while the event loop has time to spare."""
+        return len(self.streams) <= FEW_STREAMS
+
+    @property
+    def short(self) -> int:
+        """Characters of a text that are tokenized on the event loop."""
+        return SHORT if self.few_streams else SHORT_AMONG_MANY
 
     def heartbeat_age(self) -> float:
         """Seconds since the process was last heard of; 0 while there is none."""
@@ -179,7 +190,7 @@ class Supervisor:
                 self._abort(names)
         if began:
             self._tell()
-            if len(self.streams) <= FEW_STREAMS:
+            if self.few_streams:
                 # a thread of the HTTP server sends them, and waits for this one to let go
                 asyncio.get_running_loop().call_soon(os.sched_yield)
         return began

@@ -11,6 +11,7 @@ from typing import Protocol
 from octavo.base.errors import OctavoError, OverloadedError
 from octavo.server.errors import HttpError
 from octavo.server.exchange import Exchange
+from octavo.server.turns import Turns
 
 BODY_STALL_S = 30.0  # between two pieces of a body
 BODIES_IN_MEMORY = 8  # bodies of the largest size that may be in memory at once
@@ -43,6 +44,7 @@ class Traffic:
         self._resumed = asyncio.Event()
         self._body_bytes = 0
         self._at_work: set[Work] = set()
+        self._turns = Turns()
 
     def __len__(self) -> int:
         return len(self._exchanges)
@@ -117,6 +119,7 @@ class Traffic:
             self._body_bytes -= size
         if exchange in self._exchanges:
             self._begin_work(exchange)
+            await self._turns.take()
         return b"".join(pieces)
 
     def _begin_work(self, exchange: Exchange) -> None:

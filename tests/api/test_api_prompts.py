@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo.api.prompts import SHORT, is_short
+from octavo.api.prompts import SHORT, SHORT_AMONG_MANY, is_short
 
 SAID = {"role": "user", "content": "x" * 100}
 
@@ -27,4 +27,9 @@ SAID = {"role": "user", "content": "x" * 100}
     ],
 )
 def test_short(conversation: list[dict[str, Any]], options: dict[str, Any], short: bool) -> None:
-    assert is_short(conversation, options) is short
+    assert is_short(conversation, options, longest=SHORT) is short
+
+
+def test_fewer_are_short_among_many() -> None:
+    assert is_short([SAID], {}, longest=SHORT_AMONG_MANY)
+    assert not is_short([SAID] * 2, {}, longest=SHORT_AMONG_MANY)
