@@ -23,10 +23,14 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True)
 class ContentForm:
-    """What a template can take as a message's content: a string, a list of parts, or both."""
+    """What a template can take as a message's content: a string, a list of parts, or both.
+
+    null: also null, in a message that only calls tools; else such a one is given an empty content.
+    """
 
     string: bool = True
     parts: bool = False
+    null: bool = True
 
 
 def check_size(value: Any, where: str) -> None:
@@ -107,17 +111,18 @@ def _message(message: Any, where: str, form: ContentForm) -> dict[str, Any]:
         copy["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
     # Templates tell a message that only calls tools by its missing content, or by null.
     if "content" in message or "tool_calls" not in copy:
-        copy["content"] = _content(message.get("content"), f"{where}.content", form, "tool_calls" in copy)
+        null = form.null and "tool_calls" in copy
+        copy["content"] = _content(message.get("content"), f"{where}.content", form, null)
     reasoning = next((copy[name] for name in _REASONING if copy.get(name) is not None), None)
     if reasoning is not None:
         copy = {"thinking": reasoning, **copy, "reasoning_content": reasoning}
     return copy
 
 
-def _content(content: Any, where: str, form: ContentForm, has_calls: bool) -> Any:
+def _content(content: Any, where: str, form: ContentForm, null: bool) -> Any:
     if content is None:
         # Of a message without calls templates would print "None".
-        return None if has_calls else ("" if form.string else [])
+        return None if null else ("" if form.string else [])
     if isinstance(content, str):
         check_text(content)
         return str(content) if form.string else [{"type": "text", "text": str(content)}]

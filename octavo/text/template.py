@@ -48,6 +48,10 @@ RESERVED = frozenset(
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 _LINE_BREAK = re.compile(r"\r\n?")  # Jinja reads these as \n
 
+# What a template is tried on; ids are made as Mistral's templates want them.
+_TOOL = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {"type": "object"}}}
+_CALL = {"id": "probe0000", "type": "function", "function": {"name": "probe_call", "arguments": {}}}
+
 
 class ChatTemplate:
     """A compiled template. Never changed once made: any number of threads may render at once.
@@ -143,15 +147,33 @@ class ChatTemplate:
     def _detect_form(self) -> ContentForm:
         """By trial: which forms of content come out as the text alone. A template that takes none is given strings."""
         string, parts = self._prints("probe"), self._prints([{"type": "text", "text": "probe"}])
-        return ContentForm(string=string or not parts, parts=parts)
+        string = string or not parts
+        return ContentForm(string=string, parts=parts, null=self._takes_null("" if string else []))
 
     def _prints(self, content: Any) -> bool:
-        data = {"messages": [{"role": "user", "content": content}], "tools": None, "documents": None}
-        try:
-            text = self._render(data, add_generation_prompt=False, tag=None)
-        except InputError:
-            return False
+        text = self._try([{"role": "user", "content": content}])
         return "probe" in text and "'type'" not in text and '"type"' not in text
+
+    def _takes_null(self, empty: Any) -> bool:
+        """False where a turn with a call fails, leaves the call out or prints null, and does not with empty content."""
+        said = "probe" if empty == "" else [{"type": "text", "text": "probe"}]
+        asked = {"role": "user", "content": said}
+        result = {"role": "tool", "tool_call_id": _CALL["id"], "name": "probe_call", "content": said}
+        null, nothing = (
+            self._try([asked, {"role": "assistant", "content": content, "tool_calls": [_CALL]}, result], [_TOOL])
+            for content in (None, empty)
+        )
+        printed = any(null.count(word) > nothing.count(word) for word in ("None", "null"))
+        lost = null.count("probe_call") < nothing.count("probe_call")
+        return null != "" and not printed and not lost
+
+    def _try(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+        """The text; nothing where the template fails."""
+        try:
+            data = {"messages": messages, "tools": tools, "documents": None}
+            return self._render(data, add_generation_prompt=False, tag=None)
+        except InputError:
+            return ""
 
 
 def default_template(tokenizer: Tokenizer) -> ChatTemplate:
