@@ -250,6 +250,19 @@ def test_strict_functions_in_free_text(name: str, vocabulary: Vocabularies) -> N
         assert not vocabulary.admits(grammar, wrong)
 
 
+def test_strict_functions_where_the_marker_is_left_out(vocabulary: Vocabularies) -> None:
+    tool = tool_format("qwen3_coder", "")
+    assert tool is not None
+    grammar = free_grammar(tool, STRICT, special=vocabulary.special)
+    right, wrong = (
+        CALLS["qwen3_coder"]("get_weather", {"city": city, "days": 3}).removeprefix("<tool_call>\n")
+        for city in ("Paris", "Rome")
+    )
+    assert vocabulary.admits(grammar, "Well:\n" + right)
+    assert [call.name for call in reading("qwen3_coder", right)[1]] == ["get_weather"]
+    assert not vocabulary.admits(grammar, wrong)
+
+
 @pytest.mark.parametrize("name", ["llama3_json", "pythonic", "llama4_pythonic"])
 def test_strict_functions_where_calls_have_no_marker(name: str, vocabulary: Vocabularies) -> None:
     tool = tool_format(name, "")

@@ -322,6 +322,49 @@ def test_types_of_bare_values() -> None:
     )[2] == [ToolCall("f", '{"n": "many"}')]
 
 
+_CITY = "<parameter=city>\nParis\n"
+_END = "</function>\n</tool_call>"
+LEFT_OUT = [
+    # of <tool_call>
+    (f"I look.\n<function=get_weather>\n{_CITY}</parameter>\n{_END}", {"city": "Paris"}, "I look."),
+    (f"<function=get_weather>\n{_END}\nDone.", {}, "Done."),
+    ("Write <function=get_weather> first", None, "Write <function=get_weather> first"),
+    (
+        f"<function=unknown>\n{_CITY}</parameter>\n</function>",
+        None,
+        f"<function=unknown>\n{_CITY}</parameter>\n</function>",
+    ),
+    # of </parameter>: before another parameter of the function, and at the end
+    (f"<tool_call>\n<function=get_weather>\n{_CITY}<parameter=days>\n2\n{_END}", {"city": "Paris", "days": 2}, ""),
+    (f"<tool_call>\n<function=get_weather>\n{_CITY}{_END}", {"city": "Paris"}, ""),
+    # and texts that look alike
+    (
+        "<tool_call><function=get_weather><parameter=city><parameter=a></parameter></function></tool_call>",
+        {"city": "<parameter=a>"},
+        "",
+    ),
+    (
+        "<tool_call><function=get_weather><parameter=city><parameter=city></parameter></function></tool_call>",
+        {"city": "<parameter=city>"},
+        "",
+    ),
+    (
+        "<tool_call><function=get_weather><parameter=city></function>\n</parameter></function></tool_call>",
+        {"city": "</function>"},
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "arguments", "content"), LEFT_OUT)
+def test_tags_that_qwen3_coder_leaves_out(text: str, arguments: dict[str, Any] | None, content: str) -> None:
+    for pieces in ([text], text):
+        said, _, calls = read(parser("qwen3_coder", "qwen3"), pieces)
+        assert said == content
+        assert [json.loads(call.arguments) for call in calls] == ([] if arguments is None else [arguments])
+        assert all((call.name, call.status) == ("get_weather", "completed") for call in calls)
+
+
 def test_one_call_where_only_one_is_wanted() -> None:
     for answer in RECORDED:
         calls = read(parser(answer.format, answer.reasoning_parser, single=True), answer.text)[2]
@@ -374,7 +417,13 @@ HOSTILE_UNITS = [
         " ",
         "a",
     ),
-    *("<|start|>assistant<|channel|>analysis<|message|>", "<tool_call><function=f><parameter=a>", "[f(a=", "<think>"),
+    *(
+        "<|start|>assistant<|channel|>analysis<|message|>",
+        "<tool_call><function=f><parameter=a>",
+        "<function=noop>",
+        "[f(a=",
+        "<think>",
+    ),
     *(
         "<tool_call>f<arg_key>a</arg_key>",
         '[f(a="\\',

@@ -22,6 +22,7 @@ from octavo.text.tools.values import NotAValueError, dump_json, load_json
 _NAME = re.compile(NAME)
 _ARGUMENTS = ("arguments", "parameters")
 _VALUE_END, _PAIR_END = "</parameter>", "</arg_value>"
+MAX_OPENERS = 64  # of a function's parameters that are looked for inside a value
 
 Reader = Callable[[Reading], Steps[None]]
 
@@ -66,8 +67,11 @@ def python_body() -> Body:
 
 
 def xml_body(end: str) -> Body:
-    """<function=NAME> <parameter=KEY> text </parameter> ... </function>, once or more; `end` breaks a value off."""
-    return Body(partial(_read_xml, Markers([_VALUE_END, end])))
+    """<function=NAME> <parameter=KEY> text </parameter> ... </function>, once or more; `end` breaks a value off.
+
+    Models forget </parameter>: what the function's next parameter, or the call's end, stands behind is over, too.
+    """
+    return Body(partial(_read_xml, end))
 
 
 def pairs_body(end: str) -> Body:
@@ -177,7 +181,13 @@ _TAG_NAME = re.compile(r"[^<>\s]*")
 _TAG_KEY = re.compile(r"[^<>]*")
 
 
-def _read_xml(ends: Markers, reading: Reading) -> Steps[None]:
+def _value_ends(end: str, key: str, items: Items) -> Markers:
+    others = [other for other in items.missing(MAX_OPENERS) if other != key and _TAG_KEY.fullmatch(other)]
+    # the last without its bracket, since one marker must not stand inside another
+    return Markers([_VALUE_END, end, f"</function>\n{end[:-1]}", *(f"<parameter={other}>" for other in others)])
+
+
+def _read_xml(end: str, reading: Reading) -> Steps[None]:
     more = yield from reading.starts("<function=")
     if not more:
         raise NotAValueError
@@ -188,7 +198,7 @@ def _read_xml(ends: Markers, reading: Reading) -> Steps[None]:
         while (yield from reading.starts("<parameter=")):
             key = yield from reading.word(_TAG_KEY)
             yield from reading.need(">")
-            yield from bare_value(items, key, ends, _VALUE_END)
+            yield from bare_value(items, key, _value_ends(end, key, items), _VALUE_END, end)
         if not (yield from reading.starts("</function>")):
             raise NotAValueError
         items.end()
@@ -204,7 +214,7 @@ def _read_pairs(end: str, ends: Markers, reading: Reading) -> Steps[None]:
         key = (yield from reading.word(_TAG_KEY)).strip()
         if not (yield from reading.starts("</arg_key>")) or not (yield from reading.starts("<arg_value>")):
             raise NotAValueError
-        yield from bare_value(items, key, ends, _PAIR_END, kept=True)
+        yield from bare_value(items, key, ends, _PAIR_END, end, kept=True)
     if not (yield from reading.starts(end)):
         raise NotAValueError
     items.end()

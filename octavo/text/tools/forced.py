@@ -100,6 +100,9 @@ def free_grammar(
     lark.rule("inner", " | ".join(lark.call(inner, function) for function in functions))
     lark.rule("call", f"{lark.text(begin)} inner")
     sections = [f"{lark.upto(begin)} inner"] if begin else []
+    for mark in tool.unmarked:
+        rest = Spelling(spelling.call.partition(mark)[2])
+        sections.append(f"{lark.upto(mark)} ({' | '.join(lark.call(rest, function) for function in functions)})")
     if spelling.before:
         first = next(marker for marker in (*tool.wraps, *tool.begins) if spelling.before.startswith(marker))
         head, after = lark.text(spelling.before[len(first) :]), lark.text(spelling.after)

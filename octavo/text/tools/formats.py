@@ -42,7 +42,9 @@ class Format:
     """One format.
 
     begins: what a call starts with.  bare: a call's first character, where one may also start the answer without
-    any marker.  closers: what may stand behind a call, in any order.  wraps: markers around calls, shown to nobody.
+    any marker.  unmarked: what a call's text starts with where models leave its marker out, which is taken for a call
+    of functions in tools only.  closers: what may stand behind a call, in any order.  wraps: markers around calls,
+    shown to nobody.
     between: what separates calls.  inner: further markers inside of calls that may be special tokens.
     many: an answer may have several calls.  ids: how ids are made.
     messages: the answer is made of messages with heads, as OpenAI's harmony has them.
@@ -54,6 +56,7 @@ class Format:
     body: Body
     begins: tuple[str, ...] = ()
     bare: str = ""
+    unmarked: tuple[str, ...] = ()
     closers: tuple[str, ...] = ()
     wraps: tuple[str, ...] = ()
     between: str = ""
@@ -98,6 +101,7 @@ FORMATS: tuple[Format, ...] = (
         "qwen3_coder",
         xml_body("</tool_call>"),
         ("<tool_call>",),
+        unmarked=("<function=",),
         closers=("</tool_call>",),
         spelling=Spelling("<tool_call>\n<function=$NAME>\n$PARAMETERS</function>\n</tool_call>"),
         signs=(("<tool_call>", "<function="),),

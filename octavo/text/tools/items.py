@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from octavo.text.tools.markers import Markers
@@ -26,6 +27,12 @@ class Items:
         self.root = reading.tools.get(name, {})
         found = [part.get("properties") for part in schema_parts(self.root, self.root)]
         self._schemas = [some for some in found if isinstance(some, dict)]
+        self._given: set[str] = set()
+
+    def missing(self, most: int) -> list[str]:
+        """Parameters of the function that have not come, at most so many."""
+        keys = (key for some in self._schemas for key in some if key not in self._given)
+        return list(islice(keys, most))
 
     def schema(self, key: str) -> dict[str, Any]:
         """Of a value."""
@@ -55,6 +62,7 @@ class Items:
 
     def _key(self, key: str) -> str:
         before, self._before = self._before, ", "
+        self._given.add(key)
         return f"{before}{dump_json(key)}: "
 
     def _put(self, piece: str, closing: str) -> None:
@@ -93,8 +101,12 @@ class _Lines:
         self._take(text)
 
 
-def bare_value(items: Items, key: str, ends: Markers, end: str, *, kept: bool = False) -> Steps[None]:
-    """A bare text up to `end`, in pieces where it can be nothing but a string. kept: with the line ends around it."""
+def bare_value(items: Items, key: str, ends: Markers, end: str, broken: str, *, kept: bool = False) -> Steps[None]:
+    """A bare text up to one of `ends`, in pieces where it can be nothing but a string.
+
+    end: the one that is its own; others are left to what follows.  broken: the one that breaks the call off.
+    kept: with the line ends around it.
+    """
     schema = items.schema(key)
     kinds = schema_types(schema, items.root)
     sent = "string" in kinds and "null" not in kinds
@@ -105,6 +117,7 @@ def bare_value(items: Items, key: str, ends: Markers, end: str, *, kept: bool = 
     marker = yield from upto(items.reading, ends, lines.take)
     if marker != end:
         items.reading.at -= len(marker)
+    if marker == broken:
         raise NotAValueError
     if sent:
         items.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -244,9 +244,10 @@ class OutputParser:
             reading = Reading({}, known=False, index=0, single=False, passed=[marker])
             self._section = _Section(reading, _read_head(reading), "", head=True)
         elif self._tool is not None:
-            bare = marker == self._tool.bare
-            self._begin_call(self._tool.body, "" if bare else marker)
-            at -= len(marker) if bare else 0
+            own = marker == self._tool.bare or marker in self._tool.unmarked  # the call's text itself
+            body = replace(self._tool.body, known=True) if own else self._tool.body
+            self._begin_call(body, "" if own else marker)
+            at -= len(marker) if own else 0
         else:
             self._say(marker)
             return at
@@ -351,7 +352,7 @@ def rules(tool: Format | None, reasoning: Reasoning | None) -> Rules:
     begins = reasoning.begins if reasoning else ()
     dropped = ((*tool.wraps,) if tool else ()) + ((*reasoning.wraps,) if reasoning else ())
     dropped += _ENDS if messages else ()
-    always = (*(tool.begins if tool else ()), *dropped, *(heads[:2]))
+    always = (*((*tool.begins, *tool.unmarked) if tool else ()), *dropped, *(heads[:2]))
     implied = tuple(marker for marker in reasoning.implied if marker in always) if reasoning else ()
     implied += _STARTS if messages else ()
     bare = (tool.bare,) if tool else ()
