@@ -365,6 +365,28 @@ def test_tags_that_qwen3_coder_leaves_out(text: str, arguments: dict[str, Any] |
         assert all((call.name, call.status) == ("get_weather", "completed") for call in calls)
 
 
+def test_kimi_may_put_space_around_what_it_writes() -> None:
+    text = '<|tool_call_begin|> functions.noop:0 <|tool_call_argument_begin|> {"a": 1} <|tool_call_end|>'
+    for pieces in ([text], text):
+        assert read(parser("kimi_k2"), pieces) == ("", "", [ToolCall("noop", '{"a": 1}', "functions.noop:0")])
+
+
+def test_gpt_oss_may_speak_to_itself() -> None:
+    """`to=assistant` is no call; of two channels the last one is meant."""
+    text = (
+        "<|channel|>commentary to=assistant<|channel|>analysis<|message|>Hm.<|end|>"
+        "<|start|>assistant<|channel|>commentary to=assistant<|channel|>final<|message|>Hello"
+    )
+    for pieces in ([text], text):
+        assert read(parser("openai", "openai_gptoss"), pieces) == ("Hello", "Hm.", [])
+
+
+def test_a_broken_head_takes_no_other_call_along() -> None:
+    broken = "<|tool_call>call:noop now<tool_call|>"
+    for pieces in ([broken + "<|tool_call>call:noop{}<tool_call|>"], broken + "<|tool_call>call:noop{}<tool_call|>"):
+        assert read(parser("gemma4"), pieces) == (broken, "", [ToolCall("noop", "{}")])
+
+
 def test_one_call_where_only_one_is_wanted() -> None:
     for answer in RECORDED:
         calls = read(parser(answer.format, answer.reasoning_parser, single=True), answer.text)[2]

@@ -224,7 +224,7 @@ def _read_gemma(quote: Markers, reading: Reading) -> Steps[None]:
     if not (yield from reading.starts("call:")):
         raise NotAValueError
     reading.aside()
-    items = Items(reading, reading.named((yield from reading.head(re.compile(r"[^{]*"))).strip()))
+    items = Items(reading, reading.named((yield from reading.head(re.compile(r"[^{<]*"))).strip()))
     yield from reading.need("{")
     more = True
     while more and (yield from reading.char()) != "}":

@@ -158,7 +158,7 @@ FORMATS: tuple[Format, ...] = (
     _deepseek("deepseek_v31", rf"(?P<name>{NAME})<｜tool▁sep｜>", "$NAME<｜tool▁sep｜>$ARGUMENTS"),
     Format(
         "kimi_k2",
-        headed_body(rf"(?P<id>(?:functions\.)?(?P<name>{NAME}):\d+)<\|tool_call_argument_begin\|>"),
+        headed_body(rf"(?P<id>(?:functions\.)?(?P<name>{NAME}):\d+)\s*<\|tool_call_argument_begin\|>"),
         ("<|tool_call_begin|>",),
         closers=("<|tool_call_end|>",),
         wraps=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),

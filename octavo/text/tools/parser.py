@@ -23,7 +23,7 @@ from octavo.text.tools.reading import MAX_HEAD, SPACE, Reading, Steps, Tools, en
 from octavo.text.tools.values import NotAValueError
 
 _ANALYSIS = re.compile(r"<\|channel\|>\s*analysis\b")
-_RECIPIENT = re.compile(r"\bto=\S")
+_RECIPIENT = re.compile(r"\bto=(?!assistant\b)\S")  # gpt-oss speaks to itself at times
 _STARTS, _ENDS = HARMONY[:2], HARMONY[4:]
 _HEAD_END = Markers(HARMONY[3:4])
 
