@@ -58,7 +58,7 @@ REASONINGS: tuple[Reasoning, ...] = (
         ("Here is my thought process:", "Here's my thought process:", "<think>"),
         ("Here is my response:", "Here's my response:", "</think>"),
         wraps=("<response>", "</response>"),
-        signs=(("Here is my thought process:",), ("<think>", "<response>")),
+        signs=(("Here is my thought process:",), ("<think>", "<response>", "<|start_of_role|>")),
     ),
     Reasoning(
         "hunyuan_a13b",
@@ -70,18 +70,26 @@ REASONINGS: tuple[Reasoning, ...] = (
     Reasoning(
         "kimi_k2", _BEGIN, _END, implied=("<|tool_calls_section_begin|>",), signs=(("<|tool_call_begin|>", "<think>"),)
     ),
+    Reasoning(
+        "minimax_m2",
+        _BEGIN,
+        _END,
+        implied=("<minimax:tool_call>",),
+        open=True,
+        signs=(("<minimax:tool_call>", "<think>"),),
+    ),
     Reasoning("qwen3", _BEGIN, _END, implied=("<tool_call>",), signs=(("<think>", "<tool_call>"),)),
     Reasoning("deepseek_v3", _BEGIN, _END, signs=(("<think>",), ("</think>",))),
     Reasoning("deepseek_r1", _BEGIN, _END, open=True),
 )
 
 ALIASES = {
-    "glm45": "deepseek_v3",
+    "glm45": "qwen3",
+    "nemotron_v3": "qwen3",
+    "step3p5": "qwen3",
     "deepseek_v31": "deepseek_v3",
-    "step3": "deepseek_r1",
-    "minimax_m2": "deepseek_r1",
     "olmo3": "deepseek_v3",
+    "step3": "deepseek_r1",
     "ernie45": "deepseek_r1",
-    "nemotron_v3": "deepseek_r1",
 }
 """Names of vLLM's for a way that has a row under another."""

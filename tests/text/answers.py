@@ -149,6 +149,39 @@ RECORDED = [
         reasoning_parser="granite",
     ),
     Answer("phi4_mini_json", f"functools[{_both()}]", [WEATHER, SEARCH]),
+    Answer("nemotron_json", f"Ok.\n<TOOLCALL>[{_both()}]</TOOLCALL>", [WEATHER, SEARCH], "Ok."),
+    Answer("xlam", f"[{_both()}]", [WEATHER, SEARCH]),
+    Answer(
+        "lfm2",
+        "<|tool_call_start|>[get_weather(city='Paris', days=2), noop()]<|tool_call_end|>I look.",
+        [WEATHER, ("noop", {})],
+        "I look.",
+    ),
+    Answer(
+        "minimax_m2",
+        "<think>\nHm.\n<minimax:tool_call>\n"
+        '<invoke name="get_weather">\n<parameter name="city">Paris</parameter>\n<parameter name="days">2</parameter>\n'
+        '</invoke>\n<invoke name="search-all">\n<parameter name="tags">["a", "b"]</parameter>\n'
+        '<parameter name="deep">{"x": [1, null, true]}</parameter>\n</invoke>\n</minimax:tool_call>',
+        [WEATHER, SEARCH],
+        reasoning="Hm.",
+        reasoning_parser="minimax_m2",
+    ),
+    *(
+        Answer(
+            name,
+            f"<think>Hm.</think>Ok.\n\n<｜DSML｜{block}>\n"
+            '<｜DSML｜invoke name="get_weather">\n'
+            '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
+            '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+            f'<｜DSML｜invoke name="noop">\n</｜DSML｜invoke>\n</｜DSML｜{block}>',
+            [WEATHER, ("noop", {})],
+            "Ok.",
+            "Hm.",
+            "deepseek_v3",
+        )
+        for name, block in (("deepseek_v32", "function_calls"), ("deepseek_v4", "tool_calls"))
+    ),
     Answer("jamba", f"<tool_calls>[{_both()}]</tool_calls>", [WEATHER, SEARCH]),
     Answer(
         "openai",
@@ -199,7 +232,7 @@ def generated(name: str, rng: random.Random) -> Answer:
     """An answer of the format with random content and calls, spelled by the format's rules."""
     calls = [(rng.choice(list(TOOLS)), _arguments(rng)) for _ in range(rng.randrange(1, 4))]
     content = rng.choice(["", "Let me see.", "Zürich <b>1 < 2</b> {x} [y]", "日本 😀"])
-    if name in ("llama3_json", "pythonic", "llama4_pythonic") or content == "":
+    if name in ("llama3_json", "pythonic", "llama4_pythonic", "xlam") or content == "":
         return Answer(name, WRITERS[name](calls), calls)
     return Answer(name, _said(name, content) + WRITERS[name](calls), calls, content)
 
@@ -264,6 +297,23 @@ def _xml(calls: Calls, tag: str = "tool_call") -> str:
     )
 
 
+def _invokes(calls: Calls, block: str, tag: str = "", *, told: bool = False) -> str:
+    inner = "".join(
+        f'<{tag}invoke name="{name}">\n'
+        + "".join(
+            f'<{tag}parameter name="{key}"{_told(value) if told else ""}>{_bare(value)}</{tag}parameter>\n'
+            for key, value in given.items()
+        )
+        + f"</{tag}invoke>\n"
+        for name, given in calls
+    )
+    return f"<{block}>\n{inner}</{block}>"
+
+
+def _told(value: Any) -> str:
+    return f' string="{str(isinstance(value, str)).lower()}"'
+
+
 def _pairs(calls: Calls) -> str:
     return "\n".join(
         f"<tool_call>{name}\n"
@@ -320,6 +370,12 @@ WRITERS: dict[str, Any] = {
     "deepseek_v31": lambda calls: _deepseek(calls, "NAME<｜tool▁sep｜>", ""),
     "qwen3_coder": _xml,
     "seed_oss": lambda calls: _xml(calls, "seed:tool_call"),
+    "minimax_m2": lambda calls: _invokes(calls, "minimax:tool_call"),
+    "deepseek_v32": lambda calls: _invokes(calls, "｜DSML｜function_calls", "｜DSML｜", told=True),
+    "deepseek_v4": lambda calls: _invokes(calls, "｜DSML｜tool_calls", "｜DSML｜", told=True),
+    "lfm2": lambda calls: f"<|tool_call_start|>{_python(calls)}<|tool_call_end|>",
+    "nemotron_json": lambda calls: f"<TOOLCALL>[{', '.join(_json_calls(calls))}]</TOOLCALL>",
+    "xlam": lambda calls: f"[{', '.join(_json_calls(calls))}]",
     "glm45": _pairs,
     "kimi_k2": _kimi,
     "granite": lambda calls: f"<|tool_call|>[{', '.join(_json_calls(calls))}]",

@@ -229,7 +229,7 @@ STRICT = [FUNCTIONS[0], Function("noop", {"properties": {"x": {"type": "integer"
 
 
 @pytest.mark.parametrize(
-    "name", ["hermes", "qwen3_coder", "glm45", "deepseek_v31", "kimi_k2", "granite", "gemma4", "jamba"]
+    "name", ["hermes", "qwen3_coder", "glm45", "deepseek_v31", "kimi_k2", "granite", "gemma4", "jamba", "minimax_m2"]
 )
 def test_strict_functions_in_free_text(name: str, vocabulary: Vocabularies) -> None:
     tool = tool_format(name, "")
@@ -326,6 +326,11 @@ CALLS: dict[str, Any] = {
         f"{json.dumps(given)}<|tool_call_end|><|tool_calls_section_end|>"
     ),
     "gemma4": lambda name, given: f"<|tool_call>call:{name}{json.dumps(given)}<tool_call|>",
+    "minimax_m2": lambda name, given: (
+        f'<minimax:tool_call>\n<invoke name="{name}">\n'
+        + "".join(f'<parameter name="{key}">{_bare(value)}</parameter>\n' for key, value in given.items())
+        + "</invoke>\n</minimax:tool_call>"
+    ),
 }
 
 

@@ -365,6 +365,23 @@ def test_tags_that_qwen3_coder_leaves_out(text: str, arguments: dict[str, Any] |
         assert all((call.name, call.status) == ("get_weather", "completed") for call in calls)
 
 
+def test_parameters_that_say_whether_they_are_strings() -> None:
+    """Before the schema; a text that is no JSON is a string all the same."""
+    given = (("city", "true", "12"), ("days", "true", "3"), ("exact", "false", "true"), ("x", "false", "1.5"))
+    for name, block in (("deepseek_v32", "function_calls"), ("deepseek_v4", "tool_calls")):
+        values = (
+            f'<｜DSML｜parameter name="{key}" string="{told}">{value}</｜DSML｜parameter>\n'
+            for key, told, value in (*given, ("ratio", "false", "null"), ("deep", "false", "{"))
+        )
+        text = (
+            f'<｜DSML｜{block}>\n<｜DSML｜invoke name="noop">\n{"".join(values)}</｜DSML｜invoke>\n</｜DSML｜{block}>'
+        )
+        for pieces in ([text], text):
+            (call,) = read(parser(name), pieces)[2]
+            expected = {"city": "12", "days": "3", "exact": True, "x": 1.5, "ratio": None, "deep": "{"}
+            assert json.loads(call.arguments) == expected
+
+
 def test_kimi_may_put_space_around_what_it_writes() -> None:
     text = '<|tool_call_begin|> functions.noop:0 <|tool_call_argument_begin|> {"a": 1} <|tool_call_end|>'
     for pieces in ([text], text):
@@ -414,6 +431,19 @@ def test_think_tags(text: str, open: bool, reasoning: str, content: str) -> None
         assert read(parser(None, "qwen3", open=open), pieces) == (content, reasoning, [])
 
 
+@pytest.mark.parametrize(
+    ("tool", "way", "call"),
+    [
+        ("glm45", "glm45", "<tool_call>noop</tool_call>"),
+        ("qwen3_coder", "nemotron_v3", "<tool_call><function=noop></function></tool_call>"),
+        ("minimax_m2", "minimax_m2", '<minimax:tool_call><invoke name="noop"></invoke></minimax:tool_call>'),
+    ],
+)
+def test_a_call_ends_reasoning_that_is_open(tool: str, way: str, call: str) -> None:
+    for pieces in (["Hm. " + call], "Hm. " + call):
+        assert read(parser(tool, way, open=True), pieces) == ("", "Hm.", [ToolCall("noop", "{}")])
+
+
 def test_whether_a_prompt_began_the_reasoning() -> None:
     plain, eager = reasoning_format("qwen3", ""), reasoning_format("deepseek_r1", "")
     assert plain is not None
@@ -425,6 +455,8 @@ def test_whether_a_prompt_began_the_reasoning() -> None:
 
 
 HOSTILE_UNITS = [
+    '<minimax:tool_call><invoke name="f"><parameter name="a">',
+    '<parameter name="city">',
     *(
         "<tool_call>",
         "{",
@@ -470,6 +502,7 @@ def test_time_is_linear(unit: str) -> None:
         "hermes",
         "mistral",
         "qwen3_coder",
+        "minimax_m2",
         "glm45",
         "openai",
         "gemma4",

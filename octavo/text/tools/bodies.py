@@ -7,7 +7,7 @@ strings piece by piece. A call is told of with its first certain value: before, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from octavo.text.tools.values import NotAValueError, dump_json, load_json
 
 _NAME = re.compile(NAME)
 _ARGUMENTS = ("arguments", "parameters")
-_VALUE_END, _PAIR_END = "</parameter>", "</arg_value>"
+_PAIR_END = "</arg_value>"
 MAX_OPENERS = 64  # of a function's parameters that are looked for inside a value
 
 Reader = Callable[[Reading], Steps[None]]
@@ -71,7 +71,17 @@ def xml_body(end: str) -> Body:
 
     Models forget </parameter>: what the function's next parameter, or the call's end, stands behind is over, too.
     """
-    return Body(partial(_read_xml, end))
+    return Body(partial(_read_xml, _Tags("<function=", "</function>", "<parameter=", "</parameter>"), end))
+
+
+def invoke_body(end: str, prefix: str = "") -> Body:
+    """<invoke name="NAME"> <parameter name="KEY"> text </parameter> ... </invoke>; likewise. prefix: of each tag.
+
+    A parameter's attribute string="true" or "false" tells what the text is, before the tool's schema.
+    """
+    call, value = f"{prefix}invoke", f"{prefix}parameter"
+    tags = _Tags(f'<{call} name="', f"</{call}>", f'<{value} name="', f"</{value}>", quoted=True)
+    return Body(partial(_read_xml, tags, end))
 
 
 def pairs_body(end: str) -> Body:
@@ -177,32 +187,63 @@ def _read_python(reading: Reading) -> Steps[None]:
     reading.at += more
 
 
-_TAG_NAME = re.compile(r"[^<>\s]*")
+_TAG_NAME = re.compile(r"[^<>\s\"]*")
 _TAG_KEY = re.compile(r"[^<>]*")
+_QUOTED = re.compile(r"[^<>\"]*")
+_TOLD: dict[str, dict[str, Any]] = {
+    "true": {"type": "string"},
+    "false": {"type": ["number", "boolean", "null", "array", "object"]},
+}
 
 
-def _value_ends(end: str, key: str, items: Items) -> Markers:
-    others = [other for other in items.missing(MAX_OPENERS) if other != key and _TAG_KEY.fullmatch(other)]
-    # the last without its bracket, since one marker must not stand inside another
-    return Markers([_VALUE_END, end, f"</function>\n{end[:-1]}", *(f"<parameter={other}>" for other in others)])
+@dataclass(frozen=True)
+class _Tags:
+    """What stands before a name and behind its call, before a key and behind its value. quoted: names are, in `"`."""
+
+    call: str
+    call_end: str
+    value: str
+    value_end: str
+    quoted: bool = False
+
+    def ends(self, end: str, key: str, items: Items) -> Markers:
+        """Of a value: its own, the call's, and what begins another one of the function's parameters."""
+        others = [other for other in items.missing(MAX_OPENERS) if other != key and _TAG_KEY.fullmatch(other)]
+        close = '"' if self.quoted else ">"
+        openers = (self.value + other + close for other in others)
+        # the call's end without its bracket, since one marker must not stand inside another
+        return Markers([self.value_end, end, f"{self.call_end}\n{end[:-1]}", *openers])
 
 
-def _read_xml(end: str, reading: Reading) -> Steps[None]:
-    more = yield from reading.starts("<function=")
+def _read_xml(tags: _Tags, end: str, reading: Reading) -> Steps[None]:
+    more = yield from reading.starts(tags.call)
     if not more:
         raise NotAValueError
     while more:
         name = reading.named((yield from reading.word(_TAG_NAME)))
-        yield from reading.need(">")
+        yield from _close_tag(tags, reading)
         items = Items(reading, name)
-        while (yield from reading.starts("<parameter=")):
-            key = yield from reading.word(_TAG_KEY)
-            yield from reading.need(">")
-            yield from bare_value(items, key, _value_ends(end, key, items), _VALUE_END, end)
-        if not (yield from reading.starts("</function>")):
+        while (yield from reading.starts(tags.value)):
+            key = yield from reading.word(_QUOTED if tags.quoted else _TAG_KEY)
+            schema = yield from _close_tag(tags, reading)
+            ends = tags.ends(end, key, items)
+            yield from bare_value(items, key, ends, tags.value_end, end, kept=tags.quoted, schema=schema)
+        if not (yield from reading.starts(tags.call_end)):
             raise NotAValueError
         items.end()
-        more = yield from reading.starts("<function=")
+        more = yield from reading.starts(tags.call)
+
+
+def _close_tag(tags: _Tags, reading: Reading) -> Steps[Mapping[str, Any] | None]:
+    """Pass over a tag's end, and tell the schema that it names."""
+    told = None
+    if tags.quoted:
+        yield from reading.need('"')
+        if (yield from reading.starts('string="')):
+            told = _TOLD.get((yield from reading.word(_TAG_NAME)))
+            yield from reading.need('"')
+    yield from reading.need(">")
+    return told
 
 
 _UNTAGGED = re.compile(r"[^<]*")

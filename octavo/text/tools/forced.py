@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.base.errors import InputError, UnsupportedError
@@ -19,7 +19,7 @@ from octavo.text.tools.formats import Format, Spelling
 from octavo.text.tools.values import listed_values, own_types, referred, schema_parts, schema_types
 
 MOST_CALLS = 32
-_PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|PARAMETERS|PAIRS|KEYWORDS))")
+_PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|VALUES|KEYWORDS))")
 _UNENFORCED = ("pattern", "minLength", "maxLength", "format", "const", "enum", "not", "if")
 # fmt: off
 _UNENFORCED_OF_ALL = (
@@ -96,12 +96,12 @@ def free_grammar(
     if tool.bare:
         return lark.finish(f"{before} {_calls_or_text(lark, tool, spelling, functions)}")
     begin = next((marker for marker in tool.begins if spelling.call.startswith(marker)), "")
-    inner = Spelling(spelling.call[len(begin) :])
+    inner = replace(spelling, call=spelling.call[len(begin) :])
     lark.rule("inner", " | ".join(lark.call(inner, function) for function in functions))
     lark.rule("call", f"{lark.text(begin)} inner")
     sections = [f"{lark.upto(begin)} inner"] if begin else []
     for mark in tool.unmarked:
-        rest = Spelling(spelling.call.partition(mark)[2])
+        rest = replace(spelling, call=spelling.call.partition(mark)[2])
         sections.append(f"{lark.upto(mark)} ({' | '.join(lark.call(rest, function) for function in functions)})")
     if spelling.before:
         first = next(marker for marker in (*tool.wraps, *tool.begins) if spelling.before.startswith(marker))
@@ -255,11 +255,8 @@ class _Lark:
                     parts.append("/[0-9]{1,3}/")
                 case "$KEYWORDS":
                     parts.append(self._keywords(schema, function))
-                case "$PARAMETERS":
-                    parts.append(self._bare_values(schema, function, "<parameter={}>\n", "\n</parameter>\n"))
-                case "$PAIRS":
-                    key = "<arg_key>{}</arg_key>\n<arg_value>"
-                    parts.append(self._bare_values(schema, function, key, "</arg_value>\n"))
+                case "$VALUES":
+                    parts.append(self._bare_values(schema, function, *spelling.value.split("$VALUE")))
                 case _:
                     parts.append(self.text(part))
         return " ".join(part for part in parts if part)
@@ -285,24 +282,27 @@ class _Lark:
 
     def _bare_values(self, schema: Mapping[str, Any], function: Function, head: str, end: str) -> str:
         """Strings as they are, other values as JSON."""
+        char = r'[^<>"\n]' if '"$KEY"' in head else r"[^<>\n]"  # of a key
         if function.free:
-            before, after = head.split("{}")
-            return f"({self.text(before)} /[^<>\\n]{{1,128}}/ {self.text(after)} {self.upto(end)})*"
+            before, after = head.replace("$STRING", "true").split("$KEY")
+            return f"({self.text(before)} /{char}{{1,128}}/ {self.text(after)} {self.upto(end)})*"
         parts = []
-        for key, sub, needed in _properties(schema, function, r"[^<>\n]+"):
-            value = self._bare_value(sub, function, key, end)
-            parts.append(f"({self.text(head.format(key))} {value})" + ("" if needed else "?"))
+        for key, sub, needed in _properties(schema, function, char + "+"):
+            value, is_string = self._bare_value(sub, function, key, end)
+            before = head.replace("$STRING", str(is_string).lower()).replace("$KEY", key)
+            parts.append(f"({self.text(before)} {value})" + ("" if needed else "?"))
         return " ".join(parts)
 
-    def _bare_value(self, sub: Mapping[str, Any], function: Function, key: str, end: str) -> str:
+    def _bare_value(self, sub: Mapping[str, Any], function: Function, key: str, end: str) -> tuple[str, bool]:
+        """And whether it is a string."""
         root = function.schema
         values = listed_values(sub, root) or ()
         words = ["null" if value is None else value for value in values]
         if any(isinstance(value, str) for value in values):
             if all(isinstance(word, str) for word in words):
-                return f"({' | '.join(map(_quoted, words))}) {self.text(end)}"
+                return f"({' | '.join(map(_quoted, words))}) {self.text(end)}", True
         elif "string" not in schema_types(sub, root) and sub.keys() - {*_NOTES, "$defs", "definitions"}:
-            return f"{self.json(sub)} {self.text(end)}"
+            return f"{self.json(sub)} {self.text(end)}", False
         of_strings = [part for part in schema_parts(sub, root) if "string" in (own_types(part) or {"string"})]
         wrong = next((name for part in of_strings for name in _UNENFORCED if name in part), None)
         if wrong is not None:
@@ -312,7 +312,7 @@ class _Lark:
                 "model's format of tool calls; leave it out",
                 param=where,
             )
-        return self.upto(end)
+        return self.upto(end), True
 
 
 def _bare(schema: Any) -> Any:

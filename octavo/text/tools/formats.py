@@ -13,6 +13,7 @@ from octavo.text.tools.bodies import (
     Body,
     gemma_body,
     headed_body,
+    invoke_body,
     json_body,
     message_body,
     mistral_body,
@@ -27,14 +28,15 @@ from octavo.text.tools.reading import NAME
 class Spelling:
     """How calls are to be written where they are forced. call: with $NAME and a place for the arguments.
 
-    $ARGUMENTS: a JSON object.  $KEYWORDS: key=JSON, ....  $PARAMETERS, $PAIRS: xml_body's and pairs_body's.
-    $NUMBER: digits.  before, between, after: around all calls.
+    $ARGUMENTS: a JSON object.  $KEYWORDS: key=JSON, ....  $NUMBER: digits.  $VALUES: bare values, each as `value` has
+    it, with $KEY, $VALUE and perhaps $STRING: whether it is one.  before, between, after: around all calls.
     """
 
     call: str
     before: str = ""
     between: str = "\n"
     after: str = ""
+    value: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>"
 
 
 _PYTHONIC = "[func_name1("  # as Meta's prompts ask for it
+_PARAMETER = "<parameter=$KEY>\n$VALUE\n</parameter>\n"
 _OBJECT = '{"name": "$NAME", "arguments": $ARGUMENTS}'
 
 
@@ -95,15 +98,51 @@ def _deepseek(name: str, head: str, written: str, *signs: str) -> Format:
     )
 
 
+def _dsml(name: str, block: str) -> Format:
+    """DeepSeek's markup; a parameter says whether it is a string."""
+    begin, end, tag = f"<｜DSML｜{block}>", f"</｜DSML｜{block}>", "｜DSML｜"
+    return Format(
+        name,
+        invoke_body(end, tag),
+        (begin,),
+        closers=(end,),
+        inner=(tag,),
+        spelling=Spelling(
+            f'<{tag}invoke name="$NAME">\n$VALUES</{tag}invoke>\n',
+            f"{begin}\n",
+            "",
+            end,
+            f'<{tag}parameter name="$KEY" string="$STRING">$VALUE</{tag}parameter>\n',
+        ),
+        signs=((tag, f"{block}>"),),
+    )
+
+
 # Told apart by their templates: the more special ones stand first.
 FORMATS: tuple[Format, ...] = (
+    Format(
+        "minimax_m2",
+        invoke_body("</minimax:tool_call>"),
+        ("<minimax:tool_call>",),
+        closers=("</minimax:tool_call>",),
+        spelling=Spelling(
+            '<invoke name="$NAME">\n$VALUES</invoke>\n',
+            "<minimax:tool_call>\n",
+            "",
+            "</minimax:tool_call>",
+            '<parameter name="$KEY">$VALUE</parameter>\n',
+        ),
+        signs=(("<minimax:tool_call>",),),
+    ),
+    _dsml("deepseek_v32", "function_calls"),
+    _dsml("deepseek_v4", "tool_calls"),
     Format(
         "qwen3_coder",
         xml_body("</tool_call>"),
         ("<tool_call>",),
         unmarked=("<function=",),
         closers=("</tool_call>",),
-        spelling=Spelling("<tool_call>\n<function=$NAME>\n$PARAMETERS</function>\n</tool_call>"),
+        spelling=Spelling("<tool_call>\n<function=$NAME>\n$VALUES</function>\n</tool_call>", value=_PARAMETER),
         signs=(("<tool_call>", "<function="),),
     ),
     Format(
@@ -112,7 +151,9 @@ FORMATS: tuple[Format, ...] = (
         ("<tool_call>",),
         closers=("</tool_call>",),
         inner=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
-        spelling=Spelling("<tool_call>$NAME\n$PAIRS</tool_call>"),
+        spelling=Spelling(
+            "<tool_call>$NAME\n$VALUES</tool_call>", value="<arg_key>$KEY</arg_key>\n<arg_value>$VALUE</arg_value>\n"
+        ),
         signs=(("<tool_call>", "<arg_key>"),),
     ),
     Format(
@@ -120,7 +161,9 @@ FORMATS: tuple[Format, ...] = (
         xml_body("</seed:tool_call>"),
         ("<seed:tool_call>",),
         closers=("</seed:tool_call>",),
-        spelling=Spelling("<seed:tool_call>\n<function=$NAME>\n$PARAMETERS</function>\n</seed:tool_call>"),
+        spelling=Spelling(
+            "<seed:tool_call>\n<function=$NAME>\n$VALUES</function>\n</seed:tool_call>", value=_PARAMETER
+        ),
         signs=(("<seed:tool_call>",),),
     ),
     Format(
@@ -200,6 +243,22 @@ FORMATS: tuple[Format, ...] = (
         signs=(("<|python_start|>",), ("<|header_start|>", _PYTHONIC)),
     ),
     Format(
+        "lfm2",
+        python_body(),
+        ("<|tool_call_start|>",),
+        closers=("<|tool_call_end|>",),
+        spelling=Spelling("$NAME($KEYWORDS)", "<|tool_call_start|>[", ", ", "]<|tool_call_end|>"),
+        signs=(("List of tools: ", "<|im_start|>"),),
+    ),
+    Format(
+        "nemotron_json",
+        json_body(),
+        ("<TOOLCALL>",),
+        closers=("</TOOLCALL>",),
+        spelling=Spelling(_OBJECT, "<TOOLCALL>[", ", ", "]</TOOLCALL>"),
+        signs=(("<TOOLCALL>",),),
+    ),
+    Format(
         "phi4_mini_json",
         json_body(),
         ("functools", "<|tool_call|>"),
@@ -239,6 +298,13 @@ FORMATS: tuple[Format, ...] = (
         spelling=Spelling("$NAME($KEYWORDS)", "[", ", ", "]"),
         signs=((_PYTHONIC,),),
     ),
+    Format(
+        "xlam",
+        json_body(known=True),
+        bare="[",
+        spelling=Spelling(_OBJECT, "[", ", ", "]"),
+        signs=(('[{"name": "tool_call_name", "arguments": ',),),
+    ),
 )
 
 ALIASES = {
@@ -247,5 +313,6 @@ ALIASES = {
     "llama4_json": "llama3_json",
     "hunyuan_a13b": "jamba",
     "granite4": "hermes",
+    "llama_nemotron_json": "nemotron_json",
 }
 """Names of vLLM's for a format that has a row under another."""

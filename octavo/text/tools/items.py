@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -101,13 +101,22 @@ class _Lines:
         self._take(text)
 
 
-def bare_value(items: Items, key: str, ends: Markers, end: str, broken: str, *, kept: bool = False) -> Steps[None]:
+def bare_value(
+    items: Items,
+    key: str,
+    ends: Markers,
+    end: str,
+    broken: str,
+    *,
+    kept: bool = False,
+    schema: Mapping[str, Any] | None = None,
+) -> Steps[None]:
     """A bare text up to one of `ends`, in pieces where it can be nothing but a string.
 
     end: the one that is its own; others are left to what follows.  broken: the one that breaks the call off.
-    kept: with the line ends around it.
+    kept: with the line ends around it.  schema: in place of the tool's.
     """
-    schema = items.schema(key)
+    schema = items.schema(key) if schema is None else schema
     kinds = schema_types(schema, items.root)
     sent = "string" in kinds and "null" not in kinds
     pieces: list[str] = []
