@@ -444,6 +444,24 @@ def test_a_call_ends_reasoning_that_is_open(tool: str, way: str, call: str) -> N
         assert read(parser(tool, way, open=True), pieces) == ("", "Hm.", [ToolCall("noop", "{}")])
 
 
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content", "num_calls"),
+    [
+        ("A <tool_call> it is.\n</think>\nB", "A <tool_call> it is.", "B", 0),
+        ("A <tool_call>{} it is, then <tool_call><function=noop></function></tool_call>B",) * 2 + ("", 0),
+        ('A <tool_call> it is</think><tool_call>{"name": "noop"}</tool_call>', "A <tool_call> it is", "", 1),
+        ('A <tool_call>\n<tool_call>{"name": "noop"}</tool_call>B', "A <tool_call>", "B", 1),
+        ('A <tool_call>{"name": "no', 'A <tool_call>{"name": "no', "", 0),
+        ("A <tool_call>", "A <tool_call>", "", 0),
+    ],
+)
+def test_reasoning_may_speak_of_calls(text: str, reasoning: str, content: str, num_calls: int) -> None:
+    """A call ends it where a call comes, not the marker alone."""
+    for pieces in ([text], text):
+        said, thought, calls = read(parser("hermes", "qwen3", open=True), pieces)
+        assert (said, thought, len(calls)) == (content, reasoning, num_calls)
+
+
 def test_whether_a_prompt_began_the_reasoning() -> None:
     plain, eager = reasoning_format("qwen3", ""), reasoning_format("deepseek_r1", "")
     assert plain is not None

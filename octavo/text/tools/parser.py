@@ -102,6 +102,7 @@ class OutputParser:
         self._reasoning = Channel(bordered=True)
         self._anchored, self._ends = self._rules.first, self._rules.ends
         self._section: _Section | None = None
+        self._doubted = False  # a call's marker has stopped the reasoning, and no call has come of it yet
         self._tail = ""
         self._said: list[str] = []
         self._reasoned: list[str] = []
@@ -212,8 +213,10 @@ class OutputParser:
             self._reason(text[at:hold])
             return self._wait(text, hold)
         self._reason(text[at : found.start()])
-        self._reasoning.border()
         self._state, self._anchored = self._at_start, self._rules.first
+        self._doubted = self._tool is not None and found[0] in self._tool.begins
+        if not self._doubted:
+            self._reasoning.border()
         return found.start() if found[0] in self._rules.implied else found.end()
 
     def _in_section(self, text: str, at: int) -> int:
@@ -275,15 +278,22 @@ class OutputParser:
         self._calls += reading.calls()
         self._num_calls = reading.index
         self._content.border()
+        if self._doubted:
+            self._reasoning.border()
+            self._doubted = False
         self._section, self._state, self._anchored = None, self._at_start, self._rules.after_call
         return reading.at
 
     def _fail(self, section: _Section) -> int:
-        """What is in no call is content."""
+        """What is in no call is content, or reasoning where that spoke of a call."""
         reading = section.reading
         text = reading.left()
         if reading.told:
             self._end_calls(reading)
+        elif self._doubted:
+            self._section, self._state, self._doubted = None, self._in_reasoning, False
+            self._reason(section.marker + text)
+            return reading.at
         else:
             self._section, self._state = None, self._in_text
             text = section.marker + text
