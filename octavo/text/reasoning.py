@@ -12,11 +12,12 @@ from octavo.text.tools.formats import HARMONY
 
 @dataclass(frozen=True)
 class Reasoning:
-    """One way. Reasoning begins with the answer, or behind a call, never inside the answer's text.
+    """One way. Reasoning begins with the answer, or behind a call, inside the answer's text only where `anywhere`.
 
     begins, ends: around reasoning.  implied: markers that end it without being its end: a call's.
     wraps: markers around the answer, shown to nobody.  open: the answer begins inside reasoning though nothing says
-    so, unless the prompt closed it.  messages: by the heads of messages, as OpenAI's harmony has them.
+    so, unless the prompt closed it.  anywhere: the markers are tokens that no text has; an end alone is shown to
+    nobody.  messages: by the heads of messages, as OpenAI's harmony has them.
     signs: alternatives; a template with all strings of one is made for it.
     """
 
@@ -26,6 +27,7 @@ class Reasoning:
     implied: tuple[str, ...] = ()
     wraps: tuple[str, ...] = ()
     open: bool = False
+    anywhere: bool = False
     messages: bool = False
     signs: tuple[tuple[str, ...], ...] = ()
 
@@ -50,7 +52,13 @@ _BEGIN, _END = ("<think>",), ("</think>",)
 # Told apart by their templates: the more special ones stand first.
 REASONINGS: tuple[Reasoning, ...] = (
     Reasoning("openai_gptoss", messages=True, signs=(("<|channel|>", "<|message|>"),)),
-    Reasoning("gemma4", ("<|channel>thought",), ("<channel|>",), signs=(("<|channel>", "<channel|>"),)),
+    Reasoning(
+        "gemma4",
+        ("<|channel>thought",),
+        ("<channel|>",),
+        anywhere=True,
+        signs=(("<|channel>", "<channel|>"),),
+    ),
     Reasoning("mistral", ("[THINK]",), ("[/THINK]",), signs=(("[THINK]",),)),
     Reasoning("seed_oss", ("<seed:think>",), ("</seed:think>",), signs=(("<seed:think>",),)),
     Reasoning(
@@ -68,7 +76,11 @@ REASONINGS: tuple[Reasoning, ...] = (
         signs=(("<think>", "<answer>"),),
     ),
     Reasoning(
-        "kimi_k2", _BEGIN, _END, implied=("<|tool_calls_section_begin|>",), signs=(("<|tool_call_begin|>", "<think>"),)
+        "kimi_k2",
+        _BEGIN,
+        _END,
+        implied=("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
+        signs=(("<|tool_call_begin|>", "<think>"),),
     ),
     Reasoning(
         "minimax_m2",

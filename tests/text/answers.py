@@ -288,10 +288,10 @@ def _bare(value: Any) -> str:
     return value if isinstance(value, str) else _dump(value)
 
 
-def _xml(calls: Calls, tag: str = "tool_call") -> str:
+def _xml(calls: Calls, tag: str = "tool_call", around: str = "\n") -> str:
     return "\n".join(
         f"<{tag}>\n<function={name}>\n"
-        + "".join(f"<parameter={key}>\n{_bare(value)}\n</parameter>\n" for key, value in given.items())
+        + "".join(f"<parameter={key}>{around}{_bare(value)}{around}</parameter>\n" for key, value in given.items())
         + f"</function>\n</{tag}>"
         for name, given in calls
     )
@@ -369,7 +369,7 @@ WRITERS: dict[str, Any] = {
     "deepseek_v3": lambda calls: _deepseek(calls, "function<｜tool▁sep｜>NAME\n```json\n", "\n```"),
     "deepseek_v31": lambda calls: _deepseek(calls, "NAME<｜tool▁sep｜>", ""),
     "qwen3_coder": _xml,
-    "seed_oss": lambda calls: _xml(calls, "seed:tool_call"),
+    "seed_oss": lambda calls: _xml(calls, "seed:tool_call", ""),
     "minimax_m2": lambda calls: _invokes(calls, "minimax:tool_call"),
     "deepseek_v32": lambda calls: _invokes(calls, "｜DSML｜function_calls", "｜DSML｜", told=True),
     "deepseek_v4": lambda calls: _invokes(calls, "｜DSML｜tool_calls", "｜DSML｜", told=True),

@@ -462,6 +462,44 @@ def test_reasoning_may_speak_of_calls(text: str, reasoning: str, content: str, n
         assert (said, thought, len(calls)) == (content, reasoning, num_calls)
 
 
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content"),
+    [
+        ("<|channel>thought\nA<channel|>B<channel|>", "A", "B"),
+        ("B<|channel>thought\n<channel|>", "", "B"),
+        ("B<|channel>thought\nA<channel|>C", "A", "B\nC"),
+        ("<channel|>B", "", "B"),
+        ("B <|channel>x", "", "B <|channel>x"),
+    ],
+)
+def test_gemma_4_reasons_anywhere(text: str, reasoning: str, content: str) -> None:
+    for pieces in ([text], text):
+        assert read(parser("gemma4", "gemma4"), pieces) == (content, reasoning, [])
+
+
+def test_kimi_calls_from_reasoning_without_the_section() -> None:
+    call = '<|tool_call_begin|>functions.noop:0<|tool_call_argument_begin|>{"a": 1}'
+    for pieces in (["Hm." + call], "Hm." + call):
+        said, thought, calls = read(parser("kimi_k2", "kimi_k2", open=True), pieces)
+        assert (said, thought, [call.arguments for call in calls]) == ("", "Hm.", ['{"a": 1}'])
+
+
+def test_line_ends_around_bare_values() -> None:
+    """Qwen's are a line's own; Seed-OSS and MiniMax write values between the tags."""
+    for name, text, value in (
+        ("qwen3_coder", "<tool_call>\n<function=noop>\n<parameter=city>\n\na\n\n</parameter>\n</function>", "\na\n"),
+        ("seed_oss", "<seed:tool_call>\n<function=noop>\n<parameter=city>\na\n</parameter>\n</function>", "\na\n"),
+        (
+            "minimax_m2",
+            '<minimax:tool_call><invoke name="noop"><parameter name="city">\na\n</parameter></invoke>',
+            "\na\n",
+        ),
+    ):
+        for pieces in ([text], text):
+            (call,) = read(parser(name), pieces)[2]
+            assert json.loads(call.arguments) == {"city": value}
+
+
 def test_whether_a_prompt_began_the_reasoning() -> None:
     plain, eager = reasoning_format("qwen3", ""), reasoning_format("deepseek_r1", "")
     assert plain is not None

@@ -66,12 +66,13 @@ def python_body() -> Body:
     return Body(_read_python, known=True)
 
 
-def xml_body(end: str) -> Body:
+def xml_body(end: str, *, kept: bool = False) -> Body:
     """<function=NAME> <parameter=KEY> text </parameter> ... </function>, once or more; `end` breaks a value off.
 
-    Models forget </parameter>: what the function's next parameter, or the call's end, stands behind is over, too.
+    kept: with the line ends around values.  Models forget </parameter>: a value is over, too, where the function's next
+    parameter begins, or the call ends.
     """
-    return Body(partial(_read_xml, _Tags("<function=", "</function>", "<parameter=", "</parameter>"), end))
+    return Body(partial(_read_xml, _Tags("<function=", "</function>", "<parameter=", "</parameter>", kept=kept), end))
 
 
 def invoke_body(end: str, prefix: str = "") -> Body:
@@ -80,7 +81,7 @@ def invoke_body(end: str, prefix: str = "") -> Body:
     A parameter's attribute string="true" or "false" tells what the text is, before the tool's schema.
     """
     call, value = f"{prefix}invoke", f"{prefix}parameter"
-    tags = _Tags(f'<{call} name="', f"</{call}>", f'<{value} name="', f"</{value}>", quoted=True)
+    tags = _Tags(f'<{call} name="', f"</{call}>", f'<{value} name="', f"</{value}>", kept=True, quoted=True)
     return Body(partial(_read_xml, tags, end))
 
 
@@ -204,6 +205,7 @@ class _Tags:
     call_end: str
     value: str
     value_end: str
+    kept: bool
     quoted: bool = False
 
     def ends(self, end: str, key: str, items: Items) -> Markers:
@@ -227,7 +229,7 @@ def _read_xml(tags: _Tags, end: str, reading: Reading) -> Steps[None]:
             key = yield from reading.word(_QUOTED if tags.quoted else _TAG_KEY)
             schema = yield from _close_tag(tags, reading)
             ends = tags.ends(end, key, items)
-            yield from bare_value(items, key, ends, tags.value_end, end, kept=tags.quoted, schema=schema)
+            yield from bare_value(items, key, ends, tags.value_end, end, kept=tags.kept, schema=schema)
         if not (yield from reading.starts(tags.call_end)):
             raise NotAValueError
         items.end()

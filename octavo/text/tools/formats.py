@@ -79,7 +79,6 @@ HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>"
 
 
 _PYTHONIC = "[func_name1("  # as Meta's prompts ask for it
-_PARAMETER = "<parameter=$KEY>\n$VALUE\n</parameter>\n"
 _OBJECT = '{"name": "$NAME", "arguments": $ARGUMENTS}'
 
 
@@ -142,7 +141,10 @@ FORMATS: tuple[Format, ...] = (
         ("<tool_call>",),
         unmarked=("<function=",),
         closers=("</tool_call>",),
-        spelling=Spelling("<tool_call>\n<function=$NAME>\n$VALUES</function>\n</tool_call>", value=_PARAMETER),
+        spelling=Spelling(
+            "<tool_call>\n<function=$NAME>\n$VALUES</function>\n</tool_call>",
+            value="<parameter=$KEY>\n$VALUE\n</parameter>\n",
+        ),
         signs=(("<tool_call>", "<function="),),
     ),
     Format(
@@ -158,11 +160,12 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "seed_oss",
-        xml_body("</seed:tool_call>"),
+        xml_body("</seed:tool_call>", kept=True),
         ("<seed:tool_call>",),
         closers=("</seed:tool_call>",),
         spelling=Spelling(
-            "<seed:tool_call>\n<function=$NAME>\n$VALUES</function>\n</seed:tool_call>", value=_PARAMETER
+            "<seed:tool_call>\n<function=$NAME>\n$VALUES</function>\n</seed:tool_call>",
+            value="<parameter=$KEY>$VALUE</parameter>\n",
         ),
         signs=(("<seed:tool_call>",),),
     ),
