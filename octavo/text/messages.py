@@ -103,7 +103,7 @@ def _message(message: Any, where: str, form: ContentForm) -> dict[str, Any]:
         raise InputError(f"{where} must be an object with role and content", param=where)
     copy: dict[str, Any] = {}
     for name, value in message.items():
-        if name not in ("content", "tool_calls"):
+        if name not in ("content", "tool_calls") and value is not None:  # templates ask whether a field is there
             copy[plain(name, where)] = plain(value, where)
     if not isinstance(copy.get("role"), str) or not copy["role"]:
         raise InputError(f"{where}.role must be a string", param=f"{where}.role")

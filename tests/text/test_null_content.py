@@ -1,4 +1,4 @@
-"""Turns that only call tools come with null for their content; templates that cannot take it are given an empty one."""
+"""Null in messages: as the content of turns that only call tools, which not every template takes, and in fields."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def test_calls_that_null_would_hide(byte_level: Tokenizer) -> None:
 def test_an_empty_list_where_contents_are_lists(byte_level: Tokenizer) -> None:
     source = "{% for m in messages %}[{% for part in m.content %}{{ part.text }}{% endfor %}" + CALLS + "]{% endfor %}"
     assert ChatTemplate(source, byte_level).render(MESSAGES) == "[hello][(f)]"
+
+
+def test_fields_that_are_null_are_not_there(byte_level: Tokenizer) -> None:
+    """As openai's objects have them when they are sent back."""
+    source = "{% for m in messages %}{{ m.name is defined }}{{ 'tool_calls' in m }}{{ 'reasoning' in m }}{% endfor %}"
+    message = {"role": "assistant", "content": "a", "name": None, "tool_calls": None, "reasoning": None}
+    assert ChatTemplate(source, byte_level).render([message]) == "FalseFalseFalse"
