@@ -97,9 +97,11 @@ REASONINGS: tuple[Reasoning, ...] = (
 
 ALIASES = {
     "glm45": "qwen3",
+    "glm47": "qwen3",
     "nemotron_v3": "qwen3",
     "step3p5": "qwen3",
     "deepseek_v31": "deepseek_v3",
+    "deepseek_v4": "deepseek_v3",
     "olmo3": "deepseek_v3",
     "step3": "deepseek_r1",
     "ernie45": "deepseek_r1",

@@ -312,6 +312,7 @@ FORMATS: tuple[Format, ...] = (
 
 ALIASES = {
     "qwen3_xml": "qwen3_coder",
+    "step3p5": "qwen3_coder",
     "glm47": "glm45",
     "llama4_json": "llama3_json",
     "hunyuan_a13b": "jamba",
