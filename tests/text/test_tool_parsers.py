@@ -5,10 +5,12 @@ OCTAVO_TEST_SPLITS: random splits a format, 100 where not set; 10000 is the full
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import sys
+import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import takewhile
@@ -642,6 +644,19 @@ def test_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(own, Format)
     with pytest.raises(ConfigError, match="Format"):
         tool_format("bad", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_parser_is_freed_with_its_request(name: str) -> None:
+    gc.disable()  # it would hold all streams up
+    try:
+        one = parser(name, "qwen3")
+        one.feed("<think>a</think> <tool_call>")
+        ref = weakref.ref(one)
+        del one
+        assert ref() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("name", "source"), [("hermes", "qwen3"), ("mistral", "mistral"), ("llama3_json", "llama3")])

@@ -78,6 +78,9 @@ class _Section:
     head: bool
 
 
+State = Callable[["OutputParser", str, int], int]
+
+
 class OutputParser:
     """One answer's parser. See the module.
 
@@ -107,7 +110,8 @@ class OutputParser:
         self._said: list[str] = []
         self._reasoned: list[str] = []
         self._calls: list[ToolCall] = []
-        self._state: Callable[[str, int], int] = self._in_opening if open else self._at_start
+        # functions, not methods: bound to what holds them they would be a cycle, left to the collector
+        self._state: State = OutputParser._in_opening if open else OutputParser._at_start
 
     def feed(self, text: str) -> Delta:
         """What became certain with this text."""
@@ -117,12 +121,12 @@ class OutputParser:
     def _feed(self, text: str) -> None:
         at, self._tail = 0, ""
         while at < len(text):
-            at = self._state(text, at)
+            at = self._state(self, text, at)
 
     @property
     def in_reasoning(self) -> bool:
         """True while the text that comes is reasoning."""
-        return self._state == self._in_reasoning or self._state == self._in_opening
+        return self._state in (OutputParser._in_reasoning, OutputParser._in_opening)
 
     @property
     def silent(self) -> bool:
@@ -153,7 +157,7 @@ class OutputParser:
 
     def _closing(self, tail: str) -> bool:
         """True for the beginning of a call's last marker, which the answer ended in."""
-        behind = self._state == self._at_start and self._anchored is self._rules.after_call
+        behind = self._state == OutputParser._at_start and self._anchored is self._rules.after_call
         return behind and any(closer.startswith(tail) for closer in self._rules.closers)
 
     def _say(self, text: str) -> None:
@@ -182,7 +186,7 @@ class OutputParser:
             return self._enter(found[0], found.end())
         if self._anchored.begun(text, start):
             return self._wait(text, start)
-        self._state = self._in_text
+        self._state = OutputParser._in_text
         return start
 
     def _in_text(self, text: str, at: int) -> int:
@@ -202,7 +206,7 @@ class OutputParser:
         if found is None and at < len(text) and begins.begun(text, at):
             return self._wait(text, at)
         if at < len(text):
-            self._state = self._in_reasoning
+            self._state = OutputParser._in_reasoning
             self._content.border()
         return at if found is None else found.end()
 
@@ -213,7 +217,7 @@ class OutputParser:
             self._reason(text[at:hold])
             return self._wait(text, hold)
         self._reason(text[at : found.start()])
-        self._state, self._anchored = self._at_start, self._rules.first
+        self._state, self._anchored = OutputParser._at_start, self._rules.first
         self._doubted = self._tool is not None and found[0] in self._tool.begins
         if not self._doubted:
             self._reasoning.border()
@@ -222,7 +226,7 @@ class OutputParser:
     def _in_section(self, text: str, at: int) -> int:
         section = self._section
         if section is None:
-            self._state = self._in_text
+            self._state = OutputParser._in_text
             return at
         reading = section.reading
         reading.more(text, at)
@@ -241,7 +245,7 @@ class OutputParser:
             return at
         if marker in rules.begins.all:
             self._content.border()
-            self._state = self._in_reasoning
+            self._state = OutputParser._in_reasoning
             return at
         if marker in rules.heads:
             reading = Reading({}, known=False, index=0, single=False, passed=[marker])
@@ -254,7 +258,7 @@ class OutputParser:
         else:
             self._say(marker)
             return at
-        self._state = self._in_section
+        self._state = OutputParser._in_section
         return at
 
     def _begin_call(self, body: Body, marker: str, *passed: str) -> None:
@@ -269,9 +273,9 @@ class OutputParser:
         if self._tool is not None and _RECIPIENT.search(head):
             self._begin_call(self._tool.body, "", head)
         elif _ANALYSIS.search(head):
-            self._state = self._in_reasoning
+            self._state = OutputParser._in_reasoning
         else:
-            self._state = self._in_text
+            self._state = OutputParser._in_text
         return section.reading.at
 
     def _end_calls(self, reading: Reading) -> int:
@@ -281,7 +285,7 @@ class OutputParser:
         if self._doubted:
             self._reasoning.border()
             self._doubted = False
-        self._section, self._state, self._anchored = None, self._at_start, self._rules.after_call
+        self._section, self._state, self._anchored = None, OutputParser._at_start, self._rules.after_call
         return reading.at
 
     def _fail(self, section: _Section) -> int:
@@ -291,11 +295,11 @@ class OutputParser:
         if reading.told:
             self._end_calls(reading)
         elif self._doubted:
-            self._section, self._state, self._doubted = None, self._in_reasoning, False
+            self._section, self._state, self._doubted = None, OutputParser._in_reasoning, False
             self._reason(section.marker + text)
             return reading.at
         else:
-            self._section, self._state = None, self._in_text
+            self._section, self._state = None, OutputParser._in_text
             text = section.marker + text
         self._say(text)
         return reading.at
