@@ -76,6 +76,7 @@ def make_request(
     if not isinstance(params, SamplingParams):
         name = type(params).__name__
         raise InputError(f"sampling_params must be SamplingParams, got {name}", param="sampling_params")
+    params = msgspec.structs.replace(params)  # checks what was set since it was made, and is nobody else's
     limits.check_generates()
     check_labels(request_id, priority, cache_salt)
     _check_prompt(prompt_ids, limits)

@@ -109,6 +109,18 @@ def test_params_of_another_type() -> None:
         make_request([1], {"temperature": 0}, limits=limits(), request_id="r")  # type: ignore[arg-type]
 
 
+def test_params_are_taken_as_they_are_now() -> None:
+    params = SamplingParams()
+    params.max_tokens = 5
+    request = make_request([1], params, limits=limits(), request_id="r")
+    params.max_tokens, params.temperature = 7, -1.0
+    assert (request.params.max_tokens, request.max_tokens) == (5, 5)
+    with pytest.raises(InputError, match="temperature must be between"):
+        make_request([1], params, limits=limits(), request_id="r")
+    with pytest.raises(AttributeError):
+        params.max_new_tokens = 5  # type: ignore[attr-defined]
+
+
 def test_logprobs_without_a_cap() -> None:
     unlimited = limits(max_logprobs=-1)
     assert make(given=unlimited, logprobs=-1).params.logprobs == -1

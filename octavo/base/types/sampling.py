@@ -27,7 +27,7 @@ class RequestOutputKind(IntEnum):
     FINAL_ONLY = 2
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How tokens are chosen and when a sequence ends.
 
     n: completions per prompt, 1..128.  temperature: 0 is greedy.  top_k: 0 or -1 keeps all.
@@ -36,7 +36,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs / prompt_logprobs: number of alternatives per position, at most `max_logprobs` of the engine.
     logit_bias: token id -> added to the logit.  allowed_token_ids: nothing else is sampled.
     bad_words: strings never completed.  structured_outputs: the form that the answer must have.
-    Raises InputError naming the field.
+    Raises InputError naming the field; where a field was set later, the call that takes the parameters raises it.
     """
 
     n: int = 1
