@@ -16,7 +16,7 @@ from octavo.api.build import Model, locate, make_limits, open_model
 from octavo.api.engine_process import EngineProcess
 from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import AnyPoolingOutput, Pair, PoolingProgress, make_pooling_request
-from octavo.api.prompts import Prompt, is_short, parse_conversations, parse_prompt
+from octavo.api.prompts import Prompt, PromptType, is_short, parse_conversations, parse_prompt
 from octavo.api.requests import Limits, make_request
 from octavo.api.streams import Stream, Take, hand_out
 from octavo.api.supervisor import State, Supervisor
@@ -151,17 +151,17 @@ class AsyncLLM:
 
     async def generate(
         self,
-        prompt: str | list[int],
-        params: SamplingParams,
-        *,
+        prompt: PromptType,
+        sampling_params: SamplingParams,
         request_id: str,
+        *,
         priority: int = 0,
         cache_salt: str = "",
         chat: bool = False,
         parsing: Parsing | None = None,
         judged: StructuredOutputsParams | None = None,
     ) -> AsyncIterator[RequestOutput]:
-        """RequestOutputs as params.output_kind asks for them; what a slow reader missed comes merged.
+        """RequestOutputs as sampling_params.output_kind asks for them; what a slow reader missed comes merged.
 
         Closing the iterator aborts the request.  chat: the prompt was made by a chat template and begins as it shall.
         parsing: how the text is parted into content, reasoning and tool calls.  judged: a lenient form that was made
@@ -170,11 +170,11 @@ class AsyncLLM:
         by itself ends with `error` set.
         """
         self._supervisor.admit()
-        judge = self._known_limits().judge(params, judged)
-        labels = priority, cache_salt
-        stream = Stream(
-            await self._progress(prompt, params, request_id=request_id, labels=labels, chat=chat, parsing=parsing)
+        judge = self._known_limits().judge(sampling_params, judged)
+        progress = await self._progress(
+            prompt, sampling_params, request_id=request_id, labels=(priority, cache_salt), chat=chat, parsing=parsing
         )
+        stream = Stream(progress)
         try:
             self._supervisor.open(stream)
             async for output in stream.read():
@@ -342,7 +342,7 @@ class AsyncLLM:
 
     async def _progress(
         self,
-        prompt: str | list[int],
+        prompt: PromptType,
         params: SamplingParams,
         *,
         request_id: str,

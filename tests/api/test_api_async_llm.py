@@ -125,6 +125,20 @@ def test_bad_requests_are_refused_and_hurt_nobody(llama_engine: Any, prompt: Any
     llama_engine(test)
 
 
+def test_it_is_called_as_vllms(llama_engine: Any) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        params = SamplingParams(temperature=0, max_tokens=3)
+        calls = (
+            llm.generate(prompt=PROMPT, sampling_params=params, request_id="named"),
+            llm.generate({"prompt": PROMPT, "cache_salt": "a"}, params, "in order"),
+        )
+        ended = [[output async for output in call][-1] for call in calls]
+        assert [output.request_id for output in ended] == ["named", "in order"]
+        assert ended[0].outputs == ended[1].outputs
+
+    llama_engine(test)
+
+
 @pytest.mark.parametrize("params", [None, {"max_tokens": 3}])
 def test_what_are_no_sampling_params_is_told(llama_engine: Any, params: Any) -> None:
     async def test(llm: AsyncLLM) -> None:
