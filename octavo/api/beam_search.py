@@ -55,7 +55,6 @@ class BeamSearch:
             temperature=params.temperature,
             ignore_eos=True,
             logprobs=max(count, params.logprobs or 0),
-            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

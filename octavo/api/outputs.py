@@ -115,7 +115,7 @@ class RequestProgress:
         self.judge: Judge | None = None
         self.ended_at: float | None = None
         self._prompt = prompt
-        self._texts = texts
+        self._texts = texts if request.params.detokenize else TokenTexts(None)
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._times: RequestTimes | None = None
         self._begun: RequestTimes | None = None  # by an engine that is gone

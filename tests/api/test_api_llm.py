@@ -198,9 +198,12 @@ def test_skip_special_tokens_and_detokenize(llm: LLM) -> None:
     forced = {"logit_bias": {special: 100.0}, "max_tokens": 3}
     assert run(llm, **forced).outputs[0].text == ""
     assert run(llm, skip_special_tokens=False, **forced).outputs[0].text == "<|user|>" * 3
-    silent = run(llm, detokenize=False).outputs[0]
+    whole = run(llm, detokenize=False, logprobs=2, prompt_logprobs=0)
+    silent = whole.outputs[0]
     assert silent.text == ""
     assert silent.token_ids == tokens(llm)
+    tables = [*(silent.logprobs or ()), *(whole.prompt_logprobs or ())[1:]]
+    assert {one.decoded_token for table in tables for one in (table or {}).values()} == {None}
 
 
 def test_bias_allowed_ids_and_bad_words(llm: LLM) -> None:
