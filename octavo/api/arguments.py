@@ -81,7 +81,7 @@ FOREIGN: dict[str, Foreign] = {
     "max_seq_len_to_capture": _TUNING,
     "num_scheduler_steps": Foreign((1,), _TUNING.remedy, harmless=True),
     "use_v2_block_manager": _TUNING,
-    "enable_sleep_mode": Foreign(_OFF, _LATER),
+    "enable_sleep_mode": Foreign((True, False), "", harmless=True),
     "otlp_traces_endpoint": Foreign((None,), "octavo serve sends traces; here see RequestOutput.metrics"),
 }
 

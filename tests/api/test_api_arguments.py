@@ -38,6 +38,7 @@ def test_options_land_in_their_parts() -> None:
         {"speculative_config": None},
         {"enable_lora": False},
         {"disable_log_stats": True},
+        {"enable_sleep_mode": True},
     ],
 )
 def test_vllms_neutral_values_pass_in_silence(given: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
