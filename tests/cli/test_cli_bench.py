@@ -119,7 +119,8 @@ def test_latency(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     files = ["--output-json", str(tmp_path / "r.json"), *chart(tmp_path / "c.png")]
     assert main(["bench", "latency", llama, *sizes, *files, *SMALL]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
-    assert set(result) == {"avg_latency", "std_latency", "latencies", "percentiles"}
+    assert set(result) == {"model_id", "avg_latency", "std_latency", "latencies", "percentiles"}
+    assert result["model_id"] == llama
     assert len(result["latencies"]) == 4
     assert list(result["percentiles"]) == ["10", "25", "50", "75", "90", "99"]
     assert result["avg_latency"] == pytest.approx(np.mean(result["latencies"]))
@@ -137,7 +138,7 @@ def test_throughput(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     files = ["--output-json", str(tmp_path / "r.json"), *chart(tmp_path / "c.png")]
     assert main(["bench", "throughput", "--model", llama, *load, *files, *SMALL]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
-    assert (result["num_requests"], result["failed"]) == (5, 0)
+    assert (result["model_id"], result["num_requests"], result["failed"]) == (llama, 5, 0)
     assert (result["total_prompt_tokens"], result["total_output_tokens"]) == (40, 60)
     assert result["total_num_tokens"] == 100
     assert result["requests_per_second"] == pytest.approx(5 / result["elapsed_time"])
@@ -173,6 +174,7 @@ def test_startup(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     files = ["--output-json", str(tmp_path / "r.json"), *chart(tmp_path / "c.png")]
     assert main(["bench", "startup", llama, *starts, *files, *SMALL]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
+    assert result["model_id"] == llama
     for phase in ("cold", "warm"):
         for name in ("startup", "compilation", "first_token"):
             assert len(result[f"{phase}_{name}_times"]) == 1

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     plot.check(output.plot)
     set_up_logging("WARNING")
     phases = _measure(locate(config), options)  # downloads come before the clock
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"model_id": config.model.model}
     for phase, starts in phases.items():
         result.update(summarise(phase, starts))
     _print(phases)
