@@ -67,7 +67,8 @@ def configuration() -> str:
         HEAD,
         "# Configuration",
         "",
-        "Flags of `octavo serve` (with dashes), arguments of `LLM` (with underscores).",
+        "Flags of `octavo serve` (with dashes), arguments of `LLM` (with underscores). "
+        "An object is given as JSON, or key by key: `--hf-overrides.rope_theta 1e6`.",
     ]
     structs: dict[str, type[msgspec.Struct]] = {**config.PARTS, "server": config.ServerConfig}
     for name, struct in structs.items():

@@ -36,6 +36,8 @@ _OFF: tuple[Any, ...] = (None, False)
 _NONE: tuple[Any, ...] = (None, {})
 _TUNING = Foreign((), "it tunes vLLM's own machinery and has no counterpart here", harmless=True)
 _LATER = "this version does not have it; leave it out"
+_SWITCH: tuple[Any, ...] = (True, False)
+_TEXT = Foreign((), "only text is supported", harmless=True)
 
 FOREIGN: dict[str, Foreign] = {
     "tensor_parallel_size": Foreign((1,), _ONE_DEVICE),
@@ -56,7 +58,18 @@ FOREIGN: dict[str, Foreign] = {
     "spec_model": Foreign((None,), _LATER),
     "spec_tokens": Foreign((None,), _LATER),
     "enable_lora": Foreign(_OFF, _LATER),
-    "structured_outputs_config": Foreign(_NONE, _LATER),
+    "max_loras": Foreign((None,), _LATER),
+    "max_lora_rank": Foreign((None,), _LATER),
+    "max_cpu_loras": Foreign((None,), _LATER),
+    "enable_prompt_embeds": Foreign(_OFF, "prompts are text or token ids"),
+    "model_impl": Foreign(("auto", "vllm"), "a model family has one implementation; leave it at auto"),
+    "worker_cls": Foreign((None, "auto"), _LATER),
+    "worker_extension_cls": Foreign((None, ""), _LATER),
+    "scheduler_cls": Foreign((None,), _LATER),
+    "calculate_kv_scales": Foreign(_OFF, "the scales of an fp8 cache are 1"),
+    "structured_outputs_config": Foreign(
+        (*_NONE, *({"backend": name} for name in ("auto", "xgrammar", "guidance", "outlines"))), _LATER
+    ),
     "logits_processors": Foreign((None, []), _LATER),
     "logprobs_mode": Foreign((None, "raw_logprobs"), "log probabilities are those of the unprocessed logits"),
     "override_generation_config": Foreign(_NONE, "give the values in SamplingParams or in the request"),
@@ -66,22 +79,36 @@ FOREIGN: dict[str, Foreign] = {
     "mm_processor_kwargs": Foreign(_NONE, "only text is supported"),
     "allowed_local_media_path": Foreign((None, ""), "only text is supported"),
     "allowed_media_domains": Foreign((None, []), "only text is supported"),
+    "mm_processor_cache_gb": _TEXT,
+    "mm_encoder_tp_mode": _TEXT,
+    "skip_mm_profiling": Foreign(_SWITCH, "", harmless=True),
+    "language_model_only": Foreign(_SWITCH, "", harmless=True),
     "max_num_queued_tokens": Foreign((None,), "bound the queue by max_num_queued_reqs"),
     "stream_interval": Foreign((1,), "every token is streamed at once", harmless=True),
     "prefix_caching_hash_algo": Foreign((), "block hashes are always cryptographic here", harmless=True),
     "swap_space": _TUNING,
-    "disable_log_stats": Foreign((True, False), "", harmless=True),
+    "disable_log_stats": Foreign(_SWITCH, "", harmless=True),
     "enable_log_requests": Foreign((False,), "octavo serve logs requests", harmless=True),
-    "disable_log_requests": Foreign((True, False), "", harmless=True),
+    "disable_log_requests": Foreign(_SWITCH, "", harmless=True),
     "compilation_config": Foreign(_NONE, _TUNING.remedy, harmless=True),
     "attention_config": Foreign(_NONE, _TUNING.remedy, harmless=True),
     "attention_backend": Foreign((None,), _LATER),
-    "disable_custom_all_reduce": Foreign((True, False), "", harmless=True),
+    "disable_custom_all_reduce": Foreign(_SWITCH, "", harmless=True),
+    "disable_cascade_attn": Foreign(_SWITCH, "", harmless=True),
+    "disable_hybrid_kv_cache_manager": Foreign(_SWITCH, "", harmless=True),
     "max_parallel_loading_workers": _TUNING,
+    "safetensors_load_strategy": _TUNING,
+    "model_loader_extra_config": Foreign(_NONE, _TUNING.remedy, harmless=True),
     "max_seq_len_to_capture": _TUNING,
+    "max_cudagraph_capture_size": _TUNING,
+    "optimization_level": _TUNING,
+    "performance_mode": _TUNING,
+    "max_num_partial_prefills": _TUNING,
+    "max_long_partial_prefills": _TUNING,
+    "long_prefill_token_threshold": _TUNING,
     "num_scheduler_steps": Foreign((1,), _TUNING.remedy, harmless=True),
     "use_v2_block_manager": _TUNING,
-    "enable_sleep_mode": Foreign((True, False), "", harmless=True),
+    "enable_sleep_mode": Foreign(_SWITCH, "", harmless=True),
     "otlp_traces_endpoint": Foreign((None,), "octavo serve sends traces; here see RequestOutput.metrics"),
 }
 

@@ -22,6 +22,7 @@ SHORT = {
     "-dp": "--data-parallel-size",
     "-q": "--quantization",
     "-sc": "--speculative-config",
+    "-O": "--optimization-level",
 }
 SAMPLING = (
     "max_tokens",
@@ -66,22 +67,35 @@ class Parser(argparse.ArgumentParser):
         """The arguments without vLLM's foreign flags, which are checked here, and the texts after --; an unknown flag
         is refused."""
         own: list[str] = []
+        objects: dict[str, dict[str, Any]] = {}
         while arguments:
             argument = arguments.pop(0)
             if argument == "--":
-                return own, arguments
+                break
             flag, equals, value = argument.partition("=")
             if argument == "-" or not flag.startswith("-") or len(flag.split()) > 1 or _is_number(flag):
                 own.append(argument)
                 continue
+            if flag[:2] == "-O" and flag[2:].isdigit():
+                flag, equals, value = "-O", "=", flag[2:]
             flag = SHORT.get(flag, flag)
+            if flag.startswith("--") and "." in flag:
+                _add_part(objects, flag, value if equals else None, arguments)
+                continue
             if flag.startswith("--"):
                 flag = flag.replace("_", "-")
             if flag in self._option_string_actions:
                 own.append(flag + equals + value if flag.startswith("--") else argument)
                 continue
             self._check_foreign(flag, value if equals else None, arguments)
-        return own, []
+        for flag, parts in objects.items():
+            if any(argument.partition("=")[0] == flag for argument in own):
+                raise ConfigError(f"{flag} is given whole and in parts ({flag}.KEY); give it in one way", param=flag)
+            if flag in self._option_string_actions:
+                own += [flag, json.dumps(parts)]
+            else:
+                self._check_foreign(flag, json.dumps(parts), [])
+        return own, arguments
 
     def _check_foreign(self, flag: str, value: str | None, rest: list[str]) -> None:
         name = flag.removeprefix("--").replace("-", "_")
@@ -105,6 +119,19 @@ def _renamed(value: Any, names: dict[str, str]) -> Any:
     if isinstance(value, list):
         return [_renamed(one, names) for one in value]
     return names.get(value, value) if isinstance(value, str) else value
+
+
+def _add_part(objects: dict[str, dict[str, Any]], flag: str, value: str | None, rest: list[str]) -> None:
+    """--option.key.inner VALUE: one value of the JSON object that an option takes, as vLLM has it."""
+    option, *keys = flag.split(".")
+    if value is None and (not rest or _looks_like_flag(rest[0])):
+        raise ConfigError(f"argument {flag}: expected one argument", param=flag)
+    place = objects.setdefault(option.replace("_", "-"), {})
+    for key in keys[:-1]:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"{flag}: {key} has a value already", param=flag)
+    place[keys[-1]] = _literal(rest.pop(0) if value is None else value)
 
 
 def _is_number(text: str) -> bool:

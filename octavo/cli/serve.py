@@ -39,6 +39,15 @@ FOREIGN: dict[str, Foreign] = {
     "uvicorn_log_level": Foreign((), "set OCTAVO_LOG_LEVEL", harmless=True),
     "log_config_file": Foreign((None,), "see --log-format and OCTAVO_LOG_LEVEL", harmless=True),
     "max_log_len": Foreign((), "no text of a request is logged", harmless=True),
+    "enable_log_outputs": Foreign(_OFF, "no text of an answer is logged", harmless=True),
+    "enable_force_include_usage": Foreign(_OFF, "ask by stream_options in the request"),
+    "enable_tokenizer_info_endpoint": Foreign((True, False), "GET /tokenizer_info is always there", harmless=True),
+    "return_tokens_as_token_ids": Foreign(_OFF, "ask for return_token_ids in the request"),
+    "enable_offline_docs": Foreign((True, False), "GET /docs fetches nothing", harmless=True),
+    "h11_max_incomplete_event_size": Foreign((), "the server has bounds of its own", harmless=True),
+    "h11_max_header_count": Foreign((), "the server has bounds of its own", harmless=True),
+    "tool_parser_plugin": Foreign((None, ""), _NOT_HERE),
+    "headless": Foreign(_OFF, "one process serves HTTP"),
 }
 
 

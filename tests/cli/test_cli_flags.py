@@ -68,6 +68,21 @@ def test_harmless_foreign_flags_warn(caplog: pytest.LogCaptureFixture) -> None:
     assert flags == ["--swap-space", "--compilation-config", "--enable-log-requests"]
 
 
+def test_objects_come_in_parts(caplog: pytest.LogCaptureFixture) -> None:
+    parts = ["--hf_overrides.rope_theta", "5e5", "--hf-overrides.text.act=silu", "--hf-overrides.text.n", "2"]
+    config = engine(*parts, "m")
+    assert config.model.hf_overrides == {"rope_theta": 5e5, "text": {"act": "silu", "n": 2}}
+    with caplog.at_level(logging.WARNING, "octavo"):
+        assert engine("--compilation-config.mode", "3", "-O3", "m").model.model == "m"
+    flags = [record.getMessage().partition(" has ")[0] for record in caplog.records]
+    assert flags == ["--optimization-level=3", "--compilation-config={'mode': 3}"]
+
+
+@pytest.mark.parametrize("more", [["--language-model-only"], ["--model-impl", "auto"], ["--disable-cascade-attn"]])
+def test_what_only_vllm_needs_to_be_told_passes(more: list[str]) -> None:
+    assert engine("m", *more) == engine("m")
+
+
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [
@@ -77,6 +92,9 @@ def test_harmless_foreign_flags_warn(caplog: pytest.LogCaptureFixture) -> None:
         (["m", "--trust-remote-code"], "--trust-remote-code"),
         (["--cpu_offload_gb", "4", "m"], "--cpu-offload-gb"),
         (["m", "--enable-lora"], "--enable-lora"),
+        (["m", "--max-lora-rank", "8"], "--max-lora-rank"),
+        (["m", "--enable-prompt-embeds"], "--enable-prompt-embeds"),
+        (["m", "--speculative-config.method", "ngram"], "--speculative-config"),
         (["m", "--ssl-keyfile", "key.pem"], "--ssl-keyfile"),
     ],
 )
@@ -95,6 +113,10 @@ def test_unsupported_flags_are_refused_by_name(arguments: list[str], flag: str) 
         (["m", "--max-num-seqs", "0"], "max_num_seqs=0: must be int >= 1"),
         (["m", "--dtype", "int4"], "must be one of auto, bfloat16"),
         (["m", "--hf-overrides", "[1]"], "JSON object"),
+        (["m", "--hf-overrides.a"], "--hf-overrides.a: expected one argument"),
+        (["m", "--hf-overrides.a", "1", "--hf-overrides.a.b", "1"], "a has a value already"),
+        (["m", "--hf-overrides", "{}", "--hf-overrides.a", "1"], "give it in one way"),
+        (["m", "--hf-override.a", "1"], "unknown option --hf-override; did you mean --hf-overrides?"),
         (["m", "--gpu-memory-utilization", "2"], "<= 1"),
         ([], "name a model"),
         (["m", "--model", "other"], "two models"),
