@@ -87,8 +87,7 @@ class LLM:
         prompts: text, token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a list of those.
         Raises InputError before anything runs. A request that fails later has `error` set and leaves the others be.
         """
-        rows = parse_prompts(prompts)
-        return self._run(rows, sampling_params, priority=priority, use_tqdm=use_tqdm)
+        return self._generate(self._rows(parse_prompts(prompts), sampling_params, priority), use_tqdm=use_tqdm)
 
     def chat(
         self,
@@ -116,7 +115,7 @@ class LLM:
         ]
         decode = self.get_tokenizer().decode
         prompts = [Prompt(decode(ids, skip_special_tokens=False), ids) for ids in rows]
-        return self._run(prompts, sampling_params, priority=None, use_tqdm=use_tqdm)
+        return self._generate(self._rows(prompts, sampling_params, None), use_tqdm=use_tqdm)
 
     def beam_search(
         self,
@@ -262,16 +261,21 @@ class LLM:
             requests=self._requests,
         )
 
-    def enqueue(self, prompts: PromptType | Sequence[PromptType], sampling_params: Any = None) -> list[str]:
+    def enqueue(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int | list[int] | None = None,
+    ) -> list[str]:
         """Prompts for the next `wait_for_completion`, checked now; their request ids. Arguments as for `generate`."""
-        rows = parse_prompts(prompts)
-        params = spread("sampling_params", sampling_params, len(rows), self.get_default_sampling_params())
-        made = [self._progress(row, final_only(one), priority=0) for row, one in zip(rows, params, strict=True)]
+        made = self._rows(parse_prompts(prompts), sampling_params, priority)
         self._enqueued += made
         return [progress.request_id for progress in made]
 
     def wait_for_completion(self, *, use_tqdm: bool = True) -> list[RequestOutput]:
         """Run all that was enqueued; its outputs, in order."""
+        self._open_client()  # while there is none they go on waiting
         rows, self._enqueued = self._enqueued, []
         return self._generate(rows, use_tqdm=use_tqdm)
 
@@ -319,22 +323,14 @@ class LLM:
             raise ConfigError("this LLM was closed; make a new one" if self._closed else "it sleeps; call wake_up()")
         return self._client
 
-    def _run(
-        self,
-        prompts: list[Prompt],
-        sampling_params: Any,
-        *,
-        priority: int | list[int] | None,
-        use_tqdm: bool,
-    ) -> list[RequestOutput]:
+    def _rows(self, prompts: list[Prompt], sampling_params: Any, priority: Any) -> list[RequestProgress]:
         count = len(prompts)
         params = spread("sampling_params", sampling_params, count, self.get_default_sampling_params())
         priorities = spread("priority", priority, count, 0)
-        rows = [
+        return [
             self._progress(prompt, final_only(one), priority=rank)
             for prompt, one, rank in zip(prompts, params, priorities, strict=True)
         ]
-        return self._generate(rows, use_tqdm=use_tqdm)
 
     def _beam_search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch:
         return BeamSearch(

@@ -18,14 +18,18 @@ def test_sleep_and_queue(checkpoint: Callable[[str], Path]) -> None:
     with LLM(str(checkpoint("llama")), device="cpu", threads=1, kv_cache_memory_bytes=2 << 20) as llm:
         expected = [output.outputs[0].token_ids for output in llm.generate(prompts, PARAMS, use_tqdm=False)]
         assert llm.wait_for_completion() == []
-        names = llm.enqueue(prompts[:2], PARAMS) + llm.enqueue(prompts[2], [PARAMS])
+        names = llm.enqueue(prompts[:2], PARAMS, priority=[0, 1]) + llm.enqueue(prompts[2], [PARAMS], priority=2)
         with pytest.raises(InputError):
             llm.enqueue([[-1]])
+        with pytest.raises(InputError, match="priority holds 2 values for 1 prompts"):
+            llm.enqueue(prompts[:1], priority=[1, 2])
         with pytest.raises(ConfigError, match="level must be 1 or 2, got 0"):
             llm.sleep(0)
         llm.sleep(level=2)
         with pytest.raises(ConfigError, match="wake_up"):
             llm.generate("x", PARAMS, use_tqdm=False)
+        with pytest.raises(ConfigError, match="wake_up"):
+            llm.wait_for_completion()
         llm.wake_up()
         llm.wake_up()
         found = llm.wait_for_completion(use_tqdm=False)
