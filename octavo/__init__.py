@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from octavo.api.async_llm import AsyncLLM
     from octavo.api.llm import LLM
+    from octavo.api.prompts import PromptType, TextPrompt, TokensPrompt
     from octavo.base.metrics.reader import Counter, Gauge, Histogram, Metric, Vector
     from octavo.base.types.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from octavo.base.types.output import CompletionOutput, RequestOutput
@@ -32,6 +33,7 @@ _POOLED = ("Output", "RequestOutput")
 _HOMES = {
     "LLM": "octavo.api.llm",
     "AsyncLLM": "octavo.api.async_llm",
+    **dict.fromkeys(("PromptType", "TextPrompt", "TokensPrompt"), "octavo.api.prompts"),
     "SamplingParams": "octavo.base.types.sampling",
     "StructuredOutputsParams": "octavo.base.types.structured",
     "RequestOutputKind": "octavo.base.types.sampling",
@@ -67,12 +69,15 @@ __all__ = [
     "PoolingOutput",
     "PoolingParams",
     "PoolingRequestOutput",
+    "PromptType",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
     "ScoringOutput",
     "ScoringRequestOutput",
     "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
     "Vector",
     "__version__",
     "register_model",

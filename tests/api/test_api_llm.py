@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from octavo import LLM, RequestOutput, RequestOutputKind, SamplingParams
+from octavo import LLM, PromptType, RequestOutput, RequestOutputKind, SamplingParams, TextPrompt, TokensPrompt
 from octavo.base.errors import ConfigError, InputError, ModelFormatError, ModelNotFoundError
 from octavo.base.types.structured import StructuredOutputsParams
 
@@ -27,7 +27,7 @@ def tokens(llm: LLM, prompt: Any = PROMPT, **params: Any) -> list[int]:
 
 def test_prompts_in_every_form(llm: LLM) -> None:
     ids = llm.get_tokenizer().encode(PROMPT)
-    forms: list[Any] = [PROMPT, ids, {"prompt": PROMPT}, {"prompt_token_ids": ids}]
+    forms: list[PromptType] = [PROMPT, ids, TextPrompt(prompt=PROMPT), TokensPrompt(prompt_token_ids=ids)]
     alone = [run(llm, form).outputs[0].token_ids for form in forms]
     together = llm.generate(forms, SamplingParams(temperature=0, max_tokens=12), use_tqdm=False)
     assert all(one == alone[0] for one in alone)
