@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -174,7 +174,7 @@ class AsyncLLM:
         progress = await self._progress(
             prompt, sampling_params, request_id=request_id, labels=(priority, cache_salt), chat=chat, parsing=parsing
         )
-        stream = Stream(progress)
+        stream = Stream(progress, request_id)
         try:
             self._supervisor.open(stream)
             async for output in stream.read():
@@ -210,7 +210,8 @@ class AsyncLLM:
             return
         labels = priority, cache_salt
         stream = Stream(
-            await self._progress(prompt, params, request_id=request_id, labels=labels, chat=False, parsing=parsing)
+            await self._progress(prompt, params, request_id=request_id, labels=labels, chat=False, parsing=parsing),
+            request_id,
         )
         ended = stream.hand_to(take)
         try:
@@ -218,6 +219,10 @@ class AsyncLLM:
             await ended
         finally:
             self._supervisor.forget(stream)
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """End requests by the ids that `generate` was given: it yields what has come, finish_reason abort, and ends."""
+        self._supervisor.abort({request_id} if isinstance(request_id, str) else set(request_id))
 
     async def beam_search(
         self,
@@ -252,7 +257,7 @@ class AsyncLLM:
             while not search.finished:
                 rows = await self._run(search.rows, self._numbers)
                 before, streams = streams, [Stream(row) for row in rows]
-                self._go_on(before, streams)
+                self._supervisor.go_on(before, streams)
                 search.push([await anext(stream.read()) for stream in streams])
         finally:
             for stream in streams:
@@ -382,15 +387,6 @@ class AsyncLLM:
             priority=priority,
             cache_salt=cache_salt,
         )
-
-    def _go_on(self, before: list[Stream], streams: list[Stream]) -> None:
-        """Open a search's next streams, then let go of its last ones: a drain waits while there are any."""
-        try:
-            for stream in streams:
-                self._supervisor.open(stream, further=bool(before))
-        finally:
-            for stream in before:
-                self._supervisor.forget(stream)
 
     async def _run(self, function: Callable[..., Value], *arguments: Any, **options: Any) -> Value:
         """In the text threads: tokenizers release the GIL, templates may take long."""

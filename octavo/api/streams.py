@@ -28,12 +28,14 @@ Take = Callable[[Any], "asyncio.Future[Any] | None"]
 class Stream:
     """One request: its progress, who waits for it, and what ended it early.
 
+    name: what its caller calls it, if anything.
     num_crashes: engine processes that have ended while they had it.  begun: its reader was told of an Output.
     tell: call it after `push`es, once for those of a step: there is something to take.
     """
 
-    def __init__(self, progress: RequestProgress | PoolingProgress) -> None:
+    def __init__(self, progress: RequestProgress | PoolingProgress, name: str | None = None) -> None:
         self.progress = progress
+        self.name = name
         self.failure: OctavoError | None = None
         self.num_crashes = 0
         self.begun = False
@@ -48,6 +50,13 @@ class Stream:
     def fail(self, error: OctavoError) -> None:
         """End it with `error`, unless it has ended with another."""
         self.failure = self.failure or error
+        self.tell()
+
+    def abort(self) -> None:
+        """End it with what has come."""
+        request = self.progress.request
+        for index in range(request.params.n):
+            self.push(Output(request_id=request.request_id, index=index, finish_reason="abort"))
         self.tell()
 
     def push(self, output: Output) -> list[str]:

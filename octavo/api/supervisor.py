@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -120,6 +120,22 @@ class Supervisor:
             self._abort([number])
         if not self.streams:
             self._idle.set()
+
+    def go_on(self, before: list[Stream], streams: list[Stream]) -> None:
+        """Open a search's next streams, then let go of its last ones: a drain waits while there are any."""
+        try:
+            for stream in streams:
+                self.open(stream, further=bool(before))
+        finally:
+            for stream in before:
+                self.forget(stream)
+
+    def abort(self, names: Set[str]) -> None:
+        """End streams by what their callers call them, with what has come of them."""
+        for number, stream in self.streams.items():
+            if stream.name in names and stream.going_on:
+                self._abort([number])
+                stream.abort()
 
     async def spawn(self) -> None:
         """Start a process; returns when it is ready. Raises what prevents it."""

@@ -179,6 +179,27 @@ def test_closing_the_iterator_aborts(llama_engine: Any) -> None:
     llama_engine(test)
 
 
+@pytest.mark.parametrize("kind", RequestOutputKind)
+def test_requests_are_aborted_by_their_ids(llama_engine: Any, kind: RequestOutputKind) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        names = ["a", "b", "b", "c"]
+        options = {"n": 2, "output_kind": kind, **LONG}
+        tasks = [asyncio.create_task(last(llm, request_id=name, **options)) for name in names]
+        await until(lambda: len(llm._supervisor.streams) == len(names))
+        await llm.abort(["b", "unknown"])
+        await llm.abort("c")
+        await llm.abort("c")
+        ended = await asyncio.gather(*tasks)
+        assert [output.request_id for output in ended] == names
+        assert all(output.finished and output.error is None for output in ended)
+        reasons = [[one.finish_reason for one in output.outputs] for output in ended]
+        assert {*reasons[0]} == {"length"}
+        assert reasons[1:] == [["abort"] * 2] * 3
+        assert await llm.call("check") is True
+
+    llama_engine(test)
+
+
 def test_slow_reader_gets_merged_deltas(llama_engine: Any) -> None:
     async def test(llm: AsyncLLM) -> None:
         whole = (await last(llm, **LONG)).outputs[0].token_ids
