@@ -208,6 +208,7 @@ class LLM:
         (row,) = parse_prompts(prompt)
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         progress = self._progress(row, params, priority=0)
+        self._open_client()
         recorder = self._record(progress, streaming=True)
         try:
             with closing(self._stepper.stream(progress)) as outputs:
@@ -361,6 +362,7 @@ class LLM:
 
     def _generate(self, rows: list[RequestProgress], *, use_tqdm: bool) -> list[RequestOutput]:
         outputs: list[RequestOutput] = []
+        self._open_client()  # what never begins is no abort
         try:
             outputs = self._finish(rows, use_tqdm=use_tqdm)
         finally:  # Ctrl-C: some have ended

@@ -22,6 +22,7 @@ from octavo import (
     SamplingParams,
     Vector,
 )
+from octavo.base.errors import ConfigError
 from octavo.base.metrics.reader import read_metrics
 from octavo.base.metrics.registry import Metrics
 from octavo.base.types.messages import EngineStats
@@ -120,6 +121,15 @@ def test_a_stream_that_is_closed_is_an_abort(checkpoint: Callable[[str], Path]) 
         assert finished(llm) == {"stop": 0, "length": 1, "abort": 2, "error": 0}
 
 
+def test_what_is_asked_of_a_sleeper_is_no_abort(checkpoint: Callable[[str], Path]) -> None:
+    with LLM(str(checkpoint("llama")), device="cpu", threads=1, kv_cache_memory_bytes=2 << 20) as llm:
+        llm.sleep()
+        for ask in (lambda: llm.generate([5, 6], PARAMS, use_tqdm=False), lambda: list(llm.stream([5, 6], PARAMS))):
+            with pytest.raises(ConfigError, match="it sleeps"):
+                ask()
+        assert finished(llm) == {"stop": 0, "length": 0, "abort": 0, "error": 0}
+
+
 def test_what_ctrl_c_ends_is_counted(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with LLM(str(checkpoint("llama")), device="cpu", threads=1, kv_cache_memory_bytes=2 << 20) as llm:
         advance, steps = llm._stepper._advance, []
@@ -153,6 +163,7 @@ def test_every_type_is_read_as_prometheus_has_it() -> None:
     text = metrics.render().decode()
     for metric in found:
         if isinstance(metric, Counter | Gauge):
+            assert type(metric.value) is (int if isinstance(metric, Counter) else float)
             name = metric.name + ("_total" if isinstance(metric, Counter) else "")
             labels = ",".join(f'{key}="{value}"' for key, value in sorted(metric.labels.items()))
             (line,) = (line for line in text.splitlines() if line.startswith(f"{name}{{{labels}}}"))

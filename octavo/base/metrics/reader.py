@@ -61,7 +61,7 @@ def _read(family: Family) -> Iterator[Metric]:
     name = family.name
     if family.type == "gauge":
         for sample in family.samples:
-            yield Gauge(name, sample.labels, sample.value)
+            yield Gauge(name, sample.labels, float(sample.value))
     elif family.type == "counter":
         for labels, samples in _grouped(family, "_total", "position").items():
             if "position" in samples[0].labels:
