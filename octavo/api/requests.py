@@ -52,9 +52,9 @@ class Limits:
 
     def judge(self, params: SamplingParams, form: StructuredOutputsParams | None = None) -> Judge | None:
         """Of a request whose form is lenient. form: where params have another one, that holds it."""
-        form = getattr(params, "structured_outputs", None) if form is None else form  # what is none is told later
-        if form is None or not form.lenient or self.checker is None:
-            return None
+        form = getattr(params, "structured_outputs", None) if form is None else form
+        if not isinstance(form, StructuredOutputsParams) or not form.lenient or self.checker is None:
+            return None  # what is none is told later
         return Judge(self.checker, form, delta=params.output_kind is RequestOutputKind.DELTA)
 
     def close(self) -> None:

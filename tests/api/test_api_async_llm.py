@@ -146,6 +146,10 @@ def test_what_are_no_sampling_params_is_told(llama_engine: Any, params: Any) -> 
             await anext(llm.generate(PROMPT, params, request_id="r"))
         with pytest.raises(InputError, match="must be SamplingParams"):
             await llm.follow(PROMPT, params, lambda output: None, request_id="r")
+        changed = SamplingParams()
+        changed.structured_outputs = {"regex": "a"}  # type: ignore[assignment]
+        with pytest.raises(InputError, match="structured_outputs must be"):
+            await anext(llm.generate(PROMPT, changed, request_id="r"))
 
     llama_engine(test)
 
