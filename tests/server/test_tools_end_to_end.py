@@ -434,6 +434,24 @@ def test_a_template_that_shows_no_tools(server: LiveServer, client: openai.OpenA
     assert [one.function.name for one in reply.choices[0].message.tool_calls or []] == ["get_weather", "search-all"]
 
 
+@pytest.mark.parametrize("more", [{}, {"tools": ASKED, "tool_choice": "none"}])
+def test_earlier_calls_are_told_without_tools_too(server: LiveServer, more: dict[str, Any]) -> None:
+    """By a template that knows of no tools; one that does has them as they are."""
+    call = {"id": "c", "type": "function", "function": {"name": "noop", "arguments": '{"a": 1}'}}
+    result = {"role": "tool", "tool_call_id": "c", "content": "12"}
+    turns: list[Any] = [{"role": "assistant", "tool_calls": [call]}, result]
+    body = {"messages": [{"role": "user", "content": "Go"}, *turns], **more}
+    shown = []
+    for read in ("m.content", "m.tool_calls | tojson if m.tool_calls else m.content"):
+        source = "{% for m in messages %}{{ '<' + m.role + '>' + (" + read + ") }}{% endfor %}"
+        ids = server.post("/tokenize", {**body, "chat_template": source}).json()["tokens"]
+        shown.append(server.post("/detokenize", {"tokens": ids}).json()["prompt"])
+    told = '<tool_call>\n{"name": "noop", "arguments": {"a": 1}}\n</tool_call>'
+    assert shown[0].endswith(f"<user>Go<assistant>{told}<user><tool_response>\n12\n</tool_response>")
+    assert "You can call" not in shown[0]
+    assert shown[1].endswith("<tool>12")
+
+
 @pytest.mark.parametrize("depth", [70, 400, 900])
 def test_deep_schemas(client: openai.OpenAI, by_flag: openai.OpenAI, depth: int) -> None:
     schema: dict[str, Any] = {"type": "integer"}

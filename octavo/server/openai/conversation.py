@@ -43,9 +43,9 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     if "developer" not in template_source(services, request):  # the protocol's newer name of the same
         messages = [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
     tools = msgspec.to_builtins(None if request.tool_choice == "none" else request.tools)
-    tool = tools_format(services, request) if tools else None
+    tool = tools_format(services, request) if tools else _told_calls(template_source(services, request), messages)
     if tool is not None and not _shows_tools(services, request):
-        messages, tools = await asyncio.to_thread(tell_tools, messages, tools, tool), None
+        messages, tools = await asyncio.to_thread(tell_tools, messages, tools or [], tool), None
     return await services.llm.render_chat(
         messages,
         tools=tools,
@@ -82,6 +82,12 @@ def _check_tools(tools: Sequence[Tool]) -> None:
 def _shows_tools(services: Services, request: ChatRequest | TokenizeChatRequest) -> bool:
     template = template_source(services, request)
     return not template or shows_tools(template)
+
+
+def _told_calls(template: str, messages: Sequence[dict[str, Any]]) -> Format | None:
+    """How calls of earlier turns are told, where the request has no tools and its template knows of none."""
+    called = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
+    return tool_format(TOLD, "") if called and "tool" not in template else None
 
 
 def tools_format(services: Services, request: ChatRequest | TokenizeChatRequest) -> Format | None:

@@ -27,7 +27,7 @@ def can_tell(tool: Format) -> bool:
 def tell_tools(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], tool: Format
 ) -> list[dict[str, Any]]:
-    """The conversation with the tools in its system message, and earlier calls and their results as text.
+    """The conversation with the tools, where there are any, in its system message; earlier calls and results as text.
 
     messages, tools: as in a chat request; arguments as JSON text.  tool: one that can_tell.  InputError for tools that
     nest too deeply.
@@ -40,6 +40,8 @@ def tell_tools(
     told: list[dict[str, Any]] = []
     for message in messages:
         _add(told, dict(message), spelling)
+    if not tools:
+        return told
     text = f"{_HEAD}\n<tools>\n{lines}\n</tools>\n{_HOW}\n{example}"
     if told and told[0].get("role") in ("system", "developer"):
         told[0]["content"] = _joined(told[0].get("content"), text)
