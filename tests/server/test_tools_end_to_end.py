@@ -434,7 +434,7 @@ def test_a_template_that_shows_no_tools(server: LiveServer, client: openai.OpenA
     assert [one.function.name for one in reply.choices[0].message.tool_calls or []] == ["get_weather", "search-all"]
 
 
-@pytest.mark.parametrize("more", [{}, {"tools": ASKED, "tool_choice": "none"}])
+@pytest.mark.parametrize("more", [{}, {"tools": []}, {"tools": ASKED, "tool_choice": "none"}])
 def test_earlier_calls_are_told_without_tools_too(server: LiveServer, more: dict[str, Any]) -> None:
     """By a template that knows of no tools; one that does has them as they are."""
     call = {"id": "c", "type": "function", "function": {"name": "noop", "arguments": '{"a": 1}'}}

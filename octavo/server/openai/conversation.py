@@ -43,7 +43,8 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     if "developer" not in template_source(services, request):  # the protocol's newer name of the same
         messages = [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
     tools = msgspec.to_builtins(None if request.tool_choice == "none" else request.tools)
-    tool = tools_format(services, request) if tools else _told_calls(template_source(services, request), messages)
+    told = "tool" not in template_source(services, request) and any(map(_is_of_calls, messages))
+    tool = tools_format(services, request) if tools else _told_format(services) if told else None
     if tool is not None and not _shows_tools(services, request):
         messages, tools = await asyncio.to_thread(tell_tools, messages, tools or [], tool), None
     return await services.llm.render_chat(
@@ -84,29 +85,33 @@ def _shows_tools(services: Services, request: ChatRequest | TokenizeChatRequest)
     return not template or shows_tools(template)
 
 
-def _told_calls(template: str, messages: Sequence[dict[str, Any]]) -> Format | None:
-    """How calls of earlier turns are told, where the request has no tools and its template knows of none."""
-    called = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
-    return tool_format(TOLD, "") if called and "tool" not in template else None
-
-
 def tools_format(services: Services, request: ChatRequest | TokenizeChatRequest) -> Format | None:
     """How the model writes tool calls; None where that is not known. A model that is told in plain text writes JSON.
 
     UnsupportedError where the template has no place for tools, and the format is none that can be told.
     """
-    tool = tool_format(services.config.tool_call_parser, template_source(services, request))
     if _shows_tools(services, request):
-        return tool
-    if services.config.tool_call_parser is None:
-        tool = tool_format(TOLD, "")
-    if tool is None or not can_tell(tool):
+        return tool_format(services.config.tool_call_parser, template_source(services, request))
+    tool = _told_format(services)
+    if tool is None:
         raise UnsupportedError(
             "tools are not supported: the model's chat template has no place for them, and calls of the format of "
             "--tool-call-parser cannot be told in plain text; use hermes, or give another --chat-template",
             param="tools",
         )
     return tool
+
+
+def _told_format(services: Services) -> Format | None:
+    """How calls are told in plain text; None where the format of --tool-call-parser cannot be."""
+    name = services.config.tool_call_parser
+    tool = tool_format(TOLD if name is None else name, "")
+    return tool if tool is not None and can_tell(tool) else None
+
+
+def _is_of_calls(message: dict[str, Any]) -> bool:
+    """True if a template that knows no tools cannot show it: a call's message may have no content."""
+    return bool(message.get("tool_calls")) or message["role"] == "tool"
 
 
 def _check_effort(services: Services, request: ChatRequest) -> None:
