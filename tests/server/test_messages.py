@@ -130,6 +130,27 @@ def test_turns_of_one_role_are_one(client: anthropic.Anthropic, shared: LiveServ
     assert sent[1]["tool_calls"][0]["id"] == sent[2]["tool_call_id"] == "t1"
 
 
+def test_turns_of_the_system_stay_where_they_stand(client: anthropic.Anthropic, shared: LiveServer) -> None:
+    turns: Any = [*HELLO, {"role": "system", "content": [{"type": "text", "text": "Be brief"}]}]
+    client.messages.create(**{**ASK, "messages": turns}, system="s")
+    sent = [(message["role"], message["content"]) for message in shared.llm.rendered[-1][0]]
+    assert sent == [("system", "s"), ("user", "Hello"), ("system", "Be brief")]
+
+
+def test_a_label_for_the_books_is_no_part_of_the_prompt(client: anthropic.Anthropic, shared: LiveServer) -> None:
+    label: Any = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.37.abc; cch=d1d48;"}
+    client.messages.create(**ASK, system=[label, {"type": "text", "text": "s"}])
+    assert [message["content"] for message in shared.llm.rendered[-1][0]] == ["s", "Hello"]
+    client.messages.create(**ASK, system=[label])
+    assert [message["content"] for message in shared.llm.rendered[-1][0]] == ["Hello"]
+
+
+def test_thoughts_that_cannot_be_read_are_left_out(client: anthropic.Anthropic, shared: LiveServer) -> None:
+    said: Any = [{"type": "redacted_thinking", "data": "AbC="}, {"type": "text", "text": "Hi"}]
+    client.messages.create(**{**ASK, "messages": [*HELLO, {"role": "assistant", "content": said}, *HELLO]})
+    assert shared.llm.rendered[-1][0][1] == {"role": "assistant", "content": "Hi"}
+
+
 def test_a_last_turn_of_the_assistant_is_gone_on_from(client: anthropic.Anthropic, shared: LiveServer) -> None:
     client.messages.create(**{**ASK, "messages": [*HELLO, {"role": "assistant", "content": "The"}]})
     options = shared.llm.rendered[-1][1]
@@ -224,9 +245,11 @@ def test_unknown_fields(shared: LiveServer, path: str, kind: Any, base: dict[str
     ("change", "told"),
     [
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "system", "content": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "system", "content": [{"type": "thinking", "thinking": ""}]}]}, "0].content[0]"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "content of type 'image'"),
         ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": ""}]}]}, "messages[0].content[0]"),
         (
             {"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "a"}]}]},

@@ -17,6 +17,7 @@ from octavo.server.anthropic.types import (
     MessagesRequest,
     OutputConfig,
     PromptRequest,
+    RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
@@ -37,13 +38,18 @@ TERMS = {
 }
 """Fields of the chat -> fields of the request, for errors; the messages are not numbered alike."""
 
+BILLING = "x-anthropic-billing-header:"
+"""What Claude Code puts before its system text: a label for Anthropic's books, another one in each request, so that no
+prefix would be found in the cache.
+"""
+
 
 def as_chat(request: PromptRequest) -> ChatRequest:
     """The chat; InputError names a block that has no place where it stands."""
-    messages = [] if request.system is None else [Message(role="system", content=_text(request.system))]
+    messages = [] if request.system is None else _instructions(request.system)
+    makers = {"user": _user, "assistant": _assistant, "system": _system}
     for index, turn in enumerate(request.messages):
-        make = _user if turn.role == "user" else _assistant
-        _append(messages, make(turn, f"messages[{index}]"))
+        _append(messages, makers[turn.role](turn, f"messages[{index}]"))
     tools, output = request.tools or [], request.output_config or OutputConfig()
     choice, alone = _choice(request)
     schema = output.format
@@ -106,6 +112,25 @@ def _text(content: str | Sequence[TextBlock]) -> str | list[TextPart]:
     return content[0].text if len(content) == 1 else [TextPart(block.text) for block in content]
 
 
+def _instructions(system: str | list[TextBlock]) -> list[Message]:
+    blocks = [TextBlock(text=system)] if isinstance(system, str) else system
+    texts = [block for block in blocks if not block.text.startswith(BILLING)]
+    return [Message(role="system", content=_text(texts))] if texts else []
+
+
+def _system(turn: MessageParam, where: str) -> list[Message]:
+    if isinstance(turn.content, str):
+        return [Message(role="system", content=turn.content)]
+    texts: list[TextBlock] = []
+    for index, block in enumerate(turn.content):
+        if not isinstance(block, TextBlock):
+            raise _misplaced(block, f"{where}.content[{index}]", turn.role)
+        texts.append(block)
+    if not texts:
+        raise InputError(f"{where}.content is empty", param=f"{where}.content")
+    return [Message(role="system", content=_text(texts))]
+
+
 def _user(turn: MessageParam, where: str) -> list[Message]:
     """Results of calls are messages of their own; the texts between them are the user's."""
     if isinstance(turn.content, str):
@@ -145,6 +170,8 @@ def _assistant(turn: MessageParam, where: str) -> list[Message]:
             texts.append(block)
         elif isinstance(block, ThinkingBlock):
             thoughts.append(block.thinking)
+        elif isinstance(block, RedactedThinkingBlock):
+            continue
         elif isinstance(block, ToolUseBlock):
             arguments = msgspec.json.encode(block.input).decode()
             calls.append(ToolCall(function=FunctionCall(block.name, arguments), id=block.id))

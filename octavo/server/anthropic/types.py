@@ -37,6 +37,14 @@ class ThinkingBlock(
     signature: str = ""
 
 
+class RedactedThinkingBlock(
+    msgspec.Struct, frozen=True, kw_only=True, tag="redacted_thinking", tag_field="type", forbid_unknown_fields=True
+):
+    """What another server's model thought, which that server alone can read; it is left out."""
+
+    data: str
+
+
 class ToolUseBlock(
     msgspec.Struct, frozen=True, kw_only=True, tag="tool_use", tag_field="type", forbid_unknown_fields=True
 ):
@@ -62,13 +70,13 @@ class ToolResultBlock(
     toolset_name: None = None
 
 
-Block = TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock
+Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
 
 
 class MessageParam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One turn. A last turn of the assistant is gone on from."""
+    """One turn. A last turn of the assistant is gone on from; the system's stay where they stand."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | Annotated[list[Block], Meta(max_length=MAX_MESSAGES)]
 
 

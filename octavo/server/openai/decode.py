@@ -70,7 +70,8 @@ def explain(text: str, kind: type[msgspec.Struct], *, where: str = "") -> InputE
         name = top[0]
         return UnsupportedError(f"this value of {name} is not supported: {reasons[name]}", param=name)
     if re.search(r"\.content\[\d+\]\.type$", path):
-        return UnsupportedError(f"{path}: only parts of type 'text' are supported; this server takes text", param=path)
+        kind_of = what.removeprefix("Invalid value ")[:_SHOWN]
+        return UnsupportedError(f"{path}: content of type {kind_of} is not supported; send text", param=path)
     reason = what.replace("`", "").replace(" | null", "")[:_SHOWN]
     if not path:
         return InputError(f"the body: {reason}")
