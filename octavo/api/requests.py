@@ -157,8 +157,9 @@ def _check_logprobs(name: str, asked: int | None, limits: Limits) -> None:
     if count > limits.vocab_size:
         raise InputError(f"{name}={asked} is more than the vocabulary's {limits.vocab_size} tokens", param=name)
     if limits.max_logprobs != -1 and count > limits.max_logprobs:
+        shown = f"{asked} (all)" if asked == -1 else asked
         raise InputError(
-            f"{name}={asked} is above max_logprobs={limits.max_logprobs}; ask for fewer, or start with a higher "
+            f"{name}={shown} is above max_logprobs={limits.max_logprobs}; ask for fewer, or start with a higher "
             f"max_logprobs",
             param=name,
         )

@@ -154,6 +154,8 @@ ASKING = {
     "service_tier": "flex",
     "vllm_xargs": {"a": 1},
     "prompt_embeds": "AAAA",
+    "thinking_token_budget": 10,
+    "add_special_tokens": True,
 }
 ASKING_NOTHING = {
     "best_of": 1,
@@ -168,8 +170,11 @@ ASKING_NOTHING = {
     "metadata": {"a": "b"},
     "length_penalty": 1.0,
     "modalities": ["text"],
+    "thinking_token_budget": -1,
+    "add_special_tokens": False,
 }
 CHAT = {"messages": MESSAGES, "max_tokens": 2}
+LONG = [{"role": "user", "content": "x" * 600}]
 
 
 @pytest.mark.parametrize("name", ASKING)
@@ -221,6 +226,23 @@ def test_what_asks_for_nothing_passes(shared: LiveServer, name: str) -> None:
 def test_chat_requests(shared: LiveServer, change: dict[str, Any], param: str) -> None:
     error = check_form(shared.post("/v1/chat/completions", {**CHAT, **change}))
     assert error["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "told"),
+    [
+        ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 21}, "top_logprobs=21 is above max_logprobs=20; "),
+        ("/v1/chat/completions", {"logprobs": True, "top_logprobs": -1}, "top_logprobs=-1 (all) is above max_logprobs"),
+        ("/v1/chat/completions", {"messages": LONG}, "the prompt has 607 tokens; "),
+        ("/v1/responses", {"input": LONG}, "the prompt has 607 tokens; "),
+    ],
+)
+def test_options_and_the_prompt_keep_their_names(shared: LiveServer, path: str, change: Any, told: str) -> None:
+    """Where the field has another one, which the message may name, too."""
+    body = {"input" if path == "/v1/responses" else "messages": MESSAGES, **change}
+    error = check_form(shared.post(path, body))
+    assert error["message"].startswith(told)
+    assert error["param"] == list(change)[-1]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from octavo.server.openai.beams import length_penalty
 from octavo.server.openai.conversation import echoed_message, render
 from octavo.server.openai.parsing import answer_form, answer_parsing, demands_form
 from octavo.server.openai.structured import field_name, structured_params
+from octavo.server.openai.terms import renamed
 from octavo.server.openai.timing import RequestMetrics, Timing
 from octavo.server.openai.types import (
     MAX_PROMPTS,
@@ -165,9 +166,7 @@ def in_terms_of(request: GenerationRequest, error: InputError) -> InputError:
     elif request.prompt_logprobs is None:
         names = {"prompt_logprobs": "logprobs"}
     name = names.get(error.param or "") or field_name(request, error.param or "")
-    if name == (error.param or ""):
-        return error
-    return type(error)(error.message.replace(error.param or "", name), param=name)
+    return error if name == (error.param or "") else renamed(error, name)
 
 
 def _completion_values(request: CompletionRequest, values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -25,7 +26,16 @@ def in_terms(names: Mapping[str, str]) -> Iterator[None]:
         name = name if found is None else names[found]
         if name == param:
             raise
-        raise type(error)(error.message.replace(param, name), param=name) from None
+        raise renamed(error, name) from None
+
+
+def renamed(error: InputError, name: str) -> InputError:
+    """The error with the client's name for its field. Longer names that hold the field's (max_logprobs) stay, and so
+    does "the prompt", which is what a client's messages make.
+    """
+    field = re.escape(error.param or "")
+    told = re.sub(rf"(?<!\w)(?<!the ){field}(?!\w)", lambda _: name, error.message) if field else error.message
+    return type(error)(told, param=name)
 
 
 def _is_under(param: str, name: str) -> bool:

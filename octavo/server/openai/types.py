@@ -182,12 +182,13 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_f
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    add_special_tokens: Literal[False] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0)] | None = None
+    top_logprobs: int | None = None
 
 
 class TokenizeTextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,6 +209,7 @@ class TokenizeChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    add_special_tokens: Literal[False] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     model: Annotated[str, Meta(max_length=512)] | None = None
