@@ -119,6 +119,13 @@ def test_token_ids_in_replies(server: LiveServer) -> None:
     chat = server.post("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 3, "return_token_ids": True}).json()
     assert chat["choices"][0]["token_ids"] == ids
     assert len(chat["prompt_token_ids"]) == chat["usage"]["prompt_tokens"]
+    asked = {"messages": MESSAGES, "max_tokens": 2, "n": 2, "return_token_ids": True}
+    chunks = server.events("/v1/chat/completions", asked)[:-1]
+    assert [chunk.get("prompt_token_ids") for chunk in chunks] == [
+        chat["prompt_token_ids"],
+        *[None] * (len(chunks) - 1),
+    ]
+    assert not any("prompt_token_ids" in chunk["choices"][0] for chunk in chunks)
 
 
 def test_continuous_usage(server: LiveServer) -> None:

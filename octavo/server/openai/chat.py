@@ -6,7 +6,7 @@ from collections import Counter
 from typing import cast
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
 from octavo.server.exchange import Exchange, Reply
@@ -51,6 +51,7 @@ class ChatForm:
         self._prompt = generation.prompts[0]
         self._role = reply_role(cast(ChatRequest, generation.request))
         self._ids = bool(generation.request.return_token_ids)
+        self.prompt_token_ids: list[int] | UnsetType = self._prompt.token_ids if self._ids else UNSET
         self._reasoning = cast(ChatRequest, generation.request).include_reasoning is not False
         self._broken: set[int] = set()  # choices with a call that has broken off
         self._tool = generation.parsing.tool if generation.parsing else None
@@ -70,7 +71,7 @@ class ChatForm:
                 usage=usage,
                 metrics=generation.metrics(),
                 prompt_logprobs=prompt_logprobs(output.prompt_logprobs or []) if asked else UNSET,
-                prompt_token_ids=self._prompt.token_ids if self._ids else UNSET,
+                prompt_token_ids=self.prompt_token_ids,
             )
         )
 
@@ -119,11 +120,7 @@ class ChatForm:
     def _opening(self, index: int) -> bytes:
         self._begun.add(index)
         return msgspec.json.encode(
-            ChatDelta(
-                index=index,
-                delta=ReplyMessage(role=self._role, content=self._prompt.echo),
-                prompt_token_ids=self._prompt.token_ids if self._ids else UNSET,
-            )
+            ChatDelta(index=index, delta=ReplyMessage(role=self._role, content=self._prompt.echo))
         )
 
     def _piece(self, choice: CompletionOutput) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from octavo.base.types.output import CompletionOutput, RequestOutput
 from octavo.server.exchange import Exchange, Reply
@@ -32,6 +32,7 @@ class CompletionForm:
     """Renders one request's outputs. Of a stream it remembers, per choice, how far the text has come."""
 
     chunk_object = "text_completion"
+    prompt_token_ids: list[int] | UnsetType = UNSET  # the choices tell them, which may be of many prompts
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation

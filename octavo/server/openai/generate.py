@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-import msgspec
+from msgspec import UNSET, UnsetType
 
 from octavo.base.types.output import RequestOutput
 from octavo.server.errors import DONE
@@ -21,9 +21,10 @@ KEEP_ALIVE_S = 15.0  # without output: proxies close connections that are silent
 
 
 class Form(Protocol):
-    """How a route shows RequestOutputs."""
+    """How a route shows RequestOutputs. prompt_token_ids: what a stream tells of them beside its first choice."""
 
     chunk_object: str
+    prompt_token_ids: list[int] | UnsetType
 
     def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes: ...
     def pieces(self, number: int, output: RequestOutput) -> list[bytes]: ...
@@ -125,6 +126,7 @@ class _ChunkStream:
             with_usage=self._with_usage,
         )
         self._form = form
+        self._prompt_ids = form.prompt_token_ids
         self._count = UsageCount(generation)
 
     def start(self) -> bytes:
@@ -134,6 +136,10 @@ class _ChunkStream:
         self._count.take(number, output)
         usage = self._count.usage() if self._always else None
         pieces = self._form.pieces(number, output)
+        if pieces and self._prompt_ids is not UNSET:
+            first = self._chunks.choice(pieces.pop(0), usage, ("prompt_token_ids", self._prompt_ids))
+            self._prompt_ids = UNSET
+            return first + b"".join([self._chunks.choice(piece, usage) for piece in pieces])
         if len(pieces) == 1:
             return self._chunks.choice(pieces[0], usage)
         return b"".join([self._chunks.choice(piece, usage) for piece in pieces])
@@ -162,5 +168,5 @@ class UsageCount:
     def usage(self) -> Usage:
         """The counts so far."""
         cached = PromptTokensDetails(sum(self._cached.values()))
-        details = CompletionTokensDetails(self._reasoning) if self._parsed else msgspec.UNSET
+        details = CompletionTokensDetails(self._reasoning) if self._parsed else UNSET
         return Usage(self._prompt, self._generated, self._prompt + self._generated, cached, details)

@@ -166,7 +166,6 @@ class ChatDelta(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: int | str | None = None
     structured_outputs_valid: bool | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -26,14 +28,16 @@ class Chunks:
         self._head = b"data: " + head[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
 
-    def choice(self, choice: bytes, usage: Usage | None = None) -> bytes:
-        """A chunk of one choice."""
-        if usage is None:
-            return self._head + choice + self._tail
-        return self._head + choice + b'],"usage":' + msgspec.json.encode(usage) + b"}\n\n"
+    def choice(self, choice: bytes, usage: Usage | None = None, more: tuple[str, Any] | None = None) -> bytes:
+        """A chunk of one choice. more: a field beside it, and what it holds."""
+        tail = self._tail if usage is None else b'],"usage":' + msgspec.json.encode(usage) + b"}\n\n"
+        if more is not None:
+            name, value = more
+            tail = tail[:-3] + b',"%b":%b}\n\n' % (name.encode(), msgspec.json.encode(value))
+        return self._head + choice + tail
 
     def end(self, usage: Usage | None, metrics: RequestMetrics | UnsetType) -> bytes:
         """The chunk without choices that tells the token counts and where the time went; nothing where neither is."""
         if metrics is UNSET:
             return self.choice(b"", usage) if usage is not None else b""
-        return self.choice(b"", usage)[:-3] + b',"metrics":' + msgspec.json.encode(metrics) + b"}\n\n"
+        return self.choice(b"", usage, ("metrics", metrics))
