@@ -173,6 +173,30 @@ def test_continuing_a_message(server: LiveServer, llm: FakeLLM) -> None:
     assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": "Once"}
 
 
+@pytest.mark.parametrize(
+    ("template", "given", "told"),
+    [
+        ("{% if enable_thinking %}", {}, {"enable_thinking": False}),
+        ("{% if enable_thinking %}", {"enable_thinking": True}, {"enable_thinking": True}),
+        ("{{ reasoning_effort }}", {}, {"reasoning_effort": "none"}),
+        ("", {}, {}),
+    ],
+)
+def test_no_reasoning_effort(server: LiveServer, llm: FakeLLM, template: str, given: Any, told: Any) -> None:
+    """It turns reasoning off where the template can, and asks for nothing where there is none."""
+    llm.model.template.source = template
+    ask = {"messages": MESSAGES, "max_tokens": 1, "reasoning_effort": "none", "chat_template_kwargs": given}
+    assert server.post("/v1/chat/completions", ask).status_code == 200
+    assert llm.rendered[-1][1]["chat_template_kwargs"] == told
+    assert server.post("/v1/responses", {"input": "hi", "reasoning": {"effort": "none"}}).status_code == 200
+
+
+def test_reasoning_that_cannot_be_turned_off(llm: FakeLLM) -> None:
+    with LiveServer(llm, reasoning_parser="deepseek_r1") as server:
+        answer = server.post("/v1/chat/completions", {"messages": MESSAGES, "reasoning_effort": "none"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "reasoning_effort")
+
+
 @pytest.mark.parametrize(("template", "role"), [("{{ messages[0].role }}", "system"), ("a developer's", "developer")])
 def test_developers_are_the_system_to_templates_that_know_none(
     server: LiveServer, llm: FakeLLM, template: str, role: str

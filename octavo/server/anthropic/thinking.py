@@ -6,13 +6,10 @@ import msgspec
 
 from octavo.base.errors import UnsupportedError
 from octavo.server.anthropic.types import Thinking, ThinkingDisabled
-from octavo.server.openai.conversation import template_source
+from octavo.server.openai.conversation import SWITCH, template_source
 from octavo.server.openai.types import ChatRequest
 from octavo.server.services import Services
 from octavo.text.tools.choose import reasoning_format
-
-SWITCH = "enable_thinking"
-"""The variable by which templates turn reasoning on and off."""
 
 
 def is_told(thinking: Thinking | None) -> bool:

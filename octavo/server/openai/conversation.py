@@ -14,12 +14,14 @@ import msgspec
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest, Tool
 from octavo.server.services import Services
-from octavo.text.tools.choose import tool_format
+from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.formats import Format
 from octavo.text.tools.prompt import can_tell, shows_tools, tell_tools
 
 TOLD = "hermes"  # the format of calls where neither template nor flag tells one, and the template no tools
 MAX_TOOLS_BYTES = 1 << 20  # of all tools of a request, as JSON
+SWITCH = "enable_thinking"
+"""The variable by which templates turn reasoning on and off."""
 _SHOWN = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content")
 
 
@@ -36,8 +38,7 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     if "documents" in extra:
         raise InputError("send documents as a field of the request", param="chat_template_kwargs")
     if isinstance(request, ChatRequest) and request.reasoning_effort is not None:
-        _check_effort(services, request)
-        extra = {"reasoning_effort": request.reasoning_effort, **extra}
+        extra = {**_effort(services, request, request.reasoning_effort), **extra}
     _check_tools(request.tools or [])
     messages = [_message(index, message) for index, message in enumerate(request.messages)]
     if "developer" not in template_source(services, request):  # the protocol's newer name of the same
@@ -114,12 +115,18 @@ def _is_of_calls(message: dict[str, Any]) -> bool:
     return bool(message.get("tool_calls")) or message["role"] == "tool"
 
 
-def _check_effort(services: Services, request: ChatRequest) -> None:
-    if "reasoning_effort" not in template_source(services, request):
+def _effort(services: Services, request: ChatRequest, effort: str) -> dict[str, Any]:
+    """What tells the template of it. "none" turns reasoning off, and asks for nothing where there is none."""
+    source = template_source(services, request)
+    found: dict[str, Any] = {"reasoning_effort": effort} if "reasoning_effort" in source else {}
+    if effort == "none" and SWITCH in source:
+        found[SWITCH] = False
+    if not found and (effort != "none" or reasoning_format(services.config.reasoning_parser, source) is not None):
         raise UnsupportedError(
-            "reasoning_effort is not supported by this model: its chat template does not know it",
+            f"reasoning_effort={effort!r} is not supported by this model: its chat template does not know it",
             param="reasoning_effort",
         )
+    return found
 
 
 def _check_template(template: str, trusted: bool) -> None:
