@@ -31,13 +31,17 @@ class Foreign:
 
 
 _ONE_DEVICE = "this build runs on one device; leave it at 1"
-# neutral values of a switch, and of an option that takes an object
+# neutral values of a switch, of one that asks for what is there or for nothing, and of an option that takes an object
 _OFF: tuple[Any, ...] = (None, False)
+_SWITCH: tuple[Any, ...] = (True, False)
 _NONE: tuple[Any, ...] = (None, {})
 _TUNING = Foreign((), "it tunes vLLM's own machinery and has no counterpart here", harmless=True)
+_TUNING_SWITCH = Foreign(_OFF, _TUNING.remedy, harmless=True)
+_TEXT_ONLY = "only text is supported"
+_MEDIA = Foreign((), _TEXT_ONLY, harmless=True)
+_NO_ADAPTERS = Foreign((), "there are no LoRA adapters here", harmless=True)
+_MEASURED = "see docs/monitoring.md for what is measured here"
 _LATER = "this version does not have it; leave it out"
-_SWITCH: tuple[Any, ...] = (True, False)
-_TEXT = Foreign((), "only text is supported", harmless=True)
 
 FOREIGN: dict[str, Foreign] = {
     "tensor_parallel_size": Foreign((1,), _ONE_DEVICE),
@@ -58,14 +62,6 @@ FOREIGN: dict[str, Foreign] = {
     "spec_model": Foreign((None,), _LATER),
     "spec_tokens": Foreign((None,), _LATER),
     "enable_lora": Foreign(_OFF, _LATER),
-    "max_loras": Foreign((None,), _LATER),
-    "max_lora_rank": Foreign((None,), _LATER),
-    "max_cpu_loras": Foreign((None,), _LATER),
-    "enable_prompt_embeds": Foreign(_OFF, "prompts are text or token ids"),
-    "model_impl": Foreign(("auto", "vllm"), "a model family has one implementation; leave it at auto"),
-    "worker_cls": Foreign((None, "auto"), _LATER),
-    "worker_extension_cls": Foreign((None, ""), _LATER),
-    "scheduler_cls": Foreign((None,), _LATER),
     "calculate_kv_scales": Foreign(_OFF, "the scales of an fp8 cache are 1"),
     "structured_outputs_config": Foreign(
         (*_NONE, *({"backend": name} for name in ("auto", "xgrammar", "guidance", "outlines"))), _LATER
@@ -75,14 +71,10 @@ FOREIGN: dict[str, Foreign] = {
     "override_generation_config": Foreign(_NONE, "give the values in SamplingParams or in the request"),
     "kv_transfer_config": Foreign(_NONE, _LATER),
     "kv_offloading_size": Foreign((None, 0), _LATER),
-    "limit_mm_per_prompt": Foreign(_NONE, "only text is supported"),
-    "mm_processor_kwargs": Foreign(_NONE, "only text is supported"),
-    "allowed_local_media_path": Foreign((None, ""), "only text is supported"),
-    "allowed_media_domains": Foreign((None, []), "only text is supported"),
-    "mm_processor_cache_gb": _TEXT,
-    "mm_encoder_tp_mode": _TEXT,
-    "skip_mm_profiling": Foreign(_SWITCH, "", harmless=True),
-    "language_model_only": Foreign(_SWITCH, "", harmless=True),
+    "limit_mm_per_prompt": Foreign(_NONE, _TEXT_ONLY),
+    "mm_processor_kwargs": Foreign(_NONE, _TEXT_ONLY),
+    "allowed_local_media_path": Foreign((None, ""), _TEXT_ONLY),
+    "allowed_media_domains": Foreign((None, []), _TEXT_ONLY),
     "max_num_queued_tokens": Foreign((None,), "bound the queue by max_num_queued_reqs"),
     "stream_interval": Foreign((1,), "every token is streamed at once", harmless=True),
     "prefix_caching_hash_algo": Foreign((), "block hashes are always cryptographic here", harmless=True),
@@ -94,22 +86,52 @@ FOREIGN: dict[str, Foreign] = {
     "attention_config": Foreign(_NONE, _TUNING.remedy, harmless=True),
     "attention_backend": Foreign((None,), _LATER),
     "disable_custom_all_reduce": Foreign(_SWITCH, "", harmless=True),
-    "disable_cascade_attn": Foreign(_SWITCH, "", harmless=True),
-    "disable_hybrid_kv_cache_manager": Foreign(_SWITCH, "", harmless=True),
     "max_parallel_loading_workers": _TUNING,
-    "safetensors_load_strategy": _TUNING,
-    "model_loader_extra_config": Foreign(_NONE, _TUNING.remedy, harmless=True),
     "max_seq_len_to_capture": _TUNING,
-    "max_cudagraph_capture_size": _TUNING,
-    "optimization_level": _TUNING,
-    "performance_mode": _TUNING,
-    "max_num_partial_prefills": _TUNING,
-    "max_long_partial_prefills": _TUNING,
-    "long_prefill_token_threshold": _TUNING,
     "num_scheduler_steps": Foreign((1,), _TUNING.remedy, harmless=True),
-    "use_v2_block_manager": _TUNING,
+    "use_v2_block_manager": _TUNING_SWITCH,
     "enable_sleep_mode": Foreign(_SWITCH, "", harmless=True),
     "otlp_traces_endpoint": Foreign((None,), "octavo serve sends traces; here see RequestOutput.metrics"),
+    "nnodes": Foreign((1,), _ONE_DEVICE),
+    "node_rank": Foreign((0,), _ONE_DEVICE),
+    "data_parallel_size_local": Foreign((None, 1), _ONE_DEVICE),
+    "data_parallel_hybrid_lb": Foreign(_OFF, _ONE_DEVICE),
+    "data_parallel_external_lb": Foreign(_OFF, _ONE_DEVICE),
+    "device_ids": Foreign((None,), "choose a device by CUDA_VISIBLE_DEVICES"),
+    "worker_cls": Foreign((None, "auto"), _LATER),
+    "worker_extension_cls": Foreign((None, ""), _LATER),
+    "scheduler_cls": Foreign((None,), _LATER),
+    "io_processor_plugin": Foreign((None,), _LATER),
+    "kv_events_config": Foreign(_NONE, _LATER),
+    "ec_transfer_config": Foreign(_NONE, _LATER),
+    "reasoning_config": Foreign(_NONE, _LATER),
+    "reasoning_parser_plugin": Foreign((None, ""), "install a package with the entry point octavo.reasoning_parsers"),
+    "enable_prompt_embeds": Foreign(_OFF, "send text or token ids"),
+    "enable_mm_embeds": Foreign(_OFF, _TEXT_ONLY),
+    "media_io_kwargs": Foreign(_NONE, _TEXT_ONLY),
+    "language_model_only": Foreign(_SWITCH, _TEXT_ONLY, harmless=True),
+    "skip_mm_profiling": Foreign(_SWITCH, _TEXT_ONLY, harmless=True),
+    "model_impl": Foreign(("auto", "vllm"), "every model runs in Octavo's own code"),
+    "config_format": Foreign(("auto", "hf"), "a model's config.json is read"),
+    "disable_sliding_window": Foreign(_OFF, "lower max_model_len"),
+    "kv_cache_dtype_skip_layers": Foreign((None, []), _LATER),
+    "rope_scaling": Foreign(_NONE, "give it in hf_overrides"),
+    "rope_theta": Foreign((None,), "give it in hf_overrides"),
+    "guided_decoding_backend": Foreign(("auto", "guidance"), "grammars are llguidance's", harmless=True),
+    "enable_reasoning": Foreign(_SWITCH, "reasoning is told apart wherever it is marked", harmless=True),
+    "show_hidden_metrics_for_version": Foreign((None,), _MEASURED, harmless=True),
+    "collect_detailed_traces": Foreign((None,), _MEASURED, harmless=True),
+    **dict.fromkeys(("kv_cache_metrics", "enable_mfu_metrics"), Foreign(_OFF, _MEASURED, harmless=True)),
+    **dict.fromkeys(("max_loras", "max_lora_rank", "max_cpu_loras", "lora_dtype"), _NO_ADAPTERS),
+    **dict.fromkeys(("mm_processor_cache_gb", "mm_processor_cache_type", "mm_encoder_tp_mode"), _MEDIA),
+    **dict.fromkeys(("optimization_level", "performance_mode", "max_cudagraph_capture_size", "kernel_config"), _TUNING),
+    **dict.fromkeys(("moe_backend", "linear_backend", "all2all_backend", "eplb_config", "additional_config"), _TUNING),
+    **dict.fromkeys(("safetensors_load_strategy", "model_loader_extra_config", "mamba_cache_dtype"), _TUNING),
+    **dict.fromkeys(("max_num_partial_prefills", "max_long_partial_prefills", "long_prefill_token_threshold"), _TUNING),
+    **dict.fromkeys(("watermark", "kv_offloading_backend"), _TUNING),
+    **dict.fromkeys(("enable_dbo", "enable_eplb", "numa_bind", "disable_cascade_attn"), _TUNING_SWITCH),
+    **dict.fromkeys(("scheduler_reserve_full_isl", "disable_hybrid_kv_cache_manager"), _TUNING_SWITCH),
+    **dict.fromkeys(("enable_flashinfer_autotune", "disable_chunked_mm_input", "use_tqdm_on_load"), _TUNING_SWITCH),
 }
 
 

@@ -22,6 +22,7 @@ SHORT = {
     "-dp": "--data-parallel-size",
     "-q": "--quantization",
     "-sc": "--speculative-config",
+    "-cc": "--compilation-config",
     "-O": "--optimization-level",
 }
 SAMPLING = (
@@ -76,10 +77,11 @@ class Parser(argparse.ArgumentParser):
             if argument == "-" or not flag.startswith("-") or len(flag.split()) > 1 or _is_number(flag):
                 own.append(argument)
                 continue
-            if flag[:2] == "-O" and flag[2:].isdigit():
+            if flag[:2] == "-O" and flag[2:].isdigit():  # as compilers have it: -O3
                 flag, equals, value = "-O", "=", flag[2:]
-            flag = SHORT.get(flag, flag)
-            if flag.startswith("--") and "." in flag:
+            head, dot, part = flag.partition(".")
+            flag = SHORT.get(head, head) + dot + part
+            if flag.startswith("--") and dot:
                 _add_part(objects, flag, value if equals else None, arguments)
                 continue
             if flag.startswith("--"):

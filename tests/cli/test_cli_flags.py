@@ -83,16 +83,35 @@ def test_what_only_vllm_needs_to_be_told_passes(more: list[str]) -> None:
     assert engine("m", *more) == engine("m")
 
 
+def test_a_command_line_of_vllms_starts_a_server(caplog: pytest.LogCaptureFixture) -> None:
+    """What is there anyway is taken in silence, what only tunes vLLM with a warning; no switch takes the model for its
+    value.
+    """
+    with caplog.at_level(logging.WARNING, "octavo"):
+        anyway = ("--enable-tokenizer-info-endpoint", "--enable-server-load-tracking", "--enable-sleep-mode")
+        assert engine(*anyway, "--enable-reasoning", "--language-model-only", "m").model.model == "m"
+        assert not caplog.records
+        assert engine("--use-v2-block-manager", "--enable-flashinfer-autotune", "--enable-dbo", "m").model.model == "m"
+        dotted = ("--compilation-config.level", "3", "-cc.mode=3")
+        assert engine("m", "-O3", *dotted, "--max-loras", "2").model.model == "m"
+    flags = [record.getMessage().split("=")[0] for record in caplog.records]
+    assert flags == [
+        *("--use-v2-block-manager", "--enable-flashinfer-autotune", "--enable-dbo", "--optimization-level"),
+        *("--max-loras", "--compilation-config"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [
+        (["m", "--enable-force-include-usage"], "stream_options.include_usage"),
+        (["m", "--default-chat-template-kwargs.thinking=true"], "chat_template_kwargs in the request"),
         (["m", "--tensor-parallel-size", "2"], "--tensor-parallel-size"),
         (["m", "-tp", "2"], "--tensor-parallel-size"),
         (["m", "-tp=2"], "--tensor-parallel-size"),
         (["m", "--trust-remote-code"], "--trust-remote-code"),
         (["--cpu_offload_gb", "4", "m"], "--cpu-offload-gb"),
         (["m", "--enable-lora"], "--enable-lora"),
-        (["m", "--max-lora-rank", "8"], "--max-lora-rank"),
         (["m", "--enable-prompt-embeds"], "--enable-prompt-embeds"),
         (["m", "--speculative-config.method", "ngram"], "--speculative-config"),
         (["m", "--ssl-keyfile", "key.pem"], "--ssl-keyfile"),
