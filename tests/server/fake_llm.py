@@ -39,6 +39,9 @@ class FakeTokenizer:
             return "" if skip_special_tokens else special[ids[0]]
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.token_strings([token_id])[0].encode() if token_id in (BOS, EOS) else bytes([token_id])
+
     def special_ids(self) -> dict[str, int]:
         return {"<bos>": BOS, "<eos>": EOS}
 

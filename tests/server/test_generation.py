@@ -11,7 +11,7 @@ from serving import LiveServer
 from octavo.base.types.output import Logprob
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.server.names import ModelNames
-from octavo.server.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+from octavo.server.openai.logprobs import TextEnd, chat_logprobs, completion_logprobs, prompt_logprobs
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 SAMPLING: dict[str, Any] = {
@@ -245,7 +245,7 @@ def test_model_names(tmp_path: Any) -> None:
 
 def test_logprobs_know_no_infinity() -> None:
     entry = {1: Logprob(float("-inf"), 3, "a"), 2: Logprob(-0.5, 1, "b"), 3: Logprob(-1.0, 2, "b")}
-    shown = completion_logprobs([1], [entry], most=2)
+    shown = completion_logprobs([1], [entry], most=2, end=TextEnd())
     assert shown.token_logprobs == [-9999.0]
     assert shown.top_logprobs == [{"b": -0.5, "a": -9999.0}]
     chat = chat_logprobs([1], [entry], most=1).content[0]

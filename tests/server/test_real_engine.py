@@ -164,6 +164,36 @@ def test_completion_ways_agree(clean: LiveServer) -> None:
     assert echoed["logprobs"]["token_logprobs"][0] is None
 
 
+def test_tokens_that_are_parts_of_characters(clean: LiveServer) -> None:
+    """Their bytes make the text, and what comes behind them stands where it does."""
+    text = "aé日🚀b"
+    ask = {"max_tokens": 40, "structured_outputs": {"regex": text}, "top_logprobs": 1, "temperature": 0}
+    reply = clean.post("/v1/chat/completions", {"messages": MESSAGES, "logprobs": True, **ask}).json()
+    content = reply["choices"][0]["logprobs"]["content"]
+    assert "\ufffd" in [entry["token"] for entry in content]
+    assert b"".join(bytes(entry["bytes"]) for entry in content).startswith(text.encode())
+    include = ["message.output_text.logprobs"]
+    body = {"input": "Hello", "include": include, "max_output_tokens": 40, "top_logprobs": 1, "temperature": 0}
+    form = {"type": "json_schema", "name": "a", "schema": {"const": text}}
+    response = clean.post("/v1/responses", {**body, "text": {"format": form}})
+    told = response.json()["output"][0]["content"][0]
+    assert b"".join(bytes(entry["bytes"]) for entry in told["logprobs"]) == told["text"].encode()
+    body = {"prompt": [text, text + "🚀"], "max_tokens": 9, "temperature": 0, "echo": True, "logprobs": 1}
+    choices = clean.post("/v1/completions", body).json()["choices"]
+    for choice in choices:
+        logprobs = choice["logprobs"]
+        placed = [
+            one for one in zip(logprobs["tokens"], logprobs["text_offset"], strict=True) if "\ufffd" not in one[0]
+        ]
+        assert placed.pop(0) == ("<s>", 0)  # which the text does not show
+        assert all(choice["text"][offset:].startswith(token) for token, offset in placed)
+    streamed = clean.events("/v1/completions", body)[:-1]
+    for choice in choices:
+        mine = [event["choices"][0] for event in streamed if event["choices"][0]["index"] == choice["index"]]
+        offsets = [offset for one in mine for offset in one["logprobs"]["text_offset"]]
+        assert offsets == choice["logprobs"]["text_offset"]
+
+
 def test_stop_and_seed(clean: LiveServer) -> None:
     whole = control(clean)["text"]
     stop = whole[4:7]

@@ -166,7 +166,8 @@ class ChatForm:
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
         if self._generation.logprobs is None or choice.logprobs is None:
             return None
-        return chat_logprobs(choice.token_ids, choice.logprobs, most=self._generation.logprobs)
+        most, token_bytes = self._generation.logprobs, self._generation.token_bytes
+        return chat_logprobs(choice.token_ids, choice.logprobs, most=most, token_bytes=token_bytes)
 
 
 def _called(calls: list[ToolCall]) -> bool:

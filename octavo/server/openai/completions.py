@@ -13,7 +13,7 @@ from octavo.server.openai import convert
 from octavo.server.openai.convert import Generation
 from octavo.server.openai.decode import decode
 from octavo.server.openai.generate import answer
-from octavo.server.openai.logprobs import completion_logprobs, prompt_logprobs
+from octavo.server.openai.logprobs import TextEnd, completion_logprobs, echoed_end, prompt_logprobs
 from octavo.server.openai.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Usage, told
 from octavo.server.openai.types import CompletionRequest
 from octavo.server.services import Services
@@ -38,7 +38,7 @@ class CompletionForm:
         self._generation = generation
         self._echo = bool(generation.request.echo)
         self._ids = bool(generation.request.return_token_ids)
-        self._offsets: dict[int, int] = {}  # choice -> where its next token stands; absent before its first piece
+        self._ends: dict[int, TextEnd] = {}  # of each choice's text; absent before its first piece
         self._of_prompts: dict[int, list[Any]] = {}  # by number of the prompt: log probabilities of its tokens
 
     def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes:
@@ -63,12 +63,12 @@ class CompletionForm:
         return [piece for choice in output.outputs if (piece := self._piece(number, output, choice))]
 
     def _piece(self, number: int, output: RequestOutput, choice: CompletionOutput) -> bytes:
-        first = self._index(number, choice) not in self._offsets
+        index = self._index(number, choice)
+        first = index not in self._ends
         plain = choice.finish_reason is None and choice.logprobs is None and not self._ids
         if not plain or (first and self._echo):
             return msgspec.json.encode(self._choice(number, output, choice))
-        index = self._index(number, choice)
-        self._offsets.setdefault(index, 0)
+        self._end(index)
         if not choice.text:
             return b""
         text = msgspec.json.encode(choice.text)
@@ -79,13 +79,11 @@ class CompletionForm:
 
     def _choice(self, number: int, output: RequestOutput, choice: CompletionOutput) -> CompletionChoice:
         index = self._index(number, choice)
-        first = index not in self._offsets
+        first = index not in self._ends
         prompt = self._generation.prompts[number]
         logprobs = self._logprobs(number, output, choice)
         text = prompt.echo + choice.text if first and self._echo else choice.text
-        self._offsets.setdefault(index, 0)
-        if logprobs is not None and logprobs.tokens:  # text may be held back: what was sent does not tell
-            self._offsets[index] = logprobs.text_offset[-1] + len(logprobs.tokens[-1])
+        self._end(index)
         asked = self._generation.request.prompt_logprobs is not None
         return CompletionChoice(
             index=index,
@@ -108,7 +106,13 @@ class CompletionForm:
         prompt = self._generation.prompts[number]
         if output.prompt_logprobs is not None:  # a stream's first output has them, whichever choices that tells of
             self._of_prompts[number] = output.prompt_logprobs
-        if self._echo and index not in self._offsets and number in self._of_prompts:
-            ids, entries = prompt.token_ids + ids, self._of_prompts[number] + entries
-        offset = self._offsets.get(index, 0)
-        return completion_logprobs(ids, entries, most=most, offset=offset, first=prompt.first)
+        if self._echo and index not in self._ends and number in self._of_prompts:
+            told, of_prompt = prompt.token_ids, self._of_prompts[number]
+            token_bytes, first = self._generation.token_bytes, prompt.first
+            self._ends[index] = echoed_end(told, of_prompt, shown=prompt.echo, first=first, token_bytes=token_bytes)
+            ids, entries = told + ids, of_prompt + entries
+        return completion_logprobs(ids, entries, most=most, end=self._end(index), first=prompt.first)
+
+    def _end(self, index: int) -> TextEnd:
+        """Text may be held back: what was sent does not tell where the next token stands."""
+        return self._ends.setdefault(index, TextEnd(self._generation.token_bytes))

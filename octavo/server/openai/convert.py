@@ -18,6 +18,7 @@ from octavo.base.types.structured import StructuredOutputsParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.beams import length_penalty
 from octavo.server.openai.conversation import echoed_message, render
+from octavo.server.openai.logprobs import TokenBytes
 from octavo.server.openai.parsing import answer_form, answer_parsing, demands_form
 from octavo.server.openai.structured import field_name, structured_params
 from octavo.server.openai.terms import renamed
@@ -58,7 +59,8 @@ class Generation:
     logprobs: alternatives to show a token, None for none.  parsing: how a chat's answers are read.  judged: a lenient
     form that params.structured_outputs holds with other things.
     route: its path, as in the route table.  timing: where its time goes, where it is one completion.
-    length_penalty: of a beam search, whose width is params.n; None where it is none.
+    length_penalty: of a beam search, whose width is params.n; None where it is none.  token_bytes: what a token adds to
+    a text; None without a tokenizer.
     """
 
     request: GenerationRequest
@@ -74,6 +76,7 @@ class Generation:
     route: str = ""
     timing: Timing | None = None
     length_penalty: float | None = None
+    token_bytes: TokenBytes | None = None
 
     def metrics(self) -> RequestMetrics | UnsetType:
         """Where its time went until now, where the request asks for it."""
@@ -118,6 +121,7 @@ def _generation(
     parsing: Parsing | None = None,
 ) -> Generation:
     shown = request.logprobs if isinstance(request, CompletionRequest) else params.logprobs
+    tokenizer = services.llm.tokenizer
     if len(prompts) == params.n == 1:
         exchange.timing = Timing(exchange.started_at)
     elif request.include_metrics:
@@ -135,6 +139,7 @@ def _generation(
         route=exchange.route,
         timing=exchange.timing,
         length_penalty=length_penalty(request, params),
+        token_bytes=None if tokenizer is None else tokenizer.token_bytes,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import codecs
+from collections.abc import Callable, Sequence
 
 from octavo.base.types.output import Logprob
 from octavo.server.openai.replies import (
@@ -17,14 +18,49 @@ from octavo.server.openai.replies import (
 LOWEST = -9999.0
 
 Entry = dict[int, Logprob]
+TokenBytes = Callable[[int], bytes]
+_PART = "\ufffd"  # what a token's text is where it is part of a character
+
+
+class TextEnd:
+    """Where a choice's next token stands in its text. token_bytes: a token's, None where there is no tokenizer."""
+
+    def __init__(self, token_bytes: TokenBytes | None = None, offset: int = 0) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = offset
+
+    def take(self, token: int, text: str) -> int:
+        """Where this token stands, in characters: a part of one where the character does. The end goes behind it."""
+        data = _bytes(token, text, self._token_bytes)
+        start = self._offset if b"\x80" <= data[:1] <= b"\xbf" else self.close()
+        self._offset += len(self._decoder.decode(data))
+        return max(0, start)
+
+    def close(self) -> int:
+        """The end, where a character that was left half is one of its own."""
+        self._offset += len(self._decoder.decode(b"", True))
+        return self._offset
+
+
+def echoed_end(
+    token_ids: Sequence[int], entries: Sequence[Entry | None], *, shown: str, first: str, token_bytes: TokenBytes | None
+) -> TextEnd:
+    """For a text that begins with a prompt's tokens, which it shows like this: one that only begins texts is not seen,
+    nor the space before a first word.
+    """
+    end = TextEnd(token_bytes)
+    for token, entry in zip(token_ids, entries, strict=True):
+        end.take(token, first if entry is None else _text(token, entry[token]))
+    return TextEnd(token_bytes, len(shown) - end.close())
 
 
 def completion_logprobs(
-    token_ids: Sequence[int], entries: Sequence[Entry | None], *, most: int, offset: int = 0, first: str = ""
+    token_ids: Sequence[int], entries: Sequence[Entry | None], *, most: int, end: TextEnd, first: str = ""
 ) -> CompletionLogprobs:
     """token_ids and entries run parallel; an entry None (a prompt's first token, `first`) has no probability.
 
-    most: alternatives shown a token, besides the token itself.  offset: of the first token in the choice's text.
+    most: alternatives shown a token, besides the token itself.  end: of the choice's text until now; it goes on.
     """
     offsets: list[int] = []
     tokens: list[str] = []
@@ -32,11 +68,10 @@ def completion_logprobs(
     tops: list[dict[str, float] | None] = []
     for token, entry in zip(token_ids, entries, strict=True):
         text = first if entry is None else _text(token, entry[token])
-        offsets.append(offset)
+        offsets.append(end.take(token, text))
         tokens.append(text)
         chosen.append(None if entry is None else _finite(entry[token].logprob))
         tops.append(None if entry is None else _by_text(token, entry, most))
-        offset += len(text)
     return CompletionLogprobs(offsets, chosen, tokens, tops)
 
 
@@ -50,16 +85,19 @@ def _by_text(token: int, entry: Entry, most: int) -> dict[str, float]:
     return texts
 
 
-def chat_logprobs(token_ids: Sequence[int], entries: Sequence[Entry], *, most: int) -> ChatLogprobs:
-    """token_ids and entries run parallel; most: alternatives shown a token."""
+def chat_logprobs(
+    token_ids: Sequence[int], entries: Sequence[Entry], *, most: int, token_bytes: TokenBytes | None = None
+) -> ChatLogprobs:
+    """token_ids and entries run parallel; most: alternatives shown a token; token_bytes: as of a TextEnd."""
     content = []
     for token, entry in zip(token_ids, entries, strict=True):
         text = _text(token, entry[token])
         tops = [
-            TopLogprob(other, _finite(logprob.logprob), list(other.encode()))
-            for other, logprob in ((_text(one, logprob), logprob) for one, logprob in _likeliest(entry, most))
+            TopLogprob(other, _finite(logprob.logprob), list(_bytes(one, other, token_bytes)))
+            for one, other, logprob in ((one, _text(one, found), found) for one, found in _likeliest(entry, most))
         ]
-        content.append(TokenLogprob(text, _finite(entry[token].logprob), list(text.encode()), tops))
+        told = list(_bytes(token, text, token_bytes))
+        content.append(TokenLogprob(text, _finite(entry[token].logprob), told, tops))
     return ChatLogprobs(content)
 
 
@@ -80,6 +118,11 @@ def _likeliest(entry: Entry, most: int) -> list[tuple[int, Logprob]]:
 
 def _text(token: int, logprob: Logprob) -> str:
     return f"token_id:{token}" if logprob.decoded_token is None else logprob.decoded_token
+
+
+def _bytes(token: int, text: str, token_bytes: TokenBytes | None) -> bytes:
+    """The token's, which together make the text: those of its own text, unless it is part of a character."""
+    return token_bytes(token) if token_bytes is not None and _PART in text else text.encode()
 
 
 def _finite(value: float) -> float:

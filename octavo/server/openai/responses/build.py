@@ -139,7 +139,8 @@ class ResponseBuilder:
         if self._generation.logprobs is None or choice.text_logprobs is None:
             return []
         ids, entries = [token for token, _ in choice.text_logprobs], [entry for _, entry in choice.text_logprobs]
-        return chat_logprobs(ids, entries, most=self._generation.logprobs).content
+        most, token_bytes = self._generation.logprobs, self._generation.token_bytes
+        return chat_logprobs(ids, entries, most=most, token_bytes=token_bytes).content
 
     def _reasoning(self, text: str) -> bytes:
         events = self._go_on("reasoning")
