@@ -38,7 +38,7 @@ FOREIGN: dict[str, Foreign] = {
     "enable_server_load_tracking": Foreign((True, False), "GET /load always tells it", harmless=True),
     "enable_tokenizer_info_endpoint": Foreign((True, False), "GET /tokenizer_info is always there", harmless=True),
     "enable_force_include_usage": Foreign(_OFF, "ask with stream_options.include_usage in the request"),
-    "return_tokens_as_token_ids": Foreign(_OFF, "ask with return_token_ids in the request"),
+    "return_tokens_as_token_ids": Foreign(_OFF, "ask with it in the request"),
     "exclude_tools_when_tool_choice_none": Foreign((True, False), "they always are", harmless=True),
     "tool_parser_plugin": Foreign((None, ""), "install a package with the entry point octavo.tool_parsers"),
     "tool_server": Foreign((None,), "calls are the client's to carry out"),

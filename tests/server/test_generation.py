@@ -128,6 +128,19 @@ def test_token_ids_in_replies(server: LiveServer) -> None:
     assert not any("prompt_token_ids" in chunk["choices"][0] for chunk in chunks)
 
 
+def test_tokens_by_their_ids(server: LiveServer) -> None:
+    ask = {"max_tokens": 2, "return_tokens_as_token_ids": True}
+    names = [f"token_id:{ord(char)}" for char in ANSWER[:2]]
+    body = {"prompt": [104], "echo": True, "logprobs": 1, **ask}
+    logprobs = server.post("/v1/completions", body).json()["choices"][0]["logprobs"]
+    assert (logprobs["tokens"], logprobs["text_offset"]) == (["token_id:104", *names], [0, 1, 2])
+    assert [list(tops)[-1] for tops in logprobs["top_logprobs"][1:]] == names
+    body = {"messages": MESSAGES, "logprobs": True, "top_logprobs": 1, **ask}
+    content = server.post("/v1/chat/completions", body).json()["choices"][0]["logprobs"]["content"]
+    told = [(entry["token"], bytes(entry["bytes"]).decode(), entry["top_logprobs"][0]["token"]) for entry in content]
+    assert told == list(zip(names, ANSWER[:2], names, strict=True))
+
+
 def test_continuous_usage(server: LiveServer) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     events = server.events("/v1/completions", {"prompt": "a", "max_tokens": 3, "stream_options": options})

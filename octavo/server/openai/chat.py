@@ -167,7 +167,8 @@ class ChatForm:
         if self._generation.logprobs is None or choice.logprobs is None:
             return None
         most, token_bytes = self._generation.logprobs, self._generation.token_bytes
-        return chat_logprobs(choice.token_ids, choice.logprobs, most=most, token_bytes=token_bytes)
+        as_ids = bool(self._generation.request.return_tokens_as_token_ids)
+        return chat_logprobs(choice.token_ids, choice.logprobs, most=most, token_bytes=token_bytes, as_ids=as_ids)
 
 
 def _called(calls: list[ToolCall]) -> bool:

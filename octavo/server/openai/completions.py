@@ -111,7 +111,8 @@ class CompletionForm:
             token_bytes, first = self._generation.token_bytes, prompt.first
             self._ends[index] = echoed_end(told, of_prompt, shown=prompt.echo, first=first, token_bytes=token_bytes)
             ids, entries = told + ids, of_prompt + entries
-        return completion_logprobs(ids, entries, most=most, end=self._end(index), first=prompt.first)
+        as_ids = bool(self._generation.request.return_tokens_as_token_ids)
+        return completion_logprobs(ids, entries, most=most, end=self._end(index), first=prompt.first, as_ids=as_ids)
 
     def _end(self, index: int) -> TextEnd:
         """Text may be held back: what was sent does not tell where the next token stands."""

@@ -56,11 +56,18 @@ def echoed_end(
 
 
 def completion_logprobs(
-    token_ids: Sequence[int], entries: Sequence[Entry | None], *, most: int, end: TextEnd, first: str = ""
+    token_ids: Sequence[int],
+    entries: Sequence[Entry | None],
+    *,
+    most: int,
+    end: TextEnd,
+    first: str = "",
+    as_ids: bool = False,
 ) -> CompletionLogprobs:
     """token_ids and entries run parallel; an entry None (a prompt's first token, `first`) has no probability.
 
     most: alternatives shown a token, besides the token itself.  end: of the choice's text until now; it goes on.
+    as_ids: tokens are named by their ids.
     """
     offsets: list[int] = []
     tokens: list[str] = []
@@ -69,35 +76,44 @@ def completion_logprobs(
     for token, entry in zip(token_ids, entries, strict=True):
         text = first if entry is None else _text(token, entry[token])
         offsets.append(end.take(token, text))
-        tokens.append(text)
+        tokens.append(_by_id(token) if as_ids else text)
         chosen.append(None if entry is None else _finite(entry[token].logprob))
-        tops.append(None if entry is None else _by_text(token, entry, most))
+        tops.append(None if entry is None else _by_name(token, entry, most, as_ids))
     return CompletionLogprobs(offsets, chosen, tokens, tops)
 
 
-def _by_text(token: int, entry: Entry, most: int) -> dict[str, float]:
+def _by_name(token: int, entry: Entry, most: int, as_ids: bool) -> dict[str, float]:
     shown = _likeliest(entry, most)
     if token not in dict(shown):
         shown.append((token, entry[token]))
-    texts: dict[str, float] = {}
+    names: dict[str, float] = {}
     for one, logprob in shown:  # tokens may share a text (pieces of one character); the likeliest gets it
-        texts.setdefault(_text(one, logprob), _finite(logprob.logprob))
-    return texts
+        names.setdefault(_by_id(one) if as_ids else _text(one, logprob), _finite(logprob.logprob))
+    return names
 
 
 def chat_logprobs(
-    token_ids: Sequence[int], entries: Sequence[Entry], *, most: int, token_bytes: TokenBytes | None = None
+    token_ids: Sequence[int],
+    entries: Sequence[Entry],
+    *,
+    most: int,
+    token_bytes: TokenBytes | None = None,
+    as_ids: bool = False,
 ) -> ChatLogprobs:
-    """token_ids and entries run parallel; most: alternatives shown a token; token_bytes: as of a TextEnd."""
+    """token_ids and entries run parallel; most: alternatives shown a token; token_bytes: as of a TextEnd; as_ids:
+    tokens are named by their ids.
+    """
     content = []
     for token, entry in zip(token_ids, entries, strict=True):
         text = _text(token, entry[token])
         tops = [
-            TopLogprob(other, _finite(logprob.logprob), list(_bytes(one, other, token_bytes)))
+            TopLogprob(
+                _by_id(one) if as_ids else other, _finite(logprob.logprob), list(_bytes(one, other, token_bytes))
+            )
             for one, other, logprob in ((one, _text(one, found), found) for one, found in _likeliest(entry, most))
         ]
         told = list(_bytes(token, text, token_bytes))
-        content.append(TokenLogprob(text, _finite(entry[token].logprob), told, tops))
+        content.append(TokenLogprob(_by_id(token) if as_ids else text, _finite(entry[token].logprob), told, tops))
     return ChatLogprobs(content)
 
 
@@ -117,7 +133,11 @@ def _likeliest(entry: Entry, most: int) -> list[tuple[int, Logprob]]:
 
 
 def _text(token: int, logprob: Logprob) -> str:
-    return f"token_id:{token}" if logprob.decoded_token is None else logprob.decoded_token
+    return _by_id(token) if logprob.decoded_token is None else logprob.decoded_token
+
+
+def _by_id(token: int) -> str:
+    return f"token_id:{token}"
 
 
 def _bytes(token: int, text: str, token_bytes: TokenBytes | None) -> bytes:

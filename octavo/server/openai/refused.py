@@ -23,7 +23,6 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     logprob_token_ids: Empty | None = None
     prompt_logprob_token_ids: Empty | None = None
     flat_logprobs: Literal[False] | None = None
-    return_tokens_as_token_ids: Literal[False] | None = None
     return_token_offsets: Literal[False] | None = None
     prompt_embeds: None = None
     truncation_side: Literal["left"] | None = None
@@ -61,7 +60,6 @@ REASONS: dict[str, str] = {
     "logprob_token_ids": "ask for the most likely tokens with logprobs",
     "prompt_logprob_token_ids": "ask for the most likely tokens with prompt_logprobs",
     "flat_logprobs": "logprobs come as OpenAI's objects",
-    "return_tokens_as_token_ids": "use return_token_ids",
     "return_token_offsets": "compute them from /tokenize with return_token_strs",
     "prompt_embeds": "send text or token ids",
     "truncation_side": "prompts are cut at the left",

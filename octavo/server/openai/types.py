@@ -37,7 +37,8 @@ class GenerationRequest(StructuredFields, frozen=True, kw_only=True, forbid_unkn
 
     user, metadata, safety_identifier and prompt_cache_key label a request for a provider's books; nothing here
     depends on them (prefixes are found by content).  include_metrics: tell where the time went (docs/monitoring.md).
-    use_beam_search: n is the beam width; see beams.py.
+    use_beam_search: n is the beam width; see beams.py.  return_tokens_as_token_ids: log probabilities name tokens by
+    their ids ("token_id:5"), as parts of characters have one text.
     """
 
     model: Annotated[str, Meta(max_length=512)] | None = None
@@ -69,6 +70,7 @@ class GenerationRequest(StructuredFields, frozen=True, kw_only=True, forbid_unkn
     truncate_prompt_tokens: Truncation | None = None
     echo: bool | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     include_metrics: bool | None = None
     priority: Priority | None = None
     cache_salt: Salt | None = None
