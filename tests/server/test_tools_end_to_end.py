@@ -101,8 +101,8 @@ def check_same(streamed: dict[str, Any], reply: openai.types.chat.ChatCompletion
     message = choice.message
     assert streamed["content"] == (message.content or "")
     extra = message.model_extra or {}
-    assert streamed["reasoning"] == streamed["reasoning_content"] == extra.get("reasoning", "")
-    assert extra.get("reasoning_content", "") == extra.get("reasoning", "")
+    assert streamed["reasoning"] == streamed["reasoning_content"] == (extra.get("reasoning") or "")
+    assert extra.get("reasoning_content") == extra.get("reasoning")
     calls = [[call.function.name, call.function.arguments] for call in message.tool_calls or []]
     assert streamed["calls"] == calls
     assert streamed["finish_reason"] == choice.finish_reason
@@ -278,8 +278,15 @@ def test_a_call_that_breaks_off_is_none_to_carry_out(by_flag: openai.OpenAI) -> 
 def test_reasoning_can_be_left_out(by_flag: openai.OpenAI) -> None:
     request = ask(script(HERMES), tools=ASKED, extra_body={"include_reasoning": False})
     reply = by_flag.chat.completions.create(**request)
-    assert reply.choices[0].message.model_extra == {}
+    assert reply.choices[0].message.model_extra == {"reasoning": None, "reasoning_content": None}
     assert joined(by_flag, **request)["reasoning"] == ""
+
+
+def test_no_reasoning_is_null_where_there_may_be_some(by_flag: openai.OpenAI, without_reasoning: openai.OpenAI) -> None:
+    """`message.reasoning` is what vLLM's users read; the client raises AttributeError where it is not there."""
+    message: Any = by_flag.chat.completions.create(**ask("plain")).choices[0].message
+    assert message.reasoning is message.reasoning_content is None
+    assert without_reasoning.chat.completions.create(**ask("plain")).choices[0].message.model_extra == {}
 
 
 def test_a_conversation_with_calls_goes_back(by_flag: openai.OpenAI) -> None:

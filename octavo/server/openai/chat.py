@@ -87,7 +87,10 @@ class ChatForm:
         )
 
     def _message(self, choice: CompletionOutput) -> ReplyMessage:
-        reasoning = choice.reasoning if self._reasoning and choice.reasoning else UNSET
+        parsing = self._generation.parsing
+        reasoning: str | UnsetType | None = UNSET
+        if parsing is not None and parsing.reasoning is not None:  # clients read the field without asking for it
+            reasoning = (choice.reasoning or None) if self._reasoning else None
         calls = [
             ReplyToolCall(
                 id=call_id(call, self._tool),

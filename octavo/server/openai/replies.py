@@ -121,12 +121,14 @@ class ReplyToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message, or in a stream what comes to it. Reasoning has both its names, today's and the older one."""
+    """A message, or in a stream what comes to it. Reasoning has both its names, today's and the older one; null where
+    there is none, of a model that may have some.
+    """
 
     role: str | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
-    reasoning: str | UnsetType = UNSET
-    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
     tool_calls: list[ReplyToolCall] | UnsetType = UNSET
 
 
