@@ -174,6 +174,7 @@ ASKING_NOTHING = {
     "add_special_tokens": False,
 }
 CHAT = {"messages": MESSAGES, "max_tokens": 2}
+BIASES: list[Any] = [{"hello": 5}, {"5": "a"}]
 LONG = [{"role": "user", "content": "x" * 600}]
 
 
@@ -226,6 +227,15 @@ def test_what_asks_for_nothing_passes(shared: LiveServer, name: str) -> None:
 def test_chat_requests(shared: LiveServer, change: dict[str, Any], param: str) -> None:
     error = check_form(shared.post("/v1/chat/completions", {**CHAT, **change}))
     assert error["param"].startswith(param)
+
+
+def test_a_wrong_key_is_told_from_a_wrong_value(shared: LiveServer) -> None:
+    """A key of JSON is a string whatever it holds."""
+    found = [check_form(shared.post("/v1/completions", {"prompt": "a", "logit_bias": bias})) for bias in BIASES]
+    assert [error["message"] for error in found] == [
+        "logit_bias: in a key, expected int, got str",
+        "logit_bias: expected float, got str",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def explain(text: str, kind: type[msgspec.Struct], *, where: str = "") -> InputE
     reason = what.replace("`", "").replace(" | null", "")[:_SHOWN]
     if not path:
         return InputError(f"the body: {reason}")
-    return InputError(f"{path}: {reason[:1].lower()}{reason[1:]}", param=path)
+    which = "in a key, " if tail.startswith("`key`") else ""
+    return InputError(f"{path}: {which}{reason[:1].lower()}{reason[1:]}", param=path)
 
 
 def _unknown(name: str, path: str, kind: type[msgspec.Struct]) -> InputError:
