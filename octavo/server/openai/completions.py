@@ -116,4 +116,6 @@ class CompletionForm:
 
     def _end(self, index: int) -> TextEnd:
         """Text may be held back: what was sent does not tell where the next token stands."""
-        return self._ends.setdefault(index, TextEnd(self._generation.token_bytes))
+        if (end := self._ends.get(index)) is None:
+            end = self._ends[index] = TextEnd(self._generation.token_bytes)
+        return end
