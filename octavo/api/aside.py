@@ -49,15 +49,23 @@ async def in_pool(pool: Executor, function: Callable[..., Value], *arguments: An
         if task is None or task.cancelling():
             raise
         raise OverloadedError("the engine has ended") from None
+    finally:
+        del work  # it holds its error, and the error this frame: a cycle would be left to the collector
 
 
 async def both(first: Any, second: Any) -> tuple[Any, Any]:
     """Await two coroutines at once; where one fails, the other is cancelled and waited for."""
-    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    tasks = [asyncio.ensure_future(first), asyncio.ensure_future(second)]
     try:
         one, two = await asyncio.gather(*tasks)
         return one, two
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        await end_all(tasks)
+
+
+async def end_all(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait for them. None is kept: their errors hold the frames that hold them (`in_pool`)."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    tasks.clear()

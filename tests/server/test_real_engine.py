@@ -80,13 +80,9 @@ def test_where_the_time_went_adds_up(clean: LiveServer) -> None:
         assert parts["prefill"] > 0 < parts["decode"]
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
-@pytest.mark.parametrize("ending", ["whole", "streamed", "closed"])
-def test_a_request_that_is_over_leaves_nothing_to_the_collector(clean: LiveServer, path: str, ending: str) -> None:
-    count = {"/v1/responses": "max_output_tokens"}.get(path, "max_tokens")
-    what = {"/v1/completions": {"prompt": "a"}, "/v1/responses": {"input": "a", "store": False}}
-    body = {**what.get(path, {"messages": MESSAGES}), count: 100, "stream": ending != "whole"}
-    body |= {} if "messages" in path else {"ignore_eos": True}
+@pytest.fixture
+def uncollected(clean: LiveServer) -> Iterator[LiveServer]:
+    """The server, without a collector; afterwards no more is held of requests than before."""
 
     def held() -> int:
         return sum(type(each) in (Exchange, Stream) for each in gc.get_objects())
@@ -95,13 +91,39 @@ def test_a_request_that_is_over_leaves_nothing_to_the_collector(clean: LiveServe
     before = held()  # by other tests, may be
     gc.disable()
     try:
-        for _ in range(3):
-            with clean.client.stream("POST", path, json={**body, "model": clean.app.model}) as response:
-                assert response.status_code == 200
-                next(response.iter_bytes()) if ending == "closed" else response.read()
+        yield clean
         wait_for(lambda: held() <= before)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("ending", ["whole", "streamed", "closed"])
+def test_a_request_that_is_over_leaves_nothing_to_the_collector(
+    uncollected: LiveServer, path: str, ending: str
+) -> None:
+    count = {"/v1/responses": "max_output_tokens"}.get(path, "max_tokens")
+    what = {"/v1/completions": {"prompt": "a"}, "/v1/responses": {"input": "a", "store": False}}
+    body = {**what.get(path, {"messages": MESSAGES}), count: 100, "stream": ending != "whole"}
+    body |= {} if "messages" in path else {"ignore_eos": True}
+    for _ in range(3):
+        with uncollected.client.stream("POST", path, json={**body, "model": uncollected.app.model}) as response:
+            assert response.status_code == 200
+            next(response.iter_bytes()) if ending == "closed" else response.read()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": 3}),
+        ("/v1/completions", {"prompt": ["a", [10**6]]}),
+        ("/v1/completions", {"prompt": "a", "structured_outputs": {"regex": "(("}}),
+        ("/v1/chat/completions", {"messages": MESSAGES, "chat_template": "{{ 1 / 0 }}"}),
+        ("/v1/embeddings", {"input": ["a", "b"]}),
+    ],
+)
+def test_an_error_leaves_nothing_to_the_collector(uncollected: LiveServer, path: str, body: dict[str, Any]) -> None:
+    assert uncollected.post(path, body).status_code == 400
 
 
 def test_the_canary_is_answered_the_same(clean: LiveServer) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+from octavo.api.aside import end_all
 from octavo.api.log import REQUEST_ID
 from octavo.api.streams import hand_out
 from octavo.base.errors import InputError, OverloadedError, RequestFailedError, row_failure
@@ -55,9 +56,7 @@ class Results:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await end_all(self._tasks)
 
     async def each(self, take: Take) -> None:
         """Hand over every output and its prompt's index. Raises what ended a prompt.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from octavo.api.aside import end_all
 from octavo.api.pooling import AnyPoolingOutput, Pair
 from octavo.api.prompts import Prompt, parse_prompt
 from octavo.base.errors import InputError, row_failure
@@ -80,9 +81,7 @@ async def run(
             raise
         raise type(error)(error.message, param=name) from None
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
 
 
 def split(source: str | list[int | str | list[int]]) -> list[Prompt]:
