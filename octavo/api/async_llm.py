@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from octavo.api.arguments import engine_config
 from octavo.api.aside import aside, both, in_pool
 from octavo.api.beam_search import BeamSearch
-from octavo.api.build import Model, locate, make_limits, open_model
+from octavo.api.build import locate, make_limits, open_model
 from octavo.api.engine_process import EngineProcess
+from octavo.api.model import Model
 from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import AnyPoolingOutput, Pair, PoolingProgress, make_pooling_request
 from octavo.api.prompts import Prompt, PromptType, is_short, parse_conversations, parse_prompt

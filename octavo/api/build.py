@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.api.devices import choose_for_engine, kv_bytes_per_token, make_backend, preferred_block_size
+from octavo.api.model import Model
 from octavo.api.quantization import online_quantization, quantized_matrices
 from octavo.api.requests import Limits
 from octavo.base import heap
@@ -46,75 +47,6 @@ _SAMPLING_KEYS = {
     "repetition_penalty": "repetition_penalty",
     "max_new_tokens": "max_tokens",
 }
-
-
-@dataclass(frozen=True)
-class Model:
-    """An opened model: headers read, no weight touched. template is None where the checkpoint brings none.
-
-    tool_template: the one for conversations with tools, where it is another.
-    stored_bytes: of the weights as the checkpoint stores them; None if neither headers nor the hub told.
-    labels: a classifier's, by number.  prompts: what texts begin with, by kind, as sentence-transformers' files say.
-    """
-
-    config: ModelConfig
-    path: Path
-    checkpoint: Checkpoint = field(repr=False)
-    stored_bytes: int | None
-    spec: ModelSpec = field(repr=False)
-    tokenizer: Tokenizer | None = field(repr=False)
-    template: ChatTemplate | None = field(repr=False)
-    sampling: dict[str, Any]
-    eos_token_ids: tuple[int, ...]
-    labels: list[str] = field(default_factory=list)
-    prompts: dict[str, str] = field(default_factory=dict)
-    tool_template: ChatTemplate | None = field(default=None, repr=False)
-
-    def default_sampling_params(self) -> SamplingParams:
-        """SamplingParams with what the model recommends."""
-        return SamplingParams(**self.sampling)
-
-    def template_for(self, tools: Sequence[Any] | None) -> ChatTemplate | None:
-        """The chat template that a conversation with these tools, or without any, is rendered by."""
-        return self.tool_template if tools and self.tool_template is not None else self.template
-
-    def render_chat(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        tools: list[dict[str, Any]] | None = None,
-        chat_template: str | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        chat_template_kwargs: dict[str, Any] | None = None,
-    ) -> list[int]:
-        """A conversation in token ids. InputError where there is no template, or it refuses the messages.
-
-        chat_template: a template's text, in place of the model's.  chat_template_kwargs: further names for the
-        template, `documents` among them.
-        """
-        if self.tokenizer is None:
-            raise InputError("chat needs a tokenizer, and skip_tokenizer_init is set", param="messages")
-        extra = dict(chat_template_kwargs or {})
-        template = self.template_for(tools)
-        if chat_template is not None:
-            from octavo.text.template import ChatTemplate
-
-            template = ChatTemplate(chat_template, self.tokenizer)
-        if template is None:
-            raise InputError(
-                "the model has no chat template; give one by chat_template (a file or the text), or send a prompt "
-                "instead of messages",
-                param="messages",
-            )
-        return template.render_ids(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            documents=extra.pop("documents", None),
-            extra=extra,
-        )
 
 
 def locate(

@@ -13,8 +13,9 @@ import msgspec
 
 from octavo.api.arguments import engine_config, offline_config
 from octavo.api.beam_search import BeamSearch, run_searches
-from octavo.api.build import Model, build_engine, make_limits, open_model
+from octavo.api.build import build_engine, make_limits, open_model
 from octavo.api.client import InProcessClient
+from octavo.api.model import Model
 from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import (
     AnyPoolingOutput,

@@ -10,7 +10,7 @@ from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.base.types.tensor import MatrixScheme
 
 if TYPE_CHECKING:
-    from octavo.api.build import Model
+    from octavo.api.model import Model
 
 ONLINE: dict[str, MatrixScheme] = {"fp8": MatrixScheme("fp8", 8, (1, 0))}
 """ModelConfig.quantization -> how the torch backend then keeps the layers' matrices of a plain checkpoint."""

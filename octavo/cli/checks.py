@@ -13,8 +13,9 @@ from typing import Literal
 
 import msgspec
 
-from octavo.api.build import Model, open_model
+from octavo.api.build import open_model
 from octavo.api.devices import check_dtypes, choose_device, diagnose_kernels
+from octavo.api.model import Model
 from octavo.api.quantization import online_quantization
 from octavo.base.config import env
 from octavo.base.config.config import PARTS, EngineConfig, ServerConfig

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from octavo.api.build import Model, open_model
+from octavo.api.build import open_model
 from octavo.api.devices import (
     check_dtypes,
     choose_device,
@@ -17,6 +17,7 @@ from octavo.api.devices import (
     preferred_block_size,
 )
 from octavo.api.log import set_up_logging
+from octavo.api.model import Model
 from octavo.api.quantization import weight_bytes
 from octavo.base.config.config import EngineConfig
 from octavo.base.config.resolve import DEFAULT_BLOCK_SIZE, resolve

@@ -87,6 +87,11 @@ def plain_extra(extra: Mapping[str, Any] | None, reserved: frozenset[str]) -> di
     return dict(copy)
 
 
+def plain_text(content: Any, where: str) -> str:
+    """A message's content as one text, its parts a line each; raises as plain_messages."""
+    return str(_content(content, where, ContentForm(), null=False))
+
+
 def plain_messages(messages: Any, form: ContentForm) -> list[dict[str, Any]]:
     """The conversation, its contents in a form that the template takes, tool call arguments as objects.
 
@@ -108,7 +113,7 @@ def _message(message: Any, where: str, form: ContentForm) -> dict[str, Any]:
     if not isinstance(copy.get("role"), str) or not copy["role"]:
         raise InputError(f"{where}.role must be a string", param=f"{where}.role")
     if message.get("tool_calls"):
-        copy["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
+        copy["tool_calls"] = plain_calls(message["tool_calls"], f"{where}.tool_calls")
     # Templates tell a message that only calls tools by its missing content, or by null.
     if "content" in message or "tool_calls" not in copy:
         null = form.null and "tool_calls" in copy
@@ -148,7 +153,8 @@ def _part(part: Any, where: str) -> str:
     return str(text)
 
 
-def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+def plain_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    """A message's calls, their arguments as objects; InputError names what is none."""
     copies = plain_list(calls, where) or []
     for index, call in enumerate(copies):
         # Some templates read the function's fields from the call itself.

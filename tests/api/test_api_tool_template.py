@@ -12,9 +12,11 @@ import pytest
 import weight_files as make
 from transformers import AutoTokenizer
 
-from octavo.api.build import Model, open_model
+from octavo import LLM
+from octavo.api.build import open_model
+from octavo.api.model import Model
 from octavo.base.config.config import ModelConfig
-from octavo.base.errors import ModelFormatError
+from octavo.base.errors import InputError, ModelFormatError, UnsupportedError
 
 PLAIN = (
     "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
@@ -112,7 +114,57 @@ def test_a_broken_one_is_told_when_the_model_is_opened(folder: Path) -> None:
     with pytest.raises(ModelFormatError, match=r"^tool_use: the chat template does not parse") as caught:
         opened(folder)
     assert caught.value.param == "chat_template"
-    assert text(opened(folder, chat_template=PLAIN), TOOLS) == "<|user|>hi<|assistant|>"
+    assert text(opened(folder, chat_template=PLAIN), TOOLS).endswith("<|user|>hi<|assistant|>")
     configure(folder, [NAMED[0], {"name": "tool_use", "template": 7}])
     with pytest.raises(ModelFormatError, match="chat_template must be"):
         opened(folder)
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": "é"}}}
+CALLED = [
+    *SAID,
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": None},
+    {"role": "tool", "content": [{"type": "text", "text": "12"}]},
+]
+TOLD = (
+    '<|assistant|><tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>'
+    "<|user|><tool_response>\n\n</tool_response>\n\n<tool_response>\n12\n</tool_response><|assistant|>"
+)
+
+
+def test_a_template_that_reads_no_tools(folder: Path) -> None:
+    """They are told in the system message, as a server tells them."""
+    model = opened(folder, chat_template=PLAIN)
+    told = text(model, TOOLS)
+    assert told.startswith("<|system|>You can call functions.")
+    assert json.dumps(TOOLS[0]) in told
+    assert told.endswith("</tool_call><|user|>hi<|assistant|>")
+    assert "[TOOL_CALLS]" in text(model, TOOLS, tool_call_parser="mistral")
+    with pytest.raises(UnsupportedError, match="told in plain text") as caught:
+        model.render_chat(SAID, tools=TOOLS, tool_call_parser="glm45")
+    assert caught.value.param == "tools"
+
+
+def test_earlier_calls_and_results_without_content(folder: Path) -> None:
+    longer = {"max_position_embeddings": 1024}
+    with LLM(str(folder), chat_template=PLAIN, hf_overrides=longer, max_num_seqs=2) as llm:
+        decode = llm.get_tokenizer().decode
+        assert decode(llm.render_chat(CALLED), skip_special_tokens=False) == "<|user|>hi" + TOLD
+        (answer,) = llm.chat(CALLED, tools=TOOLS, use_tqdm=False)
+        assert (answer.prompt or "").startswith("<|system|>You can call functions.")
+        assert (answer.prompt or "").endswith("<|user|>hi" + TOLD)
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"role": "assistant", "tool_calls": [{"function": {}}]}, "messages[1].tool_calls"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, ".arguments"),
+        ({"role": "tool", "content": [{"type": "image_url"}]}, "messages[1].content[0]"),
+    ],
+)
+def test_calls_that_cannot_be_told(folder: Path, message: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        opened(folder, chat_template=PLAIN).render_chat([*SAID, message], tools=TOOLS)
+    assert field in (caught.value.param or "")

@@ -171,6 +171,7 @@ def test_what_the_template_gets(server: LiveServer, llm: FakeLLM) -> None:
         "add_generation_prompt": True,
         "continue_final_message": False,
         "chat_template_kwargs": {"thinking": True, "documents": [{"a": "b"}]},
+        "tool_call_parser": None,
     }
     server.post("/v1/chat/completions", {**ask, "tool_choice": "none", "max_tokens": 1})
     assert llm.rendered[1][1]["tools"] is None

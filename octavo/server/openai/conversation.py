@@ -5,7 +5,6 @@ The template's side of the checks (nesting, reserved names, a call's arguments) 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +13,8 @@ import msgspec
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest, Tool
 from octavo.server.services import Services
-from octavo.text.tools.choose import reasoning_format, tool_format
-from octavo.text.tools.formats import Format
-from octavo.text.tools.prompt import can_tell, shows_tools, tell_tools
+from octavo.text.tools.choose import reasoning_format
 
-TOLD = "hermes"  # the format of calls where neither template nor flag tells one, and the template no tools
 MAX_TOOLS_BYTES = 1 << 20  # of all tools of a request, as JSON
 SWITCH = "enable_thinking"
 """The variable by which templates turn reasoning on and off."""
@@ -44,10 +40,6 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     if "developer" not in template_source(services, request):  # the protocol's newer name of the same
         messages = [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
     tools = msgspec.to_builtins(None if request.tool_choice == "none" else request.tools)
-    told = "tool" not in template_source(services, request) and any(map(_is_of_calls, messages))
-    tool = tools_format(services, request) if tools else _told_format(services) if told else None
-    if tool is not None and not _shows_tools(services, request):
-        messages, tools = await asyncio.to_thread(tell_tools, messages, tools or [], tool), None
     return await services.llm.render_chat(
         messages,
         tools=tools,
@@ -55,6 +47,7 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
         add_generation_prompt=not go_on if add is None else add,
         continue_final_message=go_on,
         chat_template_kwargs=extra if request.documents is None else {**extra, "documents": request.documents},
+        tool_call_parser=services.config.tool_call_parser,
     )
 
 
@@ -79,40 +72,6 @@ def _check_tools(tools: Sequence[Tool]) -> None:
                 f"tools are more than {MAX_TOOLS_BYTES} bytes of JSON with {where}; send fewer or shorter ones",
                 param=where,
             )
-
-
-def _shows_tools(services: Services, request: ChatRequest | TokenizeChatRequest) -> bool:
-    template = template_source(services, request)
-    return not template or shows_tools(template)
-
-
-def tools_format(services: Services, request: ChatRequest | TokenizeChatRequest) -> Format | None:
-    """How the model writes tool calls; None where that is not known. A model that is told in plain text writes JSON.
-
-    UnsupportedError where the template has no place for tools, and the format is none that can be told.
-    """
-    if _shows_tools(services, request):
-        return tool_format(services.config.tool_call_parser, template_source(services, request))
-    tool = _told_format(services)
-    if tool is None:
-        raise UnsupportedError(
-            "tools are not supported: the model's chat template has no place for them, and calls of the format of "
-            "--tool-call-parser cannot be told in plain text; use hermes, or give another --chat-template",
-            param="tools",
-        )
-    return tool
-
-
-def _told_format(services: Services) -> Format | None:
-    """How calls are told in plain text; None where the format of --tool-call-parser cannot be."""
-    name = services.config.tool_call_parser
-    tool = tool_format(TOLD if name is None else name, "")
-    return tool if tool is not None and can_tell(tool) else None
-
-
-def _is_of_calls(message: dict[str, Any]) -> bool:
-    """True if a template that knows no tools cannot show it: a call's message may have no content."""
-    return bool(message.get("tool_calls")) or message["role"] == "tool"
 
 
 def _effort(services: Services, request: ChatRequest, effort: str) -> dict[str, Any]:

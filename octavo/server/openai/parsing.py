@@ -11,7 +11,7 @@ from octavo.base.config.config import ServerConfig
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.output import ToolCall
 from octavo.base.types.structured import StructuredOutputsParams
-from octavo.server.openai.conversation import message_text, template_source, tools_format
+from octavo.server.openai.conversation import message_text, template_source
 from octavo.server.openai.types import ChatRequest, NamedToolChoice, Tool
 from octavo.server.services import Services
 from octavo.text.reasoning import Reasoning
@@ -19,6 +19,7 @@ from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.forced import Function, forced_grammar, free_grammar, reasoned_grammar
 from octavo.text.tools.formats import Format
 from octavo.text.tools.parser import Parsing
+from octavo.text.tools.prompt import calls_format
 
 _PROMPT_END = 16  # tokens in which a prompt that begins the reasoning does so
 _MISTRAL_ID = string.ascii_letters + string.digits
@@ -34,7 +35,7 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
     """None where the model's answers are text alone. InputError for tools that cannot be honoured."""
     template = template_source(services, request)
     tools = _tools(request)
-    tool = tools_format(services, request) if tools else None
+    tool = calls_format(services.config.tool_call_parser, template) if tools else None
     reasoning = reasoning_format(services.config.reasoning_parser, template)
     tokenizer = services.llm.tokenizer
     if tokenizer is None or (tool is None and reasoning is None):
