@@ -32,6 +32,7 @@ from octavo.base.types.sampling import SamplingParams
 from octavo.base.types.structured import StructuredOutputsParams
 
 if TYPE_CHECKING:
+    from octavo.text.pretrained import PretrainedTokenizer
     from octavo.text.tools.parser import Parsing
 
 Value = TypeVar("Value")
@@ -135,6 +136,10 @@ class AsyncLLM:
     def tokenizer(self) -> TextTokenizer | None:
         """The model's tokenizer; None before it is loaded and with skip_tokenizer_init."""
         return self._model.tokenizer if self._model else None
+
+    async def get_tokenizer(self) -> PretrainedTokenizer:
+        """The same by Transformers' names (apply_chat_template ...); ConfigError with skip_tokenizer_init."""
+        return self.model.pretrained
 
     @property
     def engine_pid(self) -> int | None:
@@ -300,12 +305,12 @@ class AsyncLLM:
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Text to token ids; long ones off the event loop."""
         if len(text) <= self._supervisor.short:
-            return self._text_tokenizer().encode(text, add_special_tokens=add_special_tokens)
-        return await self._run(self._text_tokenizer().encode, text, add_special_tokens=add_special_tokens)
+            return self.model.text().encode(text, add_special_tokens=add_special_tokens)
+        return await self._run(self.model.text().encode, text, add_special_tokens=add_special_tokens)
 
     async def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
         """Token ids to text, off the event loop."""
-        return await self._run(self._text_tokenizer().decode, token_ids, skip_special_tokens=skip_special_tokens)
+        return await self._run(self.model.text().decode, token_ids, skip_special_tokens=skip_special_tokens)
 
     async def call(self, name: str, **arguments: Any) -> Any:
         """A rare thing by name (engine.Engine.call). RequestFailedError where the engine refuses."""
@@ -335,11 +340,6 @@ class AsyncLLM:
         if self._limits is not None:
             self._limits.close()
         self._supervisor.state = "dead"
-
-    def _text_tokenizer(self) -> TextTokenizer:
-        if self.model.tokenizer is None:
-            raise ConfigError("there is no tokenizer: skip_tokenizer_init is set", param="skip_tokenizer_init")
-        return self.model.tokenizer
 
     def _known_limits(self) -> Limits:
         if self._limits is None:

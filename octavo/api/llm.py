@@ -7,32 +7,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from functools import cached_property
 from types import TracebackType
-from typing import Any, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from octavo.api.arguments import engine_config, offline_config
-from octavo.api.beam_search import BeamSearch, run_searches
+from octavo.api.beam_search import run_searches
 from octavo.api.build import build_engine, make_limits, open_model
 from octavo.api.client import InProcessClient
 from octavo.api.model import Model
-from octavo.api.outputs import RequestProgress, TokenTexts
+from octavo.api.outputs import RequestProgress
 from octavo.api.pooling import (
     AnyPoolingOutput,
     Pair,
-    PoolingProgress,
     as_classification,
     as_embedding,
     as_score,
     as_texts,
     cosine_score,
     default_task,
-    make_pooling_request,
     match_pairs,
 )
 from octavo.api.progress import GenerationBar, LoadingBar
-from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_prompts, spread
-from octavo.api.requests import final_only, make_request
+from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_prompts
+from octavo.api.rows import Rows
 from octavo.api.stepper import Row, Stepper
 from octavo.base.config.config import EngineConfig
 from octavo.base.config.resolve import own_name
@@ -45,8 +41,10 @@ from octavo.base.types.output import RequestOutput
 from octavo.base.types.pooled import ClassificationRequestOutput, EmbeddingRequestOutput, ScoringRequestOutput
 from octavo.base.types.pooling import PoolingParams, PoolingTask
 from octavo.base.types.ports import TextTokenizer
-from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from octavo.text.pretrained import PretrainedTokenizer
 
 Result = TypeVar("Result")
 
@@ -64,7 +62,6 @@ class LLM:
         self._closed = False
         self._enqueued: list[RequestProgress] = []
         self._stepper = Stepper(self._open_client)
-        self._numbers = itertools.count()
         config = offline_config(engine_config(model, engine_args))
         with LoadingBar() as bar:
             self._model: Model = open_model(config.model, progress=bar)
@@ -72,7 +69,7 @@ class LLM:
         info = self._info = self._client.info
         self._requests = RequestCounts()
         self._limits = make_limits(self._model, config.model, max_model_len=info["max_model_len"])
-        self._texts = TokenTexts(self._model.tokenizer)
+        self._rows = Rows(self._model, self._limits)
         self.config: EngineConfig = config
 
     def generate(
@@ -88,7 +85,9 @@ class LLM:
         prompts: text, token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a list of those.
         Raises InputError before anything runs. A request that fails later has `error` set and leaves the others be.
         """
-        return self._generate(self._rows(parse_prompts(prompts), sampling_params, priority), use_tqdm=use_tqdm)
+        return self._generate(
+            self._rows.generations(parse_prompts(prompts), sampling_params, priority), use_tqdm=use_tqdm
+        )
 
     def chat(
         self,
@@ -103,20 +102,15 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answers to one conversation, or to each of a list of them; the model's chat template makes the prompts."""
-        rows = [
-            self._model.render_chat(
-                conversation,
-                tools=tools,
-                chat_template=chat_template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                chat_template_kwargs=chat_template_kwargs,
-            )
-            for conversation in parse_conversations(messages)
-        ]
-        decode = self.get_tokenizer().decode
-        prompts = [Prompt(decode(ids, skip_special_tokens=False), ids) for ids in rows]
-        return self._generate(self._rows(prompts, sampling_params, None), use_tqdm=use_tqdm)
+        prompts = self._rows.chats(
+            messages,
+            tools=tools,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self._generate(self._rows.generations(prompts, sampling_params), use_tqdm=use_tqdm)
 
     def beam_search(
         self,
@@ -132,13 +126,13 @@ class LLM:
         """
         if not isinstance(params, BeamSearchParams):
             raise InputError(f"params must be BeamSearchParams, got {type(params).__name__}", param="params")
-        searches = [self._beam_search(prompt, params) for prompt in parse_prompts(prompts)]
+        searches = [self._rows.search(prompt, params) for prompt in parse_prompts(prompts)]
         limit = len(searches) if concurrency_limit is None else concurrency_limit
         if limit < 1 and searches:
             raise InputError(f"concurrency_limit must be at least 1, got {limit}", param="concurrency_limit")
         with GenerationBar(len(searches), shown=use_tqdm) as bar:
             for at in range(0, len(searches), max(limit, 1)):
-                for search in run_searches(searches[at : at + limit], self._stepper.run, self._numbers):
+                for search in run_searches(searches[at : at + limit], self._stepper.run, self._rows.numbers):
                     if (output := search.request_output()) is not None:
                         with self._stepper.lock:
                             self._record(search.progress).take(output)
@@ -208,7 +202,7 @@ class LLM:
         """One prompt's RequestOutputs as they come (params.output_kind says whole or deltas). Closing it aborts."""
         (row,) = parse_prompts(prompt)
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
-        progress = self._progress(row, params, priority=0)
+        progress = self._rows.generation(row, params)
         self._open_client()
         recorder = self._record(progress, streaming=True)
         try:
@@ -226,10 +220,13 @@ class LLM:
         (conversation,) = parse_conversations(messages)
         return self._model.render_chat(conversation, **options)
 
-    def get_tokenizer(self) -> TextTokenizer:
-        """The model's tokenizer; ConfigError with skip_tokenizer_init."""
-        if self._model.tokenizer is None:
-            raise ConfigError("there is no tokenizer: skip_tokenizer_init is set", param="skip_tokenizer_init")
+    def get_tokenizer(self) -> PretrainedTokenizer:
+        """The tokenizer by Transformers' names (apply_chat_template ...); ConfigError with skip_tokenizer_init."""
+        return self._model.pretrained
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """The tokenizer that the engine's texts are made by; None with skip_tokenizer_init."""
         return self._model.tokenizer
 
     @property
@@ -271,7 +268,7 @@ class LLM:
         priority: int | list[int] | None = None,
     ) -> list[str]:
         """Prompts for the next `wait_for_completion`, checked now; their request ids. Arguments as for `generate`."""
-        made = self._rows(parse_prompts(prompts), sampling_params, priority)
+        made = self._rows.generations(parse_prompts(prompts), sampling_params, priority)
         self._enqueued += made
         return [progress.request_id for progress in made]
 
@@ -325,36 +322,10 @@ class LLM:
             raise ConfigError("this LLM was closed; make a new one" if self._closed else "it sleeps; call wake_up()")
         return self._client
 
-    def _rows(self, prompts: list[Prompt], sampling_params: Any, priority: Any) -> list[RequestProgress]:
-        count = len(prompts)
-        params = spread("sampling_params", sampling_params, count, self.get_default_sampling_params())
-        priorities = spread("priority", priority, count, 0)
-        return [
-            self._progress(prompt, final_only(one), priority=rank)
-            for prompt, one, rank in zip(prompts, params, priorities, strict=True)
-        ]
-
-    def _beam_search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch:
-        return BeamSearch(
-            self._progress(prompt, params.sampling(), priority=0),
-            length_penalty=params.length_penalty,
-            limits=self._limits,
-            texts=self._texts,
-            width_name="beam_width",
-        )
-
     def _encode(
         self, prompts: Sequence[Prompt | Pair], pooling_params: Any, *, task: PoolingTask | None, use_tqdm: bool
     ) -> list[AnyPoolingOutput]:
-        rows = []
-        for prompt, params in zip(
-            prompts, spread("pooling_params", pooling_params, len(prompts), PoolingParams()), strict=True
-        ):
-            number = str(next(self._numbers))
-            if task is not None and isinstance(params, PoolingParams):
-                params = msgspec.structs.replace(params, task=task)
-            request = make_pooling_request(prompt, params, limits=self._limits, request_id=number)
-            rows.append(PoolingProgress(request, request_id=number))
+        rows = self._rows.poolings(prompts, pooling_params, task=task)
         outputs = self._finish(rows, use_tqdm=use_tqdm)
         with self._stepper.lock:
             for output in outputs:
@@ -379,19 +350,3 @@ class LLM:
         """Run rows to their ends."""
         with GenerationBar(len(rows), shown=use_tqdm) as bar:
             return self._stepper.run(rows, on_end=bar.update)
-
-    def _progress(self, prompt: Prompt, params: SamplingParams, *, priority: int) -> RequestProgress:
-        number = str(next(self._numbers))
-        request: Request = make_request(
-            prompt.ids(self._model.tokenizer),
-            params,
-            limits=self._limits,
-            request_id=number,
-            priority=priority,
-            cache_salt=prompt.cache_salt,
-        )
-        progress = RequestProgress(
-            request, request_id=number, prompt=prompt.text, tokenizer=self._model.tokenizer, texts=self._texts
-        )
-        progress.judge = self._limits.judge(params)
-        return progress

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.base.config.config import ModelConfig
-from octavo.base.errors import InputError
+from octavo.base.errors import ConfigError, InputError
 from octavo.base.types.sampling import SamplingParams
 from octavo.models.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from octavo.text.pretrained import PretrainedTokenizer
     from octavo.text.template import ChatTemplate
     from octavo.text.tokenizer import Tokenizer
     from octavo.weights.checkpoint import Checkpoint
@@ -43,6 +45,21 @@ class Model:
     def default_sampling_params(self) -> SamplingParams:
         """SamplingParams with what the model recommends."""
         return SamplingParams(**self.sampling)
+
+    def text(self) -> Tokenizer:
+        """The tokenizer; ConfigError with skip_tokenizer_init."""
+        if self.tokenizer is None:
+            raise ConfigError("there is no tokenizer: skip_tokenizer_init is set", param="skip_tokenizer_init")
+        return self.tokenizer
+
+    @cached_property
+    def pretrained(self) -> PretrainedTokenizer:
+        """The tokenizer by Transformers' names; ConfigError with skip_tokenizer_init."""
+        from octavo.text.pretrained import PretrainedTokenizer
+
+        named = {"default": self.template, "tool_use": self.tool_template}
+        templates = {name: template for name, template in named.items() if template is not None}
+        return PretrainedTokenizer(self.text(), templates, name_or_path=self.config.tokenizer or self.config.model)
 
     def template_for(self, tools: Sequence[Any] | None) -> ChatTemplate | None:
         """The chat template that a conversation with these tools, or without any, is rendered by."""

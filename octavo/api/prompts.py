@@ -79,6 +79,12 @@ def parse_prompt(prompt: Any) -> Prompt:
         raise InputError("a prompt needs the key prompt (text) or prompt_token_ids", param="prompts")
     if text is not None and not isinstance(text, str):
         raise InputError(f"a prompt's text must be a string, got {_kind(text)}", param="prompts")
+    if isinstance(ids, Mapping):
+        raise InputError(
+            "prompt_token_ids must be a list of integers, got a tokenizer's lists by name; give their input_ids, as "
+            "apply_chat_template(..., return_dict=False) has them",
+            param="prompts",
+        )
     if ids is not None and not isinstance(ids, list | tuple):
         raise InputError(f"prompt_token_ids must be a list of integers, got {_kind(ids)}", param="prompts")
     return Prompt(text, None if ids is None else list(ids), prompt.get("cache_salt") or "")

@@ -16,7 +16,15 @@ from octavo.text.pieces import Pieces, TextStream
 from octavo.weights.checkpoint import Checkpoint, GgufTokenizer, TokenizerFiles
 
 # tokenizer_config.json's names -> GGUF's
-ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+ROLES = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+    "sep_token": "seperator",
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
 # tokenizer_config.json's roles in the order in which Transformers adds the tokens that are missing
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -26,6 +34,11 @@ NORMALIZER = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
+# what of tokenizer_config.json pretrained.py goes by
+SETTINGS = (
+    *("tokenizer_class", "model_max_length", "model_input_names", "padding_side", "truncation_side"),
+    "clean_up_tokenization_spaces",
+)
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -33,7 +46,8 @@ class Tokenizer:
     """Text to ids and back. Never changed once made, so any number of threads may use it; encode releases the GIL.
 
     vocab_size: ids are below it.  special_tokens: role (bos_token ...) -> spelling, as templates want them.
-    eos_token_ids: what ends a text or a turn, the tokenizer's own eos first.
+    eos_token_ids: what ends a text or a turn, the tokenizer's own eos first.  backend: the library's own, which is not
+    to be changed.  settings: SETTINGS of tokenizer_config.json, those that are there, and extra_special_tokens.
     """
 
     def __init__(
@@ -43,15 +57,17 @@ class Tokenizer:
         vocab_size: int,
         special_tokens: Mapping[str, str],
         eos_token_ids: Iterable[int],
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
-        self._backend = backend
+        self.backend = backend
         self._pieces = Pieces(backend)
         self._control = ControlTokens(backend)
         self._skipped = frozenset(self._control.ids.values())
         self.vocab_size = vocab_size
         self.special_tokens = dict(special_tokens)
+        self.settings = dict(settings or {})
         self.bos_token = self.special_tokens.get("bos_token")
         self.bos_token_id = None if self.bos_token is None else backend.token_to_id(self.bos_token)
         self.eos_token_ids: list[int] = [token for token in dict.fromkeys(eos_token_ids) if 0 <= token < vocab_size]
@@ -79,7 +95,7 @@ class Tokenizer:
         if not parse_special:
             return self._control.encode([text], add_special_tokens=add_special_tokens)
         # The batch call is the one that releases the GIL and leaves offsets out.
-        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def encode_whole(
         self, first: str, second: str | None = None, *, longest: int | None = None
@@ -91,7 +107,7 @@ class Tokenizer:
         """
         for text in (first, second or ""):
             check_text(text)
-        (encoding,) = self._backend.encode_batch([first if second is None else (first, second)])
+        (encoding,) = self.backend.encode_batch([first if second is None else (first, second)])
         ids, types = encoding.ids, encoding.type_ids
         if longest is not None and len(ids) > longest:
             kept = _kept(encoding.sequence_ids, longest)
@@ -142,11 +158,11 @@ class Tokenizer:
 
     def id_to_token(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it (not its text); None outside the vocabulary."""
-        return self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+        return self.backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it."""
-        return self._backend.token_to_id(token)
+        return self.backend.token_to_id(token)
 
     def special_ids(self) -> Mapping[str, int]:
         """Control tokens: spelling -> id. These are what skip_special_tokens skips."""
@@ -209,7 +225,11 @@ def _from_gguf(source: GgufTokenizer, generation: Mapping[str, Any]) -> Tokenize
             special[role] = backend.id_to_token(token_id) or ""
     named = [named_id(source, name) for name in ("eos", "eot", "eom")]
     ends = [*_ids(named), *_ids(generation.get("eos_token_id")), *_well_known_ends(backend)]
-    return Tokenizer(backend, vocab_size=len(source.tokens), special_tokens=special, eos_token_ids=ends)
+    control = [token.content for _, token in sorted(backend.get_added_tokens_decoder().items()) if token.special]
+    settings = {"extra_special_tokens": control}  # the file tells them apart from other tokens, and gives no more names
+    return Tokenizer(
+        backend, vocab_size=len(source.tokens), special_tokens=special, eos_token_ids=ends, settings=settings
+    )
 
 
 def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokenizer:
@@ -217,7 +237,7 @@ def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokeni
         backend = tokenizers.Tokenizer.from_file(str(source.path))
     except Exception as error:  # the library raises a bare Exception
         raise ModelFormatError(f"{source.path.name} is damaged or of an unknown form: {error}"[:500]) from None
-    special = {role: spelling for role in ROLES if (spelling := _spelling(source.config.get(role)))}
+    special = {role: spelling for role in NAMED if (spelling := _spelling(source.config.get(role)))}
     _set_normalizer(backend, source.config)
     _add_configured(backend, source.config)
     if backend.post_processor is None:
@@ -227,7 +247,9 @@ def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokeni
     own = None if eos is None else backend.token_to_id(eos)
     ends = [*_ids(own), *_ids(generation.get("eos_token_id")), *_well_known_ends(backend)]
     vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
-    return Tokenizer(backend, vocab_size=vocab_size, special_tokens=special, eos_token_ids=ends)
+    settings = {name: source.config[name] for name in SETTINGS if source.config.get(name) is not None}
+    settings["extra_special_tokens"] = [token.content for token in _extra(source.config)]
+    return Tokenizer(backend, vocab_size=vocab_size, special_tokens=special, eos_token_ids=ends, settings=settings)
 
 
 def _set_normalizer(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
@@ -257,12 +279,15 @@ def _add_configured(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) ->
         kept = tokens.setdefault(token.content, token)
         # The library goes on to skip a token that was special once.
         kept.special = kept.special or token.special
-    # The older key counts where the newer one is empty.
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens")
-    for added in map(_special, extra if isinstance(extra, list) else ()):
-        if added is not None:
-            tokens.setdefault(added.content, added)
+    for added in _extra(config):
+        tokens.setdefault(added.content, added)
     backend.add_tokens([token for content, token in tokens.items() if repr(token) != before.get(content)])
+
+
+def _extra(config: Mapping[str, Any]) -> list[AddedToken]:
+    """Special tokens without a name. The older key counts where the newer one is empty."""
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens")
+    return [token for token in map(_special, extra if isinstance(extra, list) else ()) if token is not None]
 
 
 def _listed(config: Mapping[str, Any]) -> dict[str, AddedToken]:

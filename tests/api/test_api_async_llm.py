@@ -94,6 +94,7 @@ def test_text_helpers_and_chat(llama: str, llm: LLM) -> None:
         ids = await other.encode(PROMPT)
         assert ids == llm.get_tokenizer().encode(PROMPT)
         assert await other.encode(PROMPT, add_special_tokens=False) == ids[1:]
+        assert (await other.get_tokenizer()).encode(PROMPT) == ids
         assert await other.decode(ids[1:]) == PROMPT
         rendered = await other.render_chat(messages)
         assert rendered == llm.render_chat(messages)

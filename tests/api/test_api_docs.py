@@ -41,7 +41,7 @@ def test_examples_run(checkpoint: Callable[[str], Path], monkeypatch: pytest.Mon
     monkeypatch.setitem(vars(octavo), "LLM", small(LLM))
     monkeypatch.setitem(vars(octavo), "AsyncLLM", small(AsyncLLM))
     scope: dict[str, Any] = {}
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     for example in EXAMPLES:
         exec(example, scope)
     assert len(scope["outputs"]) == len(scope["names"]) == 2

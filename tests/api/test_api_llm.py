@@ -185,7 +185,7 @@ def test_stop_token_ids_and_min_tokens(llm: LLM) -> None:
 
 
 def test_end_of_text_and_ignore_eos(llm: LLM) -> None:
-    eos = llm.get_tokenizer().eos_token_ids[0]
+    eos = llm.get_tokenizer().eos_token_id
     forced = {"logit_bias": {eos: 100.0}}
     ended = run(llm, **forced).outputs[0]
     assert (ended.token_ids, ended.text, ended.finish_reason, ended.stop_reason) == ([eos], "", "stop", None)
@@ -194,7 +194,7 @@ def test_end_of_text_and_ignore_eos(llm: LLM) -> None:
 
 
 def test_skip_special_tokens_and_detokenize(llm: LLM) -> None:
-    special = llm.get_tokenizer().special_ids()["<|user|>"]
+    special = llm.get_tokenizer().convert_tokens_to_ids("<|user|>")
     forced = {"logit_bias": {special: 100.0}, "max_tokens": 3}
     assert run(llm, **forced).outputs[0].text == ""
     assert run(llm, skip_special_tokens=False, **forced).outputs[0].text == "<|user|>" * 3
@@ -274,6 +274,25 @@ def test_chat(llm: LLM) -> None:
     assert again[0].outputs[0].token_ids == answer.outputs[0].token_ids
     two = llm.chat([messages, messages], params, use_tqdm=False)
     assert [output.outputs[0].token_ids for output in two] == [answer.outputs[0].token_ids] * 2
+
+
+def test_prompts_by_the_tokenizer(llm: LLM, llama: str) -> None:
+    """As scripts make them with a tokenizer of Transformers; tests/text/test_pretrained.py compares the two."""
+    messages = [{"role": "user", "content": "Hello there"}]
+    tokenizer = llm.get_tokenizer()
+    assert tokenizer is llm.get_tokenizer()
+    assert tokenizer.name_or_path == llama
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == llm.render_chat(messages)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == tokenizer.decode(ids)
+    assert llm.tokenizer is not None
+    assert llm.tokenizer.encode(text, add_special_tokens=False) == ids
+    (output,) = llm.generate({"prompt_token_ids": ids}, use_tqdm=False)
+    assert output.prompt_token_ids == ids
+    whole: Any = {"prompt_token_ids": tokenizer.apply_chat_template(messages)}
+    with pytest.raises(InputError, match=r"return_dict=False"):
+        llm.generate(whole, use_tqdm=False)
 
 
 def test_chat_options_reach_the_template(llm: LLM) -> None:

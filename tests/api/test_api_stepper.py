@@ -17,7 +17,7 @@ PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 def rows(llm: LLM, count: int) -> list[RequestProgress]:
     from octavo.api.prompts import Prompt
 
-    return [llm._progress(Prompt(None, [5, 6, 7 + number]), PARAMS, priority=0) for number in range(count)]
+    return [llm._rows.generation(Prompt(None, [5, 6, 7 + number]), PARAMS) for number in range(count)]
 
 
 @pytest.mark.parametrize("fails", ["on_end", "push"])

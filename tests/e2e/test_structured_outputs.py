@@ -132,7 +132,8 @@ def test_the_same_tokens_however_it_is_run(llm: LLM, arguments: dict[str, Any], 
 
 
 def test_a_form_that_admits_the_answer_changes_nothing(llm: LLM) -> None:
-    tokenizer = llm.get_tokenizer()
+    tokenizer = llm.tokenizer
+    assert tokenizer is not None
     plain = [i for i in range(tokenizer.vocab_size) if re.fullmatch(rb"[ -~]+", tokenizer.token_bytes(i))]
     special = set(tokenizer.special_ids().values())
     options: dict[str, Any] = {

@@ -147,7 +147,7 @@ def test_any_ids_decode_and_outside_ones_are_nothing(
 def test_decoding_is_the_librarys(byte_level: Tokenizer, sentence_piece: Tokenizer, ids: list[int], skip: bool) -> None:
     for tokenizer in (byte_level, sentence_piece):
         inside = [token for token in ids if token < tokenizer.vocab_size]
-        theirs = tokenizer._backend.decode(inside, skip_special_tokens=skip)
+        theirs = tokenizer.backend.decode(inside, skip_special_tokens=skip)
         # A run of byte tokens with one broken byte is broken as a whole to the library's byte fallback; not to us.
         if tokenizer is byte_level or "\ufffd" not in theirs:
             assert tokenizer.decode(inside, skip_special_tokens=skip) == theirs
@@ -299,7 +299,7 @@ def test_tokens_of_tokenizer_config_are_added_as_in_transformers(config: dict[st
     files = byte_level_files(tmp_path)
     files = TokenizerFiles(files.path, {"eos_token": "<|im_end|>", **config})
     ours, theirs = Tokenizer.from_checkpoint(wrap(files)), _theirs(files)
-    assert _added(ours._backend) == _added(theirs._tokenizer)
+    assert _added(ours.backend) == _added(theirs._tokenizer)
     text = "the<extra> <cls>dog <|im_start|>  <img> <think>  x<x>  <|im_end|> z"
     ids = theirs(text).input_ids
     assert ours.encode(text) == ids

@@ -54,7 +54,7 @@ def _measure(llm: LLM, options: LatencyOptions, *, seed: int) -> list[float]:
     random = DatasetOptions(
         num_prompts=options.batch_size, random_input_len=options.input_len, random_output_len=options.output_len
     )
-    prompts = [sample.prompt for sample in make_samples(random, Texts(llm.get_tokenizer()), seed=seed)]
+    prompts = [sample.prompt for sample in make_samples(random, Texts(llm.tokenizer), seed=seed)]
     params = SamplingParams(
         n=options.n,
         temperature=1.0,

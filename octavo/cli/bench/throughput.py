@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     check_writable("--output-json", output.output_json)
     plot.check(output.plot)
     with open_llm(config) as llm:
-        samples = make_samples(dataset, Texts(llm.get_tokenizer(), llm.render_chat), seed=config.model.seed)
+        samples = make_samples(dataset, Texts(llm.tokenizer, llm.render_chat), seed=config.model.seed)
         for sample in samples:
             check_room(llm, sample.prompt_len, sample.output_len)
         if _run(llm, samples[: options.num_warmups], options, shown=False):
