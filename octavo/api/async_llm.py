@@ -21,6 +21,7 @@ from octavo.api.prompts import Prompt, PromptType, is_short, parse_conversations
 from octavo.api.requests import Limits, make_request
 from octavo.api.streams import Stream, Take, hand_out
 from octavo.api.supervisor import State, Supervisor
+from octavo.api.unused import check_sleep, check_wake_up
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError
 from octavo.base.types.messages import EngineStats
@@ -316,13 +317,15 @@ class AsyncLLM:
         """A rare thing by name (engine.Engine.call). RequestFailedError where the engine refuses."""
         return await self._supervisor.admit().call(name, arguments)
 
-    async def sleep(self) -> None:
+    async def sleep(self, level: int = 1, mode: str = "abort") -> None:
         """End the engine process: the device is free of weights and cache until `wake_up`. Requests under way fail."""
+        check_sleep(level, mode)
         async with self._turning:
             await self._supervisor.sleep()
 
-    async def wake_up(self) -> None:
-        """Load the model again; returns when it is ready. Raises what prevents it: then it sleeps on."""
+    async def wake_up(self, tags: list[str] | None = None) -> None:
+        """Load the model again, all of it (no tags). Returns when ready; raises what prevents it: it sleeps on."""
+        check_wake_up(tags)
         async with self._turning:
             if self.state == "sleeping":
                 await self._supervisor.spawn()

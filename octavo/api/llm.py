@@ -26,10 +26,11 @@ from octavo.api.pooling import (
     default_task,
     match_pairs,
 )
-from octavo.api.progress import GenerationBar, LoadingBar
+from octavo.api.progress import Bar, GenerationBar, LoadingBar
 from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_prompts
 from octavo.api.rows import Rows
 from octavo.api.stepper import Row, Stepper
+from octavo.api.unused import OF_CALLS, check_reset, check_sleep, check_unused, check_wake_up
 from octavo.base.config.config import EngineConfig
 from octavo.base.config.resolve import own_name
 from octavo.base.errors import ConfigError, InputError
@@ -77,31 +78,38 @@ class LLM:
         prompts: PromptType | Sequence[PromptType],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        use_tqdm: bool = True,
+        use_tqdm: Bar = True,
         priority: int | list[int] | None = None,
+        **unused: Any,
     ) -> list[RequestOutput]:
         """Completions of each prompt, in order.
 
         prompts: text, token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a list of those.
+        use_tqdm: whether to show progress, or what makes the bar in place of tqdm.
+        unused: what vLLM takes beside these (lora_request, tokenization_kwargs), here and below, may be None.
         Raises InputError before anything runs. A request that fails later has `error` set and leaves the others be.
         """
-        return self._generate(
-            self._rows.generations(parse_prompts(prompts), sampling_params, priority), use_tqdm=use_tqdm
-        )
+        check_unused(unused, *OF_CALLS)
+        rows = self._rows.generations(parse_prompts(prompts), sampling_params, priority)
+        return self._generate(rows, use_tqdm=use_tqdm)
 
     def chat(
         self,
         messages: Sequence[Any],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: Bar = True,
         *,
-        use_tqdm: bool = True,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        **more: Any,
     ) -> list[RequestOutput]:
-        """Answers to one conversation, or to each of a list of them; the model's chat template makes the prompts."""
+        """Answers to one conversation, or to each of a list of them; the model's chat template makes the prompts.
+
+        more: tool_call_parser, the format of calls that tools are told in where the template does not read them.
+        """
         prompts = self._rows.chats(
             messages,
             tools=tools,
@@ -109,6 +117,7 @@ class LLM:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             chat_template_kwargs=chat_template_kwargs,
+            **more,
         )
         return self._generate(self._rows.generations(prompts, sampling_params), use_tqdm=use_tqdm)
 
@@ -117,13 +126,15 @@ class LLM:
         prompts: PromptType | Sequence[PromptType],
         params: BeamSearchParams,
         *,
-        use_tqdm: bool = False,
+        use_tqdm: Bar = False,
         concurrency_limit: int | None = None,
+        **unused: Any,
     ) -> list[BeamSearchOutput]:
         """The most likely sequences of each prompt that beams find, in order of the prompts.
 
         concurrency_limit: prompts at once, None for all.  Raises InputError before anything runs.
         """
+        check_unused(unused, *OF_CALLS)
         if not isinstance(params, BeamSearchParams):
             raise InputError(f"params must be BeamSearchParams, got {type(params).__name__}", param="params")
         searches = [self._rows.search(prompt, params) for prompt in parse_prompts(prompts)]
@@ -145,24 +156,26 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         pooling_task: PoolingTask | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: Bar = True,
+        **unused: Any,
     ) -> list[AnyPoolingOutput]:
         """The vectors of each prompt, in order. pooling_task: for all of them, in place of params.task.
 
         Raises InputError before anything runs, UnsupportedError for a model that generates. A request that fails later
         has `error` set and leaves the others be.
         """
-        return self._encode(parse_prompts(prompts), pooling_params, task=pooling_task, use_tqdm=use_tqdm)
+        return self._encode(parse_prompts(prompts), pooling_params, task=pooling_task, use_tqdm=use_tqdm, **unused)
 
     def embed(
         self,
         prompts: PromptType | Sequence[PromptType],
         *,
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: Bar = True,
+        **unused: Any,
     ) -> list[EmbeddingRequestOutput]:
         """An embedding of each prompt, in order; raises as `encode`."""
-        found = self._encode(parse_prompts(prompts), pooling_params, task="embed", use_tqdm=use_tqdm)
+        found = self._encode(parse_prompts(prompts), pooling_params, task="embed", use_tqdm=use_tqdm, **unused)
         return [as_embedding(output) for output in found]
 
     def classify(
@@ -170,10 +183,11 @@ class LLM:
         prompts: PromptType | Sequence[PromptType],
         *,
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: Bar = True,
+        **unused: Any,
     ) -> list[ClassificationRequestOutput]:
         """The probabilities of a classifier's classes for each prompt, in order; raises as `encode`."""
-        found = self._encode(parse_prompts(prompts), pooling_params, task="classify", use_tqdm=use_tqdm)
+        found = self._encode(parse_prompts(prompts), pooling_params, task="classify", use_tqdm=use_tqdm, **unused)
         return [as_classification(output) for output in found]
 
     def score(
@@ -182,7 +196,8 @@ class LLM:
         data_2: str | list[str],
         *,
         pooling_params: PoolingParams | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: Bar = True,
+        **unused: Any,
     ) -> list[ScoringRequestOutput]:
         """How well texts fit: one with each of many, or pair by pair. Raises as `encode`.
 
@@ -191,10 +206,10 @@ class LLM:
         firsts, seconds = as_texts(data_1, "data_1"), as_texts(data_2, "data_2")
         pairs = match_pairs(firsts, seconds, ("data_1", "data_2"))
         if default_task(self._limits.pooling) == "classify":
-            found = self._encode(pairs, pooling_params, task="score", use_tqdm=use_tqdm)
+            found = self._encode(pairs, pooling_params, task="score", use_tqdm=use_tqdm, **unused)
             return [as_score(output) for output in found]
         texts = [Prompt(text, None) for text in dict.fromkeys([*firsts, *seconds])]
-        found = self._encode(texts, pooling_params, task="embed", use_tqdm=use_tqdm)
+        found = self._encode(texts, pooling_params, task="embed", use_tqdm=use_tqdm, **unused)
         known = {text.text: out for text, out in zip(texts, found, strict=True)}
         return [cosine_score(known[pair.first], known[pair.second]) for pair in pairs]
 
@@ -238,8 +253,9 @@ class LLM:
         """What the model's generation_config.json recommends, SamplingParams' own defaults elsewhere."""
         return self._model.default_sampling_params()
 
-    def reset_prefix_cache(self) -> bool:
-        """Forget every cached prefix that no sequence uses."""
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        """Forget every cached prefix that no sequence uses. Neither argument may be true."""
+        check_reset(reset_running_requests, reset_connector)
         with self._stepper.lock:
             return bool(self._open_client().call("reset_prefix_cache"))
 
@@ -265,23 +281,38 @@ class LLM:
         prompts: PromptType | Sequence[PromptType],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        use_tqdm: Bar = True,
         priority: int | list[int] | None = None,
+        **unused: Any,
     ) -> list[str]:
-        """Prompts for the next `wait_for_completion`, checked now; their request ids. Arguments as for `generate`."""
-        made = self._rows.generations(parse_prompts(prompts), sampling_params, priority)
-        self._enqueued += made
-        return [progress.request_id for progress in made]
+        """Prompts for the next `wait_for_completion`, checked now; their request ids. Arguments as for `generate`.
 
-    def wait_for_completion(self, *, use_tqdm: bool = True) -> list[RequestOutput]:
+        use_tqdm: without effect, as nothing runs yet.
+        """
+        check_unused(unused, *OF_CALLS)
+        return self._enqueue(self._rows.generations(parse_prompts(prompts), sampling_params, priority))
+
+    def enqueue_chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: Bar = True,
+        *,
+        priority: int | list[int] | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Conversations, as `enqueue` has prompts. options: those of `chat`."""
+        return self._enqueue(self._rows.generations(self._rows.chats(messages, **options), sampling_params, priority))
+
+    def wait_for_completion(self, *, use_tqdm: Bar = True) -> list[RequestOutput]:
         """Run all that was enqueued; its outputs, in order."""
         self._open_client()  # while there is none they go on waiting
         rows, self._enqueued = self._enqueued, []
         return self._generate(rows, use_tqdm=use_tqdm)
 
-    def sleep(self, level: int = 1) -> None:
+    def sleep(self, level: int = 1, mode: str = "abort") -> None:
         """Free weights and cache until `wake_up` loads them again: both of vLLM's levels do. Nothing may be running."""
-        if level not in (1, 2):
-            raise ConfigError(f"level must be 1 or 2, got {level!r:.80}", param="level")
+        check_sleep(level, mode)
         with self._stepper.lock:
             if not self._stepper.idle:
                 raise ConfigError("requests are running; sleep when they have ended")
@@ -290,8 +321,9 @@ class LLM:
             self._client = None
             client.close()
 
-    def wake_up(self) -> None:
-        """Load what `sleep` freed; nothing where nothing was."""
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        """Load what `sleep` freed, all of it: tags must be None. Nothing where nothing was freed."""
+        check_wake_up(tags)
         with self._stepper.lock:
             if self._client is None and not self._closed:
                 self._client = InProcessClient(build_engine(self.config, self._model))
@@ -323,8 +355,15 @@ class LLM:
         return self._client
 
     def _encode(
-        self, prompts: Sequence[Prompt | Pair], pooling_params: Any, *, task: PoolingTask | None, use_tqdm: bool
+        self,
+        prompts: Sequence[Prompt | Pair],
+        pooling_params: Any,
+        *,
+        task: PoolingTask | None,
+        use_tqdm: Bar,
+        **unused: Any,
     ) -> list[AnyPoolingOutput]:
+        check_unused(unused, *OF_CALLS)
         rows = self._rows.poolings(prompts, pooling_params, task=task)
         outputs = self._finish(rows, use_tqdm=use_tqdm)
         with self._stepper.lock:
@@ -332,7 +371,11 @@ class LLM:
                 self._requests.pooled(output)
         return outputs
 
-    def _generate(self, rows: list[RequestProgress], *, use_tqdm: bool) -> list[RequestOutput]:
+    def _enqueue(self, rows: list[RequestProgress]) -> list[str]:
+        self._enqueued += rows
+        return [row.request_id for row in rows]
+
+    def _generate(self, rows: list[RequestProgress], *, use_tqdm: Bar) -> list[RequestOutput]:
         outputs: list[RequestOutput] = []
         self._open_client()  # what never begins is no abort
         try:
@@ -346,7 +389,7 @@ class LLM:
     def _record(self, row: RequestProgress, *, streaming: bool = False) -> RequestRecorder:
         return RequestRecorder(self._requests, row.request.params, streaming=streaming)
 
-    def _finish(self, rows: Sequence[Row[Result]], *, use_tqdm: bool) -> list[Result]:
+    def _finish(self, rows: Sequence[Row[Result]], *, use_tqdm: Bar) -> list[Result]:
         """Run rows to their ends."""
         with GenerationBar(len(rows), shown=use_tqdm) as bar:
             return self._stepper.run(rows, on_end=bar.update)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from octavo.api.outputs import RequestProgress
 from octavo.api.pooling import PoolingProgress
+
+Bar = bool | Callable[..., Any]
+"""Whether to show a bar, or what makes one in place of tqdm: called with total, desc and dynamic_ncols."""
 
 
 class LoadingBar:
@@ -49,9 +53,10 @@ class LoadingBar:
 class GenerationBar:
     """Requests done, with tokens a second of input and output."""
 
-    def __init__(self, count: int, *, shown: bool) -> None:
-        shown = shown and count > 0 and sys.stderr is not None  # a process may have none: a daemon, pythonw
-        self._bar = _tqdm(total=count, desc="Processed prompts", dynamic_ncols=True) if shown else None
+    def __init__(self, count: int, *, shown: Bar) -> None:
+        make = shown if callable(shown) else _tqdm
+        shows = bool(shown) and count > 0 and sys.stderr is not None  # a process may have none: a daemon, pythonw
+        self._bar = make(total=count, desc="Processed prompts", dynamic_ncols=True) if shows else None
         self._start = time.monotonic()
         self._inputs = 0
         self._outputs = 0

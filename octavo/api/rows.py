@@ -14,6 +14,7 @@ from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import Pair, PoolingProgress, make_pooling_request
 from octavo.api.prompts import Prompt, parse_conversations, spread
 from octavo.api.requests import Limits, final_only, make_request
+from octavo.api.unused import OF_CHATS, check_unused
 from octavo.base.types.beam_search import BeamSearchParams
 from octavo.base.types.pooling import PoolingParams, PoolingTask
 from octavo.base.types.sampling import SamplingParams
@@ -78,6 +79,7 @@ class Rows:
         return rows
 
     def chats(self, messages: Sequence[Any], **options: Any) -> list[Prompt]:
-        """Prompts of one conversation, or of each of a list; options are Model.render_chat's."""
+        """Prompts of one conversation, or of each of a list; options are Model.render_chat's, and OF_CHATS."""
+        check_unused({name: options.pop(name) for name in OF_CHATS if name in options}, *OF_CHATS)
         rows = [self._model.render_chat(conversation, **options) for conversation in parse_conversations(messages)]
         return [Prompt(self._model.text().decode(ids, skip_special_tokens=False), ids) for ids in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from enum import IntEnum
 
@@ -92,6 +93,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             raise InputError(
                 f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})", param="min_tokens"
             )
+
+    def clone(self) -> SamplingParams:
+        """A copy that shares nothing with it."""
+        return copy.deepcopy(self)
 
     @property
     def greedy(self) -> bool:
