@@ -21,7 +21,7 @@ from octavo.api.model import Model
 from octavo.api.quantization import online_quantization, quantized_matrices
 from octavo.api.requests import Limits
 from octavo.base import heap
-from octavo.base.config.config import EngineConfig, ModelConfig
+from octavo.base.config.config import AUTO_LENGTH, EngineConfig, ModelConfig
 from octavo.base.config.resolve import resolve
 from octavo.base.errors import ConfigError, InputError, ModelFormatError
 from octavo.base.types.ports import Backend, Progress
@@ -230,7 +230,7 @@ def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Lim
 
 def build_engine(config: EngineConfig, model: Model | None, *, progress: Progress | None = None) -> Engine:
     """Weights onto the device, the cache beside them, the engine over both. Opens the model where none is given."""
-    from octavo.engine.cache.sizing import num_blocks
+    from octavo.engine.cache.sizing import longest_context, num_blocks
     from octavo.engine.engine import Engine
     from octavo.engine.grammar.compiler import Compiler
     from octavo.executor.local import LocalExecutor
@@ -240,7 +240,7 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
     device, reasons = choose_for_engine(config.device)
     for reason in reasons:
         logger.info("device: %s", reason)
-    asked = preferred_block_size(device, config, model.spec)
+    asked, fitting = preferred_block_size(device, config, model.spec), config.model.max_model_len == AUTO_LENGTH
     config = resolve(
         config,
         max_position=model.spec.max_position,
@@ -253,21 +253,24 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
     backend = make_backend(device, config, max_model_len=max_model_len, quantization=quantization)
     try:
         backend.load(model.spec, _weights(model), progress)
-        memory = backend.memory()
-        blocks = num_blocks(
-            kv_bytes_per_token(config, model.spec, device=device),
-            cache=config.cache,
-            memory=memory,
-            on_host=device != "cuda",
-            utilization=config.device.gpu_memory_utilization,
-            max_model_len=max_model_len,
-            max_num_seqs=config.scheduler.max_num_seqs,
-        )
+        sizes: dict[str, Any] = {
+            "cache": config.cache,
+            "memory": backend.memory(),
+            "on_host": device != "cuda",
+            "utilization": config.device.gpu_memory_utilization,
+        }
+        each = kv_bytes_per_token(config, model.spec, device=device)
+        if fitting:
+            max_model_len = longest_context(each, max_model_len=max_model_len, **sizes)
+        seqs = config.scheduler.max_num_seqs
+        blocks = num_blocks(each, max_model_len=max_model_len, max_num_seqs=seqs, **sizes)
         _allocate(backend, blocks)
     except BaseException:
         backend.close()
         raise
     logger.info("device %s: %d cache blocks of %d tokens", device, blocks, config.cache.block_size)
+    if fitting:
+        logger.info("max_model_len: %d tokens of %d fit", max_model_len, model.spec.max_position)
     return Engine(
         LocalExecutor(backend),
         scheduler=config.scheduler,

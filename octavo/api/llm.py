@@ -32,7 +32,7 @@ from octavo.api.rows import Rows
 from octavo.api.stepper import Row, Stepper
 from octavo.api.unused import OF_CALLS, check_reset, check_sleep, check_unused, check_wake_up
 from octavo.base.config.config import EngineConfig
-from octavo.base.config.resolve import own_name
+from octavo.base.config.resolve import fixed_length, own_name
 from octavo.base.errors import ConfigError, InputError
 from octavo.base.metrics.reader import Metric, read_metrics
 from octavo.base.metrics.requests import RequestCounts, RequestRecorder
@@ -71,7 +71,7 @@ class LLM:
         self._requests = RequestCounts()
         self._limits = make_limits(self._model, config.model, max_model_len=info["max_model_len"])
         self._rows = Rows(self._model, self._limits)
-        self.config: EngineConfig = config
+        self.config: EngineConfig = fixed_length(config, info)
 
     def generate(
         self,

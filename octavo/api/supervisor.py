@@ -20,6 +20,7 @@ from octavo.api.prompts import SHORT, SHORT_AMONG_MANY
 from octavo.api.socket_client import SocketClient
 from octavo.api.streams import Stream
 from octavo.base.config.config import EngineConfig
+from octavo.base.config.resolve import fixed_length
 from octavo.base.errors import EngineDeadError, OctavoError, OverloadedError, RequestFailedError
 from octavo.base.types.messages import EngineStats, Loading, Outputs
 
@@ -143,6 +144,7 @@ class Supervisor:
         process, self._process = self._process, None
         try:
             self.info = await client.start(self.config, process)
+            self.config = fixed_length(self.config, self.info)
         except BaseException:
             await client.close(grace=0)
             raise

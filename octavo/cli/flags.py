@@ -12,7 +12,7 @@ import msgspec
 from octavo.api.arguments import FOREIGN, Foreign, check_foreign, suggest
 from octavo.base.config.config import PARTS, EngineConfig
 from octavo.base.config.options import Option, options
-from octavo.base.config.resolve import from_options
+from octavo.base.config.resolve import VALUE_NAMES, from_options
 from octavo.base.errors import ConfigError, InputError
 from octavo.base.types.sampling import SamplingParams
 
@@ -243,6 +243,8 @@ def _reader(option: Option) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         if option.optional and text in ("None", "none"):
             return None
+        if text in VALUE_NAMES.get(option.name, {}):
+            return text
         if option.kind == "int" or (option.kind == "choice" and isinstance(option.choices[0], int)):
             return read_int(text)
         if option.kind == "float":

@@ -19,7 +19,7 @@ from octavo.api.devices import (
 from octavo.api.log import set_up_logging
 from octavo.api.model import Model
 from octavo.api.quantization import weight_bytes
-from octavo.base.config.config import EngineConfig
+from octavo.base.config.config import AUTO_LENGTH, EngineConfig
 from octavo.base.config.resolve import DEFAULT_BLOCK_SIZE, resolve
 from octavo.base.errors import ConfigError
 from octavo.base.types.ports import DeviceMemory
@@ -57,9 +57,11 @@ def main(arguments: list[str]) -> int:
 
 def make_report(config: EngineConfig, model: Model) -> tuple[PlanReport, str, list[str]]:
     """What an opened model takes on the device that the config means here; the device, and why that one."""
+    from octavo.engine.cache.sizing import longest_context
     from octavo.models.plan import plan_report
 
     device, reasons = choose_device(config.device)
+    fitting = config.model.max_model_len == AUTO_LENGTH
     config = resolve(
         config,
         max_position=model.spec.max_position,
@@ -70,11 +72,23 @@ def make_report(config: EngineConfig, model: Model) -> tuple[PlanReport, str, li
     memory, element = device_memory(device), element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)
     reserve = int(memory.total * (1.0 - config.device.gpu_memory_utilization))
     activation = config.device.activation_dtype
+    weights = weight_bytes(model, device=device, element=element, activation_dtype=activation)
+    each = kv_bytes_per_token(config, model.spec, device=device)
+    length = config.model.max_model_len or model.spec.max_position
+    if fitting:
+        length = longest_context(
+            each,
+            cache=config.cache,
+            memory=DeviceMemory(total=memory.total, free=max(0, memory.free - weights), weights=weights),
+            on_host=device != "cuda",
+            utilization=config.device.gpu_memory_utilization,
+            max_model_len=length,
+        )
     report = plan_report(
         model.spec,
-        weight_bytes=weight_bytes(model, device=device, element=element, activation_dtype=activation),
-        kv_bytes_per_token=kv_bytes_per_token(config, model.spec, device=device),
-        max_model_len=config.model.max_model_len or model.spec.max_position,
+        weight_bytes=weights,
+        kv_bytes_per_token=each,
+        max_model_len=length,
         free_bytes=max(0, memory.free - reserve),
         stored_bytes=model.stored_bytes,
     )

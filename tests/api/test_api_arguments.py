@@ -88,7 +88,7 @@ def test_harmless_options_warn(caplog: pytest.LogCaptureFixture) -> None:
         ("gpu_memory_utilization", float("nan"), "float"),
         ("gpu_memory_utilization", 1.5, "<= 1"),
         ("hf_overrides", [], "object"),
-        ("max_model_len", -1, ">= 1"),
+        ("max_model_len", -2, ">= -1"),
     ],
 )
 def test_mistakes_name_option_and_remedy(name: str, value: Any, words: str) -> None:

@@ -70,6 +70,7 @@ def test_what_is_given_stays() -> None:
     ("given", "field", "words"),
     [
         ({"max_model_len": 513}, "max_model_len", "512"),
+        ({"max_model_len": 0}, "max_model_len", "1 or more"),
         ({"max_num_batched_tokens": 63}, "max_num_batched_tokens", "max_num_seqs=64"),
         ({"max_num_mixed_tokens": 63}, "max_num_mixed_tokens", "max_num_seqs=64"),
         ({"max_num_batched_tokens": 500, "enable_chunked_prefill": False}, "max_num_batched_tokens", "512"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from octavo import LLM, AsyncLLM, SamplingParams
-from octavo.base.errors import ConfigError, UnsupportedError
+from octavo.base.errors import ConfigError, InputError, UnsupportedError
 
 SAID = [{"role": "user", "content": "Hello there"}]
 PARAMS = SamplingParams(temperature=0, max_tokens=4)
@@ -112,6 +112,37 @@ def test_the_same_of_async_llm(llama: str) -> None:
         for call in (lambda: llm.sleep(3), lambda: llm.sleep(mode="keep"), lambda: llm.wake_up(tags=["weights"])):
             with pytest.raises((ConfigError, UnsupportedError), match=r"level|mode|tags"):
                 await call()
+        await llm.close(0)
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("auto", ["auto", -1])
+def test_the_longest_context_that_fits(llama: str, llm: LLM, auto: Any) -> None:
+    options: dict[str, Any] = {"max_model_len": auto, "max_num_seqs": 2, "device": "cpu", "threads": 1}
+    with LLM(llama, num_gpu_blocks_override=5, **options) as short:
+        assert short.max_model_len == short.config.model.max_model_len == 80
+        with pytest.raises(InputError, match="max_model_len is 80"):
+            short.generate({"prompt_token_ids": [5] * 90})
+        long = SamplingParams(temperature=0, max_tokens=75, ignore_eos=True)
+        before = short.generate([[5, 6, 7]] * 3, long, use_tqdm=False)
+        short.sleep()
+        short.wake_up()
+        after = short.generate([[5, 6, 7]] * 3, long, use_tqdm=False)
+        expected = llm.generate([[5, 6, 7]], long, use_tqdm=False)[0].outputs[0].token_ids
+        assert [output.outputs[0].token_ids for output in [*before, *after]] == [expected] * 6
+    with LLM(llama, **options) as whole:
+        assert whole.max_model_len == 256
+
+
+def test_it_lives_through_a_restart(llama: str) -> None:
+    async def test() -> None:
+        llm = AsyncLLM(llama, max_model_len="auto", num_gpu_blocks_override=5, max_num_seqs=2, device="cpu")
+        await llm.start()
+        assert llm.info["max_model_len"] == llm._supervisor.config.model.max_model_len == 80
+        await llm.sleep()
+        await llm.wake_up()
+        assert llm.info["max_model_len"] == 80
         await llm.close(0)
 
     asyncio.run(test())

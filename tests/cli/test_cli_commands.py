@@ -279,8 +279,12 @@ def test_plan_counts_the_cache_that_an_engine_would_make(
         return int(json.loads(capsys.readouterr().out)["sequences"])
 
     assert sequences("--num-gpu-blocks-override", "21") == 3  # of 7 blocks of 16 tokens
-    assert sequences("--num-gpu-blocks-override", "6", code=1) == 0
+    order = ("--num-gpu-blocks-override", "6")
+    assert sequences(*order, code=1) == 0
     assert sequences("--max-num-seqs", "5") == 5
+    for auto in ("auto", "-1"):
+        found = json.loads(_printed(capsys, "plan", llama, *PLAN, "--max-model-len", auto, *order, "--json"))
+        assert (found["max_model_len"], found["sequences"]) == (96, 1)
     assert main(["plan", llama, *PLAN, "--num-gpu-blocks-override", "6"]) == 1
     assert "raise --num-gpu-blocks-override" in capsys.readouterr().out
     monkeypatch.setattr(sizing, "HOST_CACHE_BYTES", 1 << 20)

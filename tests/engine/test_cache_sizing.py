@@ -9,7 +9,7 @@ import pytest
 from octavo.base.config.config import CacheConfig
 from octavo.base.errors import ConfigError
 from octavo.base.types.ports import DeviceMemory
-from octavo.engine.cache.sizing import HOST_CACHE_BYTES, num_blocks
+from octavo.engine.cache.sizing import HOST_CACHE_BYTES, longest_context, num_blocks
 
 MIB = 2**20
 
@@ -85,3 +85,30 @@ def test_the_length_it_proposes_fits() -> None:
     with pytest.raises(ConfigError, match="--max-model-len to 160 or less"):
         size(kv_cache_memory_bytes=10 * MIB)
     assert size(kv_cache_memory_bytes=10 * MIB, max_model_len=160) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "longest"),
+    [
+        ({"kv_cache_memory_bytes": 10 * MIB}, 160),
+        ({"num_gpu_blocks_override": 3, "block_size": 32}, 96),
+        ({"memory": memory(110)}, 160),
+        ({"memory": memory(110), "on_host": True}, 160),
+        ({"memory": memory(90_000, 100_000), "on_host": True, "max_model_len": 16 * 5000}, 16 * 5000),
+        ({"max_model_len": 1001}, 1001),
+        ({"kv_bytes_per_token": 0}, 1024),
+    ],
+)
+def test_the_longest_context_fits(changes: dict[str, Any], longest: int) -> None:
+    own = {name: changes[name] for name in changes if name in CacheConfig.__struct_fields__}
+    rest = {name: changes[name] for name in changes if name not in own}
+    sizes: dict[str, Any] = {"memory": memory(900), "on_host": False, "utilization": 0.9, "max_model_len": 1024} | rest
+    assert longest_context(sizes.pop("kv_bytes_per_token", 65536), cache=CacheConfig(**own), **sizes) == longest
+    assert size(**{**changes, "max_model_len": longest}) * own.get("block_size", 16) >= longest
+
+
+def test_no_context_at_all_is_refused() -> None:
+    none: dict[str, Any] = {"memory": memory(0), "on_host": False, "utilization": 0.9}
+    longest = longest_context(65536, cache=CacheConfig(), max_model_len=1024, **none)
+    with pytest.raises(ConfigError, match="room for 0 MiB"):
+        size(**none, max_model_len=longest)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 # bounds of an optional field stand on its int: msgspec takes none on a union
+AUTO_LENGTH = -1  # max_model_len that is not above what the cache has room for
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 
@@ -55,7 +56,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ] = None
     max_model_len: Annotated[
-        Positive | None, _d("Longest prompt + output in tokens; the model's own where not given.")
+        Annotated[int, Meta(ge=AUTO_LENGTH)] | None,
+        _d("Longest prompt + output in tokens; the model's own where not given; auto or -1: what fits in the cache."),
     ] = None
     hf_overrides: Annotated[dict[str, Any], _d("Keys to replace in the checkpoint's config.json.")] = {}
     generation_config: Annotated[

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from octavo.base.config.config import PARTS, EngineConfig, ModelConfig, SchedulerConfig
+from octavo.base.config.config import AUTO_LENGTH, PARTS, EngineConfig, ModelConfig, SchedulerConfig
 from octavo.base.config.options import build_struct
 from octavo.base.errors import ConfigError
 
@@ -16,21 +17,34 @@ DEFAULT_MIXED_TOKENS = 256
 MIXED_PROMPT_TOKENS_GPU = 640  # a step of 256 rows of a small model takes 1.4 times as long with them
 DEFAULT_BLOCK_SIZE, DEFAULT_BLOCK_SIZE_GPU = 16, 64
 MIN_QUEUED_REQUESTS = 256
-DTYPE_NAMES = {"half": "float16", "float": "float32"}  # vLLM's further names
+# vLLM's further names for values, by option
+VALUE_NAMES: dict[str, dict[str, Any]] = {
+    "dtype": {"half": "float16", "float": "float32"},
+    "max_model_len": {"auto": AUTO_LENGTH},
+}
 
 
 def from_options(options: dict[str, Any]) -> EngineConfig:
     """Flat option values by name -> EngineConfig. ConfigError names an option that is unknown or out of bounds."""
     parts: dict[str, Any] = {}
     left = dict(options)
-    if "dtype" in left:
-        left["dtype"] = DTYPE_NAMES.get(str(left["dtype"]), left["dtype"])
+    for name, names in VALUE_NAMES.items():
+        if isinstance(left.get(name), str):
+            left[name] = names.get(left[name], left[name])
     for name, kind in PARTS.items():
         own = {field: left.pop(field) for field in kind.__struct_fields__ if field in left}
         parts[name] = build_struct(kind, own)
     if left:
         raise ConfigError(f"unknown option {next(iter(left))!r}", param=next(iter(left)))
     return EngineConfig(**parts)
+
+
+def fixed_length(config: EngineConfig, info: Mapping[str, Any]) -> EngineConfig:
+    """The config with the length that an engine found, whose info this is, for those that come after it."""
+    if config.model.max_model_len != AUTO_LENGTH:
+        return config
+    model = msgspec.structs.replace(config.model, max_model_len=info["max_model_len"])
+    return msgspec.structs.replace(config, model=model)
 
 
 def own_name(model: str) -> str:
@@ -49,8 +63,9 @@ def resolve(
 ) -> EngineConfig:
     """Fill in max_model_len, block_size, max_num_batched_tokens, max_num_mixed_tokens and max_num_queued_reqs.
 
-    max_position: tokens the model was made for.  block_size: the device's own default.  pooling: prompts run whole,
-    and their states cannot be found in a cache. ConfigError where options contradict each other or the model.
+    max_position: tokens the model was made for; AUTO_LENGTH is that, until there is a cache.  block_size: the device's
+    own default.  pooling: prompts run whole, and their states cannot be found in a cache. ConfigError where options
+    contradict each other or the model.
     """
     if pooling:
         whole = msgspec.structs.replace(config.scheduler, enable_chunked_prefill=False)
@@ -68,8 +83,10 @@ def resolve(
 
 def _max_model_len(model: ModelConfig, max_position: int) -> int:
     asked = model.max_model_len
-    if asked is None:
+    if asked is None or asked == AUTO_LENGTH:
         return max_position
+    if asked == 0:
+        raise ConfigError("max_model_len=0: must be 1 or more, or -1 (auto)", param="max_model_len")
     if asked > max_position:
         raise ConfigError(
             f"max_model_len={asked} is above the {max_position} tokens that the model was made for; "

@@ -11,6 +11,27 @@ HOST_CACHE_BYTES = 4 << 30
 """Most that the cache takes by itself where the memory is the machine's own: other programs live there too."""
 
 
+def longest_context(
+    kv_bytes_per_token: int,
+    *,
+    cache: CacheConfig,
+    memory: DeviceMemory,
+    on_host: bool,
+    utilization: float,
+    max_model_len: int,
+) -> int:
+    """max_model_len, or the tokens that there is room for where those are fewer; arguments as for num_blocks.
+
+    Where there is no room at all it is max_model_len, which num_blocks then refuses.
+    """
+    block_size = cache.block_size or DEFAULT_BLOCK_SIZE
+    one_context = -(-max_model_len // block_size)
+    if not kv_bytes_per_token:
+        return max_model_len
+    blocks, _ = _room(kv_bytes_per_token * block_size, cache, memory, on_host, utilization, one_context, one_context)
+    return min(max_model_len, blocks * block_size) or max_model_len
+
+
 def num_blocks(
     kv_bytes_per_token: int,
     *,
@@ -32,16 +53,8 @@ def num_blocks(
     one_context = -(-max_model_len // block_size)
     if not block_bytes:  # an encoder's: blocks are counted and hold nothing
         return one_context * max_num_seqs
-    if cache.num_gpu_blocks_override is not None:
-        blocks, flag = cache.num_gpu_blocks_override, "--num-gpu-blocks-override"
-    elif cache.kv_cache_memory_bytes is not None:
-        blocks, flag = cache.kv_cache_memory_bytes // block_bytes, "--kv-cache-memory-bytes"
-    else:
-        budget = memory.free - int(memory.total * (1.0 - utilization))
-        if on_host:
-            budget = min(budget, max(HOST_CACHE_BYTES, one_context * block_bytes))
-        blocks = min(max(budget, 0) // block_bytes, one_context * max_num_seqs)
-        flag = "--gpu-memory-utilization"
+    most = one_context * max_num_seqs
+    blocks, flag = _room(block_bytes, cache, memory, on_host, utilization, one_context, most)
     if blocks * block_bytes > memory.total:
         order, have = blocks * block_bytes / 2**30, memory.total / 2**30
         raise ConfigError(
@@ -58,3 +71,23 @@ def num_blocks(
             param="max_model_len",
         )
     return int(blocks)
+
+
+def _room(
+    block_bytes: int,
+    cache: CacheConfig,
+    memory: DeviceMemory,
+    on_host: bool,
+    utilization: float,
+    one_context: int,
+    most: int,
+) -> tuple[int, str]:
+    """Blocks that were ordered, or there is room for; and the flag that says how many. one_context, most: blocks."""
+    if cache.num_gpu_blocks_override is not None:
+        return cache.num_gpu_blocks_override, "--num-gpu-blocks-override"
+    if cache.kv_cache_memory_bytes is not None:
+        return cache.kv_cache_memory_bytes // block_bytes, "--kv-cache-memory-bytes"
+    budget = memory.free - int(memory.total * (1.0 - utilization))
+    if on_host:
+        budget = min(budget, max(HOST_CACHE_BYTES, one_context * block_bytes))
+    return min(max(budget, 0) // block_bytes, most), "--gpu-memory-utilization"
