@@ -14,7 +14,7 @@ import tokenizers
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.text.template import ChatTemplate
-from octavo.text.tokenizer import GENERIC, NAMED, Tokenizer, check_text
+from octavo.text.tokenizer import NAMED, Tokenizer, check_text
 
 UNLIMITED = int(1e30)  # Transformers' model_max_length where the files tell none
 
@@ -89,7 +89,7 @@ class PretrainedTokenizer:
         self.truncation_side: str = settings.get("truncation_side", "right")
         self.clean_up_tokenization_spaces = bool(settings.get("clean_up_tokenization_spaces"))
         self._model = type(self._backend.model).__name__
-        typed = self._model == "WordPiece" and settings.get("tokenizer_class") not in GENERIC
+        typed = self._model == "WordPiece" and str(settings.get("tokenizer_class", "Bert")).startswith("Bert")
         types = ["token_type_ids"] if typed else []
         self.model_input_names: list[str] = settings.get("model_input_names", ["input_ids", *types, "attention_mask"])
 
@@ -98,9 +98,9 @@ class PretrainedTokenizer:
         if role != name and role in self._tokenizer.special_tokens.keys() | set(NAMED):
             token = getattr(self, role)
             return None if token is None else self.convert_tokens_to_ids(token)
+        path = vars(self).get("name_or_path", "")  # which is not there yet while a copy is made
         raise AttributeError(
-            f"{type(self).__name__} has no {name!r}; transformers.AutoTokenizer.from_pretrained({self.name_or_path!r}) "
-            "may have it"
+            f"{type(self).__name__} has no {name!r}; transformers.AutoTokenizer.from_pretrained({path!r}) may have it"
         )
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -99,6 +100,7 @@ def test_attributes(both: tuple[PretrainedTokenizer, Any]) -> None:
     assert ours.get_chat_template(tools=TOOLS) == theirs.get_chat_template(tools=TOOLS)
     with pytest.raises(AttributeError, match="AutoTokenizer"):
         ours.save_pretrained  # noqa: B018
+    assert copy.copy(ours).eos_token_id == ours.eos_token_id
     ours.pad_token, theirs.pad_token = ours.eos_token, theirs.eos_token
     assert ours.pad_token_id == theirs.pad_token_id
 
@@ -250,3 +252,11 @@ def test_gguf() -> None:
     assert ours.decode(ours.encode("a <|im_end|> b"), skip_special_tokens=True) == "a  b"
     with pytest.raises(InputError, match="chat_template"):
         ours.apply_chat_template(SAID)
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizerFast", "DistilBertTokenizer", "PreTrainedTokenizerFast", None])
+def test_which_lists_come(tmp_path: Path, kind: str | None) -> None:
+    config = {**word_piece(tmp_path), "tokenizer_class": kind, "chat_template": TEMPLATE}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert dict(opened(tmp_path)("the dog")) == dict(AutoTokenizer.from_pretrained(tmp_path)("the dog"))
