@@ -64,7 +64,7 @@ class PretrainedTokenizer:
 
     bos_token ... mask_token: spellings, None where there is no such token; bos_token_id ... are their ids.
     templates: by name, "default" and "tool_use".  vocab_size: without added tokens, len() with them.
-    chat_template: the text; of several a dict of them by name.
+    chat_template: the text; of several a dict of them by name. One set is for calls of this object, not LLM.chat.
     """
 
     bos_token: str | None
@@ -80,7 +80,7 @@ class PretrainedTokenizer:
         self._tokenizer, self._templates = tokenizer, dict(templates)
         self._backend: tokenizers.Tokenizer = tokenizer.backend
         self.name_or_path = name_or_path
-        for role in (*NAMED, *tokenizer.special_tokens):
+        for role in NAMED:
             setattr(self, role, tokenizer.special_tokens.get(role))
         settings = tokenizer.settings
         self.extra_special_tokens: list[str] = settings.get("extra_special_tokens", [])
@@ -95,7 +95,7 @@ class PretrainedTokenizer:
 
     def __getattr__(self, name: str) -> Any:
         role = name.removesuffix("_id")
-        if role != name and role in self._tokenizer.special_tokens.keys() | set(NAMED):
+        if role != name and role in NAMED:
             token = getattr(self, role)
             return None if token is None else self.convert_tokens_to_ids(token)
         path = vars(self).get("name_or_path", "")  # which is not there yet while a copy is made
@@ -133,8 +133,7 @@ class PretrainedTokenizer:
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """Roles (bos_token ...) and the tokens that have them."""
-        roles = dict.fromkeys((*NAMED, *self._tokenizer.special_tokens))
-        return {role: token for role in roles if (token := getattr(self, role)) is not None}
+        return {role: token for role in NAMED if (token := getattr(self, role)) is not None}
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -219,7 +218,7 @@ class PretrainedTokenizer:
         if ids and isinstance(ids[0], list | tuple):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         try:
-            text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+            text = self._backend.decode(ids, skip_special_tokens=bool(skip_special_tokens))
         except (OverflowError, TypeError) as error:
             raise InputError(f"token_ids must be integers from 0 on: {error}", param="token_ids") from None
         asked = clean_up_tokenization_spaces
@@ -238,6 +237,10 @@ class PretrainedTokenizer:
         """The chat template's text; of several a dict of them; None where there is none."""
         texts = {name: template.source for name, template in self._templates.items()}
         return texts.get("default") if texts.keys() <= {"default"} else texts
+
+    @chat_template.setter
+    def chat_template(self, text: str | None) -> None:
+        self._templates = {} if text is None else {"default": ChatTemplate(text, self._tokenizer)}
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
         """The text of the template that apply_chat_template would take."""

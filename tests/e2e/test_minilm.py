@@ -57,3 +57,17 @@ def test_vectors_are_sentence_transformers_own(folder: Path, device: Any) -> Non
     np.testing.assert_allclose(alone, found[1], atol=1e-6)
     assert berlin.outputs.score == pytest.approx(float(expected[4] @ expected[1]), abs=1e-5)
     assert berlin.outputs.score > paris.outputs.score
+
+
+def test_its_tokenizer_is_transformers_own(folder: Path) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    with LLM("minilm") as llm:
+        ours = llm.get_tokenizer()
+    texts = [*TEXTS, "He said: don't! (really?) It 's naïve [MASK]."]
+    assert dict(ours(texts)) == dict(theirs(texts))
+    assert dict(ours(texts, truncation=True, max_length=9)) == dict(theirs(texts, truncation=True, max_length=9))
+    rows = theirs(texts)["input_ids"]
+    for skip in (False, True):
+        assert ours.batch_decode(rows, skip) == theirs.batch_decode(rows, skip)
+    names = ("special_tokens_map", "all_special_ids", "vocab_size", "model_max_length", "unk_token_id", "sep_token_id")
+    assert [getattr(ours, name) for name in names] == [getattr(theirs, name) for name in names]

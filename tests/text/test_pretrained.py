@@ -252,6 +252,9 @@ def test_gguf() -> None:
     assert ours.decode(ours.encode("a <|im_end|> b"), skip_special_tokens=True) == "a  b"
     with pytest.raises(InputError, match="chat_template"):
         ours.apply_chat_template(SAID)
+    ours.chat_template = "{{ messages | length }}{{ eos_token }}"
+    assert ours.apply_chat_template(SAID, tokenize=False) == "2<|im_end|>"
+    assert ours.chat_template == ours.get_chat_template(tools=TOOLS) == "{{ messages | length }}{{ eos_token }}"
 
 
 @pytest.mark.parametrize("kind", ["BertTokenizerFast", "DistilBertTokenizer", "PreTrainedTokenizerFast", None])
