@@ -151,6 +151,8 @@ def test_earlier_calls_and_results_without_content(folder: Path) -> None:
     with LLM(str(folder), chat_template=PLAIN, hf_overrides=longer, max_num_seqs=2) as llm:
         decode = llm.get_tokenizer().decode
         assert decode(llm.render_chat(CALLED), skip_special_tokens=False) == "<|user|>hi" + TOLD
+        more = decode(llm.render_chat([*CALLED, {"role": "user", "content": "So?"}]), skip_special_tokens=False)
+        assert more == "<|user|>hi" + TOLD.removesuffix("<|assistant|>") + "\n\nSo?<|assistant|>"  # one turn
         (answer,) = llm.chat(CALLED, tools=TOOLS, use_tqdm=False)
         assert (answer.prompt or "").startswith("<|system|>You can call functions.")
         assert (answer.prompt or "").endswith("<|user|>hi" + TOLD)

@@ -425,6 +425,7 @@ def test_a_template_that_shows_no_tools(server: LiveServer, client: openai.OpenA
         {"role": "user", "content": "Go"},
         {"role": "assistant", "content": "Well", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c", "content": "12"},
+        {"role": "assistant", "content": "Twelve"},
         {"role": "user", "content": script(TWO)},
     ]
     body = {"messages": talk, "tools": ASKED, "chat_template": BARE}

@@ -14,6 +14,7 @@ from octavo.text.tools.formats import Format, Spelling
 TOLD = "hermes"  # the format of calls where neither template nor flag tells one, and the template no tools
 _TOOLS = re.compile(r"""(?<![\w.'"])tools(?![\w'"])""")
 _HEAD = "You can call functions. Each line below describes one, as JSON:"
+_RESULT_END = "</tool_response>"
 _HOW = "To call a function, answer with its name and its arguments in exactly this form:"
 
 
@@ -94,12 +95,13 @@ def _add(told: list[dict[str, Any]], message: dict[str, Any], spelling: Spelling
     calls = message.pop("tool_calls", None)
     if calls:
         message["content"] = _joined(content, _spelled(spelling, _pairs(calls, f"{where}.tool_calls")))
-    if message.get("role") == "tool":
-        text = f"<tool_response>\n{content}\n</tool_response>"
-        if told and told[-1].get("role") == "user":  # results of one turn's calls; some templates want turns to change
-            told[-1]["content"] = _joined(told[-1]["content"], text)
-            return
-        message = {"role": "user", "content": text}
+    result = message.get("role") == "tool"
+    if result:
+        message = {"role": "user", "content": f"<tool_response>\n{content}\n{_RESULT_END}"}
+    last = told[-1] if told and told[-1].get("role") == "user" == message.get("role") else None
+    if last is not None and (result or last["content"].endswith(_RESULT_END)):
+        last["content"] = _joined(last["content"], message["content"])  # some templates want turns to change
+        return
     told.append(message)
 
 
