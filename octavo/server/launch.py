@@ -17,8 +17,10 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from octavo.api.async_llm import AsyncLLM
+from octavo.api.build import Model
 from octavo.api.engine_process import EngineProcess
 from octavo.api.log import end_logging, set_up_logging
+from octavo.api.pooling import default_task
 from octavo.base.collector import settle_collector
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.errors import OctavoError, OverloadedError
@@ -88,7 +90,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             if starting.done():
                 app.canary.start()
                 settle_collector()
-                tell(banner(address, app.model, chat=llm.model.template is not None, with_key=bool(app.keys)))
+                tell(banner(address, app.model, _first_use(llm.model), with_key=bool(app.keys)))
                 if not config.disable_ui:
                     tell(f"  or open {address} in a browser")
                 await asyncio.wait({first_signal, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -163,15 +165,10 @@ def _warn_if_open(app: App, config: ServerConfig) -> None:
         log.warning("anyone who reaches %s may use this server: no --api-key is set", config.host)
 
 
-def banner(address: str, model: str, *, chat: bool, with_key: bool) -> str:
-    """Two lines that work as they are, with nothing installed. chat: the model has a template.  with_key: they take a
+def banner(address: str, model: str, use: str, *, with_key: bool) -> str:
+    """Two lines that work as they are, with nothing installed. use: a key of _FIRST_REQUESTS.  with_key: they take a
     key from a variable."""
-    if chat:
-        path, shown = "/v1/chat/completions", '["message"]["content"]'
-        body = '{"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0}'
-    else:
-        path, shown = "/v1/completions", '["text"]'
-        body = '{"prompt": "Once upon a time"}'
+    path, body, shown = _FIRST_REQUESTS[use]
     curl_key = ' -H "Authorization: Bearer $OCTAVO_API_KEY"' if with_key else ""
     python_key = ', "Authorization": "Bearer " + os.environ["OCTAVO_API_KEY"]' if with_key else ""
     kind = "Content-Type: application/json"
@@ -179,4 +176,29 @@ def banner(address: str, model: str, *, chat: bool, with_key: bool) -> str:
     return f"""Ready: {address} serves {model}{hint}
   curl {address}{path}{curl_key} -H '{kind}' -d '{body}'
   python3 -c 'import json, os, urllib.request as u; r = u.Request("{address}{path}", json.dumps({body}).encode(), \
-{{"Content-Type": "application/json"{python_key}}}); print(json.load(u.urlopen(r))["choices"][0]{shown})'"""
+{{"Content-Type": "application/json"{python_key}}}); print(json.load(u.urlopen(r)){shown})'"""
+
+
+def _first_use(model: Model) -> str:
+    """The key of _FIRST_REQUESTS that this model answers."""
+    pooling = model.spec.pooling
+    if pooling is not None:
+        return "score" if pooling.labels == 1 else default_task(pooling)
+    if model.tokenizer is None:
+        return "ids"
+    return "text" if model.template is None else "chat"
+
+
+_FIRST_REQUESTS = {
+    "chat": (
+        "/v1/chat/completions",
+        '{"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0}',
+        '["choices"][0]["message"]["content"]',
+    ),
+    "text": ("/v1/completions", '{"prompt": "Once upon a time"}', '["choices"][0]["text"]'),
+    "ids": ("/v1/completions", '{"prompt": [1, 2]}', '["usage"]'),
+    "embed": ("/v1/embeddings", '{"input": "Hello!"}', '["data"][0]["embedding"]'),
+    "classify": ("/classify", '{"input": "Hello!"}', '["data"][0]'),
+    "score": ("/score", '{"text_1": "Is it cold?", "text_2": ["It snows."]}', '["data"][0]["score"]'),
+}
+"""Path, body and what is shown of the reply; a body is both JSON and Python."""

@@ -64,7 +64,13 @@ class FakeLLM:
         )
         self.tokenizer = FakeTokenizer()
         template = SimpleNamespace(source="")
-        self.model = SimpleNamespace(sampling={}, template=template, template_for=lambda tools: template)
+        self.model = SimpleNamespace(
+            sampling={},
+            template=template,
+            template_for=lambda tools: template,
+            spec=SimpleNamespace(pooling=None),
+            tokenizer=self.tokenizer,
+        )
         self.info: dict[str, Any] = {"max_model_len": MAX_MODEL_LEN, "block_size": 16, "num_gpu_blocks": 100}
         self.answer = ANSWER
         self.state = "ready"

@@ -207,13 +207,23 @@ def test_only_the_http_port_listens() -> None:
         assert listener.getsockname()[0] == "127.0.0.1"
 
 
-@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize(
+    ("use", "path"),
+    [
+        ("chat", "/v1/chat/completions"),
+        ("text", "/v1/completions"),
+        ("ids", "/v1/completions"),
+        ("embed", "/v1/embeddings"),
+        ("classify", "/classify"),
+        ("score", "/score"),
+    ],
+)
 @pytest.mark.parametrize("key", [True, False])
-def test_banner(chat: bool, key: bool) -> None:
-    text = banner("http://127.0.0.1:1", "m", chat=chat, with_key=key)
+def test_banner(use: str, path: str, key: bool) -> None:
+    text = banner("http://127.0.0.1:1", "m", use, with_key=key)
     assert ("OCTAVO_API_KEY" in text) == key
     assert ("(set OCTAVO_API_KEY to a key" in text) == key
-    assert ("/v1/chat/completions" in text) == chat
+    assert text.count(f"http://127.0.0.1:1{path}") == 2
     (python,) = re.findall(r"python3 -c '(.*)'$", text, re.MULTILINE)
     compile(python, "banner", "exec")
 
