@@ -35,6 +35,13 @@ ROUTES: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
 ]
 FIELDS = [(path, name, base) for path, kind, base in ROUTES for name in kind.__struct_fields__]
 
+WORDS = [
+    ("/v1/chat/completions", {"messages": MESSAGES, "response_format": {"type": "xml"}}, ["json_schema", "text"]),
+    ("/v1/embeddings", {"input": "hi", "encoding_format": "int8"}, ["base64", "float"]),
+    ("/v2/embed", {"texts": ["hi"], "model": "m", "embedding_types": ["float", "int3"]}, ["base64", "float"]),
+    ("/v2/embed", {"texts": ["hi"], "model": "m", "truncate": "START"}, ["NONE", "END"]),
+]
+
 # as JSON text, since some of them are none
 VALUES = [
     *("-9223372036854775809", "-9223372036854775808", "-1", "0", "129", "1025", "2147483648", "9223372036854775807"),
@@ -130,6 +137,14 @@ def test_unknown_fields(shared: LiveServer, path: str, kind: type, base: dict[st
     check_form(shared.post(path, {**base, "a`b - at `$.x`": 1}))
     check_form(shared.post(path, {**base, "": 1}))
     check_form(shared.post(path, {**base, "\n\x00\u2028": 1}))
+
+
+@pytest.mark.parametrize(("path", "body", "words"), WORDS)
+def test_words_that_a_field_may_have_are_told(
+    shared: LiveServer, path: str, body: dict[str, Any], words: list[str]
+) -> None:
+    message = check_form(shared.post(path, body))["message"]
+    assert all(f"{word!r}" in message for word in words), message
 
 
 def test_a_likely_field_is_suggested(shared: LiveServer) -> None:

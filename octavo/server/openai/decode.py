@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.server.openai.refused import REASONS
@@ -17,6 +18,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _UNKNOWN = "Object contains unknown field `"
 _MISSING = "Object missing required field `"
+_NO_CHOICE = ("Invalid enum value", "Invalid value")
 _SUGGEST_UP_TO = 40  # characters of an unknown name that a likely one is sought for
 _SHOWN = 200  # characters of a client's own text in a message
 
@@ -58,6 +60,7 @@ def explain(text: str, kind: type[msgspec.Struct], *, where: str = "") -> InputE
     head, found, tail = text.rpartition(" - at ")
     if found and "`$" in tail:
         what, path = head, tail.partition("`$")[2].rstrip("`").replace("[...]", "").lstrip(".")
+    choices = _choices(kind, path) if what.startswith(_NO_CHOICE) else []
     path = _joined(where, path) if path else where
     reasons: Mapping[str, str] = getattr(kind, "REASONS", REASONS)
     if what.startswith(_UNKNOWN):
@@ -73,10 +76,38 @@ def explain(text: str, kind: type[msgspec.Struct], *, where: str = "") -> InputE
         kind_of = what.removeprefix("Invalid value ")[:_SHOWN]
         return UnsupportedError(f"{path}: content of type {kind_of} is not supported; send text", param=path)
     reason = what.replace("`", "").replace(" | null", "")[:_SHOWN]
+    if choices:
+        reason += f"; send {' or '.join(choices)}"
     if not path:
         return InputError(f"the body: {reason}")
     which = "in a key, " if tail.startswith("`key`") else ""
     return InputError(f"{path}: {which}{reason[:1].lower()}{reason[1:]}", param=path)
+
+
+def _choices(kind: type[msgspec.Struct], path: str) -> list[str]:
+    """The values that the field at `path` may have, where they are words."""
+    found: list[inspect.Type] = [inspect.type_info(kind)]
+    words: list[Any] = []
+    for name in re.findall(r"[A-Za-z_]\w*", path):
+        structs = [one for one in found if isinstance(one, inspect.StructType)]
+        words = [one.tag for one in structs if one.tag_field == name]
+        fields = [field for one in structs for field in one.fields if field.encode_name == name]
+        found = [part for field in fields for part in _parts(field.type)]
+    words += [value for one in found if isinstance(one, inspect.LiteralType) for value in one.values]
+    return [repr(word) for word in dict.fromkeys(words)]
+
+
+def _parts(kind: inspect.Type) -> Iterator[inspect.Type]:
+    """What a field of this type, or an element of it, may be."""
+    if isinstance(kind, inspect.UnionType):
+        for one in kind.types:
+            yield from _parts(one)
+    elif isinstance(kind, inspect.Metadata):
+        yield from _parts(kind.type)
+    elif isinstance(kind, inspect.ListType):
+        yield from _parts(kind.item_type)
+    else:
+        yield kind
 
 
 def _unknown(name: str, path: str, kind: type[msgspec.Struct]) -> InputError:
