@@ -68,7 +68,8 @@ def configuration() -> str:
         "# Configuration",
         "",
         "Flags of `octavo serve` (with dashes), arguments of `LLM` (with underscores). "
-        "An object is given as JSON, or key by key: `--hf-overrides.rope_theta 1e6`.",
+        "An object is given as JSON, or key by key: `--hf-overrides.rope_theta 1e6`. "
+        "A whole number may end in k, m, g (8k: 8,000) or K, M, G (8K: 8,192).",
     ]
     structs: dict[str, type[msgspec.Struct]] = {**config.PARTS, "server": config.ServerConfig}
     for name, struct in structs.items():

@@ -170,7 +170,11 @@ def _open_template(config: ModelConfig, checkpoint: Checkpoint, tokenizer: Token
         try:
             text = Path(text).read_text("utf-8")
         except (OSError, ValueError) as error:
-            raise ConfigError(f"chat_template={text!r:.200}: no such file ({error})", param="chat_template") from None
+            reason = getattr(error, "strerror", None) or "no text in UTF-8"
+            raise ConfigError(
+                f"chat_template={text!r:.200}: no such file ({reason}), and no template's text, which has a '{{'",
+                param="chat_template",
+            ) from None
     return ChatTemplate(text, tokenizer)
 
 

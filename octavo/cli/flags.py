@@ -259,8 +259,9 @@ def read_int(text: str) -> int:
     """A whole number; 4k is 4000, 4K is 4096, as vLLM reads them."""
     try:
         return int(float(text[:-1]) * UNITS[text[-1]]) if text[-1:] in UNITS else int(text)
-    except OverflowError:
-        raise ValueError("too large") from None
+    except (OverflowError, ValueError):
+        reason = f"invalid whole number value: {text!r}; k, m, g behind it are thousands, K, M, G powers of 1024"
+        raise argparse.ArgumentTypeError(reason) from None
 
 
 def read_object(text: str) -> dict[str, Any]:

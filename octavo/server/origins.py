@@ -7,10 +7,12 @@ a server bound to loopback answers only to loopback names, and only to pages fro
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from octavo.base.errors import ConfigError
 from octavo.server.errors import HttpError
 
 Headers = list[tuple[bytes, bytes]]
@@ -42,7 +44,7 @@ class Origins:
 
     def __init__(self, bound_host: str, allowed: Sequence[str]) -> None:
         self._local = is_loopback(bound_host)
-        self._allowed = {origin.rstrip("/").lower() for origin in allowed}
+        self._allowed = {_origin(text) for text in allowed}
 
     def check(self, hosts: Sequence[bytes], origin: bytes | None) -> None:
         """Raise a 403 for a Host or an Origin that a loopback server should not see."""
@@ -78,6 +80,18 @@ class Origins:
 
     def _accepts(self, origin: bytes) -> bool:
         return "*" in self._allowed or origin.decode("latin-1").lower() in self._allowed
+
+
+def _origin(text: str) -> str:
+    """As browsers send it; ConfigError for what none would ever match."""
+    origin = text.rstrip("/").lower()
+    if origin not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,]+", origin):
+        raise ConfigError(
+            f"allowed_origins: {text!r:.200} is no origin; give scheme://host[:port], or * for all, "
+            "one after the other with spaces between",
+            param="allowed_origins",
+        )
+    return origin
 
 
 def _names_loopback(header: bytes) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.base.config.config import PARTS, EngineConfig, ServerConfig
+from octavo.base.config.options import build_struct
 from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli import serve
@@ -129,6 +130,7 @@ def test_unsupported_flags_are_refused_by_name(arguments: list[str], flag: str) 
         (["m", "--colour"], "unknown option --colour"),
         (["m", "--max-model-len"], "expected one argument"),
         (["m", "--max-model-len", "many"], "invalid whole number value: 'many'"),
+        (["m", "--kv-cache-memory-bytes", "1GiB"], "value: '1GiB'; k, m, g behind it are thousands"),
         (["m", "--max-num-seqs", "0"], "max_num_seqs=0: must be int >= 1"),
         (["m", "--dtype", "int4"], "must be one of auto, bfloat16"),
         (["m", "--hf-overrides", "[1]"], "JSON object"),
@@ -204,3 +206,10 @@ def test_a_list_of_values_ends_at_two_dashes() -> None:
     add_model(parser)
     parser.add_argument("--keys", nargs="+")
     assert parser.parse(["--keys", "a", "b", "--", "m"])["model_argument"] == "m"
+
+
+@pytest.mark.parametrize("name", ["api_key", "admin_api_key", "served_model_name", "allowed_origins"])
+def test_a_variable_that_is_not_set_opens_no_server(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: must be a list of texts, none of them empty") as caught:
+        build_struct(ServerConfig, {name: ["secret", ""]})
+    assert "secret" not in str(caught.value)

@@ -9,6 +9,7 @@ from fake_llm import FakeLLM
 from serving import LiveServer
 
 from octavo.base.config.config import ServerConfig
+from octavo.base.errors import ConfigError
 from octavo.server.app import ASK, CONTROL, PAGE, WORK, create_app
 from octavo.server.auth import Keys
 from octavo.server.errors import HttpError
@@ -136,6 +137,12 @@ def test_allowed_origins_get_cors(llm: FakeLLM) -> None:
         assert live.post("/v1/completions", {"prompt": "a"}, origin=page).status_code == 401
         other = {"origin": "https://evil.example", "access-control-request-method": "POST"}
         assert live.client.options("/v1/completions", headers=other).status_code == 403
+
+
+@pytest.mark.parametrize("text", ["app.example", '["https://app.example"]', "https://a,https://b", "https://a/b", "/"])
+def test_an_origin_that_no_browser_sends_is_refused(text: str, llm: FakeLLM) -> None:
+    with pytest.raises(ConfigError, match="allowed_origins"):
+        create_app(llm, ServerConfig(allowed_origins=[text]))  # type: ignore[arg-type]
 
 
 def test_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from msgspec import Meta
 AUTO_LENGTH = -1  # max_model_len that is not above what the cache has room for
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
+Filled = Annotated[str, Meta(min_length=1)]  # an empty key, as of a variable that is not set, would open the server
 
 
 def _d(text: str, **bounds: Any) -> Meta:
@@ -140,11 +141,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     host: Annotated[str, _d("Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, _d("Port; 0 takes a free one.", ge=0, le=65535)] = 8000
-    api_key: Annotated[list[str], _d("Accepted keys (repeatable, or OCTAVO_API_KEY); none: open.")] = []
+    api_key: Annotated[list[Filled], _d("Accepted keys (repeatable, or OCTAVO_API_KEY); none: open.")] = []
     admin_api_key: Annotated[
-        list[str], _d("Keys of the admin routes (or OCTAVO_ADMIN_API_KEY); none: the routes are not there.")
+        list[Filled], _d("Keys of the admin routes (or OCTAVO_ADMIN_API_KEY); none: the routes are not there.")
     ] = []
-    served_model_name: Annotated[list[str], _d("Names the model answers to; the first is reported.")] = []
+    served_model_name: Annotated[list[Filled], _d("Names the model answers to; the first is reported.")] = []
     max_body_bytes: Annotated[int, _d("Largest request body.", ge=1024)] = 32 << 20
     shutdown_timeout: Annotated[float, _d("Seconds that running requests get after SIGTERM.", ge=0)] = 30.0
     watchdog_timeout: Annotated[
@@ -155,7 +156,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             ge=2,
         ),
     ] = 300.0
-    allowed_origins: Annotated[list[str], _d("Origins that browsers may call from.")] = []
+    allowed_origins: Annotated[
+        list[Filled], _d("Origins that browsers may call from, as https://app.example, or * for all.")
+    ] = []
     disable_ui: Annotated[bool, _d("No page at /: chat and the engine seen live, for a browser.")] = False
     log_format: Annotated[Literal["text", "json"], _d("Log lines; json: an object a line (docs/monitoring.md).")] = (
         "text"

@@ -79,7 +79,10 @@ def build_struct(struct: type[msgspec.Struct], values: dict[str, Any]) -> Any:
         try:
             checked[name] = msgspec.convert(value, fields[name].type)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"{name}={value!r}: {_reason(options(struct)[name], error)}", param=name) from None
+            option = options(struct)[name]
+            if option.kind == "list":  # of keys, maybe: they are not shown
+                raise ConfigError(f"{name}: must be a list of texts, none of them empty", param=name) from None
+            raise ConfigError(f"{name}={value!r}: {_reason(option, error)}", param=name) from None
         if isinstance(checked[name], int) and not -INT64 <= checked[name] < INT64:
             raise ConfigError(f"{name}={value!r}: must be int of 64 bits", param=name)
     for name, field in fields.items():
