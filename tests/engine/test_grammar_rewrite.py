@@ -177,6 +177,7 @@ SCHEMAS: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"type": "array", "oneOf": [{"items": {"type": "string"}}, {"items": {"type": "integer"}}]}, [["a"], [1]], [[]]),
     ({"type": "object", "dependentRequired": {"a": ["b"]}}, [{}, {"b": 1}, {"a": 1, "b": 2}], [{"a": 1}]),
     ({"type": "array", "items": {"enum": ["r", "w", "x"]}, "uniqueItems": True}, [[], ["w", "r"]], [["r", "r"], ["y"]]),
+    ({"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True}, [[], [2, 1]], [[1, 1], [3]]),
     ({"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}}, [{"ab": 1}, {}], [{"A": 1}]),
     ({"type": "object", "properties": {"a": {}}, "unevaluatedProperties": False}, [{"a": 1}, {}], [{"b": 1}]),
     ({"type": "string", "format": "zip-code"}, ["any"], [1]),

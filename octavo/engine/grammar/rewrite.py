@@ -201,8 +201,9 @@ class _Rewriter:
             return [False, True]
         if items.keys() - {"type", "enum", "description", "title", "default", "examples"}:
             return None
-        values, kind = items.get("enum", []), int if items.get("type") == "integer" else str
-        if items.get("type", "string") not in ("string", "integer") or any(type(value) is not kind for value in values):
+        values = items.get("enum", [])
+        kinds = [kind for kind, name in ((str, "string"), (int, "integer")) if items.get("type", name) == name]
+        if any(type(value) not in kinds for value in values):
             return None
         return values if 0 < len(values) <= MAX_UNIQUE and len(set(values)) == len(values) else None
 
