@@ -9,6 +9,17 @@ if TYPE_CHECKING:
     from octavo.api.async_llm import AsyncLLM
     from octavo.api.llm import LLM
     from octavo.api.prompts import PromptType, TextPrompt, TokensPrompt
+    from octavo.base.errors import (
+        ConfigError,
+        EngineDeadError,
+        InputError,
+        ModelFormatError,
+        ModelNotFoundError,
+        OctavoError,
+        OverloadedError,
+        RequestFailedError,
+        UnsupportedError,
+    )
     from octavo.base.metrics.reader import Counter, Gauge, Histogram, Metric, Vector
     from octavo.base.types.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from octavo.base.types.output import CompletionOutput, RequestOutput
@@ -30,6 +41,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _POOLED = ("Output", "RequestOutput")
+_ERRORS = (
+    *("Octavo", "Input", "Unsupported", "Config", "ModelFormat", "ModelNotFound"),
+    *("Overloaded", "EngineDead", "RequestFailed"),
+)
 _HOMES = {
     "LLM": "octavo.api.llm",
     "AsyncLLM": "octavo.api.async_llm",
@@ -41,6 +56,7 @@ _HOMES = {
     "CompletionOutput": "octavo.base.types.output",
     "register_model": "octavo.models.registry",
     "PoolingParams": "octavo.base.types.pooling",
+    **dict.fromkeys((f"{kind}Error" for kind in _ERRORS), "octavo.base.errors"),
     **dict.fromkeys(("Counter", "Gauge", "Histogram", "Metric", "Vector"), "octavo.base.metrics.reader"),
     **dict.fromkeys(
         (f"BeamSearch{what}" for what in ("Output", "Params", "Sequence")), "octavo.base.types.beam_search"
@@ -60,16 +76,24 @@ __all__ = [
     "ClassificationOutput",
     "ClassificationRequestOutput",
     "CompletionOutput",
+    "ConfigError",
     "Counter",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
+    "EngineDeadError",
     "Gauge",
     "Histogram",
+    "InputError",
     "Metric",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "OctavoError",
+    "OverloadedError",
     "PoolingOutput",
     "PoolingParams",
     "PoolingRequestOutput",
     "PromptType",
+    "RequestFailedError",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
@@ -78,6 +102,7 @@ __all__ = [
     "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
+    "UnsupportedError",
     "Vector",
     "__version__",
     "register_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -40,6 +41,12 @@ def test_public_names() -> None:
     assert set(octavo.__all__) <= set(dir(octavo))
     with pytest.raises(AttributeError, match="no_such_name"):
         octavo.no_such_name  # noqa: B018
+
+
+def test_every_error_that_the_docs_name_can_be_caught() -> None:
+    text = (ROOT / "docs" / "python.md").read_text() if (ROOT / "docs").is_dir() else ""
+    for name in {"OctavoError", *re.findall(r"`(\w+Error)`", text)} - {"ValueError", "LookupError"}:
+        assert issubclass(getattr(octavo, name), octavo.OctavoError)
 
 
 def test_version_is_the_packages() -> None:
