@@ -165,17 +165,7 @@ def prompt(length: int, *, seed: int = 0) -> list[int]:
 
 
 def _model_class(config: transformers.PretrainedConfig) -> Any:
-    return {
-        "llama": transformers.LlamaForCausalLM,
-        "mistral": transformers.MistralForCausalLM,
-        "qwen2": transformers.Qwen2ForCausalLM,
-        "qwen3": transformers.Qwen3ForCausalLM,
-        "qwen2_moe": transformers.Qwen2MoeForCausalLM,
-        "qwen3_moe": transformers.Qwen3MoeForCausalLM,
-        "mixtral": transformers.MixtralForCausalLM,
-        "gemma3_text": transformers.Gemma3ForCausalLM,
-        "gemma3": transformers.Gemma3ForConditionalGeneration,
-    }[config.model_type]
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def _randomize(model: torch.nn.Module, *, seed: int) -> None:

@@ -56,13 +56,11 @@ def registered() -> Iterator[None]:
 
 
 def test_built_in_families() -> None:
-    decoders = {"llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text", "mixtral", "qwen2_moe", "qwen3_moe"}
-    built_in = decoders | {"bert", "roberta", "xlm_roberta"}
-    assert built_in <= set(families())
-    # Whatever else stands in the package is a helper or a family with the two functions, and has a parity case.
-    assert registry._built_in() == built_in
-    assert {checkpoints.CASES[name]().model_type for name in checkpoints.CASES} == decoders
-    assert {make()[0].model_type.replace("-", "_") for make in encoders.CASES.values()} == built_in - decoders
+    built_in = registry._built_in()
+    assert {"llama", "bert"} <= built_in <= set(families())
+    # Whatever stands in the package is a helper or a family with the two functions, and has a parity case.
+    decoders = {make().model_type for make in checkpoints.CASES.values()}
+    assert decoders | {make()[0].model_type.replace("-", "_") for make in encoders.CASES.values()} == built_in
     assert find_family({"model_type": "xlm-roberta"}).spec is importlib.import_module("octavo.models.xlm_roberta").spec
     for model_type in built_in:
         assert (
