@@ -64,6 +64,11 @@ class Soak:
     rss: list[tuple[float, float]] = field(default_factory=list)
 
 
+def queue_length(clients: int) -> int:
+    """How many may wait: too few for all clients."""
+    return max(clients - 12, 4)
+
+
 def make_jobs(rng: random.Random, count: int) -> list[Job]:
     """Completions and chats, greedy and drawn; some share a beginning."""
     jobs = []
@@ -237,7 +242,8 @@ async def soak_server(url: str, pid: int, options: argparse.Namespace) -> dict[s
             await asyncio.sleep(0.2)
         for job in soak.jobs:
             job.alone = await read(soak, client, job)
-        await asyncio.gather(*(read(soak, client, job) for job in soak.jobs[:16]))  # all threads have begun
+        at_once = soak.jobs[: min(16, queue_length(options.clients))]  # none of which is refused
+        await asyncio.gather(*(read(soak, client, job) for job in at_once))  # all threads have begun
         await quiet(client)
         before = held(pid)
         soak.gaps.clear()
@@ -276,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     flags = f"{SERVER} --num-gpu-blocks-override {options.blocks} --max-model-len {options.max_model_len}"
-    flags += f" --max-num-queued-reqs {max(options.clients - 12, 4)}"
+    flags += f" --max-num-queued-reqs {queue_length(options.clients)}"
     command = [sys.executable, "-m", "octavo.cli", "serve", options.model, *flags.split()]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
