@@ -266,3 +266,17 @@ def test_logprobs_know_no_infinity() -> None:
     assert (chat.logprob, chat.top_logprobs[0].token) == (-9999.0, "b")
     assert prompt_logprobs([None, {4: Logprob(-1.0)}])[1][4].decoded_token is None  # type: ignore[index]
     assert chat_logprobs([4], [{4: Logprob(-1.0)}], most=0).content[0].token == "token_id:4"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/responses", {"input": "a"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 9}),
+    ],
+)
+def test_the_first_of_several_names_is_reported(path: str, body: dict[str, Any]) -> None:
+    with LiveServer(FakeLLM(), served_model_name=["first", "second"]) as live:
+        assert live.post(path, {**body, "model": "second"}).json()["model"] == "first"

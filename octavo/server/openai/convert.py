@@ -131,7 +131,7 @@ def _generation(
         prompts=prompts,
         params=params,
         id=prefix + (request.request_id or exchange.request_id),
-        model=request.model or services.names.first,
+        model=services.names.first,
         logprobs=shown,
         internal=f"{prefix}{next(_NUMBERS)}",
         created=int(time.time()),

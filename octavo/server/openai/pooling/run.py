@@ -111,5 +111,5 @@ def head(services: Services, exchange: Exchange, request: Any, prefix: str) -> d
     return {
         "id": prefix + (getattr(request, "request_id", None) or exchange.request_id),
         "created": int(time.time()),
-        "model": request.model or services.names.first,
+        "model": services.names.first,
     }
