@@ -229,8 +229,6 @@ def test_choices_regexes_and_grammars() -> None:
         admits("", grammar="start: foo")
     assert "1 | start: foo" in caught.value.message
     assert "llguidance" not in caught.value.message
-    with pytest.raises(UnsupportedError, match="GBNF"):
-        admits("", grammar='root ::= "a"')
 
 
 @pytest.mark.parametrize("name", ["Größe", "My Type", "Foo[int]", "100%25"])

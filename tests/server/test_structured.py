@@ -75,6 +75,8 @@ def test_json_of_a_schema(real: LiveServer, fields: dict[str, Any]) -> None:
         ({"guided_regex": "^x{2,4}$"}, "x{2,4}"),
         ({"guided_choice": ["one"]}, "one"),
         ({"guided_grammar": 'start: "q" /[0-9]{2}/'}, "q[0-9]{2}"),
+        ({"guided_grammar": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"structured_outputs": {"grammar": 'root ::= "(" (root | [a-c]) ")" | [é-ü]{2}'}}, r"\(*([a-c]|[é-ü]{2})\)*"),
     ],
 )
 def test_texts_of_a_form(real: LiveServer, fields: dict[str, Any], pattern: str) -> None:
@@ -162,7 +164,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"structured_outputs": {"regx": "a"}}, "structured_outputs.regx", "unknown field"),
     ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "regex"),
     ({"structured_outputs": {"regex": "(?=a)b"}}, "structured_outputs.regex", "look-a"),
-    ({"structured_outputs": {"grammar": "root ::= 'a'"}}, "structured_outputs.grammar", "GBNF"),
+    ({"structured_outputs": {"grammar": "root ::= 'a'"}}, "structured_outputs.grammar", "line 1, at \"'a'\""),
     ({"structured_outputs": {"grammar": "start: <|nope|>"}}, "structured_outputs.grammar", "special token"),
     ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag.structures", "list"),
     ({"structured_outputs": {"lenient": 1, "json": {}}}, "structured_outputs.lenient", "bool"),
@@ -174,6 +176,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"guided_json": {"if": {"pattern": "a"}, "then": {"minLength": 3}}}, "guided_json", "'if', 'then'"),
     ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "exclude each other"),
+    ({"guided_grammar": 'root ::= "a" b'}, "guided_grammar", "line 1: there is no rule 'b'"),
     ({"guided_choice": []}, "guided_choice", "at least one"),
     ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern", "guided_json"),
     ({"response_format": {"type": "yaml"}}, "response_format.type", "yaml"),

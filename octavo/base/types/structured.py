@@ -21,9 +21,9 @@ class StructuredOutputsParams(
     """Exactly one of the first six is given. Raises InputError naming the field.
 
     json: a JSON Schema (draft 2020-12), as an object or its text.  regex: of the whole answer, in the syntax of
-    Rust's regex.  choice: the answer is one of these.  grammar: in llguidance's form of Lark.  json_object: any JSON
-    object.  structural_tag: JSON text, {"type": "structural_tag", "structures": [{"begin", "schema", "end"}],
-    "triggers": [...]}: free text, in which a trigger starts one of the tags.
+    Rust's regex.  choice: the answer is one of these.  grammar: in GBNF, or in llguidance's form of Lark.
+    json_object: any JSON object.  structural_tag: JSON text, {"type": "structural_tag", "structures": [{"begin",
+    "schema", "end"}], "triggers": [...]}: free text, in which a trigger starts one of the tags.
     For json and json_object alone: disable_any_whitespace: none between tokens of JSON;  whitespace_pattern: a regex
     of what may stand between them;  disable_additional_properties: objects with `properties` have no others.
     For json alone, lenient: keywords that cannot be enforced are left out of the form in place of being refused; the

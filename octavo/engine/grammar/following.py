@@ -14,6 +14,8 @@ from llguidance import LLTokenizer
 
 from octavo.base.errors import InputError, OctavoError
 from octavo.base.types.structured import StructuredOutputsParams
+from octavo.engine.grammar.gbnf import is_gbnf
+from octavo.engine.grammar.gbnf_lark import gbnf_to_lark
 from octavo.engine.grammar.grammar import GrammarError
 from octavo.engine.grammar.llguidance import LlguidanceGrammar, compile_matcher
 
@@ -55,6 +57,7 @@ def regexes(params: StructuredOutputsParams) -> list[str]:
         text = json.dumps(params.json)
     else:
         text = params.json or params.grammar or params.structural_tag or ""
+        text = gbnf_to_lark(text) if params.grammar is not None and is_gbnf(text) else text
     found = [json.loads(string, strict=False) for string in _PATTERN.findall(text)]
     if params.grammar is not None:
         found += [terminal.replace("\\/", "/") for terminal in _TERMINAL.findall(text)]

@@ -15,6 +15,8 @@ from llguidance import LLMatcher, StructTag
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
+from octavo.engine.grammar.gbnf import is_gbnf
+from octavo.engine.grammar.gbnf_lark import gbnf_to_lark
 from octavo.engine.grammar.rewrite import EXACT, MAPS, rewrite
 
 MAX_TAGS = 128
@@ -92,11 +94,8 @@ def _quoted(text: str) -> str:
 
 
 def _lark(text: str) -> str:
-    if re.search(r"^\s*[\w-]+\s*::=", text, re.MULTILINE):
-        name = _field("grammar")
-        raise UnsupportedError(
-            f"{name} is in GBNF ('::='); write it in llguidance's form of Lark ('rule: ...')", param=name
-        )
+    if is_gbnf(text):
+        return gbnf_to_lark(text)
     for literal in re.findall(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/', text):
         _check_literal(literal, _field("grammar"))
     return _rewritten(text)
