@@ -163,12 +163,74 @@ def test_thinking_is_turned_on_and_off(server: LiveServer, llm: FakeLLM) -> None
         asked: list[tuple[Any, bool]] = [
             ({"type": "enabled", "budget_tokens": 1024}, True),
             ({"type": "adaptive", "display": "omitted"}, True),
+            ({"type": "adaptive", "display": "summarized", "block_binding": {}, "budget_tokens": 0}, True),
             ({"type": "disabled"}, False),
             (anthropic.omit, False),
         ]
         for thinking, on in asked:
             client.messages.create(**ASK, thinking=thinking)
             assert llm.rendered[-1][1]["chat_template_kwargs"] == {"enable_thinking": on}
+
+
+def test_what_asks_for_nothing_is_taken(client: anthropic.Anthropic, shared: LiveServer) -> None:
+    """As Claude Code and other users of the client's beta send it."""
+    cached = {"type": "ephemeral", "scope": "global", "ttl": "1h"}
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hello", "cache_control": cached}]}],
+        "thinking": {"type": "adaptive"},  # as little as a model without reasoning thinks
+        "tools": [{"name": "f", "input_schema": {"type": "object"}, "eager_input_streaming": True}],
+        "tool_choice": {"type": "none"},
+        "context_management": {
+            "edits": [
+                {"type": "clear_thinking_20251015", "keep": "all"},
+                {
+                    "type": "clear_tool_uses_20250919",
+                    "trigger": {"type": "input_tokens", "value": 180000},
+                    "keep": {"type": "tool_uses", "value": 3},
+                    "clear_at_least": {"type": "input_tokens", "value": 40000},
+                    "clear_tool_inputs": ["Bash"],
+                    "exclude_tools": ["Edit"],
+                },
+                {"type": "clear_tool_uses_20250919"},
+            ]
+        },
+        "betas": ["context-management-2025-06-27"],
+        "mcp_servers": [],
+    }
+    more: dict[str, Any] = {
+        "max_tokens": 3,
+        "container": None,
+        "service_tier": "auto",
+        "inference_geo": "global",
+        "cache_control": cached,
+        "diagnostics": {"previous_message_id": None},
+        "fallbacks": "default",
+        "speed": "standard",
+    }
+    assert client.beta.messages.create(**asked, **more).stop_reason == "max_tokens"
+    assert client.beta.messages.count_tokens(**asked).input_tokens > 0
+    assert shared.post("/v1/messages", {**asked, **more}).status_code == 200
+
+
+def test_thinking_that_was_to_be_cleared_is(client: anthropic.Anthropic, shared: LiveServer) -> None:
+    said: Any = [
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": f"t{n}"}, {"type": "text", "text": "a"}]}
+        for n in range(3)
+    ]
+    turns = [turn for answer in said for turn in (*HELLO, answer)] + HELLO
+    kept: Any
+    for kept, thoughts in (
+        ("all", ["t0", "t1", "t2"]),
+        ({"type": "all"}, ["t0", "t1", "t2"]),
+        ({"type": "thinking_turns", "value": 2}, [None, "t1", "t2"]),
+        ({"type": "thinking_turns", "value": 9}, ["t0", "t1", "t2"]),
+    ):
+        edits: Any = [{"type": "clear_thinking_20251015", "keep": kept}]
+        client.beta.messages.create(**{**ASK, "messages": turns}, context_management={"edits": edits})
+        answers = [message for message in shared.llm.rendered[-1][0] if message["role"] == "assistant"]
+        assert [answer.get("reasoning") for answer in answers] == thoughts
+        assert [answer["content"] for answer in answers] == ["a"] * 3
 
 
 def test_keys() -> None:
@@ -266,6 +328,31 @@ def test_unknown_fields(shared: LiveServer, path: str, kind: Any, base: dict[str
         ({"service_tier": "priority"}, "service_tier"),
         ({"output_config": {"effort": "low"}}, "output_config.effort"),
         ({"thread": {"type": "create"}}, "thread"),
+        ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "context_management"),
+        (
+            {
+                "context_management": {
+                    "edits": [
+                        {"type": "clear_tool_uses_20250919", "trigger": {"type": "input_tokens", "value": 100}},
+                    ]
+                }
+            },
+            "context_management.edits[0]: results of calls are not cleared here",
+        ),
+        (
+            {
+                "context_management": {
+                    "edits": [{"type": "clear_tool_uses_20250919", "trigger": {"type": "tool_uses", "value": 9}}]
+                }
+            },
+            "got 9 tool_uses",
+        ),
+        ({"container": "c"}, "container"),
+        ({"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
+        ({"inference_geo": "us"}, "inference_geo"),
+        ({"compaction": {"type": "summarize"}}, "compaction"),
+        ({"fallbacks": [{"model": "b"}]}, "fallbacks"),
+        ({"thinking": {"type": "adaptive", "display": "updates"}}, "thinking"),
     ],
 )
 def test_refused(shared: LiveServer, change: dict[str, Any], told: str) -> None:

@@ -44,11 +44,11 @@ prefix would be found in the cache.
 """
 
 
-def as_chat(request: PromptRequest) -> ChatRequest:
-    """The chat; InputError names a block that has no place where it stands."""
+def as_chat(request: PromptRequest, turns: Sequence[MessageParam]) -> ChatRequest:
+    """The chat of these turns; InputError names a block that has no place where it stands."""
     messages = [] if request.system is None else _instructions(request.system)
     makers = {"user": _user, "assistant": _assistant, "system": _system}
-    for index, turn in enumerate(request.messages):
+    for index, turn in enumerate(turns):
         _append(messages, makers[turn.role](turn, f"messages[{index}]"))
     tools, output = request.tools or [], request.output_config or OutputConfig()
     choice, alone = _choice(request)

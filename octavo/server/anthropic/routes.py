@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from octavo.server.anthropic.build import MessageBuilder
+from octavo.server.anthropic.context import edited
 from octavo.server.anthropic.convert import TERMS, as_chat
 from octavo.server.anthropic.replies import TokenCount
 from octavo.server.anthropic.thinking import is_told, with_thinking
@@ -24,7 +25,7 @@ async def create_message(services: Services, exchange: Exchange) -> Reply | None
     request = decode(await services.traffic.read_body(exchange), MessagesRequest)
     services.names.check(request.model)
     exchange.watch()
-    chat = with_thinking(services, request.thinking, as_chat(request))
+    chat = with_thinking(services, request.thinking, as_chat(request, edited(services, request)))
     with in_terms(TERMS):
         generation = await convert.chat(services, exchange, chat)
         builder = MessageBuilder(generation, with_thinking=is_told(request.thinking))
@@ -42,7 +43,7 @@ async def count_tokens(services: Services, exchange: Exchange) -> Reply:
     request = decode(await services.traffic.read_body(exchange), CountTokensRequest)
     services.names.check(request.model)
     exchange.watch()
-    chat = with_thinking(services, request.thinking, as_chat(request))
+    chat = with_thinking(services, request.thinking, as_chat(request, edited(services, request)))
     with in_terms(TERMS):
         ids = await render(services, chat)
     return Reply(msgspec.json.encode(TokenCount(len(ids))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from octavo.base.errors import UnsupportedError
-from octavo.server.anthropic.types import Thinking, ThinkingDisabled
+from octavo.server.anthropic.types import Thinking, ThinkingDisabled, ThinkingEnabled
 from octavo.server.openai.conversation import SWITCH, template_source
 from octavo.server.openai.types import ChatRequest
 from octavo.server.services import Services
@@ -14,17 +14,18 @@ from octavo.text.tools.choose import reasoning_format
 
 def is_told(thinking: Thinking | None) -> bool:
     """True if the answer shall hold what the model thought."""
-    return not isinstance(thinking, ThinkingDisabled | None) and thinking.display is None
+    return not isinstance(thinking, ThinkingDisabled | None) and thinking.display != "omitted"
 
 
 def with_thinking(services: Services, thinking: Thinking | None, chat: ChatRequest) -> ChatRequest:
-    """The chat with reasoning on or off, where the template can turn it; UnsupportedError where there is none at all.
+    """The chat with reasoning on or off, where the template can turn it.
 
-    Without `thinking` it is off, as in Anthropic's protocol.
+    Without `thinking` it is off, as in Anthropic's protocol. UnsupportedError where it must be, and there is none at
+    all.
     """
     source = template_source(services, chat)
     asked = not isinstance(thinking, ThinkingDisabled | None)
-    if asked and reasoning_format(services.config.reasoning_parser, source) is None:
+    if isinstance(thinking, ThinkingEnabled) and reasoning_format(services.config.reasoning_parser, source) is None:
         raise UnsupportedError(
             "thinking is not supported by this model: its answers mark no reasoning", param="thinking"
         )

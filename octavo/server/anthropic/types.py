@@ -18,6 +18,7 @@ class CacheControl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
+    scope: Literal["global"] | None = None
 
 
 class TextBlock(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="type", forbid_unknown_fields=True):
@@ -45,6 +46,10 @@ class RedactedThinkingBlock(
     data: str
 
 
+class DirectCaller(msgspec.Struct, frozen=True, tag="direct", tag_field="type", forbid_unknown_fields=True):
+    """The model itself."""
+
+
 class ToolUseBlock(
     msgspec.Struct, frozen=True, kw_only=True, tag="tool_use", tag_field="type", forbid_unknown_fields=True
 ):
@@ -54,7 +59,7 @@ class ToolUseBlock(
     name: str
     input: dict[str, Any]
     cache_control: CacheControl | None = None
-    caller: None = None
+    caller: DirectCaller | None = None
     toolset_name: None = None
 
 
@@ -84,21 +89,30 @@ class ThinkingDisabled(msgspec.Struct, frozen=True, tag="disabled", tag_field="t
     """No thinking: where the chat template can turn it off, it does; none is told. The same as no `thinking`."""
 
 
+class BlockBinding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What happens to thinking that belongs elsewhere: nothing, as none is told from the model's own."""
+
+    prefix_mismatch_behavior: Literal["error", "drop_block"] | None = None
+
+
 class ThinkingAdaptive(
     msgspec.Struct, frozen=True, kw_only=True, tag="adaptive", tag_field="type", forbid_unknown_fields=True
 ):
-    """The model thinks as it likes. display: "omitted" keeps it from being told."""
+    """The model thinks as it likes, or not at all. display: "omitted" keeps it from being told."""
 
-    display: Literal["omitted"] | None = None
+    display: Literal["summarized", "omitted"] | None = None
+    block_binding: BlockBinding | None = None
+    budget_tokens: int | None = None
 
 
 class ThinkingEnabled(
     msgspec.Struct, frozen=True, kw_only=True, tag="enabled", tag_field="type", forbid_unknown_fields=True
 ):
-    """The same. budget_tokens is a target that the model does not know; max_tokens bounds thinking and answer."""
+    """It thinks. budget_tokens is a target that the model does not know; max_tokens bounds thinking and answer."""
 
     budget_tokens: Annotated[int, Meta(ge=1024)]
-    display: Literal["omitted"] | None = None
+    display: Literal["summarized", "omitted"] | None = None
+    block_binding: BlockBinding | None = None
 
 
 Thinking = ThinkingDisabled | ThinkingAdaptive | ThinkingEnabled
@@ -114,7 +128,7 @@ class ToolParam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     strict: bool | None = None
     cache_control: CacheControl | None = None
     defer_loading: Literal[False] | None = None
-    eager_input_streaming: Literal[False] | None = None
+    eager_input_streaming: bool | None = None
     input_examples: Empty | None = None
     allowed_callers: Annotated[list[Literal["direct"]], Meta(max_length=1)] | None = None
 
@@ -163,20 +177,87 @@ class MessageMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     user_id: Identifier | None = None
 
 
+class TurnsKept(
+    msgspec.Struct, frozen=True, kw_only=True, tag="thinking_turns", tag_field="type", forbid_unknown_fields=True
+):
+    """Of the last `value` turns of the assistant that hold thinking."""
+
+    value: Annotated[int, Meta(ge=1)]
+
+
+class AllKept(msgspec.Struct, frozen=True, tag="all", tag_field="type", forbid_unknown_fields=True):
+    """Of all turns."""
+
+
+class ClearThinking(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    tag="clear_thinking_20251015",
+    tag_field="type",
+    forbid_unknown_fields=True,
+):
+    """Earlier turns' thinking is left out but for those kept; without `keep` the chat template decides, as ever."""
+
+    keep: Literal["all"] | TurnsKept | AllKept = "all"
+
+
+class Amount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """So many tokens of the prompt, or calls."""
+
+    type: Literal["input_tokens", "tool_uses"]
+    value: Annotated[int, Meta(ge=0)]
+
+
+class ClearToolUses(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    tag="clear_tool_uses_20250919",
+    tag_field="type",
+    forbid_unknown_fields=True,
+):
+    """Old results of calls are cleared from a prompt longer than the trigger: taken where no prompt can be."""
+
+    trigger: Amount = Amount(type="input_tokens", value=100_000)
+    keep: Amount | None = None
+    clear_at_least: Amount | None = None
+    exclude_tools: list[str] | None = None
+    clear_tool_inputs: bool | list[str] | None = None
+
+
+class ContextManagement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the conversation is shortened before the model reads it."""
+
+    edits: Annotated[list[ClearThinking | ClearToolUses], Meta(max_length=16)] = []
+
+
+class Diagnostics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why no more of the prompt was cached may be told, for which nothing is kept: it is not."""
+
+    previous_message_id: Identifier | None = None
+
+
 class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What makes the prompt; shared by both routes."""
+    """What makes the prompt; shared by both routes. betas: names of features, whose own fields ask for them."""
 
     REASONS: ClassVar[dict[str, str]] = {
         "tools": "tools are functions that the client carries out: {'name': ..., 'input_schema': {...}}",
         "tool_choice": "its type is auto, any, tool or none",
-        "thinking": "its type is disabled, adaptive or enabled (budget_tokens from 1024), display null or 'omitted'",
+        "thinking": "its type is disabled, adaptive or enabled (budget_tokens from 1024), display null, 'summarized' "
+        "or 'omitted'",
         "output_config": "format is of type 'json_schema', effort one of low, medium, high, xhigh, max",
         "speed": "there is one speed; leave it out or send 'standard'",
         "service_tier": "there is one tier; leave it out or send 'auto'",
         "container": "there are no containers here",
-        "context_management": "shorten the conversation yourself",
+        "context_management": "edits are of type clear_thinking_20251015, or clear_tool_uses_20250919 with a trigger "
+        "of input_tokens that no prompt reaches; shorten the conversation yourself",
         "mcp_servers": "this server calls no tools itself",
-        "diagnostics": "see GET /metrics",
+        "diagnostics": "it holds previous_message_id",
+        "billing_policy": "nothing is billed here",
+        "compaction": "shorten the conversation yourself",
+        "fallbacks": "there is one model; leave it out or send 'default'",
+        "fallback_credit_token": "there is one model; leave it out",
         "inference_geo": "the server is where it is; leave it out",
         "thread": "conversations are not kept; send all messages",
     }
@@ -189,6 +270,9 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     thinking: Thinking | None = None
     cache_control: CacheControl | None = None
     output_config: OutputConfig | None = None
+    context_management: ContextManagement | None = None
+    mcp_servers: Empty | None = None
+    betas: list[str] | None = None
     thread: None = None
     speed: Literal["standard"] | None = None
 
@@ -209,7 +293,9 @@ class MessagesRequest(PromptRequest, frozen=True, kw_only=True, forbid_unknown_f
     metadata: MessageMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
     container: None = None
-    context_management: None = None
-    mcp_servers: Empty | None = None
-    diagnostics: None = None
-    inference_geo: None = None
+    diagnostics: Diagnostics | None = None
+    inference_geo: Literal["global"] | None = None
+    billing_policy: None = None
+    compaction: None = None
+    fallbacks: Literal["default"] | Empty | None = None
+    fallback_credit_token: None = None
