@@ -69,7 +69,9 @@ def configuration() -> str:
         "",
         "Flags of `octavo serve` (with dashes), arguments of `LLM` (with underscores). "
         "An object is given as JSON, or key by key: `--hf-overrides.rope_theta 1e6`. "
-        "A whole number may end in k, m, g (8k: 8,000) or K, M, G (8K: 8,192).",
+        "A whole number may end in k, m, g (8k: 8,000) or K, M, G (8K: 8,192). "
+        "`octavo serve --config FILE` reads options from a YAML file, as vLLM does: a key for each, `model: smollm2` "
+        "among them; lists, switches (`enforce_eager: true`) and objects as YAML has them. The command line wins.",
     ]
     structs: dict[str, type[msgspec.Struct]] = {**config.PARTS, "server": config.ServerConfig}
     for name, struct in structs.items():

@@ -11,24 +11,21 @@ from octavo.api.log import set_up_logging
 from octavo.base.config.config import ServerConfig
 from octavo.base.config.options import build_struct, options
 from octavo.cli.checks import Finding, Patient, examine
-from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
-from octavo.cli.serve import FOREIGN
+from octavo.cli.config_file import with_file
+from octavo.cli.flags import take_engine
+from octavo.cli.serve import make_parser
 
 EXIT_FAILS = 1
 
 
 def main(arguments: list[str]) -> int:
     """Print a line for each check; exit code 1 where a start would fail."""
-    parser = Parser("doctor", "Look for what makes a start fail or slow. No weight is read.", foreign=FOREIGN)
-    add_model(parser)
+    parser = make_parser("doctor", "Look for what makes a start fail or slow. No weight is read.")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
-    server_options = options(ServerConfig)
-    add_options(parser.add_argument_group("server options"), list(server_options.values()))
-    add_engine(parser)
-    values: dict[str, Any] = parser.parse(arguments)
+    values: dict[str, Any] = with_file(parser, parser.parse(arguments))
     as_json = values.pop("json")
     set_up_logging("ERROR")
-    server = build_struct(ServerConfig, {name: values.pop(name) for name in server_options if name in values})
+    server = build_struct(ServerConfig, {name: values.pop(name) for name in options(ServerConfig) if name in values})
     named = bool(values.get("model_argument") or values.get("model"))
     config = take_engine(values if named else {**values, "model": "-"})
     findings = examine(Patient(config, server, with_model=named))

@@ -64,6 +64,11 @@ class Parser(argparse.ArgumentParser):
         values = vars(self.parse_intermixed_args([*own, *(["--", *self._texts] if texts else [])]))
         return {name: _renamed(value, self._texts) for name, value in values.items()}
 
+    def takes_list(self, flag: str) -> bool:
+        """Whether a flag that is known here takes several values."""
+        action = self._option_string_actions.get(flag)
+        return action is not None and action.nargs == "+"
+
     def _own(self, arguments: list[str]) -> tuple[list[str], list[str]]:
         """The arguments without vLLM's foreign flags, which are checked here, and the texts after --; an unknown flag
         is refused."""

@@ -9,6 +9,7 @@ from octavo.api.engine_process import spawn
 from octavo.api.log import set_up_logging
 from octavo.base.config.config import ServerConfig
 from octavo.base.config.options import build_struct, options
+from octavo.cli.config_file import with_file
 from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
 
 _NOT_HERE = "this version does not have it; leave it out"
@@ -26,7 +27,6 @@ FOREIGN: dict[str, Foreign] = {
     "default_chat_template_kwargs": Foreign((None, {}), "give chat_template_kwargs in the request"),
     "response_role": Foreign(("assistant",), "the role of an answer is assistant"),
     "allow_credentials": Foreign(_OFF, _NOT_HERE),
-    "config": Foreign((None,), "give the options as flags"),
     "chat_template_content_format": Foreign(("auto", "string"), "the template decides", harmless=True),
     "enable_request_id_headers": Foreign((True, False), "X-Request-Id is always sent", harmless=True),
     "enable_auto_tool_choice": Foreign((True, False), "tool_choice auto is always allowed", harmless=True),
@@ -60,15 +60,21 @@ FOREIGN: dict[str, Foreign] = {
 }
 
 
+def make_parser(command: str, text: str) -> Parser:
+    """Of every option that a server has."""
+    parser = Parser(command, text, foreign=FOREIGN)
+    add_model(parser)
+    parser.add_argument("--config", metavar="FILE", help="options in YAML, by their names; flags win over them")
+    add_options(parser.add_argument_group("server options"), list(options(ServerConfig).values()))
+    add_engine(parser)
+    return parser
+
+
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM or Ctrl-C, and end the process; the exit code only where it could not begin."""
-    parser = Parser("serve", "Serve a model over HTTP, by OpenAI's protocol.", foreign=FOREIGN)
-    add_model(parser)
-    server_options = options(ServerConfig)
-    add_options(parser.add_argument_group("server options"), list(server_options.values()))
-    add_engine(parser)
-    values: dict[str, Any] = parser.parse(arguments)
-    server = build_struct(ServerConfig, {name: values.pop(name) for name in server_options if name in values})
+    parser = make_parser("serve", "Serve a model over HTTP, by OpenAI's protocol.")
+    values: dict[str, Any] = with_file(parser, parser.parse(arguments))
+    server = build_struct(ServerConfig, {name: values.pop(name) for name in options(ServerConfig) if name in values})
     config = take_engine(values)
     # once the flags are known to be right; the process's imports and ours go on side by side
     set_up_logging(form=server.log_format)
