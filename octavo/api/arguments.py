@@ -68,7 +68,6 @@ FOREIGN: dict[str, Foreign] = {
     ),
     "logits_processors": Foreign((None, []), _LATER),
     "logprobs_mode": Foreign((None, "raw_logprobs"), "log probabilities are those of the unprocessed logits"),
-    "override_generation_config": Foreign(_NONE, "give the values in SamplingParams or in the request"),
     "kv_transfer_config": Foreign(_NONE, _LATER),
     "kv_offloading_size": Foreign((None, 0), _LATER),
     "limit_mm_per_prompt": Foreign(_NONE, _TEXT_ONLY),

@@ -20,6 +20,7 @@ from octavo.api.devices import choose_for_engine, kv_bytes_per_token, make_backe
 from octavo.api.model import Model
 from octavo.api.quantization import online_quantization, quantized_matrices
 from octavo.api.requests import Limits
+from octavo.api.sampling_defaults import sampling_defaults
 from octavo.base import heap
 from octavo.base.config.config import AUTO_LENGTH, EngineConfig, ModelConfig
 from octavo.base.config.resolve import resolve
@@ -37,16 +38,6 @@ if TYPE_CHECKING:
     from octavo.weights.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
-
-# generation_config.json's names -> SamplingParams'
-_SAMPLING_KEYS = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "max_new_tokens": "max_tokens",
-}
 
 
 def locate(
@@ -107,7 +98,7 @@ def open_model(
         spec=spec,
         tokenizer=tokenizer,
         template=None if tokenizer is None else _open_template(config, checkpoint, tokenizer),
-        sampling={} if config.generation_config == "vllm" else _sampling_defaults(checkpoint.generation_config),
+        sampling=sampling_defaults(config, checkpoint.generation_config),
         eos_token_ids=_eos_token_ids(checkpoint, tokenizer, spec.vocab_size),
         labels=labels,
         prompts=prompts,
@@ -188,16 +179,6 @@ def _open_tool_template(config: ModelConfig, checkpoint: Checkpoint, tokenizer: 
         return ChatTemplate(checkpoint.tool_template, tokenizer)
     except ModelFormatError as error:
         raise ModelFormatError(f"tool_use: {error.message}", param=error.param) from None
-
-
-def _sampling_defaults(generation: dict[str, Any]) -> dict[str, Any]:
-    values = {ours: generation[theirs] for theirs, ours in _SAMPLING_KEYS.items() if generation.get(theirs) is not None}
-    try:
-        SamplingParams(**values)
-    except InputError as error:
-        message = f"generation_config.json: {error.message}; correct the file, or use generation_config=vllm"
-        raise ModelFormatError(message, param=error.param) from None
-    return values
 
 
 def _eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None, vocab_size: int) -> tuple[int, ...]:

@@ -174,14 +174,14 @@ def _writable(folder: Path, what: str, remedy: str) -> Result:
 
 def _options(patient: Patient) -> Result:
     """What a server refuses before it loads anything."""
-    from octavo.server.openai.parsing import check_parsers
+    from octavo.server.openai.parsing import check_chats
     from octavo.server.origins import Origins
     from octavo.server.tracing import check_endpoint
 
     if patient.device:
         check_dtypes(patient.device, patient.config)
     server = patient.server
-    check_parsers(server)
+    check_chats(server)
     Origins(server.host, server.allowed_origins)
     if server.otlp_traces_endpoint is not None:
         check_endpoint(server.otlp_traces_endpoint)

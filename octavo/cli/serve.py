@@ -24,7 +24,6 @@ FOREIGN: dict[str, Foreign] = {
     "api_server_count": Foreign((1,), "one process serves HTTP"),
     "lora_modules": Foreign((None,), _NOT_HERE),
     "middleware": Foreign((None, []), _NOT_HERE),
-    "default_chat_template_kwargs": Foreign((None, {}), "give chat_template_kwargs in the request"),
     "response_role": Foreign(("assistant",), "the role of an answer is assistant"),
     "allow_credentials": Foreign(_OFF, _NOT_HERE),
     "chat_template_content_format": Foreign(("auto", "string"), "the template decides", harmless=True),

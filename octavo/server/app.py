@@ -37,7 +37,7 @@ from octavo.server.names import ModelNames
 from octavo.server.openai.chat import create_chat_completion
 from octavo.server.openai.completions import create_completion
 from octavo.server.openai.models import list_models, show_model
-from octavo.server.openai.parsing import check_parsers
+from octavo.server.openai.parsing import check_chats
 from octavo.server.openai.pooling import routes as pooling
 from octavo.server.openai.responses import routes as responses
 from octavo.server.openai.responses.store import ResponseStore
@@ -128,7 +128,7 @@ class App:
     """routes: every route.  traffic: what is in flight, for the drain.  model: the name that replies carry."""
 
     def __init__(self, llm: AsyncLLM, config: ServerConfig) -> None:
-        check_parsers(config)
+        check_chats(config)
         names = ModelNames(llm.config.model.model, config.served_model_name)
         self.model = names.first
         self.traffic = Traffic(config.max_body_bytes)

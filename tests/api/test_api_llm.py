@@ -403,6 +403,20 @@ def test_defaults_come_from_the_generation_config(llama: str, tmp_path: Any) -> 
         assert len(small.generate("a", use_tqdm=False)[0].outputs[0].token_ids) <= 3
     with LLM(str(folder), generation_config="vllm", **options) as small:
         assert small.get_default_sampling_params() == SamplingParams()
+    override = {"temperature": 0.5, "top_k": None, "max_new_tokens": 4, "min_p": 0.1}
+    with LLM(str(folder), override_generation_config=override, **options) as small:
+        default = small.get_default_sampling_params()
+        assert (default.temperature, default.top_k, default.max_tokens, default.min_p) == (0.5, 0, 4, 0.1)
+        assert len(small.generate("a", use_tqdm=False)[0].outputs[0].token_ids) <= 4
+    with LLM(str(folder), override_generation_config=override, generation_config="vllm", **options) as small:
+        assert small.get_default_sampling_params() == SamplingParams(temperature=0.5, max_tokens=4, min_p=0.1)
+    for wrong, words in (
+        ({"temprature": 1}, "unknown key 'temprature'; did you mean temperature"),
+        ({"top_p": 7}, "override_generation_config: top_p"),
+        ({"top_k": "x"}, "override_generation_config: top_k"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            LLM(str(folder), override_generation_config=wrong, **options)
     (folder / "generation_config.json").write_text(json.dumps({"top_p": 7}))
     with pytest.raises(ModelFormatError, match=r"generation_config.json: top_p.*generation_config=vllm"):
         LLM(str(folder), **options)

@@ -106,7 +106,6 @@ def test_a_command_line_of_vllms_starts_a_server(caplog: pytest.LogCaptureFixtur
     ("arguments", "flag"),
     [
         (["m", "--enable-force-include-usage"], "stream_options.include_usage"),
-        (["m", "--default-chat-template-kwargs.thinking=true"], "chat_template_kwargs in the request"),
         (["m", "--tensor-parallel-size", "2"], "--tensor-parallel-size"),
         (["m", "-tp", "2"], "--tensor-parallel-size"),
         (["m", "-tp=2"], "--tensor-parallel-size"),

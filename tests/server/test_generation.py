@@ -8,8 +8,11 @@ import pytest
 from fake_llm import ANSWER, BOS, MAX_MODEL_LEN, FakeLLM
 from serving import LiveServer
 
+from octavo.base.config.config import ServerConfig
+from octavo.base.errors import ConfigError
 from octavo.base.types.output import Logprob
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
+from octavo.server.app import create_app
 from octavo.server.names import ModelNames
 from octavo.server.openai.logprobs import TextEnd, chat_logprobs, completion_logprobs, prompt_logprobs
 
@@ -203,6 +206,22 @@ def test_no_reasoning_effort(server: LiveServer, llm: FakeLLM, template: str, gi
     assert server.post("/v1/chat/completions", ask).status_code == 200
     assert llm.rendered[-1][1]["chat_template_kwargs"] == told
     assert server.post("/v1/responses", {"input": "hi", "reasoning": {"effort": "none"}}).status_code == 200
+
+
+def test_default_chat_template_kwargs(llm: FakeLLM) -> None:
+    llm.model.template.source = "{{ enable_thinking }}"
+    with LiveServer(llm, default_chat_template_kwargs={"enable_thinking": False, "a": 1}) as server:
+        for route, own, told in (
+            ("/v1/chat/completions", {}, {"enable_thinking": False, "a": 1}),
+            ("/v1/chat/completions", {"enable_thinking": True}, {"enable_thinking": True, "a": 1}),
+            ("/v1/chat/completions", {"a": None}, {"enable_thinking": False, "a": None}),
+            ("/tokenize", {}, {"enable_thinking": False, "a": 1}),
+        ):
+            assert server.post(route, {"messages": MESSAGES, "chat_template_kwargs": own}).status_code == 200
+            assert llm.rendered[-1][1]["chat_template_kwargs"] == told
+    for wrong in ({"messages": []}, {"a b": 1}):
+        with pytest.raises(ConfigError, match="default_chat_template_kwargs may not set"):
+            create_app(llm, ServerConfig(default_chat_template_kwargs=wrong))
 
 
 def test_reasoning_that_cannot_be_turned_off(llm: FakeLLM) -> None:

@@ -64,6 +64,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     generation_config: Annotated[
         Literal["auto", "vllm"], _d("auto: sampling defaults from the model's generation_config.json; vllm: none.")
     ] = "auto"
+    override_generation_config: Annotated[
+        dict[str, Any],
+        _d("Sampling defaults over those of generation_config, by its names, such as max_new_tokens; null: none."),
+    ] = {}
     chat_template: Annotated[str | None, _d("Jinja chat template: a file's path or the text itself.")] = None
     max_logprobs: Annotated[
         int, _d("Most log probabilities a request may ask for per token; -1 is no limit.", ge=-1)
@@ -171,6 +175,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float, _d("Seconds between checks, while idle, that a prompt is answered as at the start; 0: none.", ge=0)
     ] = 300.0
     batch_dir: Annotated[str | None, _d("Folder of /v1/files and /v1/batches; a temporary one where not given.")] = None
+    default_chat_template_kwargs: Annotated[
+        dict[str, Any],
+        _d("Variables of the chat template, such as enable_thinking; a request's own chat_template_kwargs win."),
+    ] = {}
     trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False
     tool_call_parser: Annotated[
         str | None, _d("Format of the model's tool calls (docs/tool-calling.md); the chat template's where not given.")

@@ -35,6 +35,7 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
         raise InputError("send documents as a field of the request", param="chat_template_kwargs")
     if isinstance(request, ChatRequest) and request.reasoning_effort is not None:
         extra = {**_effort(services, request, request.reasoning_effort), **extra}
+    extra = {**services.config.default_chat_template_kwargs, **extra}
     _check_tools(request.tools or [])
     messages = [_message(index, message) for index, message in enumerate(request.messages)]
     if "developer" not in template_source(services, request):  # the protocol's newer name of the same

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from octavo.base.config.config import ServerConfig
-from octavo.base.errors import InputError, UnsupportedError
+from octavo.base.errors import ConfigError, InputError, UnsupportedError
 from octavo.base.types.output import ToolCall
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.server.openai.conversation import message_text, template_source
@@ -25,10 +25,18 @@ _PROMPT_END = 16  # tokens in which a prompt that begins the reasoning does so
 _MISTRAL_ID = string.ascii_letters + string.digits
 
 
-def check_parsers(config: ServerConfig) -> None:
-    """ConfigError for names that are not known."""
+def check_chats(config: ServerConfig) -> None:
+    """ConfigError for parsers' names that are not known, and for variables that no chat could be rendered with."""
     tool_format(config.tool_call_parser, "")
     reasoning_format(config.reasoning_parser, "")
+    if config.default_chat_template_kwargs:
+        from octavo.text.messages import plain_extra
+        from octavo.text.template import RESERVED
+
+        try:
+            plain_extra(config.default_chat_template_kwargs, RESERVED)
+        except InputError as error:
+            raise ConfigError(f"default_{error.message}", param="default_chat_template_kwargs") from None
 
 
 def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[int]) -> Parsing | None:
