@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from octavo.base import faults
 from octavo.base.config.config import CacheConfig, SchedulerConfig
 from octavo.base.config.resolve import DEFAULT_BLOCK_SIZE
 from octavo.base.errors import ConfigError, InputError, NumericalError, OverloadedError, UnsupportedError
-from octavo.base.types.messages import EngineStats
+from octavo.base.types.messages import ITERATION_SIZES, EngineStats
 from octavo.base.types.output import Output
 from octavo.base.types.ports import Executor
 from octavo.base.types.request import Request
@@ -72,6 +73,7 @@ class Engine:
         self._requests: dict[str, list[Sequence]] = {}
         self._order = 0
         self._generation_tokens = self._iteration_tokens = self._numerical_errors = 0
+        self._iterations = [0] * (len(ITERATION_SIZES) + 1)
 
     def add(self, request: Request, emitted: list[list[int] | None] | None = None) -> None:
         """Queue a request. InputError: it can never run here. OverloadedError: the queue is full.
@@ -133,7 +135,9 @@ class Engine:
         self._in_flight.append(scheduled)
         if faults.ON:
             faults.hit("begun")
-        self._iteration_tokens = scheduled.plan.num_tokens
+        num_tokens = scheduled.plan.num_tokens
+        self._iteration_tokens += num_tokens
+        self._iterations[bisect_left(ITERATION_SIZES, num_tokens)] += 1
         if len(self._in_flight) > 1:  # the step before
             outputs += self._read(tell)
         if scheduled.plan.masked:
@@ -210,6 +214,7 @@ class Engine:
             iteration_tokens=self._iteration_tokens,
             numerical_errors=self._numerical_errors,
             num_deferred=self._constraints.num_waiting,
+            iterations=self._iterations.copy(),
         )
 
     def info(self) -> dict[str, Any]:

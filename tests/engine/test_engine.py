@@ -219,6 +219,7 @@ def test_stats_count() -> None:
     stats = made.stats()
     assert (stats.step, stats.num_running, stats.num_waiting) == (1, 1, 0)
     assert (stats.prompt_tokens, stats.generation_tokens, stats.iteration_tokens) == (9, 1, 9)
+    assert stats.iterations == [0, 0, 1] + [0] * 11
     assert stats.kv_usage == 3 / 16
     run(made)
     made.add(make_request("b", [1] * 9, max_tokens=3, n=2, temperature=1.0))
@@ -226,7 +227,8 @@ def test_stats_count() -> None:
     stats = made.stats()
     assert (stats.num_running, stats.num_waiting) == (2, 0)
     assert (stats.prefix_queries, stats.prefix_hits) == (18, 8)
-    assert (stats.prompt_tokens, stats.generation_tokens, stats.iteration_tokens) == (18, 3 + 2, 2)
+    assert (stats.prompt_tokens, stats.generation_tokens, stats.iteration_tokens) == (18, 3 + 2, 9 + 2 + 2)
+    assert stats.iterations == [2, 1, 1] + [0] * 11
     run(made)
     assert made.stats().kv_usage == 0.0
     assert made.stats().generation_tokens == 9

@@ -56,6 +56,7 @@ OTHERS = [
     ("inter_token_latency_seconds_bucket", "histogram", {"le", "model_name", "engine"}),
     ("prefix_cache_queries_total", "counter", {"model_name", "engine"}),
     ("prefix_cache_hits_total", "counter", {"model_name", "engine"}),
+    ("iteration_tokens_total_bucket", "histogram", {"le", "model_name", "engine"}),
     ("prompt_tokens_cached_total", "counter", {"model_name", "engine"}),
     ("prompt_tokens_by_source_total", "counter", {"model_name", "engine", "source"}),
     ("num_preemptions_total", "counter", {"model_name", "engine"}),

@@ -71,6 +71,7 @@ HISTOGRAMS = (
     *("request_decode_time_seconds", "request_inference_time_seconds", "request_prompt_tokens"),
     *("request_generation_tokens", "request_max_num_generation_tokens", "request_params_n"),
     *("request_params_max_tokens", "request_prefill_kv_computed_tokens", "request_num_preemptions"),
+    "iteration_tokens_total",
 )
 VLLM = [*GAUGES, *(name + "_total" for name in COUNTERS), *(name + "_bucket" for name in HISTOGRAMS)]
 
@@ -129,6 +130,24 @@ def test_counters_go_on_when_the_engine_begins_anew(server: LiveServer) -> None:
     assert read(server)[key] == 107
     server.llm.stats = EngineStats(generation_tokens=8)
     assert read(server)[key] == 108
+
+
+def test_tokens_of_steps(server: LiveServer) -> None:
+    from octavo.base.types.messages import EngineStats
+
+    def found() -> tuple[float, ...]:
+        samples = read(server)
+        name, labels = "vllm:iteration_tokens_total", 'engine="0",model_name="fake/model"'
+        edges = ("1.0", "8.0", "16.0", "16384.0")
+        buckets = [samples[f'{name}_bucket{{engine="0",le="{edge}",model_name="fake/model"}}'] for edge in edges]
+        ends = ("sum", "count")
+        return (*buckets, *(samples[f"{name}_{end}{{{labels}}}"] for end in ends))
+
+    assert found() == (0,) * 6
+    server.llm.stats = EngineStats(iteration_tokens=20_011, iterations=[3, 1, *[0] * 11, 1])
+    assert found() == (3, 4, 4, 4, 20_011, 5)
+    server.llm.stats = EngineStats(iteration_tokens=10, iterations=[1, 0, 1, *[0] * 11])  # of another process
+    assert found() == (4, 5, 6, 6, 20_021, 7)
 
 
 def test_label_sets_are_closed(server: LiveServer) -> None:

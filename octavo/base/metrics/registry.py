@@ -19,7 +19,7 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from octavo.base.metrics.requests import SECONDS, RequestCounts
-from octavo.base.types.messages import EngineStats
+from octavo.base.types.messages import ITERATION_SIZES, EngineStats
 
 _OURS = "octavo:"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -165,6 +165,7 @@ class _EngineCollector(Collector):
         yield self._sources(stats)
         yield self._counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
         yield self._counter("numerical_errors", "Requests ended by NaN or infinity.", stats.numerical_errors)
+        yield self._iterations(stats)
         yield self._counter("engine_steps", "Steps of the engine.", stats.step)
         yield self._cache_config()
         yield self._lora()
@@ -190,6 +191,17 @@ class _EngineCollector(Collector):
         base = base + last if value < last else base
         self._seen[name] = (base, value)
         return base + value
+
+    def _iterations(self, stats: EngineStats) -> Metric:
+        name, text = "iteration_tokens_total", "Tokens of a step of the engine, prompts' and generated ones."
+        steps = stats.iterations or [0] * (len(ITERATION_SIZES) + 1)
+        edges = [*map(floatToGoString, ITERATION_SIZES), "+Inf"]
+        counts = accumulate(self._total(f"{name} {edge}", count) for edge, count in zip(edges, steps, strict=True))
+        family = HistogramMetricFamily(f"octavo:{name}", text, labels=self._names)
+        family.add_metric(
+            self._values, list(zip(edges, counts, strict=True)), self._total(name, stats.iteration_tokens)
+        )
+        return family
 
     def _sources(self, stats: EngineStats) -> Metric:
         name, text = "prompt_tokens_by_source", "Prompt tokens, computed here or found in the cache."

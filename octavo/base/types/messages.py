@@ -53,10 +53,14 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     info: dict[str, Any]
 
 
+ITERATION_SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """The engine at one moment; counters run from its start. kv_usage is 0..1.
 
-    num_deferred: of num_waiting, those whose grammar is being compiled.
+    num_deferred: of num_waiting, those whose grammar is being compiled.  iteration_tokens: of all steps.
+    iterations: steps of at most ITERATION_SIZES tokens each, and at last those of more; empty before the first.
     """
 
     step: int = 0
@@ -71,6 +75,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     iteration_tokens: int = 0
     numerical_errors: int = 0
     num_deferred: int = 0
+    iterations: list[int] = []
 
 
 class Outputs(msgspec.Struct, tag=True, frozen=True):
