@@ -32,6 +32,7 @@ from octavo.server.docs_page import show_docs
 from octavo.server.errors import ClientGoneError, HttpError, describe
 from octavo.server.exchange import Exchange, Receive, Reply, Scope
 from octavo.server.inside import InsideCall
+from octavo.server.invocations import invoke
 from octavo.server.limits import Traffic
 from octavo.server.names import ModelNames
 from octavo.server.openai.chat import create_chat_completion
@@ -70,6 +71,7 @@ WORK: dict[str, Handler] = {
     **dict.fromkeys(("/score", "/v1/score"), pooling.create_scores),
     "/classify": pooling.create_classes,
     "/pooling": pooling.create_pooling,
+    "/invocations": invoke,
 }
 """POST routes that need a ready engine, and that a drain waits for."""
 

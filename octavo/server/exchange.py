@@ -61,6 +61,7 @@ class Exchange:
         self.gone = False
         self.interruption: OctavoError | None = None
         self._receive = receive
+        self._kept: bytes | None = None
         self._sender = Sender(send, outbox)
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
@@ -83,6 +84,15 @@ class Exchange:
         if len(dict(pairs)) < len(pairs):
             raise InputError("the query names a field twice", param="query")
         return dict(pairs)
+
+    def put_back(self, body: bytes) -> None:
+        """The whole body was read; it is there for another reader."""
+        self._kept = body
+
+    def take_back(self) -> bytes | None:
+        """A body that was put back, once."""
+        body, self._kept = self._kept, None
+        return body
 
     async def receive_body(self) -> tuple[bytes, bool]:
         """The next piece of the body, and whether more follows. ClientGoneError if it will never come."""

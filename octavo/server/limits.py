@@ -102,6 +102,9 @@ class Traffic:
 
         kind: the content type that it must have.
         """
+        kept = exchange.take_back()
+        if kept is not None:
+            return kept
         _check_head(exchange, self.max_body_bytes, kind)
         pieces: list[bytes] = []
         size, more = 0, True

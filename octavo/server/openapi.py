@@ -84,6 +84,14 @@ TABLE: dict[tuple[str, str], Described] = {
     ),
     ("POST", "/classify"): Described(pooling_replies.ClassesReply, pooling_types.ClassifyRequest),
     ("POST", "/pooling"): Described(pooling_replies.PoolingReply, pooling_types.PoolRequest),
+    ("POST", "/invocations"): Described(
+        ANY_JSON,
+        (
+            *(types.ChatRequest, types.CompletionRequest, pooling_types.EmbeddingRequest, pooling_types.PoolRequest),
+            *(pooling_types.ClassifyRequest, pooling_types.ScoreRequest, pooling_types.RerankRequest),
+        ),
+        streams=True,
+    ),
     ("POST", "/tokenize"): Described(replies.TokenizeReply, (types.TokenizeTextRequest, types.TokenizeChatRequest)),
     ("POST", "/detokenize"): Described(replies.DetokenizeReply, types.DetokenizeRequest),
     ("GET", "/tokenizer_info"): Described(replies.TokenizerInfo),

@@ -299,3 +299,21 @@ def test_logprobs_know_no_infinity() -> None:
 def test_the_first_of_several_names_is_reported(path: str, body: dict[str, Any]) -> None:
     with LiveServer(FakeLLM(), served_model_name=["first", "second"]) as live:
         assert live.post(path, {**body, "model": "second"}).json()["model"] == "first"
+
+
+def test_invocations(server: LiveServer) -> None:
+    """As SageMaker calls every model: by one path, the request told by its fields."""
+    for asked, kind in (({"messages": MESSAGES}, "chat.completion"), ({"prompt": "hi"}, "text_completion")):
+        answer = server.post("/invocations", {**asked, "max_tokens": 3})
+        assert (answer.status_code, answer.json()["object"]) == (200, kind)
+        events = server.events("/invocations", {**asked, "max_tokens": 3, "stream": True})
+        assert events[0]["object"].startswith(kind)
+    for body, words in (
+        ({}, "needs messages, prompt, input"),
+        ({"inputs": "hi"}, "needs messages, prompt, input"),
+        ([], "Expected object, got array"),
+        ({"prompt": "a", "max_token": 3}, "'max_tokens'"),
+    ):
+        answer = server.post("/invocations", body)
+        assert answer.status_code == 400
+        assert words in answer.json()["error"]["message"]

@@ -55,6 +55,21 @@ def classifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         yield live
 
 
+def test_invocations_of_encoders(embedder: LiveServer, classifier: LiveServer) -> None:
+    """As SageMaker calls every model: by one path."""
+
+    def same(server: LiveServer, path: str, **body: Any) -> None:
+        told, invoked = ({**ok(server, route, **body), "id": "", "created": 0} for route in (path, "/invocations"))
+        assert told == invoked
+
+    same(embedder, "/v1/embeddings", input=TEXTS)
+    same(embedder, "/pooling", input=TEXTS[0], task="token_embed")
+    same(embedder, "/score", text_1=TEXTS[0], text_2=TEXTS)
+    same(embedder, "/score", queries=TEXTS[0], documents=TEXTS)
+    same(embedder, "/rerank", query=TEXTS[0], documents=TEXTS)
+    same(classifier, "/classify", input=TEXTS)
+
+
 def ok(server: LiveServer, path: str, **body: Any) -> Any:
     answer = server.post(path, body)
     assert answer.status_code == 200, answer.text
@@ -192,7 +207,8 @@ def test_a_model_that_pools_does_not_generate(embedder: LiveServer, folder: Path
     generates = checkpoints.make_checkpoint("llama", folder.parent / "llama")
     with LiveServer(AsyncLLM(str(generates), kv_cache_memory_bytes=4 << 20, **OPTIONS)) as live:
         for path, body in (("/v1/embeddings", {"input": "a"}), ("/rerank", {"query": "a", "documents": ["b"]})):
-            refused(live, path, "model", "--runner pooling", **body)
+            for route in (path, "/invocations"):
+                refused(live, route, "model", "--runner pooling", **body)
 
 
 def test_metrics_count_prompts(embedder: LiveServer) -> None:
