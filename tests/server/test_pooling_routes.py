@@ -122,6 +122,19 @@ def test_long_texts(embedder: LiveServer) -> None:
     refused(embedder, "/v1/embeddings", "truncate_prompt_tokens", "32 tokens", input=text, truncate_prompt_tokens=33)
 
 
+def test_without_special_tokens(embedder: LiveServer, classifier: LiveServer) -> None:
+    for server, path in ((embedder, "/v1/embeddings"), (embedder, "/pooling"), (classifier, "/classify")):
+        whole, same, bare = (
+            ok(server, path, input=TEXTS[:2], **asked)
+            for asked in ({}, {"add_special_tokens": True}, {"add_special_tokens": False})
+        )
+        assert whole["data"] == same["data"] != bare["data"]
+        assert whole["usage"]["prompt_tokens"] == bare["usage"]["prompt_tokens"] + 4  # [CLS] and [SEP]
+        ids = ok(server, path, input=[5, 6])["data"]
+        assert ok(server, path, input=[5, 6], add_special_tokens=False)["data"] == ids
+        refused(server, path, "input", "empty", input="", add_special_tokens=False)
+
+
 def test_dimensions_and_normalization(embedder: LiveServer, expected: list[list[float]]) -> None:
     refused(embedder, "/v1/embeddings", "dimensions", "one of 8, 16", input="a", dimensions=9)
     plain = ok(embedder, "/v1/embeddings", input=TEXTS[0], normalize=False)["data"][0]["embedding"]

@@ -21,7 +21,9 @@ from octavo.server.exchange import Exchange
 from octavo.server.openai.convert import split_prompts
 from octavo.server.openai.decode import decode
 from octavo.server.openai.pooling.replies import Vector
+from octavo.server.openai.pooling.types import InputRequest
 from octavo.server.openai.replies import PromptTokensDetails, Usage
+from octavo.server.openai.terms import in_terms
 from octavo.server.openai.types import MAX_PROMPTS
 from octavo.server.services import Services
 
@@ -84,9 +86,17 @@ async def run(
         await end_all(tasks)
 
 
-def split(source: str | list[int | str | list[int]]) -> list[Prompt]:
-    """The field `input` as prompts."""
-    return [parse_prompt(one) for one in split_prompts(source, "input")]
+async def inputs(services: Services, request: InputRequest) -> list[Prompt]:
+    """The field `input`."""
+    found = [parse_prompt(one) for one in split_prompts(request.input, "input")]
+    if request.add_special_tokens is not False:
+        return found
+    check_count(len(found), "input")
+    with in_terms({"prompt": "input"}):
+        return [
+            Prompt(None, await services.llm.encode(one.text, add_special_tokens=False)) if one.text is not None else one
+            for one in found
+        ]
 
 
 def usage(outputs: Sequence[AnyPoolingOutput]) -> Usage:

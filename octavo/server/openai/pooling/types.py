@@ -26,10 +26,16 @@ class PoolingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     user: Identifier | None = None
 
 
-class EmbeddingRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/embeddings. normalize: vLLM's older name of use_activation."""
+class InputRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """add_special_tokens: false leaves those out that the tokenizer puts around a text."""
 
     input: Input
+    add_special_tokens: bool | None = None
+
+
+class EmbeddingRequest(InputRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/embeddings. normalize: vLLM's older name of use_activation."""
+
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     normalize: bool | None = None
@@ -41,10 +47,8 @@ class PoolRequest(EmbeddingRequest, frozen=True, kw_only=True, forbid_unknown_fi
     task: Literal["embed", "classify", "token_embed"] | None = None
 
 
-class ClassifyRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClassifyRequest(InputRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """POST /classify."""
-
-    input: Input
 
 
 class ScoreRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
