@@ -26,7 +26,6 @@ from octavo.base.config.config import AUTO_LENGTH, EngineConfig, ModelConfig
 from octavo.base.config.resolve import resolve
 from octavo.base.errors import ConfigError, InputError, ModelFormatError
 from octavo.base.types.ports import Backend, Progress
-from octavo.base.types.sampling import SamplingParams
 from octavo.base.types.tensor import Weights
 from octavo.models.spec import ModelSpec
 
