@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from octavo.api.async_llm import AsyncLLM
-from octavo.api.build import Model
 from octavo.api.engine_process import EngineProcess
 from octavo.api.log import end_logging, set_up_logging
+from octavo.api.model import Model
 from octavo.api.pooling import default_task
 from octavo.base.collector import settle_collector
 from octavo.base.config.config import EngineConfig, ServerConfig
