@@ -20,7 +20,7 @@ from octavo.engine.grammar.grammar import GrammarError
 from octavo.engine.grammar.llguidance import LlguidanceGrammar, compile_matcher
 
 MOST_BYTES, MOST_S = 1024, 0.5
-"""Of each regex, and seconds for all of a form; what is left then passes."""
+"""Of each regex, and seconds of the processor for all of a form; what is left then passes."""
 _PRINTABLE = range(32, 127)
 _COUNT = re.compile(r"\{[0-9,]")
 _PATTERN = re.compile(r'"pattern"\s*:\s*("(?:[^"\\\n]|\\.)*")')
@@ -29,9 +29,9 @@ _TERMINAL = re.compile(r"/((?:[^/\\\n]|\\.)+)/")
 
 def check_followable(params: StructuredOutputsParams, tokenizer: LLTokenizer) -> None:
     """Raises InputError, naming the field. tokenizer: of a vocabulary that begins with the 256 bytes."""
-    end = time.monotonic() + MOST_S
+    end = time.process_time() + MOST_S
     for regex in regexes(params):
-        if time.monotonic() > end:
+        if time.process_time() > end:
             return
         try:
             matcher = compile_matcher(tokenizer, StructuredOutputsParams(regex=regex), ())
@@ -66,7 +66,7 @@ def regexes(params: StructuredOutputsParams) -> list[str]:
 
 def _follow(grammar: LlguidanceGrammar, end: float) -> None:
     rng = random.Random(0)  # the same answer for the same form
-    while grammar.num_taken < MOST_BYTES and time.monotonic() < end and not grammar.over():
+    while grammar.num_taken < MOST_BYTES and time.process_time() < end and not grammar.over():
         mask = grammar.mask()
         free = [byte for byte in range(256) if mask[byte >> 3] >> (byte & 7) & 1]
         if not free:
