@@ -306,12 +306,12 @@ class AsyncLLM:
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Text to token ids; long ones off the event loop."""
         if len(text) <= self._supervisor.short:
-            return self.model.text().encode(text, add_special_tokens=add_special_tokens)
-        return await self._run(self.model.text().encode, text, add_special_tokens=add_special_tokens)
+            return self.model.known_tokenizer().encode(text, add_special_tokens=add_special_tokens)
+        return await self._run(self.model.known_tokenizer().encode, text, add_special_tokens=add_special_tokens)
 
     async def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
         """Token ids to text, off the event loop."""
-        return await self._run(self.model.text().decode, token_ids, skip_special_tokens=skip_special_tokens)
+        return await self._run(self.model.known_tokenizer().decode, token_ids, skip_special_tokens=skip_special_tokens)
 
     async def call(self, name: str, **arguments: Any) -> Any:
         """A rare thing by name (engine.Engine.call). RequestFailedError where the engine refuses."""

@@ -46,7 +46,7 @@ class Model:
         """SamplingParams with what the model recommends."""
         return SamplingParams(**self.sampling)
 
-    def text(self) -> Tokenizer:
+    def known_tokenizer(self) -> Tokenizer:
         """The tokenizer; ConfigError with skip_tokenizer_init."""
         if self.tokenizer is None:
             raise ConfigError("there is no tokenizer: skip_tokenizer_init is set", param="skip_tokenizer_init")
@@ -59,7 +59,9 @@ class Model:
 
         named = {"default": self.template, "tool_use": self.tool_template}
         templates = {name: template for name, template in named.items() if template is not None}
-        return PretrainedTokenizer(self.text(), templates, name_or_path=self.config.tokenizer or self.config.model)
+        return PretrainedTokenizer(
+            self.known_tokenizer(), templates, name_or_path=self.config.tokenizer or self.config.model
+        )
 
     def template_for(self, tools: Sequence[Any] | None) -> ChatTemplate | None:
         """The chat template that a conversation with these tools, or without any, is rendered by."""

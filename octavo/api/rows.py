@@ -82,4 +82,4 @@ class Rows:
         """Prompts of one conversation, or of each of a list; options are Model.render_chat's, and OF_CHATS."""
         check_unused({name: options.pop(name) for name in OF_CHATS if name in options}, *OF_CHATS)
         rows = [self._model.render_chat(conversation, **options) for conversation in parse_conversations(messages)]
-        return [Prompt(self._model.text().decode(ids, skip_special_tokens=False), ids) for ids in rows]
+        return [Prompt(self._model.known_tokenizer().decode(ids, skip_special_tokens=False), ids) for ids in rows]

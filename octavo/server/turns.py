@@ -27,7 +27,7 @@ class Turns:
     def _next(self) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
-            if not turn.done():  # its request was given up
+            if not turn.done():  # else its request was given up
                 turn.set_result(None)
                 asyncio.get_running_loop().call_soon(self._next)
                 return

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from octavo.api import supervisor
+from octavo.api.prompts import SHORT, SHORT_AMONG_MANY
 from octavo.api.socket_client import SocketClient
 from octavo.api.streams import Stream
 from octavo.api.supervisor import Supervisor
@@ -94,6 +95,14 @@ def test_between_first_outputs_and_others_few_streams_let_the_sending_thread_run
         assert await case.read("ab") == ["push a", "push b", "tell a", "tell b", "sent a", "sent b"]
 
     asyncio.run(test())
+
+
+def test_among_many_streams_shorter_texts_are_tokenized_on_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    monkeypatch.setattr(supervisor, "FEW_STREAMS", 3)
+    assert case.supervisor.short == SHORT
+    monkeypatch.setattr(supervisor, "FEW_STREAMS", 2)
+    assert case.supervisor.short == SHORT_AMONG_MANY < SHORT
 
 
 def test_what_was_read_is_taken_before_the_process_is_lost() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from octavo.base.errors import InputError
 from octavo.engine.grammar.gbnf import FIELD, Node, Ranges, parse, united
@@ -20,6 +21,7 @@ MAX_REGEX_DEPTH = 100
 MAX_PLACES = 2048
 
 
+@lru_cache(maxsize=4)  # a check compiles it, and then looks for its regexes
 def gbnf_to_lark(text: str) -> str:
     """Raises InputError naming line and fault."""
     return _Converter(parse(text)).lark()

@@ -86,7 +86,7 @@ def explain(text: str, kind: type[msgspec.Struct], *, where: str = "") -> InputE
 
 def _choices(kind: type[msgspec.Struct], path: str) -> list[str]:
     """The values that the field at `path` may have, where they are words."""
-    found: list[inspect.Type] = [inspect.type_info(kind)]
+    found: list[inspect.Type] = [_type_info(kind)]
     words: list[Any] = []
     for name in re.findall(r"[A-Za-z_]\w*", path):
         structs = [one for one in found if isinstance(one, inspect.StructType)]
@@ -95,6 +95,12 @@ def _choices(kind: type[msgspec.Struct], path: str) -> list[str]:
         found = [part for field in fields for part in _parts(field.type)]
     words += [value for one in found if isinstance(one, inspect.LiteralType) for value in one.values]
     return [repr(word) for word in dict.fromkeys(words)]
+
+
+@functools.cache
+def _type_info(kind: type[msgspec.Struct]) -> inspect.Type:
+    """Of a request's type: it takes milliseconds to find."""
+    return inspect.type_info(kind)
 
 
 def _parts(kind: inspect.Type) -> Iterator[inspect.Type]:
