@@ -108,6 +108,7 @@ ALIASES = {
     "add_special_tokens": ("prompt",),
     "instructions": ("input",),
     "add_generation_prompt": ("continue_final_message",),
+    "messages": ("prompt",),
 }
 
 
@@ -123,9 +124,16 @@ def test_a_wrong_type_names_the_field(shared: LiveServer, path: str, name: str, 
 def test_null_is_not_given(shared: LiveServer, path: str, name: str, base: dict[str, Any]) -> None:
     answer = shared.post(path, with_field(base, name, "null"))
     if name in base and name in ("prompt", "messages", "tokens", "input"):
-        assert check_form(answer)["param"] == name
+        assert check_form(answer)["param"] in (name, *ALIASES.get(name, ()))
     else:
         assert answer.status_code == 200, answer.text
+
+
+def test_null_beside_the_other_form_of_tokenize(shared: LiveServer) -> None:
+    for body in ({"prompt": "hi", "messages": None}, {"messages": MESSAGES, "prompt": None}):
+        answer = shared.post("/tokenize", body)
+        assert answer.status_code == 200, answer.text
+    assert check_form(shared.post("/tokenize", {"prompt": "hi", "messages": MESSAGES}))["param"] == "prompt"
 
 
 @pytest.mark.parametrize(("path", "kind", "base"), ROUTES, ids=lambda value: getattr(value, "__name__", ""))

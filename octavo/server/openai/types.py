@@ -197,6 +197,7 @@ class TokenizeTextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """POST /tokenize of a text."""
 
     prompt: str
+    messages: None = None
     model: Annotated[str, Meta(max_length=512)] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
@@ -206,6 +207,7 @@ class TokenizeChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """POST /tokenize of a conversation."""
 
     messages: Messages
+    prompt: None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     documents: list[dict[str, Any]] | None = None
