@@ -371,6 +371,21 @@ def test_an_upload_as_dotnet_writes_it(shared: LiveServer) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        (rb'"a\"b.jsonl"', 'a"b.jsonl'),  # as Python's requests of old, curl and RFC 2616 write a quote
+        (rb'"a%22b.jsonl"', 'a"b.jsonl'),  # as browsers and httpx do
+        (rb'"a\\b.jsonl"', r"a\b.jsonl"),
+        (rb'"C:\temp\b.jsonl"', r"C:\temp\b.jsonl"),
+    ],
+)
+def test_quotes_in_the_name_of_an_upload(shared: LiveServer, written: bytes, name: str) -> None:
+    body = PART + FILE.replace(b'"f"', written) + b"--b--"
+    answer = shared.client.post("/v1/files", content=body, headers={"content-type": FORM})
+    assert (answer.status_code, answer.json().get("filename")) == (200, name), answer.text
+
+
+@pytest.mark.parametrize(
     ("path", "param"),
     [
         ("/v1/files?limit=0", "limit"),

@@ -12,7 +12,9 @@ MAX_FIELDS = 16
 MAX_BOUNDARY = 70
 MAX_HEAD = 8192
 # .NET's clients write quotes only where they must
-_PARAM = re.compile(rb';\s*(name|filename)=(?:"([^"\r\n]{0,512})"|([^\s";]{1,512}))', re.I)
+_PARAM = re.compile(rb';\s*(name|filename)=(?:"((?:[^"\\\r\n]|\\[^\r\n]){0,512})"|([^\s";]{1,512}))', re.I)
+# Within quotes: RFC 9110 puts a backslash before a quote, browsers write %22. Before other letters it is a path's own.
+_ESCAPED = re.compile(rb'\\(["\\])|%22')
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def parse_form(content_type: bytes, body: bytes) -> dict[str, Field]:
         head, separator, content = part.partition(b"\r\n\r\n")
         if len(head) > MAX_HEAD:
             raise InputError(f"a field's headers are longer than {MAX_HEAD} bytes")
-        params = {key.lower(): quoted or bare for key, quoted, bare in _PARAM.findall(_disposition(head))}
+        params = {key.lower(): _plain(quoted) or bare for key, quoted, bare in _PARAM.findall(_disposition(head))}
         name = params.get(b"name", b"").decode(errors="replace")
         if not separator or not name or name in fields:
             raise InputError("a field of the form has no name, or one that came before")
@@ -55,6 +57,10 @@ def _boundary(content_type: bytes) -> bytes:
         return b""
     pairs = (param.partition(b"=") for param in params)
     return next((value.strip().strip(b'"') for name, _, value in pairs if name.strip().lower() == b"boundary"), b"")
+
+
+def _plain(quoted: bytes) -> bytes:
+    return _ESCAPED.sub(lambda found: found[1] or b'"', quoted)
 
 
 def _disposition(head: bytes) -> bytes:
