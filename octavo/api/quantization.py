@@ -90,7 +90,9 @@ def quantized_matrices(model: Model, names: Mapping[str, str]) -> dict[str, Matr
 
 
 def _stored_method(model: Model) -> str | None:
-    if model.path.suffix == ".gguf" or model.checkpoint.format == "gguf":
+    from octavo.weights.gguf import is_gguf
+
+    if is_gguf(model.path.name) or model.checkpoint.format == "gguf":
         return "gguf"
     quantization = model.checkpoint.quantization
     return None if quantization is None else quantization.method

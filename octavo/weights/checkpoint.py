@@ -14,7 +14,16 @@ from typing import Any, Literal
 from octavo.base.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from octavo.base.types.tensor import StoredTensor
 from octavo.weights.files import map_file, read_json, release
-from octavo.weights.gguf import GgufFile, GgufHeader, TensorInfo, gguf_models, read_gguf, read_header, split_parts
+from octavo.weights.gguf import (
+    GgufFile,
+    GgufHeader,
+    TensorInfo,
+    gguf_models,
+    is_gguf,
+    read_gguf,
+    read_header,
+    split_parts,
+)
 from octavo.weights.gguf_config import gguf_config, gguf_generation_config, hugging_face_name
 from octavo.weights.quantization import Quantization, read_quantization
 from octavo.weights.safetensors import INDEX, WHOLE, SafetensorsFile, read_index, read_safetensors
@@ -96,7 +105,7 @@ def open_tokenizer(path: Path) -> Checkpoint:
     """Only what a tokenizer needs, of a .gguf file or of a folder, which may lack config.json."""
     path = Path(path)
     source = folder_tokenizer(path)
-    if source is None and (not path.is_dir() or any(path.glob("*.gguf"))):
+    if source is None and (not path.is_dir() or _ggufs(path)):
         return open_checkpoint(path, load_format="dummy")
     return Checkpoint(
         path=path,
@@ -114,7 +123,7 @@ def open_tokenizer(path: Path) -> Checkpoint:
 def _gguf_file(path: Path, load_format: str) -> Path | None:
     """The .gguf file to open, or None where the folder's safetensors (or config.json) are meant."""
     if path.is_file():
-        if path.suffix != ".gguf":
+        if not is_gguf(path.name):
             return None
         if load_format == "safetensors":
             raise ConfigError(f"load_format is safetensors, but {path.name} is a GGUF file", param="load_format")
@@ -124,11 +133,15 @@ def _gguf_file(path: Path, load_format: str) -> Path | None:
         return None
     if load_format == "auto" and has_config and any(path.glob("*.safetensors")):
         return None
-    files = sorted(file.name for file in path.glob("*.gguf"))
+    files = _ggufs(path)
     models = gguf_models(files)
     if len(models) > 1:
         raise ModelFormatError(f"{path} holds {len(models)} models ({', '.join(models[:8])}); give one file's path")
     return path / (models or files)[0] if files else None
+
+
+def _ggufs(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("*") if is_gguf(file.name))
 
 
 def _from_gguf(

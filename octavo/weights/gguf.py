@@ -43,7 +43,7 @@ TENSOR_TYPES = {
 # The least bytes of one key (name length, type, value) and of one tensor description (name length, dims, type, offset).
 LEAST_KEY, LEAST_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
 
-SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.gguf)$", re.I)
 
 # Elements of a list outside `tokenizer.*` from which on it is passed over: those that are read have one a layer.
 MAX_LIST = 1 << 16
@@ -230,15 +230,21 @@ def split_parts(name: str) -> list[str]:
     match = SPLIT_NAME.match(name)
     if match is None:
         return [name]
-    stem, number, count = match["stem"], int(match["number"]), int(match["count"])
+    stem, number, count, end = match["stem"], int(match["number"]), int(match["count"]), match["end"]
     if number != 1 or not 1 <= count <= 9999:
-        raise ModelFormatError(f"{name} is not the first part of a split model; give {stem}-00001-of-{count:05d}.gguf")
-    return [f"{stem}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1)]
+        raise ModelFormatError(f"{name} is not the first part of a split model; give {stem}-00001-of-{count:05d}{end}")
+    return [f"{stem}-{part:05d}-of-{count:05d}{end}" for part in range(1, count + 1)]
+
+
+def is_gguf(name: str) -> bool:
+    """By the end of a file's name; some write it in capitals."""
+    return name.lower().endswith(".gguf")
 
 
 def gguf_models(names: Iterable[str]) -> list[str]:
-    """Of .gguf file names or paths, those that are a whole model or the first part of one."""
-    return [name for name in names if (match := SPLIT_NAME.match(name)) is None or int(match["number"]) == 1]
+    """Of file names or paths, the .gguf that are a whole model or the first part of one."""
+    ggufs = filter(is_gguf, names)
+    return [name for name in ggufs if (match := SPLIT_NAME.match(name)) is None or int(match["number"]) == 1]
 
 
 def _preamble(cursor: _Cursor) -> tuple[int, int, int]:

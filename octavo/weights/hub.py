@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 from octavo.base.config.env import cache_folder
 from octavo.base.errors import ModelFormatError, ModelNotFoundError, OctavoError
 from octavo.weights.files import map_file, read_text
-from octavo.weights.gguf import IncompleteHeaderError, read_header
-from octavo.weights.repository import TOKENIZER, WEIGHTS, choose, small_files
+from octavo.weights.gguf import IncompleteHeaderError, is_gguf, read_header
+from octavo.weights.repository import TOKENIZER, choose, is_weights, small_files
 from octavo.weights.safetensors import INDEX, read_index
 from octavo.weights.transfer import Body, Interrupted, RemoteFile, fetch_beginning, fetch_blob
 
@@ -83,11 +83,11 @@ def download(
             return _cached(place, file, with_weights=with_weights, why=listing)
         wanted, gguf = choose(place.repo, listing.sizes, file, indexed=_indexed(place, listing, file))
         if on_listing is not None:
-            on_listing(sum(listing.sizes[name] for name in wanted if name.endswith(WEIGHTS)))
+            on_listing(sum(listing.sizes[name] for name in wanted if is_weights(name)))
         if not with_weights and gguf:
             return _fetch_headers(place, listing, wanted) / Path(gguf).name
         if not with_weights:
-            wanted = [name for name in wanted if not name.endswith(WEIGHTS)]
+            wanted = [name for name in wanted if not is_weights(name)]
         folder = _fetch(place, listing, wanted, progress)
         return folder / gguf if gguf else folder
 
@@ -115,7 +115,7 @@ def download_tokenizer(
                     return folder
             elif TOKENIZER in listing.sizes:
                 return _fetch(place, listing, small_files(listing.sizes), progress)
-            elif not any(name.endswith(".gguf") for name in listing.sizes):
+            elif not any(map(is_gguf, listing.sizes)):
                 raise ModelFormatError(f"{place} has no {TOKENIZER} and no .gguf file", param="tokenizer")
     return download(
         repo, file, revision=revision, token=token, cache_dir=cache_dir, progress=progress, with_weights=False
@@ -169,7 +169,7 @@ def _fetch(place: _Place, listing: _Listing, wanted: list[str], progress: Progre
                 progress(place.repo, min(done, total), total)
 
         for name in wanted:
-            if name.endswith(WEIGHTS):
+            if is_weights(name):
                 _fetch_weights(place, listing, name, count)
         folder = _client(place, wanted)
         count(total - done)
@@ -327,7 +327,7 @@ def _cached(place: _Place, file: str | None, *, with_weights: bool, why: Excepti
     if file is None and "config.json" in there:
         if not with_weights:
             return folder
-        if not any(name.endswith(WEIGHTS) for name in there):
+        if not any(is_weights(name) for name in there):
             _raise_absent(f"{folder} has no weights", why)
     _, gguf = choose(f"{place.repo} (offline, in {folder})", there, file)
     return folder / gguf if gguf else folder

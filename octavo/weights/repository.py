@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
 
 from octavo.base.errors import ModelFormatError, ModelNotFoundError
-from octavo.weights.gguf import gguf_models, split_parts
+from octavo.weights.gguf import gguf_models, is_gguf, split_parts
 from octavo.weights.safetensors import INDEX, WHOLE
 
 SMALL_FILES = (
@@ -24,7 +24,6 @@ SMALL_FILES = (
     INDEX,
 )
 TOKENIZER = "tokenizer.json"
-WEIGHTS = (".safetensors", ".gguf")
 SHARD = re.compile(r"^[^/]+-\d{5}-of-\d{5}\.safetensors$")
 
 
@@ -39,7 +38,7 @@ def choose(
         folder, _, name = file.rpartition("/")
         parts = [f"{folder}/{part}" if folder else part for part in split_parts(name)]
         if missing := [part for part in parts if part not in sizes]:
-            there = ", ".join(sorted(n for n in sizes if n.endswith(".gguf"))[:20]) or "none"
+            there = ", ".join(sorted(filter(is_gguf, sizes))[:20]) or "none"
             raise ModelNotFoundError(f"{repo} has no file {missing[0]}; its .gguf files are: {there}", param="model")
         return parts, file
     weights = [name for name in sizes if "/" not in name and name.endswith(".safetensors")]
@@ -51,7 +50,7 @@ def choose(
         weights = [name for name in weights if SHARD.match(name)] or weights
     if weights and "config.json" in sizes:
         return weights + small_files(sizes), None
-    ggufs = gguf_models(sorted(name for name in sizes if name.endswith(".gguf")))
+    ggufs = gguf_models(sorted(sizes))
     if len(ggufs) == 1:
         return choose(repo, sizes, ggufs[0])
     if ggufs:
@@ -62,6 +61,10 @@ def choose(
         "read because loading them can run code. Take another repository or revision",
         param="model",
     )
+
+
+def is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") or is_gguf(name)
 
 
 def small_files(sizes: Mapping[str, int]) -> list[str]:

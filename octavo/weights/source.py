@@ -20,7 +20,7 @@ PACKAGE = "package:"
 # A hub id; the file may lie in a folder of the repository.
 HUB_ID = re.compile(
     r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
-    r"(:(?P<file>(?!(.*/)?\.{1,2}/)[^/:\\\x00-\x1f][^:\\\x00-\x1f]*\.gguf))?$"
+    r"(:(?P<file>(?!(.*/)?\.{1,2}/)[^/:\\\x00-\x1f][^:\\\x00-\x1f]*\.(?i:gguf)))?$"
 )
 
 
@@ -130,7 +130,7 @@ def _package_folders(module: str) -> list[Path]:
 
 
 def _models(root: Path) -> list[Path]:
-    files = [path for path in root.rglob("*.gguf") if gguf_models([path.name])]
+    files = [path for path in root.rglob("*") if gguf_models([path.name])]
     return files + [path.parent for path in root.rglob("config.json") if any(path.parent.glob("*.safetensors"))]
 
 

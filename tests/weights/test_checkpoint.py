@@ -81,16 +81,27 @@ def test_gguf_in_a_folder(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_gguf_in_capitals(tmp_path: Path) -> None:
+    make.write_gguf(tmp_path / "M.GGUF")
+    assert open_checkpoint(tmp_path / "M.GGUF").format == "gguf"
+    assert open_checkpoint(tmp_path).path == tmp_path / "M.GGUF"
+    assert open_tokenizer(tmp_path).tokenizer is not None
+    first, second = split(tmp_path, end="Gguf")
+    assert len(open_checkpoint(first).tensors) == len(make.matrices("llama"))
+    with pytest.raises(ModelFormatError, match=r"give m-00001-of-00002\.Gguf"):
+        open_checkpoint(second)
+
+
 def test_safetensors_win_over_gguf_unless_asked(tmp_path: Path) -> None:
     make.write_gguf(folder_with(tmp_path) / "m.gguf")
     assert open_checkpoint(tmp_path).format == "safetensors"
     assert open_checkpoint(tmp_path, load_format="gguf").format == "gguf"
 
 
-def split(tmp_path: Path, *, count: int = 2) -> list[Path]:
+def split(tmp_path: Path, *, count: int = 2, end: str = "gguf") -> list[Path]:
     """A tiny model over two files, as llama.cpp's splitter names and marks them."""
     tensors = list(make.random_tensors(make.matrices("llama")).items())
-    paths = [tmp_path / f"m-{i + 1:05d}-of-00002.gguf" for i in range(2)]
+    paths = [tmp_path / f"m-{i + 1:05d}-of-00002.{end}" for i in range(2)]
     for i, path in enumerate(paths):
         writer = make.gguf_writer(path, "llama")
         writer.add_uint16("split.count", count)

@@ -81,6 +81,9 @@ def test_one_gguf_file(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
     assert other["error"] == "ModelNotFoundError"
     several = resolve("org/name")
     assert "org/name:a.gguf, org/name:b.gguf" in several["message"]
+    hub.add("org/capitals", {"C.GGUF": b"C"})
+    for name in ("org/capitals:C.GGUF", "org/capitals"):
+        assert Path(resolve(name, download_dir=str(cache))["path"]).read_bytes() == b"C"
     missing = resolve("org/name:c.gguf")
     assert "no file c.gguf" in missing["message"]
     assert "a.gguf, b.gguf" in missing["message"]

@@ -69,6 +69,11 @@ def test_package_with_one_gguf(package: Path) -> None:
     assert "carrier_of_model" not in sys.modules
 
 
+def test_package_with_a_gguf_in_capitals(package: Path) -> None:
+    (package / "M.GGUF").write_bytes(b"")
+    assert resolve_source("package:carrier_of_model") == package / "M.GGUF"
+
+
 def test_package_with_a_folder(package: Path) -> None:
     make.write_config(package / "model")
     (package / "model" / "model.safetensors").write_bytes(b"")
