@@ -168,7 +168,8 @@ def test_coheres_embeddings(embedder: LiveServer, expected: list[list[float]]) -
     prefixed = ok(embedder, "/v1/embeddings", input="query: " + TEXTS[0])["data"][0]["embedding"]
     np.testing.assert_allclose(query, prefixed, atol=1e-6)
     assert ok(embedder, "/v2/embed", texts=["fox " * 50])["meta"]["billed_units"]["input_tokens"] == 32
-    refused(embedder, "/v2/embed", "texts", "32", texts=["fox " * 50], truncate="NONE")
+    refused(embedder, "/v2/embed", "texts", "takes 32: ", texts=["fox " * 50], truncate="NONE")
+    refused(embedder, "/v2/embed", "texts", " by truncate END", texts=["fox " * 50], truncate="NONE")
     assert check_form(embedder.post("/v2/embed", {"texts": ["a"], "truncate": "START"}))["param"] == "truncate"
     refused(embedder, "/v2/embed", "max_tokens", "max_tokens=99 is more", texts=["a"], max_tokens=99)
     refused(embedder, "/v2/embed", "output_dimension", "output_dimension must be", texts=["a"], output_dimension=9)

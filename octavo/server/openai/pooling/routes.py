@@ -120,9 +120,13 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
     names = PROMPTS[request.input_type] if request.input_type else ()
     prefix = next((known[name] for name in names if name in known), "")
     prompts = [Prompt(prefix + text, None) for text in request.texts]
-    with in_terms(COHERES_NAMES):
-        params = PoolingParams(task="embed", dimensions=request.output_dimension, truncate_prompt_tokens=longest)
-        outputs = await run(services, prompts, params, name="texts", request=request)
+    try:
+        with in_terms(COHERES_NAMES):
+            params = PoolingParams(task="embed", dimensions=request.output_dimension, truncate_prompt_tokens=longest)
+            outputs = await run(services, prompts, params, name="texts", request=request)
+    except InputError as error:  # of texts that are too long: the remedy is another field's here
+        told = error.message.replace("truncate_prompt_tokens", "truncate END")
+        raise type(error)(told, param=error.param) from None
     embeddings = {
         kind: [shown(output.outputs.data, kind) for output in outputs]
         for kind in dict.fromkeys(request.embedding_types or ["float"])
