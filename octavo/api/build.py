@@ -89,6 +89,8 @@ def open_model(
     )
     spec, labels, prompts = _build_spec(config, checkpoint)
     tokenizer = _open_tokenizer(located, checkpoint) if wanted else None
+    if tokenizer is not None and config.tokenizer is not None:
+        _check_vocabulary(tokenizer, config.tokenizer, spec.vocab_size)
     return Model(
         config=config,
         path=path,
@@ -134,6 +136,18 @@ def _open_tokenizer(located: ModelConfig, checkpoint: Checkpoint) -> Tokenizer:
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     heap.trim()
     return tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, name: str, vocab_size: int) -> None:
+    """ConfigError for a tokenizer of another model, which most texts would be refused with."""
+    # without control tokens: Gemma 3's has one for images, which its models of text alone lack
+    count = tokenizer.backend.get_vocab_size(with_added_tokens=False)
+    if count > vocab_size:
+        raise ConfigError(
+            f"tokenizer={name} has {count} tokens and the model {vocab_size}: it is another model's; leave it out, "
+            "or name one of this model",
+            param="tokenizer",
+        )
 
 
 def open_text(name: str) -> tuple[Tokenizer, ChatTemplate | None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from transformers import AutoTokenizer
 
 from octavo import LLM, SamplingParams
 from octavo.api.arguments import engine_config
@@ -16,6 +17,7 @@ from octavo.api.engine_process import spawn
 from octavo.backends.cpu import native, packed, packed_file
 from octavo.base import heap
 from octavo.base.config.config import ModelConfig
+from octavo.base.errors import ConfigError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 SMALL = {"device": "cpu", "kv_cache_memory_bytes": 2 << 20, "threads": 1}
@@ -86,6 +88,19 @@ def test_the_second_start_maps_the_weights(llama: str, tmp_path: Path, monkeypat
     monkeypatch.setenv("OCTAVO_PACKED_CACHE", "0")
     with pytest.raises(TypeError):
         answer()
+
+
+def test_a_tokenizer_of_a_larger_model(llama: str, tmp_path: Path) -> None:
+    """Ordinary tokens that the model lacks; control tokens beyond, as of Gemma 3's images, are passed over."""
+    words = AutoTokenizer.from_pretrained(llama)
+    fits = ModelConfig(model=llama, tokenizer=str(tmp_path))
+    words.add_special_tokens({"additional_special_tokens": [f"<image_{number}>" for number in range(9)]})
+    words.save_pretrained(tmp_path)
+    assert open_model(fits).tokenizer is not None
+    small = msgspec.structs.replace(fits, load_format="dummy", hf_overrides={"vocab_size": 300})
+    with pytest.raises(ConfigError, match=rf"^tokenizer={tmp_path} has {words.vocab_size} tokens and the model 300:"):
+        open_model(small)
+    open_model(msgspec.structs.replace(small, tokenizer=None))  # the model's own is its author's affair
 
 
 def test_an_opened_model_holds_no_vocabulary(llama: str) -> None:
