@@ -264,6 +264,21 @@ def test_custom_prompts_are_messages_unless_told(llama: str, tmp_path: Path) -> 
     assert rendered[0].prompt_len == len(rendered[0].prompt) > plain[0].prompt_len
 
 
+def test_custom_prompts_bring_their_lengths(llama: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "one", "output_tokens": 7}\n{"prompt": "two", "output_tokens": "9"}\n')
+    asked = {"dataset_name": "custom", "dataset_path": str(path), "num_prompts": 2, "disable_shuffle": True}
+    assert [one.output_len for one in samples(llama, **asked)] == [256, 256]
+    assert [one.output_len for one in samples(llama, **asked, custom_output_len=-1)] == [7, 9]
+    assert [one.output_len for one in samples(llama, **asked, custom_output_len=-1, output_len=3)] == [3, 3]
+    with pytest.raises(ConfigError, match="--custom-output-len=0"):
+        samples(llama, **asked, custom_output_len=0)
+    for row in ("{}", '{"output_tokens": 0}', '{"output_tokens": "x"}', '{"output_tokens": [1]}'):
+        path.write_text(row.replace("{", '{"prompt": "a", ').replace(", }", "}"))
+        with pytest.raises(ConfigError, match=r"p\.jsonl: .*output_tokens"):
+            samples(llama, **asked, custom_output_len=-1)
+
+
 @pytest.mark.parametrize(
     ("text", "words"), [("{", "not JSON"), ("[1]", '"prompt"'), ('{"prompt": 3}', '"prompt"'), ("", "no usable prompt")]
 )

@@ -168,13 +168,15 @@ def _sharegpt(options: DatasetOptions, texts: Texts, rng: random.Random) -> list
 
 
 def _custom(options: DatasetOptions, texts: Texts, rng: random.Random) -> list[Sample]:
-    """{"prompt": text} a line."""
+    """{"prompt": text} a line; with custom_output_len=-1 {"prompt": text, "output_tokens": number}."""
     rows = [_parse(options, line) for line in _read(options).split("\n") if line.strip()]
     if not all(isinstance(row, dict) and isinstance(row.get("prompt"), str) for row in rows):
         raise _bad_file(options, 'every line must be an object with a text "prompt"')
     if not options.disable_shuffle:
         rng.shuffle(rows)
     output_len = options.output_len or options.custom_output_len
+    if not output_len:
+        raise ConfigError("--custom-output-len=0: must be at least 1, or -1", param="--custom-output-len")
     found = []
     for row in rows[: options.num_prompts]:
         prompt: str | list[int] = row["prompt"]
@@ -183,8 +185,18 @@ def _custom(options: DatasetOptions, texts: Texts, rng: random.Random) -> list[S
         length = len(prompt) if isinstance(prompt, list) else 0
         if isinstance(prompt, str) and texts.tokenizer is not None:
             length = len(texts.tokenizer.encode(prompt))
-        found.append(Sample(prompt, length, output_len))
+        found.append(Sample(prompt, length, _output_tokens(options, row) if output_len == -1 else output_len))
     return found
+
+
+def _output_tokens(options: DatasetOptions, row: dict[str, Any]) -> int:
+    try:
+        length = int(row.get("output_tokens", 0))
+    except (ValueError, TypeError):
+        length = 0
+    if length < 1:
+        raise _bad_file(options, "--custom-output-len is -1, so every line needs a number output_tokens, from 1")
+    return length
 
 
 def _read(options: DatasetOptions) -> str:

@@ -73,7 +73,9 @@ class DatasetOptions(msgspec.Struct, frozen=True, kw_only=True):
     sharegpt_output_len: Annotated[
         Positive | None, _d("sharegpt: tokens of an output; those of the file's answer where not given.")
     ] = None
-    custom_output_len: Annotated[int, _d("custom: tokens of an output.", ge=1)] = 256
+    custom_output_len: Annotated[int, _d("custom: tokens of an output; -1: each line's own output_tokens.", ge=-1)] = (
+        256
+    )
     skip_chat_template: Annotated[bool, _d("custom: the prompts are texts as they are, no user's messages.")] = False
     disable_shuffle: Annotated[bool, _d("Take a file's rows in its order.")] = False
     oversample: Annotated[bool, _d("Take a file's rows again where it has fewer than --num-prompts.")] = True
