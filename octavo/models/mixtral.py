@@ -22,13 +22,16 @@ LAYER_NAMES: dict[str, str] = {
 
 
 def spec(config: Mapping[str, Any]) -> ModelSpec:
-    """The chosen experts' probabilities are always divided by their sum; sliding_window is null where not given."""
+    """The chosen experts' probabilities are always divided by their sum; sliding_window is null where not given.
+
+    num_experts is another name for num_local_experts, and wins as in Transformers.
+    """
     defaults = {"sliding_window": None, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "intermediate_size": 14_336}
     c = Config({**defaults, **config})
     dense = mistral.spec(c.values)
     moe = read_moe(
         c,
-        experts=c.integer("num_local_experts", default=c.integer("num_experts", default=8)),
+        experts=c.integer("num_experts", default=c.integer("num_local_experts", default=8)),
         top_k=c.integer("num_experts_per_tok", default=2),
         width=c.integer("intermediate_size"),
         renormalize=True,

@@ -16,13 +16,13 @@ __all__ = ["names", "spec"]
 
 
 def spec(config: Mapping[str, Any]) -> ModelSpec:
-    """use_sliding_window puts a window on every layer; num_local_experts is another name for num_experts."""
+    """use_sliding_window puts a window on every layer; num_local_experts wins over num_experts."""
     defaults = {"num_key_value_heads": 4, "intermediate_size": 6144}
     c = Config({**defaults, **config, "max_window_layers": 0, "layer_types": None})
     dense = qwen3.spec({**c.values, "head_dim": read_heads(c).head_dim})
     moe = read_moe(
         c,
-        experts=c.integer("num_experts", default=c.integer("num_local_experts", default=128)),
+        experts=c.integer("num_local_experts", default=c.integer("num_experts", default=128)),
         top_k=c.integer("num_experts_per_tok", default=8),
         width=c.integer("moe_intermediate_size", default=768),
         renormalize=c.flag("norm_topk_prob"),

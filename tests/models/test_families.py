@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def _old_form(config: dict[str, Any]) -> dict[str, Any]:
     old["rope_scaling"] = {"type": rope["rope_type"], **scaling} if scaling else None
     old["torch_dtype"] = old.pop("dtype", "float32")
     return old
+
+
+@pytest.mark.parametrize(("family", "used"), [("qwen3_moe", "num_local_experts"), ("mixtral", "num_experts")])
+def test_two_numbers_of_experts(family: str, used: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Of two that differ the same one counts as with Transformers, which loads such a checkpoint."""
+    shutil.copytree(folders[family], tmp_path / family)
+    config = read_config(tmp_path / family)
+    count = config.pop("num_experts", None) or config["num_local_experts"]
+    config |= {"num_experts": count + 7, "num_local_experts": count + 7, used: count}
+    (tmp_path / family / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokens = checkpoints.prompt(20)
+    spec = build_spec(config)
+    ours = reference_forward.forward(spec, read_weights(tmp_path / family, spec, config), tokens)
+    np.testing.assert_allclose(ours, checkpoints.hf_logits(tmp_path / family, tokens), rtol=0, atol=1e-4)
 
 
 def test_published_gemma_configs_leave_defaults_out() -> None:
