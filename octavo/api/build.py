@@ -73,7 +73,7 @@ def open_model(
 
     with_weights=False downloads headers and configs only, which is enough for all but the engine.
     """
-    from octavo.weights.checkpoint import open_checkpoint
+    from octavo.weights.checkpoint import names_dtype, open_checkpoint
 
     sizes: list[int] = []
     engine = EngineConfig(model=config)
@@ -88,6 +88,9 @@ def open_model(
         with_tokenizer=wanted and located.tokenizer is None,
     )
     spec, labels, prompts = _build_spec(config, checkpoint)
+    stored = checkpoint.total_bytes or sum(sizes) or None
+    if not checkpoint.tensors and not names_dtype(checkpoint.config) and stored and stored < 3 * spec.num_parameters():
+        spec = replace(spec, dtype="bfloat16")  # of weights that were not read: two bytes a number
     tokenizer = _open_tokenizer(located, checkpoint) if wanted else None
     if tokenizer is not None and config.tokenizer is not None:
         _check_vocabulary(tokenizer, config.tokenizer, spec.vocab_size)
@@ -95,7 +98,7 @@ def open_model(
         config=config,
         path=path,
         checkpoint=replace(checkpoint, tokenizer=None),  # a vocabulary's lists take tens of megabytes
-        stored_bytes=checkpoint.total_bytes or sum(sizes) or None,
+        stored_bytes=stored,
         spec=spec,
         tokenizer=tokenizer,
         template=None if tokenizer is None else _open_template(config, checkpoint, tokenizer),

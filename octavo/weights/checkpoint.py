@@ -38,7 +38,7 @@ from octavo.weights.tokenizer_source import (
     gguf_tool_template,
 )
 
-__all__ = ["Checkpoint", "GgufTokenizer", "TokenizerFiles", "open_checkpoint", "open_tokenizer"]
+__all__ = ["Checkpoint", "GgufTokenizer", "TokenizerFiles", "names_dtype", "open_checkpoint", "open_tokenizer"]
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -218,15 +218,20 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
 
 def _with_dtype(config: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """The config; one that names no dtype, with that of most bytes of the weights, as far as they are here."""
-    text = config.get("text_config")
-    for keys in (config, text if isinstance(text, dict) else {}):
-        if keys.get("dtype") is not None or keys.get("torch_dtype") is not None:
-            return config
+    if names_dtype(config):
+        return config
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
         if tensor.scheme.name in DTYPES:
             sizes[DTYPES[tensor.scheme.name]] += tensor.nbytes
     return {**config, "dtype": sizes.most_common(1)[0][0]} if sizes else config
+
+
+def names_dtype(config: Mapping[str, Any]) -> bool:
+    """Whether a config tells the weights' element type."""
+    text = config.get("text_config")
+    places = (config, text if isinstance(text, dict) else {})
+    return any(keys.get(key) is not None for keys in places for key in ("dtype", "torch_dtype"))
 
 
 def _lacks_weights(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import weight_files as make
 from fake_hub import FakeHub
+from safetensors.torch import load_file, save_file
 
 from octavo.cli import main
 
@@ -67,6 +68,27 @@ def test_plan_of_safetensors(
     assert hub.bodies()
     assert not [seen for seen in hub.seen if (seen.file or "").endswith(".safetensors")]
     assert {seen.revision for seen in hub.seen if "org/name" in seen.path} <= {"v2", commit}
+
+
+def test_plan_of_a_config_without_dtype(
+    hub: FakeHub,
+    octavo: Callable[..., str],
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Half of float32's bytes are numbers of two bytes, in the cache, too; here the headers tell, there they do not."""
+    local, tensors = tmp_path / "local", load_file(checkpoint("llama") / "model.safetensors")
+    local.mkdir()
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, local / "model.safetensors")
+    config = json.loads((checkpoint("llama") / "config.json").read_text())
+    config.pop("dtype", None)
+    (local / "config.json").write_text(json.dumps(config))
+    hub.add("org/name", {path.name: path.read_bytes() for path in local.iterdir()})
+    row, known = json.loads(octavo("plan", "org/name", "--json")), local_plan(local, capsys)
+    assert row.pop("weight_bytes") == pytest.approx(known.pop("weight_bytes"), rel=0.02)  # the hub's has the header
+    assert without_place(row) == without_place(known)
+    assert row["kv_bytes_per_token"] < local_plan(checkpoint("llama"), capsys)["kv_bytes_per_token"]
 
 
 def test_plan_of_a_gguf(
