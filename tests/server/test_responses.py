@@ -13,8 +13,10 @@ from serving import LiveServer, wait_for
 from test_bad_input import check_form
 
 from octavo.base.errors import RequestFailedError
+from octavo.base.types.output import RequestOutput
 from octavo.server.errors import HttpError
 from octavo.server.openai.responses import background
+from octavo.server.openai.responses.build import ResponseBuilder
 from octavo.server.openai.responses.items import as_messages, read_items
 from octavo.server.openai.responses.replies import ResponseObject
 from octavo.server.openai.responses.store import ResponseStore, Stored
@@ -178,6 +180,22 @@ def test_background(server: LiveServer, llm: FakeLLM) -> None:
         client.responses.delete(reply.id)
         wait_for(lambda: not llm.running)
         assert len(server.app.traffic) == 0
+
+
+def test_no_events_are_made_where_none_are_sent(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bytes] = []
+    piece = ResponseBuilder.piece
+
+    def noted(builder: ResponseBuilder, number: int, output: RequestOutput) -> bytes:
+        made.append(piece(builder, number, output))
+        return made[-1]
+
+    monkeypatch.setattr(ResponseBuilder, "piece", noted)
+    with connect(server) as talking:
+        reply = talking.responses.create(**ASK, background=True, max_output_tokens=5)
+        wait_for(lambda: talking.responses.retrieve(reply.id).status == "incomplete")
+        assert talking.responses.retrieve(reply.id).output_text == ANSWER[:5]
+    assert set(made) == {b""}
 
 
 def test_background_failures(server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,12 +45,16 @@ from octavo.server.openai.types import Message
 
 
 class ResponseBuilder:
-    """Takes outputs, deltas or the whole, and keeps the response up to date. Its methods return what a stream sends."""
+    """Takes outputs, deltas or the whole, and keeps the response up to date.
+
+    Its methods return what a stream sends, and nothing where there is no stream.
+    """
 
     idle = KEEP_ALIVE
 
     def __init__(self, request: ResponsesRequest, generation: Generation) -> None:
         self._generation = generation
+        self._streamed = bool(request.stream)
         self._count = UsageCount(generation)
         self._number = 0
         self._open: OutputItem | None = None  # the last of the output, while it is written
@@ -226,6 +230,8 @@ class ResponseBuilder:
         return self._event(kind, response=self.response)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
+        if not self._streamed:
+            return b""
         data = msgspec.json.encode({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
         return NAMED_EVENT % (kind.encode(), data)
