@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from octavo.base.types.request import Request
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.engine import Engine
 from octavo.engine.fake import ScriptedExecutor, mix, next_allowed
+from octavo.engine.grammar import llguidance
 from octavo.engine.grammar.compiler import COMPILE_THREADS, Compiler
 from octavo.engine.grammar.grammar import Grammar, Vocabulary
 from octavo.engine.grammar.llguidance import LlguidanceGrammar, make_tokenizer
@@ -218,6 +221,30 @@ def test_abort_while_it_is_compiled_and_while_it_runs(grammars: Compiler) -> Non
     made.abort(["later"])
     found = run(made)
     assert found["stays", 0][0][-2:] == [99, EOS]  # the first came before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_new_form_is_compiled_once(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """By whichever thread comes first; what failed is tried again when it is asked for again."""
+    compiler, begun, go, compile_now = Compiler(lambda: VOCABULARY), [], threading.Event(), llguidance.compile_matcher
+
+    def compile_late(tokenizer: Any, params: StructuredOutputsParams, special: Any) -> Any:
+        begun.append(params.regex)
+        go.wait(10)
+        if fails:
+            raise InputError("no", param="x")
+        return compile_now(tokenizer, params, special)
+
+    monkeypatch.setattr(llguidance, "compile_matcher", compile_late)
+    futures = [compiler.compile(StructuredOutputsParams(regex="ab")) for _ in range(COMPILE_THREADS)]
+    time.sleep(0.2)  # the other thread has come to it, too
+    go.set()
+    wait(futures)
+    assert [isinstance(future.exception(), InputError) for future in futures] == [fails] * COMPILE_THREADS
+    assert begun == ["ab"]
+    again = compiler.compile(StructuredOutputsParams(regex="ab")).exception()
+    assert (isinstance(again, InputError), len(begun)) == (fails, 1 + fails)
+    compiler.close()
 
 
 def test_what_is_compiled_for_nobody_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ class Compiler:
         self._refusal: OctavoError | None = None
         self._special: frozenset[str] = frozenset()
         self._mask_bytes = 0
-        self._kept: OrderedDict[bytes, LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()  # the last may be under way
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self._compilers: ThreadPoolExecutor | None = None
@@ -71,20 +71,31 @@ class Compiler:
 
         tokenizer = self._open()
         key = msgspec.msgpack.encode(params)
-        with self._lock:
-            matcher = self._kept.get(key)
-            if matcher is not None:
-                self._kept.move_to_end(key)
-        if matcher is None:
-            matcher = compile_matcher(tokenizer, params, self._special)
-            self._keep(key, matcher)
-        return LlguidanceGrammar(matcher.deep_copy(), self._mask_bytes)
+        made, first = self._entry(key)
+        if first:
+            try:
+                made.set_result(compile_matcher(tokenizer, params, self._special))
+            except BaseException as error:
+                with self._lock:
+                    self._kept.pop(key, None)
+                made.set_exception(error)
+        try:
+            return LlguidanceGrammar(made.result().deep_copy(), self._mask_bytes)
+        finally:
+            del made  # its error holds this frame: a cycle would be left to the collector
 
-    def _keep(self, key: bytes, matcher: LLMatcher) -> None:
+    def _entry(self, key: bytes) -> tuple[Future[LLMatcher], bool]:
+        """What is kept of a grammar, and whether it is new: then it is to be made."""
         with self._lock:
-            self._kept[key] = matcher
-            while len(self._kept) > MAX_KEPT or sum(map(len, self._kept)) > MAX_KEPT_BYTES:
-                self._kept.popitem(last=False)
+            made = self._kept.get(key)
+            first = made is None
+            if made is None:
+                made = self._kept[key] = Future()
+                while len(self._kept) > MAX_KEPT or sum(map(len, self._kept)) > MAX_KEPT_BYTES:
+                    self._kept.popitem(last=False)
+            else:
+                self._kept.move_to_end(key)
+        return made, first
 
     def _open(self) -> LLTokenizer:
         from octavo.engine.grammar.llguidance import make_tokenizer
