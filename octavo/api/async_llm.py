@@ -23,7 +23,7 @@ from octavo.api.streams import Stream, Take, hand_out
 from octavo.api.supervisor import State, Supervisor
 from octavo.api.unused import check_sleep, check_wake_up
 from octavo.base.config.config import EngineConfig
-from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError
+from octavo.base.errors import ConfigError, OverloadedError
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.pooling import PoolingParams
@@ -79,18 +79,18 @@ class AsyncLLM:
             raise ConfigError("this AsyncLLM was started, or closed, before; make a new one")
         self._started = True
         try:
-            located = self._supervisor.config = await aside(locate, self.config, progress=self._note_loading)
-            opening = aside(open_model, located.model, progress=self._note_loading)
-            self._model, _ = await both(opening, self._supervisor.spawn())
+            await self._supervisor.unless_closed(self._load())
         except BaseException:
             await self.close(0)
             raise
-        if self._supervisor.client is None or self.state != "loading":
-            await self.close(0)
-            raise EngineDeadError("the engine process ended, or was closed, while the model was loading")
+        self._supervisor.state = "ready"
+
+    async def _load(self) -> None:
+        located = self._supervisor.config = await aside(locate, self.config, progress=self._note_loading)
+        opening = aside(open_model, located.model, progress=self._note_loading)
+        self._model, _ = await both(opening, self._supervisor.spawn())
         self._texts = TokenTexts(self._model.tokenizer)
         self._limits = make_limits(self._model, self.config.model, max_model_len=self.info["max_model_len"])
-        self._supervisor.state = "ready"
 
     @property
     def state(self) -> State:
@@ -328,11 +328,8 @@ class AsyncLLM:
         check_wake_up(tags)
         async with self._turning:
             if self.state == "sleeping":
-                await self._supervisor.spawn()
-                if self.state != "sleeping":  # closed meanwhile
-                    await self.close(0)
-                else:
-                    self._supervisor.state = "ready"
+                await self._supervisor.unless_closed(self._supervisor.spawn())
+                self._supervisor.state = "ready"
 
     async def close(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - a grace period, not a deadline of the call
         """Take no more requests, give running ones `timeout` seconds, end the engine process. Idempotent."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Coroutine, Set
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -68,6 +68,7 @@ class Supervisor:
         self._watchdog_timeout = watchdog_timeout
         self._watchdog: asyncio.Task[None] | None = None
         self._restart: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._poison = Poison()
         self._idle = asyncio.Event()
         self._ending = False
@@ -138,6 +139,20 @@ class Supervisor:
                 self._abort([number])
                 stream.abort()
 
+    async def unless_closed(self, loading: Coroutine[Any, Any, None]) -> None:
+        """Await what is to end with a process that is ready. EngineDeadError, at once, where `close` comes between."""
+        self._loading = asyncio.get_running_loop().create_task(loading)
+        try:
+            await self._loading
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+        if self.state in ("draining", "dead"):
+            raise EngineDeadError("the engine was closed while the model was loading")
+        if self.client is None:
+            raise EngineDeadError("the engine process ended as soon as it was ready")
+
     async def spawn(self) -> None:
         """Start a process; returns when it is ready. Raises what prevents it."""
         client = SocketClient(on_message=self._on_message, on_read=self._tell, on_lost=self._on_lost)
@@ -173,7 +188,7 @@ class Supervisor:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout)
         self._ending = True
-        for task in (self._restart, self._watchdog):
+        for task in (self._loading, self._restart, self._watchdog):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +16,7 @@ import pytest
 
 from octavo import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
 from octavo.api.aside import in_pool
+from octavo.api.engine_process import spawn
 from octavo.api.socket_client import make_error
 from octavo.base.errors import (
     ConfigError,
@@ -410,6 +414,59 @@ def test_a_start_that_is_overtaken_by_close_leaves_no_process(llama: str) -> Non
         assert (llm.state, llm.engine_pid) == ("dead", None)
 
     asyncio.run(body())
+
+
+def test_close_does_not_wait_for_a_process_that_starts(llama: str) -> None:
+    """The process stands still, as one that loads for minutes does for its parent."""
+
+    async def body() -> None:
+        process = spawn("cpu")
+        llm = AsyncLLM(llama, process=process, **OPTIONS)
+        starting = asyncio.create_task(llm.start())
+        os.kill(process.pid, signal.SIGSTOP)
+        await asyncio.sleep(1)
+        async with asyncio.timeout(10):
+            await llm.close(30)
+            with pytest.raises(EngineDeadError, match="closed"):
+                await starting
+        assert (llm.state, process.process.poll()) == ("dead", -signal.SIGKILL)
+
+    asyncio.run(body())
+
+
+def test_close_does_not_wait_for_a_download(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    monkeypatch.setattr("octavo.api.async_llm.locate", lambda config, **_: go.wait(30) and config)
+
+    async def body() -> None:
+        llm = AsyncLLM(llama, **OPTIONS)
+        starting = asyncio.create_task(llm.start())
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            await llm.close(30)
+            with pytest.raises(EngineDeadError, match="closed"):
+                await starting
+        assert llm.state == "dead"
+
+    asyncio.run(body())
+    go.set()
+
+
+def test_close_does_not_wait_for_one_that_wakes_up(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        await llm.sleep()
+        process = spawn("cpu")
+        os.kill(process.pid, signal.SIGSTOP)
+        monkeypatch.setattr("octavo.api.socket_client.spawn", lambda device: process)
+        waking = asyncio.create_task(llm.wake_up())
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            await llm.close(30)
+            with pytest.raises(EngineDeadError, match="closed"):
+                await waking
+        assert (llm.state, process.process.poll()) == ("dead", -signal.SIGKILL)
+
+    with_llm(llama, body)
 
 
 @pytest.mark.parametrize(
