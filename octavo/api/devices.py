@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import logging
 import sys
 import threading
 from contextlib import suppress
@@ -15,10 +16,13 @@ from typing import Any
 
 import msgspec
 
+from octavo.base.config import env
 from octavo.base.config.config import DeviceConfig, EngineConfig
 from octavo.base.errors import ConfigError, OctavoError, UnsupportedError
 from octavo.base.types.ports import Backend, DeviceMemory
 from octavo.models.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 
 def kv_bytes_per_token(config: EngineConfig, spec: ModelSpec, *, device: str) -> int:
@@ -210,6 +214,9 @@ def make_backend(device: str, config: EngineConfig, *, max_model_len: int, quant
     if device == "cpu":
         from octavo.backends.cpu.runner import CpuBackend
 
+        if config.device.threads is None and env.ordered_threads() == 0:
+            given = env.read("OMP_NUM_THREADS")
+            logger.warning("OMP_NUM_THREADS=%s is no number above 0 and is passed over; use --threads", given)
         return CpuBackend(**sizes, activation_dtype=config.device.activation_dtype)
     from octavo.backends.torch.runner import TorchBackend
 

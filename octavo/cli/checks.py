@@ -133,13 +133,14 @@ def _kernels(patient: Patient) -> Result:
 
 def _threads(patient: Patient) -> Result:
     """More threads than cores wait for one another at every product."""
-    ordered = env.read("OMP_NUM_THREADS")
-    asked = patient.config.device.threads or (int(ordered) if ordered.isdigit() else 0)
+    ordered = env.ordered_threads()
+    asked = patient.config.device.threads or ordered or 0
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if asked > usable:
         return "slow", f"{asked} threads on {usable} usable cores", f"--threads {usable}, and unset OMP_NUM_THREADS"
-    if not asked and ordered:
-        cause = f"OMP_NUM_THREADS={ordered} is no number above 0 and is passed over: {usable} threads are taken"
+    if not asked and ordered == 0:
+        given = env.read("OMP_NUM_THREADS")
+        cause = f"OMP_NUM_THREADS={given} is no number above 0 and is passed over: {usable} threads are taken"
         return "slow", cause, f"--threads {usable}, or OMP_NUM_THREADS={usable}"
     return "ok", f"{asked or usable} of {usable} usable cores", ""
 

@@ -56,6 +56,24 @@ def test_auto_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "threads", "told"),
+    [
+        *[(value, None, True) for value in ("abc", "4,2", "0")],
+        *[("1", None, False), ("", None, False), ("abc", 1, False)],
+    ],
+)
+def test_a_number_of_threads_that_is_none_is_told(
+    value: str, threads: int | None, told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As OpenMP's own libraries do."""
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    options = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "block_size": 16, "threads": threads}
+    with caplog.at_level(logging.WARNING):
+        devices.make_backend("cpu", engine_config("m", options), max_model_len=64).close()
+    assert (f"OMP_NUM_THREADS={value} is no number above 0" in caplog.text) == told
+
+
 def test_mlx_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="mlx"):
         choose("mlx")

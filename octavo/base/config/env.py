@@ -32,6 +32,12 @@ def read(name: str, default: str = "") -> str:
     return os.environ.get(name, default)
 
 
+def ordered_threads() -> int | None:
+    """OMP_NUM_THREADS; None where it is not set, 0 where it is no number above 0 and so is passed over."""
+    text = read("OMP_NUM_THREADS")
+    return (int(text) if text.isdigit() else 0) if text else None
+
+
 def find_cache_folder() -> Path | None:
     """Where Octavo keeps what it derives from models; it need not exist yet. None for a user without a home."""
     try:
