@@ -7,7 +7,15 @@ from typing import Any
 
 from octavo.models.config import Config
 from octavo.models.names import LLAMA_LAYER, decoder_names
-from octavo.models.parts import build_decoder, read_activation, read_heads, read_layer_types, read_norm, refuse_true
+from octavo.models.parts import (
+    build_decoder,
+    read_activation,
+    read_causal,
+    read_heads,
+    read_layer_types,
+    read_norm,
+    refuse_true,
+)
 from octavo.models.rope import rope
 from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec
 
@@ -35,6 +43,7 @@ def spec(config: Mapping[str, Any]) -> ModelSpec:
     """
     c = Config({**DEFAULTS, **config})
     refuse_true(c, "use_bidirectional_attention")
+    read_causal(c, window=True)
     norm, heads = read_norm(c, offset=1.0), read_heads(c)
     ffn = GatedMLP(c.integer("intermediate_size"), read_activation(c, "hidden_activation", default="gelu_pytorch_tanh"))
     bias, softcap = c.flag("attention_bias"), "attn_logit_softcapping"

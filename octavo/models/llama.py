@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.models.config import Config
 from octavo.models.names import decoder_names as names
-from octavo.models.parts import build_decoder, read_activation, read_heads, read_norm
+from octavo.models.parts import build_decoder, read_activation, read_causal, read_heads, read_norm
 from octavo.models.rope import rope
 from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec
 
@@ -27,6 +27,7 @@ def spec(config: Mapping[str, Any]) -> ModelSpec:
             rope=rope(c, head_dim=heads.head_dim),
             qkv_bias=bias,
             output_bias=bias,
+            causal=read_causal(c),
         ),
         ffn=GatedMLP(c.integer("intermediate_size"), read_activation(c), bias=c.flag("mlp_bias")),
         pre_mixer=norm,

@@ -10,7 +10,7 @@ from octavo.base.errors import UnsupportedError
 from octavo.models import llama
 from octavo.models.config import Config
 from octavo.models.names import decoder_names as names
-from octavo.models.parts import refuse_true
+from octavo.models.parts import read_causal, refuse_true
 from octavo.models.spec import ModelSpec
 
 __all__ = ["names", "spec"]
@@ -25,6 +25,7 @@ def spec(config: Mapping[str, Any]) -> ModelSpec:
     if c.has("layer_types"):
         raise UnsupportedError("config.json: layer_types is not supported for mistral; remove it", param="layer_types")
     window = c.integer("sliding_window") if c.has("sliding_window") else None
+    read_causal(c, window=window is not None)
     base = llama.spec(c.values)
     layer = replace(base.layers[0], mixer=replace(base.layers[0].mixer, window=window))
     return replace(base, family="mistral", layers=(layer,) * len(base.layers))

@@ -103,6 +103,19 @@ def qwen_ffns(config: Config, dense: Sequence[Layer], moe: MoE) -> tuple[Layer, 
     )
 
 
+def read_causal(config: Config, *, window: bool = False) -> bool:
+    """is_causal, false in decoders that were taught to embed: a token sees all of its prompt.
+
+    window: the layer has one, or something else that attention both ways has not: false is an UnsupportedError.
+    """
+    causal = config.flag("is_causal", default=True)
+    if window and not causal:
+        raise UnsupportedError(
+            "config.json: is_causal false is not supported with sliding windows, nor for Gemma 3", param="is_causal"
+        )
+    return causal
+
+
 def read_norm(config: Config, *, offset: float = 0.0) -> RMSNorm:
     """rms_norm_eps; norm_weight_offset says where a file format already added the offset to the weights (GGUF)."""
     return RMSNorm(

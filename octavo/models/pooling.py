@@ -67,7 +67,7 @@ def choose_pooling(
     an encoder, a classifier, and what has sentence-transformers' files. Raises ConfigError where they contradict.
     """
     pooler = _check_pooler(pooler or {})
-    encoder = spec.pooling is not None
+    encoder = spec.pooling is not None or not all(layer.mixer.causal for layer in spec.layers)
     pools = encoder or runner == "pooling" or convert in ("embed", "classify") or bool(pooler)
     if runner == "generate" or not (pools or is_classifier(values) or sentence is not None):
         if encoder:

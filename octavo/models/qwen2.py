@@ -7,7 +7,14 @@ from typing import Any
 
 from octavo.models.config import Config
 from octavo.models.names import decoder_names as names
-from octavo.models.parts import build_decoder, qwen_layer_types, read_activation, read_heads, read_norm
+from octavo.models.parts import (
+    build_decoder,
+    qwen_layer_types,
+    read_activation,
+    read_causal,
+    read_heads,
+    read_norm,
+)
 from octavo.models.rope import rope
 from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec
 
@@ -29,6 +36,7 @@ def spec(config: Mapping[str, Any]) -> ModelSpec:
             rope=rope(c, head_dim=heads.head_dim, layer_type=kind),
             window=c.integer("sliding_window", default=4096) if kind == "sliding_attention" else None,
             qkv_bias=True,
+            causal=read_causal(c, window=kind == "sliding_attention"),
         )
         return Layer(mixer, ffn, pre_mixer=norm, pre_ffn=norm)
 

@@ -63,6 +63,8 @@ def test_what_runs() -> None:
     assert (choose(LLAMA, sentence=mean).kind, choose(LLAMA, sentence=mean).normalize) == ("mean", False)
     assert choose(LLAMA, convert="embed", pooler={"pooling_type": "MEAN"}).kind == "mean"
     assert choose({**LLAMA, "architectures": ["LlamaForSequenceClassification"]}).labels == 2
+    whole = {**LLAMA, "is_causal": False}
+    assert (choose(whole).kind, choose(whole, runner="pooling").normalize) == ("last", True)
     assert choose(BERT).kind == "cls"
     assert choose(BERT, pooler={"pooling_type": "last", "use_activation": False}).normalize is False
     assert choose({**BERT, "is_matryoshka": True}).dimensions == ()
@@ -90,6 +92,7 @@ def test_a_classifiers_activation(more: dict[str, Any], activation: str) -> None
     ("config", "options", "kind", "param"),
     [
         (BERT, {"runner": "generate"}, ConfigError, "runner"),
+        ({**LLAMA, "is_causal": False}, {"runner": "generate"}, ConfigError, "runner"),
         (BERT, {"convert": "classify"}, ConfigError, "convert"),
         (LLAMA, {"runner": "generate", "convert": "embed"}, ConfigError, "convert"),
         (LLAMA, {"runner": "pooling", "convert": "none"}, ConfigError, "convert"),

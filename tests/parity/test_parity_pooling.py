@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,23 @@ def test_decoders_pool_transformers_states(folders: Path, device: Any, name: str
         outputs = llm.embed(rows, use_tqdm=False)
     for ids, output in zip(rows, outputs, strict=True):
         np.testing.assert_allclose(output.outputs.embedding, pooled(hidden(model, ids), kind), atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["llama_bias", "qwen2", "qwen3", "qwen3_moe"])
+def test_a_decoder_whose_tokens_see_all_of_their_prompt(folders: Path, device: Any, name: str) -> None:
+    folder = folder_of(folders, name)
+    whole = folders / f"{name}_whole"
+    if not whole.exists():
+        shutil.copytree(folder, whole)
+        config = json.loads((whole / "config.json").read_text())
+        (whole / "config.json").write_text(json.dumps({**config, "is_causal": False}))
+    model = checkpoints.hf_model(whole).model
+    rows = prompts(checkpoints.VOCAB_SIZE - 4)
+    with LLM(str(whole), device=device, pooler_config={"pooling_type": "MEAN"}) as llm:
+        outputs = llm.embed(rows, use_tqdm=False)
+    for ids, output in zip(rows, outputs, strict=True):
+        np.testing.assert_allclose(output.outputs.embedding, pooled(hidden(model, ids), "MEAN"), atol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -12,7 +12,9 @@ from torch import Tensor
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
 from octavo.backends.torch.batch import Batch
+from octavo.backends.torch.layers.encoder import attend, equal_spans
 from octavo.backends.torch.layers.mlp import ACTIVATIONS
+from octavo.backends.torch.ops.plain import turned_heads
 from octavo.backends.torch.ops.port import Ops, Stream
 from octavo.backends.torch.weights import LayerWeights, MlpWeights, ModelWeights, MoEWeights
 from octavo.base.errors import UnsupportedError
@@ -45,12 +47,18 @@ class Decoder:
     def forward(self, batch: Batch, cache: KVCache, attention: PagedAttention) -> Stream:
         """The residual stream before the final norm; keys and values go to the cache."""
         attention.plan(batch)
+        whole = any(not layer.mixer.causal for layer in self.spec.layers)
+        spans = equal_spans(batch) if whole else []
         stream = Stream(self.ops.embed(batch.token_ids, self.weights.embed, self.spec.embedding_scale), None)
         for i in self._walk:
             layer, weights = self.spec.layers[i], self.weights.layers[i]
             x, qkv = self._project(stream, layer, weights)
-            q = self.ops.attention_inputs(qkv, weights, layer.mixer, batch, cache=cache, layer=i)
-            out = self.ops.linear(attention.run(q, i).flatten(1), weights.o, weights.o_bias)
+            if layer.mixer.causal:
+                q = self.ops.attention_inputs(qkv, weights, layer.mixer, batch, cache=cache, layer=i)
+                attended = attention.run(q, i).flatten(1)
+            else:
+                attended = attend(*turned_heads(qkv, weights, layer.mixer, batch), layer.mixer.scale, spans)
+            out = self.ops.linear(attended, weights.o, weights.o_bias)
             stream = Stream(x, self._norm_out(out, weights.post_mixer, layer.post_mixer))
             x, out = self._feed(stream, layer, weights)
             stream = Stream(x, self._norm_out(out, weights.post_ffn, layer.post_ffn))

@@ -54,14 +54,7 @@ class PlainOps:
         self, qkv: Tensor, weights: LayerWeights, mixer: Attention, batch: Batch, *, cache: KVCache, layer: int
     ) -> Tensor:
         """As port.Ops.attention_inputs."""
-        q, k, v = split_heads(qkv, mixer)
-        if mixer.qk_norm is not None and weights.q_norm is not None and weights.k_norm is not None:
-            q, k = rms_norm(q, weights.q_norm, mixer.qk_norm), rms_norm(k, weights.k_norm, mixer.qk_norm)
-        if mixer.rope is not None:
-            turns = batch.turns.get(mixer.rope)
-            if turns is None:
-                turns = batch.turns[mixer.rope] = rope_turns(mixer.rope, batch.positions)
-            q, k = apply_rope(q, turns, mixer.rope), apply_rope(k, turns, mixer.rope)
+        q, k, v = turned_heads(qkv, weights, mixer, batch)
         cache.write(layer, batch.slots, k, v)
         return q
 
@@ -89,3 +82,16 @@ class PlainOps:
     def logits(self, h: Tensor, head: Tensor) -> Tensor:
         """As port.Ops.logits."""
         return linear(h, head, None).float()
+
+
+def turned_heads(qkv: Tensor, weights: LayerWeights, mixer: Attention, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """As linear.split_heads, q and k normed and turned."""
+    q, k, v = split_heads(qkv, mixer)
+    if mixer.qk_norm is not None and weights.q_norm is not None and weights.k_norm is not None:
+        q, k = rms_norm(q, weights.q_norm, mixer.qk_norm), rms_norm(k, weights.k_norm, mixer.qk_norm)
+    if mixer.rope is not None:
+        turns = batch.turns.get(mixer.rope)
+        if turns is None:
+            turns = batch.turns[mixer.rope] = rope_turns(mixer.rope, batch.positions)
+        q, k = apply_rope(q, turns, mixer.rope), apply_rope(k, turns, mixer.rope)
+    return q, k, v
