@@ -123,6 +123,19 @@ def test_groups_are_told_apart_by_their_targets() -> None:
     assert [scheme and scheme.group for scheme in groups.values()] == [(0, 0), (0, 0), (1, 0), None]
 
 
+def test_the_group_that_names_a_module_most_closely_wins() -> None:
+    config = compressed("channel")
+    whole, blocks = config["config_groups"]["group_0"], compressed("block", block_structure=[128, 128])
+    config["config_groups"] = {
+        "a": whole,
+        "b": {**compressed("tensor")["config_groups"]["group_0"], "targets": ["re:.*down_proj"]},
+        "c": {**blocks["config_groups"]["group_0"], "targets": ["model.layers.1.mlp.down_proj"]},
+    }
+    config["ignore"] = ["re:.*layers\\.2\\."]
+    found = [read(config).scheme(f"model.layers.{i}.mlp.{name}") for name in ("up_proj", "down_proj") for i in range(3)]
+    assert [scheme and scheme.group for scheme in found] == [(1, 0), (1, 0), None, (0, 0), (128, 128), None]
+
+
 @pytest.mark.parametrize(
     "pattern",
     [

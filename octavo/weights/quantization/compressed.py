@@ -21,7 +21,8 @@ IN_WEIGHTS = ("weight_input", "weight_output")
 
 
 def compressed_rules(config: Mapping[str, Any]) -> list[Rule]:
-    """One rule a group, without the modules that are to be ignored."""
+    """Without the modules that are to be ignored. As in compressed-tensors a group that names a module wins over one
+    whose pattern matches it, and that over one of all Linear modules, whatever their order."""
     sparsity = config.get("sparsity_config") or {}
     if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
         raise bad("sparsity_config", sparsity, "an object with the format dense")
@@ -31,7 +32,8 @@ def compressed_rules(config: Mapping[str, Any]) -> list[Rule]:
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise bad("config_groups", groups, "an object of groups")
     ignored = matcher(names_of(config, "ignore"), inside=False)
-    return [_rule(group, group.get("format") or config.get("format"), ignored) for group in groups.values()]
+    found = [_rules(group, group.get("format") or config.get("format"), ignored) for group in groups.values()]
+    return [rule for alike in zip(*found, strict=True) for rule in alike]
 
 
 def _rotates_weights_only(transforms: Any) -> bool:
@@ -48,7 +50,8 @@ def _rotates_weights_only(transforms: Any) -> bool:
     return True
 
 
-def _rule(group: Mapping[str, Any], form: Any, ignored: Callable[[str], bool]) -> Rule:
+def _rules(group: Mapping[str, Any], form: Any, ignored: Callable[[str], bool]) -> tuple[Rule, Rule, Rule]:
+    """For the modules that the group names, those that its patterns match, and all, if it is of all."""
     weights = group.get("weights")
     if not isinstance(form, str) or form not in FORMATS:
         raise bad("format", form, " or ".join(FORMATS))
@@ -56,7 +59,12 @@ def _rule(group: Mapping[str, Any], form: Any, ignored: Callable[[str], bool]) -
         raise bad("weights", weights, "an object")
     if form == "pack-quantized" and group.get("input_activations"):
         raise bad("input_activations", group["input_activations"], "none beside packed weights")
-    targets = names_of(group, "targets")
-    wanted = matcher(targets, inside=False)
+    targets, scheme = names_of(group, "targets"), FORMATS[form](weights)
+    named = matcher([name for name in targets if not name.startswith("re:")], inside=False)
+    alike = matcher([name for name in targets if name.startswith("re:")], inside=False)
     every = "Linear" in targets
-    return Rule(lambda module: not ignored(module) and (every or wanted(module)), FORMATS[form](weights))
+    return (
+        Rule(lambda module: not ignored(module) and named(module), scheme),
+        Rule(lambda module: not ignored(module) and alike(module), scheme),
+        Rule(lambda module: not ignored(module) and every, scheme),
+    )
