@@ -124,6 +124,14 @@ def test_missing_parts_are_named(config: dict[str, Any], shapes: Shapes, missing
         find(config, left)
 
 
+def test_modules_with_keys_of_their_own() -> None:
+    dynamic = {r"-:.*\.2\.": {}, r"+:.*\.1\.": {"group_size": 64, "sym": False}, r".*\.[12]\.": {"group_size": -1}}
+    config = read({**GPTQ, "dynamic": dynamic})
+    found = [config.scheme(f"model.layers.{i}.mlp.up_proj") for i in range(3)]
+    assert found == [MatrixScheme("gptq", 4, (1, 32), zeros=False), MatrixScheme("gptq", 4, (1, 64), zeros=True), None]
+    assert config.find({}, "model.layers.2.mlp.up_proj", (OUT, IN)) is None
+
+
 def test_what_is_stored_plainly_is_plain() -> None:
     for config in (GPTQ, AWQ, PACKED):
         assert read(config).find({}, "m.q", (OUT, IN)) is None
@@ -148,6 +156,11 @@ def test_rows_that_are_no_multiple_of_a_chunk_or_group_long() -> None:
         ({**GPTQ, "group_size": 1}, "group_size '1'"),
         ({**GPTQ, "group_size": "128"}, "group_size '128'"),
         ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
+        ({**GPTQ, "is_marlin_format": True}, "checkpoint_format 'marlin'"),
+        ({**GPTQ, "dynamic": {"+:.*down_proj": {"bits": 8}}}, "bits '8' is not supported, only 4"),
+        ({**GPTQ, "dynamic": ["-:.*"]}, "dynamic"),
+        ({**GPTQ, "dynamic": {"-:.*": None}}, "dynamic"),
+        ({**GPTQ, "dynamic": {"-:(": {}}}, "pattern"),
         ({**AWQ, "bits": 3}, "bits '3'"),
         ({**AWQ, "version": "gemv"}, "version 'gemv'"),
         ({**AWQ, "modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),

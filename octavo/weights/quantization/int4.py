@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor
+from octavo.weights.quantization.patterns import compile_pattern
 from octavo.weights.quantization.rules import Rule, Tensors, bad, matcher, misshapen, names_of, part_of
 
 _SCALES = ("F16", "BF16", "F32")
@@ -26,13 +29,33 @@ PARTS = {
 
 
 def gptq_rules(config: Mapping[str, Any]) -> list[Rule]:
-    """quant_method gptq: one scheme for all that has a qweight. Before version 2 zeros are stored less 1."""
+    """quant_method gptq: a scheme for all that has a qweight, others by `dynamic`, whose first pattern that matches a
+    module's name from its beginning holds: +: (or nothing) has keys of its own, -: is not quantized."""
+    dynamic = config.get("dynamic") or {}
+    if not isinstance(dynamic, dict) or not all(isinstance(own, dict) for own in dynamic.values()):
+        raise bad("dynamic", dynamic, "an object from patterns to objects")
+    rules = []
+    for key, own in dynamic.items():
+        pattern = compile_pattern(key.removeprefix("+:").removeprefix("-:"))
+        scheme = None if key.startswith("-:") else _gptq_scheme({**config, **own})
+        rules.append(Rule(partial(_begins, pattern), scheme))
+    return [*rules, Rule(lambda _: True, _gptq_scheme(config))]
+
+
+def _begins(pattern: re.Pattern[str], module: str) -> bool:
+    return pattern.match(module) is not None
+
+
+def _gptq_scheme(config: Mapping[str, Any]) -> MatrixScheme:
+    """Before version 2 zeros are stored less 1."""
     form = config.get("checkpoint_format") or config.get("format") or "gptq"
+    if config.get("is_marlin_format"):
+        form = "marlin"
     if form not in ("gptq", "gptq_v2"):
         raise bad("checkpoint_format", form, "gptq or gptq_v2")
     group = _group(config.get("group_size", 128))
     zeros = config.get("sym") is not True
-    return [Rule(lambda _: True, MatrixScheme(form, _bits("bits", config.get("bits")), group, zeros))]
+    return MatrixScheme(form, _bits("bits", config.get("bits")), group, zeros)
 
 
 def awq_rules(config: Mapping[str, Any]) -> list[Rule]:

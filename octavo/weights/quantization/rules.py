@@ -18,10 +18,13 @@ a part is missing or misshapen."""
 
 @dataclass(frozen=True)
 class Rule:
-    """Matrices of the modules that `matches` takes are stored as the scheme says, if they are not stored plainly."""
+    """Matrices of the modules that `matches` takes are stored as the scheme says, if they are not stored plainly.
+
+    scheme None: they are.
+    """
 
     matches: Callable[[str], bool]
-    scheme: MatrixScheme
+    scheme: MatrixScheme | None
 
 
 def names_of(config: Mapping[str, Any], *keys: str) -> list[str]:
