@@ -11,6 +11,8 @@ from octavo.models.config import Config, show
 from octavo.models.spec import ClassActivation, ModelSpec, Pooling, PoolingKind
 
 CLASSIFIER = "ForSequenceClassification"
+OTHER_HEADS = ("ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel")
+"""Architectures whose head does not run here."""
 MOST_LABELS = 1 << 16
 KINDS: dict[str, PoolingKind] = {kind.upper(): kind for kind in get_args(PoolingKind)}
 POOLER_KEYS = ("pooling_type", "seq_pooling_type", "normalize", "use_activation")
@@ -36,8 +38,12 @@ def encoder_pooling(config: Config) -> Pooling:
 
 def is_classifier(config: Mapping[str, Any]) -> bool:
     """Whether the checkpoint's architecture classifies texts."""
-    architectures = config.get("architectures")
-    return any(str(name).endswith(CLASSIFIER) for name in (architectures if isinstance(architectures, list) else []))
+    return any(str(name).endswith(CLASSIFIER) for name in _architectures(config))
+
+
+def _architectures(config: Mapping[str, Any]) -> list[Any]:
+    listed = config.get("architectures")
+    return listed if isinstance(listed, list) else []
 
 
 def read_labels(config: Config) -> list[str]:
@@ -67,6 +73,8 @@ def choose_pooling(
     an encoder, a classifier, and what has sentence-transformers' files. Raises ConfigError where they contradict.
     """
     pooler = _check_pooler(pooler or {})
+    if convert != "embed":
+        _refuse_head(values)
     encoder = spec.pooling is not None or not all(layer.mixer.causal for layer in spec.layers)
     pools = encoder or runner == "pooling" or convert in ("embed", "classify") or bool(pooler)
     if runner == "generate" or not (pools or is_classifier(values) or sentence is not None):
@@ -88,6 +96,16 @@ def choose_pooling(
     pooling = replace(pooling, **_changes(pooling, pooler))
     longest = sentence.max_length if sentence is not None and not classifies else None
     return replace(spec, head=None, pooling=pooling, max_position=min(longest or spec.max_position, spec.max_position))
+
+
+def _refuse_head(values: Mapping[str, Any]) -> None:
+    for name in map(str, _architectures(values)):
+        if name.endswith(OTHER_HEADS):
+            raise UnsupportedError(
+                f"config.json: architectures {show(name)} is not supported: its head does not run here; convert=embed "
+                "makes embeddings of what is below it",
+                param="architectures",
+            )
 
 
 def _classifier(spec: ModelSpec, config: Config) -> Pooling:

@@ -69,6 +69,8 @@ def test_what_runs() -> None:
     assert choose(BERT, pooler={"pooling_type": "last", "use_activation": False}).normalize is False
     assert choose({**BERT, "is_matryoshka": True}).dimensions == ()
     assert choose({**BERT, **CLASSIFIER}, convert="embed").labels == 0
+    assert choose({**BERT, "architectures": ["BertForTokenClassification"]}, convert="embed").kind == "cls"
+    assert choose({**BERT, "architectures": ["BertForMaskedLM"]}).kind == "cls"
     spec = choose_pooling(build_spec(BERT), BERT, sentence=mean)
     assert (spec.max_position, spec.learned.positions, spec.head) == (16, 64, None)
 
@@ -115,6 +117,9 @@ def test_a_classifiers_activation(more: dict[str, Any], activation: str) -> None
             ModelFormatError,
             "max_position_embeddings",
         ),
+        ({**BERT, "architectures": ["BertForTokenClassification"]}, {}, UnsupportedError, "architectures"),
+        ({**BERT, "architectures": ["BertForQuestionAnswering"]}, {}, UnsupportedError, "architectures"),
+        ({**LLAMA, "architectures": ["LlamaForProcessRewardModel"]}, {}, UnsupportedError, "architectures"),
         ({**BERT, "matryoshka_dimensions": [1.5]}, {}, ModelFormatError, "matryoshka_dimensions"),
     ],
 )
