@@ -25,7 +25,7 @@ from octavo.weights.gguf import (
     split_parts,
 )
 from octavo.weights.gguf_config import gguf_config, gguf_generation_config, hugging_face_name
-from octavo.weights.quantization import Quantization, read_quantization
+from octavo.weights.quantization import Quantization, find_quantization
 from octavo.weights.safetensors import INDEX, WHOLE, SafetensorsFile, read_index, read_safetensors
 from octavo.weights.tokenizer_source import (
     GgufTokenizer,
@@ -200,7 +200,6 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
         raise ModelFormatError(f"{folder} has no config.json; give a Hugging Face model folder or a .gguf file")
     config = {**config, **overrides}
     dummy = load_format == "dummy"
-    quantization = read_quantization(config)
     tensors = {} if dummy or (not with_weights and _lacks_weights(folder)) else _folder_tensors(folder)
     return Checkpoint(
         path=folder,
@@ -211,7 +210,7 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
         tokenizer=folder_tokenizer(folder),
         total_bytes=sum(tensor.data.nbytes for tensor in tensors.values()),
         format="dummy" if dummy else "safetensors",
-        quantization=quantization,
+        quantization=find_quantization(folder, config, tensors),
         tool_template=folder_tool_template(folder),
     )
 

@@ -8,11 +8,13 @@ from fnmatch import fnmatch
 
 from octavo.base.errors import ModelFormatError, ModelNotFoundError
 from octavo.weights.gguf import gguf_models, is_gguf, split_parts
+from octavo.weights.quantization.read import OWN_FILES
 from octavo.weights.safetensors import INDEX, WHOLE
 
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
+    *OWN_FILES,
     "tokenizer*.json",
     "special_tokens_map.json",
     "chat_template*.jinja",

@@ -53,6 +53,12 @@ def test_further_chat_templates_come_along(hub: FakeHub, resolve: Any) -> None:
     assert (folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "U"
 
 
+def test_how_an_older_checkpoint_is_quantized_comes_along(hub: FakeHub, resolve: Any) -> None:
+    hub.add("org/name", folder_files(**{"quantize_config.json": b"{}", "quant_config.json": b"[]"}))
+    folder = Path(resolve("org/name")["path"])
+    assert [(folder / name).read_text() for name in ("quantize_config.json", "quant_config.json")] == ["{}", "[]"]
+
+
 def test_revision_goes_to_every_file(hub: FakeHub, resolve: Any) -> None:
     hub.add("org/name", folder_files())
     commit = hub.add("org/name", folder_files(**{"tokenizer.json": b'{"other": 1}'}), revision="v2")

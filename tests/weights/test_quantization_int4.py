@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from quantized_checkpoints import AWQ, GPTQ, integers
 
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, MatrixScheme, QuantizedTensor, StoredTensor
-from octavo.weights.quantization import read_quantization
+from octavo.weights.quantization import find_quantization, read_quantization
 from octavo.weights.quantization.read import Quantization
 
 OUT, IN = 24, 128
@@ -122,6 +124,39 @@ def test_missing_parts_are_named(config: dict[str, Any], shapes: Shapes, missing
     left = tensors({name: shape for name, shape in shapes.items() if name != missing})
     with pytest.raises(ModelFormatError, match=rf"no tensor m\.q\.{missing}"):
         find(config, left)
+
+
+def without_method(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "quant_method"}
+
+
+@pytest.mark.parametrize(
+    ("config", "file", "own", "shapes"),
+    [
+        ({}, "quantize_config.json", without_method(GPTQ), IN_GPTQ),
+        ({}, "quant_config.json", {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}, IN_AWQ),
+        ({"compression_config": without_method(PACKED)}, None, None, IN_PACKED),
+        ({"text_config": {"quantization_config": GPTQ}}, None, None, IN_GPTQ),
+        ({"quantization_config": GPTQ}, "quantize_config.json", {"bits": 3}, IN_GPTQ),
+    ],
+)
+def test_where_older_checkpoints_tell_it(
+    tmp_path: Path, config: dict[str, Any], file: str | None, own: object, shapes: Shapes
+) -> None:
+    if file is not None:
+        (tmp_path / file).write_text(json.dumps(own))
+    stored = tensors(shapes)
+    quantization = find_quantization(tmp_path, config, stored)
+    assert quantization is not None
+    assert quantization.find(stored, "m.q", (OUT, IN)) is not None
+
+
+def test_a_file_of_its_own_is_named_in_errors_and_passed_over_beside_plain_weights(tmp_path: Path) -> None:
+    (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 3, "group_size": 32}))
+    with pytest.raises(ModelFormatError, match=r"quantize_config\.json: bits '3' is not supported"):
+        find_quantization(tmp_path, {}, tensors(IN_GPTQ))
+    assert find_quantization(tmp_path, {}, tensors({"weight": ("F16", (OUT, IN))})) is None
+    assert find_quantization(tmp_path, {"compression_config": {"sparsity_config": {"format": "dense"}}}, {}) is None
 
 
 def test_modules_with_keys_of_their_own() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor
+from octavo.weights.files import read_json
 from octavo.weights.quantization import compressed, fp8, int4
 from octavo.weights.quantization.rules import Find, Rule, Tensors
 
@@ -21,6 +23,10 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], list[Rule]]] = {
 
 LAYOUTS: dict[str, Find] = {fp8.LAYOUT: fp8.find_fp8, **dict.fromkeys(int4.PARTS, int4.find_int4)}
 """MatrixScheme.layout -> how its parts are found."""
+
+
+OWN_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""What AutoGPTQ and AutoAWQ wrote before Transformers knew of them, in place of quantization_config -> quant_method."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,26 @@ class Quantization:
         """The module's matrix [out, in]; None where it is stored plainly. ModelFormatError as rules.Find."""
         scheme = self.scheme(module)
         return None if scheme is None else LAYOUTS[scheme.layout](tensors, module, scheme, shape)
+
+
+def find_quantization(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Quantization | None:
+    """As read_quantization; also from where older checkpoints tell it: compression_config, text_config, OWN_FILES."""
+    text, old = config.get("text_config"), config.get("compression_config")
+    found = config.get("quantization_config")
+    if not found and isinstance(old, dict) and old.get("config_groups"):
+        found = {**old, "quant_method": "compressed-tensors"}
+    if not found and isinstance(text, dict):
+        found = text.get("quantization_config")
+    if found or not any(name.endswith(".qweight") for name in tensors):
+        return read_quantization({"quantization_config": found})
+    for file, method in OWN_FILES.items():
+        if own := read_json(folder / file):
+            try:
+                return read_quantization({"quantization_config": {"quant_method": method, **own}})
+            except ModelFormatError as error:
+                message = error.message.replace("config.json: quantization_config", file)
+                raise ModelFormatError(message, param=error.param) from None
+    return None
 
 
 def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
