@@ -60,6 +60,7 @@ def test_none_is_none() -> None:
         (compressed("channel"), ("weight_scale", "F16", (256, 1)), (1, 0), (256, 1)),
         (compressed("channel"), ("weight_scale", "F32", (256,)), (1, 0), (256, 1)),
         (compressed("block", block_structure=[128, 128]), ("weight_scale", "F32", (2, 2)), (128, 128), (2, 2)),
+        ({**compressed("tensor"), "format": "naive-quantized"}, ("weight_scale", "F32", (1,)), (0, 0), (1, 1)),
     ],
 )
 def test_parts_of_fp8(

@@ -12,9 +12,10 @@ from octavo.weights.quantization.rules import Rule, bad, matcher, names_of
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], MatrixScheme]] = {
     "float-quantized": float_scheme,
+    "naive-quantized": float_scheme,
     "pack-quantized": packed_scheme,
 }
-"""A format's name -> from a group's `weights` to a scheme."""
+"""A format's name -> from a group's `weights` to a scheme. The naive one stores floats as the first does."""
 
 IN_WEIGHTS = ("weight_input", "weight_output")
 """Where a transform is multiplied into the weights; elsewhere activations are rotated while the model runs."""
