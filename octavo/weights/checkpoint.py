@@ -77,7 +77,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a .gguf file (the first part of a split one), or a folder with safetensors or exactly one .gguf.
 
-    load_format: auto, safetensors, gguf or dummy.  hf_overrides: keys to replace in the config.
+    load_format: auto, safetensors, gguf or dummy.  hf_overrides: keys to replace in the config, and in its text_config.
     with_weights=False is content with the beginning of a .gguf file and with a folder that lacks safetensors; it and
     dummy leave `tensors` empty for those, and rope_freq_factors (which are a tensor) out of a .gguf file's config.
     with_tokenizer=False leaves `tokenizer` out: a vocabulary takes longer to read than all else.
@@ -198,7 +198,7 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
     config = read_json(folder / "config.json")
     if not config:
         raise ModelFormatError(f"{folder} has no config.json; give a Hugging Face model folder or a .gguf file")
-    config = {**config, **overrides}
+    config = _overridden(config, overrides)
     dummy = load_format == "dummy"
     tensors = {} if dummy or (not with_weights and _lacks_weights(folder)) else _folder_tensors(folder)
     return Checkpoint(
@@ -213,6 +213,13 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
         quantization=find_quantization(folder, config, tensors),
         tool_template=folder_tool_template(folder),
     )
+
+
+def _overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The config with these keys; of text_config, a config of its own, only the keys that are given are replaced."""
+    old, new = config.get("text_config"), overrides.get("text_config")
+    merged = {"text_config": {**old, **new}} if isinstance(old, dict) and isinstance(new, dict) else {}
+    return {**config, **overrides, **merged}
 
 
 def _with_dtype(config: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:

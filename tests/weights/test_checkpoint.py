@@ -281,6 +281,13 @@ def test_load_format_that_contradicts_the_files(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "m.gguf", load_format="safetensors")
 
 
+def test_overrides_of_a_config_within_the_config(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, text_config={"hidden_size": 8, "rope_scaling": {"factor": 2}})
+    changed = open_checkpoint(folder, hf_overrides={"text_config": {"rope_scaling": {"rope_type": "default"}}}).config
+    assert changed["text_config"] == {"hidden_size": 8, "rope_scaling": {"rope_type": "default"}}
+    assert open_checkpoint(folder, hf_overrides={"text_config": None}).config["text_config"] is None
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", '{"a": ' + "[" * 50_000 + "]" * 50_000 + "}", "\udcff"])
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer_config.json"])
 def test_damaged_json_names_the_file(tmp_path: Path, file: str, text: str) -> None:

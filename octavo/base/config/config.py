@@ -60,7 +60,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Annotated[int, Meta(ge=AUTO_LENGTH)] | None,
         _d("Longest prompt + output in tokens; the model's own where not given; auto or -1: what fits in the cache."),
     ] = None
-    hf_overrides: Annotated[dict[str, Any], _d("Keys to replace in the checkpoint's config.json.")] = {}
+    hf_overrides: Annotated[
+        dict[str, Any], _d("Keys to replace in the checkpoint's config.json, and in its text_config.")
+    ] = {}
     generation_config: Annotated[
         Literal["auto", "vllm"], _d("auto: sampling defaults from the model's generation_config.json; vllm: none.")
     ] = "auto"
