@@ -113,6 +113,11 @@ def test_dtypes_have_vllms_further_names(name: str, dtype: str) -> None:
     assert engine_config("x", {"dtype": name}).model.dtype == dtype
 
 
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_quantizations_have_vllms_further_names(method: str) -> None:
+    assert engine_config("x", {"quantization": f"{method}_marlin"}).model.quantization == method
+
+
 def test_no_option_is_both_ours_and_foreign() -> None:
     assert not set(OPTION_NAMES) & set(FOREIGN)
     assert len(set(OPTION_NAMES)) == len(OPTION_NAMES)

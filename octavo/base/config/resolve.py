@@ -21,6 +21,7 @@ MIN_QUEUED_REQUESTS = 256
 VALUE_NAMES: dict[str, dict[str, Any]] = {
     "dtype": {"half": "float16", "float": "float32"},
     "max_model_len": {"auto": AUTO_LENGTH},
+    "quantization": {"awq_marlin": "awq", "gptq_marlin": "gptq"},  # which kernels run a format is not told here
 }
 
 
