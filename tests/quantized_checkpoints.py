@@ -176,6 +176,8 @@ FORMATS: dict[str, tuple[dict[str, Any], Quantizer]] = {
         {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "fmt": "e4m3"},
         blocks("weight_scale_inv"),
     ),
+    "fbgemm": ({"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["lm_head"]}, per_channel),
+    "modelopt": ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head", "*.1.mlp.down*"]}, per_tensor),
     "compressed_tensor": (compressed("tensor"), per_tensor),
     "compressed_channel": (compressed("channel"), per_channel),
     "compressed_block": (compressed("block", block_structure=[128, 128]), blocks("weight_scale")),

@@ -96,7 +96,7 @@ def test_what_is_asked_for_and_what_is_there(plain: Path, tmp_path: Path) -> Non
     [
         ("llama", {"quantization": "fp8", "device": "cpu"}, UnsupportedError, "device=cuda, or a GGUF file"),
         ("qwen3_moe", {"quantization": "fp8", "device": "torch:cpu"}, UnsupportedError, "mixtures of experts"),
-        ("llama", {"quantization": "fp9"}, ConfigError, "awq, compressed-tensors, fp8, gguf, gptq"),
+        ("llama", {"quantization": "fp9"}, ConfigError, "awq, compressed-tensors, fbgemm_fp8, fp8, gguf"),
     ],
 )
 def test_mistakes_are_named(

@@ -35,7 +35,7 @@ def test_every_option_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("arguments", [["-q", "fp8"], ["-q=fp8"], ["--quantization", "fp8"]])
 def test_quantization_by_both_its_names(arguments: list[str]) -> None:
     assert engine("m", *arguments).model.quantization == "fp8"
-    with pytest.raises(ConfigError, match="awq, compressed-tensors, fp8, gguf, gptq"):
+    with pytest.raises(ConfigError, match="awq, compressed-tensors, fbgemm_fp8, fp8, gguf, gptq"):
         engine("m", "-q", "fp9")
 
 

@@ -112,6 +112,14 @@ def test_modules_that_are_left_out() -> None:
     assert ignoring.scheme("model.layers.0.self_attn.v_proj") is not None
 
 
+def test_modules_that_modelopt_leaves_out() -> None:
+    keys = {"quant_algo": "FP8", "exclude_modules": ["lm_head", "model.layers.0.mlp*"]}
+    for config in (keys, {"producer": {"name": "modelopt"}, "quantization": keys}):
+        found = read({"quant_method": "modelopt", **config})
+        names = ("lm_head", "model.layers.0.mlp.up_proj", "model.layers.10.mlp.up_proj")
+        assert [scheme and scheme.group for scheme in map(found.scheme, names)] == [None, None, (0, 0)]
+
+
 def test_groups_are_told_apart_by_their_targets() -> None:
     config = compressed("channel")
     other = compressed("tensor")["config_groups"]["group_0"]
@@ -195,6 +203,8 @@ def rotated(*locations: str) -> dict[str, Any]:
         ({"quant_method": ["fp8"]}, r"quant_method"),
         ({**compressed("tensor"), "sparsity_config": "sparse"}, "sparsity_config 'sparse'"),
         ({**compressed("tensor"), "format": ["float-quantized"]}, "format"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo 'NVFP4'"),
+        ({"quant_method": "modelopt", "quantization": ["FP8"]}, "quant_algo"),
         (compressed({"tensor": 1}), "strategy"),
         ({**FP8, "activation_scheme": "sometimes"}, "activation_scheme 'sometimes'"),
         ({**FP8, "fmt": "e5m2"}, "fmt 'e5m2'"),
@@ -232,4 +242,4 @@ def test_rotations_that_the_weights_hold_are_taken(transforms: Any) -> None:
 
 
 def test_every_method_is_read_here() -> None:
-    assert set(METHODS) == {"fp8", "compressed-tensors", "gptq", "awq"}
+    assert set(METHODS) == {"fp8", "fbgemm_fp8", "modelopt", "compressed-tensors", "gptq", "awq"}

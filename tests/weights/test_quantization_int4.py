@@ -135,6 +135,12 @@ def without_method(config: dict[str, Any]) -> dict[str, Any]:
     [
         ({}, "quantize_config.json", without_method(GPTQ), IN_GPTQ),
         ({}, "quant_config.json", {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}, IN_AWQ),
+        (
+            {},
+            "hf_quant_config.json",
+            {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}},
+            {"weight": ("F8_E4M3", (OUT, IN)), "weight_scale": ("F32", ())},
+        ),
         ({"compression_config": without_method(PACKED)}, None, None, IN_PACKED),
         ({"text_config": {"quantization_config": GPTQ}}, None, None, IN_GPTQ),
         ({"quantization_config": GPTQ}, "quantize_config.json", {"bits": 3}, IN_GPTQ),

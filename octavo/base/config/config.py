@@ -50,7 +50,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _d("Type of the arithmetic (or half, float); auto is float32 on a CPU, the checkpoint's own elsewhere."),
     ] = "auto"
     quantization: Annotated[
-        Literal["fp8", "compressed-tensors", "gptq", "awq", "gguf"] | None,
+        Literal["fp8", "compressed-tensors", "gptq", "awq", "gguf", "fbgemm_fp8", "modelopt"] | None,
         _d(
             "How the checkpoint is quantized, which is found without it. fp8 for one that is not: its layers' matrices "
             "are made E4M3 while they are loaded, a scale a row (torch, cuda)."

@@ -1,12 +1,14 @@
 """FP8 checkpoints: `weight` in E4M3 beside `weight_scale` or `weight_scale_inv`, by both of which it is multiplied.
 
-quant_method fp8 (Transformers, DeepSeek, Qwen, vLLM), and float-quantized of compressed-tensors.
+quant_method fp8 (Transformers, DeepSeek, Qwen, vLLM), fbgemm_fp8, modelopt, and float-quantized of compressed-tensors.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import translate
 from math import prod
 from typing import Any
 
@@ -30,6 +32,17 @@ def fp8_rules(config: Mapping[str, Any]) -> list[Rule]:
     group = (0, 0) if block is None else _block(block)
     ignored = matcher(names_of(config, "modules_to_not_convert", "ignored_layers"), inside=True)
     return [Rule(lambda module: not ignored(module), MatrixScheme(LAYOUT, 8, group))]
+
+
+def modelopt_rules(config: Mapping[str, Any]) -> list[Rule]:
+    """quant_method modelopt (NVIDIA): one scheme for all that no pattern of a file's names matches."""
+    keys = config.get("quantization") or config  # a file of its own has them one level below
+    algorithm = keys.get("quant_algo") if isinstance(keys, dict) else keys
+    if algorithm not in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
+        raise bad("quant_algo", algorithm, "FP8 or FP8_PER_CHANNEL_PER_TOKEN")
+    ignored = [re.compile(translate(name)) for name in names_of(keys, "exclude_modules", "ignore")]
+    scheme = MatrixScheme(LAYOUT, 8, (0, 0))
+    return [Rule(lambda module: not any(pattern.match(module) for pattern in ignored), scheme)]
 
 
 def float_scheme(weights: Mapping[str, Any]) -> MatrixScheme:

@@ -15,6 +15,8 @@ from octavo.weights.quantization.rules import Find, Rule, Tensors
 
 METHODS: dict[str, Callable[[Mapping[str, Any]], list[Rule]]] = {
     "fp8": fp8.fp8_rules,
+    "fbgemm_fp8": fp8.fp8_rules,
+    "modelopt": fp8.modelopt_rules,
     "compressed-tensors": compressed.compressed_rules,
     "gptq": int4.gptq_rules,
     "awq": int4.awq_rules,
@@ -25,8 +27,8 @@ LAYOUTS: dict[str, Find] = {fp8.LAYOUT: fp8.find_fp8, **dict.fromkeys(int4.PARTS
 """MatrixScheme.layout -> how its parts are found."""
 
 
-OWN_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""What AutoGPTQ and AutoAWQ wrote before Transformers knew of them, in place of quantization_config -> quant_method."""
+OWN_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+"""What AutoGPTQ, AutoAWQ and ModelOpt write, or wrote once, in place of quantization_config -> quant_method."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def find_quantization(folder: Path, config: Mapping[str, Any], tensors: Tensors)
         found = {**old, "quant_method": "compressed-tensors"}
     if not found and isinstance(text, dict):
         found = text.get("quantization_config")
-    if found or not any(name.endswith(".qweight") for name in tensors):
+    if found or not any(name.endswith((".qweight", ".weight_scale")) for name in tensors):
         return read_quantization({"quantization_config": found})
     for file, method in OWN_FILES.items():
         if own := read_json(folder / file):
