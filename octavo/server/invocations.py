@@ -30,6 +30,7 @@ class Invocation(msgspec.Struct, frozen=True):
     query: Field = UNSET
     text_1: Field = UNSET
     queries: Field = UNSET
+    data_1: Field = UNSET
     task: Field = UNSET
     input: Field = UNSET
 
@@ -49,7 +50,7 @@ def _handler(services: Services, asked: Invocation) -> Handler:
         return create_completion
     if asked.query is not UNSET:
         return pooling.create_rerank
-    if asked.text_1 is not UNSET or asked.queries is not UNSET:
+    if any(side is not UNSET for side in (asked.text_1, asked.queries, asked.data_1)):
         return pooling.create_scores
     if asked.input is UNSET:
         raise InputError(

@@ -66,6 +66,9 @@ def test_invocations_of_encoders(embedder: LiveServer, classifier: LiveServer) -
     same(embedder, "/pooling", input=TEXTS[0], task="token_embed")
     same(embedder, "/score", text_1=TEXTS[0], text_2=TEXTS)
     same(embedder, "/score", queries=TEXTS[0], documents=TEXTS)
+    same(embedder, "/score", queries=TEXTS[0], items=TEXTS)
+    same(embedder, "/score", data_1=TEXTS[0], data_2=TEXTS)
+    refused(embedder, "/score", "text_1", "queries, data_1 are one thing", text_1="a", data_1="b", items="c")
     same(embedder, "/rerank", query=TEXTS[0], documents=TEXTS)
     same(classifier, "/classify", input=TEXTS)
 

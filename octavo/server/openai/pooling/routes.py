@@ -80,8 +80,8 @@ async def create_classes(services: Services, exchange: Exchange) -> Reply:
 async def create_scores(services: Services, exchange: Exchange) -> Reply:
     """How well texts fit."""
     request = await read(services, exchange, ScoreRequest)
-    firsts, first = _either(request, "text_1", "queries")
-    seconds, second = _either(request, "text_2", "documents")
+    firsts, first = _one_of(request, "text_1", "queries", "data_1")
+    seconds, second = _one_of(request, "text_2", "documents", "items", "data_2")
     scores, counted = await _score(services, match_pairs(firsts, seconds, (first, second)), request, name=second)
     data = [replies.Score(index, score) for index, score in enumerate(scores)]
     begin = head(services, exchange, request, "score-")
@@ -175,11 +175,11 @@ def _params(request: PoolingRequest, *, task: Any) -> PoolingParams:
     )
 
 
-def _either(request: ScoreRequest, name: str, other: str) -> tuple[list[str], str]:
-    """The texts in the one of two fields that is given, and its name."""
-    given = [(key, value) for key in (name, other) if (value := getattr(request, key)) is not None]
+def _one_of(request: ScoreRequest, name: str, *others: str) -> tuple[list[str], str]:
+    """The texts in the one of these fields that is given, and its name."""
+    given = [(key, value) for key in (name, *others) if (value := getattr(request, key)) is not None]
     if len(given) != 1:
-        what = "is required" if not given else f"and {other} are one thing; send one of them"
+        what = "is required" if not given else f"and {', '.join(others)} are one thing; send one of them"
         raise InputError(f"{name} {what}", param=name)
     key, value = given[0]
     texts = [value] if isinstance(value, str) else value

@@ -52,12 +52,15 @@ class ClassifyRequest(InputRequest, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ScoreRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /score. One text with each of many, or pair by pair; queries and documents are further names of the two."""
+    """POST /score. One text with each of many, or pair by pair; others are further names of the two."""
 
     text_1: str | Texts | None = None
     text_2: str | Texts | None = None
     queries: str | Texts | None = None
     documents: str | Texts | None = None
+    data_1: str | Texts | None = None
+    data_2: str | Texts | None = None
+    items: str | Texts | None = None
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
