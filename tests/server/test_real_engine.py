@@ -65,6 +65,25 @@ def control(server: LiveServer) -> dict[str, Any]:
     return answer.json()["choices"][0]  # type: ignore[no-any-return]
 
 
+def test_a_limit_of_the_operators_holds_for_every_request(checkpoint: Callable[[str], Path]) -> None:
+    """max_new_tokens of override_generation_config; the model's own is what a request does not give."""
+    with start(checkpoint("llama"), override_generation_config={"max_new_tokens": 3}) as live:
+        model, messages = live.app.model, {"messages": MESSAGES}
+        for path, name, body in (
+            ("/v1/completions", "max_tokens", {"prompt": "The", "ignore_eos": True}),
+            ("/v1/chat/completions", "max_tokens", {**messages, "ignore_eos": True}),
+            ("/v1/chat/completions", "max_completion_tokens", {**messages, "ignore_eos": True}),
+            ("/v1/responses", "max_output_tokens", {"input": "The", "store": False}),
+            ("/v1/messages", "max_tokens", messages),
+        ):
+            for asked in (2, 3, 50):
+                usage = live.post(path, {"model": model, "temperature": 0, **body, name: asked}).json()["usage"]
+                told = usage.get("completion_tokens", usage.get("output_tokens"))
+                assert told == min(asked, 3), (path, asked, usage)
+        refusal = live.post("/v1/completions", {"prompt": "a", "max_tokens": 0}).json()["error"]
+        assert refusal["param"] == "max_tokens"
+
+
 def test_where_the_time_went_adds_up(clean: LiveServer) -> None:
     form = {"structured_outputs": {"regex": "[ab]{5,20}"}}
     for more, grammar in (({}, False), (form, True)):

@@ -68,7 +68,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = "auto"
     override_generation_config: Annotated[
         dict[str, Any],
-        _d("Sampling defaults over those of generation_config, by its names, such as max_new_tokens; null: none."),
+        _d(
+            "Sampling defaults over those of generation_config, by its names; null: none. max_new_tokens bounds what "
+            "any request to a server gets."
+        ),
     ] = {}
     chat_template: Annotated[str | None, _d("Jinja chat template: a file's path or the text itself.")] = None
     max_logprobs: Annotated[

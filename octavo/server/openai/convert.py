@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,7 +85,7 @@ class Generation:
 
 async def completion(services: Services, exchange: Exchange, request: CompletionRequest) -> Generation:
     """POST /v1/completions made ready; InputError names the field at fault."""
-    params = sampling_params(request, services.llm.model.sampling)
+    params = sampling_params(services, request)
     _check(services, request)
     sources = split_prompts(request.prompt, "prompt")
     prompts = [await _completion_prompt(services, request, params, source) for source in sources]
@@ -95,7 +94,7 @@ async def completion(services: Services, exchange: Exchange, request: Completion
 
 async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> Generation:
     """POST /v1/chat/completions made ready; InputError names the field at fault."""
-    params = sampling_params(request, services.llm.model.sampling)
+    params = sampling_params(services, request)
     _check(services, request)
     ids = await render(services, request)
     echo = echoed_message(request) if request.echo else ""
@@ -143,14 +142,20 @@ def _generation(
     )
 
 
-def sampling_params(request: CompletionRequest | ChatRequest, defaults: Mapping[str, Any]) -> SamplingParams:
-    """SamplingParams of a request: what it gives, else the model's `defaults`, else OpenAI's."""
-    values = dict(defaults)
+def sampling_params(services: Services, request: CompletionRequest | ChatRequest) -> SamplingParams:
+    """SamplingParams of a request: what it gives, else the model's defaults, else OpenAI's.
+
+    max_new_tokens of override_generation_config is the operator's limit for all requests, as with vLLM.
+    """
+    values = dict(services.llm.model.sampling)
     values.update((name, value) for name in _COPIED if (value := getattr(request, name)) is not None)
     if isinstance(request, ChatRequest):
         _chat_values(request, values)
     else:
         _completion_values(request, values)
+    most, asked = services.llm.config.model.override_generation_config.get("max_new_tokens"), values["max_tokens"]
+    if most is not None:
+        values["max_tokens"] = most if asked is None else min(asked, most)
     if request.use_beam_search and request.temperature is None:  # whatever the model's own one is
         values["temperature"] = 0.0
     values["output_kind"] = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
