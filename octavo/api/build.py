@@ -117,13 +117,16 @@ def _build_spec(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelSpec,
     from octavo.models.registry import build_spec
     from octavo.weights.sentence import read_sentence_files
 
-    files = read_sentence_files(checkpoint.path)
+    files, told = read_sentence_files(checkpoint.path), checkpoint.config.get("gguf_pooling")
+    sentence = None if files is None else SentencePooling(files.kind, files.normalize, files.max_length)
+    if sentence is None and told is not None:
+        sentence = SentencePooling(told, normalize=True)  # as llama.cpp gives them
     spec = choose_pooling(
         build_spec(checkpoint.config),
         checkpoint.config,
         runner=config.runner,
         convert=config.convert,
-        sentence=None if files is None else SentencePooling(files.kind, files.normalize, files.max_length),
+        sentence=sentence,
         pooler=config.pooler_config,
     )
     labels = read_labels(Config(checkpoint.config)) if spec.pooling and spec.pooling.labels else []

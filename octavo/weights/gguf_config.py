@@ -1,7 +1,8 @@
 """GGUF metadata and tensor names in, Hugging Face's config keys and tensor names out.
 
-Two keys are Octavo's own: rope_interleaved (llama.cpp's converter permutes the q and k rows of arch `llama`) and
-norm_weight_offset (its converter has already added Gemma's 1). rope_freq_factors holds rope_freqs.weight.
+Three keys are Octavo's own: rope_interleaved (llama.cpp's converter permutes the q and k rows of arch `llama`),
+norm_weight_offset (its converter has already added Gemma's 1) and gguf_pooling, how a model that was made to embed
+pools. rope_freq_factors holds rope_freqs.weight.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ARCH_KEYS: dict[str, tuple[str, bool, type]] = {
     "attention.key_length": ("head_dim", False, int),
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps", False, float),
     "attention.sliding_window": ("sliding_window", False, int),
+    "attention.causal": ("is_causal", False, bool),
     "expert_count": ("num_experts", False, int),
     "expert_used_count": ("num_experts_per_tok", False, int),
     "expert_feed_forward_length": ("moe_intermediate_size", False, int),
@@ -45,6 +47,8 @@ SCALING_KEYS: dict[str, tuple[str, bool, type]] = {
 }
 TOKEN_KEYS = {"bos_token_id": "bos_token_id", "padding_token_id": "pad_token_id", "unknown_token_id": "unk_token_id"}
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+POOLINGS = {1: "mean", 2: "cls", 3: "last"}
+"""llama.cpp's pooling types -> ours."""
 SAMPLING_KEYS = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -142,6 +146,8 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor 
         dtype=_dtype(tensors),
         **_rope(m, arch, tensors),
     )
+    if pooling := POOLINGS.get(m.get(f"{arch}.pooling_type", int)):
+        config["gguf_pooling"] = pooling
     config.update(_token_ids(m))
     if arch in FAMILIES:
         FAMILIES[arch](config, m)

@@ -8,8 +8,12 @@ from typing import Any
 
 import encoders
 import pytest
+import weight_files
+from gguf import PoolingType
 
 from octavo import LLM
+from octavo.api.build import open_model
+from octavo.base.config.config import ModelConfig
 from octavo.base.errors import InputError
 
 
@@ -45,3 +49,22 @@ def test_what_is_no_text_is_refused_by_name(scorer: LLM, first: Any, second: Any
     with pytest.raises(InputError) as raised:
         scorer.score(first, second, use_tqdm=False)
     assert raised.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("told", "kind"), [(PoolingType.MEAN, "mean"), (PoolingType.CLS, "cls"), (PoolingType.LAST, "last")]
+)
+def test_a_gguf_file_that_was_made_to_embed(tmp_path: Path, told: PoolingType, kind: str) -> None:
+    def opened(**options: Any) -> Any:
+        return open_model(ModelConfig(model=str(tmp_path / "m.gguf"), **options), with_text=False).spec
+
+    writer = weight_files.gguf_writer(tmp_path / "m.gguf", "qwen2")
+    writer.add_pooling_type(told)
+    writer.add_causal_attention(told is PoolingType.LAST)
+    weight_files.finish(writer, weight_files.random_tensors(weight_files.matrices("qwen2", tied=True)))
+    pooling = opened().pooling
+    assert (pooling.kind, pooling.normalize, opened().head) == (kind, True, None)
+    assert opened(pooler_config={"pooling_type": "MEAN"}).pooling.kind == "mean"
+    assert {layer.mixer.causal for layer in opened().layers} == {kind == "last"}
+    if kind == "last":
+        assert opened(runner="generate").pooling is None
