@@ -32,16 +32,22 @@ def sampling_defaults(config: ModelConfig, generation: dict[str, Any]) -> dict[s
     try:
         SamplingParams(**given)
     except InputError as error:
-        raise ConfigError(f"{_OPTION}: {error.message}", param=_OPTION) from None
+        raise ConfigError(f"{_OPTION}: {_in_its_names(error)}", param=_OPTION) from None
     if config.generation_config == "vllm":
         return given
     values = _named({**generation, **override})
     try:
         SamplingParams(**values)
     except InputError as error:
-        message = f"generation_config.json: {error.message}; correct the file, or use generation_config=vllm"
+        message = f"generation_config.json: {_in_its_names(error)}; correct the file, or use generation_config=vllm"
         raise ModelFormatError(message, param=error.param) from None
     return values
+
+
+def _in_its_names(error: InputError) -> str:
+    """The message, with the key that generation_config.json has for the parameter."""
+    ours = error.param or ""
+    return error.message.replace(ours, next((key for key, name in _KEYS.items() if name == ours), ours), 1)
 
 
 def _named(generation: dict[str, Any]) -> dict[str, Any]:

@@ -414,6 +414,7 @@ def test_defaults_come_from_the_generation_config(llama: str, tmp_path: Any) -> 
         ({"temprature": 1}, "unknown key 'temprature'; did you mean temperature"),
         ({"top_p": 7}, "override_generation_config: top_p"),
         ({"top_k": "x"}, "override_generation_config: top_k"),
+        ({"max_new_tokens": 0}, "override_generation_config: max_new_tokens must be between 1"),
     ):
         with pytest.raises(ConfigError, match=words):
             LLM(str(folder), override_generation_config=wrong, **options)
