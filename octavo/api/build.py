@@ -229,6 +229,7 @@ def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Lim
         hidden_size=model.spec.hidden_size,
         token_types=model.spec.learned.types if model.spec.learned else 0,
         checker=None if model.tokenizer is None else Checker(model.tokenizer.special_ids()),
+        template="" if model.template is None else model.template.source,
     )
 
 

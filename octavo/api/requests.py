@@ -16,7 +16,14 @@ from octavo.api.judging import Judge
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
-from octavo.base.types.sampling import INT64, MAX_LOGPROBS, RANDOM_SEED, RequestOutputKind, SamplingParams
+from octavo.base.types.sampling import (
+    INT64,
+    MAX_LOGPROBS,
+    NO_BUDGET,
+    RANDOM_SEED,
+    RequestOutputKind,
+    SamplingParams,
+)
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker import Checker
 from octavo.models.spec import Pooling
@@ -31,6 +38,7 @@ class Limits:
 
     pooling: the model makes vectors of prompts, hidden_size long.  token_types: kinds of tokens that it tells apart.
     checker: tries structured outputs out, which may take seconds; without one the engine alone tells what is wrong.
+    template: the chat template's text, which tells how answers mark reasoning.
     """
 
     vocab_size: int
@@ -43,6 +51,7 @@ class Limits:
     hidden_size: int = 0
     token_types: int = 0
     checker: Checker | None = None
+    template: str = ""
 
     def check_generates(self) -> None:
         """UnsupportedError for a model that makes vectors."""
@@ -87,8 +96,10 @@ def make_request(
     _check_logprobs("prompt_logprobs", params.prompt_logprobs, limits)
     if limits.tokenizer is None:
         _check_textless(params)
-    elif params.structured_outputs is not None and limits.checker is not None:
-        limits.checker.check(params.structured_outputs)
+    else:
+        params = _bounded(params, prompt_ids, limits)
+        if params.structured_outputs is not None and limits.checker is not None:
+            limits.checker.check(params.structured_outputs)
     return Request(
         request_id=request_id,
         prompt_token_ids=list(prompt_ids),
@@ -166,9 +177,27 @@ def _check_logprobs(name: str, asked: int | None, limits: Limits) -> None:
 
 
 def _check_textless(params: SamplingParams) -> None:
-    for name in ("stop", "bad_words", "structured_outputs"):
-        if getattr(params, name):
+    for name in ("stop", "bad_words", "structured_outputs", "thinking_token_budget"):
+        if getattr(params, name) not in (None, [], "", NO_BUDGET):
             raise InputError(f"{name} needs a tokenizer, and skip_tokenizer_init is set", param=name)
+
+
+def _bounded(params: SamplingParams, prompt_ids: list[int], limits: Limits) -> SamplingParams:
+    """With thinking_token_budget as a part of the form."""
+    budget, tokenizer = params.thinking_token_budget, limits.tokenizer
+    if budget is None or budget == NO_BUDGET or tokenizer is None:
+        return params
+    from octavo.text.reasoning import PROMPT_END
+    from octavo.text.tools.choose import reasoning_format
+    from octavo.text.tools.forced import bounded_form
+
+    reasoning = reasoning_format(None, limits.template)
+    end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
+    opened = None if reasoning is None else reasoning.opened(end)
+    form = bounded_form(
+        params.structured_outputs, budget, special=tokenizer.special_ids().keys(), reasoning=reasoning, opened=opened
+    )
+    return msgspec.structs.replace(params, structured_outputs=form, thinking_token_budget=None)
 
 
 def _max_tokens(params: SamplingParams, num_prompt: int, max_model_len: int) -> int:

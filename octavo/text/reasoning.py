@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from octavo.text.tools.formats import HARMONY
 
+PROMPT_END = 16
+"""Tokens in which a prompt that begins the reasoning, or ends it, does so."""
+
 
 @dataclass(frozen=True)
 class Reasoning:
@@ -35,6 +38,10 @@ class Reasoning:
     def tokens(self) -> tuple[str, ...]:
         """Every marker: special tokens among them must reach the parser."""
         return (*self.begins, *self.ends, *self.wraps, *(HARMONY if self.messages else ()))
+
+    def opened(self, prompt_end: str) -> bool | None:
+        """Whether a prompt that ends so has begun the reasoning; None if it has ended it."""
+        return True if self.left_open(prompt_end) else None if self.ended(prompt_end) else False
 
     def left_open(self, prompt_end: str) -> bool:
         """True if what follows a prompt that ends so begins inside reasoning."""

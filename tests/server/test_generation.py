@@ -51,7 +51,8 @@ def test_every_sampling_field_arrives(server: LiveServer, llm: FakeLLM, path: st
     assert params == expected
     assert salt == "s"
     untested = set(SamplingParams.__struct_fields__) - set(SAMPLING)
-    assert untested == {"structured_outputs", "logit_bias", "output_kind", "logprobs", "detokenize"}
+    own = {"structured_outputs", "logit_bias", "output_kind", "logprobs", "detokenize", "thinking_token_budget"}
+    assert untested == own
 
 
 def test_the_models_defaults(server: LiveServer, llm: FakeLLM) -> None:

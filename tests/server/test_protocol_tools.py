@@ -203,7 +203,7 @@ def test_events_follow_the_text() -> None:
     )
     chat, response, message = (
         ChatForm(made),
-        ResponseBuilder(ResponsesRequest(input="x"), made),
+        ResponseBuilder(ResponsesRequest(input="x", stream=True), made),
         MessageBuilder(made, with_thinking=False),
     )
     told = [(chat.pieces(0, one), response.piece(0, one), message.piece(0, one)) for one in outputs(text)]

@@ -15,8 +15,9 @@ from octavo.engine.grammar.grammar import Vocabulary
 from octavo.engine.grammar.llguidance import compile_matcher, make_tokenizer
 from octavo.text.reasoning import REASONINGS, Reasoning
 from octavo.text.tools.choose import reasoning_format, tool_format
-from octavo.text.tools.forced import Function, forced_grammar, free_grammar, reasoned_grammar
+from octavo.text.tools.forced import forced_grammar, free_grammar, reasoned_grammar
 from octavo.text.tools.formats import FORMATS
+from octavo.text.tools.lark import Function
 from octavo.text.tools.parser import OutputParser
 
 SCHEMA: dict[str, Any] = {

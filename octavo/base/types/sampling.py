@@ -17,6 +17,7 @@ MAX_LOGPROBS = 20
 MAX_BAD_WORDS = 128
 MAX_STOP_TOKEN_IDS = 1024
 INT64 = 2**63
+NO_BUDGET = -1  # of thinking_token_budget: as many as the model likes
 RANDOM_SEED = -1  # vLLM's and llama.cpp's way to ask for none
 
 
@@ -37,6 +38,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     logprobs / prompt_logprobs: number of alternatives per position, at most `max_logprobs` of the engine.
     logit_bias: token id -> added to the logit.  allowed_token_ids: nothing else is sampled.
     bad_words: strings never completed.  structured_outputs: the form that the answer must have.
+    thinking_token_budget: the most tokens of reasoning, whose end is then written for the model; -1: no bound. For
+    models that mark reasoning by a token each (<think> and </think>); a form then begins behind the reasoning.
     Raises InputError naming the field; where a field was set later, the call that takes the parameters raises it.
     """
 
@@ -65,6 +68,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     structured_outputs: StructuredOutputsParams | None = None
+    thinking_token_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name, lowest, highest in _INTEGERS:
@@ -125,6 +129,7 @@ _INTEGERS: tuple[tuple[str, int | None, int], ...] = (
     ("max_tokens", None, INT64 - 1),
     ("logprobs", None, INT64 - 1),
     ("prompt_logprobs", None, INT64 - 1),
+    ("thinking_token_budget", None, 2**31 - 1),
 )
 _NUMBERS = (
     ("temperature", 0.0, 100.0),
@@ -142,7 +147,7 @@ _FLAGS = (
     "include_stop_str_in_output",
 )
 # lowest values of the fields that may be None
-_LOWEST = {"seed": -INT64, "max_tokens": 1, "logprobs": -1, "prompt_logprobs": -1}
+_LOWEST = {"seed": -INT64, "max_tokens": 1, "logprobs": -1, "prompt_logprobs": -1, "thinking_token_budget": NO_BUDGET}
 
 
 def _show(value: object) -> str:

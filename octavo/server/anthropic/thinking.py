@@ -10,6 +10,7 @@ from octavo.server.openai.conversation import SWITCH, template_source
 from octavo.server.openai.types import ChatRequest
 from octavo.server.services import Services
 from octavo.text.tools.choose import reasoning_format
+from octavo.text.tools.forced import can_bound
 
 
 def is_told(thinking: Thinking | None) -> bool:
@@ -18,17 +19,21 @@ def is_told(thinking: Thinking | None) -> bool:
 
 
 def with_thinking(services: Services, thinking: Thinking | None, chat: ChatRequest) -> ChatRequest:
-    """The chat with reasoning on or off, where the template can turn it.
+    """The chat with reasoning on or off, where the template can turn it, and bounded, where it can be counted.
 
     Without `thinking` it is off, as in Anthropic's protocol. UnsupportedError where it must be, and there is none at
     all.
     """
     source = template_source(services, chat)
     asked = not isinstance(thinking, ThinkingDisabled | None)
-    if isinstance(thinking, ThinkingEnabled) and reasoning_format(services.config.reasoning_parser, source) is None:
-        raise UnsupportedError(
-            "thinking is not supported by this model: its answers mark no reasoning", param="thinking"
-        )
+    if isinstance(thinking, ThinkingEnabled):
+        reasoning, tokenizer = reasoning_format(services.config.reasoning_parser, source), services.llm.tokenizer
+        if reasoning is None:
+            raise UnsupportedError(
+                "thinking is not supported by this model: its answers mark no reasoning", param="thinking"
+            )
+        if tokenizer is not None and can_bound(reasoning, tokenizer.special_ids().keys()):
+            chat = msgspec.structs.replace(chat, thinking_token_budget=thinking.budget_tokens)
     if SWITCH not in source:
         return chat
     return msgspec.structs.replace(chat, chat_template_kwargs={SWITCH: asked})

@@ -108,7 +108,7 @@ class ThinkingAdaptive(
 class ThinkingEnabled(
     msgspec.Struct, frozen=True, kw_only=True, tag="enabled", tag_field="type", forbid_unknown_fields=True
 ):
-    """It thinks. budget_tokens is a target that the model does not know; max_tokens bounds thinking and answer."""
+    """It thinks. budget_tokens bounds that where the model marks thinking by a token each; max_tokens bounds all."""
 
     budget_tokens: Annotated[int, Meta(ge=1024)]
     display: Literal["summarized", "omitted"] | None = None

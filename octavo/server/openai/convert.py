@@ -105,8 +105,7 @@ async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> 
         await services.llm.check(params)
     if form is not None or demands_form(request):
         parsing, form = await asyncio.to_thread(answer_form, services, request, parsing, form, prompt.token_ids)
-    if form is not params.structured_outputs:
-        params = msgspec.structs.replace(params, structured_outputs=form)
+    params = msgspec.structs.replace(params, structured_outputs=form, thinking_token_budget=None)  # which form holds
     return replace(_generation(services, exchange, request, [prompt], params, "chatcmpl-", parsing), judged=judged)
 
 

@@ -10,18 +10,19 @@ from typing import Any
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import ConfigError, InputError, UnsupportedError
 from octavo.base.types.output import ToolCall
+from octavo.base.types.sampling import NO_BUDGET
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.server.openai.conversation import message_text, template_source
 from octavo.server.openai.types import ChatRequest, NamedToolChoice, Tool
 from octavo.server.services import Services
-from octavo.text.reasoning import Reasoning
+from octavo.text.reasoning import PROMPT_END, Reasoning
 from octavo.text.tools.choose import reasoning_format, tool_format
-from octavo.text.tools.forced import Function, forced_grammar, free_grammar, reasoned_grammar
+from octavo.text.tools.forced import bounded_form, forced_grammar, free_grammar, reasoned_grammar
 from octavo.text.tools.formats import Format
+from octavo.text.tools.lark import Function
 from octavo.text.tools.parser import Parsing
 from octavo.text.tools.prompt import calls_format
 
-_PROMPT_END = 16  # tokens in which a prompt that begins the reasoning does so
 _MISTRAL_ID = string.ascii_letters + string.digits
 
 
@@ -61,8 +62,12 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
 
 
 def demands_form(request: ChatRequest) -> bool:
-    """True if tool_choice or strict functions demand a form of the answer."""
-    return _forced(request) is not None or _strict(request) is not None
+    """True if tool_choice, strict functions or a bound of reasoning demand a form of the answer."""
+    return _forced(request) is not None or _strict(request) is not None or _budget(request) is not None
+
+
+def _budget(request: ChatRequest) -> int | None:
+    return None if request.thinking_token_budget == NO_BUDGET else request.thinking_token_budget
 
 
 def answer_form(
@@ -72,12 +77,12 @@ def answer_form(
     form: StructuredOutputsParams | None,
     prompt_ids: list[int],
 ) -> tuple[Parsing | None, StructuredOutputsParams | None]:
-    """The form of the answer, of what tool_choice, strict functions and the client's own `form` demand.
+    """The form of the answer, of what tool_choice, strict functions, a bound of reasoning and the client's `form` ask.
 
     Reasoning and, unless they are forced, calls stay possible; where that cannot be told beside `form`, the answer has
     it from its beginning. Raises InputError where a call cannot be demanded.
     """
-    tokenizer, forced, strict = services.llm.tokenizer, _forced(request), _strict(request)
+    tokenizer, forced, strict, budget = services.llm.tokenizer, _forced(request), _strict(request), _budget(request)
     tool = parsing.tool if parsing is not None else None
     if (forced is not None or strict is not None) and tool is None:
         raise UnsupportedError(
@@ -85,25 +90,27 @@ def answer_form(
             "calls; start with --tool-call-parser",
             param="tool_choice" if forced is not None else f"tools[{strict}].function.strict",
         )
-    if parsing is None or tokenizer is None:
+    if tokenizer is None or (parsing is None and budget is None):
         return parsing, form
     about: Any = {
         "special": tokenizer.special_ids().keys(),
-        "reasoning": parsing.reasoning,
-        "opened": _opened(services, parsing, prompt_ids),
+        "reasoning": None if parsing is None else parsing.reasoning,
+        "opened": None if parsing is None else _opened(services, parsing, prompt_ids),
     }
     grammar = None
     if tool is not None and (forced is not None or form is not None):
-        many = not (forced or parsing.single)
+        many = not (forced or (parsing is not None and parsing.single))
         instead = None if forced is not None else form
-        grammar = forced_grammar(tool, _functions(request, forced), **about, many=many, instead=instead)
+        grammar = forced_grammar(tool, _functions(request, forced), **about, budget=budget, many=many, instead=instead)
     elif tool is not None and strict is not None:
-        grammar = free_grammar(tool, _functions(request, forced), **about)
-    elif form is not None and parsing.reasoning is not None:
+        grammar = free_grammar(tool, _functions(request, forced), **about, budget=budget)
+    elif budget is not None:
+        return parsing, bounded_form(form, budget, **about)
+    elif form is not None and about["reasoning"] is not None:
         grammar = reasoned_grammar(form, **about)
     if grammar is not None:
         return parsing, StructuredOutputsParams(grammar=grammar)
-    return (parsing if form is None else replace(parsing, open=False)), form
+    return (parsing if form is None or parsing is None else replace(parsing, open=False)), form
 
 
 def _functions(request: ChatRequest, forced: str | None) -> list[Function]:
@@ -150,7 +157,7 @@ def _forced(request: ChatRequest) -> str | None:
 
 def _prompt_end(services: Services, prompt_ids: list[int]) -> str:
     tokenizer = services.llm.tokenizer
-    return "" if tokenizer is None else tokenizer.decode(prompt_ids[-_PROMPT_END:], skip_special_tokens=False)
+    return "" if tokenizer is None else tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
 
 
 def call_id(call: ToolCall, tool: Format | None) -> str:

@@ -26,7 +26,6 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     return_token_offsets: Literal[False] | None = None
     prompt_embeds: None = None
     truncation_side: Literal["left"] | None = None
-    thinking_token_budget: Literal[-1] | None = None
     repetition_detection: None = None
     kv_transfer_params: None = None
     ec_transfer_params: None = None
@@ -64,7 +63,6 @@ REASONS: dict[str, str] = {
     "prompt_embeds": "send text or token ids",
     "truncation_side": "prompts are cut at the left",
     "add_special_tokens": "it is true or false, with messages false only: the chat template writes them",
-    "thinking_token_budget": "limit the answer with max_tokens",
     "reasoning_effort": "it is for chats, one of none, minimal, low, medium, high, xhigh, max",
     "include_reasoning": "reasoning is told apart in chats only",
     "repetition_detection": "use repetition_penalty or stop",

@@ -1,52 +1,22 @@
-"""Tools in; a grammar of answers that call them, in the model's own format and llguidance's Lark, out.
+"""Tools, forms and bounds of reasoning in; a grammar of answers that keep to them, in the model's own format, out.
 
-What the grammar admits OutputParser reads. Special tokens are named (<...>) where the tokenizer has them; other markers
-are text. Source of the syntax: llguidance's docs/syntax.md.
+What the grammar admits OutputParser reads. It is llguidance's Lark, made by lark.py.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
-from octavo.base.errors import InputError, UnsupportedError
+from octavo.base.errors import UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.text.reasoning import Reasoning
 from octavo.text.tools.formats import Format, Spelling
-from octavo.text.tools.values import listed_values, own_types, referred, schema_parts, schema_types
+from octavo.text.tools.lark import Function, Lark, quoted
 
 MOST_CALLS = 32
-_PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|VALUES|KEYWORDS))")
-_UNENFORCED = ("pattern", "minLength", "maxLength", "format", "const", "enum", "not", "if")
-# fmt: off
-_UNENFORCED_OF_ALL = (
-    "$ref", "anyOf", "oneOf", "allOf", "not", "if", "const", "enum", "minProperties", "maxProperties", "propertyNames",
-    "patternProperties", "dependentRequired", "dependentSchemas", "dependencies",
-)
-# fmt: on
-_NOTES = ("title", "description", "$comment", "default", "examples")
-_BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
-_JSON = {
-    # as chat templates print JSON; these win over an "x-guidance" in the schema
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "lenient": False,
-    "coerce_one_of": False,
-}
-
-
-@dataclass(frozen=True)
-class Function:
-    """A function that may be called. where: its place in the request, for errors.  free: any arguments will do."""
-
-    name: str
-    schema: Mapping[str, Any]
-    where: str
-    free: bool = False
 
 
 def forced_grammar(
@@ -56,16 +26,17 @@ def forced_grammar(
     special: Collection[str],
     reasoning: Reasoning | None = None,
     opened: bool | None = False,
+    budget: int | None = None,
     many: bool = True,
     instead: StructuredOutputsParams | None = None,
 ) -> str | None:
     """Answers that are calls and nothing else, perhaps behind reasoning.
 
     special: the tokenizer's special tokens.  opened: whether the prompt began the reasoning; None if it ended it.
-    many: more than one call may come.  instead: the form of an answer that is no call; None where that cannot be told.
-    Raises InputError, UnsupportedError, naming the field.
+    budget: the most tokens of reasoning.  many: more than one call may come.  instead: the form of an answer that is no
+    call; None where that cannot be told.  Raises InputError, UnsupportedError, naming the field.
     """
-    lark = _Lark(special)
+    lark = Lark(special)
     spelling = _spelling(tool)
     lark.rule("call", " | ".join(lark.call(spelling, function) for function in functions))
     more = f"({lark.text(spelling.between)} call){{0,{MOST_CALLS - 1}}}" if many and tool.many else ""
@@ -76,7 +47,7 @@ def forced_grammar(
             return None
         calls = f"({calls} | {answer})"
     calls = _wrapped(lark, reasoning, calls)
-    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=tool.messages)} {calls}")
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, budget, messages=tool.messages)} {calls}")
 
 
 def free_grammar(
@@ -86,11 +57,12 @@ def free_grammar(
     special: Collection[str],
     reasoning: Reasoning | None = None,
     opened: bool | None = False,
+    budget: int | None = None,
 ) -> str:
     """Any text, in which calls have the form that their functions want; arguments as forced_grammar's."""
-    lark = _Lark(special)
+    lark = Lark(special)
     spelling = _spelling(tool)
-    before = _reasoned(lark, reasoning, opened, messages=False)
+    before = _reasoned(lark, reasoning, opened, budget, messages=False)
     if tool.messages:
         return lark.finish(_free_messages(lark, spelling, functions))
     if tool.bare:
@@ -112,7 +84,7 @@ def free_grammar(
     return lark.finish(f"{before} {_wrapped(lark, reasoning, 'section* TEXT')}")
 
 
-def _calls_or_text(lark: _Lark, tool: Format, spelling: Spelling, functions: Sequence[Function]) -> str:
+def _calls_or_text(lark: Lark, tool: Format, spelling: Spelling, functions: Sequence[Function]) -> str:
     """An answer that begins like a call is one."""
     lark.rule("call", " | ".join(lark.call(spelling, function) for function in functions))
     marks = [marker for marker in (*tool.begins, *tool.closers) if marker]
@@ -129,7 +101,7 @@ def _without(text: str, marks: Sequence[str]) -> str:
     return text
 
 
-def _free_messages(lark: _Lark, spelling: Spelling, functions: Sequence[Function]) -> str:
+def _free_messages(lark: Lark, spelling: Spelling, functions: Sequence[Function]) -> str:
     """Harmony's messages; a call is the last."""
     lark.rule("call", " | ".join(lark.call(spelling, function) for function in functions))
     channel = f"{lark.text('<|channel|>')} /analysis|commentary|final/ {lark.text('<|message|>')}"
@@ -138,18 +110,76 @@ def _free_messages(lark: _Lark, spelling: Spelling, functions: Sequence[Function
 
 
 def reasoned_grammar(
-    params: StructuredOutputsParams, *, special: Collection[str], reasoning: Reasoning, opened: bool | None
+    params: StructuredOutputsParams,
+    *,
+    special: Collection[str],
+    reasoning: Reasoning,
+    opened: bool | None,
+    budget: int | None = None,
 ) -> str | None:
     """Reasoning, then an answer of the form that params demand. None for a form that nothing can be put before."""
-    lark = _Lark(special)
+    lark = Lark(special)
     answer = _answer(lark, params, messages=reasoning.messages)
     if answer is None:
         return None
     answer = _wrapped(lark, reasoning, answer)
-    return lark.finish(f"{_reasoned(lark, reasoning, opened, messages=reasoning.messages)} {answer}")
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, budget, messages=reasoning.messages)} {answer}")
 
 
-def _answer(lark: _Lark, params: StructuredOutputsParams, *, messages: bool) -> str | None:
+def bounded_form(
+    form: StructuredOutputsParams | None,
+    budget: int,
+    *,
+    special: Collection[str],
+    reasoning: Reasoning | None,
+    opened: bool | None,
+) -> StructuredOutputsParams | None:
+    """At most `budget` tokens of reasoning, then an answer of the form, or any without more reasoning.
+
+    Raises UnsupportedError where the model's reasoning cannot be counted, or nothing can be put before the form.
+    """
+    reasoning = _countable(reasoning, Lark(special).named)
+    if opened is None:
+        return form
+    if form is None:
+        return StructuredOutputsParams(grammar=_bounded(budget, special=special, reasoning=reasoning, opened=opened))
+    grammar = reasoned_grammar(form, special=special, reasoning=reasoning, opened=opened, budget=budget)
+    if grammar is None:
+        raise UnsupportedError(
+            "thinking_token_budget beside this form is not supported, as no reasoning can be put before it; leave one "
+            "of them out",
+            param="thinking_token_budget",
+        )
+    return StructuredOutputsParams(grammar=grammar)
+
+
+def _bounded(budget: int, *, special: Collection[str], reasoning: Reasoning, opened: bool) -> str:
+    lark = Lark(special)
+    others = " | ".join(name for name in lark.named if name not in reasoning.begins)
+    rest = f"TEXT (({others}) TEXT)*" if others else "TEXT"
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, budget, messages=False)} {rest}")
+
+
+def can_bound(reasoning: Reasoning | None, special: Collection[str]) -> bool:
+    """Whether the reasoning's tokens can be counted: they stand between a token each."""
+    return reasoning is not None and _is_countable(reasoning, Lark(special).named)
+
+
+def _is_countable(reasoning: Reasoning, named: Collection[str]) -> bool:
+    return bool(reasoning.begins) and {*reasoning.begins, *reasoning.ends} <= set(named)
+
+
+def _countable(reasoning: Reasoning | None, named: Collection[str]) -> Reasoning:
+    if reasoning is not None and _is_countable(reasoning, named):
+        return reasoning
+    reason = "its answers mark no reasoning" if reasoning is None else "it does not mark reasoning by a token each"
+    raise UnsupportedError(
+        f"thinking_token_budget is not supported for this model: {reason}; limit the answer with max_tokens",
+        param="thinking_token_budget",
+    )
+
+
+def _answer(lark: Lark, params: StructuredOutputsParams, *, messages: bool) -> str | None:
     """What params demand, as a part of a grammar; None where that cannot be told."""
     if params.json_object:
         answer = lark.json({"type": "object"}, _options(params))
@@ -162,7 +192,7 @@ def _answer(lark: _Lark, params: StructuredOutputsParams, *, messages: bool) -> 
             return None
         answer = lark.json(schema, _options(params))
     elif params.choice is not None:
-        answer = f"({' | '.join(map(_quoted, params.choice))})"
+        answer = f"({' | '.join(map(quoted, params.choice))})"
     else:
         return None
     if not messages:
@@ -188,188 +218,31 @@ def _spelling(tool: Format) -> Spelling:
     return tool.spelling
 
 
-def _reasoned(lark: _Lark, reasoning: Reasoning | None, opened: bool | None, *, messages: bool) -> str:
+def _reasoned(
+    lark: Lark, reasoning: Reasoning | None, opened: bool | None, budget: int | None, *, messages: bool
+) -> str:
+    if budget is not None:
+        reasoning = _countable(reasoning, lark.named)
     if messages:
         inside = lark.upto("<|end|>")
         head, after = lark.text("<|channel|>analysis<|message|>"), lark.text("<|start|>assistant")
         return f"({head} {inside} {after})?"
     if reasoning is None or opened is None or not reasoning.begins:
         return ""
-    ends = " | ".join(lark.upto(marker) for marker in reasoning.ends)
+    if budget is None:
+        ends = " | ".join(lark.upto(marker) for marker in reasoning.ends)
+    else:
+        lark.rule(f"thought[max_tokens={budget}]", "TEXT")
+        ends = " | ".join(f"thought {lark.text(marker)}" for marker in reasoning.ends)
     lark.rule("reasoned", f"({ends}) /\\s{{0,4}}/")
     begins = " | ".join(lark.text(marker) for marker in reasoning.begins)
     return f"({begins})? reasoned" if opened else f"(({begins}) reasoned)?"
 
 
-def _wrapped(lark: _Lark, reasoning: Reasoning | None, answer: str) -> str:
+def _wrapped(lark: Lark, reasoning: Reasoning | None, answer: str) -> str:
     """The answer, perhaps within the markers that models put around theirs, which are shown to nobody."""
     if reasoning is None or len(reasoning.wraps) != 2:
         return answer
     begin, end = map(lark.text, reasoning.wraps)
     lark.rule("answer", answer)
     return f"({begin} /\\s{{0,4}}/ answer /\\s{{0,4}}/ {end} | answer)"
-
-
-class _Lark:
-    """Rules of one grammar."""
-
-    def __init__(self, special: Collection[str]) -> None:
-        named = sorted((token for token in special if re.fullmatch(r"<[^<>\s\[\]]+>", token)), key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, named)) + ")") if named else None
-        self._rules: dict[str, str] = {"TEXT": r"/(?s:.*)/"}
-
-    def rule(self, name: str, body: str) -> str:
-        """Add a rule, or a token by a name in capitals."""
-        self._rules[name] = body
-        return name
-
-    def finish(self, start: str) -> str:
-        """The grammar."""
-        return "\n".join([f"start: {start}", *(f"{name}: {body}" for name, body in self._rules.items())])
-
-    def text(self, text: str) -> str:
-        """A fixed text."""
-        parts = self._special.split(text) if self._special else [text]
-        return " ".join(
-            part if self._special and self._special.fullmatch(part) else _quoted(part) for part in parts if part
-        )
-
-    def upto(self, end: str) -> str:
-        """Any text up to and with a marker, which does not occur before."""
-        if self._special and (found := self._special.match(end)):
-            rest = self.text(end[found.end() :])
-            return f"TEXT {self.text(found[0])} {rest}"
-        name = f"upto_{len(self._rules)}"
-        self.rule(f"{name}[lazy]", f"TEXT {_quoted(end)}")
-        return name
-
-    def call(self, spelling: Spelling, function: Function) -> str:
-        """One function's call."""
-        schema = _object_schema(function)
-        parts = []
-        for part in _PLACES.split(spelling.call.replace("$NAME", function.name)):
-            match part:
-                case "$ARGUMENTS":
-                    parts.append(self.json(schema))
-                case "$NUMBER":
-                    parts.append("/[0-9]{1,3}/")
-                case "$KEYWORDS":
-                    parts.append(self._keywords(schema, function))
-                case "$VALUES":
-                    parts.append(self._bare_values(schema, function, *spelling.value.split("$VALUE")))
-                case _:
-                    parts.append(self.text(part))
-        return " ".join(part for part in parts if part)
-
-    def json(self, schema: Mapping[str, Any], options: Mapping[str, Any] = _JSON) -> str:
-        """JSON of a schema."""
-        return self.rule(f"json_{len(self._rules)}", "%json " + json.dumps({**_bare(schema), "x-guidance": options}))
-
-    def _keywords(self, schema: Mapping[str, Any], function: Function) -> str:
-        """key=value, ...: two rules a key, for whether one stands before it."""
-        properties = list(_properties(schema, function, r"[A-Za-z_]\w*"))
-        number = len(self._rules)
-        first, later = [f"first_{number}_{i}" for i in range(len(properties) + 1)], ""
-        rest = [f"rest_{number}_{i}" for i in range(len(properties) + 1)]
-        for i, (key, sub, needed) in enumerate(properties):
-            value = f"{_quoted(key + '=')} {self.json(sub)} {rest[i + 1]}"
-            later = f"{_quoted(', ')} {value}"
-            self.rule(first[i], value if needed else f"{value} | {first[i + 1]}")
-            self.rule(rest[i], later if needed else f"{later} | {rest[i + 1]}")
-        self.rule(first[-1], '""')
-        self.rule(rest[-1], '""')
-        return first[0]
-
-    def _bare_values(self, schema: Mapping[str, Any], function: Function, head: str, end: str) -> str:
-        """Strings as they are, other values as JSON."""
-        char = r'[^<>"\n]' if '"$KEY"' in head else r"[^<>\n]"  # of a key
-        if function.free:
-            before, after = head.replace("$STRING", "true").split("$KEY")
-            return f"({self.text(before)} /{char}{{1,128}}/ {self.text(after)} {self.upto(end)})*"
-        parts = []
-        for key, sub, needed in _properties(schema, function, char + "+"):
-            value, is_string = self._bare_value(sub, function, key, end)
-            before = head.replace("$STRING", str(is_string).lower()).replace("$KEY", key)
-            parts.append(f"({self.text(before)} {value})" + ("" if needed else "?"))
-        return " ".join(parts)
-
-    def _bare_value(self, sub: Mapping[str, Any], function: Function, key: str, end: str) -> tuple[str, bool]:
-        """And whether it is a string."""
-        root = function.schema
-        values = listed_values(sub, root) or ()
-        words = ["null" if value is None else value for value in values]
-        if any(isinstance(value, str) for value in values):
-            if all(isinstance(word, str) for word in words):
-                return f"({' | '.join(map(_quoted, words))}) {self.text(end)}", True
-        elif "string" not in schema_types(sub, root) and sub.keys() - {*_NOTES, "$defs", "definitions"}:
-            return f"{self.json(sub)} {self.text(end)}", False
-        of_strings = [part for part in schema_parts(sub, root) if "string" in (own_types(part) or {"string"})]
-        wrong = next((name for part in of_strings for name in _UNENFORCED if name in part), None)
-        if wrong is not None:
-            where = f"{function.where}.function.parameters"
-            raise UnsupportedError(
-                f"{where}: {wrong!r} of the string {key!r:.80} is not supported, as it could not be enforced in this "
-                "model's format of tool calls; leave it out",
-                param=where,
-            )
-        return self.upto(end), True
-
-
-def _bare(schema: Any) -> Any:
-    """The schema without what demands nothing: notes may be long."""
-    if isinstance(schema, list):
-        return [_bare(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    bare: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in _BY_NAME and isinstance(value, dict):
-            bare[key] = {name: _bare(item) for name, item in value.items()}
-        elif key not in _NOTES:
-            bare[key] = value if key in ("enum", "const") else _bare(value)
-    return bare
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text).replace("\x7f", "\\u007f") if text else ""
-
-
-def _object_schema(function: Function) -> dict[str, Any]:
-    if function.free:
-        return {"type": "object"}
-    schema = {**function.schema}
-    if schema.setdefault("type", "object") != "object":
-        where = f"{function.where}.function.parameters"
-        raise InputError(f"{where}.type must be 'object': arguments are an object", param=where)
-    return schema
-
-
-def _properties(
-    schema: Mapping[str, Any], function: Function, pattern: str
-) -> list[tuple[str, Mapping[str, Any], bool]]:
-    """(key, schema, required) in order; what is defined for references goes along."""
-    behind = referred(str(schema.get("$ref")), schema)
-    if isinstance(behind, Mapping):
-        schema = {key: value for key, value in {**schema, **behind}.items() if key != "$ref" or "$ref" in behind}
-    found = schema.get("properties") or {}
-    needed = schema.get("required") or []
-    where = f"{function.where}.function.parameters"
-    if not isinstance(found, dict) or not isinstance(needed, list):
-        raise InputError(f"{where} must have properties as an object and required as a list", param=where)
-    wrong = [name for name in _UNENFORCED_OF_ALL if name in schema]
-    wrong += [f"required property {name}" for name in needed if name not in found]
-    if wrong:
-        raise UnsupportedError(
-            f"{where}: {wrong[0]!r:.80} is not supported, as it could not be enforced in this model's format of tool "
-            "calls; leave it out",
-            param=where,
-        )
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    rows: list[tuple[str, Mapping[str, Any], bool]] = []
-    for key, sub in found.items():
-        if not re.fullmatch(pattern, key) or not isinstance(sub, dict):
-            raise UnsupportedError(
-                f"{where}: the property {key!r:.80} is not supported in this model's format of tool calls", param=where
-            )
-        rows.append((key, {**shared, **sub}, key in needed))
-    return rows

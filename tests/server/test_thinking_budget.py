@@ -1,0 +1,115 @@
+"""thinking_token_budget through the real engine, offline and served; random weights never end their reasoning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from replay import TEMPLATE, replay_model
+from serving import LiveServer
+
+from octavo import LLM, SamplingParams
+from octavo.api.async_llm import AsyncLLM
+from octavo.base.config.config import ServerConfig
+from octavo.base.errors import InputError, UnsupportedError
+from octavo.server.anthropic import thinking as thinking_module
+from octavo.server.anthropic.thinking import with_thinking
+from octavo.server.anthropic.types import ThinkingEnabled
+from octavo.server.openai.types import ChatRequest, Message
+
+OPENING = "<think>\n"
+SIGNS = "{# <think> </think> #}"
+ASKED: Any = [{"role": "user", "content": "plain"}]
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return replay_model(checkpoint("llama"), tmp_path_factory.mktemp("thinking") / "model", {})
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    made = LLM(str(folder), load_format="dummy", device="cpu", chat_template=TEMPLATE + SIGNS)
+    yield made
+    made.close()
+
+
+def ids(llm: LLM, text: str) -> int:
+    return llm.get_tokenizer().convert_tokens_to_ids(text)
+
+
+def thinking(budget: int | None, **more: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=30, seed=3, thinking_token_budget=budget, **more)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 7])
+def test_reasoning_ends_in_time(llm: LLM, budget: int) -> None:
+    end = ids(llm, "</think>")
+    (output,) = llm.chat(ASKED, thinking(budget, n=3), chat_template_kwargs={"opening": OPENING}, use_tqdm=False)
+    for one in output.outputs:
+        assert end in one.token_ids[: budget + 2]  # the model may say once more that it begins
+        assert ids(llm, "<think>") not in one.token_ids[one.token_ids.index(end) :]
+
+
+def test_what_is_no_bound(llm: LLM) -> None:
+    more: Any = {"chat_template_kwargs": {"opening": OPENING}, "use_tqdm": False}
+    free, unbounded = (
+        llm.chat(ASKED, thinking(budget, temperature=0), **more)[0].outputs[0].token_ids for budget in (None, -1)
+    )
+    assert free == unbounded
+    closed = llm.chat(
+        ASKED, thinking(2), chat_template_kwargs={"opening": "<think>\\n\\n</think>\\n\\n"}, use_tqdm=False
+    )
+    assert closed[0].finished
+
+
+def test_errors(llm: LLM, folder: Path) -> None:
+    for wrong in (-2, 1.5, True):
+        with pytest.raises(InputError, match="thinking_token_budget must be"):
+            thinking(wrong)  # type: ignore[arg-type]
+    with LLM(str(folder), load_format="dummy", device="cpu") as plain, pytest.raises(UnsupportedError) as refused:
+        plain.chat(ASKED, thinking(5), use_tqdm=False)
+    assert refused.value.param == "thinking_token_budget"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[LiveServer]:
+    with LiveServer(AsyncLLM(str(folder), load_format="dummy", device="cpu", chat_template=TEMPLATE + SIGNS)) as live:
+        yield live
+
+
+def ask(server: LiveServer, path: str, **more: Any) -> httpx.Response:
+    body = {"model": "model", "max_tokens": 30, "seed": 3, **more}
+    return httpx.post(server.url + path, json=body, timeout=60)
+
+
+def test_served(server: LiveServer) -> None:
+    chat: Any = {"messages": ASKED, "chat_template_kwargs": {"opening": OPENING}, "thinking_token_budget": 4}
+    reply = ask(server, "/v1/chat/completions", **chat).json()
+    assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 5
+    assert reply["choices"][0]["message"]["content"]
+    text = ask(server, "/v1/completions", prompt="So: <think>", thinking_token_budget=4, skip_special_tokens=False)
+    _, end, rest = text.json()["choices"][0]["text"].partition("</think>")
+    assert end
+    assert rest
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": [12]}}}
+    reply = ask(server, "/v1/chat/completions", **chat, response_format=form).json()
+    assert reply["choices"][0]["message"]["content"].strip() == "12"
+    tools = [{"type": "function", "function": {"name": "noop"}}]
+    refused = ask(server, "/v1/chat/completions", **chat, tools=tools, tool_choice="required", chat_template=TEMPLATE)
+    assert refused.status_code == 400
+
+
+def test_messages_bound_it_where_it_can_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat: Any = ChatRequest(messages=[Message(role="user", content="plain")])
+    asked = ThinkingEnabled(budget_tokens=2000)
+    for marks, bound in (({"<think>": 1, "</think>": 2}, 2000), ({}, None)):
+        monkeypatch.setattr(thinking_module, "template_source", lambda *_: SIGNS)
+        tokenizer = SimpleNamespace(special_ids=lambda marks=marks: marks)
+        services: Any = SimpleNamespace(config=ServerConfig(), llm=SimpleNamespace(tokenizer=tokenizer))
+        assert with_thinking(services, asked, chat).thinking_token_budget == bound
+        assert with_thinking(services, None, chat).thinking_token_budget is None

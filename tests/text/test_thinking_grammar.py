@@ -1,0 +1,105 @@
+"""thinking_token_budget as a grammar: what llguidance lets pass of it, walked at random."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+import pytest
+from test_forced_calls import EOS, FUNCTIONS, MARKERS, Vocabularies
+
+from octavo.base.errors import UnsupportedError
+from octavo.base.types.structured import StructuredOutputsParams
+from octavo.text.reasoning import REASONINGS
+from octavo.text.tools.choose import reasoning_format, tool_format
+from octavo.text.tools.forced import bounded_form, forced_grammar, free_grammar
+
+COUNTABLE = ["seed_oss", "hunyuan_a13b", "kimi_k2", "minimax_m2", "qwen3", "deepseek_v3", "deepseek_r1"]
+TEXTUAL = ["openai_gptoss", "gemma4", "mistral", "granite"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabularies:
+    return Vocabularies(MARKERS)
+
+
+def test_every_way_is_told_of() -> None:
+    assert sorted(COUNTABLE + TEXTUAL) == sorted(row.name for row in REASONINGS)
+
+
+def bounded(name: str, vocabulary: Vocabularies, budget: int, **more: Any) -> str:
+    about: Any = {"form": None, "opened": True, "special": vocabulary.special.keys(), **more}
+    form = bounded_form(about.pop("form"), budget, reasoning=reasoning_format(name, ""), **about)
+    assert form is not None
+    assert form.grammar is not None
+    return form.grammar
+
+
+def free(vocabulary: Vocabularies, matcher: Any) -> list[int]:
+    mask = matcher.compute_bitmask()
+    return [i for i in range(len(vocabulary.texts)) if mask[i // 8] >> i % 8 & 1]
+
+
+@pytest.mark.parametrize("name", COUNTABLE)
+@pytest.mark.parametrize("opened", [True, False])
+def test_no_more_tokens_of_reasoning_than_that(name: str, opened: bool, vocabulary: Vocabularies) -> None:
+    row = reasoning_format(name, "")
+    assert row is not None
+    begins, ends = ({vocabulary.special[marker] for marker in markers} for markers in (row.begins, row.ends))
+    named = {token for text, token in vocabulary.special.items() if re.fullmatch(r"<[^<>\s]+>", text)}
+    for budget in (0, 1, 7):
+        for seed in range(5):
+            rng, matcher, spent = random.Random(seed), vocabulary.matcher(bounded(name, vocabulary, budget)), 0
+            if not opened:
+                matcher = vocabulary.matcher(bounded(name, vocabulary, budget, opened=False))
+                assert begins | {EOS, ord("a")} <= set(free(vocabulary, matcher))
+                assert matcher.consume_tokens([min(begins)])
+            while spent < budget:
+                there = free(vocabulary, matcher)
+                assert ends <= set(there)
+                plain = [token for token in there if 32 <= token < 127]
+                assert matcher.consume_tokens([rng.choice(plain)])
+                spent += 1
+            left = set(free(vocabulary, matcher))
+            assert left - begins == ends if spent == 0 and opened else left == ends
+            assert matcher.consume_tokens([min(ends)])
+            there = set(free(vocabulary, matcher))
+            assert there >= {EOS, ord("a"), *named} - begins
+            assert not there & begins
+
+
+@pytest.mark.parametrize("name", TEXTUAL)
+def test_reasoning_whose_tokens_cannot_be_counted_is_refused(name: str, vocabulary: Vocabularies) -> None:
+    with pytest.raises(UnsupportedError, match="thinking_token_budget is not supported for this model") as refused:
+        bounded(name, vocabulary, 5)
+    assert refused.value.param == "thinking_token_budget"
+
+
+def test_without_reasoning_or_its_tokens(vocabulary: Vocabularies) -> None:
+    with pytest.raises(UnsupportedError, match="its answers mark no reasoning"):
+        bounded("none", vocabulary, 5)
+    with pytest.raises(UnsupportedError, match="by a token each"):
+        bounded("qwen3", vocabulary, 5, special=())
+    form = StructuredOutputsParams(regex="a+")
+    qwen: Any = {"special": vocabulary.special.keys(), "reasoning": reasoning_format("qwen3", "")}
+    assert bounded_form(form, 5, opened=None, **qwen) is form
+    with pytest.raises(UnsupportedError, match="beside this form"):
+        bounded_form(form, 5, opened=True, **qwen)
+
+
+def test_a_form_or_calls_behind_it(vocabulary: Vocabularies) -> None:
+    reasoning, tool = reasoning_format("qwen3", ""), tool_format("hermes", "")
+    assert tool is not None
+    about: Any = {"special": vocabulary.special.keys(), "reasoning": reasoning, "opened": True, "budget": 3}
+    call = '<tool_call>\n{"name": "noop", "arguments": {}}\n</tool_call>'
+    formed = bounded("qwen3", vocabulary, 3, form=StructuredOutputsParams(json_object=True))
+    for grammar, said in (
+        (formed, '{"a": 1}'),
+        (forced_grammar(tool, FUNCTIONS, **about), call),
+        (free_grammar(tool, FUNCTIONS, **about), f"So: {call}"),
+    ):
+        assert grammar is not None
+        assert vocabulary.admits(grammar, f"Hm.</think>\n{said}")
+        assert vocabulary.admits(grammar, f"</think>{said}")
+        assert not vocabulary.admits(grammar, f"Hmm.</think>\n{said}")
