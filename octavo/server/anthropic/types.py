@@ -8,17 +8,9 @@ import msgspec
 from msgspec import Meta
 
 from octavo.server.openai.refused import Empty
-from octavo.server.openai.types import MAX_MESSAGES, Identifier
+from octavo.server.openai.types import MAX_MESSAGES, CacheControl, Identifier
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
-
-
-class CacheControl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a prefix to be cached ends. Every prefix is cached here while there is room, so this asks for nothing."""
-
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
-    scope: Literal["global"] | None = None
 
 
 class TextBlock(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="type", forbid_unknown_fields=True):

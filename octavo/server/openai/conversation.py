@@ -40,10 +40,10 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     messages = [_message(index, message) for index, message in enumerate(request.messages)]
     if "developer" not in template_source(services, request):  # the protocol's newer name of the same
         messages = [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
-    tools = msgspec.to_builtins(None if request.tool_choice == "none" else request.tools)
+    tools = None if request.tool_choice == "none" else request.tools
     return await services.llm.render_chat(
         messages,
-        tools=tools,
+        tools=None if tools is None else [tool.shown() for tool in tools],
         chat_template=request.chat_template,
         add_generation_prompt=not go_on if add is None else add,
         continue_final_message=go_on,
@@ -110,7 +110,7 @@ def _message(index: int, message: Message) -> dict[str, Any]:
             del call["function"]["parsed_arguments"]
         shown.setdefault("content", None)  # the protocol's null; templates tell calls by it
     if isinstance(message.content, list):
-        shown["content"] = msgspec.to_builtins(message.content)
+        shown["content"] = [{"type": "text", "text": part.text} for part in message.content]
     return shown
 
 

@@ -92,10 +92,21 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unk
     reasoning_effort: None = None
 
 
-class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+class CacheControl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a prefix to be cached ends. Every prefix is cached here while there is room, so this asks for nothing."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+    scope: Literal["global"] | None = None
+
+
+class TextPart(
+    msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True, omit_defaults=True
+):
     """The one kind of message part that a text model takes."""
 
     text: str
+    cache_control: CacheControl | None = None
 
 
 class FunctionCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,8 +129,9 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One message of a conversation. Replies of this server can be sent back as they are, with what the openai client
-    puts into them: `parsed` says once more what content does.
+    """One message of a conversation. Replies of this server can be sent back as they are, with what clients put into
+    them: openai's `parsed` says once more what content does, LiteLLM's thinking_blocks and provider_specific_fields
+    what reasoning does.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -131,6 +143,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reasoning_content: str | None = None
     refusal: str | None = None
     parsed: Any = None
+    thinking_blocks: list[Any] | None = None
+    provider_specific_fields: dict[str, Any] | None = None
+    cache_control: CacheControl | None = None
     annotations: Empty | None = None
     audio: None = None
     function_call: None = None
@@ -146,10 +161,15 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An entry of `tools`. Templates print it in this order."""
+    """An entry of `tools`. Templates print it in this order, without cache_control."""
 
     type: Literal["function"] = "function"
     function: FunctionSpec
+    cache_control: CacheControl | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """What the chat template gets."""
+        return {"type": self.type, "function": msgspec.to_builtins(self.function)}
 
 
 class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,0 +1,43 @@
+"""What clients and frameworks put into requests beside what they ask for, and what they look for in answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fake_llm import FakeLLM
+from serving import LiveServer
+
+MESSAGES: list[Any] = [{"role": "user", "content": "Hello"}]
+CACHED = {"cache_control": {"type": "ephemeral"}}
+CHAT = "/v1/chat/completions"
+
+
+def test_what_litellm_sends_back(server: LiveServer, llm: FakeLLM) -> None:
+    said = {"role": "assistant", "content": "b", "reasoning_content": "hm"}
+    told = {
+        "provider_specific_fields": {"reasoning": "hm"},
+        "thinking_blocks": [{"type": "thinking", "thinking": "hm", "signature": ""}],
+    }
+    body = {"messages": [*MESSAGES, {**said, **told}, *MESSAGES], "max_tokens": 1}
+    assert server.post(CHAT, body).status_code == 200
+    assert llm.rendered[0][0] == [*MESSAGES, said, *MESSAGES]
+
+
+def test_marks_of_prefixes_to_be_cached(server: LiveServer, llm: FakeLLM) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    part = {"type": "text", "text": "Hello"}
+    body = {
+        "messages": [
+            {"role": "system", "content": "kind", **CACHED},
+            {"role": "user", "content": [{**part, **CACHED}]},
+        ],
+        "tools": [{**tool, **CACHED}],
+        "max_tokens": 1,
+    }
+    assert server.post(CHAT, body).status_code == 200
+    assert server.post("/tokenize", {name: body[name] for name in ("messages", "tools")}).status_code == 200
+    for messages, options in llm.rendered:
+        assert messages == [{"role": "system", "content": "kind"}, {"role": "user", "content": [part]}]
+        assert options["tools"] == [tool]
+    wrong = {"messages": [{**MESSAGES[0], "cache_control": {"type": "forever"}}]}
+    assert server.post(CHAT, wrong).json()["error"]["param"] == "messages[0].cache_control.type"
