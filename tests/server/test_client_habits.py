@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
+import pytest
 from fake_llm import FakeLLM
+from openai.types.responses import ResponseIncludable
 from serving import LiveServer
+
+from octavo.server.openai.responses.types import Includable
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello"}]
 CACHED = {"cache_control": {"type": "ephemeral"}}
@@ -41,3 +45,15 @@ def test_marks_of_prefixes_to_be_cached(server: LiveServer, llm: FakeLLM) -> Non
         assert options["tools"] == [tool]
     wrong = {"messages": [{**MESSAGES[0], "cache_control": {"type": "forever"}}]}
     assert server.post(CHAT, wrong).json()["error"]["param"] == "messages[0].cache_control.type"
+
+
+@pytest.mark.parametrize("name", get_args(Includable))
+def test_what_responses_may_include(shared: LiveServer, name: str) -> None:
+    """Codex, and OpenAI's agents where nothing is stored, ask for reasoning.encrypted_content in each request."""
+    reply = shared.post("/v1/responses", {"input": "Hello", "max_output_tokens": 2, "include": [name]})
+    assert reply.status_code == 200
+    told = reply.json()["output"][0]["content"][0]["logprobs"]
+    assert bool(told) == (name == "message.output_text.logprobs")
+    ask = {"input": "Hello", "include": [name], "top_logprobs": 1}
+    assert (shared.post("/v1/responses", ask).status_code == 200) == bool(told)
+    assert set(get_args(Includable)) == set(get_args(ResponseIncludable))

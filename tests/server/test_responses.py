@@ -286,7 +286,7 @@ def test_items_become_messages() -> None:
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "top_logprobs"),
-        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"include": ["message.everything"]}, "include"),
         ({"background": True, "stream": True}, "background"),
         ({"background": True, "store": False}, "background"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),

@@ -16,7 +16,7 @@ from octavo.server.openai.responses.build import ResponseBuilder, as_item
 from octavo.server.openai.responses.items import as_messages, read_items
 from octavo.server.openai.responses.replies import DeletedResponse
 from octavo.server.openai.responses.store import Stored
-from octavo.server.openai.responses.types import FunctionChoice, ResponsesRequest, SchemaFormat
+from octavo.server.openai.responses.types import LOGPROBS, FunctionChoice, ResponsesRequest, SchemaFormat
 from octavo.server.openai.results import Results
 from octavo.server.openai.structured import JsonSchema, JsonSchemaFormat, ResponseFormat
 from octavo.server.openai.terms import in_terms
@@ -102,8 +102,8 @@ async def cancel_response(services: Services, exchange: Exchange) -> Reply:
 def _check(request: ResponsesRequest) -> None:
     if request.stream_options is not None and not request.stream:
         raise InputError("stream_options needs stream=true", param="stream_options")
-    if request.top_logprobs and not request.include:
-        raise InputError("top_logprobs needs include=['message.output_text.logprobs']", param="top_logprobs")
+    if request.top_logprobs and LOGPROBS not in (request.include or []):
+        raise InputError(f"top_logprobs needs include=[{LOGPROBS!r}]", param="top_logprobs")
     if request.background and request.stream:
         raise InputError("background does not go with stream; ask GET /v1/responses/{id}", param="background")
     if request.background and request.store is False:
@@ -134,7 +134,7 @@ def _chat(request: ResponsesRequest, messages: list[Message]) -> ChatRequest:
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
         response_format=_format(request),
         max_completion_tokens=request.max_output_tokens,
-        logprobs=bool(request.include),
+        logprobs=LOGPROBS in (request.include or []),
         top_logprobs=request.top_logprobs,
         **{name: getattr(request, name) for name in _SAME},
     )

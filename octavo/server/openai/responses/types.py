@@ -60,6 +60,22 @@ class ReasoningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     summary: Literal["auto"] | None = None
 
 
+Includable = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
+"""More to be told of items. Reasoning is told openly, so that there is none to encrypt; of what the others are about
+there is none in any answer.
+"""
+LOGPROBS: Includable = "message.output_text.logprobs"
+
+
 class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """include_obfuscation: padding against eavesdroppers, which this server does not add."""
 
@@ -78,7 +94,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         "context_management": "shorten the input yourself",
         "prompt": "there are no stored prompts; send instructions and input",
         "max_tool_calls": "there are no tools that this server would call itself",
-        "include": "only message.output_text.logprobs can be included",
+        "include": "it is a list of OpenAI's names, of which message.output_text.logprobs adds to answers",
         "truncation": "input that does not fit is refused; shorten it",
         "service_tier": "there is one tier; leave it out or send 'auto'",
         "moderation": "there is no moderation here",
@@ -103,7 +119,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: Annotated[int, Meta(ge=0)] | None = None
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: list[Includable] | None = None
     text: TextConfig | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
