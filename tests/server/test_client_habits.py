@@ -6,7 +6,12 @@ from typing import Any, get_args
 
 import pytest
 from fake_llm import FakeLLM
-from openai.types.responses import ResponseIncludable
+from openai.types.responses import (
+    ParsedResponseFunctionToolCall,
+    ParsedResponseOutputMessage,
+    ResponseFunctionToolCall,
+    ResponseIncludable,
+)
 from serving import LiveServer
 
 from octavo.server.openai.responses.types import Includable
@@ -57,3 +62,22 @@ def test_what_responses_may_include(shared: LiveServer, name: str) -> None:
     ask = {"input": "Hello", "include": [name], "top_logprobs": 1}
     assert (shared.post("/v1/responses", ask).status_code == 200) == bool(told)
     assert set(get_args(Includable)) == set(get_args(ResponseIncludable))
+
+
+@pytest.mark.parametrize("dump", [{}, {"by_alias": True}, {"exclude_none": True}], ids=str)
+def test_items_that_openais_client_has_dumped(server: LiveServer, llm: FakeLLM, dump: dict[str, Any]) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    text = {"type": "output_text", "text": "a", "annotations": []}
+    items = [
+        ParsedResponseOutputMessage[Any].model_validate(
+            {"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": [text]}
+        ),
+        ParsedResponseFunctionToolCall.model_validate(call),
+        ResponseFunctionToolCall.model_validate(call),
+    ]
+    items[0].content[0].parsed = {"a": 1}
+    items[1].parsed_arguments = {}
+    outputs = [{"type": "function_call_output", "call_id": "c", "output": "b"}] * 2
+    body = {"input": [*MESSAGES, *(item.model_dump(**dump) for item in items), *outputs], "max_output_tokens": 1}
+    assert server.post("/v1/responses", body).status_code == 200
+    assert [message["role"] for message in llm.rendered[0][0]] == ["user", "assistant", "tool", "tool"]

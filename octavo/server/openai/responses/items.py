@@ -27,11 +27,14 @@ class InputText(msgspec.Struct, frozen=True, tag="input_text", tag_field="type",
 class OutputText(
     msgspec.Struct, frozen=True, kw_only=True, tag="output_text", tag_field="type", forbid_unknown_fields=True
 ):
-    """Text that the model wrote; annotations and logprobs are a client's copy of what an answer told."""
+    """Text that the model wrote; annotations and logprobs are a client's copy of what an answer told, and parsed says
+    once more what text does.
+    """
 
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    parsed: Any = None
 
 
 class Refusal(msgspec.Struct, frozen=True, tag="refusal", tag_field="type", forbid_unknown_fields=True):
@@ -58,13 +61,20 @@ class MessageItem(
 class FunctionCallItem(
     msgspec.Struct, frozen=True, kw_only=True, tag="function_call", tag_field="type", forbid_unknown_fields=True
 ):
-    """A call that the model made; arguments is JSON text."""
+    """A call that the model made; arguments is JSON text, which parsed_arguments says once more. Null fields are those
+    that the openai client adds; async has two names there.
+    """
 
     call_id: Annotated[str, Meta(min_length=1, max_length=512)]
     name: str
     arguments: str
     id: Identifier | None = None
     status: Status | None = None
+    parsed_arguments: Any = None
+    namespace: None = None
+    caller: None = None
+    async_: None = None
+    not_async: None = msgspec.field(name="async", default=None)
 
 
 class FunctionCallOutput(
