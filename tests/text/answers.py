@@ -157,6 +157,9 @@ RECORDED = [
         [WEATHER, ("noop", {})],
         "I look.",
     ),
+    Answer("lfm2", f"<|tool_call_start|>[{_both()}]<|tool_call_end|>", [WEATHER, SEARCH]),  # where it is told to
+    Answer("lfm2", f"Ok.<|tool_call_start|>{_json('noop', '{}')}<|tool_call_end|>", [("noop", {})], "Ok."),
+    Answer("lfm2", '<|tool_call_start|>[{"name": "other"}]', content='<|tool_call_start|>[{"name": "other"}]'),
     Answer(
         "minimax_m2",
         "<think>\nHm.\n<minimax:tool_call>\n"

@@ -66,6 +66,11 @@ def python_body() -> Body:
     return Body(_read_python, known=True)
 
 
+def list_body() -> Body:
+    """Either of python_body and json_body."""
+    return Body(_read_list, known=True)
+
+
 def xml_body(end: str, *, kept: bool = False) -> Body:
     """<function=NAME> <parameter=KEY> text </parameter> ... </function>, once or more; `end` breaks a value off.
 
@@ -100,6 +105,11 @@ def _read_json(reading: Reading) -> Steps[None]:
         yield from _json_call(reading)
         return
     reading.at += 1
+    yield from _json_calls(reading)
+
+
+def _json_calls(reading: Reading) -> Steps[None]:
+    """What follows a list's bracket."""
     more = True
     while more:
         yield from _json_call(reading)
@@ -165,8 +175,22 @@ def _read_headed(pattern: re.Pattern[str], before: Pattern, reading: Reading) ->
 _WORD = re.compile(r"[A-Za-z_][\w.\-]*")
 
 
+def _read_list(reading: Reading) -> Steps[None]:
+    if (yield from reading.char()) != "[":
+        yield from _json_call(reading)
+        return
+    reading.at += 1
+    char = yield from reading.char()
+    yield from _json_calls(reading) if char == "{" else _python_calls(reading)
+
+
 def _read_python(reading: Reading) -> Steps[None]:
     yield from reading.need("[")
+    yield from _python_calls(reading)
+
+
+def _python_calls(reading: Reading) -> Steps[None]:
+    """What follows the list's bracket."""
     more = True
     while more and not (reading.told and (yield from reading.char()) == "]"):
         yield from reading.char()

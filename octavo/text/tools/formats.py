@@ -15,6 +15,7 @@ from octavo.text.tools.bodies import (
     headed_body,
     invoke_body,
     json_body,
+    list_body,
     message_body,
     mistral_body,
     pairs_body,
@@ -247,7 +248,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "lfm2",
-        python_body(),
+        list_body(),
         ("<|tool_call_start|>",),
         closers=("<|tool_call_end|>",),
         spelling=Spelling("$NAME($KEYWORDS)", "<|tool_call_start|>[", ", ", "]<|tool_call_end|>"),
