@@ -185,6 +185,15 @@ RECORDED = [
         )
         for name, block in (("deepseek_v32", "function_calls"), ("deepseek_v4", "tool_calls"))
     ),
+    Answer(
+        "deepseek_v32",
+        f'<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n{_WEATHER_JSON}\n</｜DSML｜invoke>\n'
+        f'<｜DSML｜invoke name="search-all">\n{_SEARCH_JSON}\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+        [WEATHER, SEARCH],
+    ),
+    Answer(
+        "qwen3_coder", f"<tool_call>\n<function=get_weather>\n{_WEATHER_JSON}\n</function>\n</tool_call>", [WEATHER]
+    ),
     Answer("jamba", f"<tool_calls>[{_both()}]</tool_calls>", [WEATHER, SEARCH]),
     Answer(
         "openai",

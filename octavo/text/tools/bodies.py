@@ -75,7 +75,7 @@ def xml_body(end: str, *, kept: bool = False) -> Body:
     """<function=NAME> <parameter=KEY> text </parameter> ... </function>, once or more; `end` breaks a value off.
 
     kept: with the line ends around values.  Models forget </parameter>: a value is over, too, where the function's next
-    parameter begins, or the call ends.
+    parameter begins, or the call ends.  They write all parameters as one JSON object, too.
     """
     return Body(partial(_read_xml, _Tags("<function=", "</function>", "<parameter=", "</parameter>", kept=kept), end))
 
@@ -248,16 +248,26 @@ def _read_xml(tags: _Tags, end: str, reading: Reading) -> Steps[None]:
     while more:
         name = reading.named((yield from reading.word(_TAG_NAME)))
         yield from _close_tag(tags, reading)
-        items = Items(reading, name)
-        while (yield from reading.starts(tags.value)):
-            key = yield from reading.word(_QUOTED if tags.quoted else _TAG_KEY)
-            schema = yield from _close_tag(tags, reading)
-            ends = tags.ends(end, key, items)
-            yield from bare_value(items, key, ends, tags.value_end, end, kept=tags.kept, schema=schema)
+        items = None
+        if (yield from reading.char()) == "{":
+            yield from _sent_json(reading, name, None)
+        else:
+            items = Items(reading, name)
+            yield from _read_values(tags, end, items)
         if not (yield from reading.starts(tags.call_end)):
             raise NotAValueError
-        items.end()
+        if items is not None:
+            items.end()
         more = yield from reading.starts(tags.call)
+
+
+def _read_values(tags: _Tags, end: str, items: Items) -> Steps[None]:
+    reading = items.reading
+    while (yield from reading.starts(tags.value)):
+        key = yield from reading.word(_QUOTED if tags.quoted else _TAG_KEY)
+        schema = yield from _close_tag(tags, reading)
+        ends = tags.ends(end, key, items)
+        yield from bare_value(items, key, ends, tags.value_end, end, kept=tags.kept, schema=schema)
 
 
 def _close_tag(tags: _Tags, reading: Reading) -> Steps[Mapping[str, Any] | None]:
