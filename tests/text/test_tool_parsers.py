@@ -324,6 +324,21 @@ def test_types_of_bare_values() -> None:
     )[2] == [ToolCall("f", '{"n": "many"}')]
 
 
+def test_json_that_is_escaped_as_in_a_string() -> None:
+    """As GLM-4.6 writes lists at times."""
+    schema = {"properties": {"a": {"type": "array"}, "o": {"type": "object"}, "s": {"type": "string"}}}
+    values = {"a": r"[{\"x\": \"C:\\\\new \\n\"}]", "o": r"{\"x\": [1]}", "s": r"[\"x\"]"}
+    pairs = "".join(f"<arg_key>{key}</arg_key><arg_value>{value}</arg_value>" for key, value in values.items())
+    text = f"<tool_call>f{pairs}</tool_call>"
+    for pieces in ([text], text):
+        (call,) = read(parser("glm45", tools={"f": schema}), pieces)[2]
+        assert json.loads(call.arguments) == {"a": [{"x": "C:\\new \n"}], "o": {"x": [1]}, "s": r"[\"x\"]"}
+    for value in (r"[{\"x\": }]", r"[\"x\"] \"", r"\"x\""):
+        text = f"<tool_call>f<arg_key>a</arg_key><arg_value>{value}</arg_value></tool_call>"
+        (call,) = read(parser("glm45", tools={"f": schema}), [text])[2]
+        assert json.loads(call.arguments) == {"a": value}
+
+
 _CITY = "<parameter=city>\nParis\n"
 _END = "</function>\n</tool_call>"
 LEFT_OUT = [

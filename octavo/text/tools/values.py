@@ -230,16 +230,27 @@ def typed(text: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
         return None
     if "string" in types or (not types and bare[:1] not in ("{", "[")):
         return text
-    try:
-        return load_json(bare)
-    except NotAValueError:
-        pass
-    try:
-        literal = Literals(bare)
-        value = literal.value()
-    except NotAValueError:
-        return text
-    return text if literal.skip() else value
+    for read in (load_json, _literal, _escaped):
+        try:
+            return read(bare)
+        except NotAValueError:
+            pass
+    return text
+
+
+def _literal(text: str) -> Any:
+    literal = Literals(text)
+    value = literal.value()
+    if literal.skip():
+        raise NotAValueError
+    return value
+
+
+def _escaped(text: str) -> Any:
+    """A list or an object whose JSON was written as inside of a string."""
+    if text[:1] not in ("{", "["):
+        raise NotAValueError
+    return load_json(load_json(f'"{text}"'))
 
 
 def schema_types(schema: Any, root: Mapping[str, Any]) -> set[str]:
