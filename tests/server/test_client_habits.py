@@ -81,3 +81,24 @@ def test_items_that_openais_client_has_dumped(server: LiveServer, llm: FakeLLM, 
     body = {"input": [*MESSAGES, *(item.model_dump(**dump) for item in items), *outputs], "max_output_tokens": 1}
     assert server.post("/v1/responses", body).status_code == 200
     assert [message["role"] for message in llm.rendered[0][0]] == ["user", "assistant", "tool", "tool"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_prompt_alone(shared: LiveServer, n: int) -> None:
+    """As programs that evaluate texts ask for their log probabilities."""
+    body = {"prompt": "Once", "echo": True, "max_tokens": 0, "logprobs": 1, "n": n}
+    reply = shared.post("/v1/completions", body).json()
+    assert len(reply["choices"]) == n
+    for choice in reply["choices"]:
+        assert (choice["text"], choice["finish_reason"]) == ("Once", "length")
+        assert choice["logprobs"]["tokens"] == ["<bos>", *"Once"]
+        assert choice["logprobs"]["token_logprobs"] == [None, *[-0.25] * 4]
+    assert (reply["usage"]["prompt_tokens"], reply["usage"]["completion_tokens"]) == (5, 0)
+    chunks = shared.events("/v1/completions", body)[:-1]
+    assert sorted(chunk["choices"][0]["index"] for chunk in chunks) == [*range(n)]
+    for chunk in chunks:
+        assert chunk["choices"] == [one for one in reply["choices"] if one["index"] == chunk["choices"][0]["index"]]
+    plain = shared.post("/v1/completions", {"prompt": "Once", "echo": True, "max_tokens": 0}).json()
+    assert (plain["choices"][0]["text"], plain["choices"][0]["logprobs"]) == ("Once", None)
+    for change in ({"echo": False}, {"echo": None}, {"max_tokens": -1}):
+        assert shared.post("/v1/completions", {**body, **change}).json()["error"]["param"] == "max_tokens"

@@ -77,6 +77,12 @@ class Generation:
     length_penalty: float | None = None
     token_bytes: TokenBytes | None = None
 
+    @property
+    def echo_alone(self) -> bool:
+        """The prompt is told, and nothing behind it: a token is generated, since the engine's requests have one."""
+        request = self.request
+        return isinstance(request, CompletionRequest) and bool(request.echo) and request.max_tokens == 0
+
     def metrics(self) -> RequestMetrics | UnsetType:
         """Where its time went until now, where the request asks for it."""
         found = self.timing.metrics() if self.timing is not None and self.request.include_metrics else None
@@ -181,7 +187,7 @@ def in_terms_of(request: GenerationRequest, error: InputError) -> InputError:
 def _completion_values(request: CompletionRequest, values: dict[str, Any]) -> None:
     values.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
     if request.max_tokens is not None:
-        values["max_tokens"] = request.max_tokens
+        values["max_tokens"] = request.max_tokens or int(bool(request.echo))  # see Generation.echo_alone
     if request.logprobs is not None:
         values["logprobs"] = request.logprobs
         if request.echo:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ from octavo.api.log import REQUEST_ID
 from octavo.api.streams import hand_out
 from octavo.base.errors import InputError, OverloadedError, RequestFailedError, row_failure
 from octavo.base.metrics.requests import RequestRecorder
-from octavo.base.types.output import RequestOutput
+from octavo.base.types.output import CompletionOutput, RequestOutput
 from octavo.base.types.sampling import SamplingParams
 from octavo.server.errors import ClientGoneError
 from octavo.server.openai.convert import Generation, Prompt, in_terms_of
@@ -106,7 +107,7 @@ class Results:
                     generation.timing.end(output, recorder.num_tokens)
             if output.error is not None:
                 raise row_failure(output.error)
-            return take(index, output)
+            return take(index, _without_answer(output) if generation.echo_alone else output)
 
         options: dict[str, Any] = {
             "request_id": f"{generation.internal}-{index}",
@@ -136,6 +137,21 @@ class Results:
                 ids, generation.params, length_penalty=generation.length_penalty, width_name="n", **options
             )
             await hand_out(found, taken)
+
+
+def _without_answer(output: RequestOutput) -> RequestOutput:
+    """The output with what it tells of the prompt alone."""
+    choices = [
+        CompletionOutput(
+            index=choice.index,
+            text="",
+            token_ids=[],
+            logprobs=None if choice.logprobs is None else [],
+            finish_reason=None if choice.finish_reason is None else "length",
+        )
+        for choice in output.outputs
+    ]
+    return replace(output, outputs=choices)
 
 
 def _log_request(generation: Generation) -> None:
