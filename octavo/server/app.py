@@ -21,6 +21,7 @@ from octavo.base.errors import EngineDeadError, OverloadedError
 from octavo.base.metrics.registry import METHODS, Metrics, Rejection
 from octavo.server import admin, health
 from octavo.server.anthropic.errors import AnthropicErrors
+from octavo.server.anthropic.models import VERSION, list_models, show_model
 from octavo.server.anthropic.routes import count_tokens, create_message
 from octavo.server.auth import Keys
 from octavo.server.batch import routes as batch
@@ -37,7 +38,6 @@ from octavo.server.limits import Traffic
 from octavo.server.names import ModelNames
 from octavo.server.openai.chat import create_chat_completion
 from octavo.server.openai.completions import create_completion
-from octavo.server.openai.models import list_models, show_model
 from octavo.server.openai.parsing import check_chats
 from octavo.server.openai.pooling import routes as pooling
 from octavo.server.openai.responses import routes as responses
@@ -201,7 +201,8 @@ class App:
         return Answer(call.status, call.answer, exchange.request_id, retry_after)
 
     async def _handle(self, exchange: Exchange, answering: Coroutine[Any, Any, None]) -> None:
-        if exchange.path.startswith("/v1/messages"):
+        asked = exchange.header(VERSION) is not None and exchange.path.startswith("/v1/models")
+        if asked or exchange.path.startswith("/v1/messages"):
             exchange.errors = AnthropicErrors(exchange.request_id)
             exchange.reply_headers.append((b"request-id", exchange.request_id.encode("latin-1")))
         context = REQUEST_ID.set(exchange.request_id)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+import anthropic
 import pytest
+from anthropic.types import ModelInfo
 from fake_llm import FakeLLM
 from openai.types.responses import (
     ParsedResponseFunctionToolCall,
@@ -12,6 +14,7 @@ from openai.types.responses import (
     ResponseFunctionToolCall,
     ResponseIncludable,
 )
+from pydantic import TypeAdapter
 from serving import LiveServer
 
 from octavo.server.openai.responses.types import Includable
@@ -102,3 +105,25 @@ def test_a_prompt_alone(shared: LiveServer, n: int) -> None:
     assert (plain["choices"][0]["text"], plain["choices"][0]["logprobs"]) == ("Once", None)
     for change in ({"echo": False}, {"echo": None}, {"max_tokens": -1}):
         assert shared.post("/v1/completions", {**body, **change}).json()["error"]["param"] == "max_tokens"
+
+
+def test_models_as_anthropics_client_asks_for_them(llm: FakeLLM) -> None:
+    with (
+        LiveServer(llm, served_model_name=["a", "b/c"]) as server,
+        anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client,
+    ):
+        page = client.models.list(limit=5)
+        assert ([one.id for one in page], page.has_more, page.first_id, page.last_id) == (
+            ["a", "b/c"],
+            False,
+            "a",
+            "b/c",
+        )
+        for told in (*page.data, client.models.retrieve("b/c"), client.beta.models.retrieve("b/c")):
+            TypeAdapter(ModelInfo).validate_json(told.model_dump_json(), strict=True)
+            assert (told.display_name, told.type, told.lifecycle) == (told.id, "model", "active")
+            assert (told.max_input_tokens, told.max_tokens) == (512, 512)
+            assert told.created_at.timestamp() == server.client.get("/v1/models").json()["data"][0]["created"]
+        with pytest.raises(anthropic.NotFoundError) as caught:
+            client.models.retrieve("d")
+        assert caught.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -61,6 +62,26 @@ class TokenCount(msgspec.Struct, frozen=True):
     """POST /v1/messages/count_tokens."""
 
     input_tokens: int
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag="model", tag_field="type"):
+    """One model of /v1/models. The longest prompt and answer are null until the model is loaded."""
+
+    id: str
+    display_name: str
+    created_at: datetime
+    lifecycle: str = "active"
+    max_input_tokens: int | None
+    max_tokens: int | None
+
+
+class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /v1/models."""
+
+    data: list[ModelInfo]
+    first_id: str
+    last_id: str
+    has_more: bool = False
 
 
 class ErrorDetails(msgspec.Struct, frozen=True):
