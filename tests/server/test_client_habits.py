@@ -127,3 +127,11 @@ def test_models_as_anthropics_client_asks_for_them(llm: FakeLLM) -> None:
         with pytest.raises(anthropic.NotFoundError) as caught:
             client.models.retrieve("d")
         assert caught.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
+
+
+def test_a_part_that_refuses(server: LiveServer, llm: FakeLLM) -> None:
+    parts = [{"type": "text", "text": "Well."}, {"type": "refusal", "refusal": "No."}]
+    body = {"messages": [*MESSAGES, {"role": "assistant", "content": parts}, *MESSAGES], "max_tokens": 1}
+    assert server.post(CHAT, body).status_code == 200
+    said = [{"type": "text", "text": text} for text in ("Well.", "No.")]
+    assert llm.rendered[0][0] == [*MESSAGES, {"role": "assistant", "content": said}, *MESSAGES]

@@ -25,7 +25,15 @@ from octavo.server.anthropic.types import (
 )
 from octavo.server.openai.functions import as_tools, named
 from octavo.server.openai.structured import JsonSchema, JsonSchemaFormat
-from octavo.server.openai.types import ChatRequest, FunctionCall, Message, TextPart, ToolCall, ToolChoice
+from octavo.server.openai.types import (
+    ChatRequest,
+    FunctionCall,
+    Message,
+    MessagePart,
+    TextPart,
+    ToolCall,
+    ToolChoice,
+)
 
 TERMS = {
     "stop": "stop_sequences",
@@ -87,7 +95,7 @@ def _append(messages: list[Message], more: list[Message]) -> None:
     messages += more
 
 
-def _parts(message: Message) -> list[TextPart]:
+def _parts(message: Message) -> list[MessagePart]:
     content = message.content or []
     return [TextPart(content)] if isinstance(content, str) else content
 
@@ -106,7 +114,7 @@ def _choice(request: PromptRequest) -> tuple[ToolChoice | None, bool]:
     return None, False
 
 
-def _text(content: str | Sequence[TextBlock]) -> str | list[TextPart]:
+def _text(content: str | Sequence[TextBlock]) -> str | list[MessagePart]:
     if isinstance(content, str):
         return content
     return content[0].text if len(content) == 1 else [TextPart(block.text) for block in content]

@@ -109,6 +109,20 @@ class TextPart(
     cache_control: CacheControl | None = None
 
 
+class RefusalPart(msgspec.Struct, frozen=True, tag="refusal", tag_field="type", forbid_unknown_fields=True):
+    """A part of the assistant's in which it refused, as OpenAI's models do."""
+
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        """What it said."""
+        return self.refusal
+
+
+MessagePart = TextPart | RefusalPart
+
+
 class FunctionCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A call that the assistant made before; arguments is JSON text, which parsed_arguments says once more: the openai
     client puts it into replies, and sends it back with them.
@@ -135,7 +149,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Meta(max_length=MAX_MESSAGES)] | None = None
+    content: str | Annotated[list[MessagePart], Meta(max_length=MAX_MESSAGES)] | None = None
     name: Identifier | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_MESSAGES)] | None = None
     tool_call_id: Identifier | None = None

@@ -13,7 +13,15 @@ from msgspec import Meta
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.server.openai.decode import explain
-from octavo.server.openai.types import MAX_MESSAGES, FunctionCall, Identifier, Message, TextPart, ToolCall
+from octavo.server.openai.types import (
+    MAX_MESSAGES,
+    FunctionCall,
+    Identifier,
+    Message,
+    MessagePart,
+    TextPart,
+    ToolCall,
+)
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -184,7 +192,7 @@ class _Turn:
 
     def _clear(self) -> None:
         self._reasoning: list[str] = []
-        self._content: str | list[TextPart] | None = None
+        self._content: str | list[MessagePart] | None = None
         self._calls: list[ToolCall] = []
 
     def is_over(self, item: MessageItem | FunctionCallItem | ReasoningItem) -> bool:
@@ -215,7 +223,7 @@ class _Turn:
         return [message]
 
 
-def _text(content: str | Sequence[Part]) -> str | list[TextPart]:
+def _text(content: str | Sequence[Part]) -> str | list[MessagePart]:
     if isinstance(content, str):
         return content
     texts = [part.refusal if isinstance(part, Refusal) else part.text for part in content]
