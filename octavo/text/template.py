@@ -303,4 +303,5 @@ def _cut_at(text: str, tag: str) -> str:
         raise InputError(
             "continue_final_message: the chat template does not print the last message", param="continue_final_message"
         )
-    return text[:place] if text.startswith(tag + " ", place) else text[:place].rstrip()
+    before = text[:place].replace(tag + " ", "").replace(tag, "")  # a template may print the message twice
+    return before if text.startswith(tag + " ", place) else before.rstrip()

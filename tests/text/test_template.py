@@ -78,6 +78,11 @@ def test_continuing_parts_and_what_cannot_be_continued(byte_level: Tokenizer) ->
         ChatTemplate(ALL["qwen3"], byte_level).render([*HELLO, {"role": "assistant", "tool_calls": [call]}], **given)
     with pytest.raises(InputError, match="does not print"):
         ChatTemplate("{{ messages[0].content }}", byte_level).render([*HELLO, *HELLO], **given)
+    for printed in ("{{ messages[-1].content }}", "{{ messages[-1].content | trim }}"):
+        twice = ChatTemplate(printed + "|" + printed + " end", byte_level)
+        said = [{"role": "assistant", "content": "one"}]
+        assert twice.render(said, **given) == "one|one"
+        assert twice.render_ids(said, **given) == byte_level.encode("one|one", add_special_tokens=False)
     with pytest.raises(InputError, match="exclude each other") as caught:
         ChatTemplate(CHATML, byte_level).render(HELLO, continue_final_message=True)
     assert caught.value.param == "continue_final_message"
