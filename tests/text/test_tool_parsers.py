@@ -324,6 +324,18 @@ def test_types_of_bare_values() -> None:
     )[2] == [ToolCall("f", '{"n": "many"}')]
 
 
+def test_null_as_models_spell_it() -> None:
+    """MiniMax-M2's own reader takes each; where a string may stand, they are strings."""
+    schema = {
+        "properties": {"n": {"type": ["integer", "null"]}, "s": {"type": ["string", "null"]}, "i": {"type": "integer"}}
+    }
+    for spelled in ("none", "nil", "NULL", "Null"):
+        values = "".join(f'<parameter name="{key}">{spelled}</parameter>' for key in schema["properties"])
+        text = f'<minimax:tool_call><invoke name="f">{values}</invoke></minimax:tool_call>'
+        (call,) = read(parser("minimax_m2", tools={"f": schema}), [text])[2]
+        assert json.loads(call.arguments) == {"n": None, "s": spelled, "i": spelled}
+
+
 def test_json_that_is_escaped_as_in_a_string() -> None:
     """As GLM-4.6 writes lists at times."""
     schema = {"properties": {"a": {"type": "array"}, "o": {"type": "object"}, "s": {"type": "string"}}}

@@ -21,6 +21,7 @@ _WORD = re.compile(r"[A-Za-z_][\w.\-]*")
 _KEY = re.compile(r"[^\s:{}\[\],\"']+")
 _SPACE = re.compile(r"\s*")
 _WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
+_NULLS = ("null", "none", "nil")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "0": "\0", "\n": ""}
 _HEX = {"x": 2, "u": 4, "U": 8}
 _HIGH = re.compile(r"u[dD][89abAB][0-9a-fA-F]{2}")
@@ -226,7 +227,7 @@ def typed(text: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
     """
     types = schema_types(schema, root)
     bare = text.strip()
-    if "null" in types and bare in ("null", "None"):
+    if "null" in types and (bare in ("null", "None") or ("string" not in types and bare.lower() in _NULLS)):
         return None
     if "string" in types or (not types and bare[:1] not in ("{", "[")):
         return text
