@@ -135,3 +135,13 @@ def test_a_part_that_refuses(server: LiveServer, llm: FakeLLM) -> None:
     assert server.post(CHAT, body).status_code == 200
     said = [{"type": "text", "text": text} for text in ("Well.", "No.")]
     assert llm.rendered[0][0] == [*MESSAGES, {"role": "assistant", "content": said}, *MESSAGES]
+
+
+def test_parts_by_their_name_in_chats(server: LiveServer, llm: FakeLLM) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    parts = [{"type": "input_text", "text": "a"}, {"type": "text", "text": "b"}]
+    output = {"type": "function_call_output", "call_id": "c", "output": parts}
+    body = {"input": [{"role": "user", "content": parts[1:]}, call, output], "max_output_tokens": 1}
+    assert server.post("/v1/responses", body).status_code == 200
+    asked, _, told = llm.rendered[0][0]
+    assert (asked["content"], [part["text"] for part in told["content"]]) == ("b", ["a", "b"])

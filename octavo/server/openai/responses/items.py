@@ -32,6 +32,12 @@ class InputText(msgspec.Struct, frozen=True, tag="input_text", tag_field="type",
     text: str
 
 
+class ChatText(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+    """The same by its name in chats, as tools' outputs have it."""
+
+    text: str
+
+
 class OutputText(
     msgspec.Struct, frozen=True, kw_only=True, tag="output_text", tag_field="type", forbid_unknown_fields=True
 ):
@@ -51,7 +57,7 @@ class Refusal(msgspec.Struct, frozen=True, tag="refusal", tag_field="type", forb
     refusal: str
 
 
-Part = InputText | OutputText | Refusal
+Part = InputText | ChatText | OutputText | Refusal
 
 
 class MessageItem(
