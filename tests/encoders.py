@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from checkpoints import SENTENCES, save_random
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 VOCAB_SIZE = 240
@@ -57,9 +58,11 @@ def hf_encoder(name: str, folder: Path) -> Any:
     return getattr(transformers, CASES[name]()[1]).from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def write_sentence_files(folder: Path, *, mode: str, normalize: bool, max_length: int = 32) -> None:
-    """sentence-transformers' files beside a checkpoint."""
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+def write_sentence_files(
+    folder: Path, *, mode: str, normalize: bool, max_length: int = 32, dense: Sequence[torch.nn.Sequential] = ()
+) -> None:
+    """sentence-transformers' files beside a checkpoint. dense: each a Linear and an activation function."""
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(dense), *(["Normalize"] if normalize else [])]
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
         for i, kind in enumerate(kinds)
@@ -68,6 +71,16 @@ def write_sentence_files(folder: Path, *, mode: str, normalize: bool, max_length
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_length}))
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))
+    for i, (linear, act) in enumerate(dense):
+        place = folder / f"{2 + i}_Dense"
+        place.mkdir(exist_ok=True)
+        sizes = {"in_features": linear.in_features, "out_features": linear.out_features}
+        name = f"{type(act).__module__}.{type(act).__name__}"
+        more = {"bias": linear.bias is not None, "activation_function": name}
+        (place / "config.json").write_text(json.dumps(sizes | more))
+        save_file(
+            {f"linear.{name}": tensor for name, tensor in linear.state_dict().items()}, place / "model.safetensors"
+        )
     prompts = {"query": "query: ", "document": ""}
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
 

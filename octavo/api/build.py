@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from octavo.text.template import ChatTemplate
     from octavo.text.tokenizer import Tokenizer
     from octavo.weights.checkpoint import Checkpoint
+    from octavo.weights.sentence import SentenceFiles
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def open_model(
         with_weights=with_weights,
         with_tokenizer=wanted and located.tokenizer is None,
     )
-    spec, labels, prompts = _build_spec(config, checkpoint)
+    spec, labels, files = _build_spec(config, checkpoint)
     stored = checkpoint.total_bytes or sum(sizes) or None
     if not checkpoint.tensors and not names_dtype(checkpoint.config) and stored and stored < 3 * spec.num_parameters():
         spec = replace(spec, dtype="bfloat16")  # of weights that were not read: two bytes a number
@@ -105,21 +106,26 @@ def open_model(
         sampling=sampling_defaults(config, checkpoint.generation_config),
         eos_token_ids=_eos_token_ids(checkpoint, tokenizer, spec.vocab_size),
         labels=labels,
-        prompts=prompts,
+        prompts=files.prompts if files is not None else {},
+        dense=files.dense if files is not None and not labels else (),
         tool_template=None if tokenizer is None else _open_tool_template(config, checkpoint, tokenizer),
     )
 
 
-def _build_spec(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelSpec, list[str], dict[str, str]]:
-    """What is to run, the names of its classes, and the prompts of its texts."""
+def _build_spec(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelSpec, list[str], SentenceFiles | None]:
+    """What is to run, the names of its classes, and the sentence-transformers files of a model that pools."""
     from octavo.models.config import Config
     from octavo.models.pooling import SentencePooling, choose_pooling, read_labels
     from octavo.models.registry import build_spec
-    from octavo.weights.sentence import read_sentence_files
+    from octavo.models.spec import Dense
+    from octavo.weights.sentence import check_dense, read_sentence_files
 
     files, told = read_sentence_files(checkpoint.path), checkpoint.config.get("gguf_pooling")
-    sentence = None if files is None else SentencePooling(files.kind, files.normalize, files.max_length)
-    if sentence is None and told is not None:
+    sentence = None
+    if files is not None:
+        dense = tuple(Dense(module.outputs, module.act, module.bias) for module in files.dense)
+        sentence = SentencePooling(files.kind, files.normalize, files.max_length, dense)
+    elif told is not None:
         sentence = SentencePooling(told, normalize=True)  # as llama.cpp gives them
     spec = choose_pooling(
         build_spec(checkpoint.config),
@@ -130,7 +136,9 @@ def _build_spec(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelSpec,
         pooler=config.pooler_config,
     )
     labels = read_labels(Config(checkpoint.config)) if spec.pooling and spec.pooling.labels else []
-    return spec, labels, files.prompts if files is not None and spec.pooling else {}
+    if files is not None and spec.pooling and not labels:
+        check_dense(files.dense, spec.hidden_size)
+    return spec, labels, files if spec.pooling else None
 
 
 def _open_tokenizer(located: ModelConfig, checkpoint: Checkpoint) -> Tokenizer:
@@ -227,6 +235,7 @@ def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Lim
         seeds=random.Random(config.seed),
         pooling=model.spec.pooling,
         hidden_size=model.spec.hidden_size,
+        vector_size=model.spec.vector_size(),
         token_types=model.spec.learned.types if model.spec.learned else 0,
         checker=None if model.tokenizer is None else Checker(model.tokenizer.special_ids()),
         template="" if model.template is None else model.template.source,
@@ -317,12 +326,14 @@ def _vocabulary(config: EngineConfig, model: Model) -> Vocabulary:
 
 
 def _weights(model: Model) -> Weights:
-    from octavo.models.registry import find_family
     from octavo.weights.dummy import DummyWeights
     from octavo.weights.names import map_names
+    from octavo.weights.sentence import read_dense
 
     shapes = {name: parameter.shape for name, parameter in model.spec.parameters().items()}
-    names = find_family(model.checkpoint.config).names(model.spec)
+    names = model.tensor_names()
     if model.config.load_format == "dummy":
         return DummyWeights(shapes, seed=model.config.seed, quantized=quantized_matrices(model, names))
-    return map_names(model.checkpoint, names, shapes)
+    apart = read_dense(model.path, model.dense)
+    shapes = {name: shape for name, shape in shapes.items() if name not in apart}
+    return {**map_names(model.checkpoint, names, shapes), **apart}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from octavo.text.template import ChatTemplate
     from octavo.text.tokenizer import Tokenizer
     from octavo.weights.checkpoint import Checkpoint
+    from octavo.weights.sentence import DenseModule
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Model:
     tool_template: the one for conversations with tools, where it is another.
     stored_bytes: of the weights as the checkpoint stores them; None if neither headers nor the hub told.
     labels: a classifier's, by number.  prompts: what texts begin with, by kind, as sentence-transformers' files say.
+    dense: their layers behind the pooling, whose weights have files of their own.
     """
 
     config: ModelConfig
@@ -41,10 +43,20 @@ class Model:
     labels: list[str] = field(default_factory=list)
     prompts: dict[str, str] = field(default_factory=dict)
     tool_template: ChatTemplate | None = field(default=None, repr=False)
+    dense: tuple[DenseModule, ...] = ()
 
     def default_sampling_params(self) -> SamplingParams:
         """SamplingParams with what the model recommends."""
         return SamplingParams(**self.sampling)
+
+    def tensor_names(self) -> dict[str, str]:
+        """Internal name -> the checkpoint's, for all weights of the spec but those of `dense`."""
+        from octavo.models.registry import find_family
+
+        spec = self.spec
+        if self.dense and spec.pooling is not None:
+            spec = replace(spec, pooling=replace(spec.pooling, dense=()))
+        return find_family(self.checkpoint.config).names(spec)
 
     def known_tokenizer(self) -> Tokenizer:
         """The tokenizer; ConfigError with skip_tokenizer_init."""

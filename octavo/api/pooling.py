@@ -94,24 +94,26 @@ def _resolve(params: PoolingParams, limits: Limits) -> RowPooling:
     if task == "score" and labels != 1:
         raise UnsupportedError(f"task=score needs a model with one label, this one has {labels}", param="task")
     if params.dimensions is not None:
-        _check_dimensions(params.dimensions, pooling, limits.hidden_size)
+        size = limits.hidden_size if task == "token_embed" else limits.vector_size
+        _check_dimensions(params.dimensions, pooling, size)
     activate = params.use_activation
     if activate is None:
         activate = own != "embed" or (pooling is not None and pooling.normalize)
     return RowPooling(tokens=task == "token_embed", dimensions=params.dimensions or 0, activate=activate)
 
 
-def _check_dimensions(dimensions: int, pooling: Pooling | None, hidden_size: int) -> None:
+def _check_dimensions(dimensions: int, pooling: Pooling | None, size: int) -> None:
+    """size: of the vectors."""
     allowed = pooling.dimensions if pooling is not None and not pooling.labels else None
-    if dimensions == hidden_size and pooling is not None and not pooling.labels:
+    if dimensions == size and pooling is not None and not pooling.labels:
         return
     if allowed is None:
         raise UnsupportedError(
             f"dimensions={dimensions}: this model was not made for shorter vectors (is_matryoshka in its config.json)",
             param="dimensions",
         )
-    if dimensions > hidden_size or (allowed and dimensions not in allowed):
-        need = f"one of {', '.join(map(str, allowed))}" if allowed else f"at most {hidden_size}"
+    if dimensions > size or (allowed and dimensions not in allowed):
+        need = f"one of {', '.join(map(str, allowed))}" if allowed else f"at most {size}"
         raise InputError(f"dimensions must be {need}, got {dimensions}", param="dimensions")
 
 

@@ -47,12 +47,10 @@ def online_quantization(model: Model, *, device: str) -> str | None:
 
 def weight_bytes(model: Model, *, device: str, element: int, activation_dtype: str = "auto") -> int:
     """Of all weights on the device. element: bytes of one number of its arithmetic.  activation_dtype: the option."""
-    from octavo.models.registry import find_family
-
     online = online_quantization(model, device=device)
     if device == "cpu":
         return _host_bytes(model, element=element, activation_dtype=activation_dtype)
-    names = find_family(model.checkpoint.config).names(model.spec)
+    names = model.tensor_names()
     total = 0
     for name, parameter in model.spec.parameters().items():
         scheme = None

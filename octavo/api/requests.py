@@ -36,7 +36,8 @@ MAX_REQUEST_ID = 256
 class Limits:
     """What a request is checked against. max_logprobs -1: no limit. seeds: draws the seeds that requests leave out.
 
-    pooling: the model makes vectors of prompts, hidden_size long.  token_types: kinds of tokens that it tells apart.
+    pooling: the model makes vectors of prompts, vector_size long, or hidden_size of tokens.  token_types: kinds of
+    tokens that it tells apart.
     checker: tries structured outputs out, which may take seconds; without one the engine alone tells what is wrong.
     template: the chat template's text, which tells how answers mark reasoning.
     """
@@ -49,6 +50,7 @@ class Limits:
     seeds: random.Random = field(default_factory=random.Random)
     pooling: Pooling | None = None
     hidden_size: int = 0
+    vector_size: int = 0
     token_types: int = 0
     checker: Checker | None = None
     template: str = ""

@@ -15,8 +15,8 @@ from octavo.models.spec import MLP, Attention, Layer, LayerNorm, LearnedEmbeddin
 __all__ = ["build_encoder", "names", "spec"]
 
 CLASSIFIER = {
-    "pooler": "pooler.dense.weight",
-    "pooler_bias": "pooler.dense.bias",
+    "dense.0": "pooler.dense.weight",
+    "dense.0_bias": "pooler.dense.bias",
     "classifier": "classifier.weight",
     "classifier_bias": "classifier.bias",
 }
@@ -29,7 +29,7 @@ def spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def names(spec: ModelSpec) -> dict[str, str]:
     """Names of BertModel's tensors under "bert.", and of BertForSequenceClassification's head."""
-    outer = {**CLASSIFIER, **{name: f"bert.{CLASSIFIER[name]}" for name in ("pooler", "pooler_bias")}}
+    outer = {**CLASSIFIER, **{name: f"bert.{CLASSIFIER[name]}" for name in ("dense.0", "dense.0_bias")}}
     return encoder_names(spec, prefix="bert.", outer=outer)
 
 

@@ -140,7 +140,7 @@ def _parts(spec: ModelSpec) -> tuple[Part, ...]:
     """
     sizes, flops = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, parameter in spec.parameters().items():
-        part, size = _part_of(name.rsplit(".", 1)[-1]), prod(parameter.shape)
+        part, size = _part_of(name), prod(parameter.shape)
         sizes[part] += size
         if len(parameter.shape) == 2 and part != "embedding" and not _is_idle(spec, name):
             flops[part] += 2 * size
@@ -158,9 +158,12 @@ def _is_idle(spec: ModelSpec, name: str) -> bool:
 
 
 def _part_of(name: str) -> str:
+    if name.startswith("dense."):
+        return "head"
+    name = name.rsplit(".", 1)[-1]
     if name in ("embed", "positions", "token_types"):
         return "embedding"
-    if name.startswith(("head", "pooler", "classifier")):
+    if name.startswith(("head", "classifier")):
         return "head"
     if name.startswith(("gate", "up", "down", "router", "shared_router")):
         return "feed-forward"

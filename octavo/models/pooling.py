@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 
 from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.models.config import Config, show
-from octavo.models.spec import ClassActivation, ModelSpec, Pooling, PoolingKind
+from octavo.models.spec import ClassActivation, Dense, ModelSpec, Pooling, PoolingKind
 
 CLASSIFIER = "ForSequenceClassification"
 OTHER_HEADS = ("ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel")
@@ -21,11 +21,15 @@ _ACTIVATIONS: dict[str, ClassActivation] = {"Identity": "identity", "Sigmoid": "
 
 @dataclass(frozen=True)
 class SentencePooling:
-    """What a checkpoint's sentence-transformers files say. max_length: tokens of a text, None if they do not tell."""
+    """What a checkpoint's sentence-transformers files say. max_length: tokens of a text, None if they do not tell.
+
+    dense: layers behind the pooling.
+    """
 
     kind: PoolingKind
     normalize: bool
     max_length: int | None = None
+    dense: tuple[Dense, ...] = ()
 
 
 def encoder_pooling(config: Config) -> Pooling:
@@ -33,7 +37,8 @@ def encoder_pooling(config: Config) -> Pooling:
     if not is_classifier(config.values):
         return Pooling("cls", dimensions=_dimensions(config))
     labels = len(read_labels(config))
-    return Pooling("cls", dense=True, labels=labels, label_bias=True, activation=_activation(config, labels))
+    dense = (Dense(config.integer("hidden_size"), "tanh"),)
+    return Pooling("cls", dense=dense, labels=labels, label_bias=True, activation=_activation(config, labels))
 
 
 def is_classifier(config: Mapping[str, Any]) -> bool:
@@ -116,9 +121,10 @@ def _classifier(spec: ModelSpec, config: Config) -> Pooling:
 
 
 def _embedding(spec: ModelSpec, config: Config, sentence: SentencePooling | None) -> Pooling:
+    dimensions = _dimensions(config)
     if sentence is not None:
-        return Pooling(sentence.kind, normalize=sentence.normalize, dimensions=_dimensions(config))
-    return Pooling("cls" if spec.pooling is not None else "last", dimensions=_dimensions(config))
+        return Pooling(sentence.kind, normalize=sentence.normalize, dimensions=dimensions, dense=sentence.dense)
+    return Pooling("cls" if spec.pooling is not None else "last", dimensions=dimensions)
 
 
 def _dimensions(config: Config) -> tuple[int, ...] | None:

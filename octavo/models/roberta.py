@@ -13,8 +13,8 @@ from octavo.models.spec import ModelSpec
 __all__ = ["names", "spec"]
 
 CLASSIFIER = {
-    "pooler": "classifier.dense.weight",
-    "pooler_bias": "classifier.dense.bias",
+    "dense.0": "classifier.dense.weight",
+    "dense.0_bias": "classifier.dense.bias",
     "classifier": "classifier.out_proj.weight",
     "classifier_bias": "classifier.out_proj.bias",
 }

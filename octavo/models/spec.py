@@ -12,6 +12,7 @@ from typing import Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 PoolingKind = Literal["cls", "mean", "last"]
+DenseActivation = Literal["tanh", "identity", "relu", "sigmoid", "gelu", "silu"]
 ClassActivation = Literal["softmax", "sigmoid", "identity"]
 
 
@@ -134,10 +135,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """v = act(W v + b), `width` long; without bias no b."""
+
+    width: int
+    act: DenseActivation
+    bias: bool = True
+
+
+@dataclass(frozen=True)
 class Pooling:
     """What a prompt's hidden states become in a model that does not generate: one vector.
 
-    kind: the first token's state (cls), the last one's, or the mean of all.  dense: v = tanh(W v + b) comes next.
+    kind: the first token's state (cls), the last one's, or the mean of all.  dense: what comes next, one by one.
     labels: 0 for an embedding; else logits = W v (+ b with label_bias), so many, and `activation` of them.
     normalize: an embedding is divided by its length.  dimensions: shorter lengths that an embedding may be cut to
     before (Matryoshka): None none, an empty tuple any.
@@ -146,7 +156,7 @@ class Pooling:
     kind: PoolingKind
     normalize: bool = True
     dimensions: tuple[int, ...] | None = None
-    dense: bool = False
+    dense: tuple[Dense, ...] = ()
     labels: int = 0
     label_bias: bool = False
     activation: ClassActivation = "softmax"
@@ -197,7 +207,7 @@ class ModelSpec:
         gate,up,down,gate_bias,up_bias,down_bias,post_ffn}, final_norm, head (absent if tied). A MoE has router,
         experts.{e}.{gate,up,down}, shared.{gate,up,down} and shared_router in place of gate to down_bias.
         Of encoders also positions, token_types, embed_norm, layers.{i}.{after_mixer,after_ffn}, and of poolings
-        pooler, pooler_bias, classifier, classifier_bias; a LayerNorm's bias is its name with _bias.
+        dense.{i}, dense.{i}_bias, classifier, classifier_bias; a LayerNorm's bias is its name with _bias.
         """
         table = {"embed": Parameter((self.vocab_size, self.hidden_size), 0)}
         if self.learned:
@@ -214,6 +224,11 @@ class ModelSpec:
         if self.pooling:
             table.update(_pooling_parameters(self.pooling, self.hidden_size))
         return table
+
+    def vector_size(self) -> int:
+        """Numbers of what is pooled, before a classifier."""
+        dense = self.pooling.dense if self.pooling else ()
+        return dense[-1].width if dense else self.hidden_size
 
     def num_parameters(self) -> int:
         """Weights in all."""
@@ -268,11 +283,14 @@ def _layer_norm(name: str, hidden: int) -> Iterator[tuple[str, Parameter]]:
 
 
 def _pooling_parameters(p: Pooling, hidden: int) -> Iterator[tuple[str, Parameter]]:
-    if p.dense:
-        yield "pooler", Parameter((hidden, hidden))
-        yield "pooler_bias", Parameter((hidden,))
+    width = hidden
+    for i, dense in enumerate(p.dense):
+        yield f"dense.{i}", Parameter((dense.width, width))
+        if dense.bias:
+            yield f"dense.{i}_bias", Parameter((dense.width,))
+        width = dense.width
     if p.labels:
-        yield "classifier", Parameter((p.labels, hidden))
+        yield "classifier", Parameter((p.labels, width))
         if p.label_bias:
             yield "classifier_bias", Parameter((p.labels,))
 

@@ -23,8 +23,11 @@ SMALL_FILES = (
     "sentence_*_config.json",
     "config_sentence_transformers.json",
     "*_Pooling/config.json",
+    "*_Dense/config.json",
     INDEX,
 )
+DENSE = f"*_Dense/{WHOLE}"
+"""Weights of sentence-transformers' layers behind a model."""
 TOKENIZER = "tokenizer.json"
 SHARD = re.compile(r"^[^/]+-\d{5}-of-\d{5}\.safetensors$")
 
@@ -51,7 +54,8 @@ def choose(
     elif INDEX in sizes:
         weights = [name for name in weights if SHARD.match(name)] or weights
     if weights and "config.json" in sizes:
-        return weights + small_files(sizes), None
+        dense = [name for name in sizes if fnmatch(name, DENSE)]
+        return weights + dense + small_files(sizes), None
     ggufs = gguf_models(sorted(sizes))
     if len(ggufs) == 1:
         return choose(repo, sizes, ggufs[0])

@@ -1,19 +1,24 @@
 """sentence-transformers' files beside a checkpoint in; how its vectors are made out of hidden states, out.
 
-modules.json lists the modules: Transformer, Pooling, Normalize. Others (Dense ...) would change the vectors: refused.
+modules.json lists the modules: Transformer, Pooling, Dense, Normalize. Others would change the vectors: refused.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from octavo.base.errors import ModelFormatError, UnsupportedError
-from octavo.weights.files import read_json, read_text
+from octavo.base.types.tensor import StoredTensor
+from octavo.weights.files import map_file, read_json, read_text
+from octavo.weights.safetensors import WHOLE, read_safetensors
 
+DenseActivation = Literal["tanh", "identity", "relu", "sigmoid", "gelu", "silu"]
 MODULES = "modules.json"
+MOST_FEATURES = 1 << 17
 # sentence-transformers' names of poolings -> ours
 _MODES: dict[str, Literal["cls", "mean", "last"]] = {
     "cls": "cls",
@@ -22,19 +27,42 @@ _MODES: dict[str, Literal["cls", "mean", "last"]] = {
     "mean_tokens": "mean",
     "lasttoken": "last",
 }
+# PyTorch's names of activation functions -> ours
+_ACTIVATIONS: dict[str, DenseActivation] = {
+    "Tanh": "tanh",
+    "Identity": "identity",
+    "ReLU": "relu",
+    "Sigmoid": "sigmoid",
+    "GELU": "gelu",
+    "SiLU": "silu",
+}
+_STATE = "sentence_embedding"
+"""What a module that comes after Pooling reads and writes."""
+
+
+@dataclass(frozen=True)
+class DenseModule:
+    """A layer, of `inputs` numbers `outputs`. path: its folder in the model's."""
+
+    path: str
+    inputs: int
+    outputs: int
+    bias: bool
+    act: DenseActivation
 
 
 @dataclass(frozen=True)
 class SentenceFiles:
     """kind: how states are pooled.  normalize: vectors get length 1.  max_length: tokens of a text, where told.
 
-    prompts: what a kind of text ("query", "document" ...) begins with.
+    prompts: what a kind of text ("query", "document" ...) begins with.  dense: layers between pooling and normalizing.
     """
 
     kind: Literal["cls", "mean", "last"]
     normalize: bool
     max_length: int | None
     prompts: dict[str, str] = field(default_factory=dict)
+    dense: tuple[DenseModule, ...] = ()
 
 
 def read_sentence_files(folder: Path) -> SentenceFiles | None:
@@ -43,21 +71,95 @@ def read_sentence_files(folder: Path) -> SentenceFiles | None:
         return None
     pooling: dict[str, Any] | None = None
     normalize, where = False, ""
+    dense: list[DenseModule] = []
     for path, kind in _modules(folder):
         if kind == "Pooling":
             where = f"{path}/config.json" if path else "config.json"
             pooling = read_json(folder / where)
         elif kind == "Normalize":
             normalize = True
+        elif kind == "Dense" and pooling is not None and not normalize:
+            dense.append(_read_dense(folder, path))
+        elif kind == "Dense":
+            raise UnsupportedError(
+                f"{MODULES}: a module of type 'Dense' is supported between Pooling and Normalize alone, and "
+                f"{path[:60]!r} is not",
+                param="model",
+            )
         elif kind != "Transformer":
             raise UnsupportedError(
-                f"{MODULES}: modules of type {kind[:60]!r} are not supported; supported are Transformer, Pooling and "
-                "Normalize",
+                f"{MODULES}: modules of type {kind[:60]!r} are not supported; supported are Transformer, Pooling, "
+                "Dense and Normalize",
                 param="model",
             )
     if pooling is None:
         return None  # a cross-encoder's, or a model whose states are not pooled
-    return SentenceFiles(_kind(pooling, where), normalize, _max_length(folder), _prompts(folder))
+    return SentenceFiles(_kind(pooling, where), normalize, _max_length(folder), _prompts(folder), tuple(dense))
+
+
+def read_dense(folder: Path, modules: Sequence[DenseModule]) -> dict[str, StoredTensor]:
+    """The layers' weights, dense.{i} and dense.{i}_bias. ModelFormatError names the file that lacks one."""
+    found = {}
+    for i, module in enumerate(modules):
+        where = f"{module.path}/{WHOLE}"
+        if not (folder / where).is_file():
+            raise ModelFormatError(
+                f"{where} is missing, which {MODULES} names the module of; pickled weights (pytorch_model.bin) are "
+                "never read because loading them can run code. Download it, or convert them"
+            )
+        tensors = read_safetensors(map_file(folder / where), where=where).tensors
+        wanted: dict[str, tuple[str, tuple[int, ...]]] = {f"dense.{i}": ("weight", (module.outputs, module.inputs))}
+        if module.bias:
+            wanted[f"dense.{i}_bias"] = ("bias", (module.outputs,))
+        for name, (part, shape) in wanted.items():
+            tensor = tensors.get(f"linear.{part}")
+            if tensor is None or tensor.shape != shape:
+                what = "is missing" if tensor is None else f"has the shape {list(tensor.shape)}"
+                raise ModelFormatError(
+                    f"{where}: the tensor linear.{part} {what}, expected {list(shape)} by {module.path}/config.json"
+                )
+            found[name] = tensor
+    return found
+
+
+def check_dense(modules: Sequence[DenseModule], hidden_size: int) -> None:
+    """ModelFormatError where a layer does not take what the one before it makes, the first one the model's states."""
+    width = hidden_size
+    for module in modules:
+        if module.inputs != width:
+            raise ModelFormatError(
+                f"{module.path}/config.json: in_features is {module.inputs}, and what comes before it makes {width} "
+                "numbers; the files do not belong together",
+                param="in_features",
+            )
+        width = module.outputs
+
+
+def _read_dense(folder: Path, path: str) -> DenseModule:
+    where = f"{path}/config.json"
+    config = read_json(folder / where)
+    sizes: dict[str, int] = {}
+    for key in ("in_features", "out_features"):
+        size = config.get(key)
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_FEATURES:
+            raise ModelFormatError(f"{where}: {key} must be an integer from 1 to {MOST_FEATURES}, got {size!r:.60}")
+        sizes[key] = size
+    bias = config.get("bias", True)
+    if not isinstance(bias, bool):
+        raise ModelFormatError(f"{where}: bias must be true or false, got {bias!r:.60}")
+    name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    act = _ACTIVATIONS.get(name.rpartition(".")[2]) if name.startswith("torch.nn.") else None
+    if act is None:
+        raise UnsupportedError(
+            f"{where}: activation_function {name[:60]!r} is not supported; supported are torch's "
+            f"{', '.join(_ACTIVATIONS)}",
+            param="activation_function",
+        )
+    plain = {"module_input_name": _STATE, "module_output_name": _STATE, "use_residual": False}
+    for key, usual in plain.items():
+        if config.get(key, usual) not in (usual, None):
+            raise UnsupportedError(f"{where}: {key} {config[key]!r:.60} is not supported", param=key)
+    return DenseModule(path, sizes["in_features"], sizes["out_features"], bias, act)
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:

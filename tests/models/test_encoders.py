@@ -136,9 +136,13 @@ def test_labels() -> None:
 
 def test_the_plan_of_an_encoder() -> None:
     spec = build_spec(BERT)
-    report = plan_report(spec, weight_bytes=1000, kv_bytes_per_token=0, max_model_len=64, free_bytes=5000)
+    whole: dict[str, Any] = {"max_model_len": 64, "free_bytes": 5000}
+    report = plan_report(spec, weight_bytes=1000, kv_bytes_per_token=0, **whole)
     assert report.sequences == 1
     assert "nothing is cached" in render(report)
     assert sum(part.parameters for part in report.parts) == spec.num_parameters()
+    labelled = plan_report(build_spec({**BERT, **CLASSIFIER}), weight_bytes=0, kv_bytes_per_token=0, **whole)
+    sizes = {part.name: part.parameters for part in labelled.parts}
+    assert sizes == {part.name: part.parameters for part in report.parts} | {"head": 8 * 8 + 8 + 2 * 8 + 2}
     none = plan_report(spec, weight_bytes=9000, kv_bytes_per_token=0, max_model_len=64, free_bytes=5000)
     assert (none.sequences, "Does not fit" in render(none)) == (0, True)

@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from octavo import LLM, PoolingParams
+from octavo.base.errors import OctavoError
 
 DEVICES = ("cpu", "torch:cpu")
 LENGTHS = (5, 1, 23, 64, 5, 40)
@@ -66,6 +67,45 @@ def test_embeddings_are_transformers_own(folders: Path, device: Any, name: str, 
         np.testing.assert_allclose(output.outputs.embedding, pooled(hidden(model, ids), kind), atol=1e-5)
     np.testing.assert_allclose(alone, outputs[2].outputs.embedding, atol=1e-6)
     np.testing.assert_allclose(states[0].outputs.data, hidden(model, rows[0]).numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("base", "acts", "normalize"),
+    [
+        ("bert", ("Tanh",), True),
+        ("qwen3", ("Identity", "Identity"), True),
+        ("bert", ("ReLU", "Sigmoid"), False),
+        ("bert", ("GELU", "SiLU"), False),
+    ],
+)
+def test_dense_layers_behind_the_pooling(
+    tmp_path: Path, device: Any, base: str, acts: tuple[str, ...], normalize: bool
+) -> None:
+    """As sentence-transformers' Dense: torch's Linear and activation function, of the pooled state."""
+    folder = (encoders.make_encoder if base == "bert" else checkpoints.make_checkpoint)(base, tmp_path / base)
+    model = encoders.hf_encoder(base, folder) if base == "bert" else checkpoints.hf_model(folder).model
+    torch.manual_seed(5)
+    widths = (model.config.hidden_size, 96, 24)
+    layers = [
+        torch.nn.Sequential(torch.nn.Linear(*widths[i : i + 2], bias=act != "Identity"), getattr(torch.nn, act)())
+        for i, act in enumerate(acts)
+    ]
+    encoders.write_sentence_files(folder, mode="mean_tokens", normalize=normalize, max_length=64, dense=layers)
+    rows = prompts()
+    with LLM(str(folder), device=device) as llm:
+        outputs = llm.embed(rows, use_tqdm=False)
+        tokens = llm.encode(rows[0], PoolingParams(use_activation=False), pooling_task="token_embed", use_tqdm=False)
+        whole = PoolingParams(dimensions=widths[len(acts)])
+        assert llm.embed(rows[0], pooling_params=whole, use_tqdm=False)[0].outputs.hidden_size == widths[len(acts)]
+        with pytest.raises(OctavoError, match="not made for shorter vectors"):
+            llm.embed(rows[0], pooling_params=PoolingParams(dimensions=48), use_tqdm=False)
+    for ids, output in zip(rows, outputs, strict=True):
+        with torch.no_grad():
+            expected = torch.nn.Sequential(*layers)(hidden(model, ids).mean(0))
+        expected = torch.nn.functional.normalize(expected, dim=0) if normalize else expected
+        np.testing.assert_allclose(output.outputs.embedding, expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(tokens[0].outputs.data, hidden(model, rows[0]).numpy(), atol=2e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)

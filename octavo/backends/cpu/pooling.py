@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from octavo.backends.cpu.ops import ACTIVATIONS
 from octavo.base.types.pooling import RowPooling
 from octavo.base.types.tensor import StoredTensor, Weights
-from octavo.models.spec import Pooling
+from octavo.models.spec import DenseActivation, Pooling
 from octavo.quant import dequantize, dequantize_matrix
+
+
+def _by_op(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    def run(x: np.ndarray) -> np.ndarray:
+        out = np.empty_like(x)
+        ACTIVATIONS[name](out, x)
+        return out
+
+    return run
+
+
+_DENSE: dict[DenseActivation, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "identity": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "gelu": _by_op("gelu"),
+    "silu": _by_op("silu"),
+}
 
 
 class Pooler:
@@ -15,7 +37,8 @@ class Pooler:
 
     def __init__(self, pooling: Pooling, weights: Weights) -> None:
         self._pooling = pooling
-        names = ["pooler", "pooler_bias"] if pooling.dense else []
+        names = [f"dense.{i}" for i in range(len(pooling.dense))]
+        names += [f"dense.{i}_bias" for i, dense in enumerate(pooling.dense) if dense.bias]
         names += ["classifier"] if pooling.labels else []
         names += ["classifier_bias"] if pooling.label_bias else []
         self._weights = {name: _load(weights, name) for name in names}
@@ -25,8 +48,11 @@ class Pooler:
         if asked.tokens:
             return self._embedding(states, asked)
         vector = _pool(states, self._pooling.kind)
-        if self._pooling.dense:
-            vector = np.tanh(self._weights["pooler"] @ vector + self._weights["pooler_bias"])
+        for i, dense in enumerate(self._pooling.dense):
+            vector = self._weights[f"dense.{i}"] @ vector
+            if dense.bias:
+                vector += self._weights[f"dense.{i}_bias"]
+            vector = _DENSE[dense.act](vector)
         if not self._pooling.labels:
             return self._embedding(vector, asked)
         logits = self._weights["classifier"] @ vector

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,16 @@ from torch import Tensor
 
 from octavo.backends.torch.device.transfer import Download, upload
 from octavo.base.types.pooling import RowPooling
-from octavo.models.spec import Pooling
+from octavo.models.spec import DenseActivation, Pooling
+
+_DENSE: dict[DenseActivation, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,13 @@ def pool(
 ) -> Tensor:
     """states [tokens, hidden] -> float32 [spans, width], or with asked.tokens [tokens of the spans, width].
 
-    weights: pooler and classifier with their biases, float32, as far as the pooling has them.
+    weights: dense.{i} and classifier with their biases, float32, as far as the pooling has them.
     """
     if asked.tokens:
         return _embedding(_gathered(states, spans).float(), asked)
     vectors = _pooled(states, spans, pooling.kind)
-    if pooling.dense:
-        vectors = torch.tanh(F.linear(vectors, weights["pooler"], weights["pooler_bias"]))
+    for i, dense in enumerate(pooling.dense):
+        vectors = _DENSE[dense.act](F.linear(vectors, weights[f"dense.{i}"], weights.get(f"dense.{i}_bias")))
     if not pooling.labels:
         return _embedding(vectors, asked)
     logits = F.linear(vectors, weights["classifier"], weights.get("classifier_bias"))

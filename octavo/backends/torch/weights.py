@@ -123,11 +123,16 @@ def load_weights(
     layers = tuple(_load_layer(loader, f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
     final_norm = loader.norm("final_norm", spec.final_norm) if spec.final_norm else None
     head = embed if spec.head is None or spec.head.tied else loader.dense("head")
-    tables, rest = ("positions", "token_types"), ("embed_norm", "pooler", "classifier")
+    tables, rest = ("positions", "token_types"), ("embed_norm", "dense", "classifier")
     more = {name: loader.dense(name) for name in spec.parameters() if name in tables}
-    more |= {name: loader.plain(name) for name in spec.parameters() if name.removesuffix("_bias") in rest}
+    more |= {name: loader.plain(name) for name in spec.parameters() if _outer(name) in rest}
     model = ModelWeights(embed, head, final_norm, layers, 0, more)
     return replace(model, num_bytes=_count_bytes(model))
+
+
+def _outer(name: str) -> str:
+    """Of a weight beside the layers: without its number, and of a bias the weight's."""
+    return name.removesuffix("_bias").partition(".")[0]
 
 
 def to_torch(stored: StoredTensor, dtype: torch.dtype) -> Tensor:

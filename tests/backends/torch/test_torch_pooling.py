@@ -12,16 +12,19 @@ from octavo.backends.cpu.pooling import Pooler
 from octavo.backends.torch.device.transfer import Download
 from octavo.backends.torch.pooling import Span, Vectors, pool
 from octavo.base.types.pooling import RowPooling
-from octavo.models.spec import Pooling
+from octavo.models.spec import Dense, Pooling
 
 HIDDEN, LABELS = 48, 5
+TANH = (Dense(HIDDEN, "tanh"),)
 COUNTS = (3, 1, 17, 8)
 CPU = torch.device("cpu")
 
 
 def weights(pooling: Pooling) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
-    shapes = {"pooler": (HIDDEN, HIDDEN), "pooler_bias": (HIDDEN,)} if pooling.dense else {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, dense in enumerate(pooling.dense):
+        shapes |= {f"dense.{i}": (dense.width, HIDDEN), f"dense.{i}_bias": (dense.width,)}
     shapes |= {"classifier": (LABELS, HIDDEN)} if pooling.labels else {}
     shapes |= {"classifier_bias": (LABELS,)} if pooling.label_bias else {}
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
@@ -29,7 +32,7 @@ def weights(pooling: Pooling) -> dict[str, np.ndarray]:
 
 POOLINGS = [
     *(Pooling(kind) for kind in ("cls", "mean", "last")),
-    *(Pooling("cls", dense=True, labels=LABELS, label_bias=True, activation=name) for name in ("softmax", "sigmoid")),
+    *(Pooling("cls", dense=TANH, labels=LABELS, label_bias=True, activation=name) for name in ("softmax", "sigmoid")),
     Pooling("last", labels=LABELS, activation="identity"),
 ]
 
