@@ -92,7 +92,8 @@ def open_model(
     stored = checkpoint.total_bytes or sum(sizes) or None
     if not checkpoint.tensors and not names_dtype(checkpoint.config) and stored and stored < 3 * spec.num_parameters():
         spec = replace(spec, dtype="bfloat16")  # of weights that were not read: two bytes a number
-    tokenizer = _open_tokenizer(located, checkpoint) if wanted else None
+    lower = files is not None and files.lower_case and not labels
+    tokenizer = _open_tokenizer(located, checkpoint, lower_case=lower) if wanted else None
     if tokenizer is not None and config.tokenizer is not None:
         _check_vocabulary(tokenizer, config.tokenizer, spec.vocab_size)
     return Model(
@@ -141,13 +142,13 @@ def _build_spec(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelSpec,
     return spec, labels, files if spec.pooling else None
 
 
-def _open_tokenizer(located: ModelConfig, checkpoint: Checkpoint) -> Tokenizer:
+def _open_tokenizer(located: ModelConfig, checkpoint: Checkpoint, *, lower_case: bool) -> Tokenizer:
     from octavo.text.tokenizer import Tokenizer
     from octavo.weights.checkpoint import open_tokenizer
 
     if located.tokenizer is not None:
         checkpoint = open_tokenizer(Path(located.tokenizer))
-    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    tokenizer = Tokenizer.from_checkpoint(checkpoint, lower_case=lower_case)
     heap.trim()
     return tokenizer
 

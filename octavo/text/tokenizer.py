@@ -73,8 +73,10 @@ class Tokenizer:
         self.eos_token_ids: list[int] = [token for token in dict.fromkeys(eos_token_ids) if 0 <= token < vocab_size]
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer:
-        """Raises ModelFormatError (damaged, or no tokenizer in it), UnsupportedError (of a kind that is not known)."""
+    def from_checkpoint(cls, checkpoint: Checkpoint, *, lower_case: bool = False) -> Tokenizer:
+        """lower_case: texts are read in small letters, whatever the files say.
+
+        Raises ModelFormatError (damaged, or no tokenizer in it), UnsupportedError (of a kind that is not known)."""
         source = checkpoint.tokenizer
         if source is None:
             raise ModelFormatError(
@@ -83,8 +85,9 @@ class Tokenizer:
                 param="tokenizer",
             )
         if isinstance(source, GgufTokenizer):
-            return _from_gguf(source, checkpoint.generation_config)
-        return _from_files(source, checkpoint.generation_config or checkpoint.config)
+            return _from_gguf(source, checkpoint.generation_config, lower_case=lower_case)
+        generation = checkpoint.generation_config or checkpoint.config
+        return _from_files(source, generation, lower_case=lower_case)
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids. add_special_tokens: with the bos (eos) token that the tokenizer puts around a text.
@@ -216,8 +219,10 @@ def check_text(text: str) -> None:
         ) from None
 
 
-def _from_gguf(source: GgufTokenizer, generation: Mapping[str, Any]) -> Tokenizer:
+def _from_gguf(source: GgufTokenizer, generation: Mapping[str, Any], *, lower_case: bool) -> Tokenizer:
     backend = build_tokenizer(source)
+    if lower_case:
+        _lower(backend)
     special = {}
     for role, name in ROLES.items():
         token_id = named_id(source, name)
@@ -232,7 +237,7 @@ def _from_gguf(source: GgufTokenizer, generation: Mapping[str, Any]) -> Tokenize
     )
 
 
-def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokenizer:
+def _from_files(source: TokenizerFiles, generation: Mapping[str, Any], *, lower_case: bool) -> Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(source.path))
     except Exception as error:  # the library raises a bare Exception
@@ -240,6 +245,8 @@ def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokeni
     special = {role: spelling for role in NAMED if (spelling := _spelling(source.config.get(role)))}
     _set_normalizer(backend, source.config)
     _add_configured(backend, source.config)
+    if lower_case:
+        _lower(backend)
     if backend.post_processor is None:
         # Beside a tokenizer.json Transformers drops add_bos_token and add_eos_token: nothing stands around a text.
         backend.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
@@ -250,6 +257,12 @@ def _from_files(source: TokenizerFiles, generation: Mapping[str, Any]) -> Tokeni
     settings = {name: source.config[name] for name in SETTINGS if source.config.get(name) is not None}
     settings["extra_special_tokens"] = [token.content for token in _extra(source.config)]
     return Tokenizer(backend, vocab_size=vocab_size, special_tokens=special, eos_token_ids=ends, settings=settings)
+
+
+def _lower(backend: tokenizers.Tokenizer) -> None:
+    """Before all else, as sentence-transformers does it: control tokens in a text are found as they are."""
+    own = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
 
 
 def _set_normalizer(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:

@@ -56,6 +56,7 @@ class SentenceFiles:
     """kind: how states are pooled.  normalize: vectors get length 1.  max_length: tokens of a text, where told.
 
     prompts: what a kind of text ("query", "document" ...) begins with.  dense: layers between pooling and normalizing.
+    lower_case: texts are read in small letters.
     """
 
     kind: Literal["cls", "mean", "last"]
@@ -63,6 +64,7 @@ class SentenceFiles:
     max_length: int | None
     prompts: dict[str, str] = field(default_factory=dict)
     dense: tuple[DenseModule, ...] = ()
+    lower_case: bool = False
 
 
 def read_sentence_files(folder: Path) -> SentenceFiles | None:
@@ -94,7 +96,8 @@ def read_sentence_files(folder: Path) -> SentenceFiles | None:
             )
     if pooling is None:
         return None  # a cross-encoder's, or a model whose states are not pooled
-    return SentenceFiles(_kind(pooling, where), normalize, _max_length(folder), _prompts(folder), tuple(dense))
+    length, lower = _texts(folder)
+    return SentenceFiles(_kind(pooling, where), normalize, length, _prompts(folder), tuple(dense), lower)
 
 
 def read_dense(folder: Path, modules: Sequence[DenseModule]) -> dict[str, StoredTensor]:
@@ -194,17 +197,18 @@ def _kind(config: dict[str, Any], where: str) -> Literal["cls", "mean", "last"]:
     return _MODES[modes[0]]
 
 
-def _max_length(folder: Path) -> int | None:
-    """max_seq_length of the first sentence_*_config.json that is there."""
+def _texts(folder: Path) -> tuple[int | None, bool]:
+    """max_seq_length and do_lower_case of the first sentence_*_config.json that is there."""
     for path in sorted(folder.glob("sentence_*_config.json")):
         config = read_json(path)
-        if config.get("do_lower_case"):
-            raise UnsupportedError(f"{path.name}: do_lower_case true is not supported", param="do_lower_case")
+        lower = config.get("do_lower_case") or False
+        if not isinstance(lower, bool):
+            raise ModelFormatError(f"{path.name}: do_lower_case must be true or false, got {str(lower)[:60]}")
         length = config.get("max_seq_length")
         if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
             raise ModelFormatError(f"{path.name}: max_seq_length must be an integer from 1, got {str(length)[:60]}")
-        return length
-    return None
+        return length, lower
+    return None, False
 
 
 def _prompts(folder: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""LLM.score: its two sides, and what is refused of them by name."""
+"""LLM.score: its two sides, and what is refused of them by name; texts in small letters."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,26 @@ def test_a_gguf_file_that_was_made_to_embed(tmp_path: Path, told: PoolingType, k
     assert {layer.mixer.causal for layer in opened().layers} == {kind == "last"}
     if kind == "last":
         assert opened(runner="generate").pooling is None
+
+
+def test_texts_in_small_letters(tmp_path: Path) -> None:
+    """sentence-transformers' do_lower_case; the tokenizer itself tells letters apart."""
+    path = encoders.make_encoder("bert", tmp_path / "bert")
+    (path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    encoders.write_sentence_files(path, mode="mean_tokens", normalize=True)
+    texts = ["The Quick Brown Fox [SEP] ÜBER", "the quick brown fox [SEP] über"]
+
+    def vectors() -> list[list[float]]:
+        with LLM(str(path), device="cpu", threads=1) as llm:
+            found = llm.embed(texts, use_tqdm=False)
+            scored = llm.score(*texts, use_tqdm=False)[0].outputs.score
+        vectors = [output.outputs.embedding for output in found]
+        assert scored == pytest.approx(sum(a * b for a, b in zip(*vectors, strict=True)), abs=1e-5)
+        return vectors
+
+    upper, lower = vectors()
+    assert upper != pytest.approx(lower, abs=1e-3)
+    (path / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    one, other = vectors()
+    assert one == pytest.approx(other, abs=1e-6)
+    assert other == pytest.approx(lower, abs=1e-6)

@@ -78,7 +78,7 @@ def test_a_whole_set(tmp_path: Path) -> None:
             "include_prompt",
         ),
         ("sentence_bert_config.json", '{"max_seq_length": 0}', ModelFormatError, "max_seq_length"),
-        ("sentence_bert_config.json", '{"do_lower_case": true}', UnsupportedError, "do_lower_case"),
+        ("sentence_bert_config.json", '{"do_lower_case": "no"}', ModelFormatError, "do_lower_case"),
         ("config_sentence_transformers.json", '{"prompts": {"a": 1}}', ModelFormatError, "prompts"),
     ],
 )
