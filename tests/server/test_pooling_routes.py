@@ -165,6 +165,14 @@ def test_coheres_embeddings(embedder: LiveServer, expected: list[list[float]]) -
     np.testing.assert_allclose(reply["embeddings"]["float"], expected, atol=1e-6)
     decoded = [np.frombuffer(base64.b64decode(one), "<f4") for one in reply["embeddings"]["base64"]]
     np.testing.assert_allclose(decoded, expected, atol=1e-6)
+    asked = ["ubinary", "binary"]
+    signs = ok(embedder, "/v2/embed", texts=TEXTS, embedding_types=asked, output_dimension=16)["embeddings"]
+    assert list(signs) == asked
+    assert signs["ubinary"] == np.packbits(np.array(expected)[:, :16] >= 0, axis=1).tolist()
+    assert signs["binary"] == [[byte - 128 for byte in one] for one in signs["ubinary"]]
+    refused(embedder, "/v2/embed", "embedding_types", "uint8 need the ranges", texts=["a"], embedding_types=["int8"])
+    asked = {"embedding_types": ["float", "binary"], "output_dimension": 9}
+    refused(embedder, "/v2/embed", "embedding_types", "multiple of 8", texts=["a"], **asked)
     assert reply["texts"] == TEXTS
     assert reply["meta"]["billed_units"]["input_tokens"] > 20
     query = ok(embedder, "/v2/embed", texts=TEXTS[:1], input_type="search_query")["embeddings"]["float"][0]

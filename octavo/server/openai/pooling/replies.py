@@ -9,6 +9,8 @@ from octavo.server.openai.replies import Usage
 
 Vector = list[float | list[float]] | str
 """Numbers, or a list of them a token; or base64 of float32, little-endian."""
+Typed = list[float | int] | str
+"""Numbers, base64 as above, or bytes of eight numbers' signs each."""
 
 
 class Embedding(msgspec.Struct, frozen=True):
@@ -124,7 +126,7 @@ class EmbedReply(msgspec.Struct, frozen=True, kw_only=True):
     """/v2/embed: embeddings by type, each in the order of the texts."""
 
     id: str
-    embeddings: dict[str, list[Vector]]
+    embeddings: dict[str, list[Typed]]
     texts: list[str]
     meta: EmbedMeta
     response_type: str = "embeddings_by_type"

@@ -13,7 +13,7 @@ from octavo.base.errors import InputError
 from octavo.base.types.pooling import PoolingParams
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai.pooling import replies
-from octavo.server.openai.pooling.run import check_count, head, inputs, read, run, shown, usage
+from octavo.server.openai.pooling.run import check_count, head, inputs, read, run, shown, typed, usage
 from octavo.server.openai.pooling.types import (
     ClassifyRequest,
     Document,
@@ -116,6 +116,8 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
             raise InputError("max_tokens cuts texts: it needs truncate END", param="max_tokens")
     elif longest is None:
         longest = -1
+    kinds = list(dict.fromkeys(request.embedding_types or ["float"]))
+    _check_bytes(kinds, request.output_dimension or services.llm.model.spec.vector_size())
     known = services.llm.model.prompts
     names = PROMPTS[request.input_type] if request.input_type else ()
     prefix = next((known[name] for name in names if name in known), "")
@@ -127,18 +129,30 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
     except InputError as error:  # of texts that are too long: the remedy is another field's here
         told = error.message.replace("truncate_prompt_tokens", "truncate END")
         raise type(error)(told, param=error.param) from None
-    embeddings = {
-        kind: [shown(output.outputs.data, kind) for output in outputs]
-        for kind in dict.fromkeys(request.embedding_types or ["float"])
-    }
     billed = replies.BilledUnits(usage(outputs).prompt_tokens)
     reply = replies.EmbedReply(
         id=exchange.request_id,
-        embeddings=embeddings,
+        embeddings=await asyncio.to_thread(_by_type, outputs, kinds),
         texts=request.texts,
         meta=replies.EmbedMeta(replies.ApiVersion(), billed),
     )
     return Reply(msgspec.json.encode(reply))
+
+
+def _check_bytes(kinds: list[str], size: int) -> None:
+    """InputError where vectors of `size` numbers make no whole bytes."""
+    kind = next((kind for kind in kinds if kind.endswith("binary")), None)
+    if kind is not None and size % 8:
+        raise InputError(
+            f"embedding_types has {kind}, which needs vectors of a multiple of 8 numbers, and these have {size}",
+            param="embedding_types",
+        )
+
+
+def _by_type(outputs: list[AnyPoolingOutput], kinds: list[str]) -> dict[str, list[replies.Typed]]:
+    """Aside, as _cosines."""
+    vectors = [vector(output) for output in outputs]
+    return {kind: [typed(one, kind) for one in vectors] for kind in kinds}
 
 
 async def _score(

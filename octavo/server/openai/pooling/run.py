@@ -20,7 +20,7 @@ from octavo.base.types.pooling import PoolingParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.convert import split_prompts
 from octavo.server.openai.decode import decode
-from octavo.server.openai.pooling.replies import Vector
+from octavo.server.openai.pooling.replies import Typed, Vector
 from octavo.server.openai.pooling.types import InputRequest
 from octavo.server.openai.replies import PromptTokensDetails, Usage
 from octavo.server.openai.terms import in_terms
@@ -110,10 +110,26 @@ def shown(data: list[float] | list[list[float]], encoding: str | None) -> Vector
     if encoding != "base64":
         return [*data]
     rows = (row if isinstance(row, list) else [row] for row in data)
-    numbers = array("f", [number for row in rows for number in row])
+    return _packed([number for row in rows for number in row])
+
+
+def _packed(data: list[float]) -> str:
+    numbers = array("f", data)
     if sys.byteorder == "big":
         numbers.byteswap()
     return base64.b64encode(numbers.tobytes()).decode()
+
+
+def typed(data: list[float], kind: str) -> Typed:
+    """The numbers in one of Cohere's types. ubinary: the bits of a byte tell, the highest first, which of eight numbers
+    are not below 0; binary: these bytes less 128."""
+    if kind == "float":
+        return [*data]
+    if kind == "base64":
+        return _packed(data)
+    bits = "".join("1" if number >= 0 else "0" for number in data)
+    packed = int(bits, 2).to_bytes(len(data) // 8, "big")
+    return [byte - 128 if kind == "binary" else byte for byte in packed]
 
 
 def head(services: Services, exchange: Exchange, request: Any, prefix: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -85,10 +85,15 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     truncate: NONE refuses a text that is too long, END cuts it.
     """
 
+    REASONS: ClassVar[dict[str, str]] = {
+        "embedding_types": "send 'float', 'base64', 'binary' or 'ubinary'; int8 and uint8 need the ranges of the "
+        "vectors' numbers, which a model's files do not tell"
+    }
+
     model: Model = None
     texts: Texts
     input_type: Literal["search_document", "search_query", "classification", "clustering"] | None = None
-    embedding_types: Annotated[list[Literal["float", "base64"]], Meta(min_length=1)] | None = None
+    embedding_types: Annotated[list[Literal["float", "base64", "binary", "ubinary"]], Meta(min_length=1)] | None = None
     output_dimension: int | None = None
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     truncate: Literal["NONE", "END"] | None = None
