@@ -44,7 +44,8 @@ async def invoke(services: Services, exchange: Exchange) -> Reply | None:
 
 
 def _handler(services: Services, asked: Invocation) -> Handler:
-    if asked.messages is not UNSET:
+    made = services.llm.model.spec.pooling
+    if asked.messages is not UNSET and made is None:
         return create_chat_completion
     if asked.prompt is not UNSET:
         return create_completion
@@ -52,11 +53,10 @@ def _handler(services: Services, asked: Invocation) -> Handler:
         return pooling.create_rerank
     if any(side is not UNSET for side in (asked.text_1, asked.queries, asked.data_1)):
         return pooling.create_scores
-    if asked.input is UNSET:
+    if asked.input is UNSET and asked.messages is UNSET:
         raise InputError(
             "the body is no known request; it needs messages, prompt, input, query and documents, or text_1 and text_2"
         )
     if asked.task is not UNSET:
         return pooling.create_pooling
-    made = services.llm.model.spec.pooling
     return pooling.create_classes if made is not None and made.labels else pooling.create_embeddings

@@ -55,6 +55,13 @@ def classifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         yield live
 
 
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    path = checkpoints.make_checkpoint("qwen3", tmp_path_factory.mktemp("qwen3"))
+    with LiveServer(AsyncLLM(str(path), runner="pooling", max_model_len=256, **OPTIONS)) as live:
+        yield live
+
+
 def test_invocations_of_encoders(embedder: LiveServer, classifier: LiveServer) -> None:
     """As SageMaker calls every model: by one path."""
 
@@ -143,6 +150,36 @@ def test_dimensions_and_normalization(embedder: LiveServer, expected: list[list[
     plain = ok(embedder, "/v1/embeddings", input=TEXTS[0], normalize=False)["data"][0]["embedding"]
     assert np.linalg.norm(plain) != pytest.approx(1.0, abs=1e-3)
     np.testing.assert_allclose(plain / np.linalg.norm(plain), expected[0], atol=1e-6)
+
+
+CHAT = [{"role": "user", "content": "An octavo"}, {"role": "assistant", "content": "is a sheet"}]
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"add_generation_prompt": True}, {"continue_final_message": True, "chat_template_kwargs": {"a": 1}}]
+)
+def test_vectors_of_conversations(decoder: LiveServer, asked: dict[str, Any]) -> None:
+    told = {"add_generation_prompt": False, **asked}
+    ids = ok(decoder, "/tokenize", messages=CHAT, **told)["tokens"]
+    for path, key in (("/v1/embeddings", "embedding"), ("/pooling", "data"), ("/invocations", "embedding")):
+        whole = ok(decoder, path, messages=CHAT, **asked)
+        expected = ok(decoder, "/v1/embeddings", input=ids)["data"][0]["embedding"]
+        np.testing.assert_allclose(whole["data"][0][key], expected, atol=1e-6)
+        assert whole["usage"]["prompt_tokens"] == len(ids)
+    cut = ok(decoder, "/v1/embeddings", messages=CHAT, truncate_prompt_tokens=4, **asked)
+    assert cut["usage"]["prompt_tokens"] == 4
+
+
+def test_conversations_that_are_none(decoder: LiveServer, embedder: LiveServer) -> None:
+    refused(decoder, "/v1/embeddings", "input", "is required")
+    refused(decoder, "/v1/embeddings", "messages", "exclude each other", messages=CHAT, input="a")
+    refused(decoder, "/pooling", "chat_template_kwargs", "for messages", input="a", chat_template_kwargs={"a": 1})
+    refused(
+        decoder, "/v1/embeddings", "add_special_tokens", "the chat template", messages=CHAT, add_special_tokens=True
+    )
+    refused(decoder, "/v1/embeddings", "messages", "shorten it", messages=CHAT * 40)
+    refused(decoder, "/v1/embeddings", "chat_template", "trust-request", messages=CHAT, chat_template="{{ messages }}")
+    refused(embedder, "/v1/embeddings", "messages", "no chat template", messages=CHAT)
 
 
 def test_every_tokens_vectors_are_bounded(embedder: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:

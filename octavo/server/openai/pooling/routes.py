@@ -41,7 +41,7 @@ async def create_embeddings(services: Services, exchange: Exchange) -> Reply:
     """A vector an input."""
     request = await read(services, exchange, EmbeddingRequest)
     params = _params(request, task="embed")
-    outputs = await run(services, await inputs(services, request), params, name="input", request=request)
+    outputs = await run(services, await inputs(services, request), params, name=request.source(), request=request)
     data = [
         replies.Embedding(index, shown(output.outputs.data, request.encoding_format))
         for index, output in enumerate(outputs)
@@ -54,7 +54,7 @@ async def create_pooling(services: Services, exchange: Exchange) -> Reply:
     """What the model makes of each input, or the task that is asked for."""
     request = await read(services, exchange, PoolRequest)
     params = _params(request, task=request.task)
-    outputs = await run(services, await inputs(services, request), params, name="input", request=request)
+    outputs = await run(services, await inputs(services, request), params, name=request.source(), request=request)
     data = [
         replies.Pooled(index, shown(output.outputs.data, request.encoding_format))
         for index, output in enumerate(outputs)
@@ -67,7 +67,11 @@ async def create_classes(services: Services, exchange: Exchange) -> Reply:
     """Probabilities of the classes, and the likeliest class, an input."""
     request = await read(services, exchange, ClassifyRequest)
     outputs = await run(
-        services, await inputs(services, request), _params(request, task="classify"), name="input", request=request
+        services,
+        await inputs(services, request),
+        _params(request, task="classify"),
+        name=request.source(),
+        request=request,
     )
     labels, data = services.llm.model.labels, []
     for index, output in enumerate(outputs):

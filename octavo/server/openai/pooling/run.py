@@ -15,19 +15,22 @@ import msgspec
 from octavo.api.aside import end_all
 from octavo.api.pooling import AnyPoolingOutput, Pair
 from octavo.api.prompts import Prompt, parse_prompt
-from octavo.base.errors import InputError, row_failure
+from octavo.base.errors import InputError, UnsupportedError, row_failure
 from octavo.base.types.pooling import PoolingParams
 from octavo.server.exchange import Exchange
+from octavo.server.openai.conversation import render
 from octavo.server.openai.convert import split_prompts
 from octavo.server.openai.decode import decode
 from octavo.server.openai.pooling.replies import Typed, Vector
 from octavo.server.openai.pooling.types import InputRequest
 from octavo.server.openai.replies import PromptTokensDetails, Usage
 from octavo.server.openai.terms import in_terms
-from octavo.server.openai.types import MAX_PROMPTS
+from octavo.server.openai.types import MAX_PROMPTS, Message, TokenizeChatRequest
 from octavo.server.services import Services
 
 MAX_NUMBERS = 1 << 23  # of every token's vectors in one answer: a long prompt of a large model, 170 MB of JSON
+
+_OF_CHATS = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 
@@ -87,7 +90,14 @@ async def run(
 
 
 async def inputs(services: Services, request: InputRequest) -> list[Prompt]:
-    """The field `input`."""
+    """The field `input`, or the conversation in `messages`."""
+    if request.messages is not None:
+        return [Prompt(None, await _rendered(services, request, request.messages))]
+    if request.input is None:
+        raise InputError("input is required (or messages)", param="input")
+    unread = next((name for name in _OF_CHATS if getattr(request, name)), None)
+    if unread is not None:
+        raise InputError(f"{unread} is for messages, and there is an input; leave it out", param=unread)
     found = [parse_prompt(one) for one in split_prompts(request.input, "input")]
     if request.add_special_tokens is not False:
         return found
@@ -97,6 +107,18 @@ async def inputs(services: Services, request: InputRequest) -> list[Prompt]:
             Prompt(None, await services.llm.encode(one.text, add_special_tokens=False)) if one.text is not None else one
             for one in found
         ]
+
+
+async def _rendered(services: Services, request: InputRequest, messages: list[Message]) -> list[int]:
+    if request.input is not None:
+        raise InputError("input and messages exclude each other; send one of them", param="messages")
+    if request.add_special_tokens:
+        raise UnsupportedError(
+            "add_special_tokens is not supported with messages: the chat template puts them", param="add_special_tokens"
+        )
+    chat = {name: getattr(request, name) for name in _OF_CHATS}
+    chat["add_generation_prompt"] = bool(request.add_generation_prompt)
+    return await render(services, TokenizeChatRequest(messages=messages, **chat))
 
 
 def usage(outputs: Sequence[AnyPoolingOutput]) -> Usage:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
-from octavo.server.openai.types import Identifier, Label, Priority
+from octavo.server.openai.types import Identifier, Label, Messages, Priority
 
 Model = Annotated[str, Meta(max_length=512)] | None
 Texts = Annotated[list[str], Meta(min_length=1)]
@@ -27,10 +27,23 @@ class PoolingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class InputRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """add_special_tokens: false leaves those out that the tokenizer puts around a text."""
+    """add_special_tokens: false leaves those out that the tokenizer puts around a text.
 
-    input: Input
+    messages: a conversation in place of the input, by the chat template, with the fields below it as in a chat; but no
+    answer is to come: add_generation_prompt is false where it is left out.
+    """
+
+    input: Input | None = None
     add_special_tokens: bool | None = None
+    messages: Messages | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def source(self) -> str:
+        """The field that the prompts come in."""
+        return "input" if self.messages is None else "messages"
 
 
 class EmbeddingRequest(InputRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
