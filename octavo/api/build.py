@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -238,6 +238,8 @@ def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Lim
         hidden_size=model.spec.hidden_size,
         vector_size=model.spec.vector_size(),
         token_types=model.spec.learned.types if model.spec.learned else 0,
+        pair_template=model.template if config.chat_template is not None and model.labels else None,
+        joins_pairs=model.by_token is not None,
         checker=None if model.tokenizer is None else Checker(model.tokenizer.special_ids()),
         template="" if model.template is None else model.template.source,
     )
@@ -292,7 +294,7 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
         cache=config.cache,
         num_blocks=blocks,
         max_model_len=max_model_len,
-        grammars=None if config.model.skip_tokenizer_init else Compiler(partial(_vocabulary, config, model)),
+        grammars=None if config.model.skip_tokenizer_init else Compiler(partial(_vocabulary, model)),
     )
 
 
@@ -307,16 +309,11 @@ def _allocate(backend: Backend, blocks: int) -> None:
         ) from None
 
 
-def _vocabulary(config: EngineConfig, model: Model) -> Vocabulary:
-    """What grammars must know of the tokens; of a model that was opened without text the tokenizer is read now."""
+def _vocabulary(model: Model) -> Vocabulary:
+    """What grammars must know of the tokens."""
     from octavo.engine.grammar.grammar import Vocabulary
-    from octavo.text.tokenizer import Tokenizer
-    from octavo.weights.checkpoint import open_tokenizer
 
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        located = locate(config, with_weights=False).model
-        tokenizer = Tokenizer.from_checkpoint(open_tokenizer(Path(located.tokenizer or located.model)))
+    tokenizer = _tokenizer(model)
     size = model.spec.vocab_size
     return Vocabulary(
         tokens=[tokenizer.token_bytes(token) for token in range(min(size, tokenizer.vocab_size))],
@@ -326,7 +323,20 @@ def _vocabulary(config: EngineConfig, model: Model) -> Vocabulary:
     )
 
 
+def _tokenizer(model: Model) -> Tokenizer:
+    """Of a model that was opened without text it is read now."""
+    from octavo.text.tokenizer import Tokenizer
+    from octavo.weights.checkpoint import open_tokenizer
+
+    if model.tokenizer is not None:
+        return model.tokenizer
+    located = locate(EngineConfig(model=model.config), with_weights=False).model
+    return Tokenizer.from_checkpoint(open_tokenizer(Path(located.tokenizer or located.model)))
+
+
 def _weights(model: Model) -> Weights:
+    from octavo.models.registry import find_family
+    from octavo.quant.rows import take_rows
     from octavo.weights.dummy import DummyWeights
     from octavo.weights.names import map_names
     from octavo.weights.sentence import read_dense
@@ -337,4 +347,28 @@ def _weights(model: Model) -> Weights:
         return DummyWeights(shapes, seed=model.config.seed, quantized=quantized_matrices(model, names))
     apart = read_dense(model.path, model.dense)
     shapes = {name: shape for name, shape in shapes.items() if name not in apart}
-    return {**map_names(model.checkpoint, names, shapes), **apart}
+    if model.by_token is None:
+        return {**map_names(model.checkpoint, names, shapes), **apart}
+    family = find_family(model.checkpoint.config)
+    whole = family.spec(model.checkpoint.config)
+    tied = whole.head is None or whole.head.tied
+    names["classifier"] = family.names(whole)["embed" if tied else "head"]
+    shapes["classifier"] = shapes["embed"]
+    weights = dict(map_names(model.checkpoint, names, shapes))
+    rows = _token_ids(_tokenizer(model), model.by_token.tokens, model.spec.vocab_size)
+    weights["classifier"] = take_rows(weights["classifier"], rows, difference=model.by_token.difference)
+    return weights
+
+
+def _token_ids(tokenizer: Tokenizer, tokens: Sequence[str], vocab_size: int) -> list[int]:
+    ids = []
+    for token in tokens:
+        token_id = tokenizer.token_to_id(token)
+        if token_id is None or token_id >= vocab_size:
+            raise ConfigError(
+                f"classifier_from_token: the model has no token {token[:60]!r}; give tokens as its vocabulary spells "
+                "them",
+                param="hf_overrides",
+            )
+        ids.append(token_id)
+    return ids

@@ -14,6 +14,7 @@ from octavo.base.types.sampling import SamplingParams
 from octavo.models.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from octavo.models.pooling import TokenClassifier
     from octavo.text.pretrained import PretrainedTokenizer
     from octavo.text.template import ChatTemplate
     from octavo.text.tokenizer import Tokenizer
@@ -57,6 +58,14 @@ class Model:
         if self.dense and spec.pooling is not None:
             spec = replace(spec, pooling=replace(spec.pooling, dense=()))
         return find_family(self.checkpoint.config).names(spec)
+
+    @cached_property
+    def by_token(self) -> TokenClassifier | None:
+        """Of what tokens' rows the classifier is made, in a model that has none of its own."""
+        from octavo.models.config import Config
+        from octavo.models.pooling import token_classifier
+
+        return token_classifier(Config(self.checkpoint.config)) if self.labels else None
 
     def known_tokenizer(self) -> Tokenizer:
         """The tokenizer; ConfigError with skip_tokenizer_init."""

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import mul
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,6 +31,9 @@ from octavo.base.types.pooling import PoolingParams, PoolingTask, RowPooling
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
 from octavo.models.spec import Pooling
+
+if TYPE_CHECKING:
+    from octavo.text.template import ChatTemplate
 
 AnyPoolingOutput = PoolingRequestOutput[PoolingOutput]
 
@@ -131,9 +134,26 @@ def _encode(prompt: Prompt | Pair, params: PoolingParams, limits: Limits) -> tup
         return list(prompt.token_ids)[:longest], 0
     if limits.tokenizer is None:
         raise InputError("the prompt is text and skip_tokenizer_init is set; give token ids", param="prompt")
+    if isinstance(prompt, Pair) and limits.pair_template is not None:
+        return _templated(prompt, limits.pair_template, longest), 0
+    if isinstance(prompt, Pair) and limits.joins_pairs:
+        return limits.tokenizer.encode_whole(prompt.first + prompt.second, longest=longest)
     if isinstance(prompt, Pair):
         return limits.tokenizer.encode_whole(prompt.first, prompt.second, longest=longest)
     return limits.tokenizer.encode_whole(prompt.text or "", longest=longest)
+
+
+def _templated(pair: Pair, template: ChatTemplate, longest: int | None) -> list[int]:
+    """By vLLM's form of such templates: two messages, of the roles query and document."""
+    messages = [{"role": "query", "content": pair.first}, {"role": "document", "content": pair.second}]
+    ids = template.render_ids(messages, add_generation_prompt=False)
+    if longest is not None and len(ids) > longest:
+        raise InputError(
+            f"the prompt has {len(ids)} tokens, and what the chat template makes is not cut: its end asks the model; "
+            "shorten the document",
+            param="prompt",
+        )
+    return ids
 
 
 class PoolingProgress:

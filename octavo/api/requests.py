@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -28,6 +29,9 @@ from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker import Checker
 from octavo.models.spec import Pooling
 
+if TYPE_CHECKING:
+    from octavo.text.template import ChatTemplate
+
 MAX_CACHE_SALT = 128
 MAX_REQUEST_ID = 256
 
@@ -38,6 +42,8 @@ class Limits:
 
     pooling: the model makes vectors of prompts, vector_size long, or hidden_size of tokens.  token_types: kinds of
     tokens that it tells apart.
+    pair_template: makes a prompt of the two texts that a classifier reads together.  joins_pairs: without one they
+    are one text, one behind the other, and no pair of the tokenizer's.
     checker: tries structured outputs out, which may take seconds; without one the engine alone tells what is wrong.
     template: the chat template's text, which tells how answers mark reasoning.
     """
@@ -52,6 +58,8 @@ class Limits:
     hidden_size: int = 0
     vector_size: int = 0
     token_types: int = 0
+    pair_template: ChatTemplate | None = None
+    joins_pairs: bool = False
     checker: Checker | None = None
     template: str = ""
 

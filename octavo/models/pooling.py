@@ -14,9 +14,18 @@ CLASSIFIER = "ForSequenceClassification"
 OTHER_HEADS = ("ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel")
 """Architectures whose head does not run here."""
 MOST_LABELS = 1 << 16
+MOST_TOKENS = 1024
 KINDS: dict[str, PoolingKind] = {kind.upper(): kind for kind in get_args(PoolingKind)}
 POOLER_KEYS = ("pooling_type", "seq_pooling_type", "normalize", "use_activation")
 _ACTIVATIONS: dict[str, ClassActivation] = {"Identity": "identity", "Sigmoid": "sigmoid"}
+
+
+@dataclass(frozen=True)
+class TokenClassifier:
+    """A classifier out of an output layer's rows of these tokens; difference: one label, the second less the first."""
+
+    tokens: tuple[str, ...]
+    difference: bool
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,32 @@ def _architectures(config: Mapping[str, Any]) -> list[Any]:
     return listed if isinstance(listed, list) else []
 
 
+def token_classifier(config: Config) -> TokenClassifier | None:
+    """Of a model that answers by a token, as vLLM's keys say it: classifier_from_token, and method or
+    is_original_qwen3_reranker. None where they are not all there, or the model is not to classify.
+    """
+    method = _DIFFERENCE if config.flag("is_original_qwen3_reranker") else config.values.get("method")
+    if method is None or not config.has("classifier_from_token") or not is_classifier(config.values):
+        return None
+    if method not in (_DIFFERENCE, _ROWS):
+        raise config.wrong("method", f"{_DIFFERENCE} or {_ROWS}")
+    tokens = config.values["classifier_from_token"]
+    difference = method == _DIFFERENCE
+    fits = isinstance(tokens, list) and (len(tokens) == 2 if difference else 0 < len(tokens) <= MOST_TOKENS)
+    if not fits or not all(isinstance(token, str) for token in tokens):
+        need = "two tokens" if difference else f"a list of 1 to {MOST_TOKENS} tokens"
+        raise config.wrong("classifier_from_token", need)
+    return TokenClassifier(tuple(tokens), difference)
+
+
+_DIFFERENCE, _ROWS = "from_2_way_softmax", "no_post_processing"
+
+
 def read_labels(config: Config) -> list[str]:
     """Names of the classes: id2label; LABEL_0, LABEL_1 ... where only num_labels (2 by default) is given."""
+    by_token = token_classifier(config)
+    if by_token is not None:
+        return [f"LABEL_{i}" for i in range(1 if by_token.difference else len(by_token.tokens))]
     table = config.section("id2label").values
     count = len(table) or config.integer("num_labels", default=2)
     if count > MOST_LABELS:
@@ -114,8 +147,13 @@ def _refuse_head(values: Mapping[str, Any]) -> None:
 
 
 def _classifier(spec: ModelSpec, config: Config) -> Pooling:
-    if spec.pooling is not None:
+    if spec.pooling is not None and token_classifier(config) is None:
         return spec.pooling
+    if spec.pooling is not None:
+        raise ConfigError(
+            f"classifier_from_token is for models that generate, and {spec.family} models do not; leave it out",
+            param="hf_overrides",
+        )
     labels = len(read_labels(config))
     return Pooling("last", labels=labels, activation=_activation(config, labels))
 

@@ -28,6 +28,8 @@ LLAMA = {
     "num_attention_heads": 2,
 }
 BERT = {**LLAMA, "model_type": "bert", "max_position_embeddings": 64}
+BY_TOKEN = {"classifier_from_token": ["no", "yes"], "method": "from_2_way_softmax"}
+DECODER = {**LLAMA, "architectures": ["LlamaForSequenceClassification"]}
 CLASSIFIER = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
 
 
@@ -65,6 +67,9 @@ def test_what_runs() -> None:
     assert choose({**LLAMA, "architectures": ["LlamaForSequenceClassification"]}).labels == 2
     whole = {**LLAMA, "is_causal": False}
     assert (choose(whole).kind, choose(whole, runner="pooling").normalize) == ("last", True)
+    assert (choose({**DECODER, **BY_TOKEN}).labels, choose({**DECODER, **BY_TOKEN}).activation) == (1, "sigmoid")
+    assert choose({**DECODER, **BY_TOKEN, "method": "no_post_processing"}).labels == 2
+    assert choose({**LLAMA, **BY_TOKEN}) is None
     assert choose(BERT).kind == "cls"
     assert choose(BERT, pooler={"pooling_type": "last", "use_activation": False}).normalize is False
     assert choose({**BERT, "is_matryoshka": True}).dimensions == ()
@@ -101,6 +106,9 @@ def test_a_classifiers_activation(more: dict[str, Any], activation: str) -> None
         (LLAMA, {"runner": "pooling", "pooler": {"pooling_type": "MAX"}}, ConfigError, "pooler_config"),
         (LLAMA, {"runner": "pooling", "pooler": {"dim": 3}}, ConfigError, "pooler_config"),
         (LLAMA, {"runner": "pooling", "pooler": {"normalize": 1}}, ConfigError, "pooler_config"),
+        ({**BERT, **CLASSIFIER, **BY_TOKEN}, {}, ConfigError, "hf_overrides"),
+        ({**DECODER, **BY_TOKEN, "classifier_from_token": ["a"]}, {}, ModelFormatError, "classifier_from_token"),
+        ({**DECODER, **BY_TOKEN, "method": "x"}, {}, ModelFormatError, "method"),
         ({**BERT, **CLASSIFIER, "problem_type": "x"}, {}, ModelFormatError, "problem_type"),
         ({**BERT, **CLASSIFIER, "id2label": {"0": "a", "2": "b"}}, {}, ModelFormatError, "id2label"),
         (

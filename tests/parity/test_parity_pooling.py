@@ -185,3 +185,47 @@ def test_a_decoder_that_classifies(folders: Path, device: Any, name: str) -> Non
         with torch.no_grad():
             expected = model(input_ids=torch.tensor([ids])).logits[0].softmax(-1)
         np.testing.assert_allclose(output.outputs.probs, expected.numpy(), atol=1e-5)
+
+
+TEMPLATE = """Is it so? {{ instruction | default("Judge.") }}
+<Q>: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}
+<D>: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}
+Answer:"""
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "head"), [("gemma3_text", "tied"), ("qwen3", "own")])
+def test_a_decoder_that_scores_by_two_tokens(folders: Path, device: Any, name: str, head: str) -> None:
+    """As Qwen3-Reranker is made to run by vLLM's keys: the share of the second token among the two."""
+    folder = folder_of(folders, name)
+    model = checkpoints.hf_model(folder)
+    assert model.config.tie_word_embeddings == (head == "tied")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    answers = ["o", "f"]
+    places = tokenizer.convert_tokens_to_ids(answers)
+    keys: dict[str, Any] = {"architectures": [f"{name}ForSequenceClassification"], "classifier_from_token": answers}
+
+    def shares(texts: list[str], *, special: bool) -> list[np.ndarray]:
+        found = []
+        for text in texts:
+            ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+            found.append(torch.from_numpy(checkpoints.logits_of(model, ids)[-1][places]).softmax(-1).numpy())
+        return found
+
+    asked = {**keys, "is_original_qwen3_reranker": True}
+    with LLM(str(folder), device=device, hf_overrides=asked, chat_template=TEMPLATE) as llm:
+        scores = [output.outputs.score for output in llm.score(QUERY, TEXTS, use_tqdm=False)]
+        with pytest.raises(OctavoError, match="is not cut"):
+            llm.score(QUERY, TEXTS, pooling_params=PoolingParams(truncate_prompt_tokens=9), use_tqdm=False)
+    prompts = [f"Is it so? Judge.\n<Q>: {QUERY}\n<D>: {text}\nAnswer:" for text in TEXTS]
+    np.testing.assert_allclose(scores, [share[1] for share in shares(prompts, special=False)], atol=1e-5)
+    with LLM(str(folder), device=device, hf_overrides={**keys, "method": "from_2_way_softmax"}) as llm:
+        scores = [output.outputs.score for output in llm.score(QUERY, TEXTS, use_tqdm=False)]
+    np.testing.assert_allclose(
+        scores, [share[1] for share in shares([QUERY + text for text in TEXTS], special=True)], atol=1e-5
+    )
+    with LLM(str(folder), device=device, hf_overrides={**keys, "method": "no_post_processing"}) as llm:
+        both = [output.outputs.probs for output in llm.classify(TEXTS, use_tqdm=False)]
+    np.testing.assert_allclose(both, shares(TEXTS, special=True), atol=1e-5)
+    with pytest.raises(OctavoError, match="no token 'nobody'"):
+        LLM(str(folder), device=device, hf_overrides={**asked, "classifier_from_token": ["o", "nobody"]})

@@ -258,6 +258,19 @@ def test_a_cross_encoder(classifier: LiveServer) -> None:
     refused(classifier, "/v1/embeddings", "task", "convert=embed", input="a")
 
 
+def test_a_decoder_that_reranks_by_two_tokens(tmp_path: Path) -> None:
+    path = checkpoints.make_checkpoint("qwen3", tmp_path / "qwen3")
+    keys = {"classifier_from_token": ["o", "f"], "is_original_qwen3_reranker": True}
+    keys["architectures"] = ["Qwen3ForSequenceClassification"]
+    with LLM(str(path), device="cpu", hf_overrides=keys) as llm:
+        expected = [output.outputs.score for output in llm.score("fox", TEXTS, use_tqdm=False)]
+    with LiveServer(AsyncLLM(str(path), hf_overrides=keys, **OPTIONS)) as live:
+        found = {entry["index"]: entry for entry in ok(live, "/rerank", query="fox", documents=TEXTS)["results"]}
+    scores = [found[index]["relevance_score"] for index in range(len(TEXTS))]
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    assert len(set(scores)) == len(TEXTS)
+
+
 def test_a_model_that_pools_does_not_generate(embedder: LiveServer, folder: Path) -> None:
     refused(embedder, "/v1/completions", "model", "makes embeddings", prompt="a")
     refused(embedder, "/v1/chat/completions", "model", "makes embeddings", messages=[{"role": "user", "content": "a"}])
