@@ -40,6 +40,7 @@ from octavo.server.openai.chat import create_chat_completion
 from octavo.server.openai.completions import create_completion
 from octavo.server.openai.parsing import check_chats
 from octavo.server.openai.pooling import routes as pooling
+from octavo.server.openai.responses import listing
 from octavo.server.openai.responses import routes as responses
 from octavo.server.openai.responses.store import ResponseStore
 from octavo.server.openai.tokenize import detokenize, show_tokenizer, tokenize
@@ -104,6 +105,7 @@ CONTROL: list[tuple[str, str, Handler]] = [
     ("GET", "/v1/responses/{id}", responses.show_response),
     ("DELETE", "/v1/responses/{id}", responses.delete_response),
     ("POST", "/v1/responses/{id}/cancel", responses.cancel_response),
+    ("GET", "/v1/responses/{id}/input_items", listing.list_input_items),
 ]
 """Method, path: what is stored, asked for and changed; answered at once."""
 

@@ -21,7 +21,7 @@ from octavo.server.health import Load, octavo_version
 from octavo.server.openai import replies, types
 from octavo.server.openai.pooling import replies as pooling_replies
 from octavo.server.openai.pooling import types as pooling_types
-from octavo.server.openai.responses import items
+from octavo.server.openai.responses import items, listing
 from octavo.server.openai.responses import replies as response_replies
 from octavo.server.openai.responses import types as response_types
 from octavo.server.services import Services
@@ -51,6 +51,7 @@ TABLE: dict[tuple[str, str], Described] = {
     ("GET", "/v1/responses/{id}"): Described(response_replies.ResponseObject),
     ("DELETE", "/v1/responses/{id}"): Described(response_replies.DeletedResponse),
     ("POST", "/v1/responses/{id}/cancel"): Described(response_replies.ResponseObject),
+    ("GET", "/v1/responses/{id}/input_items"): Described(listing.ItemList),
     ("POST", "/v1/messages"): Described(anthropic_replies.MessageReply, anthropic_types.MessagesRequest, streams=True),
     ("POST", "/v1/messages/count_tokens"): Described(anthropic_replies.TokenCount, anthropic_types.CountTokensRequest),
     ("POST", "/v1/files"): Described(batch.FileObject, "multipart/form-data"),
@@ -114,7 +115,8 @@ _REF = "#/components/schemas/{name}"
 _KINDS = (*get_args(items.Item), items.ItemReference)
 _ITEMS = [{"$ref": _REF.format(name=kind.__name__)} for kind in _KINDS]
 _INPUT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": _ITEMS}}]}
-_QUERIED = ("/v1/files", "/v1/batches")
+_QUERIED = {"/v1/files": "Query", "/v1/batches": "Query", "/v1/responses/{id}/input_items": "ItemQuery"}
+"""Paths whose GET takes a query, and its type."""
 
 
 async def show_openapi(services: Services, exchange: Exchange) -> Reply:
@@ -145,7 +147,7 @@ def document(rows: Iterable[Row]) -> dict[str, Any]:
     rows = [row for row in rows if row[:2] in TABLE]
     told = [TABLE[method, path] for method, path, _ in rows]
     wanted = [kind for each in told for body in (each.request, each.reply) for kind in _types(body)]
-    extra = [*_KINDS, batch.Query, ErrorBody, anthropic_replies.AnthropicErrorBody]
+    extra = [*_KINDS, batch.Query, listing.ItemQuery, ErrorBody, anthropic_replies.AnthropicErrorBody]
     _, schemas = msgspec.json.schema_components([*wanted, *extra], ref_template=_REF)
     if "ResponsesRequest" in schemas:
         schemas["ResponsesRequest"]["properties"]["input"] = _INPUT
@@ -191,7 +193,7 @@ def _operation(about: str, path: str, told: Described, schemas: Mapping[str, Any
         for name in re.findall(r"\{(\w+)\}", path)
     ]
     if path in _QUERIED and operation.get("requestBody") is None:
-        fields = schemas["Query"]["properties"]
+        fields = schemas[_QUERIED[path]]["properties"]
         parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()]
     if parameters:
         operation["parameters"] = parameters

@@ -9,6 +9,8 @@ from typing import Any
 import openai
 import pytest
 from fake_llm import ANSWER, FakeLLM
+from openai.types.responses import ResponseItem
+from pydantic import TypeAdapter
 from serving import LiveServer, wait_for
 from test_bad_input import check_form
 
@@ -130,6 +132,41 @@ def test_items_by_reference(client: openai.OpenAI, shared: LiveServer) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.responses.create(model=MODEL, input=[{"role": "user", "content": "x"}, named])
     assert caught.value.param == "input[1].id"
+
+
+def test_input_items(client: openai.OpenAI, shared: LiveServer) -> None:
+    given: list[Any] = [
+        {"role": "developer", "content": "d"},
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"role": "assistant", "content": "t"},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "1"},
+    ]
+    ask: dict[str, Any] = {"model": MODEL, "max_output_tokens": 2}
+    first = client.responses.create(**ask, input=given, instructions="not an item")
+    items = [*client.responses.input_items.list(first.id, order="asc")]
+    kinds = ["message", "message", "reasoning", "message", "function_call", "function_call_output"]
+    assert [item.type for item in items] == kinds
+    assert [[part.text for part in items[number].content] for number in range(4)] == [["d"], ["a", "b"], ["hm"], ["t"]]  # type: ignore[union-attr]
+    assert (items[4].call_id, items[4].arguments, items[5].output) == ("c", "{}", "1")  # type: ignore[union-attr]
+    for item in items:
+        TypeAdapter(ResponseItem).validate_json(item.model_dump_json(), strict=True)
+    ids = [item.id for item in items]
+    assert len(set(ids)) == 6
+    page = client.responses.input_items.list(first.id, limit=4)
+    assert ([item.id for item in page.data], page.has_more, page.last_id) == (ids[:1:-1], True, ids[2])
+    assert [item.id for item in client.responses.input_items.list(first.id, limit=4)] == ids[::-1]  # page by page
+    raw = shared.client.get(f"/v1/responses/{first.id}/input_items?after={ids[1]}").json()
+    assert (raw["object"], raw["first_id"], raw["has_more"]) == ("list", ids[0], False)
+    second = client.responses.create(**ask, input="go on", previous_response_id=first.id)
+    listed = [*client.responses.input_items.list(second.id, order="asc")]
+    assert [item.type for item in listed] == [*kinds, "message", "message"]
+    assert listed[6].content[0].text == first.output_text  # type: ignore[union-attr]
+    for query, param in (("after=x", "after"), ("limit=101", "limit"), ("order=up", "order"), ("before=x", "before")):
+        found = shared.client.get(f"/v1/responses/{first.id}/input_items?{query}")
+        assert check_form(found)["param"] == param
+    assert shared.client.get("/v1/responses/resp_0/input_items").status_code == 404
 
 
 def test_not_stored(client: openai.OpenAI) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -29,7 +29,7 @@ class Job(Protocol):
 class Stored:
     """One response. owner: the key it came with.  messages: the conversation up to and with it, without instructions.
 
-    job: what makes it in the background.
+    job: what makes it in the background.  num_given: how many of messages were there before it.
     """
 
     owner: bytes
@@ -38,6 +38,10 @@ class Stored:
     job: Job | None = None
     size: int = 0
     expires_at: float = 0.0
+    num_given: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_given = len(self.messages)
 
 
 class ResponseStore:
