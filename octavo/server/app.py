@@ -62,6 +62,7 @@ WORK: dict[str, Handler] = {
     "/v1/completions": create_completion,
     "/v1/chat/completions": create_chat_completion,
     "/v1/responses": responses.create_response,
+    "/v1/responses/input_tokens": responses.count_input_tokens,
     "/v1/messages": create_message,
     "/v1/messages/count_tokens": count_tokens,
     "/tokenize": tokenize,

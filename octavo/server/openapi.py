@@ -48,6 +48,7 @@ TABLE: dict[tuple[str, str], Described] = {
     ("POST", "/v1/responses"): Described(
         response_replies.ResponseObject, response_types.ResponsesRequest, streams=True
     ),
+    ("POST", "/v1/responses/input_tokens"): Described(response_replies.InputTokens, response_types.InputTokensRequest),
     ("GET", "/v1/responses/{id}"): Described(response_replies.ResponseObject),
     ("DELETE", "/v1/responses/{id}"): Described(response_replies.DeletedResponse),
     ("POST", "/v1/responses/{id}/cancel"): Described(response_replies.ResponseObject),
@@ -149,8 +150,8 @@ def document(rows: Iterable[Row]) -> dict[str, Any]:
     wanted = [kind for each in told for body in (each.request, each.reply) for kind in _types(body)]
     extra = [*_KINDS, batch.Query, listing.ItemQuery, ErrorBody, anthropic_replies.AnthropicErrorBody]
     _, schemas = msgspec.json.schema_components([*wanted, *extra], ref_template=_REF)
-    if "ResponsesRequest" in schemas:
-        schemas["ResponsesRequest"]["properties"]["input"] = _INPUT
+    for name in schemas.keys() & {"ResponsesRequest", "InputTokensRequest"}:
+        schemas[name]["properties"]["input"] = _INPUT
     paths: dict[str, dict[str, Any]] = {}
     for method, matched, about in rows:
         path = re.sub(r":\w+\}", "}", matched)

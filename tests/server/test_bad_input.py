@@ -13,7 +13,7 @@ import pytest
 from fake_llm import FakeLLM
 from serving import LiveServer
 
-from octavo.server.openai.responses.types import ResponsesRequest
+from octavo.server.openai.responses.types import InputTokensRequest, ResponsesRequest
 from octavo.server.openai.types import (
     ChatRequest,
     CompletionRequest,
@@ -29,6 +29,7 @@ ROUTES: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
     ("/v1/completions", CompletionRequest, {"prompt": "hi", "max_tokens": 2}),
     ("/v1/chat/completions", ChatRequest, {"messages": MESSAGES, "max_tokens": 2}),
     ("/v1/responses", ResponsesRequest, {"input": "hi", "max_output_tokens": 2}),
+    ("/v1/responses/input_tokens", InputTokensRequest, {"input": "hi"}),
     ("/tokenize", TokenizeTextRequest, {"prompt": "hi"}),
     ("/tokenize", TokenizeChatRequest, {"messages": MESSAGES}),
     ("/detokenize", DetokenizeRequest, {"tokens": [1, 2]}),

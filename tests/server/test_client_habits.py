@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import anthropic
+import openai
 import pytest
 from anthropic.types import ModelInfo
 from fake_llm import FakeLLM
@@ -145,3 +146,24 @@ def test_parts_by_their_name_in_chats(server: LiveServer, llm: FakeLLM) -> None:
     assert server.post("/v1/responses", body).status_code == 200
     asked, _, told = llm.rendered[0][0]
     assert (asked["content"], [part["text"] for part in told["content"]]) == ("b", ["a", "b"])
+
+
+def test_input_tokens(shared: LiveServer) -> None:
+    ask: dict[str, Any] = {"model": "fake/model", "instructions": "Be brief"}
+    tool: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
+    with openai.OpenAI(base_url=shared.url + "/v1", api_key="none", max_retries=0) as client:
+        first = client.responses.create(**ask, input="Hello", max_output_tokens=2, tools=[tool])
+        assert first.usage is not None
+        counted = client.responses.input_tokens.count(**ask, input="Hello", tools=[tool], tool_choice="auto")
+        assert (counted.object, counted.input_tokens) == ("response.input_tokens", first.usage.input_tokens)
+        assert shared.llm.rendered[-1] == shared.llm.rendered[-2]
+        on: dict[str, Any] = {**ask, "previous_response_id": first.id}
+        second = client.responses.create(**on, input=MESSAGES, max_output_tokens=2)
+        assert second.usage is not None
+        assert client.responses.input_tokens.count(**on, input=MESSAGES).input_tokens == second.usage.input_tokens
+        assert client.responses.input_tokens.count(**on).input_tokens < second.usage.input_tokens
+    seen = len(shared.llm.seen)
+    for change, param in (({}, "input"), ({"input": []}, "input"), ({"input": "a", "store": True}, "store")):
+        reply = shared.post("/v1/responses/input_tokens", {**ask, **change})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    assert len(shared.llm.seen) == seen

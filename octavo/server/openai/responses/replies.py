@@ -136,3 +136,10 @@ class DeletedResponse(msgspec.Struct, frozen=True):
     id: str
     object: str = "response"
     deleted: bool = True
+
+
+class InputTokens(msgspec.Struct, frozen=True):
+    """POST /v1/responses/input_tokens."""
+
+    input_tokens: int
+    object: str = "response.input_tokens"

@@ -1,4 +1,4 @@
-"""POST /v1/responses, GET and DELETE /v1/responses/{id}, POST /v1/responses/{id}/cancel."""
+"""POST /v1/responses and /v1/responses/input_tokens; GET, DELETE and POST cancel of /v1/responses/{id}."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from octavo.base.errors import InputError
 from octavo.server.errors import ErrorReply, OpenAIErrors
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
+from octavo.server.openai.conversation import render
 from octavo.server.openai.decode import decode
 from octavo.server.openai.functions import as_tools, named
 from octavo.server.openai.generate import send_stream
 from octavo.server.openai.responses.background import BackgroundResponse, start
 from octavo.server.openai.responses.build import ResponseBuilder, as_item
 from octavo.server.openai.responses.items import as_messages, read_items
-from octavo.server.openai.responses.replies import DeletedResponse
+from octavo.server.openai.responses.replies import DeletedResponse, InputTokens
 from octavo.server.openai.responses.store import Stored
-from octavo.server.openai.responses.types import LOGPROBS, FunctionChoice, ResponsesRequest, SchemaFormat
+from octavo.server.openai.responses.types import (
+    LOGPROBS,
+    FunctionChoice,
+    InputTokensRequest,
+    PromptFields,
+    ResponsesRequest,
+    SchemaFormat,
+)
 from octavo.server.openai.results import Results
 from octavo.server.openai.structured import JsonSchema, JsonSchemaFormat, ResponseFormat
 from octavo.server.openai.terms import in_terms
@@ -47,10 +55,7 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
     exchange.watch()
     _check(request)
     with in_terms(TERMS):
-        items = read_items(
-            request.input, lambda name, param: as_item(services.responses.item(name, exchange.owner, param=param))
-        )
-        messages = [*_earlier(services, exchange, request), *as_messages(items)]
+        messages = _messages(services, exchange, request)
         generation = await convert.chat(services, exchange, _chat(request, messages))
         builder = ResponseBuilder(request, generation)
         entry = Stored(exchange.owner, builder.response, messages)
@@ -67,6 +72,24 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
             builder.end()
     _keep(services, builder, entry)
     return Reply(msgspec.json.encode(builder.response))
+
+
+async def count_input_tokens(services: Services, exchange: Exchange) -> Reply:
+    """How many tokens the prompt of such a request has."""
+    counted = decode(await services.traffic.read_body(exchange), InputTokensRequest)
+    services.names.check(counted.model)
+    exchange.watch()
+    if counted.input is None and counted.previous_response_id is None:
+        raise InputError("input is required, unless previous_response_id is there", param="input")
+    fields = {name: getattr(counted, name) for name in PromptFields.__struct_fields__}
+    request = ResponsesRequest(input=counted.input or [], **fields)
+    with in_terms(TERMS):
+        if counted.input is None:
+            messages = _earlier(services, exchange, request)
+        else:
+            messages = _messages(services, exchange, request)
+        ids = await render(services, _chat(request, messages))
+    return Reply(msgspec.json.encode(InputTokens(len(ids))))
 
 
 async def show_response(services: Services, exchange: Exchange) -> Reply:
@@ -108,6 +131,13 @@ def _check(request: ResponsesRequest) -> None:
         raise InputError("background does not go with stream; ask GET /v1/responses/{id}", param="background")
     if request.background and request.store is False:
         raise InputError("background needs store: the answer is fetched from there", param="background")
+
+
+def _messages(services: Services, exchange: Exchange, request: ResponsesRequest) -> list[Message]:
+    items = read_items(
+        request.input, lambda name, param: as_item(services.responses.item(name, exchange.owner, param=param))
+    )
+    return [*_earlier(services, exchange, request), *as_messages(items)]
 
 
 def _earlier(services: Services, exchange: Exchange, request: ResponsesRequest) -> list[Message]:

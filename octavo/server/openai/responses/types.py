@@ -1,4 +1,4 @@
-"""The body of POST /v1/responses, as a type. A field that is not here is refused by name."""
+"""Bodies of POST /v1/responses and /v1/responses/input_tokens, as types. A field not here is refused by name."""
 
 from __future__ import annotations
 
@@ -82,16 +82,16 @@ class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/responses. input: a text, or items (messages, calls, their outputs, reasoning).
+Input = str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
 
-    store: keep the answer for GET and previous_response_id, which it is unless false.  The fields from top_k on are
-    the same as a chat's.  user, metadata, safety_identifier and prompt_cache_key are labels, told back.
-    """
+
+class PromptFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What both routes have: what makes the prompt, and what of an answer some clients send along with it."""
 
     REASONS: ClassVar[dict[str, str]] = {
         "conversation": _NOT_KEPT,
         "context_management": "shorten the input yourself",
+        "personality": "ask for it in instructions",
         "prompt": "there are no stored prompts; send instructions and input",
         "max_tool_calls": "there are no tools that this server would call itself",
         "include": "it is a list of OpenAI's names, of which message.output_text.logprobs adds to answers",
@@ -107,10 +107,34 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         "prompt_cache_retention": "prefixes are kept in memory while there is room",
     }
 
-    input: str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
     model: Annotated[str, Meta(max_length=512)] | None = None
     instructions: str | None = None
     previous_response_id: Identifier | None = None
+    text: TextConfig | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    reasoning: ReasoningConfig | None = None
+    parallel_tool_calls: bool | None = None
+    truncation: Literal["disabled"] | None = None
+    conversation: None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class InputTokensRequest(PromptFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/responses/input_tokens. Without input it is the prompt of what previous_response_id names."""
+
+    input: Input | None = None
+    personality: None = None
+
+
+class ResponsesRequest(PromptFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/responses. input: a text, or items (messages, calls, their outputs, reasoning).
+
+    store: keep the answer for GET and previous_response_id, which it is unless false.  The fields from top_k on are
+    the same as a chat's.  user, metadata, safety_identifier and prompt_cache_key are labels, told back.
+    """
+
+    input: Input
     store: bool | None = None
     background: bool | None = None
     stream: bool | None = None
@@ -120,18 +144,11 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     top_p: float | None = None
     top_logprobs: Annotated[int, Meta(ge=0)] | None = None
     include: list[Includable] | None = None
-    text: TextConfig | None = None
-    tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
-    reasoning: ReasoningConfig | None = None
-    parallel_tool_calls: bool | None = None
     metadata: Metadata | None = None
     user: Identifier | None = None
     safety_identifier: Identifier | None = None
     prompt_cache_key: Identifier | None = None
-    truncation: Literal["disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    conversation: None = None
     context_management: Empty | None = None
     prompt: None = None
     max_tool_calls: None = None
@@ -153,6 +170,5 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     skip_special_tokens: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     priority: Priority | None = None
     cache_salt: Salt | None = None
