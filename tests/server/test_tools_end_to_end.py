@@ -334,6 +334,37 @@ def test_a_call_is_forced(without_reasoning: openai.OpenAI, script: str) -> None
         check_same(joined(by_flag, **request), reply)
 
 
+def allowed(mode: str, *names: str) -> Any:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_some_calls_are_allowed(without_reasoning: openai.OpenAI) -> None:
+    """The prompt is that of all tools; what the model may call is not."""
+    usage = []
+    for name in ("get_weather", "noop"):
+        request = ask("plain", tools=FORCED, tool_choice=allowed("required", name), parallel_tool_calls=False)
+        reply = without_reasoning.chat.completions.create(**request)
+        assert [call.function.name for call in reply.choices[0].message.tool_calls or []] == [name]
+        usage.append(reply.usage and reply.usage.prompt_tokens)
+        said = without_reasoning.chat.completions.create(**request | {"tool_choice": allowed("auto", name)})
+        assert (said.choices[0].message.content, said.choices[0].message.tool_calls) == (SCRIPTS["plain"], None)
+        called = without_reasoning.chat.completions.create(
+            **request | ask("call at once", tool_choice=allowed("auto", name))
+        )
+        assert [call.function.name for call in called.choices[0].message.tool_calls or []][:1] == [name]
+        asked: dict[str, Any] = {"model": "model", "input": "plain", "tools": [one["function"] for one in FORCED]}
+        asked["tools"] = [{"type": "function", "strict": False, **tool} for tool in asked["tools"]]
+        choice: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": name}]}
+        answer = without_reasoning.responses.create(**asked, tool_choice=choice, parallel_tool_calls=False)
+        assert [item.name for item in answer.output if item.type == "function_call"] == [name]
+        assert answer.tool_choice.to_dict() == choice  # type: ignore[union-attr]
+    all_of_them = allowed("required", "get_weather", "noop")
+    reply = without_reasoning.chat.completions.create(**ask("plain", tools=FORCED, tool_choice=all_of_them))
+    assert reply.choices[0].finish_reason == "tool_calls"
+    assert {*usage} == {reply.usage and reply.usage.prompt_tokens}
+
+
 def test_strict_functions(by_flag: openai.OpenAI) -> None:
     strict: list[Any] = [{**FORCED[0], "function": {**FORCED[0]["function"], "strict": True}}, FORCED[1]]
     reply = by_flag.chat.completions.create(**ask("plain", tools=strict))
@@ -367,6 +398,9 @@ def test_a_form_and_tools(without_reasoning: openai.OpenAI) -> None:
         ({"tool_choice": "required", "tools": None}, "tool_choice", "tools are missing"),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "not in tools"),
         ({"tool_choice": "sometimes"}, "tool_choice", "required"),
+        ({"tool_choice": allowed("auto", "noop", "x")}, "tool_choice", "not in tools"),
+        ({"tool_choice": allowed("required")}, "tool_choice", "allowed_tools"),
+        ({"tool_choice": {**allowed("auto", "noop"), "function": {"name": "noop"}}}, "tool_choice", "allowed_tools"),
         (
             {
                 "tool_choice": "required",

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 
 from octavo.server.openai.decode import explain
 from octavo.server.openai.terms import in_terms
-from octavo.server.openai.types import NamedFunction, NamedToolChoice, Tool, ToolChoice, Tools
+from octavo.server.openai.types import (
+    AllowedTools,
+    NamedFunction,
+    NamedTool,
+    Tool,
+    ToolChoice,
+    ToolChoiceObject,
+    Tools,
+)
 
 
 class Function(Protocol):
@@ -51,4 +59,10 @@ def as_tools(functions: Sequence[Function], parameters: Sequence[dict[str, Any] 
 
 def named(function: str) -> ToolChoice:
     """The tool_choice that demands a call of this function."""
-    return NamedToolChoice(function=NamedFunction(function))
+    return ToolChoiceObject(function=NamedFunction(function))
+
+
+def allowed(mode: Literal["auto", "required"], functions: Sequence[str]) -> ToolChoice:
+    """The tool_choice that allows calls of these functions."""
+    tools = [NamedTool(function=NamedFunction(name)) for name in functions]
+    return ToolChoiceObject(type="allowed_tools", allowed_tools=AllowedTools(mode=mode, tools=tools))

@@ -13,7 +13,7 @@ from octavo.base.types.output import ToolCall
 from octavo.base.types.sampling import NO_BUDGET
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.server.openai.conversation import message_text, template_source
-from octavo.server.openai.types import ChatRequest, NamedToolChoice, Tool
+from octavo.server.openai.types import ChatRequest, Tool, ToolChoiceObject
 from octavo.server.services import Services
 from octavo.text.reasoning import PROMPT_END, Reasoning
 from octavo.text.tools.choose import reasoning_format, tool_format
@@ -63,7 +63,8 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
 
 def demands_form(request: ChatRequest) -> bool:
     """True if tool_choice, strict functions or a bound of reasoning demand a form of the answer."""
-    return _forced(request) is not None or _strict(request) is not None or _budget(request) is not None
+    asked = (_forced(request), _allowed(request), _strict(request), _budget(request))
+    return any(one is not None for one in asked)
 
 
 def _budget(request: ChatRequest) -> int | None:
@@ -84,11 +85,12 @@ def answer_form(
     """
     tokenizer, forced, strict, budget = services.llm.tokenizer, _forced(request), _strict(request), _budget(request)
     tool = parsing.tool if parsing is not None else None
-    if (forced is not None or strict is not None) and tool is None:
+    chosen = forced is not None or _allowed(request) is not None
+    if (chosen or strict is not None) and tool is None:
         raise UnsupportedError(
             "forced and strict calls are not supported for this model: its chat template does not tell how it writes "
             "calls; start with --tool-call-parser",
-            param="tool_choice" if forced is not None else f"tools[{strict}].function.strict",
+            param="tool_choice" if chosen else f"tools[{strict}].function.strict",
         )
     if tokenizer is None or (parsing is None and budget is None):
         return parsing, form
@@ -102,7 +104,7 @@ def answer_form(
         many = not (forced or (parsing is not None and parsing.single))
         instead = None if forced is not None else form
         grammar = forced_grammar(tool, _functions(request, forced), **about, budget=budget, many=many, instead=instead)
-    elif tool is not None and strict is not None:
+    elif tool is not None and (chosen or strict is not None):
         grammar = free_grammar(tool, _functions(request, forced), **about, budget=budget)
     elif budget is not None:
         return parsing, bounded_form(form, budget, **about)
@@ -114,6 +116,7 @@ def answer_form(
 
 
 def _functions(request: ChatRequest, forced: str | None) -> list[Function]:
+    allowed = _allowed(request)
     return [
         Function(
             name=tool.function.name,
@@ -122,7 +125,7 @@ def _functions(request: ChatRequest, forced: str | None) -> list[Function]:
             free=forced is None and not tool.function.strict,
         )
         for index, tool in enumerate(request.tools or [])
-        if not forced or tool.function.name == forced
+        if (not forced or tool.function.name == forced) and (allowed is None or tool.function.name in allowed)
     ]
 
 
@@ -142,17 +145,36 @@ def _opened(services: Services, parsing: Parsing, prompt_ids: list[int]) -> bool
 
 def _forced(request: ChatRequest) -> str | None:
     """The name of the function to call, "" for any; None where no call is demanded."""
-    choice = request.tool_choice
-    if choice != "required" and not isinstance(choice, NamedToolChoice):
+    choice, name = request.tool_choice, ""
+    if isinstance(choice, ToolChoiceObject):
+        if choice.function is not None:
+            name = choice.function.name
+        elif choice.allowed_tools is not None and choice.allowed_tools.mode == "auto":
+            return None
+    elif choice != "required":
         return None
     if not request.tools:
         raise InputError("tool_choice demands a call, and tools are missing", param="tool_choice")
-    if not isinstance(choice, NamedToolChoice):
-        return ""
-    name = choice.function.name
-    if all(tool.function.name != name for tool in request.tools):
-        raise InputError(f"tool_choice names {name!r:.100}, which is not in tools", param="tool_choice")
+    if name:
+        _check_named(request, [name])
     return name
+
+
+def _allowed(request: ChatRequest) -> frozenset[str] | None:
+    """The functions that may be called, where not all of them may. The prompt shows all: its prefix stays the same."""
+    choice = request.tool_choice
+    if not isinstance(choice, ToolChoiceObject) or choice.allowed_tools is None:
+        return None
+    names = [tool.function.name for tool in choice.allowed_tools.tools]
+    _check_named(request, names)
+    return frozenset(names) if any(tool.function.name not in names for tool in request.tools or []) else None
+
+
+def _check_named(request: ChatRequest, names: list[str]) -> None:
+    known = {tool.function.name for tool in request.tools or []}
+    for name in names:
+        if name not in known:
+            raise InputError(f"tool_choice names {name!r:.100}, which is not in tools", param="tool_choice")
 
 
 def _prompt_end(services: Services, prompt_ids: list[int]) -> str:

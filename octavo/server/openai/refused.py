@@ -84,6 +84,7 @@ REASONS: dict[str, str] = {
     "prompt_cache_retention": "prefixes are kept in memory while there is room",
     "store": "nothing is stored; leave it out or send false",
     "service_tier": "there is one tier; leave it out or send 'auto'",
-    "tool_choice": 'send \'none\', \'auto\', \'required\', or {"type": "function", "function": {"name": ...}}',
+    "tool_choice": 'send \'none\', \'auto\', \'required\', {"type": "function", "function": {"name": ...}}, or '
+    '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": [...]}}',
 }
 """Why, or what to do instead, by field; tool_choice has values that are supported and values that are not."""

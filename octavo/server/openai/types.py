@@ -187,21 +187,43 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The function of a NamedToolChoice."""
+    """A function by its name."""
 
     name: str
 
 
-class NamedToolChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """tool_choice that demands a call of one function."""
+class NamedTool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of `tools` by its function's name."""
 
     function: NamedFunction
     type: Literal["function"] = "function"
 
 
 MAX_TOOLS = 512
+
+
+class AllowedTools(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Those of `tools` that may be called. mode: as the tool_choice of this name."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class ToolChoiceObject(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """tool_choice that demands a call of one function, or allows calls of some."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    function: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("function", "allowed_tools"):
+            if (getattr(self, name) is None) == (name == self.type):
+                raise ValueError(f"{self.type} has a field of its name, and no other")
+
+
 Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
-ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
+ToolChoice = Literal["none", "auto", "required"] | ToolChoiceObject
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 

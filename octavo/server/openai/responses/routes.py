@@ -10,7 +10,7 @@ from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
 from octavo.server.openai.conversation import render
 from octavo.server.openai.decode import decode
-from octavo.server.openai.functions import as_tools, named
+from octavo.server.openai.functions import allowed, as_tools, named
 from octavo.server.openai.generate import send_stream
 from octavo.server.openai.responses.background import BackgroundResponse, start
 from octavo.server.openai.responses.build import ResponseBuilder, as_item
@@ -19,6 +19,7 @@ from octavo.server.openai.responses.replies import DeletedResponse, InputTokens
 from octavo.server.openai.responses.store import Stored
 from octavo.server.openai.responses.types import (
     LOGPROBS,
+    AllowedChoice,
     FunctionChoice,
     InputTokensRequest,
     PromptFields,
@@ -28,7 +29,7 @@ from octavo.server.openai.responses.types import (
 from octavo.server.openai.results import Results
 from octavo.server.openai.structured import JsonSchema, JsonSchemaFormat, ResponseFormat
 from octavo.server.openai.terms import in_terms
-from octavo.server.openai.types import ChatRequest, Message
+from octavo.server.openai.types import ChatRequest, Message, ToolChoice
 from octavo.server.services import Services
 
 TERMS = {
@@ -156,11 +157,11 @@ def _earlier(services: Services, exchange: Exchange, request: ResponsesRequest) 
 def _chat(request: ResponsesRequest, messages: list[Message]) -> ChatRequest:
     """The same question as a chat."""
     system = [] if request.instructions is None else [Message(role="system", content=request.instructions)]
-    tools, choice = request.tools or [], request.tool_choice
+    tools = request.tools or []
     return ChatRequest(
         messages=[*system, *messages],
         tools=as_tools(tools, [tool.parameters for tool in tools]),
-        tool_choice=named(choice.name) if isinstance(choice, FunctionChoice) else choice,
+        tool_choice=_choice(request),
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
         response_format=_format(request),
         max_completion_tokens=request.max_output_tokens,
@@ -168,6 +169,16 @@ def _chat(request: ResponsesRequest, messages: list[Message]) -> ChatRequest:
         top_logprobs=request.top_logprobs,
         **{name: getattr(request, name) for name in _SAME},
     )
+
+
+def _choice(request: ResponsesRequest) -> ToolChoice | None:
+    match request.tool_choice:
+        case FunctionChoice(name=name):
+            return named(name)
+        case AllowedChoice(mode=mode, tools=tools):
+            return allowed(mode, [tool.name for tool in tools])
+        case choice:
+            return choice
 
 
 def _format(request: ResponsesRequest) -> ResponseFormat | None:

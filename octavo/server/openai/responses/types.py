@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from octavo.server.openai.refused import Empty
 from octavo.server.openai.structured import JsonObjectFormat, TextFormat
-from octavo.server.openai.types import MAX_MESSAGES, Identifier, Priority, ReasoningEffort, Salt
+from octavo.server.openai.types import MAX_MESSAGES, MAX_TOOLS, Identifier, Priority, ReasoningEffort, Salt
 
 Metadata = Annotated[dict[str, str], Meta(max_length=16)]
 
@@ -51,6 +51,15 @@ class FunctionChoice(
     """tool_choice that demands a call of one function."""
 
     name: str
+
+
+class AllowedChoice(
+    msgspec.Struct, frozen=True, kw_only=True, tag="allowed_tools", tag_field="type", forbid_unknown_fields=True
+):
+    """tool_choice that allows calls of some functions. mode: as the tool_choice of this name."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FunctionChoice], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
 class ReasoningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,7 +110,8 @@ class PromptFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "reasoning": "effort is one of none, minimal, low, medium, high, xhigh, max; summaries are not made",
         "text": "format is of type 'text', 'json_object' or 'json_schema', and verbosity 'medium'",
         "tools": "tools are functions that the client carries out: {'type': 'function', 'name': ...}",
-        "tool_choice": "send 'none', 'auto', 'required' or {'type': 'function', 'name': ...}",
+        "tool_choice": "send 'none', 'auto', 'required', {'type': 'function', 'name': ...}, or {'type': "
+        "'allowed_tools', 'mode': 'auto' or 'required', 'tools': [{'type': 'function', 'name': ...}, ...]}",
         "stream_options": "no obfuscation is added; leave it out",
         "prompt_cache_options": "prefixes are cached without being asked for",
         "prompt_cache_retention": "prefixes are kept in memory while there is room",
@@ -112,7 +122,7 @@ class PromptFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     previous_response_id: Identifier | None = None
     text: TextConfig | None = None
     tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedChoice | None = None
     reasoning: ReasoningConfig | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["disabled"] | None = None
