@@ -191,8 +191,22 @@ class App:
             await _lifespan(receive, send)
         if scope["type"] != "http":
             return
+        scope = self._tidied(scope)
         exchange = Exchange(scope, receive, send, request_id=_request_id(scope), outbox=self._outbox)
         await self._handle(exchange, self._admit(scope, exchange))
+
+    def _tidied(self, scope: Scope) -> Scope:
+        """The call with single slashes in its path and none at the end, where no route has the path as it is.
+
+        Before anything looks at the path, so that all see the same. Names of models may hold any slashes.
+        """
+        path: str = scope["path"]
+        if "//" not in path and not path.endswith("/"):
+            return scope
+        found = (route.matches(scope) for route in self.routes)
+        if any(match is not Match.NONE and all(told["path_params"].values()) for match, told in found):
+            return scope
+        return {**scope, "path": "/" + "/".join(part for part in path.split("/") if part)}
 
     async def ask(self, path: str, body: bytes, *, owner: bytes = b"") -> Answer:
         """Answer a POST of this process to itself as one over HTTP. owner: a key's digest, as Exchange's."""

@@ -57,8 +57,10 @@ def test_they_take_their_own_key_only() -> None:
             for headers in ({}, {"authorization": "Bearer user"}, {"x-api-key": "user"}):
                 assert server.client.request(method, path, headers=headers).status_code == 401
             assert server.client.request(method, path, headers=KEY).status_code != 401
-            # a line's end behind the path is no other path
-            assert server.client.request(method, f"{path}%0A", headers={"x-api-key": "user"}).status_code == 401
+            # a line's end behind the path is no other path, and slashes make none
+            for other in (f"{path}%0A", f"{path}/", f"{server.url}/{path}"):
+                assert server.client.request(method, other, headers={"x-api-key": "user"}).status_code == 401
+            assert server.client.request(method, f"{path}/", headers=KEY).status_code != 401
         assert server.client.get("/v1/models", headers=KEY).status_code == 401
         assert "/sleep" in server.client.get("/openapi.json").json()["paths"]
 

@@ -43,7 +43,7 @@ def test_every_route_is_decided(locked: LiveServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/ui/", "/ui/nope.js", "/nope", "/docs/", "/v1", "/v1/", "/health/", "/HEALTH", "/health/../v1/models"]
+    "path", ["/ui/", "/ui/nope.js", "/nope", "/v1", "/v1/", "//nope", "/health//x", "/HEALTH", "/health/../v1/models"]
 )
 def test_unknown_paths_need_a_key_too(locked: LiveServer, path: str) -> None:
     head = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode()
@@ -96,6 +96,37 @@ def test_odd_targets_are_not_open(locked: LiveServer, target: bytes, version: by
     status = answer.partition(b"\r\n")[0].split(b" ")[1]
     assert status in (b"401", b"400"), answer[:100]
     assert b"fake/model" not in answer
+
+
+@pytest.mark.parametrize(
+    ("method", "paths"),
+    [
+        ("GET", ["/v1/models/", "//v1/models", "/v1//models", "//v1//models//"]),
+        ("GET", ["//v1/models/fake/model", "/metrics/", "//metrics"]),
+        ("POST", ["/v1/completions/", "//v1/completions", "/v1//completions", "/v1/chat//completions"]),
+    ],
+)
+def test_slashes_too_many(locked: LiveServer, method: str, paths: list[str]) -> None:
+    """A base URL with a slash at its end, or a path with one: the route answers itself, to those with a key."""
+    for path in paths:
+        head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: 2\r\n"
+        head += "content-type: application/json\r\n"
+        refused = locked.raw(f"{head}\r\n{{}}".encode())
+        assert b" 401 " in refused.partition(b"\r\n")[0]
+        taken = locked.raw(f"{head}authorization: Bearer {KEY}\r\n\r\n{{}}".encode())
+        status, _, rest = taken.partition(b"\r\n")
+        # a body without a prompt is the route's own to refuse
+        assert (b" 200 " in status) if method == "GET" else (b" 400 " in status and b"is required" in rest), taken
+        assert b"location" not in taken.lower()
+    for path in ("/health/", "//health", "/docs/"):
+        head = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
+        assert b" 200 " in locked.raw(head.encode()).partition(b"\r\n")[0]
+
+
+def test_slashes_of_a_name() -> None:
+    with LiveServer(FakeLLM(), served_model_name=["/models/a//b"]) as live:
+        for path in ("/v1/models//models/a//b", "/v1/models/%2Fmodels%2Fa%2F%2Fb"):
+            assert live.client.get(live.url + path).json()["id"] == "/models/a//b"
 
 
 def test_odd_hosts(locked: LiveServer) -> None:
