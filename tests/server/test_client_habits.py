@@ -167,3 +167,39 @@ def test_input_tokens(shared: LiveServer) -> None:
         reply = shared.post("/v1/responses/input_tokens", {**ask, **change})
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
     assert len(shared.llm.seen) == seen
+
+
+def test_what_codex_sends(server: LiveServer, llm: FakeLLM) -> None:
+    """Its request with an MCP server, and the next one, which sends the call and its output back."""
+    tool = {"type": "function", "name": "f", "description": "d", "strict": False, "parameters": {"type": "object"}}
+    asked = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]}
+    body: dict[str, Any] = {
+        "model": "fake/model",
+        "instructions": "You code.",
+        "input": [{**asked, "role": "developer"}, asked],
+        "tools": [tool, {"type": "namespace", "name": "mcp__maps", "description": "Maps.", "tools": [tool]}],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "reasoning": {"summary": "auto", "context": "auto"},
+        "store": False,
+        "stream": True,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "0199",
+        "client_metadata": {"x-codex-installation-id": "1"},
+        "max_output_tokens": 2,
+    }
+    assert server.events("/v1/responses", body)[-2]["type"] == "response.incomplete"
+    names = [one["function"]["name"] for one in llm.rendered[0][1]["tools"]]
+    assert names == ["f", "mcp__maps__f"]
+    done = [
+        {"type": "reasoning", "summary": [], "encrypted_content": None},
+        {"type": "function_call", "name": "f", "namespace": "mcp__maps", "arguments": "{}", "call_id": "c"},
+        {"type": "function_call_output", "call_id": "c", "output": "sunny"},
+    ]
+    assert server.post("/v1/responses", {**body, "stream": False, "input": [asked, *done]}).status_code == 200
+    _, _, said, told = llm.rendered[1][0]
+    assert said["tool_calls"][0]["function"] == {"name": "mcp__maps__f", "arguments": "{}"}
+    assert told == {"role": "tool", "content": "sunny", "tool_call_id": "c"}
+    for wrong in ({"type": "web_search", "external_web_access": False}, {"type": "local_shell"}):
+        error = server.post("/v1/responses", {**body, "tools": [wrong]}).json()["error"]
+        assert (error["param"], "web_search =" in error["message"]) == ("tools", True)

@@ -43,6 +43,8 @@ SCRIPTS = {
     "long": '<tool_call>{"name": "look", "arguments": {"at": "' + " ".join(map(str, range(60))) + '"}}</tool_call>',
     "broken": '<tool_call>{"name": "look", "arguments": {"at": "x", at: 1}}</tool_call>',
 }
+SCRIPTS["far"] = CALLS.replace("look", "mcp__maps__look")
+SCRIPTS["near"] = CALLS
 SCHEMA = {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]}
 PLACES = [{"at": "Paris"}, {"at": "Rome"}]
 
@@ -251,6 +253,58 @@ def test_a_loop_of_calls(ours: openai.OpenAI, server: LiveServer) -> None:
     by_hand = ours.responses.create(**{**told, "input": sent_back})
     assert items(by_store) == items(by_hand) == [("message", "A plain answer.")]
     assert by_store.usage.input_tokens == by_hand.usage.input_tokens  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("script", ["far", "near"])
+@pytest.mark.parametrize("name", ["mcp__maps", "mcp__maps__"])
+def test_functions_in_a_namespace(ours: openai.OpenAI, server: LiveServer, script: str, name: str) -> None:
+    """As Codex sends those of MCP servers. Models that leave the namespace out are understood."""
+    tool = {"type": "function", "name": "look", "description": "Looks.", "parameters": SCHEMA, "strict": False}
+    other = {**tool, "name": "go"}
+    spaces: list[Any] = [other, {"type": "namespace", "name": name, "description": "Maps.", "tools": [tool, other]}]
+    asked: dict[str, Any] = {**respond(script), "tools": spaces}
+    first = ours.responses.create(**asked)
+    calls = [item for item in first.output if item.type == "function_call"]
+    assert [(call.namespace, call.name) for call in calls] == [(name, "look")] * 2
+    assert first.tools[1].to_dict()["name"] == name
+    with ours.responses.stream(**asked) as stream:
+        streamed = [event.item for event in stream if event.type == "response.output_item.done"]
+    assert [(item.namespace, item.name) for item in streamed if item.type == "function_call"] == [(name, "look")] * 2
+    results: list[Any] = [
+        {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"} for call in calls
+    ]
+    told = {**asked, "input": [*results, {"role": "user", "content": "plain"}]}
+    by_store = ours.responses.create(**told, previous_response_id=first.id)
+    sent_back = [{"role": "user", "content": script}, *first.output, *told["input"]]
+    by_hand = ours.responses.create(**{**told, "input": sent_back})
+    assert items(by_store) == items(by_hand) == [("message", "A plain answer.")]
+    assert by_store.usage.input_tokens == by_hand.usage.input_tokens  # type: ignore[union-attr]
+    listed = ours.responses.input_items.list(by_hand.id, order="asc").data
+    assert [item.namespace for item in listed if item.type == "function_call"] == [name] * 2
+    # the model is shown one function each, the namespace's description before the first
+    shown = [other, {**tool, "name": "mcp__maps__look", "description": "Maps.\n\nLooks."}]
+    shown.append({**other, "name": "mcp__maps__go"})
+    counts = []
+    for tools in (spaces, shown):
+        counted = server.post("/v1/responses/input_tokens", {"model": "m", "input": "x", "tools": tools}).json()
+        counts.append(counted["input_tokens"])
+    assert counts[0] == counts[1]
+
+
+def test_namespaces_that_cannot_be(server: LiveServer) -> None:
+    tool = {"type": "function", "name": "look", "parameters": SCHEMA}
+
+    def refused(*tools: Any, **more: Any) -> str | None:
+        error = check_form(server.post("/v1/responses", {"input": "plain", "tools": tools, **more}))
+        return error["param"]  # type: ignore[no-any-return]
+
+    space = {"type": "namespace", "name": "a", "tools": [tool]}
+    assert refused({**tool, "name": "a__look"}, space) == "tools"
+    assert refused(space, {**space, "tools": [{**tool, "name": "a b"}]}) == "tools[1].tools[0]"
+    assert refused(tool, {**space, "name": "a b"}) == "tools[1].tools[0]"
+    assert refused({**space, "tools": [{"type": "custom", "name": "x"}]}) == "tools"
+    assert refused({"type": "web_search", "external_web_access": False}) == "tools"
+    assert refused(space, tool_choice={"type": "function", "name": "go"}) == "tool_choice"
 
 
 def test_forced_calls(folder: Path) -> None:

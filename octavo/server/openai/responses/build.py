@@ -7,6 +7,7 @@ import uuid
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET
 
 from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
 from octavo.server.errors import DONE, NAMED_EVENT, ErrorReply
@@ -39,6 +40,7 @@ from octavo.server.openai.responses.replies import (
     ResponseStatus,
     ResponseUsage,
 )
+from octavo.server.openai.responses.tools import ToolNames
 from octavo.server.openai.responses.types import ReasoningConfig, ResponsesRequest
 from octavo.server.openai.sse import KEEP_ALIVE
 from octavo.server.openai.types import Message
@@ -62,6 +64,7 @@ class ResponseBuilder:
         self._pieces: list[str] = []
         self._said_logprobs: list[TokenLogprob] = []
         self._finish: CompletionOutput | None = None
+        self._tools = ToolNames(request.tools or [])
         self.response = new_response(request, generation)
 
     def start(self) -> bytes:
@@ -162,15 +165,16 @@ class ResponseBuilder:
         events = b""
         if call.name:
             tool = None if self._generation.parsing is None else self._generation.parsing.tool
-            events = self._close("completed") + self._begin(
-                OutputCall(
-                    id=new_id("fc"),
-                    call_id=call_id(call, tool),
-                    name=call.name,
-                    arguments="",
-                    status="in_progress",
-                )
+            found = self._tools.find(call.name)
+            begun = OutputCall(
+                id=new_id("fc"),
+                call_id=call_id(call, tool),
+                name=call.name if found is None else found.name,
+                arguments="",
+                status="in_progress",
+                namespace=UNSET if found is None or found.namespace is None else found.namespace,
             )
+            events = self._close("completed") + self._begin(begun)
         if call.arguments:
             self._pieces.append(call.arguments)
             events += self._about("response.function_call_arguments.delta", delta=call.arguments)
@@ -243,7 +247,8 @@ _CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 def as_item(item: OutputItem) -> Item:
     """What was answered, as an item that could be sent back."""
     if isinstance(item, OutputCall):
-        return FunctionCallItem(call_id=item.call_id, name=item.name, arguments=item.arguments)
+        space = None if item.namespace is UNSET else item.namespace
+        return FunctionCallItem(call_id=item.call_id, name=item.name, arguments=item.arguments, namespace=space)
     if isinstance(item, OutputReasoning):
         return ReasoningItem(content=[ReasoningText(part.text) for part in item.content])
     return MessageItem(role="assistant", content=[OutputText(text=part.text) for part in item.content])

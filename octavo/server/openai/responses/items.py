@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.server.openai.decode import explain
+from octavo.server.openai.responses.tools import joined
 from octavo.server.openai.types import (
     MAX_MESSAGES,
     FunctionCall,
@@ -85,7 +86,7 @@ class FunctionCallItem(
     id: Identifier | None = None
     status: Status | None = None
     parsed_arguments: Any = None
-    namespace: None = None
+    namespace: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
     caller: None = None
     async_: None = None
     not_async: None = msgspec.field(name="async", default=None)
@@ -213,7 +214,7 @@ class _Turn:
         elif isinstance(item, MessageItem):
             self._content = _text(item.content)
         else:
-            self._calls.append(ToolCall(function=FunctionCall(item.name, item.arguments), id=item.call_id))
+            self._calls.append(_call(item))
 
     def end(self) -> list[Message]:
         """The message, if anything was taken."""
@@ -227,6 +228,10 @@ class _Turn:
         )
         self._clear()
         return [message]
+
+
+def _call(item: FunctionCallItem) -> ToolCall:
+    return ToolCall(function=FunctionCall(joined(item.namespace, item.name), item.arguments), id=item.call_id)
 
 
 def _text(content: str | Sequence[Part]) -> str | list[MessagePart]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta
 
 from octavo.base.errors import InputError
 from octavo.server.exchange import Exchange, Reply
@@ -15,6 +15,7 @@ from octavo.server.openai.decode import decode_query
 from octavo.server.openai.responses.items import FunctionCallOutput, InputText, MessageItem, OutputText, Part
 from octavo.server.openai.responses.replies import OutputCall, OutputReasoning, ReasoningTextPart
 from octavo.server.openai.responses.store import Stored
+from octavo.server.openai.responses.tools import ToolNames
 from octavo.server.openai.types import Identifier, Message, MessagePart
 from octavo.server.services import Services
 
@@ -64,10 +65,11 @@ def _items(entry: Stored) -> list[ListedItem]:
     def name(kind: str) -> str:
         return f"{kind}_{seed}{next(numbers):05}"
 
-    return [item for message in entry.messages[: entry.num_given] for item in _of_message(message, name)]
+    tools = ToolNames(entry.response.tools)
+    return [item for message in entry.messages[: entry.num_given] for item in _of_message(message, name, tools)]
 
 
-def _of_message(message: Message, name: Callable[[str], str]) -> Iterator[ListedItem]:
+def _of_message(message: Message, name: Callable[[str], str], tools: ToolNames) -> Iterator[ListedItem]:
     content = [] if message.content is None else _texts(message.content)
     if message.role == "tool":
         texts: list[Part] = [InputText(text) for text in content]
@@ -84,12 +86,14 @@ def _of_message(message: Message, name: Callable[[str], str]) -> Iterator[Listed
             said: list[Part] = [OutputText(text=text, annotations=[], logprobs=[]) for text in content]
             yield MessageItem(id=name("msg"), role=message.role, content=said, status="completed")
         for one in message.tool_calls or []:
+            found = tools.find(one.function.name)
             yield OutputCall(
                 id=name("fc"),
                 call_id=one.id or "",
-                name=one.function.name,
+                name=one.function.name if found is None else found.name,
                 arguments=one.function.arguments,
                 status="completed",
+                namespace=UNSET if found is None or found.namespace is None else found.namespace,
             )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from octavo.server.openai.replies import TokenLogprob
-from octavo.server.openai.responses.types import FunctionTool, ReasoningConfig
+from octavo.server.openai.responses.types import FunctionTool, NamespaceTool, ReasoningConfig
 
 ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 
@@ -45,13 +46,14 @@ class OutputReasoning(msgspec.Struct, kw_only=True, tag="reasoning", tag_field="
 
 
 class OutputCall(msgspec.Struct, kw_only=True, tag="function_call", tag_field="type"):
-    """A call that the client is asked to carry out; arguments is JSON text."""
+    """A call that the client is asked to carry out; arguments is JSON text. namespace: where the function is in one."""
 
     id: str
     call_id: str
     name: str
     arguments: str
     status: str
+    namespace: str | UnsetType = UNSET
 
 
 OutputItem = OutputMessage | OutputReasoning | OutputCall
@@ -121,7 +123,7 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     frequency_penalty: float
     text: dict[str, Any]
     tool_choice: Any
-    tools: list[FunctionTool]
+    tools: list[FunctionTool | NamespaceTool]
     top_logprobs: int
     top_p: float
     truncation: str = "disabled"

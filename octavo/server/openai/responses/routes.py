@@ -17,6 +17,7 @@ from octavo.server.openai.responses.build import ResponseBuilder, as_item
 from octavo.server.openai.responses.items import as_messages, read_items
 from octavo.server.openai.responses.replies import DeletedResponse, InputTokens
 from octavo.server.openai.responses.store import Stored
+from octavo.server.openai.responses.tools import ToolNames
 from octavo.server.openai.responses.types import (
     LOGPROBS,
     AllowedChoice,
@@ -55,9 +56,10 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
     services.names.check(request.model)
     exchange.watch()
     _check(request)
-    with in_terms(TERMS):
+    names = ToolNames(request.tools or [])
+    with in_terms({**TERMS, **names.terms()}):
         messages = _messages(services, exchange, request)
-        generation = await convert.chat(services, exchange, _chat(request, messages))
+        generation = await convert.chat(services, exchange, _chat(request, messages, names))
         builder = ResponseBuilder(request, generation)
         entry = Stored(exchange.owner, builder.response, messages)
         if request.background:
@@ -84,12 +86,13 @@ async def count_input_tokens(services: Services, exchange: Exchange) -> Reply:
         raise InputError("input is required, unless previous_response_id is there", param="input")
     fields = {name: getattr(counted, name) for name in PromptFields.__struct_fields__}
     request = ResponsesRequest(input=counted.input or [], **fields)
-    with in_terms(TERMS):
+    names = ToolNames(request.tools or [])
+    with in_terms({**TERMS, **names.terms()}):
         if counted.input is None:
             messages = _earlier(services, exchange, request)
         else:
             messages = _messages(services, exchange, request)
-        ids = await render(services, _chat(request, messages))
+        ids = await render(services, _chat(request, messages, names))
     return Reply(msgspec.json.encode(InputTokens(len(ids))))
 
 
@@ -154,14 +157,14 @@ def _earlier(services: Services, exchange: Exchange, request: ResponsesRequest) 
     return entry.messages
 
 
-def _chat(request: ResponsesRequest, messages: list[Message]) -> ChatRequest:
+def _chat(request: ResponsesRequest, messages: list[Message], names: ToolNames) -> ChatRequest:
     """The same question as a chat."""
     system = [] if request.instructions is None else [Message(role="system", content=request.instructions)]
-    tools = request.tools or []
+    tools = [one.shown for one in names.functions]
     return ChatRequest(
         messages=[*system, *messages],
         tools=as_tools(tools, [tool.parameters for tool in tools]),
-        tool_choice=_choice(request),
+        tool_choice=_choice(request, names),
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
         response_format=_format(request),
         max_completion_tokens=request.max_output_tokens,
@@ -171,12 +174,12 @@ def _chat(request: ResponsesRequest, messages: list[Message]) -> ChatRequest:
     )
 
 
-def _choice(request: ResponsesRequest) -> ToolChoice | None:
+def _choice(request: ResponsesRequest, names: ToolNames) -> ToolChoice | None:
     match request.tool_choice:
         case FunctionChoice(name=name):
-            return named(name)
+            return named(names.shown(name))
         case AllowedChoice(mode=mode, tools=tools):
-            return allowed(mode, [tool.name for tool in tools])
+            return allowed(mode, [names.shown(tool.name) for tool in tools])
         case choice:
             return choice
 

@@ -43,6 +43,20 @@ class FunctionTool(
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    allowed_callers: Annotated[list[Literal["direct"]], Meta(max_length=1)] | None = None
+    defer_loading: Literal[False] | None = None
+    output_schema: None = None
+    not_async: Literal[False] | None = msgspec.field(name="async", default=None)
+
+
+class NamespaceTool(
+    msgspec.Struct, frozen=True, kw_only=True, tag="namespace", tag_field="type", forbid_unknown_fields=True
+):
+    """Functions of one origin, as Codex groups those of an MCP server; their calls tell the namespace."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)]
+    description: str | None = None
 
 
 class FunctionChoice(
@@ -63,10 +77,15 @@ class AllowedChoice(
 
 
 class ReasoningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """effort goes to the chat template. The whole reasoning is told, so that "auto" asks for no summary beside it."""
+    """effort goes to the chat template, which decides on earlier turns' reasoning, too. The whole reasoning is told, so
+    that "auto" asks for no summary beside it.
+    """
 
     effort: ReasoningEffort | None = None
-    summary: Literal["auto"] | None = None
+    summary: Literal["auto", "none"] | None = None
+    generate_summary: Literal["auto"] | None = None
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
 
 
 Includable = Literal[
@@ -107,9 +126,11 @@ class PromptFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "truncation": "input that does not fit is refused; shorten it",
         "service_tier": "there is one tier; leave it out or send 'auto'",
         "moderation": "there is no moderation here",
-        "reasoning": "effort is one of none, minimal, low, medium, high, xhigh, max; summaries are not made",
+        "reasoning": "effort is one of none, minimal, low, medium, high, xhigh, max; summaries are not made, context "
+        "is 'auto', mode 'standard'",
         "text": "format is of type 'text', 'json_object' or 'json_schema', and verbosity 'medium'",
-        "tools": "tools are functions that the client carries out: {'type': 'function', 'name': ...}",
+        "tools": "tools are functions that the client carries out, {'type': 'function', 'name': ...}, alone or in a "
+        'namespace; turn others off in the client (Codex: web_search = "disabled" in its config.toml)',
         "tool_choice": "send 'none', 'auto', 'required', {'type': 'function', 'name': ...}, or {'type': "
         "'allowed_tools', 'mode': 'auto' or 'required', 'tools': [{'type': 'function', 'name': ...}, ...]}",
         "stream_options": "no obfuscation is added; leave it out",
@@ -121,7 +142,7 @@ class PromptFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     instructions: str | None = None
     previous_response_id: Identifier | None = None
     text: TextConfig | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Annotated[list[FunctionTool | NamespaceTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedChoice | None = None
     reasoning: ReasoningConfig | None = None
     parallel_tool_calls: bool | None = None
@@ -141,7 +162,8 @@ class ResponsesRequest(PromptFields, frozen=True, kw_only=True, forbid_unknown_f
     """POST /v1/responses. input: a text, or items (messages, calls, their outputs, reasoning).
 
     store: keep the answer for GET and previous_response_id, which it is unless false.  The fields from top_k on are
-    the same as a chat's.  user, metadata, safety_identifier and prompt_cache_key are labels, told back.
+    the same as a chat's.  user, metadata, safety_identifier and prompt_cache_key are labels, told back, and
+    client_metadata (Codex's) is one that is not.
     """
 
     input: Input
@@ -155,6 +177,7 @@ class ResponsesRequest(PromptFields, frozen=True, kw_only=True, forbid_unknown_f
     top_logprobs: Annotated[int, Meta(ge=0)] | None = None
     include: list[Includable] | None = None
     metadata: Metadata | None = None
+    client_metadata: dict[str, str] | None = None
     user: Identifier | None = None
     safety_identifier: Identifier | None = None
     prompt_cache_key: Identifier | None = None
