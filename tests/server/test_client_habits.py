@@ -203,3 +203,39 @@ def test_what_codex_sends(server: LiveServer, llm: FakeLLM) -> None:
     for wrong in ({"type": "web_search", "external_web_access": False}, {"type": "local_shell"}):
         error = server.post("/v1/responses", {**body, "tools": [wrong]}).json()["error"]
         assert (error["param"], "web_search =" in error["message"]) == ("tools", True)
+
+
+def test_what_other_agents_send_back(server: LiveServer, llm: FakeLLM) -> None:
+    """go-openai leaves out what is empty; Cline and LiteLLM go on with what other servers have told."""
+    mark = {"google": {"thought_signature": "x"}}
+    details = [
+        {"type": "reasoning.text", "text": "hm", "format": "unknown", "index": 0},
+        {"type": "reasoning.encrypted", "data": "x"},
+    ]
+    calls: list[dict[str, Any]] = [
+        {"id": "a", "type": "function", "function": {"name": "f"}},
+        {"id": "b", "type": "function", "function": {"name": "f", "arguments": "{}"}, "extra_content": mark},
+    ]
+    calls[1]["function"]["provider_specific_fields"] = calls[0]["provider_specific_fields"] = {"thought_signature": "x"}
+    body: dict[str, Any] = {
+        "messages": [
+            *MESSAGES,
+            {"role": "assistant", "tool_calls": calls, "reasoning_details": details},
+            {"role": "tool", "tool_call_id": "a"},
+            {"role": "tool", "tool_call_id": "b", "content": None},
+            {"role": "assistant", "content": "b", "reasoning_content": "so", "reasoning_details": details[1:]},
+            *MESSAGES,
+        ],
+        "stream": True,
+        "stream_options": {"include_usage": True, "include_obfuscation": False},
+        "max_tokens": 1,
+    }
+    assert server.post(CHAT, body).status_code == 200
+    _, called, first, second, said, _ = llm.rendered[0][0]
+    shown = {"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}
+    assert called["tool_calls"] == [shown, {**shown, "id": "b", "function": {"name": "f", "arguments": "{}"}}]
+    assert (called["reasoning"], said["reasoning_content"], "reasoning" in said) == ("hm", "so", False)
+    assert (first["content"], second["content"]) == ("", "")
+    wrong = {**body, "stream_options": {"include_obfuscation": True}}
+    assert server.post(CHAT, wrong).json()["error"]["param"] == "stream_options.include_obfuscation"
+    assert server.post(CHAT, {**body, "messages": [{"role": "user"}]}).status_code == 400

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from octavo.base.errors import InputError, UnsupportedError
-from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest, Tool
+from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest, Tool, ToolCall
 from octavo.server.services import Services
 from octavo.text.tools.choose import reasoning_format
 
@@ -101,17 +101,30 @@ def _check_template(template: str, trusted: bool) -> None:
 
 def _message(index: int, message: Message) -> dict[str, Any]:
     """The message without what was not given: templates ask whether a field is there."""
-    if message.content is None and message.role != "assistant":
+    if message.content is None and message.role not in ("assistant", "tool"):
         raise InputError(f"messages[{index}].content is required", param=f"messages[{index}].content")
     shown = _given({name: getattr(message, name) for name in _SHOWN})
+    if message.role == "tool":
+        shown.setdefault("content", "")  # nothing came of the call: go-openai leaves out what is empty
+    if "reasoning" not in shown and "reasoning_content" not in shown and message.reasoning_details:
+        shown.update(_given({"reasoning": _told(message.reasoning_details)}))
     if message.tool_calls is not None:
-        shown["tool_calls"] = [_given(msgspec.to_builtins(call)) for call in message.tool_calls]
-        for call in shown["tool_calls"]:
-            del call["function"]["parsed_arguments"]
+        shown["tool_calls"] = [_call(call) for call in message.tool_calls]
         shown.setdefault("content", None)  # the protocol's null; templates tell calls by it
     if isinstance(message.content, list):
         shown["content"] = [{"type": "text", "text": part.text} for part in message.content]
     return shown
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    return _given({"function": function, "id": call.id, "type": call.type, "index": call.index})
+
+
+def _told(details: Sequence[dict[str, Any]]) -> str | None:
+    """The text in reasoning_details, some of which may be encrypted, or a summary."""
+    texts = [one.get("text") for one in details if one.get("type") == "reasoning.text"]
+    return "".join(text for text in texts if isinstance(text, str)) or None
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,13 @@ Truncation = Annotated[int, Meta(ge=-1, lt=2**31)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """include_usage: a last chunk tells the token counts; continuous_usage_stats: every chunk does."""
+    """include_usage: a last chunk tells the token counts; continuous_usage_stats: every chunk does.
+
+    include_obfuscation: padding against eavesdroppers, which this server does not add.
+    """
 
     include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
     continuous_usage_stats: bool | None = None
 
 
@@ -125,27 +129,32 @@ MessagePart = TextPart | RefusalPart
 
 class FunctionCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A call that the assistant made before; arguments is JSON text, which parsed_arguments says once more: the openai
-    client puts it into replies, and sends it back with them.
+    client puts it into replies, and sends it back with them. go-openai leaves out what is empty.
     """
 
     name: str
-    arguments: str
+    arguments: str = ""
     parsed_arguments: Any = None
+    provider_specific_fields: dict[str, Any] | None = None
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of an assistant message's tool_calls."""
+    """One of an assistant message's tool_calls. Another server's marks (Gemini's thought signatures, which its own API
+    has in extra_content, LiteLLM in provider_specific_fields) are left out.
+    """
 
     function: FunctionCall
     id: Identifier | None = None
     type: Literal["function"] = "function"
     index: int | None = None
+    extra_content: dict[str, Any] | None = None
+    provider_specific_fields: dict[str, Any] | None = None
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One message of a conversation. Replies of this server can be sent back as they are, with what clients put into
     them: openai's `parsed` says once more what content does, LiteLLM's thinking_blocks and provider_specific_fields
-    what reasoning does.
+    what reasoning does. reasoning_details: reasoning as OpenRouter tells it, which Cline sends on to other servers.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -155,6 +164,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tool_call_id: Identifier | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    reasoning_details: list[dict[str, Any]] | None = None
     refusal: str | None = None
     parsed: Any = None
     thinking_blocks: list[Any] | None = None
