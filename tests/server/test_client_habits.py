@@ -239,3 +239,23 @@ def test_what_other_agents_send_back(server: LiveServer, llm: FakeLLM) -> None:
     wrong = {**body, "stream_options": {"include_obfuscation": True}}
     assert server.post(CHAT, wrong).json()["error"]["param"] == "stream_options.include_obfuscation"
     assert server.post(CHAT, {**body, "messages": [{"role": "user"}]}).status_code == 400
+
+
+def test_conversations_that_began_elsewhere(server: LiveServer, llm: FakeLLM) -> None:
+    """What another server encrypted is left out, and a null is what is not there."""
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "1", "name": None, "caller": None}
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"}
+    body: dict[str, Any] = {"input": [*MESSAGES, thought, call, output], "max_output_tokens": 1}
+    assert server.post("/v1/responses", body).status_code == 200
+    blocks = [
+        {"type": "thinking", "thinking": "hm", "signature": None},
+        {"type": "tool_use", "id": "c", "name": "f", "input": {}},
+    ]
+    result = {"type": "tool_result", "tool_use_id": "c", "content": None, "is_error": None}
+    turns = [*MESSAGES, {"role": "assistant", "content": blocks}, {"role": "user", "content": [result]}]
+    assert server.post("/v1/messages", {"model": "fake/model", "max_tokens": 1, "messages": turns}).status_code == 200
+    for messages, _ in llm.rendered:
+        assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+    assert [messages[1].get("reasoning") for messages, _ in llm.rendered] == [None, "hm"]
+    assert [messages[2]["content"] for messages, _ in llm.rendered] == ["1", ""]

@@ -163,7 +163,7 @@ def _said(texts: list[TextBlock]) -> list[Message]:
 
 
 def _result(block: ToolResultBlock) -> Message:
-    content = _text(block.content)
+    content = _text(block.content or "")
     if block.is_error:
         content = "Error: " + (content if isinstance(content, str) else "\n".join(part.text for part in content))
     return Message(role="tool", content=content, tool_call_id=block.tool_use_id)

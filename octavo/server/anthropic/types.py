@@ -27,7 +27,7 @@ class ThinkingBlock(
     """What the model thought in an earlier turn, as it was told then; there is nothing that a signature would guard."""
 
     thinking: str
-    signature: str = ""
+    signature: str | None = None
 
 
 class RedactedThinkingBlock(
@@ -61,8 +61,8 @@ class ToolResultBlock(
     """What came of a call. is_error: the model is told so, by "Error: " before the content."""
 
     tool_use_id: Name
-    content: str | Annotated[list[TextBlock], Meta(max_length=MAX_MESSAGES)] = ""
-    is_error: bool = False
+    content: str | Annotated[list[TextBlock], Meta(max_length=MAX_MESSAGES)] | None = None
+    is_error: bool | None = None
     cache_control: CacheControl | None = None
     toolset_name: None = None
 

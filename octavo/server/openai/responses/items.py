@@ -101,6 +101,9 @@ class FunctionCallOutput(
     output: str | Annotated[list[Part], Meta(max_length=MAX_MESSAGES)]
     id: Identifier | None = None
     status: Status | None = None
+    name: None = None
+    namespace: None = None
+    caller: None = None
 
 
 class SummaryText(msgspec.Struct, frozen=True, tag="summary_text", tag_field="type", forbid_unknown_fields=True):
@@ -118,12 +121,14 @@ class ReasoningText(msgspec.Struct, frozen=True, tag="reasoning_text", tag_field
 class ReasoningItem(
     msgspec.Struct, frozen=True, kw_only=True, tag="reasoning", tag_field="type", forbid_unknown_fields=True
 ):
-    """What the model thought before it answered or called."""
+    """What the model thought before it answered or called. encrypted_content: of another server, which that one alone
+    can read; it is left out.
+    """
 
     id: Identifier | None = None
     summary: list[SummaryText] = []
     content: list[ReasoningText] | None = None
-    encrypted_content: None = None
+    encrypted_content: str | None = None
     status: Status | None = None
 
 
