@@ -334,6 +334,17 @@ def test_a_call_is_forced(without_reasoning: openai.OpenAI, script: str) -> None
         check_same(joined(by_flag, **request), reply)
 
 
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_reasoning_under_one_name(folder: Path, field: str) -> None:
+    with replay_server(folder, reasoning_parser="qwen3", reasoning_field=field) as server:
+        request = ask("closed")
+        message = server.post("/v1/chat/completions", request).json()["choices"][0]["message"]
+        chunks = server.events("/v1/chat/completions", request)[:-1]
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+        assert message[field].strip() == "".join(delta.get(field, "") for delta in deltas).strip() == "Hm, let me."
+        assert {name for told in (message, *deltas) for name in told if name.startswith("reasoning")} == {field}
+
+
 def allowed(mode: str, *names: str) -> Any:
     tools = [{"type": "function", "function": {"name": name}} for name in names]
     return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}

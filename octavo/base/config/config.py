@@ -191,6 +191,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reasoning_parser: Annotated[
         str | None, _d("How the model's reasoning is marked (docs/tool-calling.md); the chat template's likewise.")
     ] = None
+    reasoning_field: Annotated[
+        Literal["both", "reasoning", "reasoning_content"],
+        _d("Field of a chat's messages that reasoning comes in; some clients (Goose) fail where both are there."),
+    ] = "both"
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

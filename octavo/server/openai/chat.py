@@ -38,16 +38,20 @@ async def create_chat_completion(services: Services, exchange: Exchange) -> Repl
     services.names.check(request.model)
     exchange.watch()
     generation = await convert.chat(services, exchange, request)
-    return await answer(services, exchange, generation, ChatForm(generation))
+    return await answer(services, exchange, generation, ChatForm(generation, services.config.reasoning_field))
 
 
 class ChatForm:
-    """Renders one request's outputs. Of a stream it remembers which choices have begun."""
+    """Renders one request's outputs. Of a stream it remembers which choices have begun.
+
+    reasoning_field: ServerConfig's.
+    """
 
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, reasoning_field: str = "both") -> None:
         self._generation = generation
+        self._left_out = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}.get(reasoning_field)
         self._prompt = generation.prompts[0]
         self._role = reply_role(cast(ChatRequest, generation.request))
         self._ids = bool(generation.request.return_token_ids)
@@ -103,10 +107,13 @@ class ChatForm:
         return ReplyMessage(
             role=self._role,
             content=content if content or not (calls or choice.reasoning) else None,
-            reasoning=reasoning,
-            reasoning_content=reasoning,
+            reasoning=self._unless("reasoning", reasoning),
+            reasoning_content=self._unless("reasoning_content", reasoning),
             tool_calls=calls or UNSET,
         )
+
+    def _unless(self, field: str, reasoning: str | UnsetType | None) -> str | UnsetType | None:
+        return UNSET if field == self._left_out else reasoning
 
     def pieces(self, number: int, output: RequestOutput) -> list[bytes]:
         """Choices as JSON for chunks."""
@@ -152,7 +159,8 @@ class ChatForm:
         """Reasoning and tool calls as chunks of their own: of a call its name, then its arguments as they come."""
         deltas = []
         if choice.reasoning and self._reasoning:
-            deltas.append(ReplyMessage(reasoning=choice.reasoning, reasoning_content=choice.reasoning))
+            new, old = (self._unless(name, choice.reasoning) for name in ("reasoning", "reasoning_content"))
+            deltas.append(ReplyMessage(reasoning=new, reasoning_content=old))
         for call in choice.tool_calls:
             if call.name:
                 self._calls[choice.index] += 1

@@ -121,8 +121,8 @@ class ReplyToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message, or in a stream what comes to it. Reasoning has both its names, today's and the older one; null where
-    there is none, of a model that may have some.
+    """A message, or in a stream what comes to it. Reasoning has both its names, today's and the older one, unless
+    ServerConfig.reasoning_field says otherwise; null where there is none, of a model that may have some.
     """
 
     role: str | UnsetType = UNSET
