@@ -130,7 +130,7 @@ class PromptFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "is 'auto', mode 'standard'",
         "text": "format is of type 'text', 'json_object' or 'json_schema', and verbosity 'medium'",
         "tools": "tools are functions that the client carries out, {'type': 'function', 'name': ...}, alone or in a "
-        'namespace; turn others off in the client (Codex: web_search = "disabled" in its config.toml)',
+        "namespace; leave out what a provider would (Codex: docs/protocols.md tells how)",
         "tool_choice": "send 'none', 'auto', 'required', {'type': 'function', 'name': ...}, or {'type': "
         "'allowed_tools', 'mode': 'auto' or 'required', 'tools': [{'type': 'function', 'name': ...}, ...]}",
         "stream_options": "no obfuscation is added; leave it out",
