@@ -224,6 +224,7 @@ def test_what_other_agents_send_back(server: LiveServer, llm: FakeLLM) -> None:
             {"role": "tool", "tool_call_id": "a"},
             {"role": "tool", "tool_call_id": "b", "content": None},
             {"role": "assistant", "content": "b", "reasoning_content": "so", "reasoning_details": details[1:]},
+            {"role": "assistant", "content": "c", "annotations": [{"type": "url_citation", "url_citation": {}}]},
             *MESSAGES,
         ],
         "stream": True,
@@ -231,11 +232,12 @@ def test_what_other_agents_send_back(server: LiveServer, llm: FakeLLM) -> None:
         "max_tokens": 1,
     }
     assert server.post(CHAT, body).status_code == 200
-    _, called, first, second, said, _ = llm.rendered[0][0]
+    _, called, first, second, said, cited, _ = llm.rendered[0][0]
     shown = {"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}
     assert called["tool_calls"] == [shown, {**shown, "id": "b", "function": {"name": "f", "arguments": "{}"}}]
     assert (called["reasoning"], said["reasoning_content"], "reasoning" in said) == ("hm", "so", False)
     assert (first["content"], second["content"]) == ("", "")
+    assert cited == {"role": "assistant", "content": "c"}
     wrong = {**body, "stream_options": {"include_obfuscation": True}}
     assert server.post(CHAT, wrong).json()["error"]["param"] == "stream_options.include_obfuscation"
     assert server.post(CHAT, {**body, "messages": [{"role": "user"}]}).status_code == 400

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from octavo.server.openai.refused import Empty
 from octavo.server.openai.structured import StructuredFields
 from octavo.text.tools.reading import NAME
 
@@ -155,6 +154,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One message of a conversation. Replies of this server can be sent back as they are, with what clients put into
     them: openai's `parsed` says once more what content does, LiteLLM's thinking_blocks and provider_specific_fields
     what reasoning does. reasoning_details: reasoning as OpenRouter tells it, which Cline sends on to other servers.
+    annotations: of the content, another server's.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -170,7 +170,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     thinking_blocks: list[Any] | None = None
     provider_specific_fields: dict[str, Any] | None = None
     cache_control: CacheControl | None = None
-    annotations: Empty | None = None
+    annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
 
