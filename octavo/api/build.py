@@ -240,7 +240,7 @@ def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Lim
         token_types=model.spec.learned.types if model.spec.learned else 0,
         pair_template=model.template if config.chat_template is not None and model.labels else None,
         joins_pairs=model.by_token is not None,
-        checker=None if model.tokenizer is None else Checker(model.tokenizer.special_ids()),
+        checker=None if model.tokenizer is None else Checker(model.tokenizer.special_ids(), size=model.spec.vocab_size),
         template="" if model.template is None else model.template.source,
     )
 

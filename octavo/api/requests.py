@@ -198,15 +198,17 @@ def _bounded(params: SamplingParams, prompt_ids: list[int], limits: Limits) -> S
     if budget is None or budget == NO_BUDGET or tokenizer is None:
         return params
     from octavo.text.reasoning import PROMPT_END
+    from octavo.text.tools.bound import make_bound
     from octavo.text.tools.choose import reasoning_format
     from octavo.text.tools.forced import bounded_form
 
     reasoning = reasoning_format(None, limits.template)
     end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
-    opened = None if reasoning is None else reasoning.opened(end)
-    form = bounded_form(
-        params.structured_outputs, budget, special=tokenizer.special_ids().keys(), reasoning=reasoning, opened=opened
-    )
+    bound = make_bound(budget, reasoning, tokenizer)
+    form = params.structured_outputs
+    if reasoning is not None:  # or there is no bound
+        special = tokenizer.special_ids().keys()
+        form = bounded_form(form, bound, special=special, reasoning=reasoning, opened=reasoning.opened(end))
     return msgspec.structs.replace(params, structured_outputs=form, thinking_token_budget=None)
 
 

@@ -38,6 +38,9 @@ class Words:
     def special_ids(self) -> dict[str, int]:
         return {}
 
+    def token_to_id(self, token: str) -> int | None:
+        return None
+
 
 def limits(**more: Any) -> Limits:
     return Limits(**{"vocab_size": 90, "max_model_len": 32, "tokenizer": Words(), "eos_token_ids": (2,), **more})

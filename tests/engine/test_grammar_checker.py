@@ -41,6 +41,16 @@ def test_errors_cross_with_class_and_field(checker: Checker) -> None:
         checker.check(StructuredOutputsParams(grammar="start: <|other|>"))
 
 
+def test_tokens_may_be_named_by_their_ids() -> None:
+    checker = Checker({"<|im_end|>": 2}, size=9000)
+    try:
+        checker.check(StructuredOutputsParams(grammar="start: <[8999]> <[^8000-8100]>*"))
+        with pytest.raises(InputError, match="Token range end too large"):
+            checker.check(StructuredOutputsParams(grammar="start: <[9000]>"))
+    finally:
+        checker.close()
+
+
 def test_one_that_ends_the_process_is_refused_and_the_next_passes(checker: Checker) -> None:
     with pytest.raises(InputError, match="nests too deeply, or takes more than 64 MB"):
         checker.check(StructuredOutputsParams(grammar=CHAIN))

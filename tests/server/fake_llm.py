@@ -45,6 +45,9 @@ class FakeTokenizer:
     def special_ids(self) -> dict[str, int]:
         return {"<bos>": BOS, "<eos>": EOS}
 
+    def token_to_id(self, token: str) -> int | None:
+        return self.special_ids().get(token)
+
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         return [{BOS: "<bos>", EOS: "<eos>"}.get(token) or f"<0x{token:02X}>" for token in ids]
 

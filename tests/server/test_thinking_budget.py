@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +78,24 @@ def test_errors(llm: LLM, folder: Path) -> None:
     assert refused.value.param == "thinking_token_budget"
 
 
+def test_marks_that_are_no_special_tokens(folder: Path, tmp_path: Path) -> None:
+    """Such are those of Qwen3, DeepSeek-R1, GLM ..."""
+    model = shutil.copytree(folder, tmp_path / "model")
+    file = json.loads((model / "tokenizer.json").read_text())
+    for token in file["added_tokens"]:
+        token["special"] = token["special"] and token["content"] not in ("<think>", "</think>")
+    (model / "tokenizer.json").write_text(json.dumps(file))
+    more: Any = {"chat_template_kwargs": {"opening": OPENING}, "use_tqdm": False}
+    with LLM(str(model), load_format="dummy", device="cpu", chat_template=TEMPLATE + SIGNS) as llm:
+        for budget in (0, 3):
+            (output,) = llm.chat(ASKED, thinking(budget, n=3), **more)
+            for one in output.outputs:
+                assert "</think>" in one.text
+                end = ids(llm, "</think>")
+                assert end in one.token_ids[: budget + 2]
+                assert ids(llm, "<think>") not in one.token_ids[one.token_ids.index(end) :]
+
+
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[LiveServer]:
     with LiveServer(AsyncLLM(str(folder), load_format="dummy", device="cpu", chat_template=TEMPLATE + SIGNS)) as live:
@@ -109,7 +129,7 @@ def test_messages_bound_it_where_it_can_be_counted(monkeypatch: pytest.MonkeyPat
     asked = ThinkingEnabled(budget_tokens=2000)
     for marks, bound in (({"<think>": 1, "</think>": 2}, 2000), ({}, None)):
         monkeypatch.setattr(thinking_module, "template_source", lambda *_: SIGNS)
-        tokenizer = SimpleNamespace(special_ids=lambda marks=marks: marks)
+        tokenizer = SimpleNamespace(special_ids=dict, token_to_id=marks.get)
         services: Any = SimpleNamespace(config=ServerConfig(), llm=SimpleNamespace(tokenizer=tokenizer))
         assert with_thinking(services, asked, chat).thinking_token_budget == bound
         assert with_thinking(services, None, chat).thinking_token_budget is None

@@ -38,13 +38,13 @@ NAMES = [row.name for row in FORMATS]
 
 
 class Vocabularies:
-    """Bytes, and the markers as special tokens, or no special tokens at all."""
+    """Bytes, and the markers as special tokens, or as others, or no such tokens at all."""
 
-    def __init__(self, markers: list[str]) -> None:
-        special = {"<eos>": EOS, **{marker: EOS + 1 + i for i, marker in enumerate(markers)}}
-        self.special = special
-        self.texts = [bytes([i]) for i in range(256)] + [name.encode() for name in special]
-        vocabulary = Vocabulary(self.texts, special, (EOS,), len(self.texts))
+    def __init__(self, markers: list[str], *, special: bool = True) -> None:
+        self.tokens = {"<eos>": EOS, **{marker: EOS + 1 + i for i, marker in enumerate(markers)}}
+        self.special = self.tokens if special else {"<eos>": EOS}
+        self.texts = [bytes([i]) for i in range(256)] + [name.encode() for name in self.tokens]
+        vocabulary = Vocabulary(self.texts, self.special, (EOS,), len(self.texts))
         self.tokenizer = make_tokenizer(vocabulary)
 
     def matcher(self, grammar: str) -> Any:
@@ -73,8 +73,8 @@ class Vocabularies:
         matcher = self.matcher(grammar)
         rest = text
         while rest:
-            marker = next((m for m in self.special if rest.startswith(m)), None)
-            tokens = [self.special[marker]] if marker else list(rest[0].encode())
+            marker = next((m for m in self.tokens if rest.startswith(m)), None)
+            tokens = [self.tokens[marker]] if marker else list(rest[0].encode())
             if not all(matcher.consume_tokens([token]) for token in tokens):
                 return False
             rest = rest[len(marker) if marker else 1 :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,16 +12,25 @@ from test_forced_calls import EOS, FUNCTIONS, MARKERS, Vocabularies
 from octavo.base.errors import UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.text.reasoning import REASONINGS
+from octavo.text.tools.bound import make_bound
 from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.forced import bounded_form, forced_grammar, free_grammar
 
-COUNTABLE = ["seed_oss", "hunyuan_a13b", "kimi_k2", "minimax_m2", "qwen3", "deepseek_v3", "deepseek_r1"]
-TEXTUAL = ["openai_gptoss", "gemma4", "mistral", "granite"]
+COUNTABLE = ["mistral", "seed_oss", "hunyuan_a13b", "kimi_k2", "minimax_m2", "qwen3", "deepseek_v3", "deepseek_r1"]
+TEXTUAL = ["openai_gptoss", "gemma4", "granite"]
+THINK = ["[THINK]", "[/THINK]"]
 
 
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabularies:
-    return Vocabularies(MARKERS)
+@pytest.fixture(scope="module", params=["special", "others"])
+def vocabulary(request: pytest.FixtureRequest) -> Vocabularies:
+    """Of most models the marks are tokens, and no special ones."""
+    markers = [marker for marker in MARKERS if marker.endswith(">")]
+    return Vocabularies([*markers, *THINK], special=request.param == "special")
+
+
+def bound(name: str, vocabulary: Vocabularies, budget: int) -> Any:
+    tokenizer: Any = SimpleNamespace(special_ids=lambda: vocabulary.special, token_to_id=vocabulary.tokens.get)
+    return make_bound(budget, reasoning_format(name, ""), tokenizer)
 
 
 def test_every_way_is_told_of() -> None:
@@ -30,7 +39,9 @@ def test_every_way_is_told_of() -> None:
 
 def bounded(name: str, vocabulary: Vocabularies, budget: int, **more: Any) -> str:
     about: Any = {"form": None, "opened": True, "special": vocabulary.special.keys(), **more}
-    form = bounded_form(about.pop("form"), budget, reasoning=reasoning_format(name, ""), **about)
+    asked, reasoning = bound(name, vocabulary, budget), reasoning_format(name, "")
+    assert reasoning is not None
+    form = bounded_form(about.pop("form"), asked, reasoning=reasoning, **about)
     assert form is not None
     assert form.grammar is not None
     return form.grammar
@@ -46,8 +57,7 @@ def free(vocabulary: Vocabularies, matcher: Any) -> list[int]:
 def test_no_more_tokens_of_reasoning_than_that(name: str, opened: bool, vocabulary: Vocabularies) -> None:
     row = reasoning_format(name, "")
     assert row is not None
-    begins, ends = ({vocabulary.special[marker] for marker in markers} for markers in (row.begins, row.ends))
-    named = {token for text, token in vocabulary.special.items() if re.fullmatch(r"<[^<>\s]+>", text)}
+    begins, ends = ({vocabulary.tokens[marker] for marker in markers} for markers in (row.begins, row.ends))
     for budget in (0, 1, 7):
         for seed in range(5):
             rng, matcher, spent = random.Random(seed), vocabulary.matcher(bounded(name, vocabulary, budget)), 0
@@ -65,8 +75,11 @@ def test_no_more_tokens_of_reasoning_than_that(name: str, opened: bool, vocabula
             assert left - begins == ends if spent == 0 and opened else left == ends
             assert matcher.consume_tokens([min(ends)])
             there = set(free(vocabulary, matcher))
-            assert there >= {EOS, ord("a"), *named} - begins
-            assert not there & begins
+            assert there == set(range(len(vocabulary.texts))) - begins
+            assert vocabulary.texts[0xC3:0xC4] == [b"\xc3"]
+            for token in (0xC3, ord("a"), *ends, EOS):  # half a character, too, as without a bound
+                assert matcher.consume_tokens([token])
+            assert matcher.is_stopped()
 
 
 @pytest.mark.parametrize("name", TEXTUAL)
@@ -80,26 +93,34 @@ def test_without_reasoning_or_its_tokens(vocabulary: Vocabularies) -> None:
     with pytest.raises(UnsupportedError, match="its answers mark no reasoning"):
         bounded("none", vocabulary, 5)
     with pytest.raises(UnsupportedError, match="by a token each"):
-        bounded("qwen3", vocabulary, 5, special=())
+        bounded("qwen3", Vocabularies(["<think>"]), 5)
     form = StructuredOutputsParams(regex="a+")
     qwen: Any = {"special": vocabulary.special.keys(), "reasoning": reasoning_format("qwen3", "")}
-    assert bounded_form(form, 5, opened=None, **qwen) is form
+    asked = bound("qwen3", vocabulary, 5)
+    assert bounded_form(form, asked, opened=None, **qwen) is form
     with pytest.raises(UnsupportedError, match="beside this form"):
-        bounded_form(form, 5, opened=True, **qwen)
+        bounded_form(form, asked, opened=True, **qwen)
 
 
-def test_a_form_or_calls_behind_it(vocabulary: Vocabularies) -> None:
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_form_or_calls_behind_it(opened: bool, vocabulary: Vocabularies) -> None:
     reasoning, tool = reasoning_format("qwen3", ""), tool_format("hermes", "")
     assert tool is not None
-    about: Any = {"special": vocabulary.special.keys(), "reasoning": reasoning, "opened": True, "budget": 3}
+    about: Any = {
+        "special": vocabulary.special.keys(),
+        "reasoning": reasoning,
+        "opened": opened,
+        "bound": bound("qwen3", vocabulary, 3),
+    }
     call = '<tool_call>\n{"name": "noop", "arguments": {}}\n</tool_call>'
-    formed = bounded("qwen3", vocabulary, 3, form=StructuredOutputsParams(json_object=True))
+    formed = bounded("qwen3", vocabulary, 3, opened=opened, form=StructuredOutputsParams(json_object=True))
+    begin = "" if opened else "<think>"
     for grammar, said in (
         (formed, '{"a": 1}'),
         (forced_grammar(tool, FUNCTIONS, **about), call),
         (free_grammar(tool, FUNCTIONS, **about), f"So: {call}"),
     ):
         assert grammar is not None
-        assert vocabulary.admits(grammar, f"Hm.</think>\n{said}")
-        assert vocabulary.admits(grammar, f"</think>{said}")
-        assert not vocabulary.admits(grammar, f"Hmm.</think>\n{said}")
+        assert vocabulary.admits(grammar, f"{begin}Hm.</think>\n{said}")
+        assert vocabulary.admits(grammar, f"{begin}</think>{said}")
+        assert not vocabulary.admits(grammar, f"{begin}Hmm.</think>\n{said}")

@@ -42,11 +42,11 @@ class Verdict(msgspec.Struct, array_like=True):
 class Checker:
     """Checks one after the other, from any thread; the process starts with the first. Remembers what has passed.
 
-    special: control tokens, spelling -> id, which grammars may name.
+    special: control tokens, spelling -> id, which grammars may name.  size: of the vocabulary, whose ids they may name.
     """
 
-    def __init__(self, special: Mapping[str, int]) -> None:
-        self._special = dict(special)
+    def __init__(self, special: Mapping[str, int], *, size: int = 0) -> None:
+        self._vocabulary = dict(special), size
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -133,7 +133,7 @@ class Checker:
                 env=environment,
             )
         self._connection = ours
-        ours.send_bytes(msgspec.msgpack.encode(self._special))
+        ours.send_bytes(msgspec.msgpack.encode(self._vocabulary))
         if not ours.poll(START_S):
             self.close()
             raise OverloadedError("the process that checks grammars does not start; try again", retry_after=2)

@@ -29,12 +29,12 @@ SMALLER_STACK = STACK_BYTES // 4
 """What passes here leaves the engine's threads the rest."""
 
 
-def small_vocabulary(special: dict[str, int]) -> Vocabulary:
-    """The bytes, then the control tokens under other ids, then one that ends the text."""
+def small_vocabulary(special: dict[str, int], size: int = 0) -> Vocabulary:
+    """The bytes, then the control tokens under other ids, then one that ends the text, then empty ones up to size."""
     spellings = sorted(special)
     tokens = [bytes([byte]) for byte in range(256)] + [spelling.encode() for spelling in spellings] + [b""]
     ids = {spelling: 256 + i for i, spelling in enumerate(spellings)}
-    return Vocabulary(tokens, ids, (len(tokens) - 1,), len(tokens))
+    return Vocabulary(tokens, ids, (len(tokens) - 1,), max(size, len(tokens)))
 
 
 def try_out(tokenizer: LLTokenizer, special: dict[str, int], params: StructuredOutputsParams) -> Verdict:
@@ -70,8 +70,8 @@ def limit_memory() -> None:
 
 def serve(connection: Connection) -> None:
     """Answer until the other end is closed."""
-    special = msgspec.msgpack.decode(connection.recv_bytes(), type=dict[str, int])
-    tokenizer = make_tokenizer(small_vocabulary(special))
+    special, size = msgspec.msgpack.decode(connection.recv_bytes(), type=tuple[dict[str, int], int])
+    tokenizer = make_tokenizer(small_vocabulary(special, size))
     connection.send_bytes(b"ready")
     limit_memory()
     while True:

@@ -9,8 +9,8 @@ from octavo.server.anthropic.types import Thinking, ThinkingDisabled, ThinkingEn
 from octavo.server.openai.conversation import SWITCH, template_source
 from octavo.server.openai.types import ChatRequest
 from octavo.server.services import Services
+from octavo.text.tools.bound import can_bound
 from octavo.text.tools.choose import reasoning_format
-from octavo.text.tools.forced import can_bound
 
 
 def is_told(thinking: Thinking | None) -> bool:
@@ -32,7 +32,7 @@ def with_thinking(services: Services, thinking: Thinking | None, chat: ChatReque
             raise UnsupportedError(
                 "thinking is not supported by this model: its answers mark no reasoning", param="thinking"
             )
-        if tokenizer is not None and can_bound(reasoning, tokenizer.special_ids().keys()):
+        if tokenizer is not None and can_bound(reasoning, tokenizer):
             chat = msgspec.structs.replace(chat, thinking_token_budget=thinking.budget_tokens)
     if SWITCH not in source:
         return chat

@@ -16,6 +16,7 @@ from octavo.server.openai.conversation import message_text, template_source
 from octavo.server.openai.types import ChatRequest, Tool, ToolChoiceObject
 from octavo.server.services import Services
 from octavo.text.reasoning import PROMPT_END, Reasoning
+from octavo.text.tools.bound import make_bound
 from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.forced import bounded_form, forced_grammar, free_grammar, reasoned_grammar
 from octavo.text.tools.formats import Format
@@ -94,21 +95,23 @@ def answer_form(
         )
     if tokenizer is None or (parsing is None and budget is None):
         return parsing, form
+    reasoning = None if parsing is None else parsing.reasoning
+    bound = None if budget is None else make_bound(budget, reasoning, tokenizer)
     about: Any = {
         "special": tokenizer.special_ids().keys(),
-        "reasoning": None if parsing is None else parsing.reasoning,
+        "reasoning": reasoning,
         "opened": None if parsing is None else _opened(services, parsing, prompt_ids),
     }
     grammar = None
     if tool is not None and (forced is not None or form is not None):
         many = not (forced or (parsing is not None and parsing.single))
         instead = None if forced is not None else form
-        grammar = forced_grammar(tool, _functions(request, forced), **about, budget=budget, many=many, instead=instead)
+        grammar = forced_grammar(tool, _functions(request, forced), **about, bound=bound, many=many, instead=instead)
     elif tool is not None and (chosen or strict is not None):
-        grammar = free_grammar(tool, _functions(request, forced), **about, budget=budget)
-    elif budget is not None:
-        return parsing, bounded_form(form, budget, **about)
-    elif form is not None and about["reasoning"] is not None:
+        grammar = free_grammar(tool, _functions(request, forced), **about, bound=bound)
+    elif bound is not None:
+        return parsing, bounded_form(form, bound, **about)
+    elif form is not None and reasoning is not None:
         grammar = reasoned_grammar(form, **about)
     if grammar is not None:
         return parsing, StructuredOutputsParams(grammar=grammar)

@@ -13,6 +13,7 @@ from typing import Any
 from octavo.base.errors import UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.text.reasoning import Reasoning
+from octavo.text.tools.bound import Bound
 from octavo.text.tools.formats import Format, Spelling
 from octavo.text.tools.lark import Function, Lark, quoted
 
@@ -26,14 +27,14 @@ def forced_grammar(
     special: Collection[str],
     reasoning: Reasoning | None = None,
     opened: bool | None = False,
-    budget: int | None = None,
+    bound: Bound | None = None,
     many: bool = True,
     instead: StructuredOutputsParams | None = None,
 ) -> str | None:
     """Answers that are calls and nothing else, perhaps behind reasoning.
 
     special: the tokenizer's special tokens.  opened: whether the prompt began the reasoning; None if it ended it.
-    budget: the most tokens of reasoning.  many: more than one call may come.  instead: the form of an answer that is no
+    bound: of reasoning.  many: more than one call may come.  instead: the form of an answer that is no
     call; None where that cannot be told.  Raises InputError, UnsupportedError, naming the field.
     """
     lark = Lark(special)
@@ -47,7 +48,7 @@ def forced_grammar(
             return None
         calls = f"({calls} | {answer})"
     calls = _wrapped(lark, reasoning, calls)
-    return lark.finish(f"{_reasoned(lark, reasoning, opened, budget, messages=tool.messages)} {calls}")
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, bound, messages=tool.messages)} {calls}")
 
 
 def free_grammar(
@@ -57,12 +58,12 @@ def free_grammar(
     special: Collection[str],
     reasoning: Reasoning | None = None,
     opened: bool | None = False,
-    budget: int | None = None,
+    bound: Bound | None = None,
 ) -> str:
     """Any text, in which calls have the form that their functions want; arguments as forced_grammar's."""
     lark = Lark(special)
     spelling = _spelling(tool)
-    before = _reasoned(lark, reasoning, opened, budget, messages=False)
+    before = _reasoned(lark, reasoning, opened, bound, messages=False)
     if tool.messages:
         return lark.finish(_free_messages(lark, spelling, functions))
     if tool.bare:
@@ -115,7 +116,7 @@ def reasoned_grammar(
     special: Collection[str],
     reasoning: Reasoning,
     opened: bool | None,
-    budget: int | None = None,
+    bound: Bound | None = None,
 ) -> str | None:
     """Reasoning, then an answer of the form that params demand. None for a form that nothing can be put before."""
     lark = Lark(special)
@@ -123,27 +124,28 @@ def reasoned_grammar(
     if answer is None:
         return None
     answer = _wrapped(lark, reasoning, answer)
-    return lark.finish(f"{_reasoned(lark, reasoning, opened, budget, messages=reasoning.messages)} {answer}")
+    return lark.finish(f"{_reasoned(lark, reasoning, opened, bound, messages=reasoning.messages)} {answer}")
 
 
 def bounded_form(
     form: StructuredOutputsParams | None,
-    budget: int,
+    bound: Bound,
     *,
     special: Collection[str],
-    reasoning: Reasoning | None,
+    reasoning: Reasoning,
     opened: bool | None,
 ) -> StructuredOutputsParams | None:
-    """At most `budget` tokens of reasoning, then an answer of the form, or any without more reasoning.
+    """Bounded reasoning, then an answer of the form, or any without more reasoning.
 
-    Raises UnsupportedError where the model's reasoning cannot be counted, or nothing can be put before the form.
+    Raises UnsupportedError where nothing can be put before the form.
     """
-    reasoning = _countable(reasoning, Lark(special).named)
     if opened is None:
         return form
     if form is None:
-        return StructuredOutputsParams(grammar=_bounded(budget, special=special, reasoning=reasoning, opened=opened))
-    grammar = reasoned_grammar(form, special=special, reasoning=reasoning, opened=opened, budget=budget)
+        lark = Lark(special)
+        before = _reasoned(lark, reasoning, opened, bound, messages=False)
+        return StructuredOutputsParams(grammar=lark.finish(f"{before} {bound.answer}"))
+    grammar = reasoned_grammar(form, special=special, reasoning=reasoning, opened=opened, bound=bound)
     if grammar is None:
         raise UnsupportedError(
             "thinking_token_budget beside this form is not supported, as no reasoning can be put before it; leave one "
@@ -151,32 +153,6 @@ def bounded_form(
             param="thinking_token_budget",
         )
     return StructuredOutputsParams(grammar=grammar)
-
-
-def _bounded(budget: int, *, special: Collection[str], reasoning: Reasoning, opened: bool) -> str:
-    lark = Lark(special)
-    others = " | ".join(name for name in lark.named if name not in reasoning.begins)
-    rest = f"TEXT (({others}) TEXT)*" if others else "TEXT"
-    return lark.finish(f"{_reasoned(lark, reasoning, opened, budget, messages=False)} {rest}")
-
-
-def can_bound(reasoning: Reasoning | None, special: Collection[str]) -> bool:
-    """Whether the reasoning's tokens can be counted: they stand between a token each."""
-    return reasoning is not None and _is_countable(reasoning, Lark(special).named)
-
-
-def _is_countable(reasoning: Reasoning, named: Collection[str]) -> bool:
-    return bool(reasoning.begins) and {*reasoning.begins, *reasoning.ends} <= set(named)
-
-
-def _countable(reasoning: Reasoning | None, named: Collection[str]) -> Reasoning:
-    if reasoning is not None and _is_countable(reasoning, named):
-        return reasoning
-    reason = "its answers mark no reasoning" if reasoning is None else "it does not mark reasoning by a token each"
-    raise UnsupportedError(
-        f"thinking_token_budget is not supported for this model: {reason}; limit the answer with max_tokens",
-        param="thinking_token_budget",
-    )
 
 
 def _answer(lark: Lark, params: StructuredOutputsParams, *, messages: bool) -> str | None:
@@ -219,23 +195,20 @@ def _spelling(tool: Format) -> Spelling:
 
 
 def _reasoned(
-    lark: Lark, reasoning: Reasoning | None, opened: bool | None, budget: int | None, *, messages: bool
+    lark: Lark, reasoning: Reasoning | None, opened: bool | None, bound: Bound | None, *, messages: bool
 ) -> str:
-    if budget is not None:
-        reasoning = _countable(reasoning, lark.named)
     if messages:
         inside = lark.upto("<|end|>")
         head, after = lark.text("<|channel|>analysis<|message|>"), lark.text("<|start|>assistant")
         return f"({head} {inside} {after})?"
     if reasoning is None or opened is None or not reasoning.begins:
         return ""
-    if budget is None:
-        ends = " | ".join(lark.upto(marker) for marker in reasoning.ends)
+    if bound is None:
+        rest = " | ".join(lark.upto(marker) for marker in reasoning.ends)
+        begins = " | ".join(lark.text(marker) for marker in reasoning.begins)
     else:
-        lark.rule(f"thought[max_tokens={budget}]", "TEXT")
-        ends = " | ".join(f"thought {lark.text(marker)}" for marker in reasoning.ends)
-    lark.rule("reasoned", f"({ends}) /\\s{{0,4}}/")
-    begins = " | ".join(lark.text(marker) for marker in reasoning.begins)
+        rest, begins = bound.rest, bound.begin
+    lark.rule("reasoned", f"({rest}) /\\s{{0,4}}/")
     return f"({begins})? reasoned" if opened else f"(({begins}) reasoned)?"
 
 

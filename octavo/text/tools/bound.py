@@ -1,0 +1,81 @@
+"""A number of tokens in; what bounds a model's reasoning to them, as parts of llguidance's Lark, out.
+
+Marks are named by their ids: models have them as tokens that are spelled out when special ones are skipped, too, and
+a grammar could not tell such a token from its letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from octavo.base.errors import UnsupportedError
+from octavo.base.types.ports import TextTokenizer
+from octavo.text.reasoning import Reasoning
+
+
+@dataclass(frozen=True)
+class Bound:
+    """At most so many tokens between one that begins the reasoning and one that ends it; no special ones among them."""
+
+    tokens: int
+    begins: tuple[int, ...]
+    ends: tuple[int, ...]
+    special: frozenset[int]
+
+    @property
+    def begin(self) -> str:
+        """What begins it."""
+        return f"<[{_listed(self.begins)}]>"
+
+    @property
+    def rest(self) -> str:
+        """What is thought, and its end."""
+        inside = (
+            f"<[^{_listed(self.special.union(self.begins, self.ends))}]>{{0,{self.tokens}}} " if self.tokens else ""
+        )
+        return f"{inside}<[{_listed(self.ends)}]>"
+
+    @property
+    def answer(self) -> str:
+        """Any text in which no more reasoning begins."""
+        return f"<[^{_listed(self.begins)}]>*"
+
+
+def make_bound(tokens: int, reasoning: Reasoning | None, tokenizer: TextTokenizer) -> Bound:
+    """UnsupportedError where the reasoning's tokens cannot be counted."""
+    found = _marks(reasoning, tokenizer)
+    if found is not None:
+        return Bound(tokens, *found, special=frozenset(tokenizer.special_ids().values()))
+    reason = "its answers mark no reasoning" if reasoning is None else "it does not mark reasoning by a token each"
+    raise UnsupportedError(
+        f"thinking_token_budget is not supported for this model: {reason}; limit the answer with max_tokens",
+        param="thinking_token_budget",
+    )
+
+
+def can_bound(reasoning: Reasoning, tokenizer: TextTokenizer) -> bool:
+    """Whether the reasoning's tokens can be counted: they stand between a token each."""
+    return _marks(reasoning, tokenizer) is not None
+
+
+def _marks(reasoning: Reasoning | None, tokenizer: TextTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    if reasoning is None or not reasoning.begins:
+        return None
+    begins, ends = (
+        tuple(number for mark in marks if (number := tokenizer.token_to_id(mark)) is not None)
+        for marks in (reasoning.begins, reasoning.ends)
+    )
+    whole = len(begins) == len(reasoning.begins) and len(ends) == len(reasoning.ends)
+    return (begins, ends) if whole else None
+
+
+def _listed(ids: Iterable[int]) -> str:
+    """1,5-7: runs together, as there may be thousands of special tokens."""
+    runs: list[list[int]] = []
+    for number in sorted(ids):
+        if runs and number <= runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
