@@ -71,6 +71,8 @@ class Limits:
 
     def judge(self, params: SamplingParams, form: StructuredOutputsParams | None = None) -> Judge | None:
         """Of a request whose form is lenient. form: where params have another one, that holds it."""
+        if form is None and getattr(params, "thinking_token_budget", None) not in (None, NO_BUDGET):
+            return None  # the text is no answer alone: reasoning stands before it
         form = getattr(params, "structured_outputs", None) if form is None else form
         if not isinstance(form, StructuredOutputsParams) or not form.lenient or self.checker is None:
             return None  # what is none is told later

@@ -18,6 +18,7 @@ from octavo import LLM, SamplingParams
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import InputError, UnsupportedError
+from octavo.base.types.structured import StructuredOutputsParams
 from octavo.server.anthropic import thinking as thinking_module
 from octavo.server.anthropic.thinking import with_thinking
 from octavo.server.anthropic.types import ThinkingEnabled
@@ -67,6 +68,21 @@ def test_what_is_no_bound(llm: LLM) -> None:
         ASKED, thinking(2), chat_template_kwargs={"opening": "<think>\\n\\n</think>\\n\\n"}, use_tqdm=False
     )
     assert closed[0].finished
+
+
+def test_a_lenient_form_behind_reasoning_is_not_judged_with_it(llm: LLM, server: LiveServer) -> None:
+    form = StructuredOutputsParams(json={"type": "integer", "minimum": 3}, lenient=True)
+    (output,) = llm.chat(
+        ASKED, thinking(3, structured_outputs=form), chat_template_kwargs={"opening": OPENING}, use_tqdm=False
+    )
+    assert output.outputs[0].finish_reason == "stop"
+    assert output.outputs[0].structured_outputs_valid is None
+    lenient: Any = {"structured_outputs": {"json": {"type": "integer", "minimum": 3}, "lenient": True}}
+    text = ask(server, "/v1/completions", prompt="So: <think>", thinking_token_budget=4, **lenient).json()
+    assert text["choices"][0].get("structured_outputs_valid") is None
+    chat: Any = {"messages": ASKED, "chat_template_kwargs": {"opening": OPENING}, "thinking_token_budget": 4}
+    reply = ask(server, "/v1/chat/completions", **chat, **lenient).json()
+    assert reply["choices"][0]["structured_outputs_valid"] is True
 
 
 def test_errors(llm: LLM, folder: Path) -> None:
