@@ -207,6 +207,7 @@ class SocketClient(asyncio.Protocol):
         for future in [*waiting, *([self._ready] if starting and self._ready is not None else [])]:
             if not future.done():
                 future.set_exception(error)
+                future.exception()  # seen: a start that was cut off while it connected asks for nothing more
         if not self._closing and not starting:
             self._closing = True
             self._on_lost(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ import pytest
 from octavo import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
 from octavo.api.aside import in_pool
 from octavo.api.engine_process import spawn
-from octavo.api.socket_client import make_error
+from octavo.api.socket_client import SocketClient, make_error
 from octavo.base.errors import (
     ConfigError,
     EngineDeadError,
@@ -432,6 +433,28 @@ def test_close_does_not_wait_for_a_process_that_starts(llama: str) -> None:
         assert (llm.state, process.process.poll()) == ("dead", -signal.SIGKILL)
 
     asyncio.run(body())
+
+
+def test_a_start_that_is_cut_off_while_it_connects_leaves_no_word(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    connected = SocketClient.connection_made
+
+    def cut_off(client: SocketClient, transport: asyncio.BaseTransport) -> None:
+        connected(client, transport)
+        for task in tasks:
+            task.cancel()
+
+    async def body() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+        tasks.append(asyncio.create_task(AsyncLLM(llama, **OPTIONS).start()))
+        await asyncio.wait(tasks)
+        assert tasks.pop().cancelled()
+        gc.collect()
+
+    tasks: list[asyncio.Task[None]] = []
+    monkeypatch.setattr(SocketClient, "connection_made", cut_off)
+    asyncio.run(body())
+    assert told == []
 
 
 def test_close_does_not_wait_for_a_download(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
