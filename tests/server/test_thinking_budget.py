@@ -140,6 +140,15 @@ def test_served(server: LiveServer) -> None:
     assert refused.status_code == 400
 
 
+def test_messages_name_their_own_field(server: LiveServer) -> None:
+    body: Any = {"model": "model", "max_tokens": 30, "messages": ASKED}
+    for budget, status in ((1024, 200), (1 << 40, 400)):
+        more = {"thinking": {"type": "enabled", "budget_tokens": budget}}
+        reply = httpx.post(server.url + "/v1/messages", json=body | more, timeout=60)
+        assert reply.status_code == status
+    assert reply.json()["error"]["message"].startswith("thinking.budget_tokens must be between")
+
+
 def test_messages_bound_it_where_it_can_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     chat: Any = ChatRequest(messages=[Message(role="user", content="plain")])
     asked = ThinkingEnabled(budget_tokens=2000)

@@ -40,6 +40,7 @@ TERMS = {
     "messages": "messages",
     "continue_final_message": "messages",
     "reasoning_effort": "output_config.effort",
+    "thinking_token_budget": "thinking.budget_tokens",
     "response_format.json_schema": "output_config.format",
     "response_format": "output_config.format",
     "parameters": "input_schema",
