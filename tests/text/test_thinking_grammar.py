@@ -58,6 +58,7 @@ def test_no_more_tokens_of_reasoning_than_that(name: str, opened: bool, vocabula
     row = reasoning_format(name, "")
     assert row is not None
     begins, ends = ({vocabulary.tokens[marker] for marker in markers} for markers in (row.begins, row.ends))
+    implied = {vocabulary.tokens[marker] for marker in row.implied}
     for budget in (0, 1, 7):
         for seed in range(5):
             rng, matcher, spent = random.Random(seed), vocabulary.matcher(bounded(name, vocabulary, budget)), 0
@@ -68,6 +69,7 @@ def test_no_more_tokens_of_reasoning_than_that(name: str, opened: bool, vocabula
             while spent < budget:
                 there = free(vocabulary, matcher)
                 assert ends <= set(there)
+                assert not implied & set(there)
                 plain = [token for token in there if 32 <= token < 127]
                 assert matcher.consume_tokens([rng.choice(plain)])
                 spent += 1

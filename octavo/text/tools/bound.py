@@ -16,12 +16,15 @@ from octavo.text.reasoning import Reasoning
 
 @dataclass(frozen=True)
 class Bound:
-    """At most so many tokens between one that begins the reasoning and one that ends it; no special ones among them."""
+    """At most so many tokens between one that begins the reasoning and one that ends it.
+
+    others: are not among them: special ones, and such as begin a call, by which the reasoning would be over.
+    """
 
     tokens: int
     begins: tuple[int, ...]
     ends: tuple[int, ...]
-    special: frozenset[int]
+    others: frozenset[int]
 
     @property
     def begin(self) -> str:
@@ -31,9 +34,8 @@ class Bound:
     @property
     def rest(self) -> str:
         """What is thought, and its end."""
-        inside = (
-            f"<[^{_listed(self.special.union(self.begins, self.ends))}]>{{0,{self.tokens}}} " if self.tokens else ""
-        )
+        not_inside = _listed(self.others.union(self.begins, self.ends))
+        inside = f"<[^{not_inside}]>{{0,{self.tokens}}} " if self.tokens else ""
         return f"{inside}<[{_listed(self.ends)}]>"
 
     @property
@@ -44,9 +46,11 @@ class Bound:
 
 def make_bound(tokens: int, reasoning: Reasoning | None, tokenizer: TextTokenizer) -> Bound:
     """UnsupportedError where the reasoning's tokens cannot be counted."""
-    found = _marks(reasoning, tokenizer)
-    if found is not None:
-        return Bound(tokens, *found, special=frozenset(tokenizer.special_ids().values()))
+    if reasoning is not None and can_bound(reasoning, tokenizer):
+        begins, ends, implied = (
+            _ids(marks, tokenizer) for marks in (reasoning.begins, reasoning.ends, reasoning.implied)
+        )
+        return Bound(tokens, begins, ends, others=frozenset(tokenizer.special_ids().values()).union(implied))
     reason = "its answers mark no reasoning" if reasoning is None else "it does not mark reasoning by a token each"
     raise UnsupportedError(
         f"thinking_token_budget is not supported for this model: {reason}; limit the answer with max_tokens",
@@ -56,18 +60,13 @@ def make_bound(tokens: int, reasoning: Reasoning | None, tokenizer: TextTokenize
 
 def can_bound(reasoning: Reasoning, tokenizer: TextTokenizer) -> bool:
     """Whether the reasoning's tokens can be counted: they stand between a token each."""
-    return _marks(reasoning, tokenizer) is not None
+    marks = (*reasoning.begins, *reasoning.ends)
+    return bool(reasoning.begins) and len(_ids(marks, tokenizer)) == len(marks)
 
 
-def _marks(reasoning: Reasoning | None, tokenizer: TextTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    if reasoning is None or not reasoning.begins:
-        return None
-    begins, ends = (
-        tuple(number for mark in marks if (number := tokenizer.token_to_id(mark)) is not None)
-        for marks in (reasoning.begins, reasoning.ends)
-    )
-    whole = len(begins) == len(reasoning.begins) and len(ends) == len(reasoning.ends)
-    return (begins, ends) if whole else None
+def _ids(marks: Iterable[str], tokenizer: TextTokenizer) -> tuple[int, ...]:
+    """Of those that are a token each."""
+    return tuple(number for mark in marks if (number := tokenizer.token_to_id(mark)) is not None)
 
 
 def _listed(ids: Iterable[int]) -> str:
