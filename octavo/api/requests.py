@@ -206,7 +206,7 @@ def _bounded(params: SamplingParams, prompt_ids: list[int], limits: Limits) -> S
 
     reasoning = reasoning_format(None, limits.template)
     end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
-    bound = make_bound(budget, reasoning, tokenizer)
+    bound = make_bound(budget, reasoning, tokenizer, vocab_size=limits.vocab_size)
     form = params.structured_outputs
     if reasoning is not None:  # or there is no bound
         special = tokenizer.special_ids().keys()

@@ -71,7 +71,7 @@ class FakeLLM:
             sampling={},
             template=template,
             template_for=lambda tools: template,
-            spec=SimpleNamespace(pooling=None),
+            spec=SimpleNamespace(pooling=None, vocab_size=258),
             tokenizer=self.tokenizer,
         )
         self.info: dict[str, Any] = {"max_model_len": MAX_MODEL_LEN, "block_size": 16, "num_gpu_blocks": 100}

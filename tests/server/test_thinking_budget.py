@@ -154,7 +154,8 @@ def test_messages_bound_it_where_it_can_be_counted(monkeypatch: pytest.MonkeyPat
     asked = ThinkingEnabled(budget_tokens=2000)
     for marks, bound in (({"<think>": 1, "</think>": 2}, 2000), ({}, None)):
         monkeypatch.setattr(thinking_module, "template_source", lambda *_: SIGNS)
+        model = SimpleNamespace(spec=SimpleNamespace(vocab_size=10))
         tokenizer = SimpleNamespace(special_ids=dict, token_to_id=marks.get)
-        services: Any = SimpleNamespace(config=ServerConfig(), llm=SimpleNamespace(tokenizer=tokenizer))
+        services: Any = SimpleNamespace(config=ServerConfig(), llm=SimpleNamespace(tokenizer=tokenizer, model=model))
         assert with_thinking(services, asked, chat).thinking_token_budget == bound
         assert with_thinking(services, None, chat).thinking_token_budget is None

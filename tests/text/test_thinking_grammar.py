@@ -29,8 +29,10 @@ def vocabulary(request: pytest.FixtureRequest) -> Vocabularies:
 
 
 def bound(name: str, vocabulary: Vocabularies, budget: int) -> Any:
-    tokenizer: Any = SimpleNamespace(special_ids=lambda: vocabulary.special, token_to_id=vocabulary.tokens.get)
-    return make_bound(budget, reasoning_format(name, ""), tokenizer)
+    tokenizer: Any = SimpleNamespace(
+        special_ids=lambda: {**vocabulary.special, "<image>": len(vocabulary.texts)}, token_to_id=vocabulary.tokens.get
+    )
+    return make_bound(budget, reasoning_format(name, ""), tokenizer, vocab_size=len(vocabulary.texts))
 
 
 def test_every_way_is_told_of() -> None:

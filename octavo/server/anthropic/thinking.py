@@ -32,7 +32,8 @@ def with_thinking(services: Services, thinking: Thinking | None, chat: ChatReque
             raise UnsupportedError(
                 "thinking is not supported by this model: its answers mark no reasoning", param="thinking"
             )
-        if tokenizer is not None and can_bound(reasoning, tokenizer):
+        size = services.llm.model.spec.vocab_size
+        if tokenizer is not None and can_bound(reasoning, tokenizer, vocab_size=size):
             chat = msgspec.structs.replace(chat, thinking_token_budget=thinking.budget_tokens)
     if SWITCH not in source:
         return chat

@@ -96,7 +96,9 @@ def answer_form(
     if tokenizer is None or (parsing is None and budget is None):
         return parsing, form
     reasoning = None if parsing is None else parsing.reasoning
-    bound = None if budget is None else make_bound(budget, reasoning, tokenizer)
+    bound = None
+    if budget is not None:
+        bound = make_bound(budget, reasoning, tokenizer, vocab_size=services.llm.model.spec.vocab_size)
     about: Any = {
         "special": tokenizer.special_ids().keys(),
         "reasoning": reasoning,

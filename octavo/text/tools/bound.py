@@ -44,13 +44,13 @@ class Bound:
         return f"<[^{_listed(self.begins)}]>*"
 
 
-def make_bound(tokens: int, reasoning: Reasoning | None, tokenizer: TextTokenizer) -> Bound:
-    """UnsupportedError where the reasoning's tokens cannot be counted."""
-    if reasoning is not None and can_bound(reasoning, tokenizer):
-        begins, ends, implied = (
-            _ids(marks, tokenizer) for marks in (reasoning.begins, reasoning.ends, reasoning.implied)
-        )
-        return Bound(tokens, begins, ends, others=frozenset(tokenizer.special_ids().values()).union(implied))
+def make_bound(tokens: int, reasoning: Reasoning | None, tokenizer: TextTokenizer, *, vocab_size: int) -> Bound:
+    """UnsupportedError where the reasoning's tokens cannot be counted. vocab_size: the model's, which may be less."""
+    if reasoning is not None and can_bound(reasoning, tokenizer, vocab_size=vocab_size):
+        marks = reasoning.begins, reasoning.ends, reasoning.implied
+        begins, ends, implied = (_ids(some, tokenizer, vocab_size) for some in marks)
+        special = {number for number in tokenizer.special_ids().values() if number < vocab_size}
+        return Bound(tokens, begins, ends, others=frozenset(special.union(implied)))
     reason = "its answers mark no reasoning" if reasoning is None else "it does not mark reasoning by a token each"
     raise UnsupportedError(
         f"thinking_token_budget is not supported for this model: {reason}; limit the answer with max_tokens",
@@ -58,15 +58,16 @@ def make_bound(tokens: int, reasoning: Reasoning | None, tokenizer: TextTokenize
     )
 
 
-def can_bound(reasoning: Reasoning, tokenizer: TextTokenizer) -> bool:
+def can_bound(reasoning: Reasoning, tokenizer: TextTokenizer, *, vocab_size: int) -> bool:
     """Whether the reasoning's tokens can be counted: they stand between a token each."""
     marks = (*reasoning.begins, *reasoning.ends)
-    return bool(reasoning.begins) and len(_ids(marks, tokenizer)) == len(marks)
+    return bool(reasoning.begins) and len(_ids(marks, tokenizer, vocab_size)) == len(marks)
 
 
-def _ids(marks: Iterable[str], tokenizer: TextTokenizer) -> tuple[int, ...]:
+def _ids(marks: Iterable[str], tokenizer: TextTokenizer, vocab_size: int) -> tuple[int, ...]:
     """Of those that are a token each."""
-    return tuple(number for mark in marks if (number := tokenizer.token_to_id(mark)) is not None)
+    found = (tokenizer.token_to_id(mark) for mark in marks)
+    return tuple(number for number in found if number is not None and number < vocab_size)
 
 
 def _listed(ids: Iterable[int]) -> str:
