@@ -44,7 +44,8 @@ def test_errors_cross_with_class_and_field(checker: Checker) -> None:
 def test_tokens_may_be_named_by_their_ids() -> None:
     checker = Checker({"<|im_end|>": 2}, size=9000)
     try:
-        checker.check(StructuredOutputsParams(grammar="start: <[8999]> <[^8000-8100]>*"))
+        checker.check(StructuredOutputsParams(grammar="start: <[8999]> <[^7,8000-8100]>* <|im_end|>"))
+        checker.check(StructuredOutputsParams(grammar="start: <[^0-8900]>"))
         with pytest.raises(InputError, match="Token range end too large"):
             checker.check(StructuredOutputsParams(grammar="start: <[9000]>"))
     finally:

@@ -5,6 +5,7 @@ Its vocabulary is the bytes and the model's control tokens: enough to tell wheth
 
 from __future__ import annotations
 
+import re
 import resource
 import signal
 import sys
@@ -27,14 +28,32 @@ from octavo.engine.grammar.llguidance import LlguidanceGrammar, compile_matcher,
 
 SMALLER_STACK = STACK_BYTES // 4
 """What passes here leaves the engine's threads the rest."""
+_IDS = re.compile(r"<\[[\^0-9, \-]+\]>")
+_DIGITS = 10
 
 
-def small_vocabulary(special: dict[str, int], size: int = 0) -> Vocabulary:
-    """The bytes, then the control tokens under other ids, then one that ends the text, then empty ones up to size."""
+def small_vocabulary(special: dict[str, int]) -> Vocabulary:
+    """The bytes, then the control tokens under other ids, then one that ends the text."""
     spellings = sorted(special)
     tokens = [bytes([byte]) for byte in range(256)] + [spelling.encode() for spelling in spellings] + [b""]
     ids = {spelling: 256 + i for i, spelling in enumerate(spellings)}
-    return Vocabulary(tokens, ids, (len(tokens) - 1,), max(size, len(tokens)))
+    return Vocabulary(tokens, ids, (len(tokens) - 1,), len(tokens))
+
+
+def with_small_ids(params: StructuredOutputsParams, size: int, known: int) -> StructuredOutputsParams:
+    """Ids of the model's tokens, `size` of them, that a grammar names (<[12-34]>), as ids of the `known` ones here.
+
+    The last one here stands for those that are named nowhere, so that <[^0-9000]> admits some.
+    """
+    if params.grammar is None or "<[" not in params.grammar:
+        return params
+
+    def smaller(number: re.Match[str]) -> str:
+        there = len(number[0]) < _DIGITS and int(number[0]) < size
+        return str(min(int(number[0]), known - 2)) if there else number[0]
+
+    named = _IDS.sub(lambda ids: re.sub("[0-9]+", smaller, ids[0]), params.grammar)
+    return msgspec.structs.replace(params, grammar=named)
 
 
 def try_out(tokenizer: LLTokenizer, special: dict[str, int], params: StructuredOutputsParams) -> Verdict:
@@ -71,13 +90,13 @@ def limit_memory() -> None:
 def serve(connection: Connection) -> None:
     """Answer until the other end is closed."""
     special, size = msgspec.msgpack.decode(connection.recv_bytes(), type=tuple[dict[str, int], int])
-    tokenizer = make_tokenizer(small_vocabulary(special, size))
+    tokenizer = make_tokenizer(small_vocabulary(special))
     connection.send_bytes(b"ready")
     limit_memory()
     while True:
         params, text = msgspec.msgpack.decode(connection.recv_bytes(), type=tuple[StructuredOutputsParams, str | None])
         if text is None:
-            verdict = try_out(tokenizer, special, params)
+            verdict = try_out(tokenizer, special, with_small_ids(params, size, tokenizer.vocab_size))
         else:
             verdict = Verdict("" if _validation().is_valid(params, text) else "InvalidJSON")
         connection.send_bytes(msgspec.msgpack.encode(verdict))
