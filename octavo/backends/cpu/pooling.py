@@ -22,11 +22,17 @@ def _by_op(name: str) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-x), where e^-x has no float32, too."""
+    out: np.ndarray = np.exp(-np.logaddexp(np.float32(0), -x))
+    return out
+
+
 _DENSE: dict[DenseActivation, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": np.tanh,
     "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "sigmoid": _sigmoid,
     "gelu": _by_op("gelu"),
     "silu": _by_op("silu"),
 }
@@ -81,7 +87,7 @@ def _pool(states: np.ndarray, kind: str) -> np.ndarray:
 def _activated(logits: np.ndarray, name: str) -> np.ndarray:
     if name == "identity":
         return logits
-    p: np.ndarray = np.exp(logits - logits.max()) if name == "softmax" else 1 / (1 + np.exp(-logits))
+    p: np.ndarray = np.exp(logits - logits.max()) if name == "softmax" else _sigmoid(logits)
     return p / p.sum() if name == "softmax" else p
 
 
