@@ -12,6 +12,7 @@ from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker_main import small_vocabulary
 from octavo.engine.grammar.llguidance import LlguidanceGrammar, compile_matcher, make_tokenizer
+from octavo.engine.grammar.schema import make_grammar
 from octavo.engine.grammar.validation import is_valid
 
 SPECIAL = {"<|call|>": 7, "<|end|>": 9}
@@ -257,6 +258,15 @@ def test_strings_that_are_too_long() -> None:
             admits("", **asked)
     assert admits("1", json={"description": long, "type": "integer"})
     assert admits("ab" * 300, grammar="start: X*\nX: " + " | ".join(f'"{chr(97 + i % 26)}b"' for i in range(3000)))
+
+
+@pytest.mark.parametrize("grammar", ["x" * 20_000, 'start: "a"{' + "1" * 20_000 + "}", "start: <" + "x" * 20_000 + ">"])
+def test_a_name_of_any_length_is_not_read_by_the_library(grammar: str) -> None:
+    """Whose error for one takes seconds."""
+    with pytest.raises(InputError, match="a name of 20000 characters; at most 512"):
+        make_grammar(StructuredOutputsParams(grammar=grammar), ())
+    literal = 'start: "' + "x" * 2000 + '" /' + "y" * 2000 + "/"
+    assert make_grammar(StructuredOutputsParams(grammar=literal), ())
 
 
 def tag(begin: str, end: str, triggers: list[str], **more: Any) -> str:

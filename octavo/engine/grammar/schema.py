@@ -21,6 +21,7 @@ from octavo.engine.grammar.rewrite import EXACT, MAPS, rewrite
 
 MAX_TAGS = 128
 MAX_LITERAL = 8192  # characters of a string that must come as it is: at each of its tokens all of the rest is walked
+MAX_NAME = 512  # characters of a name or number of Lark's: what the library says against one takes its square
 MAX_MULTIPLE_OF = 10_000  # the automaton of a multiple of n has n states, each made from all digits
 _NOT_FORCED = '%llguidance {"no_forcing": true}'
 """Text that is certain may come in any tokens, as the model cuts it; the library would have each of its bytes alone."""
@@ -93,11 +94,18 @@ def _quoted(text: str) -> str:
     return json.dumps(text).replace("\x7f", "\\u007f")
 
 
+_LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/')
+
+
 def _lark(text: str) -> str:
     if is_gbnf(text):
         return gbnf_to_lark(text)
-    for literal in re.findall(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/', text):
-        _check_literal(literal, _field("grammar"))
+    name = _field("grammar")
+    for literal in _LITERAL.findall(text):
+        _check_literal(literal, name)
+    word = max(re.findall(r"\w+", _LITERAL.sub(" ", text)), key=len, default="")
+    if len(word) > MAX_NAME:
+        raise InputError(f"{name} has a name of {len(word)} characters; at most {MAX_NAME} are taken", param=name)
     return _rewritten(text)
 
 
