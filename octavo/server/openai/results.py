@@ -98,6 +98,8 @@ class Results:
         )
         finished = False
 
+        alone = generation.echo_alone
+
         def taken(output: RequestOutput) -> asyncio.Future[None] | None:
             nonlocal finished
             recorder.take(output)
@@ -107,7 +109,7 @@ class Results:
                     generation.timing.end(output, recorder.num_tokens)
             if output.error is not None:
                 raise row_failure(output.error)
-            return take(index, _without_answer(output) if generation.echo_alone else output)
+            return take(index, _without_answer(output) if alone else output)
 
         options: dict[str, Any] = {
             "request_id": f"{generation.internal}-{index}",

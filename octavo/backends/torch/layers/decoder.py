@@ -31,6 +31,7 @@ class Decoder:
         self.spec = spec
         self.weights = weights
         self.ops = ops
+        self._whole = not all(layer.mixer.causal for layer in spec.layers)
         self._walk: Sequence[int] = range(len(spec.layers))
 
     @contextmanager
@@ -47,8 +48,7 @@ class Decoder:
     def forward(self, batch: Batch, cache: KVCache, attention: PagedAttention) -> Stream:
         """The residual stream before the final norm; keys and values go to the cache."""
         attention.plan(batch)
-        whole = any(not layer.mixer.causal for layer in self.spec.layers)
-        spans = equal_spans(batch) if whole else []
+        spans = equal_spans(batch) if self._whole else []
         stream = Stream(self.ops.embed(batch.token_ids, self.weights.embed, self.spec.embedding_scale), None)
         for i in self._walk:
             layer, weights = self.spec.layers[i], self.weights.layers[i]
