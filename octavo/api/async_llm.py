@@ -361,7 +361,7 @@ class AsyncLLM:
         make = partial(
             self._make_request, row, params, priority=labels[0], cache_salt=labels[1] or row.cache_salt, chat=chat
         )
-        if getattr(params, "structured_outputs", None):
+        if any(getattr(params, name, None) is not None for name in ("structured_outputs", "thinking_token_budget")):
             request = await in_pool(self._grammar_pool, make)
         elif row.token_ids is None or getattr(params, "bad_words", None):
             request = await self._run(make)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
+from octavo.engine.grammar.checker import Checker
 from octavo.server.anthropic import thinking as thinking_module
 from octavo.server.anthropic.thinking import with_thinking
 from octavo.server.anthropic.types import ThinkingEnabled
@@ -138,6 +140,15 @@ def test_served(server: LiveServer) -> None:
     tools = [{"type": "function", "function": {"name": "noop"}}]
     refused = ask(server, "/v1/chat/completions", **chat, tools=tools, tool_choice="required", chat_template=TEMPLATE)
     assert refused.status_code == 400
+
+
+def test_its_grammar_is_not_tried_out_in_the_event_loop(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    monkeypatch.setattr(Checker, "check", lambda *_: threads.append(threading.current_thread()))
+    reply = ask(server, "/v1/completions", prompt=[1, 70, 71], thinking_token_budget=3)
+    assert reply.status_code == 200
+    assert threads
+    assert server._thread not in threads
 
 
 def test_messages_name_their_own_field(server: LiveServer) -> None:
