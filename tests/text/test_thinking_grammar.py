@@ -15,6 +15,7 @@ from octavo.text.reasoning import REASONINGS
 from octavo.text.tools.bound import make_bound
 from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.forced import bounded_form, forced_grammar, free_grammar
+from octavo.text.tools.formats import FORMATS, Format
 
 COUNTABLE = ["mistral", "seed_oss", "hunyuan_a13b", "kimi_k2", "minimax_m2", "qwen3", "deepseek_v3", "deepseek_r1"]
 TEXTUAL = ["openai_gptoss", "gemma4", "granite"]
@@ -102,6 +103,8 @@ def test_without_reasoning_or_its_tokens(vocabulary: Vocabularies) -> None:
     qwen: Any = {"special": vocabulary.special.keys(), "reasoning": reasoning_format("qwen3", "")}
     asked = bound("qwen3", vocabulary, 5)
     assert bounded_form(form, asked, opened=None, **qwen) is form
+    assert not vocabulary.admits(bounded("qwen3", vocabulary, 5, opened=None), "So<think>")
+    assert vocabulary.admits(bounded("qwen3", vocabulary, 5, opened=None), "So </think> it is")
     with pytest.raises(UnsupportedError, match="beside this form"):
         bounded_form(form, asked, opened=True, **qwen)
 
@@ -128,3 +131,23 @@ def test_a_form_or_calls_behind_it(opened: bool, vocabulary: Vocabularies) -> No
         assert vocabulary.admits(grammar, f"{begin}Hm.</think>\n{said}")
         assert vocabulary.admits(grammar, f"{begin}</think>{said}")
         assert not vocabulary.admits(grammar, f"{begin}Hmm.</think>\n{said}")
+
+
+@pytest.mark.parametrize("tool", [row for row in FORMATS if row.spelling is not None and not row.messages])
+@pytest.mark.parametrize("name", ["qwen3", "mistral"])
+def test_none_begins_again_beside_strict_calls(tool: Format, name: str, vocabulary: Vocabularies) -> None:
+    reasoning = reasoning_format(name, "")
+    assert reasoning is not None
+    (begin,), (end,) = reasoning.begins, reasoning.ends
+    about: Any = {"special": vocabulary.special.keys(), "reasoning": reasoning, "opened": True}
+    grammar = free_grammar(tool, FUNCTIONS, **about, bound=bound(name, vocabulary, 3))
+    assert vocabulary.admits(grammar, f"Hm.{end}\nSo <thin [THIN")
+    assert not vocabulary.admits(grammar, f"Hm.{end}\nSo {begin}")
+    assert not vocabulary.admits(grammar, f"{end}{begin}a")
+
+
+def test_where_a_prompt_stands(vocabulary: Vocabularies) -> None:
+    asked = bound("qwen3", vocabulary, 5)
+    begin, end = vocabulary.tokens["<think>"], vocabulary.tokens["</think>"]
+    for prompt, inside in (([], False), ([7], False), ([begin, 7], True), ([begin, end], False), ([end, begin], True)):
+        assert asked.left_open(prompt) is inside

@@ -6,7 +6,7 @@ a grammar could not tell such a token from its letters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from octavo.base.errors import UnsupportedError
@@ -37,6 +37,11 @@ class Bound:
         not_inside = _listed(self.others.union(self.begins, self.ends))
         inside = f"<[^{not_inside}]>{{0,{self.tokens}}} " if self.tokens else ""
         return f"{inside}<[{_listed(self.ends)}]>"
+
+    def left_open(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether the last mark in a prompt is one that begins reasoning, however much of it follows."""
+        marks = {*self.begins, *self.ends}
+        return next((number for number in reversed(prompt_ids) if number in marks), None) in self.begins
 
     @property
     def answer(self) -> str:

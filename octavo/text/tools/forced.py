@@ -6,6 +6,7 @@ What the grammar admits OutputParser reads. It is llguidance's Lark, made by lar
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from octavo.text.tools.formats import Format, Spelling
 from octavo.text.tools.lark import Function, Lark, quoted
 
 MOST_CALLS = 32
+_SAID = "SAID"  # text that stands outside of calls
 
 
 def forced_grammar(
@@ -60,29 +62,34 @@ def free_grammar(
     opened: bool | None = False,
     bound: Bound | None = None,
 ) -> str:
-    """Any text, in which calls have the form that their functions want; arguments as forced_grammar's."""
+    """Any text, in which calls have the form that their functions want; arguments as forced_grammar's.
+
+    Where reasoning is bounded, none begins again outside of calls' arguments.
+    """
     lark = Lark(special)
     spelling = _spelling(tool)
     before = _reasoned(lark, reasoning, opened, bound, messages=False)
     if tool.messages:
         return lark.finish(_free_messages(lark, spelling, functions))
+    marks = "|".join(map(re.escape, reasoning.begins)) if reasoning is not None and bound is not None else ""
+    lark.rule(_SAID, "TEXT" + (f" & ~/(?s:.*)({marks})(?s:.*)/" if marks else ""))
     if tool.bare:
         return lark.finish(f"{before} {_calls_or_text(lark, tool, spelling, functions)}")
     begin = next((marker for marker in tool.begins if spelling.call.startswith(marker)), "")
     inner = replace(spelling, call=spelling.call[len(begin) :])
     lark.rule("inner", " | ".join(lark.call(inner, function) for function in functions))
     lark.rule("call", f"{lark.text(begin)} inner")
-    sections = [f"{lark.upto(begin)} inner"] if begin else []
+    sections = [f"{lark.upto(begin, _SAID)} inner"] if begin else []
     for mark in tool.unmarked:
         rest = replace(spelling, call=spelling.call.partition(mark)[2])
-        sections.append(f"{lark.upto(mark)} ({' | '.join(lark.call(rest, function) for function in functions)})")
+        sections.append(f"{lark.upto(mark, _SAID)} ({' | '.join(lark.call(rest, function) for function in functions)})")
     if spelling.before:
         first = next(marker for marker in (*tool.wraps, *tool.begins) if spelling.before.startswith(marker))
         head, after = lark.text(spelling.before[len(first) :]), lark.text(spelling.after)
         calls = f"{head} call ({lark.text(spelling.between)} call)* {after}"
-        sections += [f"{lark.upto(marker)} {calls}" for marker in ((first,) if begin else tool.begins)]
+        sections += [f"{lark.upto(marker, _SAID)} {calls}" for marker in ((first,) if begin else tool.begins)]
     lark.rule("section", " | ".join(sections))
-    return lark.finish(f"{before} {_wrapped(lark, reasoning, 'section* TEXT')}")
+    return lark.finish(f"{before} {_wrapped(lark, reasoning, f'section* {_SAID}')}")
 
 
 def _calls_or_text(lark: Lark, tool: Format, spelling: Spelling, functions: Sequence[Function]) -> str:
@@ -92,7 +99,7 @@ def _calls_or_text(lark: Lark, tool: Format, spelling: Spelling, functions: Sequ
     head, after = (_without(text, marks) for text in (spelling.before, spelling.after))
     begins, closers = (" | ".join(map(lark.text, some)) for some in (tool.begins, tool.closers))
     calls = f"{lark.text(head)} call ({lark.text(spelling.between)} call)* {lark.text(after)}"
-    text = lark.rule("FREE", rf"/\s*[^\s\{tool.bare}](?s:.*)/")
+    text = lark.rule("FREE", rf"/\s*[^\s\{tool.bare}](?s:.*)/ & {_SAID}")
     return f"({f'({begins})?' if begins else ''} {calls} {f'({closers})?' if closers else ''} | {text}?)"
 
 
@@ -134,13 +141,13 @@ def bounded_form(
     special: Collection[str],
     reasoning: Reasoning,
     opened: bool | None,
-) -> StructuredOutputsParams | None:
-    """Bounded reasoning, then an answer of the form, or any without more reasoning.
+) -> StructuredOutputsParams:
+    """Bounded reasoning, unless it is over, then an answer of the form, or any without more reasoning.
 
     Raises UnsupportedError where nothing can be put before the form.
     """
-    if opened is None:
-        return form
+    if opened is None and form is not None:
+        return form  # has no place for reasoning
     if form is None:
         lark = Lark(special)
         before = _reasoned(lark, reasoning, opened, bound, messages=False)

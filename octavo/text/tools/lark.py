@@ -71,13 +71,13 @@ class Lark:
             part if self._special and self._special.fullmatch(part) else quoted(part) for part in parts if part
         )
 
-    def upto(self, end: str) -> str:
-        """Any text up to and with a marker, which does not occur before."""
+    def upto(self, end: str, text: str = "TEXT") -> str:
+        """Any text up to and with a marker, which does not occur before. text: the name of what any text is."""
         if self._special and (found := self._special.match(end)):
             rest = self.text(end[found.end() :])
-            return f"TEXT {self.text(found[0])} {rest}"
+            return f"{text} {self.text(found[0])} {rest}"
         name = f"upto_{len(self._rules)}"
-        self.rule(f"{name}[lazy]", f"TEXT {quoted(end)}")
+        self.rule(f"{name}[lazy]", f"{text} {quoted(end)}")
         return name
 
     def call(self, spelling: Spelling, function: Function) -> str:
