@@ -224,9 +224,13 @@ def _eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None, vocab_si
 
 
 def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Limits:
-    """What requests to this model are checked against."""
+    """What requests to this model are checked against. ConfigError for a reasoning_parser that is not known."""
     from octavo.engine.grammar.checker import Checker
 
+    if config.reasoning_parser is not None:
+        from octavo.text.tools.choose import reasoning_format
+
+        reasoning_format(config.reasoning_parser, "")
     return Limits(
         vocab_size=model.spec.vocab_size,
         max_model_len=max_model_len,
@@ -242,6 +246,7 @@ def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Lim
         joins_pairs=model.by_token is not None,
         checker=None if model.tokenizer is None else Checker(model.tokenizer.special_ids(), size=model.spec.vocab_size),
         template="" if model.template is None else model.template.source,
+        reasoning_parser=config.reasoning_parser,
     )
 
 

@@ -45,7 +45,7 @@ class Limits:
     pair_template: makes a prompt of the two texts that a classifier reads together.  joins_pairs: without one they
     are one text, one behind the other, and no pair of the tokenizer's.
     checker: tries structured outputs out, which may take seconds; without one the engine alone tells what is wrong.
-    template: the chat template's text, which tells how answers mark reasoning.
+    template: the chat template's text, which tells how answers mark reasoning, unless reasoning_parser names the way.
     """
 
     vocab_size: int
@@ -62,6 +62,7 @@ class Limits:
     joins_pairs: bool = False
     checker: Checker | None = None
     template: str = ""
+    reasoning_parser: str | None = None
 
     def check_generates(self) -> None:
         """UnsupportedError for a model that makes vectors."""
@@ -204,13 +205,14 @@ def _bounded(params: SamplingParams, prompt_ids: list[int], limits: Limits) -> S
     from octavo.text.tools.choose import reasoning_format
     from octavo.text.tools.forced import bounded_form
 
-    reasoning = reasoning_format(None, limits.template)
-    end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
+    reasoning = reasoning_format(limits.reasoning_parser, limits.template)
     bound = make_bound(budget, reasoning, tokenizer, vocab_size=limits.vocab_size)
     form = params.structured_outputs
     if reasoning is not None:  # or there is no bound
         special = tokenizer.special_ids().keys()
-        form = bounded_form(form, bound, special=special, reasoning=reasoning, opened=reasoning.opened(end))
+        end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
+        opened = bound.left_open(prompt_ids) or reasoning.opened(end)
+        form = bounded_form(form, bound, special=special, reasoning=reasoning, opened=opened)
     return msgspec.structs.replace(params, structured_outputs=form, thinking_token_budget=None)
 
 

@@ -182,7 +182,7 @@ def _options(patient: Patient) -> Result:
     if patient.device:
         check_dtypes(patient.device, patient.config)
     server = patient.server
-    check_chats(server)
+    check_chats(server, patient.config.model)
     Origins(server.host, server.allowed_origins)
     if server.otlp_traces_endpoint is not None:
         check_endpoint(server.otlp_traces_endpoint)

@@ -29,7 +29,6 @@ OPTIONS = (
     "max_body_bytes",
     "trust_request_chat_template",
     "tool_call_parser",
-    "reasoning_parser",
 )
 FOREIGN: dict[str, Foreign] = {
     "output_tmp_dir": Foreign((None,), "results are written as they come", harmless=True),

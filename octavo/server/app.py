@@ -133,7 +133,7 @@ class App:
     """routes: every route.  traffic: what is in flight, for the drain.  model: the name that replies carry."""
 
     def __init__(self, llm: AsyncLLM, config: ServerConfig) -> None:
-        check_chats(config)
+        check_chats(config, llm.config.model)
         names = ModelNames(llm.config.model.model, config.served_model_name)
         self.model = names.first
         self.traffic = Traffic(config.max_body_bytes)

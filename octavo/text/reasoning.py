@@ -39,19 +39,19 @@ class Reasoning:
         """Every marker: special tokens among them must reach the parser."""
         return (*self.begins, *self.ends, *self.wraps, *(HARMONY if self.messages else ()))
 
-    def opened(self, prompt_end: str) -> bool | None:
-        """Whether a prompt that ends so has begun the reasoning; None if it has ended it."""
-        return True if self.left_open(prompt_end) else None if self.ended(prompt_end) else False
+    def opened(self, prompt_end: str, said: str | None = None) -> bool | None:
+        """Whether what follows a prompt that ends so begins inside reasoning; None if the prompt has ended it.
 
-    def left_open(self, prompt_end: str) -> bool:
-        """True if what follows a prompt that ends so begins inside reasoning."""
-        if prompt_end.rstrip().endswith(self.begins):
-            return True
-        return self.open and not self.ended(prompt_end)
-
-    def ended(self, prompt_end: str) -> bool:
-        """True if the prompt has ended the reasoning, so that none follows."""
-        return bool(self.ends) and prompt_end.rstrip().endswith(self.ends)
+        said: what the prompt has of the answer, where that is to go on.
+        """
+        end = prompt_end.rstrip()
+        begun, ended = end.endswith(self.begins), end.endswith(self.ends)
+        if said is not None:
+            last = [max((said.rfind(mark) for mark in marks), default=-1) for marks in (self.begins, self.ends)]
+            inside = last[0] > last[1] or (self.open and last[1] < 0)
+        else:
+            inside = begun or (self.open and not ended)
+        return True if inside else None if ended else False
 
 
 _BEGIN, _END = ("<think>",), ("</think>",)

@@ -58,9 +58,9 @@ def replay_model(checkpoint: Path, folder: Path, scripts: Mapping[str, str]) -> 
 MARKS = {"question": "<|user|>", "answer": "<|assistant|>", "end": "</s>"}
 
 
-def replay_server(folder: Path, **options: Any) -> LiveServer:
-    """`with replay_server(folder) as server`. options: ServerConfig's."""
-    return LiveServer(replay_llm(folder), **options)
+def replay_server(folder: Path, *, reasoning_parser: str | None = None, **options: Any) -> LiveServer:
+    """`with replay_server(folder) as server`. reasoning_parser: the engine's.  options: ServerConfig's."""
+    return LiveServer(replay_llm(folder, reasoning_parser=reasoning_parser), **options)
 
 
 def replay_llm(folder: Path, **options: Any) -> AsyncLLM:

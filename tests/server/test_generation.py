@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from fake_llm import ANSWER, BOS, MAX_MODEL_LEN, FakeLLM
 from serving import LiveServer
@@ -226,7 +227,9 @@ def test_default_chat_template_kwargs(llm: FakeLLM) -> None:
 
 
 def test_reasoning_that_cannot_be_turned_off(llm: FakeLLM) -> None:
-    with LiveServer(llm, reasoning_parser="deepseek_r1") as server:
+    model = msgspec.structs.replace(llm.config.model, reasoning_parser="deepseek_r1")
+    llm.config = msgspec.structs.replace(llm.config, model=model)
+    with LiveServer(llm) as server:
         answer = server.post("/v1/chat/completions", {"messages": MESSAGES, "reasoning_effort": "none"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "reasoning_effort")
 

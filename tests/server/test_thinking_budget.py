@@ -17,8 +17,8 @@ from serving import LiveServer
 
 from octavo import LLM, SamplingParams
 from octavo.api.async_llm import AsyncLLM
-from octavo.base.config.config import ServerConfig
-from octavo.base.errors import InputError, UnsupportedError
+from octavo.base.config.config import EngineConfig, ModelConfig
+from octavo.base.errors import ConfigError, InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker import Checker
 from octavo.server.anthropic import thinking as thinking_module
@@ -70,6 +70,36 @@ def test_what_is_no_bound(llm: LLM) -> None:
         ASKED, thinking(2), chat_template_kwargs={"opening": "<think>\\n\\n</think>\\n\\n"}, use_tqdm=False
     )
     assert closed[0].finished
+
+
+@pytest.mark.parametrize("prompt", ["<think>" + 30 * "Hm. ", "<think>Hm</think>So<think>" + 30 * "Hm. "])
+def test_a_prompt_that_ends_amid_reasoning(llm: LLM, server: LiveServer, prompt: str) -> None:
+    (output,) = llm.generate(prompt, thinking(4), use_tqdm=False)
+    assert ids(llm, "</think>") in output.outputs[0].token_ids[:6]
+    reply = ask(server, "/v1/completions", prompt=prompt, thinking_token_budget=4, skip_special_tokens=False).json()
+    assert reply["choices"][0]["text"].count("</think>")
+
+
+def test_no_reasoning_begins_where_the_prompt_has_ended_it(llm: LLM) -> None:
+    again = thinking(3, logit_bias={ids(llm, "<think>"): 100}, skip_special_tokens=False)
+    more: Any = {"chat_template_kwargs": {"opening": "<think>\n\n</think>\n\n"}, "use_tqdm": False}
+    (output,) = llm.chat(ASKED, again, **more)
+    assert ids(llm, "<think>") not in output.outputs[0].token_ids
+
+
+def test_the_way_that_an_option_names(folder: Path) -> None:
+    given: Any = {"load_format": "dummy", "device": "cpu"}
+    with LLM(str(folder), reasoning_parser="seed_oss", **given) as llm:
+        (output,) = llm.generate("<seed:think>", thinking(3), use_tqdm=False)
+        assert ids(llm, "</seed:think>") in output.outputs[0].token_ids[:5]
+    with LiveServer(AsyncLLM(str(folder), reasoning_parser="seed_oss", **given)) as live:
+        more: Any = {"thinking_token_budget": 3, "skip_special_tokens": False}
+        assert "</seed:think>" in ask(live, "/v1/completions", prompt="<seed:think>", **more).text
+        more["chat_template_kwargs"] = {"opening": "<seed:think>"}
+        reply = ask(live, "/v1/chat/completions", messages=ASKED, **more).json()
+        assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 4
+    with pytest.raises(ConfigError, match="reasoning_parser"):
+        LLM(str(folder), reasoning_parser="nope", **given)
 
 
 def test_a_lenient_form_behind_reasoning_is_not_judged_with_it(llm: LLM, server: LiveServer) -> None:
@@ -167,6 +197,7 @@ def test_messages_bound_it_where_it_can_be_counted(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(thinking_module, "template_source", lambda *_: SIGNS)
         model = SimpleNamespace(spec=SimpleNamespace(vocab_size=10))
         tokenizer = SimpleNamespace(special_ids=dict, token_to_id=marks.get)
-        services: Any = SimpleNamespace(config=ServerConfig(), llm=SimpleNamespace(tokenizer=tokenizer, model=model))
+        config = EngineConfig(model=ModelConfig(model="m"))
+        services: Any = SimpleNamespace(llm=SimpleNamespace(tokenizer=tokenizer, model=model, config=config))
         assert with_thinking(services, asked, chat).thinking_token_budget == bound
         assert with_thinking(services, None, chat).thinking_token_budget is None

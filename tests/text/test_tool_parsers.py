@@ -533,10 +533,14 @@ def test_whether_a_prompt_began_the_reasoning() -> None:
     plain, eager = reasoning_format("qwen3", ""), reasoning_format("deepseek_r1", "")
     assert plain is not None
     assert eager is not None
-    assert plain.left_open("<|im_start|>assistant\n<think>\n")
-    assert not plain.left_open("<|im_start|>assistant\n")
-    assert eager.left_open("<｜Assistant｜>")
-    assert not eager.left_open("<think>\n\n</think>\n\n")
+    assert plain.opened("<|im_start|>assistant\n<think>\n") is True
+    assert plain.opened("<|im_start|>assistant\n") is False
+    assert plain.opened("<|im_start|>assistant\n<think>Hm", said="<think>Hm") is True
+    assert plain.opened("<|im_start|>assistant\n<think>Hm</think>A", said="<think>Hm</think>A") is False
+    assert eager.opened("<｜Assistant｜>") is True
+    assert eager.opened("<｜Assistant｜>So", said="So") is True
+    assert eager.opened("<｜Assistant｜>Hm</think>So", said="Hm</think>So") is False
+    assert eager.opened("<think>\n\n</think>\n\n") is None
 
 
 HOSTILE_UNITS = [

@@ -74,6 +74,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ] = {}
     chat_template: Annotated[str | None, _d("Jinja chat template: a file's path or the text itself.")] = None
+    reasoning_parser: Annotated[
+        str | None,
+        _d("How the model's reasoning is marked (docs/tool-calling.md); by the chat template where not given."),
+    ] = None
     max_logprobs: Annotated[
         int, _d("Most log probabilities a request may ask for per token; -1 is no limit.", ge=-1)
     ] = 20
@@ -187,9 +191,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     trust_request_chat_template: Annotated[bool, _d("Allow chat_template in requests.")] = False
     tool_call_parser: Annotated[
         str | None, _d("Format of the model's tool calls (docs/tool-calling.md); the chat template's where not given.")
-    ] = None
-    reasoning_parser: Annotated[
-        str | None, _d("How the model's reasoning is marked (docs/tool-calling.md); the chat template's likewise.")
     ] = None
     reasoning_field: Annotated[
         Literal["both", "reasoning", "reasoning_content"],

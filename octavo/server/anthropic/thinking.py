@@ -6,11 +6,10 @@ import msgspec
 
 from octavo.base.errors import UnsupportedError
 from octavo.server.anthropic.types import Thinking, ThinkingDisabled, ThinkingEnabled
-from octavo.server.openai.conversation import SWITCH, template_source
+from octavo.server.openai.conversation import SWITCH, known_reasoning, template_source
 from octavo.server.openai.types import ChatRequest
 from octavo.server.services import Services
 from octavo.text.tools.bound import can_bound
-from octavo.text.tools.choose import reasoning_format
 
 
 def is_told(thinking: Thinking | None) -> bool:
@@ -27,7 +26,7 @@ def with_thinking(services: Services, thinking: Thinking | None, chat: ChatReque
     source = template_source(services, chat)
     asked = not isinstance(thinking, ThinkingDisabled | None)
     if isinstance(thinking, ThinkingEnabled):
-        reasoning, tokenizer = reasoning_format(services.config.reasoning_parser, source), services.llm.tokenizer
+        reasoning, tokenizer = known_reasoning(services, source), services.llm.tokenizer
         if reasoning is None:
             raise UnsupportedError(
                 "thinking is not supported by this model: its answers mark no reasoning", param="thinking"

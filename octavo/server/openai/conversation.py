@@ -13,6 +13,7 @@ import msgspec
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.server.openai.types import ChatRequest, Message, TokenizeChatRequest, Tool, ToolCall
 from octavo.server.services import Services
+from octavo.text.reasoning import Reasoning
 from octavo.text.tools.choose import reasoning_format
 
 MAX_TOOLS_BYTES = 1 << 20  # of all tools of a request, as JSON
@@ -81,12 +82,17 @@ def _effort(services: Services, request: ChatRequest, effort: str) -> dict[str, 
     found: dict[str, Any] = {"reasoning_effort": effort} if "reasoning_effort" in source else {}
     if effort == "none" and SWITCH in source:
         found[SWITCH] = False
-    if not found and (effort != "none" or reasoning_format(services.config.reasoning_parser, source) is not None):
+    if not found and (effort != "none" or known_reasoning(services, source) is not None):
         raise UnsupportedError(
             f"reasoning_effort={effort!r} is not supported by this model: its chat template does not know it",
             param="reasoning_effort",
         )
     return found
+
+
+def known_reasoning(services: Services, template: str) -> Reasoning | None:
+    """How answers mark reasoning, by --reasoning-parser or this template; None where they do not."""
+    return reasoning_format(services.llm.config.model.reasoning_parser, template)
 
 
 def _check_template(template: str, trusted: bool) -> None:

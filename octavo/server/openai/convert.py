@@ -110,7 +110,7 @@ async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> 
     if judged is not None and judged.lenient:
         await services.llm.check(params)
     if form is not None or demands_form(request):
-        parsing, form = await asyncio.to_thread(answer_form, services, request, parsing, form, prompt.token_ids)
+        parsing, form = await asyncio.to_thread(answer_form, services, request, parsing, form)
     params = msgspec.structs.replace(params, structured_outputs=form, thinking_token_budget=None)  # which form holds
     return replace(_generation(services, exchange, request, [prompt], params, "chatcmpl-", parsing), judged=judged)
 

@@ -7,15 +7,15 @@ import string
 from dataclasses import replace
 from typing import Any
 
-from octavo.base.config.config import ServerConfig
+from octavo.base.config.config import ModelConfig, ServerConfig
 from octavo.base.errors import ConfigError, InputError, UnsupportedError
 from octavo.base.types.output import ToolCall
 from octavo.base.types.sampling import NO_BUDGET
 from octavo.base.types.structured import StructuredOutputsParams
-from octavo.server.openai.conversation import message_text, template_source
+from octavo.server.openai.conversation import known_reasoning, message_text, template_source
 from octavo.server.openai.types import ChatRequest, Tool, ToolChoiceObject
 from octavo.server.services import Services
-from octavo.text.reasoning import PROMPT_END, Reasoning
+from octavo.text.reasoning import PROMPT_END
 from octavo.text.tools.bound import make_bound
 from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.forced import bounded_form, forced_grammar, free_grammar, reasoned_grammar
@@ -27,10 +27,10 @@ from octavo.text.tools.prompt import calls_format
 _MISTRAL_ID = string.ascii_letters + string.digits
 
 
-def check_chats(config: ServerConfig) -> None:
+def check_chats(config: ServerConfig, model: ModelConfig) -> None:
     """ConfigError for parsers' names that are not known, and for variables that no chat could be rendered with."""
     tool_format(config.tool_call_parser, "")
-    reasoning_format(config.reasoning_parser, "")
+    reasoning_format(model.reasoning_parser, "")
     if config.default_chat_template_kwargs:
         from octavo.text.messages import plain_extra
         from octavo.text.template import RESERVED
@@ -46,17 +46,18 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
     template = template_source(services, request)
     tools = _tools(request)
     tool = calls_format(services.config.tool_call_parser, template) if tools else None
-    reasoning = reasoning_format(services.config.reasoning_parser, template)
+    reasoning = known_reasoning(services, template)
     tokenizer = services.llm.tokenizer
     if tokenizer is None or (tool is None and reasoning is None):
         return None
     tokens = {*(tool.tokens if tool else ()), *(reasoning.tokens if reasoning else ())}
-    end = _prompt_end(services, prompt_ids)
+    end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
+    said = message_text(request.messages[-1]) if request.continue_final_message else None
     return Parsing(
         tool=tool,
         reasoning=reasoning,
         tools={one.function.name: one.function.parameters or {} for one in tools},
-        open=reasoning is not None and _left_open(reasoning, request, end),
+        open=False if reasoning is None else reasoning.opened(end, said),
         single=request.parallel_tool_calls is False,
         kept_tokens=frozenset(number for text, number in tokenizer.special_ids().items() if text in tokens),
     )
@@ -77,7 +78,6 @@ def answer_form(
     request: ChatRequest,
     parsing: Parsing | None,
     form: StructuredOutputsParams | None,
-    prompt_ids: list[int],
 ) -> tuple[Parsing | None, StructuredOutputsParams | None]:
     """The form of the answer, of what tool_choice, strict functions, a bound of reasoning and the client's `form` ask.
 
@@ -93,20 +93,15 @@ def answer_form(
             "calls; start with --tool-call-parser",
             param="tool_choice" if chosen else f"tools[{strict}].function.strict",
         )
-    if tokenizer is None or (parsing is None and budget is None):
-        return parsing, form
-    reasoning = None if parsing is None else parsing.reasoning
-    bound = None
-    if budget is not None:
+    reasoning, bound = None if parsing is None else parsing.reasoning, None
+    if tokenizer is not None and budget is not None:
         bound = make_bound(budget, reasoning, tokenizer, vocab_size=services.llm.model.spec.vocab_size)
-    about: Any = {
-        "special": tokenizer.special_ids().keys(),
-        "reasoning": reasoning,
-        "opened": None if parsing is None else _opened(services, parsing, prompt_ids),
-    }
+    if parsing is None or tokenizer is None:
+        return parsing, form
+    about: Any = {"special": tokenizer.special_ids().keys(), "reasoning": reasoning, "opened": parsing.open}
     grammar = None
     if tool is not None and (forced is not None or form is not None):
-        many = not (forced or (parsing is not None and parsing.single))
+        many = not (forced or parsing.single)
         instead = None if forced is not None else form
         grammar = forced_grammar(tool, _functions(request, forced), **about, bound=bound, many=many, instead=instead)
     elif tool is not None and (chosen or strict is not None):
@@ -117,7 +112,7 @@ def answer_form(
         grammar = reasoned_grammar(form, **about)
     if grammar is not None:
         return parsing, StructuredOutputsParams(grammar=grammar)
-    return (parsing if form is None or parsing is None else replace(parsing, open=False)), form
+    return (parsing if form is None else replace(parsing, open=False)), form
 
 
 def _functions(request: ChatRequest, forced: str | None) -> list[Function]:
@@ -138,14 +133,6 @@ def _strict(request: ChatRequest) -> int | None:
     """The first function whose calls must have the form of its parameters."""
     tools = request.tools or [] if request.tool_choice != "none" else []
     return next((index for index, tool in enumerate(tools) if tool.function.strict), None)
-
-
-def _opened(services: Services, parsing: Parsing, prompt_ids: list[int]) -> bool | None:
-    """Whether the prompt began the reasoning; None if it ended it."""
-    if parsing.open:
-        return True
-    ended = parsing.reasoning is not None and parsing.reasoning.ended(_prompt_end(services, prompt_ids))
-    return None if ended else False
 
 
 def _forced(request: ChatRequest) -> str | None:
@@ -182,11 +169,6 @@ def _check_named(request: ChatRequest, names: list[str]) -> None:
             raise InputError(f"tool_choice names {name!r:.100}, which is not in tools", param="tool_choice")
 
 
-def _prompt_end(services: Services, prompt_ids: list[int]) -> str:
-    tokenizer = services.llm.tokenizer
-    return "" if tokenizer is None else tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
-
-
 def call_id(call: ToolCall, tool: Format | None) -> str:
     """The call's own id, or a new one of the form that the model knows."""
     if call.id is not None:
@@ -198,13 +180,3 @@ def call_id(call: ToolCall, tool: Format | None) -> str:
 
 def _tools(request: ChatRequest) -> list[Tool]:
     return [] if request.tool_choice == "none" else request.tools or []
-
-
-def _left_open(reasoning: Reasoning, request: ChatRequest, prompt_end: str) -> bool:
-    """True if the answer begins inside reasoning."""
-    if not request.continue_final_message:
-        return reasoning.left_open(prompt_end)
-    said = message_text(request.messages[-1])
-    begun = max((said.rfind(marker) for marker in reasoning.begins), default=-1)
-    ended = max((said.rfind(marker) for marker in reasoning.ends), default=-1)
-    return begun > ended or (reasoning.open and ended < 0)

@@ -324,19 +324,19 @@ def _read_head(reading: Reading) -> Steps[None]:
 class Parsing:
     """How the answers to one request are read; the fields are OutputParser's.
 
-    kept_tokens: special tokens whose text the parser needs.
+    open: None where the prompt has ended the reasoning.  kept_tokens: special tokens whose text the parser needs.
     """
 
     tool: Format | None
     reasoning: Reasoning | None
     tools: Tools = field(default_factory=dict)
-    open: bool = False
+    open: bool | None = False
     single: bool = False
     kept_tokens: frozenset[int] = frozenset()
 
     def parser(self) -> OutputParser:
         """A parser for one answer."""
-        return OutputParser(self.tool, self.reasoning, tools=self.tools, open=self.open, single=self.single)
+        return OutputParser(self.tool, self.reasoning, tools=self.tools, open=bool(self.open), single=self.single)
 
 
 @dataclass(frozen=True)
