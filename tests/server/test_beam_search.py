@@ -84,6 +84,7 @@ def test_chat_and_where_its_time_went(server: LiveServer) -> None:
         ({"top_p": 0.5}, "top_p"),
         ({"stop": "x"}, "stop"),
         ({"seed": 1}, "seed"),
+        ({"thinking_token_budget": 0}, "thinking_token_budget"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"structured_outputs": {"regex": "a"}}, "use_beam_search"),
@@ -98,7 +99,14 @@ def test_what_does_not_go_with_it(server: LiveServer, change: dict[str, Any], pa
 
 
 def test_what_asks_for_nothing_goes_with_it(server: LiveServer) -> None:
-    usual = {"top_p": 1.0, "presence_penalty": 0, "stop": [], "logit_bias": {}, "seed": None}
+    usual = {
+        "top_p": 1.0,
+        "presence_penalty": 0,
+        "stop": [],
+        "logit_bias": {},
+        "seed": None,
+        "thinking_token_budget": -1,
+    }
     assert server.post("/v1/completions", {**BEAMS, **usual}).status_code == 200
 
 

@@ -170,6 +170,9 @@ def test_served(server: LiveServer) -> None:
     tools = [{"type": "function", "function": {"name": "noop"}}]
     refused = ask(server, "/v1/chat/completions", **chat, tools=tools, tool_choice="required", chat_template=TEMPLATE)
     assert refused.status_code == 400
+    for more in ({}, {"tools": tools}):
+        refused = ask(server, "/v1/chat/completions", **chat, **more, structured_outputs={"regex": "a+"})
+        assert refused.json()["error"]["param"] == "thinking_token_budget"
 
 
 def test_its_grammar_is_not_tried_out_in_the_event_loop(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from octavo.base.errors import InputError
 from octavo.base.types.beam_search import MAX_LENGTH_PENALTY
-from octavo.base.types.sampling import SamplingParams, check_number
+from octavo.base.types.sampling import NO_BUDGET, SamplingParams, check_number
 from octavo.server.openai.types import GenerationRequest
 
 _TAKEN = frozenset(
@@ -24,6 +24,8 @@ def length_penalty(request: GenerationRequest, params: SamplingParams) -> float 
     usual = SamplingParams()
     for name in SamplingParams.__struct_fields__:
         value = getattr(request, name, None)
+        if name == "thinking_token_budget" and value == NO_BUDGET:
+            continue
         if name not in _TAKEN and value not in (None, getattr(usual, name), [], {}):
             raise InputError(
                 f"{name} does not go with use_beam_search: beams are ranked by likelihood alone", param=name

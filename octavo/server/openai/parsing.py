@@ -106,12 +106,12 @@ def answer_form(
         grammar = forced_grammar(tool, _functions(request, forced), **about, bound=bound, many=many, instead=instead)
     elif tool is not None and (chosen or strict is not None):
         grammar = free_grammar(tool, _functions(request, forced), **about, bound=bound)
-    elif bound is not None:
-        return parsing, bounded_form(form, bound, **about)
-    elif form is not None and reasoning is not None:
+    elif form is not None and reasoning is not None and bound is None:
         grammar = reasoned_grammar(form, **about)
     if grammar is not None:
         return parsing, StructuredOutputsParams(grammar=grammar)
+    if bound is not None:
+        return parsing, bounded_form(form, bound, **about)
     return (parsing if form is None else replace(parsing, open=False)), form
 
 
