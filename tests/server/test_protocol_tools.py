@@ -23,6 +23,7 @@ from octavo.server.openai.chat import ChatForm
 from octavo.server.openai.conversation import _message
 from octavo.server.openai.convert import Generation, Prompt
 from octavo.server.openai.responses.build import ResponseBuilder
+from octavo.server.openai.responses.tools import ToolNames
 from octavo.server.openai.responses.types import ResponsesRequest
 from octavo.server.openai.types import ChatRequest, FunctionCall, Message, ToolCall
 from octavo.text.tools.calls import JoinedCalls
@@ -205,7 +206,7 @@ def test_events_follow_the_text() -> None:
     )
     chat, response, message = (
         ChatForm(made),
-        ResponseBuilder(ResponsesRequest(input="x", stream=True), made),
+        ResponseBuilder(ResponsesRequest(input="x", stream=True), ToolNames([]), made),
         MessageBuilder(made, with_thinking=False),
     )
     told = [(chat.pieces(0, one), response.piece(0, one), message.piece(0, one)) for one in outputs(text)]

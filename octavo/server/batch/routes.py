@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TypeVar
 
 import msgspec
 
@@ -19,18 +17,16 @@ from octavo.server.batch.types import (
     Deleted,
     ExpiresAfter,
     FileList,
-    FileObject,
     Query,
     RequestCounts,
 )
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai.decode import decode, decode_query, explain
+from octavo.server.openai.pages import page_reply
 from octavo.server.services import Services
 
 MAX_PAGE = {"files": 10_000, "batches": 100}
 _FIELDS = ("purpose", "file", "expires_after[anchor]", "expires_after[seconds]")
-
-Row = TypeVar("Row", FileObject, BatchObject)
 
 
 async def upload_file(services: Services, exchange: Exchange) -> Reply:
@@ -68,9 +64,7 @@ async def list_files(services: Services, exchange: Exchange) -> Reply:
     files = services.batches.store.files(exchange.owner)
     if query.purpose is not None:
         files = [file for file in files if file.purpose == query.purpose]
-    rows, more = _page(files, query)
-    first, last = (rows[0].id, rows[-1].id) if rows else (None, None)
-    return Reply(msgspec.json.encode(FileList(data=rows, first_id=first, last_id=last, has_more=more)))
+    return page_reply(FileList, files, query, limit=query.limit)
 
 
 async def show_file(services: Services, exchange: Exchange) -> Reply:
@@ -126,9 +120,7 @@ async def list_batches(services: Services, exchange: Exchange) -> Reply:
     query = _query(exchange, "batches")
     if query.purpose is not None:
         raise InputError("batches have no purpose", param="purpose")
-    rows, more = _page(services.batches.store.batches(exchange.owner), query)
-    first, last = (rows[0].id, rows[-1].id) if rows else (None, None)
-    return Reply(msgspec.json.encode(BatchList(data=rows, first_id=first, last_id=last, has_more=more)))
+    return page_reply(BatchList, services.batches.store.batches(exchange.owner), query, limit=query.limit)
 
 
 async def show_batch(services: Services, exchange: Exchange) -> Reply:
@@ -152,14 +144,3 @@ def _query(exchange: Exchange, what: str) -> Query:
     if query.limit > MAX_PAGE[what]:
         raise InputError(f"limit may be at most {MAX_PAGE[what]}", param="limit")
     return query
-
-
-def _page(rows: Sequence[Row], query: Query) -> tuple[list[Row], bool]:
-    """The rows after `query.after`, and whether more follow."""
-    ordered = list(rows) if query.order == "desc" else list(rows)[::-1]
-    if query.after is not None:
-        at = next((number for number, row in enumerate(ordered, 1) if row.id == query.after), None)
-        if at is None:
-            raise InputError("after names nothing that is listed", param="after")
-        ordered = ordered[at:]
-    return ordered[: query.limit], len(ordered) > query.limit

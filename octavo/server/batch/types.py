@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from octavo.server.openai.pages import Page, PageQuery
 from octavo.server.openai.types import Identifier
 
 BatchStatus = Literal[
@@ -27,14 +28,8 @@ class FileObject(msgspec.Struct, kw_only=True):
     status: str = "processed"
 
 
-class FileList(msgspec.Struct, frozen=True, kw_only=True):
+class FileList(Page[FileObject], frozen=True, kw_only=True):
     """GET /v1/files."""
-
-    object: str = "list"
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class Deleted(msgspec.Struct, frozen=True):
@@ -113,20 +108,12 @@ class BatchObject(msgspec.Struct, kw_only=True):
     metadata: dict[str, str] | None = None
 
 
-class BatchList(msgspec.Struct, frozen=True, kw_only=True):
+class BatchList(Page[BatchObject], frozen=True, kw_only=True):
     """GET /v1/batches."""
 
-    object: str = "list"
-    data: list[BatchObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
-
-class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Query(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a list may be asked for. after: the last id of the page before."""
 
-    after: Identifier | None = None
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 100
-    order: Literal["asc", "desc"] = "desc"
     purpose: Identifier | None = None

@@ -54,7 +54,7 @@ class ResponseBuilder:
 
     idle = KEEP_ALIVE
 
-    def __init__(self, request: ResponsesRequest, generation: Generation) -> None:
+    def __init__(self, request: ResponsesRequest, tools: ToolNames, generation: Generation) -> None:
         self._generation = generation
         self._streamed = bool(request.stream)
         self._count = UsageCount(generation)
@@ -64,7 +64,7 @@ class ResponseBuilder:
         self._pieces: list[str] = []
         self._said_logprobs: list[TokenLogprob] = []
         self._finish: CompletionOutput | None = None
-        self._tools = ToolNames(request.tools or [])
+        self._tools = tools
         self.response = new_response(request, generation)
 
     def start(self) -> bytes:

@@ -4,58 +4,38 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
-import msgspec
 from msgspec import UNSET, Meta
 
-from octavo.base.errors import InputError
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai.decode import decode_query
+from octavo.server.openai.pages import Page, PageQuery, page_reply
 from octavo.server.openai.responses.items import FunctionCallOutput, InputText, MessageItem, OutputText, Part
 from octavo.server.openai.responses.replies import OutputCall, OutputReasoning, ReasoningTextPart
 from octavo.server.openai.responses.store import Stored
 from octavo.server.openai.responses.tools import ToolNames
-from octavo.server.openai.types import Identifier, Message, MessagePart
+from octavo.server.openai.types import Message, MessagePart
 from octavo.server.services import Services
 
 ListedItem = MessageItem | OutputReasoning | OutputCall | FunctionCallOutput
 
 
-class ItemList(msgspec.Struct, frozen=True, kw_only=True):
+class ItemList(Page[ListedItem], frozen=True, kw_only=True):
     """GET /v1/responses/{id}/input_items."""
 
-    object: str = "list"
-    data: list[ListedItem]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
-
-class ItemQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ItemQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is listed. after: the last id of the page before."""
 
-    after: Identifier | None = None
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
-    order: Literal["asc", "desc"] = "desc"
 
 
 async def list_input_items(services: Services, exchange: Exchange) -> Reply:
     """What a stored response was made of, with what `previous_response_id` brought; the newest first."""
     query = decode_query(exchange.query(), ItemQuery)
     items = _items(services.responses.get(exchange.path_params["id"], exchange.owner))
-    if query.order == "desc":
-        items.reverse()
-    if query.after is not None:
-        at = next((number for number, item in enumerate(items, 1) if item.id == query.after), None)
-        if at is None:
-            raise InputError("after names nothing that is listed", param="after")
-        items = items[at:]
-    page = items[: query.limit]
-    first, last = (page[0].id, page[-1].id) if page else (None, None)
-    return Reply(
-        msgspec.json.encode(ItemList(data=page, first_id=first, last_id=last, has_more=len(items) > query.limit))
-    )
+    return page_reply(ItemList, items[::-1], query, limit=query.limit)
 
 
 def _items(entry: Stored) -> list[ListedItem]:

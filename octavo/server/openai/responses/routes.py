@@ -60,7 +60,7 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
     with in_terms({**TERMS, **names.terms()}):
         messages = _messages(services, exchange, request)
         generation = await convert.chat(services, exchange, _chat(request, messages, names))
-        builder = ResponseBuilder(request, generation)
+        builder = ResponseBuilder(request, names, generation)
         entry = Stored(exchange.owner, builder.response, messages)
         if request.background:
             start(services, exchange, BackgroundResponse(builder, generation, entry))
