@@ -72,7 +72,7 @@ class Limits:
 
     def judge(self, params: SamplingParams, form: StructuredOutputsParams | None = None) -> Judge | None:
         """Of a request whose form is lenient. form: where params have another one, that holds it."""
-        if form is None and getattr(params, "thinking_token_budget", None) not in (None, NO_BUDGET):
+        if form is None and bounds_reasoning(params):
             return None  # the text is no answer alone: reasoning stands before it
         form = getattr(params, "structured_outputs", None) if form is None else form
         if not isinstance(form, StructuredOutputsParams) or not form.lenient or self.checker is None:
@@ -193,6 +193,11 @@ def _check_textless(params: SamplingParams) -> None:
     for name in ("stop", "bad_words", "structured_outputs", "thinking_token_budget"):
         if getattr(params, name) not in (None, [], "", NO_BUDGET):
             raise InputError(f"{name} needs a tokenizer, and skip_tokenizer_init is set", param=name)
+
+
+def bounds_reasoning(params: object) -> bool:
+    """Whether thinking_token_budget asks for a bound. Of what are no SamplingParams, it does not."""
+    return getattr(params, "thinking_token_budget", None) not in (None, NO_BUDGET)
 
 
 def _bounded(params: SamplingParams, prompt_ids: list[int], limits: Limits) -> SamplingParams:
