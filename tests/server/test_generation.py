@@ -210,6 +210,52 @@ def test_no_reasoning_effort(server: LiveServer, llm: FakeLLM, template: str, gi
     assert server.post("/v1/responses", {"input": "hi", "reasoning": {"effort": "none"}}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("template", "names"),
+    [
+        ("{%- if enable_thinking is defined and not enable_thinking %}", ["enable_thinking"]),
+        ("{%- set enable_thinking = enable_thinking | default(true) %}", ["enable_thinking"]),
+        ("{% if not thinking is defined %}{% set thinking = false %}{% endif %}", ["thinking"]),
+        ("{%- if thinking %}{%- if enable_thinking %}", ["enable_thinking", "thinking"]),
+    ],
+)
+@pytest.mark.parametrize("on", [True, False])
+def test_reasoning_turned_on_and_off(
+    server: LiveServer, llm: FakeLLM, template: str, names: list[str], on: bool
+) -> None:
+    llm.model.template.source = template + "{{ message.thinking }}"
+    typed = {"type": "enabled" if on else "disabled"}
+    for asked in ({"enable_thinking": on}, {"thinking": typed}, {"enable_thinking": on, "thinking": typed}):
+        ask = {"messages": MESSAGES, "max_tokens": 1, **asked}
+        assert server.post("/v1/chat/completions", ask).status_code == 200
+        assert llm.rendered[-1][1]["chat_template_kwargs"] == dict.fromkeys(names, on)
+        own = {"chat_template_kwargs": {names[0]: not on, "a": 1}}
+        assert server.post("/v1/chat/completions", {**ask, **own}).status_code == 200
+        assert llm.rendered[-1][1]["chat_template_kwargs"] == {**dict.fromkeys(names, on), names[0]: not on, "a": 1}
+    error = server.post("/v1/chat/completions", {**ask, "enable_thinking": not on}).json()["error"]
+    assert (error["param"], "contradict" in error["message"]) == ("thinking", True)
+
+
+def with_parser(llm: FakeLLM, name: str) -> None:
+    model = msgspec.structs.replace(llm.config.model, reasoning_parser=name)
+    llm.config = msgspec.structs.replace(llm.config, model=model)
+
+
+@pytest.mark.parametrize("parser", ["none", "deepseek_r1"])
+def test_reasoning_that_is_on_or_off_for_good(llm: FakeLLM, parser: str) -> None:
+    llm.model.template.source = "{% if message.thinking %}{# the user's thinking #}"
+    with_parser(llm, parser)
+    with LiveServer(llm) as server:
+        for on in (True, False):
+            for asked in ({"enable_thinking": on}, {"thinking": {"type": "enabled" if on else "disabled"}}):
+                answer = server.post("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 1, **asked})
+                if on == (parser != "none"):
+                    assert answer.status_code == 200
+                    assert llm.rendered[-1][1]["chat_template_kwargs"] == {}
+                else:
+                    assert (answer.status_code, answer.json()["error"]["param"]) == (400, *asked)
+
+
 def test_default_chat_template_kwargs(llm: FakeLLM) -> None:
     llm.model.template.source = "{{ enable_thinking }}"
     with LiveServer(llm, default_chat_template_kwargs={"enable_thinking": False, "a": 1}) as server:
@@ -227,8 +273,7 @@ def test_default_chat_template_kwargs(llm: FakeLLM) -> None:
 
 
 def test_reasoning_that_cannot_be_turned_off(llm: FakeLLM) -> None:
-    model = msgspec.structs.replace(llm.config.model, reasoning_parser="deepseek_r1")
-    llm.config = msgspec.structs.replace(llm.config, model=model)
+    with_parser(llm, "deepseek_r1")
     with LiveServer(llm) as server:
         answer = server.post("/v1/chat/completions", {"messages": MESSAGES, "reasoning_effort": "none"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "reasoning_effort")

@@ -157,8 +157,9 @@ def test_a_last_turn_of_the_assistant_is_gone_on_from(client: anthropic.Anthropi
     assert (options["continue_final_message"], options["add_generation_prompt"]) == (True, False)
 
 
-def test_thinking_is_turned_on_and_off(server: LiveServer, llm: FakeLLM) -> None:
-    llm.model.template.source = "{% if not enable_thinking %}<think></think>{% endif %}"
+@pytest.mark.parametrize("name", ["enable_thinking", "thinking"])
+def test_thinking_is_turned_on_and_off(server: LiveServer, llm: FakeLLM, name: str) -> None:
+    llm.model.template.source = f"{{% if not {name} %}}<think></think>{{% endif %}}"
     with connect(server) as client:
         asked: list[tuple[Any, bool]] = [
             ({"type": "enabled", "budget_tokens": 1024}, True),
@@ -169,7 +170,7 @@ def test_thinking_is_turned_on_and_off(server: LiveServer, llm: FakeLLM) -> None
         ]
         for thinking, on in asked:
             client.messages.create(**ASK, thinking=thinking)
-            assert llm.rendered[-1][1]["chat_template_kwargs"] == {"enable_thinking": on}
+            assert llm.rendered[-1][1]["chat_template_kwargs"] == {name: on}
 
 
 def test_what_asks_for_nothing_is_taken(client: anthropic.Anthropic, shared: LiveServer) -> None:

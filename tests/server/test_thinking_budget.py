@@ -160,6 +160,11 @@ def test_served(server: LiveServer) -> None:
     reply = ask(server, "/v1/chat/completions", **chat).json()
     assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 5
     assert reply["choices"][0]["message"]["content"]
+    named = {"thinking_budget" if name == "thinking_token_budget" else name: value for name, value in chat.items()}
+    assert ask(server, "/v1/chat/completions", **named).json()["choices"] == reply["choices"]
+    for wrong in ({"thinking_budget": -2}, {"thinking_budget": 4, "thinking_token_budget": 4}):
+        error = ask(server, "/v1/chat/completions", messages=ASKED, **wrong).json()["error"]
+        assert (error["param"], error["message"][:15]) == ("thinking_budget", "thinking_budget")
     text = ask(server, "/v1/completions", prompt="So: <think>", thinking_token_budget=4, skip_special_tokens=False)
     _, end, rest = text.json()["choices"][0]["text"].partition("</think>")
     assert end

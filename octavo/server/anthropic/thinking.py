@@ -6,7 +6,7 @@ import msgspec
 
 from octavo.base.errors import UnsupportedError
 from octavo.server.anthropic.types import Thinking, ThinkingDisabled, ThinkingEnabled
-from octavo.server.openai.conversation import SWITCH, known_reasoning, template_source
+from octavo.server.openai.conversation import known_reasoning, switched, template_source
 from octavo.server.openai.types import ChatRequest
 from octavo.server.services import Services
 from octavo.text.tools.bound import can_bound
@@ -34,6 +34,5 @@ def with_thinking(services: Services, thinking: Thinking | None, chat: ChatReque
         size = services.llm.model.spec.vocab_size
         if tokenizer is not None and can_bound(reasoning, tokenizer, vocab_size=size):
             chat = msgspec.structs.replace(chat, thinking_token_budget=thinking.budget_tokens)
-    if SWITCH not in source:
-        return chat
-    return msgspec.structs.replace(chat, chat_template_kwargs={SWITCH: asked})
+    switches = switched(source, asked)
+    return msgspec.structs.replace(chat, chat_template_kwargs=switches) if switches else chat

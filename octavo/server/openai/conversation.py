@@ -5,6 +5,7 @@ The template's side of the checks (nesting, reserved names, a call's arguments) 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,13 @@ from octavo.text.reasoning import Reasoning
 from octavo.text.tools.choose import reasoning_format
 
 MAX_TOOLS_BYTES = 1 << 20  # of all tools of a request, as JSON
-SWITCH = "enable_thinking"
-"""The variable by which templates turn reasoning on and off."""
+_SWITCHES = {
+    "enable_thinking": re.compile(r"enable_thinking"),
+    "thinking": re.compile(r"\{%[-+]? *(?:el)?if (?:not )?thinking\b"),  # a message may have a field of this name
+}
+"""Variables by which templates (DeepSeek's, Kimi's and Granite's by the second) turn reasoning on and off, and how a
+template is seen to read them.
+"""
 _SHOWN = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content")
 
 
@@ -34,8 +40,8 @@ async def render(services: Services, request: ChatRequest | TokenizeChatRequest)
     extra = request.chat_template_kwargs or {}
     if "documents" in extra:
         raise InputError("send documents as a field of the request", param="chat_template_kwargs")
-    if isinstance(request, ChatRequest) and request.reasoning_effort is not None:
-        extra = {**_effort(services, request, request.reasoning_effort), **extra}
+    if isinstance(request, ChatRequest):
+        extra = {**_effort(services, request), **_thinking(services, request), **extra}
     extra = {**services.config.default_chat_template_kwargs, **extra}
     _check_tools(request.tools or [])
     messages = [_message(index, message) for index, message in enumerate(request.messages)]
@@ -76,17 +82,44 @@ def _check_tools(tools: Sequence[Tool]) -> None:
             )
 
 
-def _effort(services: Services, request: ChatRequest, effort: str) -> dict[str, Any]:
+def switched(source: str, on: bool) -> dict[str, Any]:
+    """The variables that turn a template's reasoning on or off; none where it cannot be."""
+    return {name: on for name, read in _SWITCHES.items() if read.search(source)}
+
+
+def _effort(services: Services, request: ChatRequest) -> dict[str, Any]:
     """What tells the template of it. "none" turns reasoning off, and asks for nothing where there is none."""
+    effort = request.reasoning_effort
+    if effort is None:
+        return {}
     source = template_source(services, request)
     found: dict[str, Any] = {"reasoning_effort": effort} if "reasoning_effort" in source else {}
-    if effort == "none" and SWITCH in source:
-        found[SWITCH] = False
+    if effort == "none":
+        found |= switched(source, False)
     if not found and (effort != "none" or known_reasoning(services, source) is not None):
         raise UnsupportedError(
             f"reasoning_effort={effort!r} is not supported by this model: its chat template does not know it",
             param="reasoning_effort",
         )
+    return found
+
+
+def _thinking(services: Services, request: ChatRequest) -> dict[str, Any]:
+    """What tells the template of enable_thinking and thinking, which ask for nothing where it is so anyway."""
+    typed = None if request.thinking is None else request.thinking.type == "enabled"
+    asked = {"enable_thinking": request.enable_thinking, "thinking": typed}
+    given = {name: on for name, on in asked.items() if on is not None}
+    if len({*given.values()}) > 1:
+        raise InputError("thinking and enable_thinking contradict each other; send one of them", param="thinking")
+    source, found = template_source(services, request), dict[str, Any]()
+    for name, on in given.items():
+        found = switched(source, on)
+        if not found and on != (known_reasoning(services, source) is not None):
+            raise UnsupportedError(
+                f"{name}: reasoning cannot be turned {'on' if on else 'off'}: this model's chat template knows no such "
+                "variable",
+                param=name,
+            )
     return found
 
 

@@ -20,7 +20,7 @@ from octavo.server.openai.conversation import echoed_message, render
 from octavo.server.openai.logprobs import TokenBytes
 from octavo.server.openai.parsing import answer_form, answer_parsing, demands_form
 from octavo.server.openai.structured import field_name, structured_params
-from octavo.server.openai.terms import renamed
+from octavo.server.openai.terms import in_terms, renamed
 from octavo.server.openai.timing import RequestMetrics, Timing
 from octavo.server.openai.types import (
     MAX_PROMPTS,
@@ -100,6 +100,16 @@ async def completion(services: Services, exchange: Exchange, request: Completion
 
 async def chat(services: Services, exchange: Exchange, request: ChatRequest) -> Generation:
     """POST /v1/chat/completions made ready; InputError names the field at fault."""
+    if request.thinking_budget is None:
+        return await _chat(services, exchange, request)
+    if request.thinking_token_budget is not None:
+        raise InputError("thinking_budget is thinking_token_budget; send one of them", param="thinking_budget")
+    with in_terms({"thinking_token_budget": "thinking_budget"}):
+        asked = msgspec.structs.replace(request, thinking_token_budget=request.thinking_budget, thinking_budget=None)
+        return await _chat(services, exchange, asked)
+
+
+async def _chat(services: Services, exchange: Exchange, request: ChatRequest) -> Generation:
     params = sampling_params(services, request)
     _check(services, request)
     ids = await render(services, request)

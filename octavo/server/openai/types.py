@@ -238,9 +238,16 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
+class Thinking(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Reasoning on or off, as GLM's, Kimi's and DeepSeek's own APIs have it."""
+
+    type: Literal["enabled", "disabled"]
+
+
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/chat/completions. include_reasoning false leaves reasoning out of the reply; reasoning_effort goes to
-    the chat template.
+    the chat template, which enable_thinking (as Qwen's own API has it) and thinking turn on or off.
+    thinking_budget: Qwen's name of thinking_token_budget.
     """
 
     messages: Messages
@@ -248,6 +255,9 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_f
     tool_choice: ToolChoice | None = None
     include_reasoning: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
+    enable_thinking: bool | None = None
+    thinking: Thinking | None = None
+    thinking_budget: int | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
