@@ -52,6 +52,9 @@ def test_marks_of_prefixes_to_be_cached(server: LiveServer, llm: FakeLLM) -> Non
     for messages, options in llm.rendered:
         assert messages == [{"role": "system", "content": "kind"}, {"role": "user", "content": [part]}]
         assert options["tools"] == [tool]
+    copilots = {"messages": [{**MESSAGES[0], "copilot_cache_control": CACHED["cache_control"]}], "max_tokens": 1}
+    assert server.post(CHAT, copilots).status_code == 200
+    assert llm.rendered[-1][0] == MESSAGES
     wrong = {"messages": [{**MESSAGES[0], "cache_control": {"type": "forever"}}]}
     assert server.post(CHAT, wrong).json()["error"]["param"] == "messages[0].cache_control.type"
 

@@ -148,6 +148,8 @@ def test_without_special_tokens(embedder: LiveServer, classifier: LiveServer) ->
 def test_dimensions_and_normalization(embedder: LiveServer, expected: list[list[float]]) -> None:
     refused(embedder, "/v1/embeddings", "dimensions", "one of 8, 16", input="a", dimensions=9)
     plain = ok(embedder, "/v1/embeddings", input=TEXTS[0], normalize=False)["data"][0]["embedding"]
+    ragflows = ok(embedder, "/v1/embeddings", input=TEXTS[:1], encoding_format="float", drop_params=True)
+    assert ragflows["data"][0]["embedding"] == ok(embedder, "/v1/embeddings", input=TEXTS[0])["data"][0]["embedding"]
     assert np.linalg.norm(plain) != pytest.approx(1.0, abs=1e-3)
     np.testing.assert_allclose(plain / np.linalg.norm(plain), expected[0], atol=1e-6)
 

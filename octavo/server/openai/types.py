@@ -154,7 +154,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One message of a conversation. Replies of this server can be sent back as they are, with what clients put into
     them: openai's `parsed` says once more what content does, LiteLLM's thinking_blocks and provider_specific_fields
     what reasoning does. reasoning_details: reasoning as OpenRouter tells it, which Cline sends on to other servers.
-    annotations: of the content, another server's.
+    annotations: of the content, another server's.  copilot_cache_control: cache_control as VS Code's Copilot calls it.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -170,6 +170,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     thinking_blocks: list[Any] | None = None
     provider_specific_fields: dict[str, Any] | None = None
     cache_control: CacheControl | None = None
+    copilot_cache_control: CacheControl | None = None
     annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None

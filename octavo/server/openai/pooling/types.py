@@ -47,11 +47,14 @@ class InputRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class EmbeddingRequest(InputRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/embeddings. normalize: vLLM's older name of use_activation."""
+    """POST /v1/embeddings. normalize: vLLM's older name of use_activation.  drop_params: RAGFlow asks LiteLLM to leave
+    out what a model cannot do; what comes here can be done, or is refused.
+    """
 
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     normalize: bool | None = None
+    drop_params: bool | None = None
 
 
 class PoolRequest(EmbeddingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
