@@ -1,7 +1,8 @@
 """Host and Origin headers in; a 403, or the CORS headers of the answer, out.
 
 A page on another site can make a browser talk to 127.0.0.1, under a name of its own (DNS rebinding) or directly. So
-a server bound to loopback answers only to loopback names, and only to pages from there or from allowed_origins.
+a server bound to loopback answers only to loopback names, and only to pages from there or from allowed_origins. Pages
+from there may read what it answers: who serves them could ask for it, too.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Origins:
         # no Host at all is HTTP/1.0: no browser sends that
         if hosts and hosts[0] and not _names_loopback(hosts[0]):
             raise _foreign("Host", "call it as 127.0.0.1 or localhost, or start with --host to serve other names")
-        if origin is not None and not self._accepts(origin) and not _names_loopback(origin):
+        if origin is not None and not self._accepts(origin):
             raise _foreign("Origin", "start with --allowed-origins to let that page in")
 
     def headers(self, origin: bytes | None) -> Headers:
@@ -79,13 +80,15 @@ class Origins:
         ]
 
     def _accepts(self, origin: bytes) -> bool:
+        if self._local and _names_loopback(origin):
+            return True
         return "*" in self._allowed or origin.decode("latin-1").lower() in self._allowed
 
 
 def _origin(text: str) -> str:
-    """As browsers send it; ConfigError for what none would ever match."""
-    origin = text.rstrip("/").lower()
-    if origin not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,]+", origin):
+    """As browsers send it; ConfigError for what none would ever match. file:// is what desktop applications send."""
+    origin = "file://" if text.lower() in ("file://", "file:///") else text.rstrip("/").lower()
+    if origin not in ("*", "null", "file://") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,]+", origin):
         raise ConfigError(
             f"allowed_origins: {text!r:.200} is no origin; give scheme://host[:port], or * for all, "
             "one after the other with spaces between",

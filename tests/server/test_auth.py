@@ -13,6 +13,7 @@ from octavo.base.errors import ConfigError
 from octavo.server.app import ASK, CONTROL, PAGE, WORK, create_app
 from octavo.server.auth import Keys
 from octavo.server.errors import HttpError
+from octavo.server.origins import Origins
 
 OPEN = {"/health", "/livez", "/readyz", "/ping", "/version", "/openapi.json", "/docs", "/", "/ui/{name}"}
 KEY = "sk-secret-1"
@@ -148,6 +149,35 @@ def test_foreign_origins_are_refused_on_loopback(shared: LiveServer) -> None:
     assert shared.post("/v1/completions", ask, origin="null").status_code == 403
     assert shared.post("/v1/completions", ask, origin="http://localhost:3000").status_code == 200
     assert shared.post("/v1/completions", ask).status_code == 200
+
+
+@pytest.mark.parametrize("page", ["http://localhost:3000", "http://127.0.0.1:8080", "tauri://localhost"])
+def test_pages_of_the_same_machine_get_cors(shared: LiveServer, page: str) -> None:
+    """Chat pages of other local servers, and desktop applications, which call from the browser."""
+    asked = {"origin": page, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    preflight = shared.client.options("/v1/chat/completions", headers=asked)
+    answer = shared.post("/v1/completions", {"prompt": "a"}, origin=page)
+    assert (preflight.status_code, answer.status_code) == (204, 200)
+    for one in (preflight, answer):
+        assert one.headers["access-control-allow-origin"] == page
+        assert one.headers["vary"] == "origin"
+    assert "access-control-allow-origin" not in shared.post("/v1/completions", {"prompt": "a"}).headers
+    for other in ("http://localhost.evil.example", "http://evil.example/localhost", "null", "file://"):
+        assert shared.client.options("/v1/chat/completions", headers={**asked, "origin": other}).status_code == 403
+
+
+def test_pages_of_the_same_machine_are_strangers_to_a_server_for_others() -> None:
+    origins = Origins("0.0.0.0", [])
+    assert origins.headers(b"http://localhost:3000") == []
+    assert origins.preflight("OPTIONS", b"http://localhost:3000", b"POST") is None
+
+
+@pytest.mark.parametrize("told", ["file://", "file:///", "FILE://"])
+def test_desktop_applications_may_be_allowed(told: str) -> None:
+    origins = Origins("127.0.0.1", [told, "app://obsidian.md"])
+    for origin in (b"file://", b"app://obsidian.md"):
+        origins.check([b"127.0.0.1"], origin)
+        assert (b"access-control-allow-origin", origin) in origins.headers(origin)
 
 
 def test_allowed_origins_get_cors(llm: FakeLLM) -> None:

@@ -170,7 +170,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = 300.0
     allowed_origins: Annotated[
-        list[Filled], _d("Origins that browsers may call from, as https://app.example, or * for all.")
+        list[Filled], _d("Origins that browsers may call from, as https://app.example or file://, or * for all.")
     ] = []
     disable_ui: Annotated[bool, _d("No page at /: chat and the engine seen live, for a browser.")] = False
     log_format: Annotated[Literal["text", "json"], _d("Log lines; json: an object a line (docs/monitoring.md).")] = (
