@@ -8,7 +8,7 @@ import anthropic
 import openai
 import pytest
 from anthropic.types import ModelInfo
-from fake_llm import FakeLLM
+from fake_llm import ANSWER, FakeLLM
 from openai.types.responses import (
     ParsedResponseFunctionToolCall,
     ParsedResponseOutputMessage,
@@ -264,3 +264,33 @@ def test_conversations_that_began_elsewhere(server: LiveServer, llm: FakeLLM) ->
         assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
     assert [messages[1].get("reasoning") for messages, _ in llm.rendered] == [None, "hm"]
     assert [messages[2]["content"] for messages, _ in llm.rendered] == ["1", ""]
+
+
+def test_what_sillytavern_sends(shared: LiveServer) -> None:
+    """A chat of many characters by vLLM's completions: all their names stop it, and those of its prompt's marks."""
+    stops = [f"\nCharacter {number}:" for number in range(40)] + ["<|im_end|>", "<|im_start|>user"]
+    body: dict[str, Any] = {
+        "model": "fake/model",
+        "prompt": "Once",
+        "max_tokens": 8,
+        "temperature": 1,
+        "top_p": 1,
+        "top_k": 0,
+        "min_p": 0,
+        "n": 1,
+        "best_of": 1,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "repetition_penalty": 1,
+        "min_tokens": 0,
+        "stop": [*stops, ANSWER[3:5]],
+        "ignore_eos": False,
+        "skip_special_tokens": True,
+        "spaces_between_special_tokens": True,
+        "seed": 5,
+        "stream": False,
+    }
+    choice = shared.post("/v1/completions", body).json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (ANSWER[:3], "stop", ANSWER[3:5])
+    many = {**body, "stop": [str(number) for number in range(65)]}
+    assert shared.post("/v1/completions", many).json()["error"]["param"] == "stop"

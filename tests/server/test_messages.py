@@ -325,7 +325,7 @@ def test_unknown_fields(shared: LiveServer, path: str, kind: Any, base: dict[str
         ({"tools": [{"name": "bash", "type": "bash_20250124"}]}, "tools"),
         ({"tool_choice": {"type": "some"}}, "tool_choice"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config"),
-        ({"stop_sequences": ["a"] * 17}, "stop_sequences"),
+        ({"stop_sequences": ["a"] * 65}, "stop_sequences"),
         ({"service_tier": "priority"}, "service_tier"),
         ({"output_config": {"effort": "low"}}, "output_config.effort"),
         ({"thread": {"type": "create"}}, "thread"),

@@ -12,7 +12,7 @@ from octavo.base.errors import InputError
 from octavo.base.types.structured import StructuredOutputsParams
 
 MAX_N = 128
-MAX_STOP_STRINGS = 16
+MAX_STOP_STRINGS = 64  # a chat of many characters has their names, and the marks of its prompt
 MAX_LOGPROBS = 20
 MAX_BAD_WORDS = 128
 MAX_STOP_TOKEN_IDS = 1024
