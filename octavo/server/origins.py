@@ -55,9 +55,11 @@ class Origins:
             return
         # no Host at all is HTTP/1.0: no browser sends that
         if hosts and hosts[0] and not _names_loopback(hosts[0]):
-            raise _foreign("Host", "call it as 127.0.0.1 or localhost, or start with --host to serve other names")
+            raise _foreign(
+                "Host", hosts[0], "call it as 127.0.0.1 or localhost, or start with --host to serve other names"
+            )
         if origin is not None and not self._accepts(origin):
-            raise _foreign("Origin", "start with --allowed-origins to let that page in")
+            raise _foreign("Origin", origin, "start with --allowed-origins to let that page in")
 
     def headers(self, origin: bytes | None) -> Headers:
         """CORS headers for every answer to an allowed origin."""
@@ -115,7 +117,8 @@ def _hostname(header: bytes) -> str:
         return ""
 
 
-def _foreign(header: str, remedy: str) -> HttpError:
+def _foreign(header: str, value: bytes, remedy: str) -> HttpError:
+    shown = repr(value[:100].decode("latin-1"))
     return HttpError(
-        403, f"this server listens on loopback and refuses that {header} header; {remedy}", kind="PermissionDeniedError"
+        403, f"this server listens on loopback and refuses the {header} {shown}; {remedy}", kind="PermissionDeniedError"
     )

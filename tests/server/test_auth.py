@@ -147,6 +147,7 @@ def test_foreign_origins_are_refused_on_loopback(shared: LiveServer) -> None:
     ask = {"prompt": "a"}
     assert shared.post("/v1/completions", ask, origin="https://evil.example").status_code == 403
     assert shared.post("/v1/completions", ask, origin="null").status_code == 403
+    assert "Origin 'file://'" in shared.post("/v1/completions", ask, origin="file://").json()["error"]["message"]
     assert shared.post("/v1/completions", ask, origin="http://localhost:3000").status_code == 200
     assert shared.post("/v1/completions", ask).status_code == 200
 
