@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,7 +44,6 @@ from octavo.models.spec import ModelSpec
 if TYPE_CHECKING:
     from octavo.backends.torch.graphs import DecodeSteps
 
-logger = logging.getLogger(__name__)
 
 MAX_UNFINISHED = 2
 FEWER_WEIGHTS = "end what else uses the device, quantize (-q fp8), or take a smaller model"

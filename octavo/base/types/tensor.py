@@ -95,12 +95,10 @@ class MatrixScheme:
         rows, columns = (-(-size // group) if group else 1 for size, group in zip(shape, self.group, strict=True))
         return rows, columns
 
-    def num_bytes(self, shape: tuple[int, ...], *, scale_bytes: int = 4) -> int:
-        """Of a matrix of this shape in memory; zero points are as wide as elements."""
+    def num_bytes(self, shape: tuple[int, ...]) -> int:
+        """Of a matrix of this shape in memory, with float32 scales; zero points are as wide as elements."""
         scales = prod(self.scale_shape(shape))
-        return (
-            (prod(shape) * self.bits + 7) // 8 + scales * scale_bytes + (scales * self.bits // 8 if self.zeros else 0)
-        )
+        return (prod(shape) * self.bits + 7) // 8 + scales * 4 + (scales * self.bits // 8 if self.zeros else 0)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def latency(path: str, latencies: Sequence[float], *, title: str) -> None:
     left.set(xlabel="iteration", ylabel="seconds")
     left.set_ylim(bottom=0)
     left.legend()
-    _share_below(right, latencies, "seconds", 1.0)
+    _share_below(right, latencies, "seconds")
     _save(figure, path)
 
 
@@ -82,7 +82,7 @@ def serve(path: str, timings: Timings, *, title: str) -> None:
     _activity(activity, timings.token_times(), timings.spans())
     _histogram(ttft, timings.seconds("ttft"), f"{METRICS['ttft'][1]}, ms", 1000.0)
     _histogram(itl, timings.seconds("itl"), f"{METRICS['itl'][1]}, ms (up to P99.5)", 1000.0, most=99.5)
-    _share_below(e2el, timings.seconds("e2el"), f"{METRICS['e2el'][1]}, s", 1.0)
+    _share_below(e2el, timings.seconds("e2el"), f"{METRICS['e2el'][1]}, s")
     _save(figure, path)
 
 
@@ -144,8 +144,8 @@ def _histogram(axes: Any, seconds: Sequence[float], label: str, scale: float, *,
     axes.legend()
 
 
-def _share_below(axes: Any, seconds: Sequence[float], label: str, scale: float) -> None:
-    ordered = sorted(value * scale for value in seconds)
+def _share_below(axes: Any, seconds: Sequence[float], label: str) -> None:
+    ordered = sorted(seconds)
     axes.step(ordered, [100 * (place + 1) / len(ordered) for place in range(len(ordered))], where="post", color=BLUE)
     for percent, style in ((50, "-"), (90, ":"), (99, "--")):
         value = percentile(ordered, percent)

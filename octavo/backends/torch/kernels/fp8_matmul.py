@@ -18,9 +18,6 @@ from octavo.backends.torch.kernels.gated import activate
 from octavo.backends.torch.kernels.norm import row_shape
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, split_k
 
-LARGEST = 448.0
-"""Of E4M3."""
-
 WIDEN_ROWS, WIDEN_COLUMNS = 32, 128
 """Of a program; columns do not cross a block's border."""
 

@@ -17,8 +17,6 @@ from octavo.backends.torch.kernels import pdl
 
 GROUP = 4096
 """Rows that one program of the sort looks at; up to so many, one launch is enough."""
-MAX_EXPERTS = 512
-MAX_TOP_K = 32
 
 
 @dataclass(frozen=True)
