@@ -39,8 +39,9 @@ class Cells:
         """All that belongs to a block: each array's second axis is that of the blocks."""
         return (self.data,) if self.scales is None else (self.data, self.scales)
 
-    def copy_blocks(self, sources: list[int], destinations: list[int]) -> None:
-        """All sources are read before a destination is written."""
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """(source, destination) each; all sources are read before a destination is written."""
+        sources, destinations = (list(side) for side in zip(*copies, strict=True))
         for array in self.arrays:
             array[:, destinations] = array[:, sources]
 

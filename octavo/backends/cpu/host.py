@@ -44,8 +44,7 @@ def take_threads(threads: int | None) -> int:
         setter = getattr(library, name, None)
         if setter is not None:
             setter(ctypes.c_int(1))
-            ordered = env.read("OMP_NUM_THREADS")
-            return threads or (int(ordered) if ordered.isdigit() and int(ordered) else usable_cores())
+            return threads or env.ordered_threads() or usable_cores()
     if threads is not None:
         raise ConfigError(
             f"threads={threads}: this NumPy's BLAS cannot be told; leave threads out and set OMP_NUM_THREADS",

@@ -91,10 +91,9 @@ class Machine:
                 self._caches[name] = make_cells(self.kv_cache_dtype, shape, block_size=self.block_size)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """Copy blocks in every layer; all sources are read before a destination is written."""
-        sources, destinations = (list(side) for side in zip(*copies, strict=True))
+        """In every layer, as Cells.copy_blocks."""
         for cache in self._caches.values():
-            cache.copy_blocks(sources, destinations)
+            cache.copy_blocks(copies)
 
     def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
         """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where

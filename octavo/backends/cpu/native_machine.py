@@ -104,10 +104,9 @@ class NativeMachine:
         self._lowered = lowering.lower(self.program.body, self.program.tail, factors=factors)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """Copy blocks in every layer; all sources are read before a destination is written."""
-        sources, destinations = (list(side) for side in zip(*copies, strict=True))
+        """In every layer, as Cells.copy_blocks."""
         for cache in self._caches.values():
-            cache.copy_blocks(sources, destinations)
+            cache.copy_blocks(copies)
 
     def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
         """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where

@@ -51,9 +51,7 @@ class RowSampler:
         self.bad_words = [_ids("bad_words_ids", word, vocab_size) for word in sampling.bad_words_ids if word]
         # ids past the vocabulary cannot be sampled anyway
         self.stop_ids = np.array([i for i in sampling.stop_token_ids if 0 <= i < vocab_size], np.int64)
-        self.has_penalties = (
-            sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0
-        )
+        self.has_penalties = sampling.has_penalties
         self.edits = bool(
             self.allowed is not None or self.bad_words or len(self.bias) or self.has_penalties or sampling.min_tokens
         )

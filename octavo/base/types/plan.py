@@ -39,6 +39,11 @@ class RowSampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     prompt_logprobs: int | None = None
     masked: bool = False
 
+    @property
+    def has_penalties(self) -> bool:
+        """True if earlier tokens change the row's logits."""
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0
+
 
 class RowBegin(msgspec.Struct, frozen=True, array_like=True):
     """A sequence takes a row: all its known tokens, of which the first num_prompt are the prompt, and its blocks.

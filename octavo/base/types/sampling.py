@@ -114,11 +114,6 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
-    @property
-    def has_penalties(self) -> bool:
-        """True if earlier tokens change the logits."""
-        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0
-
 
 _INTEGERS: tuple[tuple[str, int | None, int], ...] = (
     # name, lowest (None: the field may be None, then 0 or above), highest

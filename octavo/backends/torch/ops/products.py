@@ -56,18 +56,18 @@ class Dense:
     rows = MAX_ROWS
     norms = True
 
-    def choose(self, m: int, weight: Tensor, *, gated: bool) -> Variant | None:
+    def choose(self, m: int, weight: Any, *, gated: bool) -> Variant | None:
         """As Product."""
         return choose(m, *weight.shape, gated=gated)
 
-    def scratch_sizes(self, variant: Variant, m: int, weight: Tensor, *, gated: bool) -> tuple[int, int]:
+    def scratch_sizes(self, variant: Variant, m: int, weight: Any, *, gated: bool) -> tuple[int, int]:
         """As Product."""
         return scratch_sizes(variant, m, weight.shape[0], gated=gated)
 
     def few(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Any,
         out: Tensor,
         plan: Plan,
         *,
@@ -78,41 +78,25 @@ class Dense:
         """As Product."""
         return skinny_matmul(x, weight, out, plan, norm=norm, bias=bias, act=act)
 
-    def many(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def many(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """As Product."""
         return F.linear(x, weight, bias)
 
 
-class Fp8:
+class Fp8(Dense):
     """Few tokens keep their 16 bits; of many each is rounded to E4M3 where scales are by row and the device can."""
 
-    rows = MAX_ROWS
     norms = False  # a norm hides behind what a plain product reads, not behind half of it
 
-    def choose(self, m: int, weight: Fp8Matrix, *, gated: bool) -> Variant | None:
+    def choose(self, m: int, weight: Any, *, gated: bool) -> Variant | None:
         """As Product."""
         return choose_fp8(m, *weight.shape, columns=weight.group[1], gated=gated)
 
-    def scratch_sizes(self, variant: Variant, m: int, weight: Fp8Matrix, *, gated: bool) -> tuple[int, int]:
+    def few(self, x: Tensor, weight: Any, out: Tensor, plan: Plan, **more: Any) -> Tensor:
         """As Product."""
-        return scratch_sizes(variant, m, weight.shape[0], gated=gated)
+        return super().few(x, Scaled(weight.weight, weight.scale, weight.group), out, plan, **more)
 
-    def few(
-        self,
-        x: Tensor,
-        weight: Fp8Matrix,
-        out: Tensor,
-        plan: Plan,
-        *,
-        norm: Norm | None = None,
-        bias: Tensor | None = None,
-        act: str = "",
-    ) -> Tensor:
-        """As Product."""
-        scaled = Scaled(weight.weight, weight.scale, weight.group)
-        return skinny_matmul(x, scaled, out, plan, norm=norm, bias=bias, act=act)
-
-    def many(self, x: Tensor, weight: Fp8Matrix, bias: Tensor | None) -> Tensor:
+    def many(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """As Product."""
         out = scaled_matmul(x, weight.weight, weight.scale, bias) if weight.group[1] == 0 else None
         if out is None:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from octavo.backends.torch.sampling.edits import RowEdits
 from octavo.backends.torch.sampling.logprobs import ALL, MOST
-from octavo.backends.torch.sampling.penalties import has_penalties
 from octavo.backends.torch.sampling.sampler import is_filtered
 from octavo.base.types.plan import RowSampling
 
@@ -40,7 +39,7 @@ class Kinds:
         """The row begins."""
         if is_filtered(sampling):
             self.filtered.add(row)
-        if not edits.empty or sampling.masked or has_penalties(sampling):
+        if not edits.empty or sampling.masked or sampling.has_penalties:
             self.edited.add(row)
         count = sampling.logprobs
         if count is not None:

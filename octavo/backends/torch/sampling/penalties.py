@@ -6,17 +6,11 @@ import torch
 from torch import Tensor
 
 from octavo.backends.torch.sampling.group import Group
-from octavo.base.types.plan import RowSampling
-
-
-def has_penalties(sampling: RowSampling) -> bool:
-    """True if earlier tokens change the row's logits."""
-    return bool(sampling.presence_penalty or sampling.frequency_penalty) or sampling.repetition_penalty != 1.0
 
 
 def apply_penalties(logits: Tensor, group: Group) -> None:
     """logits: float32 [m, vocab], in place. Repetition looks at prompt and outputs, the others at outputs only."""
-    asking = [i for i, sampling in enumerate(group.sampling) if has_penalties(sampling)]
+    asking = [i for i, sampling in enumerate(group.sampling) if sampling.has_penalties]
     if not asking:
         return
     at = torch.tensor(asking, device=logits.device)
