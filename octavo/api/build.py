@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo.api.devices import choose_for_engine, kv_bytes_per_token, make_backend, preferred_block_size
+from octavo.api.devices import choose_for_engine, kv_bytes_per_token, make_backend, resolve_for
 from octavo.api.model import Model
 from octavo.api.quantization import online_quantization, quantized_matrices
 from octavo.api.requests import Limits
 from octavo.api.sampling_defaults import sampling_defaults
 from octavo.base import heap
 from octavo.base.config.config import AUTO_LENGTH, EngineConfig, ModelConfig
-from octavo.base.config.resolve import resolve
 from octavo.base.errors import ConfigError, InputError, ModelFormatError
 from octavo.base.types.ports import Backend, Progress
 from octavo.base.types.tensor import Weights
@@ -262,14 +261,8 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
     device, reasons = choose_for_engine(config.device)
     for reason in reasons:
         logger.info("device: %s", reason)
-    asked, fitting = preferred_block_size(device, config, model.spec), config.model.max_model_len == AUTO_LENGTH
-    config = resolve(
-        config,
-        max_position=model.spec.max_position,
-        on_gpu=device == "cuda",
-        block_size=asked,
-        pooling=model.spec.pooling is not None,
-    )
+    fitting = config.model.max_model_len == AUTO_LENGTH
+    config = resolve_for(device, config, model.spec)
     max_model_len = config.model.max_model_len or model.spec.max_position
     quantization = online_quantization(model, device=device)
     backend = make_backend(device, config, max_model_len=max_model_len, quantization=quantization)

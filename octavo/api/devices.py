@@ -18,6 +18,7 @@ import msgspec
 
 from octavo.base.config import env
 from octavo.base.config.config import DeviceConfig, EngineConfig
+from octavo.base.config.resolve import resolve
 from octavo.base.errors import ConfigError, OctavoError, UnsupportedError
 from octavo.base.types.ports import Backend, DeviceMemory
 from octavo.models.spec import ModelSpec
@@ -47,7 +48,18 @@ def element_bytes(dtype: str, *, device: str, stored: str) -> int:
     return {"float32": 4, "fp8": 1, "fp8_e4m3": 1}.get(dtype, 2)
 
 
-def preferred_block_size(device: str, config: EngineConfig, spec: ModelSpec) -> int | None:
+def resolve_for(device: str, config: EngineConfig, spec: ModelSpec) -> EngineConfig:
+    """The config with what it leaves open decided, for this model on this device."""
+    return resolve(
+        config,
+        max_position=spec.max_position,
+        on_gpu=device == "cuda",
+        block_size=_preferred_block_size(device, config, spec),
+        pooling=spec.pooling is not None,
+    )
+
+
+def _preferred_block_size(device: str, config: EngineConfig, spec: ModelSpec) -> int | None:
     """Tokens a block that the fastest attention for this model on this device takes; None: it takes any."""
     if device != "cuda":
         return None

@@ -14,13 +14,13 @@ from octavo.api.devices import (
     device_memory,
     element_bytes,
     kv_bytes_per_token,
-    preferred_block_size,
+    resolve_for,
 )
 from octavo.api.log import set_up_logging
 from octavo.api.model import Model
 from octavo.api.quantization import weight_bytes
 from octavo.base.config.config import AUTO_LENGTH, EngineConfig
-from octavo.base.config.resolve import DEFAULT_BLOCK_SIZE, resolve
+from octavo.base.config.resolve import DEFAULT_BLOCK_SIZE
 from octavo.base.errors import ConfigError
 from octavo.base.types.ports import DeviceMemory
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine
@@ -62,13 +62,7 @@ def make_report(config: EngineConfig, model: Model) -> tuple[PlanReport, str, li
 
     device, reasons = choose_device(config.device)
     fitting = config.model.max_model_len == AUTO_LENGTH
-    config = resolve(
-        config,
-        max_position=model.spec.max_position,
-        on_gpu=device == "cuda",
-        block_size=preferred_block_size(device, config, model.spec),
-        pooling=model.spec.pooling is not None,
-    )
+    config = resolve_for(device, config, model.spec)
     memory, element = device_memory(device), element_bytes(config.model.dtype, device=device, stored=model.spec.dtype)
     reserve = int(memory.total * (1.0 - config.device.gpu_memory_utilization))
     activation = config.device.activation_dtype
