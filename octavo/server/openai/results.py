@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 from octavo.api.aside import end_all
@@ -53,9 +52,7 @@ class Results:
             generation.timing.checked(time.monotonic() - began)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         if self._tasks:
             await end_all(self._tasks)
 
