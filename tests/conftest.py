@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,15 @@ def real_model() -> Callable[[str], Path]:
         return Path(folder) / REAL[name]
 
     return get
+
+
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    """A small hub on localhost."""
+    from fake_hub import FakeHub
+
+    with FakeHub() as running:
+        yield running
 
 
 @pytest.fixture

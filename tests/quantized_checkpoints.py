@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from octavo.weights.quantization import read_quantization
+from octavo.weights.quantization.read import Quantization
+
 LINEAR = re.compile(r"^(.+\.(?:q|k|v|o|gate|up|down)_proj)\.weight$")
 Parts = dict[str, Tensor]
 Quantizer = Callable[[Tensor], tuple[Parts, Tensor]]
@@ -48,6 +51,12 @@ def blocks(name: str) -> Quantizer:
         return {"weight": weight, name: scale}, means
 
     return quantize
+
+
+def read(config: dict[str, Any]) -> Quantization:
+    found = read_quantization({"quantization_config": config})
+    assert found is not None
+    return found
 
 
 def compressed(strategy: str, **more: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pty
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,6 @@ from safetensors.torch import load_file, save_file
 from octavo.cli import main
 
 DEVICE = ["--device", "cpu", "--threads", "1"]
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    with FakeHub() as running:
-        yield running
 
 
 @pytest.fixture

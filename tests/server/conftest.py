@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+import openai
 import pytest
 from fake_llm import FakeLLM
 from log_lines import Lines
@@ -27,6 +28,13 @@ def shared() -> Iterator[LiveServer]:
     """One server for the tests of a module that change nothing in it."""
     with LiveServer(FakeLLM()) as live:
         yield live
+
+
+@pytest.fixture(scope="module")
+def client(shared: LiveServer) -> Iterator[openai.OpenAI]:
+    """The stock client of that server."""
+    with shared.openai() as talking:
+        yield talking
 
 
 @pytest.fixture

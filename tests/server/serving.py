@@ -8,14 +8,16 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from octavo.base.config.config import ServerConfig
 from octavo.server.app import App, create_app
 from octavo.server.listener import HttpServer, listen
+
+if TYPE_CHECKING:
+    import openai
 
 
 class LiveServer:
@@ -52,9 +54,7 @@ class LiveServer:
         self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.client.close()
         self.loop.call_soon_threadsafe(self._http.stop)
         self._thread.join(30)
@@ -73,6 +73,12 @@ class LiveServer:
         response = self.post(path, {**body, "stream": True})
         assert response.headers["content-type"].startswith("text/event-stream"), response.text
         return parse_events(response.text)
+
+    def openai(self, key: str = "none") -> openai.OpenAI:
+        """The stock client, which asks once."""
+        import openai  # here, as few tests want it
+
+        return openai.OpenAI(base_url=self.url + "/v1", api_key=key, max_retries=0)
 
     def raw(self, data: bytes, *, wait: float = 5.0) -> bytes:
         """What comes back for these bytes, until the server closes or `wait` seconds pass."""

@@ -36,13 +36,9 @@ def content(*lines: Any) -> bytes:
     return b"".join((item if isinstance(item, bytes) else json.dumps(item).encode()) + b"\n" for item in lines)
 
 
-def connect(server: LiveServer, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0)
-
-
 @pytest.fixture
 def client(server: LiveServer) -> Iterator[openai.OpenAI]:
-    with connect(server) as talking:
+    with server.openai() as talking:
         yield talking
 
 
@@ -228,10 +224,10 @@ def test_the_next_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(lines, "_decode", noted(lines._decode))
     slow = FakeLLM()
     slow.delay = 0.02
-    with LiveServer(slow, batch_dir=str(tmp_path)) as first, connect(first) as client:
+    with LiveServer(slow, batch_dir=str(tmp_path)) as first, first.openai() as client:
         name = begin(client, line("short", {**BODY, "max_tokens": 1}), line("long", {**BODY, "max_tokens": 400}))
         wait_for(lambda: client.batches.retrieve(name).request_counts.completed == 1)  # type: ignore[union-attr]
-    with LiveServer(FakeLLM(), batch_dir=str(tmp_path)) as second, connect(second) as client:
+    with LiveServer(FakeLLM(), batch_dir=str(tmp_path)) as second, second.openai() as client:
         batch = ended(client, name)
         assert (batch.status, batch.request_counts.completed) == ("completed", 2)
         found = rows(client, batch.output_file_id)
@@ -245,7 +241,7 @@ def test_the_next_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_answers_outlive_their_input(tmp_path: Path, lost: str) -> None:
     slow = FakeLLM()
     slow.delay = 0.02
-    with LiveServer(slow, batch_dir=str(tmp_path)) as first, connect(first) as client:
+    with LiveServer(slow, batch_dir=str(tmp_path)) as first, first.openai() as client:
         name = begin(client, line("short", {**BODY, "max_tokens": 1}), line("long", {**BODY, "max_tokens": 400}))
         wait_for(lambda: client.batches.retrieve(name).request_counts.completed == 1)  # type: ignore[union-attr]
         source = tmp_path / f"{client.batches.retrieve(name).input_file_id}.data"
@@ -254,7 +250,7 @@ def test_answers_outlive_their_input(tmp_path: Path, lost: str) -> None:
         source.write_bytes(b"{\n")
     with (tmp_path / f"{name}_output.data").open("ab") as output:
         output.write(b'{"id":"batch_req_torn","custom_id":"long","resp')
-    with LiveServer(FakeLLM(), batch_dir=str(tmp_path)) as second, connect(second) as client:
+    with LiveServer(FakeLLM(), batch_dir=str(tmp_path)) as second, second.openai() as client:
         batch = ended(client, name)
         assert (batch.status, batch.request_counts.completed, batch.error_file_id) == ("failed", 1, None)
         assert [row["custom_id"] for row in rows(client, batch.output_file_id)] == ["short"]
@@ -301,7 +297,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_temporary_folder_is_gone_afterwards(llm: FakeLLM) -> None:
-    with LiveServer(llm) as server, connect(server) as client:
+    with LiveServer(llm) as server, server.openai() as client:
         client.files.create(file=("f", b"x"), purpose="batch")
         folder = server.app.batches.store.folder
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -311,7 +307,7 @@ def test_a_temporary_folder_is_gone_afterwards(llm: FakeLLM) -> None:
 
 def test_they_belong_to_their_key() -> None:
     locked = LiveServer(FakeLLM(), api_key=["one", "two"])
-    with locked as server, connect(server, "one") as one, connect(server, "two") as two:
+    with locked as server, server.openai("one") as one, server.openai("two") as two:
         name = begin(one, line("a"))
         file = ended(one, name).output_file_id
         calls: list[Callable[[], Any]] = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import anthropic
-import openai
 import pytest
 from anthropic.types import ModelInfo
 from fake_llm import ANSWER, FakeLLM
@@ -154,7 +153,7 @@ def test_parts_by_their_name_in_chats(server: LiveServer, llm: FakeLLM) -> None:
 def test_input_tokens(shared: LiveServer) -> None:
     ask: dict[str, Any] = {"model": "fake/model", "instructions": "Be brief"}
     tool: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
-    with openai.OpenAI(base_url=shared.url + "/v1", api_key="none", max_retries=0) as client:
+    with shared.openai() as client:
         first = client.responses.create(**ask, input="Hello", max_output_tokens=2, tools=[tool])
         assert first.usage is not None
         counted = client.responses.input_tokens.count(**ask, input="Hello", tools=[tool], tool_choice="auto")

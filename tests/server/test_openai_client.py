@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import openai
 import pytest
@@ -12,12 +11,6 @@ from serving import LiveServer
 
 MESSAGES: list = [{"role": "user", "content": "Hello"}]  # 12 tokens with the fake template
 MODEL = "fake/model"
-
-
-@pytest.fixture(scope="module")
-def client(shared: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=shared.url + "/v1", api_key="none", max_retries=0) as talking:
-        yield talking
 
 
 def test_models(client: openai.OpenAI) -> None:
@@ -179,7 +172,7 @@ def test_a_reply_can_be_sent_back(client: openai.OpenAI) -> None:
 def test_retries_what_is_busy(server: LiveServer) -> None:
     server.llm.overloaded = True
     with (
-        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client,
+        server.openai() as client,
         pytest.raises(openai.InternalServerError) as caught,
     ):
         client.completions.create(model=MODEL, prompt="a", stream=True)

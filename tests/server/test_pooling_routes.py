@@ -332,7 +332,7 @@ def test_values(embedder: LiveServer, path: str, kind: Any, base: dict[str, Any]
 def test_a_batch_of_embeddings(embedder: LiveServer, expected: list[list[float]]) -> None:
     url = "/v1/embeddings"
     lines = [{"custom_id": text, "method": "POST", "url": url, "body": {"model": "e", "input": text}} for text in TEXTS]
-    with openai.OpenAI(base_url=embedder.url + "/v1", api_key="none", max_retries=0) as client:
+    with embedder.openai() as client:
         content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         file = client.files.create(file=("in.jsonl", content), purpose="batch")
         name = client.batches.create(input_file_id=file.id, endpoint=url, completion_window="24h").id

@@ -63,7 +63,7 @@ def server(folder: Path) -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def ours(server: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+    with server.openai() as client:
         yield client
 
 
@@ -378,7 +378,7 @@ class Pet(pydantic.BaseModel):
 
 def test_answers_of_a_schema(checkpoint: Callable[[str], Path]) -> None:
     with start(checkpoint("llama")) as real:
-        with openai.OpenAI(base_url=real.url + "/v1", api_key="none", max_retries=0) as client:
+        with real.openai() as client:
             model = client.models.list().data[0].id
             asked: Any = {"model": model, "input": "A pet", "max_output_tokens": 90, "temperature": 0}
             assert isinstance(client.responses.parse(**asked, text_format=Pet).output_parsed, Pet)

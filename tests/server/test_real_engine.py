@@ -156,7 +156,7 @@ def test_the_canary_is_answered_the_same(clean: LiveServer) -> None:
 
 
 def test_streamed_equals_whole(clean: LiveServer) -> None:
-    with openai.OpenAI(base_url=clean.url + "/v1", api_key="none", max_retries=0) as client:
+    with clean.openai() as client:
         check_stream(client)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -27,16 +26,6 @@ from octavo.server.openai.types import Message
 
 MODEL = "fake/model"
 ASK: dict[str, Any] = {"model": MODEL, "input": "Hello"}
-
-
-def connect(server: LiveServer, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def client(shared: LiveServer) -> Iterator[openai.OpenAI]:
-    with connect(shared) as talking:
-        yield talking
 
 
 def test_whole(client: openai.OpenAI, shared: LiveServer) -> None:
@@ -179,7 +168,7 @@ def test_not_stored(client: openai.OpenAI) -> None:
 
 def test_answers_belong_to_their_key() -> None:
     locked = LiveServer(FakeLLM(), api_key=["one", "two"])
-    with locked as server, connect(server, "one") as one, connect(server, "two") as two:
+    with locked as server, server.openai("one") as one, server.openai("two") as two:
         reply = one.responses.create(**ASK, max_output_tokens=2)
         assert one.responses.retrieve(reply.id).id == reply.id
         for call in (two.responses.retrieve, two.responses.cancel, two.responses.delete):
@@ -192,7 +181,7 @@ def test_answers_belong_to_their_key() -> None:
 
 
 def test_background(server: LiveServer, llm: FakeLLM) -> None:
-    with connect(server) as client:
+    with server.openai() as client:
         reply = client.responses.create(**ASK, background=True, max_output_tokens=5)
         assert (reply.status, reply.background) == ("in_progress", True)
         wait_for(lambda: client.responses.retrieve(reply.id).status == "incomplete")
@@ -228,7 +217,7 @@ def test_no_events_are_made_where_none_are_sent(server: LiveServer, monkeypatch:
         return made[-1]
 
     monkeypatch.setattr(ResponseBuilder, "piece", noted)
-    with connect(server) as talking:
+    with server.openai() as talking:
         reply = talking.responses.create(**ASK, background=True, max_output_tokens=5)
         wait_for(lambda: talking.responses.retrieve(reply.id).status == "incomplete")
         assert talking.responses.retrieve(reply.id).output_text == ANSWER[:5]
@@ -236,7 +225,7 @@ def test_no_events_are_made_where_none_are_sent(server: LiveServer, monkeypatch:
 
 
 def test_background_failures(server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    with connect(server) as client:
+    with server.openai() as client:
         llm.fail_at, llm.failure = 3, KeyError("secret")
         reply = client.responses.create(**ASK, background=True)
         wait_for(lambda: client.responses.retrieve(reply.id).status == "failed")
@@ -257,7 +246,7 @@ def test_background_failures(server: LiveServer, llm: FakeLLM, monkeypatch: pyte
 
 def test_a_stream_that_fails(server: LiveServer, llm: FakeLLM) -> None:
     llm.fail_at, llm.failure = 3, RequestFailedError("non-finite logits")
-    with connect(server) as client:
+    with server.openai() as client:
         with client.responses.stream(**ASK) as stream:
             events = list(stream)
         assert events[-1].type == "response.failed"
@@ -277,7 +266,7 @@ def test_a_stream_that_fails(server: LiveServer, llm: FakeLLM) -> None:
 
 def test_a_client_that_leaves(server: LiveServer, llm: FakeLLM) -> None:
     llm.delay = 0.02
-    with connect(server) as client, client.responses.stream(**ASK) as stream:
+    with server.openai() as client, client.responses.stream(**ASK) as stream:
         next(iter(stream))
         wait_for(lambda: bool(llm.running))
     wait_for(lambda: not llm.running and len(server.app.traffic) == 0)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import openai
 import pydantic
 import pytest
 from serving import LiveServer, parse_events
@@ -116,7 +115,7 @@ def test_json_object_and_structural_tags(real: LiveServer) -> None:
 
 
 def test_parse_of_the_openai_client(real: LiveServer) -> None:
-    with openai.OpenAI(base_url=real.url + "/v1", api_key="none", max_retries=0) as client:
+    with real.openai() as client:
         model = client.models.list().data[0].id
         answer = client.chat.completions.parse(
             model=model,

@@ -53,7 +53,7 @@ def server(folder: Path) -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def client(server: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as talking:
+    with server.openai() as talking:
         yield talking
 
 
@@ -148,7 +148,7 @@ TWO = next(answer for answer in RECORDED if answer.format == "hermes" and len(an
 def by_flag(folder: Path) -> Iterator[openai.OpenAI]:
     with (
         replay_server(folder, tool_call_parser="hermes", reasoning_parser="qwen3") as live,
-        openai.OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0) as talking,
+        live.openai() as talking,
     ):
         yield talking
 
@@ -157,7 +157,7 @@ def by_flag(folder: Path) -> Iterator[openai.OpenAI]:
 def without_reasoning(folder: Path) -> Iterator[openai.OpenAI]:
     with (
         replay_server(folder, tool_call_parser="hermes") as live,
-        openai.OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0) as talking,
+        live.openai() as talking,
     ):
         yield talking
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ try:
 except Exception as error:
     print(json.dumps({"error": type(error).__name__, "message": str(error), "param": getattr(error, "param", None)}))
 """
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    with FakeHub() as running:
-        yield running
 
 
 @pytest.fixture

@@ -5,23 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from quantized_checkpoints import compressed
+from quantized_checkpoints import compressed, read
 
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, QuantizedTensor, StoredTensor
 from octavo.weights.quantization import METHODS, read_quantization
 from octavo.weights.quantization.patterns import compile_pattern
-from octavo.weights.quantization.read import Quantization
 
 SHAPE = (256, 130)
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 BLOCKS = {**FP8, "weight_block_size": [128, 128]}
-
-
-def read(config: dict[str, Any]) -> Quantization:
-    found = read_quantization({"quantization_config": config})
-    assert found is not None
-    return found
 
 
 def tensor(name: str, scheme: str, *shape: int) -> StoredTensor:

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quantized_checkpoints import AWQ, GPTQ, integers
+from quantized_checkpoints import AWQ, GPTQ, integers, read
 
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, MatrixScheme, QuantizedTensor, StoredTensor
 from octavo.weights.quantization import find_quantization, read_quantization
-from octavo.weights.quantization.read import Quantization
 
 OUT, IN = 24, 128
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
@@ -22,12 +21,6 @@ IN_GPTQ: Shapes = {"qweight": ("I32", (16, 24)), "qzeros": ("I32", (4, 3)), "sca
 IN_AWQ: Shapes = {"qweight": ("I32", (128, 3)), "qzeros": ("I32", (4, 3)), "scales": ("F16", (4, 24))}
 IN_PACKED: Shapes = {"weight_packed": ("I32", (24, 16)), "weight_scale": ("BF16", (24, 4))}
 PACKED = integers("group", group_size=32)
-
-
-def read(config: dict[str, Any]) -> Quantization:
-    found = read_quantization({"quantization_config": config})
-    assert found is not None
-    return found
 
 
 def tensors(shapes: Shapes) -> dict[str, StoredTensor]:
