@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+import native_tiny
 import numpy as np
 import pytest
 from native_calls import REMOTE, TARGETS, Native, kernels
 from native_remote import Remote, remote
+
+from octavo.backends.cpu.native import Pool
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +35,12 @@ def remotes(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Remote]]
             return made[place]
 
         yield get
+
+
+@pytest.fixture(params=native_tiny.TARGETS, ids=" ".join)
+def pool(request: pytest.FixtureRequest, remotes: Callable[[str], Remote]) -> Iterator[Pool]:
+    with native_tiny.target(*request.param, remotes) as made:
+        yield made
 
 
 @pytest.fixture(params=["here", *REMOTE])

@@ -105,6 +105,14 @@ POISON = 0xFFFF
 """A bfloat16 that is NaN, as no number is rounded to."""
 
 
+def rand(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def poisoned(*shape: int) -> np.ndarray:
+    return np.full(shape, np.nan, np.float32)
+
+
 def poison(cells: Cells) -> Cells:
     """Numbers that show wherever they are used: NaN in every type, by the scales where the cells are int8."""
     for array in cells.arrays:

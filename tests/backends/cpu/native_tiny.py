@@ -36,6 +36,17 @@ def variant(name: str) -> Iterator[None]:
 
 
 @contextmanager
+def here(threads: int) -> Iterator[Pool]:
+    """The library that was built, with the kernels of its own choice; skips where nothing was compiled."""
+    library = native.library()
+    if library is None:
+        pytest.skip("nothing was compiled")
+    made = Pool(library, threads)
+    yield made
+    made.close()
+
+
+@contextmanager
 def target(place: str, name: str, remotes: Callable[[str], Remote]) -> Iterator[Pool]:
     """Two threads that run a variant's operations, in this process ("here") or elsewhere; skips where they cannot."""
     if place == "here":

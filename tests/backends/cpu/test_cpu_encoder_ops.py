@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from cpu_tiny import poisoned, rand
 
 from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
@@ -14,14 +15,6 @@ from octavo.backends.cpu.team import Team
 
 TEAM = Team(2)
 BLOCKS = np.zeros(0, np.int64)
-
-
-def rand(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def poisoned(*shape: int) -> np.ndarray:
-    return np.full(shape, np.nan, np.float32)
 
 
 def make_plan(counts: list[int], heads: int, *, scores: int = SCORES) -> AttentionPlan:

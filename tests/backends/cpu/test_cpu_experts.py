@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from octavo.backends.cpu import native, ops
+from octavo.backends.cpu import ops
 from octavo.backends.cpu.native import Pool
 from octavo.backends.cpu.packed import Matrix, Packed
 from octavo.backends.cpu.program import Instruction
@@ -90,12 +90,8 @@ def pack(pool: Pool, part: list[np.ndarray], e: int, kind: str) -> Matrix:
 
 @pytest.fixture(params=[1, 3])
 def pool(request: pytest.FixtureRequest):
-    library = native.library()
-    if library is None:
-        pytest.skip("nothing was compiled")
-    made = Pool(library, request.param)
-    yield made
-    made.close()
+    with native_tiny.here(request.param) as made:
+        yield made
 
 
 @pytest.mark.parametrize("renormalize", [False, True])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import cpu_tiny
 import native_tiny
 import numpy as np
 import pytest
-from native_remote import Remote
-from test_cpu_encoder_ops import make_plan, poisoned, rand
+from cpu_tiny import poisoned, rand
+from test_cpu_encoder_ops import make_plan
 
 from octavo.backends.cpu import ops
 from octavo.backends.cpu.native import Pool
@@ -17,12 +15,6 @@ from octavo.backends.cpu.packed import Packed
 from octavo.backends.cpu.program import Instruction
 
 pytestmark = pytest.mark.timeout(1200)  # the first use of a place compiles the kernels for it
-
-
-@pytest.fixture(params=native_tiny.TARGETS, ids=" ".join)
-def pool(request: pytest.FixtureRequest, remotes: Callable[[str], Remote]) -> Iterator[Pool]:
-    with native_tiny.target(*request.param, remotes) as made:
-        yield made
 
 
 @pytest.mark.parametrize(("ids", "offset"), [("positions", 2), ("types", 0)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import cpu_tiny
 import native_tiny
 import numpy as np
 import pytest
-from native_remote import Remote
+from cpu_tiny import poisoned, rand
 
 from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
@@ -29,20 +29,6 @@ SHAPES = [(1, 1), (1, 7), (3, 33), (19, 80)]
 def covers(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     TESTED.add(name)
     return lambda test: test
-
-
-@pytest.fixture(params=native_tiny.TARGETS, ids=" ".join)
-def pool(request: pytest.FixtureRequest, remotes: Callable[[str], Remote]) -> Iterator[Pool]:
-    with native_tiny.target(*request.param, remotes) as made:
-        yield made
-
-
-def rand(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def poisoned(*shape: int) -> np.ndarray:
-    return np.full(shape, np.nan, np.float32)
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 2e-6) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import cpu_tiny
 import numpy as np
 import pytest
+from cpu_tiny import poisoned, rand
 
 from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
@@ -24,14 +25,6 @@ TEAM = Team(2)
 def covers(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     TESTED.update(names)
     return lambda test: test
-
-
-def rand(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def poisoned(*shape: int) -> np.ndarray:
-    return np.full(shape, np.nan, np.float32)
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:

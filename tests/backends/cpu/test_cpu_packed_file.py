@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import cpu_tiny
+import native_tiny
 import numpy as np
 import pytest
 
@@ -41,12 +42,8 @@ def _small_and_young_files_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    loaded = native.library()
-    if loaded is None:
-        pytest.skip("nothing was compiled")
-    made = Pool(loaded, 2)
-    yield made
-    made.close()
+    with native_tiny.here(2) as made:
+        yield made
 
 
 def q8_0(shape: tuple[int, ...], seed: int) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import native_tiny
 import numpy as np
 import pytest
+from cpu_tiny import rand
 from native_remote import ARM_CORES, PLACES, Remote, RemotePool, remote
 
 from octavo.backends.cpu import native
@@ -16,10 +17,6 @@ from octavo.backends.cpu.program import Instruction
 from octavo.backends.cpu.rows import Span
 
 pytestmark = pytest.mark.timeout(1200)  # the first use of a place compiles the kernels for it
-
-
-def rand(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def linear(pool: RemotePool, weights: list[np.ndarray], x: np.ndarray) -> np.ndarray:

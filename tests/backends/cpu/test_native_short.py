@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import native_tiny
 import numpy as np
 import pytest
 from native_calls import NAMES, Native, RefusedError, kernels
@@ -123,12 +124,8 @@ def test_packing_in_parts_is_packing(library: Native) -> None:
 
 @pytest.fixture(params=[1, 3])
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    loaded = native_library.library()
-    if loaded is None:
-        pytest.skip("nothing was compiled")
-    made = Pool(loaded, request.param)
-    yield made
-    made.close()
+    with native_tiny.here(request.param) as made:
+        yield made
 
 
 def test_threads_pack_the_same_or_nothing(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

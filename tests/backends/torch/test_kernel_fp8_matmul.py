@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from products_inputs import DEVICE, plan_of, poisoned, random
 
 from octavo.backends.torch.kernels import fp8_matmul
 from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul, widen
 from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant
-from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, make_scratch, scratch_sizes, skinny_matmul
+from octavo.backends.torch.kernels.skinny_matmul import Norm, Scaled, scratch_sizes, skinny_matmul
 from octavo.backends.torch.quant.fp8 import Fp8Matrix, quantize_fp8
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-5
 WHOLE = Variant("vector", 32, 512, 4)
 LONG = Variant("vector", 32, 128, 4)
@@ -29,14 +29,6 @@ GROUPS = [(1, 0), (128, 128), (1, 128)]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
-def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape).to(DEVICE, dtype)
-
-
-def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
-
-
 def matrix(n: int, k: int, group: tuple[int, int]) -> Fp8Matrix:
     """Any finite elements; scales that tell groups apart, inside a wider tensor of NaN."""
     codes = torch.randint(0, 256, (n, k), dtype=torch.uint8)
@@ -50,14 +42,6 @@ def matrix(n: int, k: int, group: tuple[int, int]) -> Fp8Matrix:
 def scaled(weight: Fp8Matrix) -> Scaled:
     scale = weight.scale.contiguous() if weight.group[1] == 0 else weight.scale
     return Scaled(weight.weight, scale, weight.group)
-
-
-def plan_of(variant: Variant, m: int, n: int, gated: bool = False) -> Plan:
-    elements, tiles = scratch_sizes(variant, m, n, gated=gated)
-    scratch = make_scratch(elements, tiles, DEVICE) if tiles else None
-    if scratch is not None:
-        scratch.partial.fill_(float("nan"))
-    return Plan(variant, scratch)
 
 
 def product(x: torch.Tensor, weight: Fp8Matrix, bias: torch.Tensor | None = None) -> torch.Tensor:

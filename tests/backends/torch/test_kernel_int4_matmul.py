@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from int4_matrices import draw
+from products_inputs import DEVICE, poisoned, random
 
 from octavo.backends.torch.kernels.int4_matmul import (
     MAX_ROWS,
@@ -20,7 +21,6 @@ from octavo.backends.torch.kernels.int4_matmul import (
 from octavo.backends.torch.kernels.skinny_matmul import make_scratch
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VECTOR = Variant("vector", 8, 1, 2, repeat=2)
 DEEP = Variant("vector", 16, 4, 1, repeat=4)
 DOT = Variant("dot", 64, 4, 2)
@@ -31,14 +31,6 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 def rows_of(variant: Variant, m: int) -> int:
     return 1 if variant.form == "vector" else m
-
-
-def random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(*shape).to(DEVICE, dtype)
-
-
-def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
 
 
 def multiply(variant: Variant, x: torch.Tensor, weight: Int4Matrix, out: torch.Tensor, **more: Any) -> torch.Tensor:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from products_inputs import DEVICE, plan_of, poisoned, random
 
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, choose
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, make_scratch, scratch_sizes, skinny_matmul
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 VECTOR = Variant("vector", 16, 128, 4)
 DOT = Variant("dot", 16, 32, 4, 2)
@@ -19,22 +18,6 @@ SPLIT_SWAP = Variant("dot", 32, 16, 4, 2, split=2, swap=True)
 FORMS = {"vector": VECTOR, "dot": DOT, "swap": SWAP, "split": SPLIT, "split_swap": SPLIT_SWAP}
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 EPS = 1e-5
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape).to(DEVICE, dtype)
-
-
-def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
-
-
-def plan_of(variant: Variant, m: int, n: int, gated: bool = False) -> Plan:
-    elements, tiles = scratch_sizes(variant, m, n, gated=gated)
-    scratch = make_scratch(elements, tiles, DEVICE) if tiles else None
-    if scratch is not None:
-        scratch.partial.fill_(float("nan"))
-    return Plan(variant, scratch)
 
 
 def normed(x: torch.Tensor, norm: Norm) -> torch.Tensor:

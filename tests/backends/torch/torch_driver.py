@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,8 +135,3 @@ def vector(entry: TokenLogprobs | None) -> np.ndarray:
 def close(entry: TokenLogprobs | None, logits: np.ndarray, tolerance: float = 2e-5) -> None:
     """The entry's log probabilities are those of the reference's logits."""
     np.testing.assert_allclose(vector(entry), log_softmax(logits), rtol=0, atol=tolerance)
-
-
-def with_mixer(model: ModelSpec, **more: Any) -> ModelSpec:
-    layers = tuple(replace(each, mixer=replace(each.mixer, **more)) for each in model.layers)
-    return replace(model, layers=layers)
