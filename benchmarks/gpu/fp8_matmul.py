@@ -9,10 +9,7 @@ many: 8192 and 512 rows in FP8 on both sides, beside bfloat16.  tb_s: bytes of E
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 import triton
+from products import Lines, compile_all, compile_share, label
 from torch import Tensor
 
 from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul
@@ -46,7 +44,6 @@ FUSED_ROWS = (1, 4, 8, 16, 32, 64)
 BLOCK_ROWS = (1, 16)
 MANY = (512, 8192)
 CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
-WORKERS = 14
 EPS = 1e-5
 
 
@@ -59,14 +56,6 @@ class Case(NamedTuple):
     norm: bool
     columns: int
     variant: Variant
-
-
-def label(variant: Variant) -> str:
-    """v: vector, d: dot, s: dot with the weights as the tall side."""
-    if variant.form == "vector":
-        return f"v{variant.block_n}x{variant.block_k}w{variant.warps}"
-    end = f"k{variant.split}" if variant.split > 1 else ""
-    return f"{'ds'[variant.swap]}{variant.block_n}x{variant.block_k}w{variant.warps}s{variant.stages}{end}"
 
 
 def vectors(m: int, k: int, *, gated: bool, columns: int) -> list[Variant]:
@@ -227,8 +216,8 @@ class Bench:
         return us, error
 
 
-def compile_share(part: str, index: int) -> None:
-    """Of all launches that differ in what Triton compiles, every WORKERS-th once, so that its disk cache has them."""
+def distinct_cases(part: str) -> list[Case]:
+    """One of all launches that are the same in what Triton compiles."""
     distinct: dict[object, Case] = {}
     for case in all_cases(part):
         n, k = SHAPES[case.name]
@@ -236,39 +225,13 @@ def compile_share(part: str, index: int) -> None:
         key = (k, rows, case.act, case.norm, case.columns, case.variant)
         if key not in distinct or n < SHAPES[distinct[key].name][0]:
             distinct[key] = case
-    for case in list(distinct.values())[index::WORKERS]:
-        try:
-            Bench(case.name, case.columns, least=0).launches(case)[1](0)
-            torch.cuda.synchronize()
-        except Exception as error:
-            print("compiling", case, repr(error)[:300], flush=True)
-            if "CUDA error" in repr(error):
-                return
+    return list(distinct.values())
 
 
-def compile_all(part: str, seconds: float) -> None:
-    start = time.time()
-    command = [sys.executable, __file__, part, "--compile"]
-    workers = [subprocess.Popen([*command, str(i)]) for i in range(WORKERS)]
-    for worker in workers:
-        try:
-            worker.wait(max(1.0, seconds - (time.time() - start)))
-        except subprocess.TimeoutExpired:
-            worker.kill()
-    print(f"compiled in {time.time() - start:.1f} s", flush=True)
+class Report(Lines):
+    """Times, and tells."""
 
-
-class Report:
-    """JSON lines out, table rows kept for the end."""
-
-    def __init__(self) -> None:
-        folder = os.environ.get("OUT")
-        self.file = open(os.path.join(folder, "fp8_matmul.jsonl"), "w") if folder else sys.stdout  # noqa: SIM115
-        self.rows: list[str] = []
-
-    def line(self, **values: object) -> None:
-        self.file.write(json.dumps({"kernel": "fp8_matmul", **values}) + "\n")
-        self.file.flush()
+    kernel = "fp8_matmul"
 
     def few(self, bench: Bench, cases: list[Case], wanted: Tensor, library: tuple[float, float]) -> None:
         """Times all variants of one (shape, M, act, norm, columns), keeps the row of the table."""
@@ -366,12 +329,16 @@ def measure(part: str, report: Report, deadline: float) -> None:
 def main() -> None:
     part = sys.argv[1] if len(sys.argv) > 1 else "all"
     if "--compile" in sys.argv:
-        compile_share(part, int(sys.argv[-1]))
+        compile_share(
+            distinct_cases(part),
+            lambda case: Bench(case.name, case.columns, least=0).launches(case)[1](0),
+            int(sys.argv[-1]),
+        )
         return
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 85.0
     start = time.time()
     if part != "many":
-        compile_all(part, seconds * 0.6)
+        compile_all(__file__, part, seconds * 0.6)
     report = Report()
     try:
         measure(part, report, start + seconds * 0.85)

@@ -5,10 +5,7 @@ python benchmarks/gpu/int4_matmul.py [all | plain | gated] [seconds]; JSON lines
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 import triton
+from products import Lines, compile_all, compile_share
 from torch import Tensor
 
 from octavo.backends.torch.kernels.gated import gated
@@ -77,7 +75,6 @@ DOTS = {  # padded M: variants before splitting
 }
 DOT_ROWS = {1: 3, 2: 3, 4: 3, 8: 3}  # at these M only the first few: the same kernels as at 16
 CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
-WORKERS = 14
 
 
 class Case(NamedTuple):
@@ -224,47 +221,21 @@ class Bench:
         return us, error
 
 
-def compile_share(part: str, index: int) -> None:
-    """Of all launches that differ in what Triton compiles, every WORKERS-th once, so that its disk cache has them."""
+def distinct_cases(part: str) -> list[Case]:
+    """One of all launches that are the same in what Triton compiles."""
     distinct: dict[object, Case] = {}
     for case in all_cases(part):
         rows = 1 if case.variant.form == "vector" else min(padded_rows(case.m), 64)
         key = (SHAPES[case.name][1], rows, case.act, case.zeros, case.variant)
         if key not in distinct or SHAPES[case.name][0] < SHAPES[distinct[key].name][0]:
             distinct[key] = case
-    for case in list(distinct.values())[index::WORKERS]:
-        try:
-            Bench(case.name, 0).launches(case)[1](0)
-            torch.cuda.synchronize()
-        except Exception as error:
-            print("compiling", case, repr(error)[:300], flush=True)
-            if "CUDA error" in repr(error):
-                return
+    return list(distinct.values())
 
 
-def compile_all(part: str, seconds: float) -> None:
-    start = time.time()
-    command = [sys.executable, __file__, part, "--compile"]
-    workers = [subprocess.Popen([*command, str(i)]) for i in range(WORKERS)]
-    for worker in workers:
-        try:
-            worker.wait(max(1.0, seconds - (time.time() - start)))
-        except subprocess.TimeoutExpired:
-            worker.kill()
-    print(f"compiled in {time.time() - start:.1f} s", flush=True)
+class Report(Lines):
+    """Times, and tells."""
 
-
-class Report:
-    """JSON lines out, table rows kept for the end."""
-
-    def __init__(self) -> None:
-        folder = os.environ.get("OUT")
-        self.file = open(os.path.join(folder, "int4_matmul.jsonl"), "w") if folder else sys.stdout  # noqa: SIM115
-        self.rows: list[str] = []
-
-    def line(self, **values: object) -> None:
-        self.file.write(json.dumps({"kernel": "int4_matmul", **values}) + "\n")
-        self.file.flush()
+    kernel = "int4_matmul"
 
     def group(self, bench: Bench, cases: list[Case]) -> None:
         """Times all variants of one (shape, M, act, zeros), keeps the best three for the table."""
@@ -345,11 +316,11 @@ def measure(part: str, report: Report, deadline: float) -> None:
 def main() -> None:
     part = sys.argv[1] if len(sys.argv) > 1 else "all"
     if "--compile" in sys.argv:
-        compile_share(part, int(sys.argv[-1]))
+        compile_share(distinct_cases(part), lambda case: Bench(case.name, 0).launches(case)[1](0), int(sys.argv[-1]))
         return
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 90.0
     start = time.time()
-    compile_all(part, seconds * 0.55)
+    compile_all(__file__, part, seconds * 0.55)
     report = Report()
     try:
         measure(part, report, start + seconds * 0.92)
