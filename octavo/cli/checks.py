@@ -17,6 +17,7 @@ from octavo.api.build import open_model
 from octavo.api.devices import check_dtypes, choose_device, diagnose_kernels
 from octavo.api.model import Model
 from octavo.api.quantization import online_quantization
+from octavo.backends.cpu.host import usable_cores
 from octavo.base.config import env
 from octavo.base.config.config import PARTS, EngineConfig, ServerConfig
 from octavo.base.config.options import options
@@ -135,7 +136,7 @@ def _threads(patient: Patient) -> Result:
     """More threads than cores wait for one another at every product."""
     ordered = env.ordered_threads()
     asked = patient.config.device.threads or ordered or 0
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     if asked > usable:
         return "slow", f"{asked} threads on {usable} usable cores", f"--threads {usable}, and unset OMP_NUM_THREADS"
     if not asked and ordered == 0:

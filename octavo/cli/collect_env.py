@@ -10,6 +10,7 @@ from importlib import metadata
 
 from octavo import __version__
 from octavo.api.devices import choose_device, device_memory
+from octavo.backends.cpu.host import usable_cores
 from octavo.base.config.config import DeviceConfig
 from octavo.base.config.env import VARIABLES, read
 from octavo.cli.flags import Parser
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         ("python", f"{sys.version.split()[0]} ({platform.python_implementation()}, {sys.executable})"),
         ("system", platform.platform()),
         ("processor", _processor()),
-        ("cores", f"{_cores()} usable of {os.cpu_count()}"),
+        ("cores", f"{usable_cores()} usable of {os.cpu_count()}"),
         ("device", f"{device} ({'; '.join(reasons)})"),
         ("memory", f"{memory.free / 2**30:.1f} GiB free of {memory.total / 2**30:.1f} GiB"),
     ]
@@ -60,10 +61,6 @@ def _processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str:

@@ -100,6 +100,12 @@ def test_threads(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     only(examine(), "threads", "slow", "4000 threads", "OMP_NUM_THREADS")
 
 
+def test_threads_within_the_quota_of_a_container(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = host._read
+    monkeypatch.setattr(host, "_read", lambda path: "100000 100000" if path.name == "cpu.max" else read(path))
+    only(examine("--threads", "2"), "threads", "slow", "2 threads on 1 usable cores", "--threads 1")
+
+
 @pytest.mark.parametrize("value", ["4,2", "0"])
 def test_threads_that_are_no_number(examine: Examine, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
