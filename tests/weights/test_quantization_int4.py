@@ -148,14 +148,18 @@ def test_where_older_checkpoints_tell_it(
     quantization = find_quantization(tmp_path, config, stored)
     assert quantization is not None
     assert quantization.find(stored, "m.q", (OUT, IN)) is not None
+    without_weights = find_quantization(tmp_path, config, {})
+    assert without_weights is not None
+    assert without_weights.scheme("m.q") == quantization.scheme("m.q")
 
 
 def test_a_file_of_its_own_is_named_in_errors_and_passed_over_beside_plain_weights(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 3, "group_size": 32}))
     with pytest.raises(ModelFormatError, match=r"quantize_config\.json: bits '3' is not supported"):
         find_quantization(tmp_path, {}, tensors(IN_GPTQ))
-    assert find_quantization(tmp_path, {}, tensors({"weight": ("F16", (OUT, IN))})) is None
-    assert find_quantization(tmp_path, {"compression_config": {"sparsity_config": {"format": "dense"}}}, {}) is None
+    plain = tensors({"weight": ("F16", (OUT, IN))})
+    assert find_quantization(tmp_path, {}, plain) is None
+    assert find_quantization(tmp_path, {"compression_config": {"sparsity_config": {"format": "dense"}}}, plain) is None
 
 
 def test_modules_with_keys_of_their_own() -> None:

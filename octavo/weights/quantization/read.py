@@ -49,14 +49,17 @@ class Quantization:
 
 
 def find_quantization(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Quantization | None:
-    """As read_quantization; also from where older checkpoints tell it: compression_config, text_config, OWN_FILES."""
+    """As read_quantization; also from where older checkpoints tell it: compression_config, text_config, OWN_FILES, the
+    last where there are no tensors (dummy weights, `octavo plan` of a config alone) or some are as they say.
+    """
     text, old = config.get("text_config"), config.get("compression_config")
     found = config.get("quantization_config")
     if not found and isinstance(old, dict) and old.get("config_groups"):
         found = {**old, "quant_method": "compressed-tensors"}
     if not found and isinstance(text, dict):
         found = text.get("quantization_config")
-    if found or not any(name.endswith((".qweight", ".weight_scale")) for name in tensors):
+    plain = tensors and not any(name.endswith((".qweight", ".weight_scale")) for name in tensors)
+    if found or plain:
         return read_quantization({"quantization_config": found})
     for file, method in OWN_FILES.items():
         if own := read_json(folder / file):
