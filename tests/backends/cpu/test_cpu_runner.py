@@ -17,6 +17,7 @@ import pytest
 from parity.drive import EVERYTHING, Drive, Seq, check_against
 
 from octavo.backends.cpu import runner
+from octavo.backends.cpu.host import take_threads
 from octavo.backends.cpu.machine import Machine
 from octavo.backends.cpu.native import library
 from octavo.backends.cpu.native_machine import NativeMachine
@@ -409,6 +410,7 @@ def test_a_load_that_fails_leaves_no_thread(where: str, monkeypatch: pytest.Monk
 
     if where == "machine":
         monkeypatch.setattr(runner, "NativeMachine", fail)
+    take_threads(1)  # a fork, as another test makes, ends BLAS's thread, and this brings it back
     before = len(os.listdir("/proc/self/task"))
     made = CpuBackend(max_num_seqs=1, max_model_len=8, max_num_batched_tokens=8, block_size=8, threads=3)
     stored = {name: cpu_tiny.stored(name, array) for name, array in WEIGHTS.items()}
