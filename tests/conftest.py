@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -50,6 +51,20 @@ def hub() -> Iterator[Any]:
 
     with FakeHub() as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """What a command sets up in this process goes after its test: caplog would be empty in all later ones."""
+    logger = logging.getLogger("octavo")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    for handler in [handler for handler in logger.handlers if handler not in before[0]]:
+        logger.removeHandler(handler)
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    logger.setLevel(before[1])
+    logger.propagate = before[2]
 
 
 @pytest.fixture

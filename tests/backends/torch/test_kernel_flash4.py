@@ -348,6 +348,7 @@ def test_where_it_is_missing(hopper: pytest.MonkeyPatch) -> None:
 def test_the_real_one(mixer: Attention, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled in a process of its own, beside our kernel and float64."""
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
+    monkeypatch.setattr(flash4, "GRACE_S", flash4.PATIENCE_S)
     model = spec(replace(layer(), mixer=mixer))
     half = torch.bfloat16
     flash = flash4.Flash4(model, device=HERE, dtype=half, cache_dtype=half, block_size=flash4.BLOCK_SIZE)
