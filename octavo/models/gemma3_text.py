@@ -68,7 +68,7 @@ def spec(config: Mapping[str, Any]) -> ModelSpec:
         return Layer(mixer, ffn, pre_mixer=norm, pre_ffn=norm, post_mixer=norm, post_ffn=norm)
 
     count = c.integer("num_hidden_layers")
-    every = c.integer("sliding_window_pattern", default=c.integer("_sliding_window_pattern", default=6))
+    every = c.integer("sliding_window_pattern", default=6)
     pattern = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
     types = read_layer_types(c, default=pattern)
     by_type = {kind: layer(kind) for kind in sorted(set(types))}

@@ -68,8 +68,12 @@ def max_position(config: Config, *, default: int) -> int:
 
 
 def _keys(config: Config, layer_type: str, scaled: bool) -> Config:
-    old, new = config.section("rope_scaling"), config.section("rope_parameters")
-    keys = old if old.values else new
+    """Of a layer type. rope_scaling wins, but for a rope_theta that rope_parameters alone has."""
+    old, new = (_part(config.section(key), layer_type, scaled) for key in ("rope_scaling", "rope_parameters"))
+    return Config({"rope_theta": new.values.get("rope_theta"), **old.values}, old.where) if old.values else new
+
+
+def _part(keys: Config, layer_type: str, scaled: bool) -> Config:
     if any(name in keys.values for name in LAYER_TYPES):
         return keys.section(layer_type)
     return keys if scaled else Config({})
@@ -79,7 +83,7 @@ def _original_length(keys: Config, config: Config) -> int:
     key = "original_max_position_embeddings"
     if config.has(key):
         return config.integer(key)
-    return keys.integer(key, default=config.integer("max_position_embeddings"))
+    return keys.integer(key) if keys.has(key) else config.integer("max_position_embeddings")
 
 
 def _factor(keys: Config) -> float:

@@ -81,6 +81,27 @@ def _old_form(config: dict[str, Any]) -> dict[str, Any]:
     return old
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"sliding_window_pattern": 2},
+        {"_sliding_window_pattern": 2},  # an attribute of Transformers' own, written and never read
+        {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    ],
+)
+def test_gemma3_keys(keys: dict[str, Any], folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["gemma3_text"], tmp_path / "gemma3_text")
+    config = read_config(tmp_path / "gemma3_text")
+    del config["layer_types"], config["_sliding_window_pattern"]
+    config["rope_parameters"]["sliding_attention"]["rope_theta"] = 1000.0
+    config |= keys
+    (tmp_path / "gemma3_text" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokens = checkpoints.prompt(40)
+    spec = build_spec(config)
+    ours = reference_forward.forward(spec, read_weights(tmp_path / "gemma3_text", spec, config), tokens)
+    np.testing.assert_allclose(ours, checkpoints.hf_logits(tmp_path / "gemma3_text", tokens), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("family", "used"), [("qwen3_moe", "num_local_experts"), ("mixtral", "num_experts")])
 def test_two_numbers_of_experts(family: str, used: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """Of two that differ the same one counts as with Transformers, which loads such a checkpoint."""

@@ -96,6 +96,26 @@ def test_parameters_of_each_layer_type() -> None:
     assert build(config, 4, layer_type="full_attention").inv_freq == (0.5, 0.005)
 
 
+def test_scaling_beside_new_parameters_leaves_their_theta() -> None:
+    """hf_overrides may put rope_scaling into a config of the new form."""
+    linear = {"rope_type": "linear", "factor": 2.0}
+    flat = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}, "rope_scaling": linear}
+    assert build(flat, 4, default_theta=5.0).inv_freq == (0.5, 0.005)
+    assert build({**flat, "rope_scaling": {**linear, "rope_theta": 100.0}}, 4).inv_freq == (0.5, 0.05)
+    nested = {"sliding_attention": {"rope_theta": 100.0}, "full_attention": {"rope_theta": 10_000.0}}
+    both = {"rope_parameters": nested, "rope_scaling": linear}
+    assert build(both, 4, layer_type="sliding_attention", scaled=False).inv_freq == (1.0, 0.1)
+    assert build(both, 4, layer_type="full_attention").inv_freq == (0.5, 0.005)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "yarn"])
+def test_max_position_embeddings_is_not_asked_for_where_the_original_is_told(kind: str) -> None:
+    scaling = {**ROPES[kind], "original_max_position_embeddings": 64}
+    assert build({"rope_scaling": scaling}) == build({**SIZES, "rope_scaling": scaling})
+    with pytest.raises(ModelFormatError, match="max_position_embeddings must be"):
+        build({"rope_scaling": {**scaling, "original_max_position_embeddings": None}})
+
+
 def test_freq_factors_divide_and_must_fit() -> None:
     assert build({"rope_freq_factors": [2.0, 4.0]}, 4).inv_freq == (0.5, 0.0025)
     for bad in ([1.0], [1.0, 0.0], [1.0, float("nan")], "ab", [1.0, "2"]):
