@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from octavo.base.errors import UnsupportedError
 from octavo.models.config import Config
 from octavo.models.names import LLAMA_LAYER, decoder_names
 from octavo.models.parts import (
@@ -14,7 +15,6 @@ from octavo.models.parts import (
     read_heads,
     read_layer_types,
     read_norm,
-    refuse_true,
 )
 from octavo.models.rope import rope
 from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec
@@ -39,14 +39,22 @@ LAYER_NAMES = {
 def spec(config: Mapping[str, Any]) -> ModelSpec:
     """embedding_scale is sqrt(hidden_size); a backend rounds it to its arithmetic type, as Transformers does.
 
-    norm_weight_offset is 1 (weights are stored minus one) unless the config says otherwise.
+    norm_weight_offset is 1 (weights are stored minus one) unless the config says otherwise. With
+    use_bidirectional_attention (EmbeddingGemma) half of sliding_window lies on each side of a token.
     """
     c = Config({**DEFAULTS, **config})
-    refuse_true(c, "use_bidirectional_attention")
     read_causal(c, window=True)
+    causal = not c.flag("use_bidirectional_attention")
+    window = c.integer("sliding_window") if causal else c.integer("sliding_window") // 2 + 1
     norm, heads = read_norm(c, offset=1.0), read_heads(c)
     ffn = GatedMLP(c.integer("intermediate_size"), read_activation(c, "hidden_activation", default="gelu_pytorch_tanh"))
-    bias, softcap = c.flag("attention_bias"), "attn_logit_softcapping"
+    bias = c.flag("attention_bias")
+    softcap = c.number("attn_logit_softcapping") if c.has("attn_logit_softcapping") else None
+    if not causal and softcap is not None:
+        raise UnsupportedError(
+            "config.json: attn_logit_softcapping is not supported with use_bidirectional_attention",
+            param="attn_logit_softcapping",
+        )
 
     def layer(kind: str) -> Layer:
         local = kind == "sliding_attention"
@@ -59,11 +67,12 @@ def spec(config: Mapping[str, Any]) -> ModelSpec:
             rope=rope(
                 c, head_dim=heads.head_dim, layer_type=kind, theta_key=key, default_theta=theta, scaled=not local
             ),
-            window=c.integer("sliding_window") if local else None,
-            softcap=c.number(softcap) if c.has(softcap) else None,
+            window=window if local else None,
+            softcap=softcap,
             qk_norm=norm,
             qkv_bias=bias,
             output_bias=bias,
+            causal=causal,
         )
         return Layer(mixer, ffn, pre_mixer=norm, pre_ffn=norm, post_mixer=norm, post_ffn=norm)
 

@@ -65,8 +65,8 @@ class Attention:
 
     window: a token sees itself and the window - 1 tokens before it; None: all.
     qk_norm: RMSNorm over head_dim on q and k, before rope.  qkv_bias, output_bias: the projections add one.
-    causal: False where a token sees all tokens of its own prompt (an encoder): it has no window or softcap,
-        and nothing is cached.
+    causal: False where a token sees all tokens of its own prompt (an encoder), with a window those less than `window`
+        places before and behind it: it has no softcap, and nothing is cached.
     """
 
     heads: int

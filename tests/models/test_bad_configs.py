@@ -126,7 +126,6 @@ def test_heads_that_do_not_divide_the_hidden_size() -> None:
         ("qwen3", "layer_types", ["chunked_attention", "full_attention"]),
         ("mistral", "layer_types", ["full_attention"] * 2),
         ("mistral", "attention_bias", True),
-        ("gemma3_text", "use_bidirectional_attention", True),
         ("gemma3_text", "is_causal", False),
         ("mistral", "is_causal", False),
         ("qwen2_window", "is_causal", False),

@@ -153,14 +153,23 @@ def test_decoders_pool_transformers_states(folders: Path, device: Any, name: str
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["llama_bias", "qwen2", "qwen3", "qwen3_moe"])
-def test_a_decoder_whose_tokens_see_all_of_their_prompt(folders: Path, device: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        *((name, {"is_causal": False}) for name in ("llama_bias", "qwen2", "qwen3", "qwen3_moe")),
+        *(("gemma3_text", {"use_bidirectional_attention": True, "sliding_window": size}) for size in (1, 6, 20, 512)),
+    ],
+)
+def test_a_decoder_whose_tokens_see_what_follows_them(
+    folders: Path, device: Any, name: str, keys: dict[str, Any]
+) -> None:
+    """gemma3_text: within a window on both sides, as EmbeddingGemma has it."""
     folder = folder_of(folders, name)
-    whole = folders / f"{name}_whole"
+    whole = folders / f"{name}_{keys.get('sliding_window', 'whole')}"
     if not whole.exists():
         shutil.copytree(folder, whole)
         config = json.loads((whole / "config.json").read_text())
-        (whole / "config.json").write_text(json.dumps({**config, "is_causal": False}))
+        (whole / "config.json").write_text(json.dumps({**config, **keys}))
     model = checkpoints.hf_model(whole).model
     rows = prompts(checkpoints.VOCAB_SIZE - 4)
     with LLM(str(whole), device=device, pooler_config={"pooling_type": "MEAN"}) as llm:

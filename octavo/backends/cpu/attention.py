@@ -233,7 +233,9 @@ def _mask(scores: np.ndarray, tile: Tile, window: int | None) -> None:
         np.copyto(scores[..., :behind], -np.inf, where=np.arange(behind) < i + passed)
 
 
-def attend_spans(out: np.ndarray, qkv: np.ndarray, plan: AttentionPlan, *, scale: float) -> None:
+def attend_spans(
+    out: np.ndarray, qkv: np.ndarray, plan: AttentionPlan, *, scale: float, window: int | None = None
+) -> None:
     """out [T, heads, D], qkv [T, heads + 2 kv_heads, D]; meanings as in ops.span_attention."""
     heads, kv_heads = out.shape[1], (qkv.shape[1] - out.shape[1]) // 2
 
@@ -245,19 +247,34 @@ def attend_spans(out: np.ndarray, qkv: np.ndarray, plan: AttentionPlan, *, scale
         for at in range(0, span.count, most):
             count = min(most, span.count - at)
             tile = slice(span.first + at, span.first + at + count)
-            _attend_dense(out[tile], qkv[tile, :heads] * np.float32(scale), keys, values, plan.scratch[member])
+            queries = qkv[tile, :heads] * np.float32(scale)
+            near = slice(0, span.count) if window is None else slice(max(0, at - window + 1), at + count + window - 1)
+            far = None if window is None else _far(at, count, np.arange(span.count)[near], window)
+            _attend_dense(out[tile], queries, keys[..., near], values[:, near], plan.scratch[member], far)
 
     plan.team.each(one, sorted(plan.spans, key=lambda span: -span.count))
 
 
-def _attend_dense(out: np.ndarray, q: np.ndarray, keys: np.ndarray, values: np.ndarray, scratch: np.ndarray) -> None:
-    """Every query sees every key. The queries of a group's heads are stacked, as in _attend_many."""
+def _far(at: int, count: int, places: np.ndarray, window: int) -> np.ndarray:
+    """bool [count, places]: which keys lie `window` or more places from the queries `at`, at + 1, ...."""
+    far: np.ndarray = abs(np.arange(at, at + count)[:, None] - places) >= window
+    return far
+
+
+def _attend_dense(
+    out: np.ndarray, q: np.ndarray, keys: np.ndarray, values: np.ndarray, scratch: np.ndarray, far: np.ndarray | None
+) -> None:
+    """Every query sees every key, but for `far` [count, n]. The queries of a group's heads are stacked, as in
+    _attend_many.
+    """
     count, heads, dim = q.shape
     kv_heads, _, n = keys.shape
     group = heads // kv_heads
     stacked = scratch[: heads * count * n].reshape(kv_heads, group * count, n)
     queries = q.reshape(count, kv_heads, group, dim).transpose(1, 2, 0, 3).reshape(kv_heads, group * count, dim)
     np.matmul(queries, keys, out=stacked)
+    if far is not None:
+        np.copyto(stacked.reshape(kv_heads, group, count, n), -np.inf, where=far)
     sums = _exp_rows(stacked)
     result = np.matmul(stacked, values)
     result /= sums

@@ -75,11 +75,12 @@ class Lowering:
         given = {"out": self.arrays[out], "in_": self.arrays[x], "flag": native.ACTIVATIONS[act]}
         self._rows("activate", k=self._width(out), **given)
 
-    def _span_attention(self, out: str, qkv: str, _plan: str, *, scale: float) -> None:
+    def _span_attention(self, out: str, qkv: str, _plan: str, *, scale: float, window: int | None) -> None:
         heads, dim = self.arrays[out].shape[1:]
         kv_heads = (self.arrays[qkv].shape[1] - heads) // 2
         given = {"out": self.arrays[out], "in_": self.arrays[qkv], "ld_in": self._width(qkv), "a": scale}
-        self._emit("span_attention", native.SPANS, heads=heads, kv_heads=kv_heads, dim=dim, **given)
+        shape = {"heads": heads, "kv_heads": kv_heads, "dim": dim, "window": window or 0}
+        self._emit("span_attention", native.SPANS, **shape, **given)
 
     def _rms_norm(self, out: str, x: str, weight: str, delta: str | None = None, *, eps: float, offset: float) -> None:
         given = {"out": self.arrays[out], "in_": self.arrays[x], "bias": self.packed.vectors[weight]}

@@ -135,12 +135,13 @@ def paged_attention(
     attend(out, qkv[:, : out.shape[1]], keys, values, plan, scale=scale, window=window, softcap=softcap)
 
 
-def span_attention(out: np.ndarray, qkv: np.ndarray, plan: AttentionPlan, *, scale: float) -> None:
-    """out [T, heads, D]: each token's heads attend to all tokens of its own row in this step, which is all of the row.
+def span_attention(out: np.ndarray, qkv: np.ndarray, plan: AttentionPlan, *, scale: float, window: int | None) -> None:
+    """out [T, heads, D]: each token's heads attend to all tokens of its own row in this step, which is all of the row,
+    or to those less than `window` places before and behind it.
 
     qkv [T, heads + 2 kv_heads, D]; scores = scale * q.k. Nothing is kept.
     """
-    attend_spans(out, qkv, plan, scale=scale)
+    attend_spans(out, qkv, plan, scale=scale, window=window)
 
 
 def activate(out: np.ndarray, x: np.ndarray, *, act: str) -> None:

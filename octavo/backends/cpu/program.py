@@ -189,7 +189,7 @@ class _Builder:
             options: dict[str, Any] = {"scale": a.scale, "window": a.window, "softcap": a.softcap}
             self._emit("paged_attention", attended, qkv, keys, values, "plan", **options)
         else:
-            self._emit("span_attention", attended, qkv, "plan", scale=a.scale)
+            self._emit("span_attention", attended, qkv, "plan", scale=a.scale, window=a.window)
         output_bias = self._pack(prefix + "o_bias", prefix + "o_bias") if a.output_bias else None
         self._emit("linear", "y", attended, self._pack(prefix + "o", prefix + "o"), output_bias)
 

@@ -25,7 +25,7 @@ def make_plan(counts: list[int], heads: int, *, scores: int = SCORES) -> Attenti
     return AttentionPlan(spans, 16, heads, np.empty((TEAM.size, scores), np.float32), TEAM)
 
 
-def reference(qkv: np.ndarray, heads: int, counts: list[int], scale: float) -> np.ndarray:
+def reference(qkv: np.ndarray, heads: int, counts: list[int], scale: float, window: int | None) -> np.ndarray:
     kv_heads = (qkv.shape[1] - heads) // 2
     wide = qkv.astype(np.float64)
     out = np.empty((len(qkv), heads, qkv.shape[2]))
@@ -35,6 +35,8 @@ def reference(qkv: np.ndarray, heads: int, counts: list[int], scale: float) -> n
         for head in range(heads):
             own = heads + head // (heads // kv_heads)
             scores = wide[rows, head] @ wide[rows, own].T * scale
+            if window is not None:
+                scores[abs(np.subtract.outer(np.arange(count), np.arange(count))) >= window] = -np.inf
             p = np.exp(scores - scores.max(axis=1, keepdims=True))
             out[rows, head] = p / p.sum(axis=1, keepdims=True) @ wide[rows, own + kv_heads]
         first += count
@@ -72,15 +74,19 @@ def test_activate(act: str) -> None:
     np.testing.assert_allclose(out, np.vectorize(functions[act])(x.astype(np.float64)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [None, 1, 2, 9, 40])
 @pytest.mark.parametrize("scores", [SCORES, 200])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(1, 1, 1), (4, 4, 8), (6, 2, 5)])
-def test_span_attention(heads: int, kv_heads: int, dim: int, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_span_attention(
+    heads: int, kv_heads: int, dim: int, scores: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("octavo.backends.cpu.attention.SCORES", scores)
     counts = [1, 17, 3, 30]
     qkv = rand(sum(counts), heads + 2 * kv_heads, dim)
     out = poisoned(len(qkv), heads, dim)
-    ops.span_attention(out, qkv, make_plan(counts, heads, scores=max(scores, heads * 31)), scale=0.3)
-    np.testing.assert_allclose(out, reference(qkv, heads, counts, 0.3), rtol=1e-5, atol=1e-5)
+    plan = make_plan(counts, heads, scores=max(scores, heads * 31))
+    ops.span_attention(out, qkv, plan, scale=0.3, window=window)
+    np.testing.assert_allclose(out, reference(qkv, heads, counts, 0.3, window), rtol=1e-5, atol=1e-5)
 
 
 def test_a_nan_stays_in_its_row() -> None:
@@ -88,6 +94,6 @@ def test_a_nan_stays_in_its_row() -> None:
     qkv = rand(15, 6, 4)
     qkv[6] = np.nan
     out = poisoned(15, 2, 4)
-    ops.span_attention(out, qkv, make_plan(counts, 2), scale=1.0)
+    ops.span_attention(out, qkv, make_plan(counts, 2), scale=1.0, window=None)
     assert np.isnan(out[5:9]).all()
     assert np.isfinite(np.delete(out, slice(5, 9), axis=0)).all()

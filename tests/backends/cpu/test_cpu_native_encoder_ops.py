@@ -51,9 +51,10 @@ def test_activate(pool: Pool, act: str) -> None:
     np.testing.assert_allclose(out, exact, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 32, 70])
 @pytest.mark.parametrize("counts", [[1], [150], [5, 33, 1, 64]])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(1, 1, 1), (4, 4, 32), (6, 2, 5), (2, 1, 80)])
-def test_span_attention(pool: Pool, counts: list[int], heads: int, kv_heads: int, dim: int) -> None:
+def test_span_attention(pool: Pool, counts: list[int], heads: int, kv_heads: int, dim: int, window: int | None) -> None:
     tokens = sum(counts)
     qkv, out, expected = (
         rand(tokens, heads + 2 * kv_heads, dim),
@@ -61,8 +62,9 @@ def test_span_attention(pool: Pool, counts: list[int], heads: int, kv_heads: int
         poisoned(tokens, heads, dim),
     )
     plan = make_plan(counts, heads)
-    ops.span_attention(expected, qkv, plan, scale=0.3)
-    step = Instruction("span_attention", ("out", "qkv", "plan"), {"scale": 0.3})
+    options = {"scale": 0.3, "window": window}
+    ops.span_attention(expected, qkv, plan, **options)
+    step = Instruction("span_attention", ("out", "qkv", "plan"), options)
     native_tiny.run(pool, step, {"out": out, "qkv": qkv}, tokens=tokens, spans=plan.spans)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
@@ -71,7 +73,7 @@ def test_a_nan_stays_in_its_span(pool: Pool) -> None:
     counts = [5, 4, 6]
     qkv, out = rand(15, 6, 4), poisoned(15, 2, 4)
     qkv[6] = np.nan
-    step = Instruction("span_attention", ("out", "qkv", "plan"), {"scale": 1.0})
+    step = Instruction("span_attention", ("out", "qkv", "plan"), {"scale": 1.0, "window": None})
     native_tiny.run(pool, step, {"out": out, "qkv": qkv}, tokens=15, spans=make_plan(counts, 2).spans)
     assert np.isnan(out[5:9]).all()
     assert np.isfinite(np.delete(out, slice(5, 9), axis=0)).all()

@@ -1,12 +1,14 @@
-// Attention of whole prompts of which every token sees every other; nothing is cached. ops.py's span_attention defines it.
+// Attention of whole prompts of which every token sees every other, or those that are near; nothing is cached.
+// ops.py's span_attention defines it.
 
 namespace {
 
 constexpr int64_t kQueries = 4;  // taken together
 
-// scores [kQueries, places] of scaled queries [kQueries, dim] with keys [dim, places]; places: a multiple of 2 W
-inline void scores_of(const float* queries, const float* keys, int64_t dim, int64_t places, float* scores) {
-    for (int64_t j = 0; j < places; j += 2 * W) {
+// scores [kQueries, places] of scaled queries [kQueries, dim] with keys [dim, places], of the places from `begin` to `end`;
+// all three: multiples of 2 W
+inline void scores_of(const float* queries, const float* keys, int64_t dim, int64_t places, OctRange of, float* scores) {
+    for (int64_t j = of.begin; j < of.end; j += 2 * W) {
         vf low[kQueries] = {}, high[kQueries] = {};
         for (int64_t d = 0; d < dim; d++) {
             const vf a = load(keys + d * places + j), b = load(keys + d * places + j + W);
@@ -22,13 +24,14 @@ inline void scores_of(const float* queries, const float* keys, int64_t dim, int6
     }
 }
 
-// e^(score - largest) of `count` scores in place, 0 in the places after them; their sum
-inline float soften(float* scores, int64_t count, int64_t places) {
-    for (int64_t j = count; j < places; j++) scores[j] = -__builtin_inff();
+// e^(score - largest) of the scores `seen` in place, 0 in the other places of `of`; their sum
+inline float soften(float* scores, OctRange seen, OctRange of) {
+    for (int64_t j = of.begin; j < seen.begin; j++) scores[j] = -__builtin_inff();
+    for (int64_t j = seen.end; j < of.end; j++) scores[j] = -__builtin_inff();
     vf peak = all(-__builtin_inff()), total{};
-    for (int64_t j = 0; j < places; j += W) peak = vmax(load(scores + j), peak);
+    for (int64_t j = of.begin; j < of.end; j += W) peak = vmax(load(scores + j), peak);
     const float top = largest(peak);
-    for (int64_t j = 0; j < places; j += W) {
+    for (int64_t j = of.begin; j < of.end; j += W) {
         const vf share = vexp(load(scores + j) - top);
         store(scores + j, share);
         total += share;
@@ -36,11 +39,11 @@ inline float soften(float* scores, int64_t count, int64_t places) {
     return sum(total);
 }
 
-// sums [kQueries, width] of values [count, width] by shares [kQueries, places]; width: a multiple of 2 W
-inline void mix_values(const float* shares, int64_t places, const float* values, int64_t count, int64_t width, float* sums) {
+// sums [kQueries, width] of values [.., width] `of` these places by shares [kQueries, places]; width: a multiple of 2 W
+inline void mix_values(const float* shares, int64_t places, const float* values, OctRange of, int64_t width, float* sums) {
     for (int64_t d = 0; d < width; d += 2 * W) {
         vf low[kQueries] = {}, high[kQueries] = {};
-        for (int64_t j = 0; j < count; j++) {
+        for (int64_t j = of.begin; j < of.end; j++) {
             const vf a = load(values + j * width + d), b = load(values + j * width + d + W);
             for (int64_t r = 0; r < kQueries; r++) {
                 low[r] += a * shares[r * places + j];
@@ -67,6 +70,11 @@ inline void gather_span(const float* k, const float* v, int64_t step, int64_t co
     }
 }
 
+// The places of a span of `count` that a query at `at` sees
+inline OctRange seen_from(int64_t at, int64_t count, int64_t window) {
+    return window ? OctRange{std::max<int64_t>(0, at - window + 1), std::min(count, at + window)} : OctRange{0, count};
+}
+
 // All queries of the heads that share one KV head, of one span that runs whole.
 void attend_span(const OctInstruction& o, const OctSpan& span, int64_t kv_head, float* scratch) {
     const int64_t count = span.count, dim = o.dim, group = o.heads / o.kv_heads;
@@ -82,10 +90,15 @@ void attend_span(const OctInstruction& o, const OctSpan& span, int64_t kv_head, 
             for (int64_t r = 0; r < kQueries; r++)  // the last query stands for those that are not there
                 for (int64_t d = 0; d < dim; d++)
                     queries[r * dim + d] = in[(at + std::min(r, some - 1)) * o.ld_in + head * dim + d] * o.a;
-            scores_of(queries, keys, dim, places, scores);
+            const OctRange near{seen_from(at, count, o.window).begin, seen_from(at + some - 1, count, o.window).end};
+            const OctRange whole{near.begin / (2 * W) * (2 * W), octa::span_padded(near.end)};
+            scores_of(queries, keys, dim, places, whole, scores);
             float totals[kQueries];
-            for (int64_t r = 0; r < kQueries; r++) totals[r] = soften(scores + r * places, count, places);
-            mix_values(scores, places, values, count, width, sums);
+            for (int64_t r = 0; r < kQueries; r++) {
+                const OctRange seen = seen_from(at + std::min(r, some - 1), count, o.window);
+                totals[r] = soften(scores + r * places, seen, whole);
+            }
+            mix_values(scores, places, values, near, width, sums);
             for (int64_t r = 0; r < some; r++) {
                 float* out = o.out + ((span.first + at + r) * o.heads + head) * dim;
                 over(dim, [&](int64_t d, int64_t n) { put(out + d, get(sums + r * width + d, n) / totals[r], n); });

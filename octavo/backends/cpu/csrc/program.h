@@ -43,7 +43,7 @@ enum OctOp : int32_t {
     // octa::kJoined both sides go to delta [T, 2 n] instead, and an OCT_GATED follows, which does nothing for more
     OCT_GATE_UP = 24,
     OCT_EXPERTS = 23,    // a mixture of experts; weight: its OctExperts (experts.h)
-    OCT_SPAN_ATTENTION = 25,  // out [T, heads, D] of in [T, heads + 2 kv_heads, D], each span's tokens over all of the span; a scale
+    OCT_SPAN_ATTENTION = 25,  // out [T, heads, D] of in [T, heads + 2 kv_heads, D], each span's tokens over all of the span, or what is less than window > 0 away; a scale
 };
 
 // What a cache keeps of a float. bfloat16: its upper half, rounded to nearest even. int8: x / scale, so rounded, with

@@ -57,7 +57,7 @@ class Decoder:
                 q = self.ops.attention_inputs(qkv, weights, layer.mixer, batch, cache=cache, layer=i)
                 attended = attention.run(q, i).flatten(1)
             else:
-                attended = attend(*turned_heads(qkv, weights, layer.mixer, batch), layer.mixer.scale, spans)
+                attended = attend(*turned_heads(qkv, weights, layer.mixer, batch), layer.mixer, spans)
             out = self.ops.linear(attended, weights.o, weights.o_bias)
             stream = Stream(x, self._norm_out(out, weights.post_mixer, layer.post_mixer))
             x, out = self._feed(stream, layer, weights)

@@ -12,7 +12,7 @@ from octavo.backends.torch.batch import Batch
 from octavo.backends.torch.layers.linear import linear, split_heads
 from octavo.backends.torch.layers.mlp import ACTIVATIONS
 from octavo.backends.torch.weights import LayerWeights, MlpWeights, ModelWeights
-from octavo.models.spec import Layer, LayerNorm, LearnedEmbedding, ModelSpec
+from octavo.models.spec import Attention, Layer, LayerNorm, LearnedEmbedding, ModelSpec
 
 
 class Encoder:
@@ -40,7 +40,7 @@ class Encoder:
 
     def _layer(self, x: Tensor, layer: Layer, weights: LayerWeights, spans: list[Tensor]) -> Tensor:
         qkv = linear(x, weights.qkv, weights.qkv_bias)
-        attended = attend(*split_heads(qkv, layer.mixer), layer.mixer.scale, spans)
+        attended = attend(*split_heads(qkv, layer.mixer), layer.mixer, spans)
         x = _norm_after(x + linear(attended, weights.o, weights.o_bias), weights.after_mixer, layer.after_mixer)
         ffn = weights.ffn
         if not isinstance(ffn, MlpWeights):
@@ -72,8 +72,8 @@ def equal_spans(batch: Batch) -> list[Tensor]:
     ]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: list[Tensor]) -> Tensor:
-    """As split_heads has them -> [tokens, heads * head_dim]: every token sees its own row's.
+def attend(q: Tensor, k: Tensor, v: Tensor, mixer: Attention, spans: list[Tensor]) -> Tensor:
+    """As split_heads has them -> [tokens, heads * head_dim]: every token sees its own row's, within the mixer's window.
 
     Rows of one length are one call, so that nothing is padded.
     """
@@ -81,6 +81,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: list[Tensor]) -
     grouped = q.shape[1] != k.shape[1]
     for places in spans:
         a, b, c = (part[places].transpose(1, 2) for part in (q, k, v))  # [rows, heads, n, head_dim]
-        seen = F.scaled_dot_product_attention(a, b, c, scale=scale, enable_gqa=grouped)
+        near = None if mixer.window is None else _near(places.shape[1], mixer.window, q.device)
+        seen = F.scaled_dot_product_attention(a, b, c, near, scale=mixer.scale, enable_gqa=grouped)
         out[places] = seen.transpose(1, 2)
     return out.flatten(1)
+
+
+def _near(count: int, window: int, device: torch.device) -> Tensor | None:
+    """bool [count, count]: which tokens lie less than `window` places from each other; None: all do."""
+    if count <= window:
+        return None
+    places = torch.arange(count, device=device)
+    return (places[:, None] - places).abs() < window
