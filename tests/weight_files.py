@@ -38,9 +38,9 @@ def matrices(
         layer |= mlp("", WIDTH)
     if arch in ("qwen2", "qwen2moe"):
         layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
-    if arch in ("qwen3", "qwen3moe", "gemma3"):
+    if arch in ("qwen3", "qwen3moe", "gemma3", "gemma-embedding"):
         layer |= {"attn_q_norm.weight": (HEAD_DIM,), "attn_k_norm.weight": (HEAD_DIM,)}
-    if arch == "gemma3":
+    if arch in ("gemma3", "gemma-embedding"):
         layer |= {"post_attention_norm.weight": (HIDDEN,), "post_ffw_norm.weight": (HIDDEN,)}
     return table | {f"blk.{i}.{name}": shape for i in range(layers) for name, shape in layer.items()}
 

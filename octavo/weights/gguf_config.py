@@ -90,7 +90,10 @@ SANDWICH_TENSORS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-OTHER_TENSORS = {**dict.fromkeys(("gemma2", "gemma3", "gemma3n"), SANDWICH_TENSORS), "llama": MIXTRAL_TENSORS}
+OTHER_TENSORS = {
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3n", "gemma-embedding"), SANDWICH_TENSORS),
+    "llama": MIXTRAL_TENSORS,
+}
 """general.architecture -> names that differ from LAYER_TENSORS."""
 OUTER_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = re.compile(r"^blk\.(\d{1,6})\.([a-z0-9_]+)\.(weight|bias)$")
@@ -267,7 +270,7 @@ def _gemma3(config: dict[str, Any], m: _Metadata) -> None:
     config.setdefault("rope_local_base_freq", 10_000.0)
     config.setdefault("rope_theta", 1_000_000.0)
     config.setdefault("num_key_value_heads", heads)
-    pattern = m.values.get("gemma3.attention.sliding_window_pattern", 6)
+    pattern = m.values.get(f"{config['model_type']}.attention.sliding_window_pattern", 6)
     if isinstance(pattern, list):
         config["layer_types"] = ["sliding_attention" if local else "full_attention" for local in pattern]
     else:
@@ -280,6 +283,18 @@ def _gemma3(config: dict[str, Any], m: _Metadata) -> None:
     )
 
 
+def _gemma_embedding(config: dict[str, Any], m: _Metadata) -> None:
+    """Tokens see both ways, whatever attention.causal says."""
+    if m.values.get(key := "gemma-embedding.dense_2_feat_in") is not None:
+        raise UnsupportedError(
+            "layers behind the pooling (dense_2 ...) are not supported in GGUF files; take the model's safetensors",
+            param=key,
+        )
+    config.pop("is_causal", None)
+    _gemma3(config, m)
+    config["use_bidirectional_attention"] = True
+
+
 FAMILIES: dict[str, Callable[[dict[str, Any], _Metadata], None]] = {
     "llama": _llama,
     "qwen2": _qwen,
@@ -287,6 +302,7 @@ FAMILIES: dict[str, Callable[[dict[str, Any], _Metadata], None]] = {
     "qwen2moe": _qwen_moe,
     "qwen3moe": _qwen_moe,
     "gemma3": _gemma3,
+    "gemma-embedding": _gemma_embedding,
 }
 """general.architecture -> what its config has beyond the generic keys."""
 SAFETENSORS_ONLY = ("bert",)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import weight_files as make
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, RopeScalingType, quants
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, PoolingType, RopeScalingType, quants
 
 from octavo.base.errors import ModelFormatError, UnsupportedError
 from octavo.models.registry import find_family
@@ -27,7 +27,7 @@ def written(tmp_path: Path, arch: str = "llama", *, extra: dict[str, np.ndarray]
     return open_checkpoint(tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3", "gemma-embedding"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_family_finds_all_its_weights(tmp_path: Path, arch: str, tied: bool) -> None:
     checkpoint = written(tmp_path, arch, tied=tied, keys=lambda w: w.add_sliding_window(8))
@@ -100,6 +100,20 @@ def test_gemma3_scale_window_and_rope(tmp_path: Path) -> None:
     assert config["norm_weight_offset"] == 0
     spec = find_family(config).spec(config)
     assert [layer.mixer.window for layer in spec.layers] == [8, 8]
+
+
+def test_embeddinggemma_sees_both_ways(tmp_path: Path) -> None:
+    def keys(writer: GGUFWriter) -> None:
+        writer.add_sliding_window(8)
+        writer.add_causal_attention(False)
+        writer.add_pooling_type(PoolingType.MEAN)
+
+    config = written(tmp_path, "gemma-embedding", keys=keys).config
+    assert (config["model_type"], config["gguf_pooling"]) == ("gemma3_text", "mean")
+    mixers = [layer.mixer for layer in find_family(config).spec(config).layers]
+    assert [(mixer.window, mixer.causal) for mixer in mixers] == [(5, False)] * 2
+    with pytest.raises(UnsupportedError, match="take the model's safetensors"):
+        written(tmp_path, "gemma-embedding", keys=lambda w: w.add_dense_features_dims("dense_2", 8, 16))
 
 
 def test_gemma3_27b_takes_its_scale_from_the_hidden_size() -> None:
