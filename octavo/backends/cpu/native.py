@@ -202,11 +202,40 @@ def pointer(array: np.ndarray | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
+PIECE = 32 << 20
+"""Bytes that a Room asks for at a time."""
+
+
 def aligned(num_bytes: int) -> np.ndarray:
     """uint8, not cleared, from a multiple of 64 on."""
     room = np.empty(num_bytes + 64, np.uint8)
     start = -room.ctypes.data % 64
     return room[start : start + num_bytes]
+
+
+class Room:
+    """Memory for many small matrices side by side. NumPy asks for huge pages where an array has 4 MiB or more: a matrix
+    of its own array, smaller than that, would be read through hundreds of small pages.
+    """
+
+    def __init__(self) -> None:
+        self._piece = aligned(0)
+        self._used = 0
+
+    def take(self, num_bytes: int) -> np.ndarray:
+        """As aligned."""
+        if num_bytes >= PIECE:
+            return aligned(num_bytes)
+        if self._used + num_bytes > len(self._piece):
+            self._piece, self._used = aligned(PIECE), 0
+        start = self._used
+        self._used += -(-num_bytes // 64) * 64
+        return self._piece[start : start + num_bytes]
+
+    def give_back(self, last: np.ndarray) -> None:
+        """What was taken last is not needed."""
+        if len(last) < PIECE:
+            self._used -= -(-len(last) // 64) * 64
 
 
 class Pool:
@@ -218,6 +247,7 @@ class Pool:
     def __init__(self, loaded: ctypes.CDLL, threads: int) -> None:
         self.library = loaded
         self.size = threads
+        self._room = Room()
         cores = np.array(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [], np.int32)
         self._handle: int | None = loaded.oct_machine_new(threads, pointer(cores), len(cores))
         if self._handle is None:
@@ -251,15 +281,18 @@ class Pool:
 
     def pack(self, scheme: str, stored: memoryview, *, n: int, k: int, to_float: bool = False) -> np.ndarray:
         """The packed form of a stored matrix [n, k].  to_float: made float32 first, so the form is F32's."""
-        packed = aligned(self.packed_bytes("F32" if to_float else scheme, n=n, k=k))
+        packed = self._room.take(self.packed_bytes("F32" if to_float else scheme, n=n, k=k))
         if not self._pack(scheme, stored, packed, n=n, k=k, to_float=to_float):
             raise ValueError(f"{scheme} cannot hold this matrix; pack_short tells")
         return packed
 
     def pack_short(self, stored: memoryview, *, n: int, k: int) -> np.ndarray | None:
         """A stored BF16 matrix [n, k] as BF16_SHORT; None where its exponents are too varied for that."""
-        packed = aligned(self.packed_bytes("BF16_SHORT", n=n, k=k))
-        return packed if self._pack("BF16_SHORT", stored, packed, n=n, k=k) else None
+        packed = self._room.take(self.packed_bytes("BF16_SHORT", n=n, k=k))
+        if self._pack("BF16_SHORT", stored, packed, n=n, k=k):
+            return packed
+        self._room.give_back(packed)
+        return None
 
     def _pack(
         self, scheme: str, stored: memoryview, packed: np.ndarray, *, n: int, k: int, to_float: bool = False
@@ -290,6 +323,7 @@ class Pool:
 
     def close(self) -> None:
         """End the threads; idempotent."""
+        self._room = Room()
         handle, self._handle = self._handle, None
         if handle is not None:
             self.library.oct_machine_free(handle)

@@ -229,6 +229,7 @@ class RemotePool(native.Pool):
         self.library: Any = library
         self.size = threads
         self.reach: list[np.ndarray] = []
+        self._room = native.Room()
         self._handle: int | None = library.oct_machine_new(threads, None, 0)
 
     def run(self, program: native.Lowered, batch: native.BatchArrays, *, body: bool = True) -> None:
