@@ -233,9 +233,7 @@ def _mask(scores: np.ndarray, tile: Tile, window: int | None) -> None:
         np.copyto(scores[..., :behind], -np.inf, where=np.arange(behind) < i + passed)
 
 
-def attend_spans(
-    out: np.ndarray, qkv: np.ndarray, plan: AttentionPlan, *, scale: float, window: int | None = None
-) -> None:
+def attend_spans(out: np.ndarray, qkv: np.ndarray, plan: AttentionPlan, *, scale: float, window: int | None) -> None:
     """out [T, heads, D], qkv [T, heads + 2 kv_heads, D]; meanings as in ops.span_attention."""
     heads, kv_heads = out.shape[1], (qkv.shape[1] - out.shape[1]) // 2
 
@@ -248,17 +246,14 @@ def attend_spans(
             count = min(most, span.count - at)
             tile = slice(span.first + at, span.first + at + count)
             queries = qkv[tile, :heads] * np.float32(scale)
-            near = slice(0, span.count) if window is None else slice(max(0, at - window + 1), at + count + window - 1)
-            far = None if window is None else _far(at, count, np.arange(span.count)[near], window)
+            near, far = slice(None), None
+            if window is not None:
+                near = slice(max(0, at - window + 1), at + count + window - 1)
+                places = np.arange(span.count)[near]
+                far = abs(np.arange(at, at + count)[:, None] - places) >= window
             _attend_dense(out[tile], queries, keys[..., near], values[:, near], plan.scratch[member], far)
 
     plan.team.each(one, sorted(plan.spans, key=lambda span: -span.count))
-
-
-def _far(at: int, count: int, places: np.ndarray, window: int) -> np.ndarray:
-    """bool [count, places]: which keys lie `window` or more places from the queries `at`, at + 1, ...."""
-    far: np.ndarray = abs(np.arange(at, at + count)[:, None] - places) >= window
-    return far
 
 
 def _attend_dense(
