@@ -5,8 +5,8 @@ namespace {
 
 constexpr int64_t kQueries = 4;  // taken together
 
-// scores [kQueries, places] of scaled queries [kQueries, dim] with keys [dim, places], of the places from `begin` to `end`;
-// all three: multiples of 2 W
+// scores [kQueries, places] of scaled queries [kQueries, dim] with keys [dim, places], of the places `of`; places and both ends
+// of these: multiples of 2 W
 inline void scores_of(const float* queries, const float* keys, int64_t dim, int64_t places, OctRange of, float* scores) {
     for (int64_t j = of.begin; j < of.end; j += 2 * W) {
         vf low[kQueries] = {}, high[kQueries] = {};
