@@ -78,7 +78,7 @@ def test_gated_activation_and_bias(form: str, group: tuple[int, int]) -> None:
     check(out, F.silu(gate) * up, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["whole", "long"])
 @pytest.mark.parametrize("group", [(1, 0), (128, 128)], ids=str)
 def test_norm_before_the_product(form: str, group: tuple[int, int]) -> None:
     m, n, k, dtype = 2, 40, 272, torch.float16

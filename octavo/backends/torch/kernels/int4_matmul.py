@@ -173,7 +173,7 @@ def _vector_kernel(
         cols = first + r * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = tl.sum(sums[r], 0)
         up = acc if ACT == "" else tl.sum(sums[REPEAT - OWN + r], 0)
-        finish(acc, up, out_ptr, bias_ptr, None, 0, cols, cols < N, N, out_stride, DTYPE, ACT)
+        finish(acc, up, out_ptr, bias_ptr, 0, cols, cols < N, N, out_stride, DTYPE, ACT)
 
 
 @triton.jit
@@ -288,7 +288,7 @@ def _dot_kernel(
         arrivals_ptr += block * tiles
         partial_ptr += (block * tiles).to(tl.int64) * (SPLIT * (1 if ACT == "" else 2) * BLOCK_M * BLOCK_N)
     join_parts(
-        tl.trans(acc), tl.trans(up), out_ptr, bias_ptr, None, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
+        tl.trans(acc), tl.trans(up), out_ptr, bias_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
         x_ptr.dtype.element_ty, ACT, BLOCK_M, BLOCK_N, SPLIT,
     )  # fmt: skip
 

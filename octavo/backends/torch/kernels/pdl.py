@@ -2,7 +2,8 @@
 
 What a launch passes in, and the wait inside a kernel. Every program of a kernel waits before it writes at all, and
 before it reads what the kernel just before may have written; so that when a kernel has ended, all before it have. What
-others wrote may be read sooner, since those before the one just before have ended: weights, a step's plan.
+was written by others, three kernels before or more, may be read sooner: weights, a step's plan. (A kernel starts when
+the one before it waits no more. With EARLY it may start sooner; of two kernels in a row one may let it.)
 """
 
 # ruff: noqa: N803 (in capitals: what a kernel is compiled for)
@@ -39,8 +40,11 @@ def _supported() -> bool:
 
 
 @triton.jit
-def wait(PDL: tl.constexpr):
-    """Until the kernel before this one has ended and what it wrote is seen; the next one may start."""
+def wait(PDL: tl.constexpr, EARLY: tl.constexpr = False):
+    """Until the kernel before this one has ended and what it wrote is seen; the next one may start (EARLY: before)."""
     if PDL:
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        if not EARLY:
+            tl.extra.cuda.gdc_launch_dependents()

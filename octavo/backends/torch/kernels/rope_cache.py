@@ -116,7 +116,7 @@ def _rope_cache(
             b_weight = _weight(q_norm, k_norm, second, first_real, is_q, is_v)
     if TURNED < DIM:
         c_weight = _weight(q_norm, k_norm, rest, rest < DIM, is_q, is_v)
-    pdl.wait(PDL)
+    pdl.wait(PDL, EARLY=True)
     # where each head is read, and where in the cache it goes
     source = qkv + token * ((HEADS + 2 * KV_HEADS) * DIM) + head[:, None] * DIM
     kv_head = head - HEADS - tl.where(is_v, KV_HEADS, 0)

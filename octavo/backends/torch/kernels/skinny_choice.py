@@ -16,6 +16,8 @@ class Variant:
 
     form "vector": weights go from memory through registers to float32 multiply-adds (for M <= 4; compiled for each M).
     form "dot": weights go through `stages` shared-memory buffers to the matrix unit, the tokens padded to 16, 32 or 64.
+    form "held": as "dot", of plain weights, without an activation. A program's K is one block (block_k * split >= K) of
+    weights, asked for while the kernel before is still at work.
     block_n: outputs a program makes (gated: of twice as many weight rows). split: programs that share an output's K.
     swap: weights are the tall side of the matrix unit's product (64 or more of them) rather than the tokens.
     """
@@ -51,9 +53,11 @@ def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
 # for the four products of Qwen3-0.6B, Llama-3.2-1B and Llama-3.1-8B and their heads, at M = 1, 2, 4, 8, 16, 32, 48, 64
 # (gated: to 32): each rule's variant is within 3 % of the best of about ten and of cuBLAS with the activation's own
 # kernel; None stands where that is the best, or no variant gains 3 % over it. Above 64 rows no product alone does.
+# _HELD was measured on an H200 within steps: of 0.6B's behind attention (2 to 5 %), of 1B's first two (3 to 5 %).
 _WIDE = Variant("dot", 64, 128, 4, 4, swap=True)
 _NARROW = Variant("dot", 32, 256, 4, 4)
 _SHALLOW = Variant("dot", 32, 128, 4, 4)
+_HELD = Variant("held", 32, 256, 4, split=8)
 _MULTIPROCESSORS = 132
 
 
@@ -69,11 +73,10 @@ def _choose_vector(m: int, n: int, k: int) -> Variant:
 def _choose_plain(m: int, n: int, k: int) -> Variant | None:
     if m <= 4 and n <= 2048 and k <= 4096:
         return Variant("vector", 2, 1024, 4)
+    if m <= (32 if n <= 1024 else 16) and n < 4096 and 1024 < k <= 2048:
+        return _HELD
     if m <= 16:
-        if k <= 1024 and n < 6144:
-            return _NARROW
-        # 1b.qkv: 48 tiles of _WIDE fill the device neither once nor, split, twice
-        return None if 2048 < n < 4096 and k <= 2048 else split_k(_WIDE, n)
+        return _NARROW if k <= 1024 and n < 6144 else split_k(_WIDE, n)
     if n <= 1024:
         return split_k(_SHALLOW, n)
     if m <= 32:

@@ -1,6 +1,6 @@
 """Few tokens times a big weight matrix: x [M, K], weight [N, K] -> out [M, N] or [M, N / 2], M <= 64, in one launch.
 
-Around it, if asked: RMSNorm of x + delta before the product; bias, gated activation, residual, float32 logits after it.
+Around it, if asked: RMSNorm of x + delta before the product; bias, gated activation, float32 logits after it.
 Weights are of x's type, or E4M3 with scales (Scaled): widened in registers, the sums multiplied by the scales.
 """
 
@@ -84,40 +84,42 @@ def skinny_matmul(
     norm: Norm | None = None,
     bias: Tensor | None = None,
     act: str = "",
-    residual: Tensor | None = None,
 ) -> Tensor:
     """out = f(x) @ weight.T, then what is asked for; returns out.
 
-    x: [M, K], 0 <= M <= 64 ("vector": 4), rows contiguous; weight: [N, K], rows contiguous.
+    x: [M, K], 0 <= M <= 64 ("vector": 4), rows contiguous; weight: [N, K], rows contiguous. norm: of "vector" alone.
     out: [M, N], or [M, N / 2] with `act` ("silu", "gelu", "gelu_tanh": act(first half) * second half); x's type or
-    float32, rows contiguous. bias: [N]; residual: contiguous, out's shape, added to the product rounded to x's type.
+    float32, rows contiguous. bias: [N].
     Every rounding is where separate kernels in x's type would round; a float32 out gets the sums unrounded.
+    ValueError where the plan's variant does not do what is asked for, or its scratch is too small.
     """
     m, k = x.shape
     if m == 0:
         return out
     variant = plan.variant
     n = out.shape[1]
-    norm_weight, eps, delta, x_out = (None, 0.0, None, None) if norm is None else norm
     matrix, scale, group = weight if isinstance(weight, Scaled) else (weight, None, (1, 0))
     if scale is not None:
         matrix = matrix.view(torch.uint8)  # of which the zeros beyond its end are zeros
-    pointers = (x, matrix, scale, out, norm_weight, delta, x_out, bias, residual)
     strides = (x.stride(0), matrix.stride(0), 0 if scale is None else scale.stride(0), out.stride(0))
     groups = {"GROUP_N": group[0], "GROUP_K": group[1]}
     tiles = triton.cdiv(n, variant.block_n)
     if variant.form == "vector":
+        norm_weight, eps, delta, x_out = (None, 0.0, None, None) if norm is None else norm
         _vector_kernel[(tiles,)](
-            *pointers, n, eps, *strides,
+            x, matrix, scale, out, norm_weight, delta, x_out, bias, n, eps, *strides,
             K=k, ROWS=m, ACT=act, BLOCK_N=variant.block_n, BLOCK_K=variant.block_k, **groups,
             num_warps=variant.warps, **pdl.options(),
         )  # fmt: skip
         return out
+    held = variant.form == "held"
+    if norm is not None or (held and (act or scale is not None or variant.block_k * variant.split < k)):
+        raise ValueError(f"{variant} takes no norm and, held, plain weights in one block and no activation")
     partial, arrivals = _scratch_of(plan, m, len(matrix), gated=act != "")
     _dot_kernel[(tiles, variant.split)](
-        *pointers, partial, arrivals, m, n, eps, *strides,
+        x, matrix, scale, out, bias, partial, arrivals, m, n, *strides,
         K=k, ACT=act, BLOCK_M=padded_rows(m), BLOCK_N=variant.block_n, BLOCK_K=variant.block_k, SPLIT=variant.split,
-        SWAP=variant.swap, **groups, num_warps=variant.warps, num_stages=variant.stages, **pdl.options(),
+        SWAP=variant.swap, HELD=held, **groups, num_warps=variant.warps, num_stages=variant.stages, **pdl.options(),
     )  # fmt: skip
     return out
 
@@ -148,7 +150,7 @@ def _activate(gate, ACT: tl.constexpr):
 
 
 @triton.jit
-def finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE: tl.constexpr,
+def finish(acc, up, out_ptr, bias_ptr, rows, cols, mask, N, out_stride, DTYPE: tl.constexpr,
             ACT: tl.constexpr):  # fmt: skip
     """acc (gated: and up), float32, -> out[rows, cols] under mask; rows, cols and mask broadcast to acc's shape."""
     if bias_ptr is not None:
@@ -158,9 +160,6 @@ def finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_st
             up += tl.load(bias_ptr + N + cols, mask=cols < N, other=0).to(tl.float32)
         gate = _activate(acc.to(DTYPE).to(tl.float32), ACT).to(DTYPE).to(tl.float32)
         acc = gate * up.to(DTYPE).to(tl.float32)
-    if residual_ptr is not None:
-        acc = acc.to(DTYPE).to(tl.float32)
-        acc += tl.load(residual_ptr + rows * N + cols, mask=mask, other=0).to(tl.float32)
     tl.store(out_ptr + rows * out_stride + cols, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -248,7 +247,7 @@ def _rstd(x_ptr, delta_ptr, x_out_ptr, M, eps, x_stride, first, K: tl.constexpr,
 
 @triton.jit
 def _vector_kernel(
-    x_ptr, weight_ptr, scale_ptr, out_ptr, norm_ptr, delta_ptr, x_out_ptr, bias_ptr, residual_ptr,
+    x_ptr, weight_ptr, scale_ptr, out_ptr, norm_ptr, delta_ptr, x_out_ptr, bias_ptr,
     N, eps, x_stride, weight_stride, scale_stride, out_stride,
     K: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, PDL: tl.constexpr,
@@ -275,7 +274,7 @@ def _vector_kernel(
         )  # fmt: skip
     for m in tl.static_range(ROWS):
         up = sums[m] if ACT == "" else up_sums[m]
-        finish(sums[m], up, out_ptr, bias_ptr, residual_ptr, m, cols, cols < N, N, out_stride, DTYPE, ACT)
+        finish(sums[m], up, out_ptr, bias_ptr, m, cols, cols < N, N, out_stride, DTYPE, ACT)
 
 
 @triton.jit
@@ -410,33 +409,37 @@ def _multiply(acc, up, weights, ups, x_ptr, norm_ptr, delta_ptr, rstd, ks, x_str
 
 @triton.jit(do_not_specialize=["M"])
 def _dot_kernel(
-    x_ptr, weight_ptr, scale_ptr, out_ptr, norm_ptr, delta_ptr, x_out_ptr, bias_ptr, residual_ptr,
-    partial_ptr, arrivals_ptr,
-    M, N, eps, x_stride, weight_stride, scale_stride, out_stride,
+    x_ptr, weight_ptr, scale_ptr, out_ptr, bias_ptr, partial_ptr, arrivals_ptr,
+    M, N, x_stride, weight_stride, scale_stride, out_stride,
     K: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr, SWAP: tl.constexpr, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, PDL: tl.constexpr,
+    SPLIT: tl.constexpr, SWAP: tl.constexpr, HELD: tl.constexpr, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, part): BLOCK_N outputs of every row, over the part-th of SPLIT runs of K."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     tile = tl.program_id(0)
     part = tl.program_id(1)
-    pdl.wait(PDL)
-    rstd = tl.zeros((BLOCK_M,), tl.float32)
-    if norm_ptr is not None:
-        rstd = _rstd(x_ptr, delta_ptr, x_out_ptr, M, eps, x_stride, (tile == 0) & (part == 0), K, BLOCK_M)
-    acc, up = _dot_run(
-        x_ptr, weight_ptr, scale_ptr, norm_ptr, delta_ptr, rstd, tile, part, M, N, x_stride, weight_stride,
-        scale_stride, K, ACT, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, SWAP, GROUP_N, GROUP_K,
-    )  # fmt: skip
+    if HELD:
+        acc = _held_run(
+            x_ptr, weight_ptr, tile, part, M, N, x_stride, weight_stride,
+            K, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, SWAP, PDL,
+        )  # fmt: skip
+        up = acc
+    else:
+        pdl.wait(PDL)
+        acc, up = _dot_run(
+            x_ptr, weight_ptr, scale_ptr, tile, part, M, N, x_stride, weight_stride, scale_stride,
+            K, ACT, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, SWAP, GROUP_N, GROUP_K,
+        )  # fmt: skip
     join_parts(
-        acc, up, out_ptr, bias_ptr, residual_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
+        acc, up, out_ptr, bias_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
         DTYPE, ACT, BLOCK_M, BLOCK_N, SPLIT,
     )  # fmt: skip
 
 
 @triton.jit
 def join_parts(
-    acc, up, out_ptr, bias_ptr, residual_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
+    acc, up, out_ptr, bias_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
     DTYPE: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Finishes the tile; where it has several parts, the last to arrive does.
@@ -447,7 +450,7 @@ def join_parts(
     cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
     mask = (rows < M) & (cols < N)
     if SPLIT == 1:
-        finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
+        finish(acc, up, out_ptr, bias_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
     else:
         PLANES: tl.constexpr = 1 if ACT == "" else 2
         inside = rows * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -460,13 +463,13 @@ def join_parts(
         arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu")
         if arrived == SPLIT - 1:
             acc, up = _add_parts(parts_ptr, rows < M, ACT, BLOCK_M, BLOCK_N, SPLIT)
-            finish(acc, up, out_ptr, bias_ptr, residual_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
+            finish(acc, up, out_ptr, bias_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
             tl.store(arrivals_ptr + tile, 0)
 
 
 @triton.jit
 def _dot_run(
-    x_ptr, weight_ptr, scale_ptr, norm_ptr, delta_ptr, rstd, tile, part, M, N, x_stride, weight_stride, scale_stride,
+    x_ptr, weight_ptr, scale_ptr, tile, part, M, N, x_stride, weight_stride, scale_stride,
     K: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr, SWAP: tl.constexpr, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr,
 ):  # fmt: skip
@@ -486,7 +489,7 @@ def _dot_run(
         here = ks + step * BLOCK_K
         mask = None if EVEN_K else here < K
         x_mask = rows < M if EVEN_K else (rows < M) & (here < K)
-        x = _load_normed(x_ptr, norm_ptr, delta_ptr, rstd[:, None], rows, here, x_mask, x_stride, K)
+        x = tl.load(x_ptr + rows * x_stride + here, mask=x_mask, other=0)
         column = (part * STEPS + step) * BLOCK_K
         acc = _add_block(
             acc, x, _load_once(at + step * BLOCK_K, mask), scale_ptr, last, column, scale_stride,
@@ -502,6 +505,24 @@ def _dot_run(
         if ACT != "":
             up *= _beside(tl.load(scale_ptr + N + last), SWAP)
     return _turned(acc, SWAP), _turned(up, SWAP)
+
+
+@triton.jit
+def _held_run(
+    x_ptr, weight_ptr, tile, part, M, N, x_stride, weight_stride,
+    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
+    SWAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """acc as of _dot_run, of a run that is one block: its weights are asked for at once, and before the wait."""
+    rows = tl.arange(0, BLOCK_M)[:, None]
+    ks = part * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    last = tl.minimum(tile * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
+    at = weight_ptr + last.to(tl.int64)[:, None] * weight_stride + ks
+    weights = _load_once(at, None if K == BLOCK_K * SPLIT else ks < K)
+    pdl.wait(PDL)
+    x = tl.load(x_ptr + rows * x_stride + ks, mask=(rows < M) & (ks < K), other=0)
+    zeros = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+    return _turned(_dot(x, weights, zeros, SWAP), SWAP)
 
 
 @triton.jit
