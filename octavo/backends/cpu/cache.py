@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -39,10 +40,12 @@ class Cells:
         """All that belongs to a block: each array's second axis is that of the blocks."""
         return (self.data,) if self.scales is None else (self.data, self.scales)
 
-    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """(source, destination) each; all sources are read before a destination is written."""
-        sources, destinations = (list(side) for side in zip(*copies, strict=True))
-        for array in self.arrays:
+
+def copy_blocks(caches: Iterable[Cells], copies: list[tuple[int, int]]) -> None:
+    """(source, destination) each, at least one; all sources are read before a destination is written."""
+    sources, destinations = np.array(copies).T
+    for cells in caches:
+        for array in cells.arrays:
             array[:, destinations] = array[:, sources]
 
 

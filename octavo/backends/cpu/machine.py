@@ -9,7 +9,7 @@ import numpy as np
 
 from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
-from octavo.backends.cpu.cache import Cells, make_cells
+from octavo.backends.cpu.cache import Cells, copy_blocks, make_cells
 from octavo.backends.cpu.program import Instruction, Program
 from octavo.backends.cpu.rows import Batch
 from octavo.backends.cpu.sampler import Draw, choose
@@ -91,9 +91,8 @@ class Machine:
                 self._caches[name] = make_cells(self.kv_cache_dtype, shape, block_size=self.block_size)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """In every layer, as Cells.copy_blocks."""
-        for cache in self._caches.values():
-            cache.copy_blocks(copies)
+        """In every layer, as cache.copy_blocks."""
+        copy_blocks(self._caches.values(), copies)
 
     def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
         """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where

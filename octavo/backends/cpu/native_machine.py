@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from octavo.backends.cpu import native
-from octavo.backends.cpu.cache import Cells, kernel_axes, make_cells
+from octavo.backends.cpu.cache import Cells, copy_blocks, kernel_axes, make_cells
 from octavo.backends.cpu.lower import Lowering
 from octavo.backends.cpu.machine import NO_HEADS, Heads, tail_rows
 from octavo.backends.cpu.native import BatchArrays, Lowered, Pool, pointer
@@ -104,9 +104,8 @@ class NativeMachine:
         self._lowered = lowering.lower(self.program.body, self.program.tail, factors=factors)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """In every layer, as Cells.copy_blocks."""
-        for cache in self._caches.values():
-            cache.copy_blocks(copies)
+        """In every layer, as cache.copy_blocks."""
+        copy_blocks(self._caches.values(), copies)
 
     def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
         """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where

@@ -6,7 +6,7 @@ import cpu_tiny
 import numpy as np
 import pytest
 
-from octavo.backends.cpu.cache import CELLS, decode, encode, make_cells
+from octavo.backends.cpu.cache import CELLS, copy_blocks, decode, encode, make_cells
 
 INT8, BFLOAT16 = CELLS["int8_per_token_head"], CELLS["bfloat16"]
 
@@ -68,7 +68,7 @@ def test_copies_bring_everything_and_read_before_they_write(dtype: str) -> None:
     for array in cells.arrays:
         array[...] = np.arange(array.size).reshape(array.shape) % 100
     before = [array.copy() for array in cells.arrays]
-    cells.copy_blocks([(0, 1), (1, 3)])
+    copy_blocks([cells], [(0, 1), (1, 3)])
     for array, old in zip(cells.arrays, before, strict=True):
         np.testing.assert_array_equal(array, old[:, [0, 0, 2, 1]])
 
