@@ -138,13 +138,20 @@ def engine_config(model: str | EngineConfig, engine_args: dict[str, Any]) -> Eng
     """The EngineConfig that these options make, None being an option's default; one that is given whole is taken as it
     is.
 
-    ConfigError for an unknown name (with a suggestion) or a value out of bounds, UnsupportedError for what vLLM has
-    and Octavo has not.
+    ConfigError for an unknown name (with a suggestion), a reasoning_parser that is not known or a value out of bounds,
+    UnsupportedError for what vLLM has and Octavo has not.
     """
-    if isinstance(model, EngineConfig):
-        if engine_args:
-            raise ConfigError(f"give {next(iter(engine_args))} inside the EngineConfig", param=next(iter(engine_args)))
-        return model
+    config = model if isinstance(model, EngineConfig) else from_options({**_own(engine_args), "model": model})
+    if config is model and engine_args:
+        raise ConfigError(f"give {next(iter(engine_args))} inside the EngineConfig", param=next(iter(engine_args)))
+    if config.model.reasoning_parser is not None:
+        from octavo.text.tools.choose import reasoning_format
+
+        reasoning_format(config.model.reasoning_parser, "")
+    return config
+
+
+def _own(engine_args: dict[str, Any]) -> dict[str, Any]:
     own = {}
     for name, value in engine_args.items():
         if name not in OPTION_NAMES and name not in FOREIGN:
@@ -155,7 +162,7 @@ def engine_config(model: str | EngineConfig, engine_args: dict[str, Any]) -> Eng
             own[name] = value
         else:
             check_foreign(name, value)
-    return from_options({**own, "model": model})
+    return own
 
 
 def check_foreign(name: str, value: Any, *, shown: str | None = None, table: dict[str, Foreign] | None = None) -> None:

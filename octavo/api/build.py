@@ -223,13 +223,9 @@ def _eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None, vocab_si
 
 
 def make_limits(model: Model, config: ModelConfig, *, max_model_len: int) -> Limits:
-    """What requests to this model are checked against. ConfigError for a reasoning_parser that is not known."""
+    """What requests to this model are checked against."""
     from octavo.engine.grammar.checker import Checker
 
-    if config.reasoning_parser is not None:
-        from octavo.text.tools.choose import reasoning_format
-
-        reasoning_format(config.reasoning_parser, "")
     return Limits(
         vocab_size=model.spec.vocab_size,
         max_model_len=max_model_len,

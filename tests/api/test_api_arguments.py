@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.api.arguments import FOREIGN, OPTION_NAMES, engine_config
+from octavo.base.config.config import EngineConfig, ModelConfig
 from octavo.base.errors import ConfigError, UnsupportedError
 
 
@@ -89,6 +90,7 @@ def test_harmless_options_warn(caplog: pytest.LogCaptureFixture) -> None:
         ("gpu_memory_utilization", 1.5, "<= 1"),
         ("hf_overrides", [], "object"),
         ("max_model_len", -2, ">= -1"),
+        ("reasoning_parser", "nope", "known are deepseek_r1, "),
     ],
 )
 def test_mistakes_name_option_and_remedy(name: str, value: Any, words: str) -> None:
@@ -126,3 +128,9 @@ def test_no_option_is_both_ours_and_foreign() -> None:
 def test_a_whole_config_takes_no_options_beside_it() -> None:
     with pytest.raises(ConfigError, match="seed"):
         engine_config(engine_config("m", {}), {"seed": 1})
+
+
+def test_a_whole_configs_reasoning_parser_is_known_too() -> None:
+    config = EngineConfig(model=ModelConfig(model="m", reasoning_parser="nope"))
+    with pytest.raises(ConfigError, match="reasoning_parser='nope' is not known; known are "):
+        engine_config(config, {})

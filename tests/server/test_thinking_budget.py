@@ -18,7 +18,7 @@ from serving import LiveServer
 from octavo import LLM, SamplingParams
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import EngineConfig, ModelConfig
-from octavo.base.errors import ConfigError, InputError, UnsupportedError
+from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker import Checker
 from octavo.server.anthropic import thinking as thinking_module
@@ -98,8 +98,6 @@ def test_the_way_that_an_option_names(folder: Path) -> None:
         more["chat_template_kwargs"] = {"opening": "<seed:think>"}
         reply = ask(live, "/v1/chat/completions", messages=ASKED, **more).json()
         assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 4
-    with pytest.raises(ConfigError, match="reasoning_parser"):
-        LLM(str(folder), reasoning_parser="nope", **given)
 
 
 def test_a_lenient_form_behind_reasoning_is_not_judged_with_it(llm: LLM, server: LiveServer) -> None:
