@@ -14,6 +14,7 @@ from octavo.base.types.request import Request
 from octavo.engine.grammar.grammar import Grammar
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: far apart for neighbouring indices
+ALL = -1  # every bit is set
 
 
 class Status(Enum):
@@ -38,7 +39,8 @@ class Sequence:
     index 0 and after admission.
     num_writable: positions before it, from num_computed on, stand in blocks that are this sequence's alone.
     ending: tokens that may end it.  grammar: where it stands in the one it is constrained by; None until that is
-    compiled, and without one.  allowed: of a constrained one, allowed_token_ids as the bits of a number.
+    compiled, and without one.  allowed, ignored: of a constrained one, allowed_token_ids and the ends of the text that
+    do not end it, as the bits of a number.
     """
 
     request: Request
@@ -58,7 +60,8 @@ class Sequence:
     num_writable: int = 0
     num_cached: int = 0
     grammar: Grammar | None = None
-    allowed: int | None = None
+    allowed: int = ALL
+    ignored: int = 0
     life: int = 0
     preempted_at: float = 0.0
     tells_times: bool = False
@@ -112,8 +115,11 @@ def make_sequences(request: Request, order: int, emitted: list[list[int] | None]
     probabilities of the prompt went out with sequence 0's first token, and are not made again after that.
     """
     sequences: list[Sequence] = []
-    allowed = _bits(request) if request.params.structured_outputs is not None else None
-    for index in range(request.params.n):
+    params = request.params
+    constrained = params.structured_outputs is not None
+    allowed = _bits(params.allowed_token_ids) if constrained and params.allowed_token_ids else ALL
+    ignored = _bits(request.eos_token_ids) if constrained and params.ignore_eos else 0
+    for index in range(params.n):
         known = emitted[index] if emitted is not None else []
         if known is None:
             continue
@@ -130,6 +136,7 @@ def make_sequences(request: Request, order: int, emitted: list[list[int] | None]
                 tokens=request.prompt_token_ids + known,
                 parent=sequences[0] if index and emitted is None else None,
                 allowed=allowed,
+                ignored=ignored,
                 prompt_logprobs=[None] * len(request.prompt_token_ids) if asked else [],
                 times=RequestTimes(arrival=request.arrival or time.monotonic()),
             )
@@ -161,12 +168,9 @@ def _row_sampling(request: Request, index: int) -> RowSampling:
     )
 
 
-def _bits(request: Request) -> int | None:
-    """allowed_token_ids, bit i for token i; None where all are."""
-    ids = request.params.allowed_token_ids
-    if ids is None:
-        return None
-    bits = bytearray(max(ids) // 8 + 1)
+def _bits(ids: list[int]) -> int:
+    """Bit i for token i."""
+    bits = bytearray(max(ids, default=0) // 8 + 1)
     for token in ids:
         bits[token // 8] |= 1 << token % 8
     return int.from_bytes(bits, "little")

@@ -150,6 +150,17 @@ def test_a_finished_grammar_ends_where_the_end_token_may_not(grammars: Compiler)
     assert {last.finish_reason for _, last in found.values()} == {"stop"}
 
 
+def test_an_end_that_is_ignored_does_not_end_what_may_go_on(grammars: Compiler) -> None:
+    made = engine(grammars)
+    made.add(ask("long", "[a-z]*", [1], ignore_eos=True, allowed_token_ids=[98, EOS]))
+    made.add(ask("bounded", "[a-z]{3,5}", [1], ignore_eos=True))
+    made.add(ask("only", "[a-z]*", [1], ignore_eos=True, allowed_token_ids=[EOS]))
+    found = run(made)
+    assert found["long", 0][0] == [98] * 20
+    assert (len(found["bounded", 0][0]), EOS in found["bounded", 0][0]) == (5, False)
+    assert [found[name, 0][1].finish_reason for name in ("long", "bounded", "only")] == ["length", "stop", "error"]
+
+
 def test_allowed_ids_and_the_grammar_hold_together(grammars: Compiler) -> None:
     made = engine(grammars)
     made.add(ask("a", "[a-z]{4}", [1], allowed_token_ids=[98, 99, EOS, 5]))

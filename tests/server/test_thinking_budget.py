@@ -207,3 +207,12 @@ def test_messages_bound_it_where_it_can_be_counted(monkeypatch: pytest.MonkeyPat
         services: Any = SimpleNamespace(llm=SimpleNamespace(tokenizer=tokenizer, model=model, config=config))
         assert with_thinking(services, asked, chat).thinking_token_budget == bound
         assert with_thinking(services, None, chat).thinking_token_budget is None
+
+
+@pytest.mark.parametrize("opening", [OPENING, ""])
+def test_ignore_eos_goes_on_behind_reasoning(llm: LLM, opening: str) -> None:
+    end = llm.get_tokenizer().eos_token_id
+    eager = thinking(2, ignore_eos=True, logit_bias={end: 100})
+    (output,) = llm.chat(ASKED, eager, chat_template_kwargs={"opening": opening}, use_tqdm=False)
+    (one,) = output.outputs
+    assert (len(one.token_ids), one.finish_reason) == (30, "length")

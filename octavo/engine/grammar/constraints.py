@@ -10,7 +10,7 @@ from octavo.base.errors import InputError, OctavoError
 from octavo.base.types.output import Output
 from octavo.engine.grammar.grammar import Grammar, GrammarError, Grammars
 from octavo.engine.scheduler import Scheduled, Scheduler
-from octavo.engine.sequence import Sequence, Status
+from octavo.engine.sequence import ALL, Sequence, Status
 from octavo.engine.update import end, fail
 
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Constraints:
                 if isinstance(mask, GrammarError):  # its grammar met a limit
                     outputs.append(fail(self._scheduler, seq, mask.message, kind="InputError"))
                 else:
-                    found[row] = mask if seq.allowed is None else _both(mask, seq.allowed)
+                    found[row] = _narrowed(mask, seq) if seq.allowed != ALL or seq.ignored else mask
         return found
 
     def close(self) -> None:
@@ -118,5 +118,7 @@ def _may_end(seq: Sequence) -> bool:
     return long_enough and not request.params.ignore_eos and bool(request.eos_token_ids)
 
 
-def _both(mask: bytes, allowed: int) -> bytes:
-    return (int.from_bytes(mask, "little") & allowed).to_bytes(len(mask), "little")
+def _narrowed(mask: bytes, seq: Sequence) -> bytes:
+    """By allowed_token_ids; ends of the text that are ignored remain only where nothing else does."""
+    bits = int.from_bytes(mask, "little")
+    return ((bits & ~seq.ignored or bits) & seq.allowed).to_bytes(len(mask), "little")
