@@ -75,15 +75,21 @@ class Exchange:
         """A header's first value."""
         return next(iter(self.header_values(name)), None)
 
-    def query(self) -> dict[str, str]:
-        """The URL's query; InputError where a name comes twice."""
+    def query(self, *lists: str) -> dict[str, str | list[str]]:
+        """The URL's query; InputError where a name comes twice. lists: names that may, also as `name[]`."""
         try:
             pairs = parse_qsl(self._query.decode("latin-1"), keep_blank_values=True, max_num_fields=16)
         except ValueError:
             raise InputError("the query has too many fields", param="query") from None
-        if len(dict(pairs)) < len(pairs):
-            raise InputError("the query names a field twice", param="query")
-        return dict(pairs)
+        found: dict[str, str | list[str]] = {}
+        for name, value in pairs:
+            if (plain := name.removesuffix("[]")) in lists:
+                found[plain] = [*found.get(plain, []), value]
+            elif name in found:
+                raise InputError("the query names a field twice", param="query")
+            else:
+                found[name] = value
+        return found
 
     def put_back(self, body: bytes) -> None:
         """The whole body was read; it is there for another reader."""

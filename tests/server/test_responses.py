@@ -152,7 +152,12 @@ def test_input_items(client: openai.OpenAI, shared: LiveServer) -> None:
     listed = [*client.responses.input_items.list(second.id, order="asc")]
     assert [item.type for item in listed] == [*kinds, "message", "message"]
     assert listed[6].content[0].text == first.output_text  # type: ignore[union-attr]
-    for query, param in (("after=x", "after"), ("limit=101", "limit"), ("order=up", "order"), ("before=x", "before")):
+    more: list[Any] = ["reasoning.encrypted_content", "file_search_call.results"]
+    assert [*client.responses.input_items.list(second.id, order="asc", include=more)] == listed
+    path = f"/v1/responses/{second.id}/input_items?order=asc&include={more[0]}&include={more[1]}"
+    assert [item["id"] for item in shared.client.get(path).json()["data"]] == [item.id for item in listed]
+    wrong = {"after": "x", "limit": "101", "order": "up", "before": "x", "include[]": "message.output_text.logprobs"}
+    for query, param in ((f"{name}={value}", name.removesuffix("[]")) for name, value in wrong.items()):
         found = shared.client.get(f"/v1/responses/{first.id}/input_items?{query}")
         assert check_form(found)["param"] == param
     assert shared.client.get("/v1/responses/resp_0/input_items").status_code == 404

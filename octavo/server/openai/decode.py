@@ -43,7 +43,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     return request
 
 
-def decode_query(query: Mapping[str, str], kind: type[T]) -> T:
+def decode_query(query: Mapping[str, object], kind: type[T]) -> T:
     """A URL's query as `kind`."""
     try:
         return msgspec.convert(query, kind, strict=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import UNSET, Meta
 
@@ -15,6 +15,7 @@ from octavo.server.openai.responses.items import FunctionCallOutput, InputText, 
 from octavo.server.openai.responses.replies import OutputCall, OutputReasoning, ReasoningTextPart
 from octavo.server.openai.responses.store import Stored
 from octavo.server.openai.responses.tools import ToolNames
+from octavo.server.openai.responses.types import Told
 from octavo.server.openai.types import Message, MessagePart
 from octavo.server.services import Services
 
@@ -28,12 +29,17 @@ class ItemList(Page[ListedItem], frozen=True, kw_only=True):
 class ItemQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is listed. after: the last id of the page before."""
 
+    REASONS: ClassVar[dict[str, str]] = {
+        "include": "it is a list of OpenAI's names without message.output_text.logprobs, which are not kept",
+    }
+
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
+    include: list[Told] | None = None
 
 
 async def list_input_items(services: Services, exchange: Exchange) -> Reply:
     """What a stored response was made of, with what `previous_response_id` brought; the newest first."""
-    query = decode_query(exchange.query(), ItemQuery)
+    query = decode_query(exchange.query("include"), ItemQuery)
     items = _items(services.responses.get(exchange.path_params["id"], exchange.owner))
     return page_reply(ItemList, items[::-1], query, limit=query.limit)
 

@@ -88,8 +88,7 @@ class ReasoningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     mode: Literal["standard"] | None = None
 
 
-Includable = Literal[
-    "message.output_text.logprobs",
+Told = Literal[
     "reasoning.encrypted_content",
     "file_search_call.results",
     "web_search_call.results",
@@ -98,9 +97,9 @@ Includable = Literal[
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 ]
-"""More to be told of items. Reasoning is told openly, so that there is none to encrypt; of what the others are about
-there is none in any answer.
-"""
+"""Reasoning is told openly: there is none to encrypt. Of what the others are about there is none in any item."""
+Includable = Literal[Told, "message.output_text.logprobs"]
+"""More to be told of items."""
 LOGPROBS: Includable = "message.output_text.logprobs"
 
 
