@@ -62,13 +62,13 @@ def _architectures(config: Mapping[str, Any]) -> list[Any]:
 
 def token_classifier(config: Config) -> TokenClassifier | None:
     """Of a model that answers by a token, as vLLM's keys say it: classifier_from_token, and method or
-    is_original_qwen3_reranker. None where they are not all there, or the model is not to classify.
+    is_original_qwen3_reranker. None without the first, or where the model is not to classify.
     """
-    method = _DIFFERENCE if config.flag("is_original_qwen3_reranker") else config.values.get("method")
-    if method is None or not config.has("classifier_from_token") or not is_classifier(config.values):
+    if not config.has("classifier_from_token") or not is_classifier(config.values):
         return None
+    method = _DIFFERENCE if config.flag("is_original_qwen3_reranker") else config.values.get("method")
     if method not in (_DIFFERENCE, _ROWS):
-        raise config.wrong("method", f"{_DIFFERENCE} or {_ROWS}")
+        raise config.wrong("method", f"{_DIFFERENCE} or {_ROWS} beside classifier_from_token")
     tokens = config.values["classifier_from_token"]
     difference = method == _DIFFERENCE
     fits = isinstance(tokens, list) and (len(tokens) == 2 if difference else 0 < len(tokens) <= MOST_TOKENS)

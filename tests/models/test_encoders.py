@@ -109,6 +109,7 @@ def test_a_classifiers_activation(more: dict[str, Any], activation: str) -> None
         ({**BERT, **CLASSIFIER, **BY_TOKEN}, {}, ConfigError, "hf_overrides"),
         ({**DECODER, **BY_TOKEN, "classifier_from_token": ["a"]}, {}, ModelFormatError, "classifier_from_token"),
         ({**DECODER, **BY_TOKEN, "method": "x"}, {}, ModelFormatError, "method"),
+        ({**DECODER, **BY_TOKEN, "method": None}, {}, ModelFormatError, "method"),
         ({**BERT, **CLASSIFIER, "problem_type": "x"}, {}, ModelFormatError, "problem_type"),
         ({**BERT, **CLASSIFIER, "id2label": {"0": "a", "2": "b"}}, {}, ModelFormatError, "id2label"),
         (
