@@ -91,7 +91,8 @@ def read_moe(
 ) -> MoE:
     """MoE of these sizes, once it is sure that a token has as many experts to go through as it is to."""
     if top_k > experts:
-        raise config.wrong("num_experts_per_tok", f"at most the number of experts ({experts})")
+        default = "" if config.has("num_experts_per_tok") else f", and is {top_k} where it is not given"
+        raise config.wrong("num_experts_per_tok", f"at most the number of experts ({experts}){default}")
     return MoE(experts, top_k, width, read_activation(config), renormalize, shared_width)
 
 

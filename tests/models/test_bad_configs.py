@@ -67,6 +67,11 @@ def test_experts(name: str, key: str, value: object) -> None:
     assert caught.value.param == key
 
 
+def test_fewer_experts_than_a_token_goes_through_by_default() -> None:
+    with pytest.raises(ModelFormatError, match=r"number of experts \(5\), and is 8 where it is not given, got nothing"):
+        build_spec(changed("qwen3_moe", num_local_experts=5, num_experts_per_tok=NOTHING))
+
+
 @pytest.mark.parametrize("value", [NOTHING, None, -4, 0, 1.5, 10**9, "64", True, [64]])
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
