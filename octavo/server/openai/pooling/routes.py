@@ -19,6 +19,7 @@ from octavo.server.openai.pooling.types import (
     Document,
     EmbeddingRequest,
     EmbedRequest,
+    InputRequest,
     PoolingRequest,
     PoolRequest,
     RerankRequest,
@@ -40,12 +41,9 @@ COHERES_NAMES = {"dimensions": "output_dimension", "truncate_prompt_tokens": "ma
 async def create_embeddings(services: Services, exchange: Exchange) -> Reply:
     """A vector an input."""
     request = await read(services, exchange, EmbeddingRequest)
-    params = _params(request, task="embed")
-    outputs = await run(services, await inputs(services, request), params, name=request.source(), request=request)
-    data = [
-        replies.Embedding(index, shown(output.outputs.data, request.encoding_format))
-        for index, output in enumerate(outputs)
-    ]
+    outputs = await _outputs(services, request, task="embed")
+    vectors = (shown(output.outputs.data, request.encoding_format) for output in outputs)
+    data = [replies.Embedding(index, one) for index, one in enumerate(vectors)]
     begin = head(services, exchange, request, "embd-")
     return Reply(msgspec.json.encode(replies.EmbeddingsReply(data=data, usage=usage(outputs), **begin)))
 
@@ -53,12 +51,9 @@ async def create_embeddings(services: Services, exchange: Exchange) -> Reply:
 async def create_pooling(services: Services, exchange: Exchange) -> Reply:
     """What the model makes of each input, or the task that is asked for."""
     request = await read(services, exchange, PoolRequest)
-    params = _params(request, task=request.task)
-    outputs = await run(services, await inputs(services, request), params, name=request.source(), request=request)
-    data = [
-        replies.Pooled(index, shown(output.outputs.data, request.encoding_format))
-        for index, output in enumerate(outputs)
-    ]
+    outputs = await _outputs(services, request, task=request.task)
+    vectors = (shown(output.outputs.data, request.encoding_format) for output in outputs)
+    data = [replies.Pooled(index, one) for index, one in enumerate(vectors)]
     begin = head(services, exchange, request, "pool-")
     return Reply(msgspec.json.encode(replies.PoolingReply(data=data, usage=usage(outputs), **begin)))
 
@@ -66,13 +61,7 @@ async def create_pooling(services: Services, exchange: Exchange) -> Reply:
 async def create_classes(services: Services, exchange: Exchange) -> Reply:
     """Probabilities of the classes, and the likeliest class, an input."""
     request = await read(services, exchange, ClassifyRequest)
-    outputs = await run(
-        services,
-        await inputs(services, request),
-        _params(request, task="classify"),
-        name=request.source(),
-        request=request,
-    )
+    outputs = await _outputs(services, request, task="classify")
     labels, data = services.llm.model.labels, []
     for index, output in enumerate(outputs):
         probs = vector(output)
@@ -141,6 +130,11 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
         meta=replies.EmbedMeta(replies.ApiVersion(), billed),
     )
     return Reply(msgspec.json.encode(reply))
+
+
+async def _outputs(services: Services, request: InputRequest, *, task: Any) -> list[AnyPoolingOutput]:
+    params = _params(request, task=task)
+    return await run(services, await inputs(services, request), params, name=request.source(), request=request)
 
 
 def _check_bytes(kinds: list[str], size: int) -> None:
