@@ -18,7 +18,7 @@ from octavo.api.model import Model
 from octavo.api.outputs import RequestProgress, TokenTexts
 from octavo.api.pooling import AnyPoolingOutput, Pair, PoolingProgress, make_pooling_request
 from octavo.api.prompts import Prompt, PromptType, is_short, parse_conversations, parse_prompt
-from octavo.api.requests import Limits, bounds_reasoning, make_request
+from octavo.api.requests import Limits, make_request
 from octavo.api.streams import Stream, Take, hand_out
 from octavo.api.supervisor import State, Supervisor
 from octavo.api.unused import check_sleep, check_wake_up
@@ -29,7 +29,7 @@ from octavo.base.types.output import RequestOutput
 from octavo.base.types.pooling import PoolingParams
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.request import Request
-from octavo.base.types.sampling import SamplingParams
+from octavo.base.types.sampling import SamplingParams, reasoning_budget
 from octavo.base.types.structured import StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ class AsyncLLM:
         make = partial(
             self._make_request, row, params, priority=labels[0], cache_salt=labels[1] or row.cache_salt, chat=chat
         )
-        if getattr(params, "structured_outputs", None) or bounds_reasoning(params):
+        if getattr(params, "structured_outputs", None) or reasoning_budget(params) is not None:
             request = await in_pool(self._grammar_pool, make)
         elif row.token_ids is None or getattr(params, "bad_words", None):
             request = await self._run(make)

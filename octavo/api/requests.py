@@ -24,6 +24,7 @@ from octavo.base.types.sampling import (
     RANDOM_SEED,
     RequestOutputKind,
     SamplingParams,
+    reasoning_budget,
 )
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.engine.grammar.checker import Checker
@@ -72,7 +73,7 @@ class Limits:
 
     def judge(self, params: SamplingParams, form: StructuredOutputsParams | None = None) -> Judge | None:
         """Of a request whose form is lenient. form: where params have another one, that holds it."""
-        if form is None and bounds_reasoning(params):
+        if form is None and reasoning_budget(params) is not None:
             return None  # the text is no answer alone: reasoning stands before it
         form = getattr(params, "structured_outputs", None) if form is None else form
         if not isinstance(form, StructuredOutputsParams) or not form.lenient or self.checker is None:
@@ -195,15 +196,10 @@ def _check_textless(params: SamplingParams) -> None:
             raise InputError(f"{name} needs a tokenizer, and skip_tokenizer_init is set", param=name)
 
 
-def bounds_reasoning(params: object) -> bool:
-    """Whether thinking_token_budget asks for a bound. Of what are no SamplingParams, it does not."""
-    return getattr(params, "thinking_token_budget", None) not in (None, NO_BUDGET)
-
-
 def _bounded(params: SamplingParams, prompt_ids: list[int], limits: Limits) -> SamplingParams:
     """With thinking_token_budget as a part of the form."""
-    budget, tokenizer = params.thinking_token_budget, limits.tokenizer
-    if budget is None or budget == NO_BUDGET or tokenizer is None:
+    budget, tokenizer = reasoning_budget(params), limits.tokenizer
+    if budget is None or tokenizer is None:
         return params
     from octavo.text.reasoning import PROMPT_END
     from octavo.text.tools.bound import make_bound

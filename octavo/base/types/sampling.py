@@ -115,6 +115,12 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
+def reasoning_budget(asked: object) -> int | None:
+    """The tokens that thinking_token_budget bounds reasoning to; None where it is no bound, or `asked` has no such."""
+    budget: int | None = getattr(asked, "thinking_token_budget", None)
+    return None if budget == NO_BUDGET else budget
+
+
 _INTEGERS: tuple[tuple[str, int | None, int], ...] = (
     # name, lowest (None: the field may be None, then 0 or above), highest
     ("n", 1, MAX_N),

@@ -10,7 +10,7 @@ from typing import Any
 from octavo.base.config.config import ModelConfig, ServerConfig
 from octavo.base.errors import ConfigError, InputError, UnsupportedError
 from octavo.base.types.output import ToolCall
-from octavo.base.types.sampling import NO_BUDGET
+from octavo.base.types.sampling import reasoning_budget
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.server.openai.conversation import known_reasoning, message_text, template_source
 from octavo.server.openai.types import ChatRequest, Tool, ToolChoiceObject
@@ -65,12 +65,8 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
 
 def demands_form(request: ChatRequest) -> bool:
     """True if tool_choice, strict functions or a bound of reasoning demand a form of the answer."""
-    asked = (_forced(request), _allowed(request), _strict(request), _budget(request))
+    asked = (_forced(request), _allowed(request), _strict(request), reasoning_budget(request))
     return any(one is not None for one in asked)
-
-
-def _budget(request: ChatRequest) -> int | None:
-    return None if request.thinking_token_budget == NO_BUDGET else request.thinking_token_budget
 
 
 def answer_form(
@@ -84,7 +80,8 @@ def answer_form(
     Reasoning and, unless they are forced, calls stay possible; where that cannot be told beside `form`, the answer has
     it from its beginning. Raises InputError where a call cannot be demanded.
     """
-    tokenizer, forced, strict, budget = services.llm.tokenizer, _forced(request), _strict(request), _budget(request)
+    tokenizer, forced, strict = services.llm.tokenizer, _forced(request), _strict(request)
+    budget = reasoning_budget(request)
     tool = parsing.tool if parsing is not None else None
     chosen = forced is not None or _allowed(request) is not None
     if (chosen or strict is not None) and tool is None:
