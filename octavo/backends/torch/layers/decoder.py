@@ -48,7 +48,7 @@ class Decoder:
     def forward(self, batch: Batch, cache: KVCache, attention: PagedAttention) -> Stream:
         """The residual stream before the final norm; keys and values go to the cache."""
         attention.plan(batch)
-        spans = equal_spans(batch) if self._whole else []
+        spans = equal_spans(batch, self.spec) if self._whole else []
         stream = Stream(self.ops.embed(batch.token_ids, self.weights.embed, self.spec.embedding_scale), None)
         for i in self._walk:
             layer, weights = self.spec.layers[i], self.weights.layers[i]

@@ -33,12 +33,12 @@ class Encoder:
         x = F.embedding(batch.token_ids, self.weights.embed) + F.embedding(places, more["positions"])
         x = x + (more["token_types"][0] if types is None else F.embedding(types, more["token_types"]))
         x = layer_norm(x, self._embed_norm, self._learned.norm)
-        spans = equal_spans(batch)
+        spans = equal_spans(batch, self.spec)
         for layer, weights in zip(self.spec.layers, self.weights.layers, strict=True):
             x = self._layer(x, layer, weights, spans)
         return x
 
-    def _layer(self, x: Tensor, layer: Layer, weights: LayerWeights, spans: list[Tensor]) -> Tensor:
+    def _layer(self, x: Tensor, layer: Layer, weights: LayerWeights, spans: list[Span]) -> Tensor:
         qkv = linear(x, weights.qkv, weights.qkv_bias)
         attended = attend(*split_heads(qkv, layer.mixer), layer.mixer, spans)
         x = _norm_after(x + linear(attended, weights.o, weights.o_bias), weights.after_mixer, layer.after_mixer)
@@ -58,38 +58,46 @@ def layer_norm(x: Tensor, weights: Tensor, norm: LayerNorm) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], weights[0], weights[1], norm.eps).to(x.dtype)
 
 
-def equal_spans(batch: Batch) -> list[Tensor]:
-    """The batch's rows by length: of those of n tokens their places in it, int64 [rows, n]. Every row runs whole."""
+Span = tuple[Tensor, dict[int | None, Tensor | None]]
+"""Of the batch's rows of n tokens their places in it, int64 [rows, n], and by window what `_near` says of n tokens."""
+
+
+def equal_spans(batch: Batch, spec: ModelSpec) -> list[Span]:
+    """The batch's rows by length, for `attend` in all layers. Every row runs whole."""
     firsts: dict[int, list[int]] = {}
     first = 0
     for step in batch.steps:
         firsts.setdefault(step.count, []).append(first)
         first += step.count
     device = batch.token_ids.device
+    windows = {layer.mixer.window for layer in spec.layers}
     return [
-        torch.tensor(some, device=device)[:, None] + torch.arange(count, device=device)
+        (
+            torch.tensor(some, device=device)[:, None] + torch.arange(count, device=device),
+            {window: _near(count, window, device) for window in windows},
+        )
         for count, some in firsts.items()
     ]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mixer: Attention, spans: list[Tensor]) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mixer: Attention, spans: list[Span]) -> Tensor:
     """As split_heads has them -> [tokens, heads * head_dim]: every token sees its own row's, within the mixer's window.
 
     Rows of one length are one call, so that nothing is padded.
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     grouped = q.shape[1] != k.shape[1]
-    for places in spans:
+    for places, near in spans:
         a, b, c = (part[places].transpose(1, 2) for part in (q, k, v))  # [rows, heads, n, head_dim]
-        near = None if mixer.window is None else _near(places.shape[1], mixer.window, q.device)
-        seen = F.scaled_dot_product_attention(a, b, c, near, scale=mixer.scale, enable_gqa=grouped)
+        mask = near[mixer.window]
+        seen = F.scaled_dot_product_attention(a, b, c, mask, scale=mixer.scale, enable_gqa=grouped)
         out[places] = seen.transpose(1, 2)
     return out.flatten(1)
 
 
-def _near(count: int, window: int, device: torch.device) -> Tensor | None:
+def _near(count: int, window: int | None, device: torch.device) -> Tensor | None:
     """bool [count, count]: which tokens lie less than `window` places from each other; None: all do."""
-    if count <= window:
+    if window is None or count <= window:
         return None
     places = torch.arange(count, device=device)
     return (places[:, None] - places).abs() < window
