@@ -42,7 +42,6 @@ class ControlTokens:
         self._finder = Tokenizer(models.BPE())
         self._finder.add_special_tokens([token for token in added.values() if token.special])
         self._found = {self._finder.token_to_id(content): token_id for content, token_id in self.ids.items()}
-        self._before, self._after = _around(backend)
         others = {token.content: token_id for token_id, token in sorted(added.items()) if not token.special}
         self._plain = self._face(backend, [added[token_id] for token_id in others.values()])
         # The library gives the second face's added tokens ids of its own, which tokens of a vocabulary with gaps may
@@ -83,7 +82,7 @@ class ControlTokens:
             return False
         return any(end[-length:] in self._begun for length in range(1, len(end) + 1))
 
-    def encode(self, parts: Sequence[str | int], *, add_special_tokens: bool) -> list[int]:
+    def encode(self, parts: Sequence[str | int]) -> list[int]:
         """Token ids of a text given as plain text (str) and control tokens (int), in order.
 
         Plain text never becomes a control token, whatever it spells.
@@ -94,12 +93,11 @@ class ControlTokens:
         )
         controls = iter(meant)
         markers = self._markers.values()
-        ids = [
+        return [
             next(controls) if token in markers else self._true_id(token, token_id)
             for encoding in self._encode(text)
             for token, token_id in zip(encoding.tokens, encoding.ids, strict=True)
         ]
-        return [*self._before, *ids, *self._after] if add_special_tokens else ids
 
     def _true_id(self, token: str, token_id: int) -> int:
         known, models_own = self._others.get(token_id, (token_id, None))
@@ -136,12 +134,3 @@ class ControlTokens:
 def _unguessable() -> str:
     """Private-use characters, since no added token is spelled with them."""
     return "".join(chr(0xE000 + secrets.randbelow(0x1900)) for _ in range(16))
-
-
-def _around(backend: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and after a text."""
-    encoding = backend.encode("a", add_special_tokens=True)
-    mask = encoding.special_tokens_mask
-    if 0 not in mask:
-        return encoding.ids, []
-    return encoding.ids[: mask.index(0)], encoding.ids[len(mask) - mask[::-1].index(0) :]

@@ -89,14 +89,9 @@ class Tokenizer:
         generation = checkpoint.generation_config or checkpoint.config
         return _from_files(source, generation, lower_case=lower_case)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
-        """Token ids. add_special_tokens: with the bos (eos) token that the tokenizer puts around a text.
-
-        parse_special=False encodes text that spells a control token (`<|im_start|>`) as plain text (text/control.py).
-        """
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids. add_special_tokens: with the bos (eos) token that the tokenizer puts around a text."""
         check_text(text)
-        if not parse_special:
-            return self._control.encode([text], add_special_tokens=add_special_tokens)
         # The batch call is the one that releases the GIL and leaves offsets out.
         return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
@@ -118,11 +113,14 @@ class Tokenizer:
         return ids, types.index(1) if second is not None and 1 in types else 0
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        """Token ids of a text in parts: str is plain text, int a control token. Nothing is added around it."""
+        """Token ids of a text in parts: str is plain text, whatever it spells, int a control token (text/control.py).
+
+        Nothing is added around it.
+        """
         for part in parts:
             if isinstance(part, str):
                 check_text(part)
-        return self._control.encode(parts, add_special_tokens=False)
+        return self._control.encode(parts)
 
     def find_control(self, text: str) -> list[Span]:
         """The parts of a text that encode() would take for control tokens."""

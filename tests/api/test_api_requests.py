@@ -20,7 +20,7 @@ class Words:
     vocab_size = 90
     eos_token_ids = [2]
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [ord(c) - 32 for c in text]
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:

@@ -30,7 +30,7 @@ class FakeTokenizer:
     eos_token_ids = [EOS]
     special_tokens = {"bos_token": "<bos>", "eos_token": "<eos>"}
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return ([BOS] if add_special_tokens else []) + list(text.encode())
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:

@@ -90,7 +90,7 @@ def _naive(text: str, stops: list[str], *, include: bool) -> tuple[str, str | No
 def test_stop_strings_against_a_naive_search(
     byte_level: Tokenizer, text: str, stops: list[str], places: list[int], include: bool
 ) -> None:
-    ids = byte_level.encode(text, parse_special=False)
+    ids = byte_level.encode_parts([text])
     detokenizer = Detokenizer(byte_level, SamplingParams(stop=stops, include_stop_str_in_output=include), [])
     shown = ""
     for part in _cut(ids, places):

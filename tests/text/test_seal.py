@@ -157,7 +157,7 @@ def test_the_callers_messages_are_left_alone(byte_level: Tokenizer) -> None:
 def test_real_control_tokens_cannot_be_forged(name: str, real_checkpoint: Any) -> None:
     _, tokenizer = real_checkpoint(name)
     spelled = "".join(tokenizer.special_ids())
-    ids = tokenizer.encode(spelled, parse_special=False, add_special_tokens=False)
+    ids = tokenizer.encode_parts([spelled])
     assert not set(ids) & set(tokenizer.special_ids().values())
     assert tokenizer.decode(ids) == spelled
     template = ChatTemplate("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", tokenizer)

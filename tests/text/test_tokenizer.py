@@ -54,7 +54,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @given(text=TEXTS)
 def test_plain_text_never_becomes_a_control_token(byte_level: Tokenizer, sentence_piece: Tokenizer, text: str) -> None:
     for tokenizer in (byte_level, sentence_piece):
-        ids = tokenizer.encode(text, parse_special=False, add_special_tokens=False)
+        ids = tokenizer.encode_parts([text])
         assert not set(ids) & set(tokenizer.special_ids().values())
         prefix = "" if tokenizer is byte_level else " "
         assert "".join(map(bytes.decode, [b"".join(map(tokenizer.token_bytes, ids))])) in (
@@ -84,15 +84,12 @@ def test_parts_are_encoded_as_the_library_encodes_the_whole(
         assert tokenizer.encode_parts(parts) == tokenizer.encode(text, add_special_tokens=False)
 
 
-def test_add_special_tokens_goes_with_parse_special(sentence_piece: Tokenizer, mixed: Tokenizer) -> None:
-    assert sentence_piece.encode("the </s>")[:1] == [1]
-    assert sentence_piece.encode("the </s>")[-1:] == [2]
-    plain = sentence_piece.encode("the </s>", parse_special=False)
-    assert plain[0] == 1
-    assert 2 not in plain
+def test_special_tokens_are_read_in_a_text_and_not_in_a_part(sentence_piece: Tokenizer) -> None:
+    ids = sentence_piece.encode("the </s>")
+    assert (ids[0], ids[-1]) == (1, 2)
+    plain = sentence_piece.encode_parts(["the </s>"])
+    assert not {1, 2} & set(plain)
     assert sentence_piece.decode(plain) == "the </s>"
-    ids = mixed.encode("the<s>", parse_special=False)
-    assert ids == [mixed.bos_token_id, *mixed.encode("the<s>", parse_special=False, add_special_tokens=False)]
 
 
 @pytest.fixture
@@ -110,10 +107,10 @@ def merging() -> Tokenizer:
 def test_a_model_that_merges_to_a_control_token_is_kept_from_it(merging: Tokenizer) -> None:
     vocab = {token: merging.token_to_id(token) for token in ("<", "e", "n", "d", ">", "x", "<end>")}
     assert merging.encode("x<end>x") == [vocab["x"], vocab["<end>"], vocab["x"]]
-    ids = merging.encode("x<end><end>x", parse_special=False)
+    ids = merging.encode_parts(["x<end><end>x"])
     assert vocab["<end>"] not in ids
     assert merging.decode(ids) == "x<end><end>x"
-    assert merging.encode("x<end>", parse_special=False) == [vocab[token] for token in "x<end>"]
+    assert merging.encode_parts(["x<end>"]) == [vocab[token] for token in "x<end>"]
 
 
 @pytest.mark.parametrize("rounds", [2, 8])
@@ -167,21 +164,20 @@ def test_token_texts_and_bytes(tokenizer: Tokenizer) -> None:
 
 
 def test_lone_surrogates_are_refused(tokenizer: Tokenizer) -> None:
-    for parse in (True, False):
-        with pytest.raises(InputError, match="surrogate"):
-            tokenizer.encode("a\ud800b", parse_special=parse)
+    with pytest.raises(InputError, match="surrogate"):
+        tokenizer.encode("a\ud800b")
     with pytest.raises(InputError, match="surrogate"):
         tokenizer.encode_parts(["a\udfff"])
 
 
 def test_many_threads_get_the_same(tokenizer: Tokenizer) -> None:
     texts = ["".join(FRAGMENTS[index:]) for index in range(len(FRAGMENTS))]
-    expected = [(tokenizer.encode(text), tokenizer.encode(text, parse_special=False)) for text in texts]
+    expected = [(tokenizer.encode(text), tokenizer.encode_parts([text])) for text in texts]
     wrong: list[str] = []
 
     def work() -> None:
         for text, (parsed, plain) in zip(texts, expected, strict=True):
-            ids = tokenizer.encode(text), tokenizer.encode(text, parse_special=False)
+            ids = tokenizer.encode(text), tokenizer.encode_parts([text])
             if ids != (parsed, plain) or tokenizer.decode(ids[1]) != tokenizer.decode(plain):
                 wrong.append(text)
 
@@ -244,7 +240,6 @@ def test_what_stands_around_a_text_is_tokenizer_jsons(appends: bool, flags: dict
         backend.save(str(files.path))
     tokenizer, theirs = Tokenizer.from_checkpoint(wrap(files)), _theirs(files)
     assert tokenizer.encode("the dog") == theirs("the dog").input_ids
-    assert tokenizer.encode("the", parse_special=False) == theirs("the").input_ids
     pair = theirs("the", "dog", return_token_type_ids=True)
     assert tokenizer.encode_whole("the", "dog") == (pair.input_ids, pair.token_type_ids.index(1))
     assert (tokenizer.encode("the")[-1] == tokenizer.bos_token_id) == appends
