@@ -164,22 +164,20 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
-        chat: bool = False,
         parsing: Parsing | None = None,
         judged: StructuredOutputsParams | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """RequestOutputs as sampling_params.output_kind asks for them; what a slow reader missed comes merged.
 
-        Closing the iterator aborts the request.  chat: the prompt was made by a chat template and begins as it shall.
-        parsing: how the text is parted into content, reasoning and tool calls.  judged: a lenient form that was made
-        part of another.
+        Closing the iterator aborts the request.  parsing: how the text is parted into content, reasoning and tool
+        calls.  judged: a lenient form that was made part of another.
         Raises InputError, OverloadedError (busy, loading, restarting, draining), EngineDeadError. A request that fails
         by itself ends with `error` set.
         """
         self._supervisor.admit()
         judge = self._known_limits().judge(sampling_params, judged)
         progress = await self._progress(
-            prompt, sampling_params, request_id=request_id, labels=(priority, cache_salt), chat=chat, parsing=parsing
+            prompt, sampling_params, request_id=request_id, priority=priority, cache_salt=cache_salt, parsing=parsing
         )
         stream = Stream(progress, request_id)
         try:
@@ -211,15 +209,11 @@ class AsyncLLM:
         Cancelling aborts the request. Raises as `generate`, and what `take` raises.
         """
         self._supervisor.admit()
+        options: dict[str, Any] = {"priority": priority, "cache_salt": cache_salt, "parsing": parsing}
         if self._known_limits().judge(params, judged) is not None:  # an end waits for another process
-            options: dict[str, Any] = {"priority": priority, "cache_salt": cache_salt, "parsing": parsing}
             await hand_out(self.generate(prompt, params, request_id=request_id, judged=judged, **options), take)
             return
-        labels = priority, cache_salt
-        stream = Stream(
-            await self._progress(prompt, params, request_id=request_id, labels=labels, chat=False, parsing=parsing),
-            request_id,
-        )
+        stream = Stream(await self._progress(prompt, params, request_id=request_id, **options), request_id)
         ended = stream.hand_to(take)
         try:
             self._supervisor.open(stream)
@@ -250,7 +244,7 @@ class AsyncLLM:
         """
         self._supervisor.admit()
         progress = await self._progress(
-            prompt, params, request_id=request_id, labels=(priority, cache_salt), chat=False, parsing=parsing
+            prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt, parsing=parsing
         )
         search = BeamSearch(
             progress,
@@ -352,15 +346,13 @@ class AsyncLLM:
         params: SamplingParams,
         *,
         request_id: str,
-        labels: tuple[int, str],
-        chat: bool,
+        priority: int,
+        cache_salt: str,
         parsing: Parsing | None,
     ) -> RequestProgress:
-        """A request, checked, on its way. labels: priority and cache salt."""
+        """A request, checked, on its way."""
         row = parse_prompt(prompt)
-        make = partial(
-            self._make_request, row, params, priority=labels[0], cache_salt=labels[1] or row.cache_salt, chat=chat
-        )
+        make = partial(self._make_request, row, params, priority=priority, cache_salt=cache_salt or row.cache_salt)
         if getattr(params, "structured_outputs", None) or reasoning_budget(params) is not None:
             request = await in_pool(self._grammar_pool, make)
         elif row.token_ids is None or getattr(params, "bad_words", None):
@@ -376,12 +368,10 @@ class AsyncLLM:
             parsing=parsing,
         )
 
-    def _make_request(
-        self, row: Prompt, params: SamplingParams, *, priority: int, cache_salt: str, chat: bool
-    ) -> Request:
+    def _make_request(self, row: Prompt, params: SamplingParams, *, priority: int, cache_salt: str) -> Request:
         limits = self._known_limits()
         return make_request(
-            row.ids(limits.tokenizer, add_special_tokens=not chat),
+            row.ids(limits.tokenizer),
             params,
             limits=limits,
             request_id=str(next(self._numbers)),

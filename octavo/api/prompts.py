@@ -35,13 +35,13 @@ class Prompt:
     token_ids: list[int] | None
     cache_salt: str = ""
 
-    def ids(self, tokenizer: TextTokenizer | None, *, add_special_tokens: bool = True) -> list[int]:
+    def ids(self, tokenizer: TextTokenizer | None) -> list[int]:
         """The token ids; InputError where text comes and there is no tokenizer."""
         if self.token_ids is not None:
             return self.token_ids
         if tokenizer is None:
             raise InputError("the prompt is text and skip_tokenizer_init is set; give token ids", param="prompt")
-        return tokenizer.encode(self.text or "", add_special_tokens=add_special_tokens)
+        return tokenizer.encode(self.text or "")
 
 
 SHORT = 2000  # characters: about half a millisecond's work, three where they are chosen to be slow

@@ -148,7 +148,6 @@ class FakeLLM:
         request_id: str,
         priority: int = 0,
         cache_salt: str = "",
-        chat: bool = False,
         parsing: Any = None,
         judged: Any = None,
     ) -> AsyncGenerator[RequestOutput, None]:
