@@ -62,12 +62,9 @@ class OverloadedError(OctavoError):
     status = 503
     kind = "ServiceUnavailableError"
 
-    def __init__(self, message: str, *, retry_after: int = 1, status: int = 503) -> None:
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        self.status = status
-        if status == 429:
-            self.kind = "RateLimitError"
 
 
 class RequestFailedError(OctavoError):

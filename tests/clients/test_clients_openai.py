@@ -264,7 +264,7 @@ def test_a_full_queue_is_tried_again() -> None:
         with watched(url, lambda: [stream.close() for stream in busy], seen) as client:
             reply = client.chat.completions.create(model="smollm2", messages=PARIS, temperature=0)
     assert reply.choices[0].message.content == "The capital of France is Paris."
-    assert seen[0].status_code in (429, 503)
+    assert seen[0].status_code == 503
     assert float(seen[0].headers["retry-after"]) > 0
     assert seen[-1].status_code == 200
 

@@ -12,7 +12,6 @@ KINDS = {
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
-    429: "rate_limit_error",
     503: "overloaded_error",
 }
 OVERLOADED = 529  # Anthropic's status for what is a 503 elsewhere

@@ -99,7 +99,9 @@ class ResponseBuilder:
 
     def fail(self, told: ErrorReply) -> bytes:
         """The response ends with an error; what has come of it stays."""
-        self.response.error = ResponseError(_CODES.get(told.status, "server_error"), told.detail.message)
+        self.response.error = ResponseError(
+            "invalid_prompt" if told.status == 400 else "server_error", told.detail.message
+        )
         self._cut = self._open
         return self._close("incomplete") + self._over("failed")
 
@@ -239,9 +241,6 @@ class ResponseBuilder:
         data = msgspec.json.encode({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
         return NAMED_EVENT % (kind.encode(), data)
-
-
-_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 
 
 def as_item(item: OutputItem) -> Item:
