@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
-from typing import Literal
 
 import numpy as np
 
@@ -14,7 +13,8 @@ STANDARD_DEVIATION = 0.02
 
 
 class DummyWeights(Mapping[str, StoredTensor]):
-    """Normal weights (deviation 0.02), ones for norms (vectors that are no biases). Equal seeds give equal bytes.
+    """Normal weights in bfloat16 (deviation 0.02), ones for norms (vectors that are no biases). Equal seeds give equal
+    bytes.
 
     Keeps no tensor: what is asked for twice is made twice, equal. A backend may draw the same kind of numbers on its
     device instead, from `shape`, `is_norm` and `key`.
@@ -27,10 +27,9 @@ class DummyWeights(Mapping[str, StoredTensor]):
         parameters: Mapping[str, tuple[int, ...]],
         *,
         seed: int,
-        scheme: Literal["BF16", "F32"] = "BF16",
         quantized: Mapping[str, MatrixScheme] | None = None,
     ) -> None:
-        self._parameters, self._seed, self._scheme = dict(parameters), seed, SCHEMES[scheme]
+        self._parameters, self._seed = dict(parameters), seed
         self.quantized = dict(quantized or {})
 
     def __getitem__(self, name: str) -> StoredTensor:
@@ -40,9 +39,8 @@ class DummyWeights(Mapping[str, StoredTensor]):
         else:
             values = np.random.Generator(np.random.PCG64(self.key(name))).standard_normal(shape, np.float32)
             values *= STANDARD_DEVIATION
-        if self._scheme.name == "BF16":
-            values = (values.view(np.uint32) >> 16).astype(np.uint16)
-        return StoredTensor(name, self._scheme, shape, memoryview(values.tobytes()))
+        halves = (values.view(np.uint32) >> 16).astype(np.uint16)
+        return StoredTensor(name, SCHEMES["BF16"], shape, memoryview(halves.tobytes()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)

@@ -128,15 +128,15 @@ class Reading:
                 return False
             yield
 
-    def word(self, pattern: Pattern, most: int = MAX_HEAD) -> Steps[str]:
-        """Pass over what the pattern takes: fewer than `most` characters."""
+    def word(self, pattern: Pattern) -> Steps[str]:
+        """Pass over what the pattern takes: fewer than MAX_HEAD characters."""
         while True:
-            end = end_of(pattern, self.text, self.at, self.at + most)
-            if end < len(self.text) or end - self.at == most or self.ended:
+            end = end_of(pattern, self.text, self.at, self.at + MAX_HEAD)
+            if end < len(self.text) or end - self.at == MAX_HEAD or self.ended:
                 break
             yield
         word = self.text[self.at : end]
-        if not word or len(word) == most:
+        if not word or len(word) == MAX_HEAD:
             raise NotAValueError
         self.at = end
         return word
