@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -118,7 +119,8 @@ def make_sequences(request: Request, order: int, emitted: list[list[int] | None]
     params = request.params
     constrained = params.structured_outputs is not None
     allowed = _bits(params.allowed_token_ids) if constrained and params.allowed_token_ids else ALL
-    ignored = _bits(request.eos_token_ids) if constrained and params.ignore_eos else 0
+    ends = set(request.eos_token_ids).difference(params.stop_token_ids or ())
+    ignored = _bits(ends) if constrained and params.ignore_eos else 0
     for index in range(params.n):
         known = emitted[index] if emitted is not None else []
         if known is None:
@@ -168,7 +170,7 @@ def _row_sampling(request: Request, index: int) -> RowSampling:
     )
 
 
-def _bits(ids: list[int]) -> int:
+def _bits(ids: Collection[int]) -> int:
     """Bit i for token i."""
     bits = bytearray(max(ids, default=0) // 8 + 1)
     for token in ids:

@@ -155,9 +155,11 @@ def test_an_end_that_is_ignored_does_not_end_what_may_go_on(grammars: Compiler) 
     made.add(ask("long", "[a-z]*", [1], ignore_eos=True, allowed_token_ids=[98, EOS]))
     made.add(ask("bounded", "[a-z]{3,5}", [1], ignore_eos=True))
     made.add(ask("only", "[a-z]*", [1], ignore_eos=True, allowed_token_ids=[EOS]))
+    made.add(ask("stops", "[a-z]?", [1], ignore_eos=True, allowed_token_ids=[EOS], stop_token_ids=[EOS]))
     found = run(made)
     assert found["long", 0][0] == [98] * 20
     assert (len(found["bounded", 0][0]), EOS in found["bounded", 0][0]) == (5, False)
+    assert (found["stops", 0][0], found["stops", 0][1].stop_reason) == ([EOS], EOS)
     assert [found[name, 0][1].finish_reason for name in ("long", "bounded", "only")] == ["length", "stop", "error"]
 
 
