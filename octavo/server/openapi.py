@@ -34,12 +34,13 @@ ANY_JSON = "application/json"
 class Described:
     """A route's bodies: message types, one of which it is, or a content type where no type describes it.
 
-    streams: the answer may come as events, too.
+    streams: the answer may come as events, too.  query: what the URL's may hold.
     """
 
     reply: type[msgspec.Struct] | str
     request: type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | str | None = None
     streams: bool = False
+    query: type[msgspec.Struct] | None = None
 
 
 TABLE: dict[tuple[str, str], Described] = {
@@ -49,19 +50,19 @@ TABLE: dict[tuple[str, str], Described] = {
         response_replies.ResponseObject, response_types.ResponsesRequest, streams=True
     ),
     ("POST", "/v1/responses/input_tokens"): Described(response_replies.InputTokens, response_types.InputTokensRequest),
-    ("GET", "/v1/responses/{id}"): Described(response_replies.ResponseObject),
+    ("GET", "/v1/responses/{id}"): Described(response_replies.ResponseObject, query=response_types.ResponseQuery),
     ("DELETE", "/v1/responses/{id}"): Described(response_replies.DeletedResponse),
     ("POST", "/v1/responses/{id}/cancel"): Described(response_replies.ResponseObject),
-    ("GET", "/v1/responses/{id}/input_items"): Described(listing.ItemList),
+    ("GET", "/v1/responses/{id}/input_items"): Described(listing.ItemList, query=listing.ItemQuery),
     ("POST", "/v1/messages"): Described(anthropic_replies.MessageReply, anthropic_types.MessagesRequest, streams=True),
     ("POST", "/v1/messages/count_tokens"): Described(anthropic_replies.TokenCount, anthropic_types.CountTokensRequest),
     ("POST", "/v1/files"): Described(batch.FileObject, "multipart/form-data"),
-    ("GET", "/v1/files"): Described(batch.FileList),
+    ("GET", "/v1/files"): Described(batch.FileList, query=batch.Query),
     ("GET", "/v1/files/{id}"): Described(batch.FileObject),
     ("DELETE", "/v1/files/{id}"): Described(batch.Deleted),
     ("GET", "/v1/files/{id}/content"): Described("application/octet-stream"),
     ("POST", "/v1/batches"): Described(batch.BatchObject, batch.BatchRequest),
-    ("GET", "/v1/batches"): Described(batch.BatchList),
+    ("GET", "/v1/batches"): Described(batch.BatchList, query=batch.Query),
     ("GET", "/v1/batches/{id}"): Described(batch.BatchObject),
     ("POST", "/v1/batches/{id}/cancel"): Described(batch.BatchObject),
     ("POST", "/reset_prefix_cache"): Described(Done),
@@ -116,8 +117,6 @@ _REF = "#/components/schemas/{name}"
 _KINDS = (*get_args(items.Item), items.ItemReference)
 _ITEMS = [{"$ref": _REF.format(name=kind.__name__)} for kind in _KINDS]
 _INPUT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": _ITEMS}}]}
-_QUERIED = {"/v1/files": "Query", "/v1/batches": "Query", "/v1/responses/{id}/input_items": "ItemQuery"}
-"""Paths whose GET takes a query, and its type."""
 
 
 async def show_openapi(services: Services, exchange: Exchange) -> Reply:
@@ -147,8 +146,8 @@ def document(rows: Iterable[Row]) -> dict[str, Any]:
     """The OpenAPI document of these routes."""
     rows = [row for row in rows if row[:2] in TABLE]
     told = [TABLE[method, path] for method, path, _ in rows]
-    wanted = [kind for each in told for body in (each.request, each.reply) for kind in _types(body)]
-    extra = [*_KINDS, batch.Query, listing.ItemQuery, ErrorBody, anthropic_replies.AnthropicErrorBody]
+    wanted = [kind for each in told for body in (each.request, each.reply, each.query) for kind in _types(body)]
+    extra = [*_KINDS, ErrorBody, anthropic_replies.AnthropicErrorBody]
     _, schemas = msgspec.json.schema_components([*wanted, *extra], ref_template=_REF)
     for name in schemas.keys() & {"ResponsesRequest", "InputTokensRequest"}:
         schemas[name]["properties"]["input"] = _INPUT
@@ -193,8 +192,8 @@ def _operation(about: str, path: str, told: Described, schemas: Mapping[str, Any
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"\{(\w+)\}", path)
     ]
-    if path in _QUERIED and operation.get("requestBody") is None:
-        fields = schemas[_QUERIED[path]]["properties"]
+    if told.query is not None:
+        fields = schemas[told.query.__name__]["properties"]
         parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()]
     if parameters:
         operation["parameters"] = parameters

@@ -340,9 +340,16 @@ def test_refused(shared: LiveServer, change: dict[str, Any], param: str) -> None
     assert check_form(shared.post("/v1/responses", {**ASK, **change}))["param"] == param
 
 
-def test_retrieving_knows_no_query(shared: LiveServer, client: openai.OpenAI) -> None:
+def test_what_retrieving_may_ask_for(shared: LiveServer, client: openai.OpenAI) -> None:
     reply = client.responses.create(**ASK, max_output_tokens=2)
-    assert check_form(shared.client.get(f"/v1/responses/{reply.id}?stream=true"))["param"] == "query"
+    more: list[Any] = ["reasoning.encrypted_content", "message.output_text.logprobs"]
+    assert client.responses.retrieve(reply.id, include=more, stream=False).output == reply.output
+    for query, param in (
+        ("stream=true", "stream"),
+        ("starting_after=1", "starting_after"),
+        ("include=x", "include[0]"),
+    ):
+        assert check_form(shared.client.get(f"/v1/responses/{reply.id}?{query}"))["param"] == param
 
 
 def entry(name: str, text: str = "") -> Stored:

@@ -9,7 +9,7 @@ from octavo.server.errors import ErrorReply, OpenAIErrors
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
 from octavo.server.openai.conversation import render
-from octavo.server.openai.decode import decode
+from octavo.server.openai.decode import decode, decode_query
 from octavo.server.openai.functions import allowed, as_tools, named
 from octavo.server.openai.generate import send_stream
 from octavo.server.openai.responses.background import BackgroundResponse, start
@@ -24,6 +24,7 @@ from octavo.server.openai.responses.types import (
     FunctionChoice,
     InputTokensRequest,
     PromptFields,
+    ResponseQuery,
     ResponsesRequest,
     SchemaFormat,
 )
@@ -98,8 +99,7 @@ async def count_input_tokens(services: Services, exchange: Exchange) -> Reply:
 
 async def show_response(services: Services, exchange: Exchange) -> Reply:
     """A stored response, as far as it has come; 404 for one that is not, or not for this key."""
-    if exchange.query():
-        raise InputError("no query is supported here: streams are not kept, and all fields are told", param="query")
+    decode_query(exchange.query("include"), ResponseQuery)
     entry = services.responses.get(exchange.path_params["id"], exchange.owner)
     if entry.job is not None:
         entry.job.update()

@@ -150,6 +150,15 @@ class PromptFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     chat_template_kwargs: dict[str, Any] | None = None
 
 
+class ResponseQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """GET /v1/responses/{id}. What include may ask for is told anyhow."""
+
+    REASONS: ClassVar[dict[str, str]] = {"stream": "streams are not kept; ask again for what has come since"}
+
+    include: list[Includable] | None = None
+    stream: Literal["false"] | None = None
+
+
 class InputTokensRequest(PromptFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/responses/input_tokens. Without input it is the prompt of what previous_response_id names."""
 
