@@ -117,6 +117,22 @@ def test_requests_that_are_cut_off_are_counted(server: LiveServer, llm: FakeLLM)
     assert (ended("error"), ended("abort"), ended("length"), ended("stop")) == (2, 2, 0, 0)
 
 
+def test_a_first_token_is_counted_when_it_comes(server: LiveServer, llm: FakeLLM) -> None:
+    def counted() -> tuple[float, float]:
+        samples, labels = read(server), '{engine="0",model_name="fake/model"}'
+        first, whole = (f"vllm:{name}_seconds_count{labels}" for name in ("time_to_first_token", "e2e_request_latency"))
+        return samples[first], samples[whole]
+
+    llm.delay = 0.05
+    with server.client.stream("POST", "/v1/completions", json={"prompt": "abc", "stream": True, "n": 2}) as reply:
+        next(reply.iter_lines())
+        assert counted() == (1, 0)
+    llm.delay = 0
+    server.events("/v1/completions", {"prompt": "abc", "max_tokens": 5})
+    server.post("/v1/completions", {"prompt": "abc", "max_tokens": 5, "n": 2})
+    assert counted() == (3, 2)
+
+
 def test_counters_go_on_when_the_engine_begins_anew(server: LiveServer) -> None:
     from octavo.base.types.messages import EngineStats
 

@@ -133,6 +133,7 @@ class RequestRecorder:
         self._ended: set[int] = set()
         self._params = params
         self._streaming = streaming
+        self._begun = False
         self._last = 0.0
         self._counts: dict[int, int] = {}
 
@@ -142,7 +143,10 @@ class RequestRecorder:
         return sum(self._counts.values())
 
     def take(self, output: RequestOutput, *, now: float | None = None) -> None:
-        """Count an output's tokens, and the whole request with its last. now: when it came, if that was before."""
+        """Count an output's tokens, the wait for the first one, and the whole request with its last.
+
+        now: when it came, if that was before.
+        """
         now = time.monotonic() if now is None else now
         tokens = 0  # that came to one choice: all wait for the same steps
         for completion in output.outputs:
@@ -155,6 +159,10 @@ class RequestRecorder:
             if completion.finish_reason is not None and completion.index not in self._ended:
                 self._ended.add(completion.index)
                 self._end_choice(completion.index, completion.finish_reason)
+        times = output.metrics
+        if not self._begun and times is not None and times.first_token:
+            self._begun = True  # now, not with the last: streams may be long, or cut off
+            self._all.observe("time_to_first_token_seconds", times.first_token - times.arrival)
         if self._streaming and tokens:
             if self._last:
                 self._between((now - self._last) / tokens, tokens)
@@ -197,7 +205,6 @@ class RequestRecorder:
     def _times(self, times: RequestTimes, end: float) -> None:
         observe = self._all.observe
         most = max(self._counts.values(), default=0)
-        observe("time_to_first_token_seconds", times.first_token - times.arrival)
         observe("e2e_request_latency_seconds", end - times.arrival)
         observe("request_queue_time_seconds", times.scheduled - times.arrival)
         observe("request_prefill_time_seconds", times.first_token - times.scheduled)
