@@ -109,7 +109,7 @@ async def is_sleeping(services: Services, exchange: Exchange) -> Reply:
 
 
 async def abort_requests(services: Services, exchange: Exchange) -> Reply:
-    """End requests by their X-Request-Id, with an error for whoever waits."""
+    """End requests by their X-Request-Id, request_id or answer's id, with an error for whoever waits."""
     request = decode(await services.traffic.read_body(exchange), AbortRequest)
     error = EndedByOperatorError("the request was ended by the server's operator")
     return _reply(Aborted(services.traffic.interrupt(frozenset(request.request_ids), error)))

@@ -36,12 +36,14 @@ class Exchange:
 
     `watch()` must be called before long work: servers do not fail a send to a client that is gone, so the closing is
     read from `receive`, and cancels the task that answers. `interrupt(error)` ends it from outside, with that error.
+    names: those by which it can be ended: request_id, and what its answer adds.
     owner: a digest of the key it came with, empty where none is asked for: what is stored belongs to it.
     errors: how this route, or a stream that has begun, tells an error.  timing: of the one completion that answers it.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str, outbox: Outbox) -> None:
         self.request_id = request_id
+        self.names = {request_id}
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._query: bytes = scope.get("query_string", b"")

@@ -18,9 +18,12 @@ BODIES_IN_MEMORY = 8  # bodies of the largest size that may be in memory at once
 
 
 class Work(Protocol):
-    """What is in flight: an exchange, or work that goes on after its answer, under the id that the answer carried."""
+    """What is in flight: an exchange, or work that goes on after its answer.
 
-    request_id: str
+    names: its X-Request-Id, and once they are known the client's request_id and the id of the answer.
+    """
+
+    names: set[str]
 
     def interrupt(self, error: OctavoError) -> None: ...
 
@@ -63,11 +66,12 @@ class Traffic:
                 self._idle.set()
 
     def interrupt(self, names: Collection[str], error: OctavoError) -> list[str]:
-        """End the requests of these X-Request-Ids with `error`; those that were found."""
-        found = [work for work in self._exchanges if work.request_id in names]
-        for work in found:
-            work.interrupt(error)
-        return sorted({work.request_id for work in found})
+        """End the requests that have one of these names with `error`; those names that were found."""
+        found = {work: work.names.intersection(names) for work in self._exchanges}
+        for work, own in found.items():
+            if own:
+                work.interrupt(error)
+        return sorted(set[str]().union(*found.values()))
 
     async def wait_idle(self) -> None:
         """Return once nothing is in flight."""

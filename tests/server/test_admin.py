@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -117,12 +118,40 @@ def test_ending_requests(server: LiveServer, llm: FakeLLM) -> None:
     wait_for(lambda: not llm.running)
 
 
-def test_aborting_what_is_made_in_the_background(server: LiveServer, llm: FakeLLM) -> None:
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "name"),
+    [
+        ("/v1/completions", {"prompt": "Hi"}, None),
+        ("/v1/completions", {"prompt": "Hi", "request_id": "own"}, "cmpl-own"),
+        ("/v1/chat/completions", {**CHAT, "request_id": "own"}, "own"),
+        ("/v1/responses", {"input": "Hi"}, None),
+        ("/v1/messages", {**CHAT, "max_tokens": 9}, None),
+    ],
+)
+def test_ending_requests_by_the_id_of_their_answer(
+    server: LiveServer, llm: FakeLLM, path: str, asked: dict[str, Any], name: str | None
+) -> None:
+    llm.delay = 0.05
+    with server.client.stream("POST", path, json={"model": "fake/model", "stream": True, **asked}) as reply:
+        lines = (line for line in reply.iter_lines() if line.startswith("data: {"))
+        first = json.loads(next(lines).removeprefix("data: "))
+        name = name or first.get("response", first.get("message", first))["id"]
+        assert do(server, "/abort_requests", json={"request_ids": [name, "none"]}) == {"aborted": [name]}
+        assert "operator" in list(lines)[-1]
+    wait_for(lambda: not llm.running)
+
+
+@pytest.mark.parametrize("name", ["mine", None])
+def test_aborting_what_is_made_in_the_background(server: LiveServer, llm: FakeLLM, name: str | None) -> None:
     llm.delay = 0.05
     asked = {"input": "Hi", "background": True}
     made = server.post("/v1/responses", asked, **{"x-request-id": "mine"}).json()
+    name = name or made["id"]
     wait_for(lambda: bool(llm.running))
-    assert do(server, "/abort_requests", json={"request_ids": ["mine"]}) == {"aborted": ["mine"]}
+    assert do(server, "/abort_requests", json={"request_ids": [name]}) == {"aborted": [name]}
     wait_for(lambda: not llm.running)
     wait_for(lambda: len(server.app.traffic) == 0)
     told = server.client.get(f"/v1/responses/{made['id']}").json()

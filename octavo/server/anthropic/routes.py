@@ -29,6 +29,7 @@ async def create_message(services: Services, exchange: Exchange) -> Reply | None
     with in_terms(TERMS):
         generation = await convert.chat(services, exchange, chat)
         builder = MessageBuilder(generation, with_thinking=is_told(request.thinking))
+        exchange.names.add(builder.message.id)
         async with Results(services, generation) as results:
             if request.stream:
                 await send_stream(exchange, results, builder)

@@ -140,11 +140,13 @@ def _generation(
         exchange.timing = Timing(exchange.started_at)
     elif request.include_metrics:
         raise InputError("include_metrics goes with one prompt and n=1: it tells of one", param="include_metrics")
+    name = request.request_id or exchange.request_id
+    exchange.names.update((name, prefix + name))
     return Generation(
         request=request,
         prompts=prompts,
         params=params,
-        id=prefix + (request.request_id or exchange.request_id),
+        id=prefix + name,
         model=services.names.first,
         logprobs=shown,
         internal=f"{prefix}{next(_NUMBERS)}",

@@ -33,15 +33,16 @@ def start(services: Services, exchange: Exchange, what: BackgroundResponse) -> N
     """Begin to make the response, and keep it from now on. OverloadedError where too many are being made."""
     if len(services.responses.jobs) >= MAX_RUNNING:
         raise OverloadedError(f"{MAX_RUNNING} responses are being made in the background", retry_after=5)
-    what.entry.job = _Job(services, what, exchange.request_id)
+    what.entry.job = _Job(services, what, exchange)
     services.responses.put(what.entry)
 
 
 class _Job:
     """One response's task. It counts as in flight, so that a drain waits for it, or ends it with an error."""
 
-    def __init__(self, services: Services, what: BackgroundResponse, request_id: str) -> None:
-        self._services, self._what, self.request_id = services, what, request_id
+    def __init__(self, services: Services, what: BackgroundResponse, exchange: Exchange) -> None:
+        self._services, self._what = services, what
+        self._request_id, self.names = exchange.request_id, exchange.names
         self._interruption: OctavoError | None = None
         services.responses.jobs.add(self)
         self._task = asyncio.create_task(self._make())
@@ -65,7 +66,7 @@ class _Job:
         builder, entry = self._what.builder, self._what.entry
         error = self._interruption if task.cancelled() else task.exception()
         if error is not None:
-            builder.fail(describe(error, request_id=self.request_id))
+            builder.fail(describe(error, request_id=self._request_id))
         elif task.cancelled():
             builder.cancel()
         else:

@@ -62,6 +62,7 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
         messages = _messages(services, exchange, request)
         generation = await convert.chat(services, exchange, _chat(request, messages, names))
         builder = ResponseBuilder(request, names, generation)
+        exchange.names.add(builder.response.id)
         entry = Stored(exchange.owner, builder.response, messages)
         if request.background:
             start(services, exchange, BackgroundResponse(builder, generation, entry))
