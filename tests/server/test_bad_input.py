@@ -52,7 +52,7 @@ VALUES = [
     *("{}", '{"a":1}', '{"5":1}', '{"99999":1}', '{"1":1e9}', "[" * 500 + "]" * 500, '{"a":' * 500 + "1" + "}" * 500),
 ]
 WRONG_FOR_ALL = '{"\\u0001zzz":[{}]}'  # no field takes this, but those for any JSON
-ANY_JSON = {"documents", "chat_template_kwargs", "guided_json"}
+ANY_JSON = {"documents", "chat_template_kwargs", "guided_json", "json_schema"}
 
 
 def with_field(base: dict[str, Any], name: str, value: str) -> bytes:

@@ -48,6 +48,7 @@ def content(server: LiveServer, **fields: Any) -> str:
 
 
 TIGHT = {"disable_any_whitespace": True}
+BLANKS = ["\n", "\t", "  ", " \n"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,10 @@ TIGHT = {"disable_any_whitespace": True}
         {"structured_outputs": {"json": SCHEMA, **TIGHT}},
         {"structured_outputs": {"json": json.dumps(SCHEMA), "whitespace_pattern": " ?", "regex": None}},
         {"guided_json": json.dumps(SCHEMA), "guided_whitespace_pattern": " ?", "guided_decoding_backend": "auto"},
+        {"json_schema": SCHEMA, "bad_words": BLANKS},
+        {"json_schema": json.dumps(SCHEMA), "bad_words": BLANKS},
+        {"response_format": {"type": "json_object", "schema": SCHEMA}, "bad_words": BLANKS},
+        {"response_format": {"type": "json_schema", "schema": SCHEMA}, "bad_words": BLANKS},
     ],
 )
 def test_json_of_a_schema(real: LiveServer, fields: dict[str, Any]) -> None:
@@ -75,6 +80,9 @@ def test_json_of_a_schema(real: LiveServer, fields: dict[str, Any]) -> None:
         ({"guided_choice": ["one"]}, "one"),
         ({"guided_grammar": 'start: "q" /[0-9]{2}/'}, "q[0-9]{2}"),
         ({"guided_grammar": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"regex": "x{2,4}"}, "x{2,4}"),
+        ({"ebnf": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"grammar": 'root ::= "yes" | "no"'}, "yes|no"),
         ({"structured_outputs": {"grammar": 'root ::= "(" (root | [a-c]) ")" | [é-ü]{2}'}}, r"\(*([a-c]|[é-ü]{2})\)*"),
     ],
 )
@@ -125,7 +133,7 @@ def test_parse_of_the_openai_client(real: LiveServer) -> None:
             seed=1,
             max_tokens=100,
             logit_bias={"0": 0},
-            extra_body={"bad_words": ["\n", "\t", "  ", " \n"]},
+            extra_body={"bad_words": BLANKS},
         )
     assert isinstance(answer.choices[0].message.parsed, Pet)
 
@@ -178,6 +186,24 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"guided_grammar": 'root ::= "a" b'}, "guided_grammar", "line 1: there is no rule 'b'"),
     ({"guided_choice": []}, "guided_choice", "at least one"),
     ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern", "guided_json"),
+    ({"ebnf": 'root ::= "a" b'}, "ebnf", "line 1: there is no rule 'b'"),
+    ({"regex": "a", "grammar": 'root ::= "a"'}, "grammar", "exclude each other"),
+    ({"json_schema": {"not": {"pattern": "a"}}}, "json_schema", "'not'"),
+    (
+        {"response_format": {"type": "json_object", "schema": {"not": {"pattern": "a"}}}},
+        "response_format.schema",
+        "'not'",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "schema": {"not": {"pattern": "a"}}}},
+        "response_format.schema",
+        "'not'",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "schema": {}, "json_schema": {"schema": {}}}},
+        "response_format.schema",
+        "exclude each other",
+    ),
     ({"response_format": {"type": "yaml"}}, "response_format.type", "yaml"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
     (

@@ -1,4 +1,5 @@
-"""response_format, structured_outputs and guided_*: their types, and the one StructuredOutputsParams they ask for."""
+"""response_format, structured_outputs and other servers' names of the latter's fields: their types, and the one
+StructuredOutputsParams that they ask for."""
 
 from __future__ import annotations
 
@@ -12,16 +13,29 @@ from octavo.base.errors import InputError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.server.openai.refused import UnsupportedFields
 
-GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
-"""vLLM's earlier names, each for the field of structured_outputs that it ends in."""
+NAMES = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "regex": "regex",
+    "ebnf": "grammar",
+    "grammar": "grammar",
+}
+"""Fields of requests that stand for one of structured_outputs: vLLM's earlier ones, SGLang's and llama.cpp's."""
 
 
 class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
     """Asks for nothing."""
 
 
-class JsonObjectFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field="type", forbid_unknown_fields=True):
-    """Any JSON object."""
+class JsonObjectFormat(
+    msgspec.Struct, frozen=True, tag="json_object", tag_field="type", forbid_unknown_fields=True, omit_defaults=True
+):
+    """Any JSON object, or with `schema`, as llama.cpp has it, JSON of that."""
+
+    schema: dict[str, Any] | None = None
 
 
 class JsonSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,9 +48,10 @@ class JsonSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class JsonSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
-    """JSON of a schema."""
+    """JSON of a schema, OpenAI's named one or, as llama.cpp and SGLang have it, the bare one."""
 
-    json_schema: JsonSchema
+    json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | None = None
 
 
 class StructuralTagFormat(
@@ -75,6 +90,10 @@ class StructuredFields(UnsupportedFields, frozen=True, kw_only=True, forbid_unkn
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    json_schema: str | dict[str, Any] | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    grammar: str | None = None
     guided_whitespace_pattern: str | None = None
 
 
@@ -97,7 +116,7 @@ def _asked(request: StructuredFields) -> list[str]:
     found = [] if isinstance(request.response_format, TextFormat | None) else ["response_format"]
     if request.structured_outputs is not None:
         found.append("structured_outputs")
-    return found + [name for name in GUIDED if getattr(request, name) is not None]
+    return found + [name for name in NAMES if getattr(request, name) is not None]
 
 
 def _values(request: StructuredFields, name: str) -> dict[str, Any]:
@@ -105,16 +124,28 @@ def _values(request: StructuredFields, name: str) -> dict[str, Any]:
         given = msgspec.structs.asdict(request.structured_outputs)  # type: ignore[arg-type]
         return {key: value for key, value in given.items() if value is not None}
     if name != "response_format":
-        values = {name.removeprefix("guided_"): getattr(request, name)}
+        values = {NAMES[name]: getattr(request, name)}
         if request.guided_whitespace_pattern is not None:
             values["whitespace_pattern"] = request.guided_whitespace_pattern
         return values
     match request.response_format:
-        case JsonSchemaFormat(json_schema):
-            return {"json": json_schema.schema}
+        case JsonSchemaFormat(json_schema, schema):
+            return {"json": _schema(json_schema, schema)}
+        case JsonObjectFormat(schema) if schema is not None:
+            return {"json": schema}
         case StructuralTagFormat(structures, triggers):
             return {"structural_tag": json.dumps({"structures": structures, "triggers": triggers})}
     return {"json_object": True}
+
+
+def _schema(named: JsonSchema | None, bare: dict[str, Any] | None) -> dict[str, Any]:
+    if named is not None and bare is not None:
+        raise InputError("json_schema and schema exclude each other; send one of them", param="response_format.schema")
+    if named is not None:
+        return named.schema
+    if bare is not None:
+        return bare
+    raise InputError("response_format.json_schema is required", param="response_format.json_schema")
 
 
 def field_name(request: StructuredFields, param: str) -> str:
@@ -127,7 +158,9 @@ def field_name(request: StructuredFields, param: str) -> str:
     field, _, rest = part.partition(".")
     if field == "whitespace_pattern":
         return "guided_whitespace_pattern"
-    if not isinstance(request.response_format, TextFormat | None):
-        where = {"json": ".json_schema.schema", "structural_tag": f".{rest}" if rest else ""}.get(field, "")
-        return "response_format" + where
-    return f"guided_{field}"
+    asked = _asked(request)[0]
+    if asked != "response_format":
+        return asked
+    schema = "schema" if getattr(request.response_format, "schema", None) is not None else "json_schema.schema"
+    where = {"json": f".{schema}", "structural_tag": f".{rest}" if rest else ""}.get(field, "")
+    return asked + where
