@@ -324,6 +324,52 @@ def test_types_of_bare_values() -> None:
     )[2] == [ToolCall("f", '{"n": "many"}')]
 
 
+STRING, INTEGER = {"type": "string", "pattern": "^[a-z]"}, {"type": "integer"}
+STRINGS = {"type": "array", "items": {"type": "string"}}
+DEEP: Any = INTEGER
+for _ in range(90):
+    DEEP = {"type": "array", "items": DEEP}
+PAIR = {"type": "object", "properties": {"a": INTEGER}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "minimax_m2"])
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": ["string", "integer"]}, "7", 7),
+        ({"type": ["string", "integer"]}, "007", "007"),
+        ({"type": ["string", "integer"]}, "2.5", "2.5"),
+        ({"type": ["string", "integer"]}, "true", "true"),
+        ({"type": ["string", "number", "null"]}, "2.5", 2.5),
+        ({"type": ["string", "boolean"]}, "false", False),
+        ({"type": ["string", "object"]}, '{"a": [1]}', {"a": [1]}),
+        ({"type": ["string", "null"]}, "7", "7"),
+        ({"anyOf": [STRING, STRINGS], "title": "T"}, '["a", "b"]', ["a", "b"]),
+        ({"anyOf": [STRING, STRINGS]}, "[1]", "[1]"),
+        ({"anyOf": [STRING, STRINGS]}, "[a]", "[a]"),
+        ({"oneOf": [STRING, {"$ref": "#/$defs/Pair"}]}, '{"a": 1}', {"a": 1}),
+        ({"oneOf": [STRING, {"$ref": "#/$defs/Pair"}]}, '{"a": 1, "b": 2}', '{"a": 1, "b": 2}'),
+        ({"oneOf": [STRING, {"$ref": "#/$defs/Pair"}]}, "{}", "{}"),
+        ({"oneOf": [STRING, INTEGER, {"type": "number"}]}, "7", "7"),
+        ({"anyOf": [STRING, {**INTEGER, "minimum": 10}]}, "7", "7"),  # it might be none
+        ({"type": ["string", "integer"], "not": {"const": 7}}, "7", "7"),
+        ({"anyOf": [STRING, DEEP]}, "[" * 90 + "]" * 90, "[" * 90 + "]" * 90),
+        ({"enum": ["7", 8]}, "7", "7"),
+        ({"enum": ["7", 8]}, "8", 8),
+        ({"anyOf": [STRING, {"type": "array", "items": 5}]}, "[1]", "[1]"),
+        ({"anyOf": [STRING, {"type": "object", "required": 5}]}, "{}", "{}"),
+        ({"anyOf": [STRING, {"type": "object", "properties": 5}]}, "{}", "{}"),
+    ],
+)
+def test_bare_values_that_may_be_strings_and_others(name: str, schema: Any, text: str, value: Any) -> None:
+    """As vLLM's and SGLang's readers: a string where it is none of the others."""
+    whole = {"$defs": {"Pair": PAIR}, "properties": {"x": schema}}
+    call = WRITERS[name]([("f", {"x": text})])
+    for pieces in ([call], call):
+        (found,) = read(parser(name, tools={"f": whole}), pieces)[2]
+        assert json.loads(found.arguments) == {"x": value}
+
+
 def test_null_as_models_spell_it() -> None:
     """MiniMax-M2's own reader takes each; where a string may stand, they are strings."""
     schema = {

@@ -118,7 +118,7 @@ def bare_value(
     """
     schema = items.schema(key) if schema is None else schema
     kinds = schema_types(schema, items.root)
-    sent = "string" in kinds and "null" not in kinds
+    sent = kinds == {"string"}
     pieces: list[str] = []
     if sent:
         items.open(key)

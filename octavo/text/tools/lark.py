@@ -14,7 +14,7 @@ from typing import Any
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.text.tools.formats import Spelling
-from octavo.text.tools.values import listed_values, own_types, referred, schema_parts, schema_types
+from octavo.text.tools.values import NOTES, listed_values, own_types, referred, schema_parts, schema_types
 
 _PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|VALUES|KEYWORDS))")
 _NAME = re.compile(r"<[^<>\s\[\]]+>")
@@ -25,7 +25,6 @@ _UNENFORCED_OF_ALL = (
     "patternProperties", "dependentRequired", "dependentSchemas", "dependencies",
 )
 # fmt: on
-_NOTES = ("title", "description", "$comment", "default", "examples")
 _BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _JSON = {
     # as chat templates print JSON; these win over an "x-guidance" in the schema
@@ -138,7 +137,7 @@ class Lark:
         if any(isinstance(value, str) for value in values):
             if all(isinstance(word, str) for word in words):
                 return f"({' | '.join(map(quoted, words))}) {self.text(end)}", True
-        elif "string" not in schema_types(sub, root) and sub.keys() - {*_NOTES, "$defs", "definitions"}:
+        elif "string" not in schema_types(sub, root) and sub.keys() - {*NOTES, "$defs", "definitions"}:
             return f"{self.json(sub)} {self.text(end)}", False
         of_strings = [part for part in schema_parts(sub, root) if "string" in (own_types(part) or {"string"})]
         wrong = next((name for part in of_strings for name in _UNENFORCED if name in part), None)
@@ -162,7 +161,7 @@ def _bare(schema: Any) -> Any:
     for key, value in schema.items():
         if key in _BY_NAME and isinstance(value, dict):
             bare[key] = {name: _bare(item) for name, item in value.items()}
-        elif key not in _NOTES:
+        elif key not in NOTES:
             bare[key] = value if key in ("enum", "const") else _bare(value)
     return bare
 

@@ -22,6 +22,9 @@ _KEY = re.compile(r"[^\s:{}\[\],\"']+")
 _SPACE = re.compile(r"\s*")
 _WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
 _NULLS = ("null", "none", "nil")
+NOTES = ("title", "description", "$comment", "default", "examples")
+_OPTIONS = {*NOTES, "anyOf", "oneOf", "$ref", "$defs", "definitions"}
+_LOOKED_AT = {*NOTES, "type", "enum", "const", "items", "properties", "required", "additionalProperties"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "0": "\0", "\n": ""}
 _HEX = {"x": 2, "u": 4, "U": 8}
 _HIGH = re.compile(r"u[dD][89abAB][0-9a-fA-F]{2}")
@@ -223,13 +226,16 @@ def escape(text: str, at: int) -> tuple[str, int]:
 def typed(text: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
     """A bare text as the type that its schema names; the text itself where it is a string, or nothing else fits.
 
-    root: the schema that references are resolved in.
+    root: the schema that references are resolved in.  Of a string or something else, it is that where it surely can be,
+    as with vLLM's and SGLang's readers.
     """
     types = schema_types(schema, root)
     bare = text.strip()
     if "null" in types and (bare in ("null", "None") or ("string" not in types and bare.lower() in _NULLS)):
         return None
-    if "string" in types or (not types and bare[:1] not in ("{", "[")):
+    if "string" in types:
+        return text if types <= {"string", "null"} else _no_string(text, schema, root)
+    if not types and bare[:1] not in ("{", "["):
         return text
     for read in (load_json, _literal, _escaped):
         try:
@@ -237,6 +243,41 @@ def typed(text: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
         except NotAValueError:
             pass
     return text
+
+
+def _no_string(text: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    """The JSON that a text is, if the schema surely takes it, else the text, which may be a string.
+
+    What is not looked at leaves it a string: a strict call's grammar let any string be.
+    """
+    try:
+        value = load_json(text.strip())
+    except NotAValueError:
+        return text
+    kinds, parts = _types(value), schema_parts(schema, root)
+    own = [part for part in parts if kinds & own_types(part)]
+    others = [part for part in parts if not own_types(part)]
+    if isinstance(value, str) or len(own) != 1 or any(part.keys() - _OPTIONS for part in others):
+        return text
+    return value if _takes(own[0], value) else text
+
+
+def _takes(schema: Any, value: Any, depth: int = 0) -> bool:
+    """Whether a schema of the keywords _LOOKED_AT alone takes a value."""
+    if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
+        return schema is True
+    listed, named = _own_values(schema), own_types(schema)
+    if schema.keys() - _LOOKED_AT or (named and not named & _types(value)) or (listed and value not in listed):
+        return False
+    if isinstance(value, list):
+        return all(_takes(schema.get("items", True), item, depth + 1) for item in value)
+    if not isinstance(value, dict):
+        return True
+    properties, needed = schema.get("properties", {}), schema.get("required", [])
+    if not isinstance(properties, dict) or not isinstance(needed, list) or not all(key in value for key in needed):
+        return False
+    rest = schema.get("additionalProperties", True)
+    return all(_takes(properties.get(key, rest), one, depth + 1) for key, one in value.items())
 
 
 def _literal(text: str) -> Any:
@@ -331,7 +372,7 @@ def _types(value: Any) -> set[str]:
     if isinstance(value, bool):
         return {"boolean"}
     if isinstance(value, int | float):
-        return {"number", "integer"}
+        return {"number", "integer"} if isinstance(value, int) or value.is_integer() else {"number"}
     return {"string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"}
 
 
