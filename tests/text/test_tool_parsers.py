@@ -431,6 +431,20 @@ LEFT_OUT = [
 ]
 
 
+@pytest.mark.parametrize("name", ["deepseek_v32", "deepseek_v4"])
+def test_calls_of_deepseek_without_the_marker_around_them(name: str) -> None:
+    """As V4 often writes them."""
+    whole = WRITERS[name]([("get_weather", {"city": "Paris"}), ("get_weather", {"days": 2})])
+    bare = "".join(whole.splitlines(keepends=True)[1:-1])
+    for text in (f"I look. {bare}", f"I look.\n{bare}</{whole[1 : whole.index('>') + 1]}"):
+        for pieces in ([text], text):
+            content, _, calls = read(parser(name), pieces)
+            assert (content.strip(), [call.name for call in calls]) == ("I look.", ["get_weather"] * 2)
+            assert [json.loads(call.arguments) for call in calls] == [{"city": "Paris"}, {"days": 2}]
+    unknown = bare.replace("get_weather", "unknown")
+    assert read(parser(name), [unknown]) == (unknown, "", [])
+
+
 @pytest.mark.parametrize(("text", "arguments", "content"), LEFT_OUT)
 def test_tags_that_qwen3_coder_leaves_out(text: str, arguments: dict[str, Any] | None, content: str) -> None:
     for pieces in ([text], text):

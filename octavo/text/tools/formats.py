@@ -105,6 +105,7 @@ def _dsml(name: str, block: str) -> Format:
         name,
         invoke_body(end, tag),
         (begin,),
+        unmarked=(f'<{tag}invoke name="',),
         closers=(end,),
         inner=(tag,),
         spelling=Spelling(
