@@ -181,7 +181,7 @@ class Scheduler:
     def _count_prompt(self, seq: Sequence) -> None:
         if seq.index == 0:  # the others share its prompt
             self.num_prompt_tokens += seq.num_prompt
-            if self.cache.enable_prefix_caching:
+            if self.cache.enable_prefix_caching and not seq.wants_prompt_logprobs:
                 self.cache.prefix_queries += seq.num_prompt
                 self.cache.prefix_hits += seq.num_cached
 

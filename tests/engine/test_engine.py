@@ -232,6 +232,10 @@ def test_stats_count() -> None:
     run(made)
     assert made.stats().kv_usage == 0.0
     assert made.stats().generation_tokens == 9
+    made.add(make_request("c", [1] * 9, prompt_logprobs=0))
+    run(made)
+    stats = made.stats()
+    assert (stats.prompt_tokens, stats.prefix_queries, stats.prefix_hits) == (27, 18, 8)  # c is not looked up
 
 
 def test_calls() -> None:
