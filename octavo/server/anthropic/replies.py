@@ -15,7 +15,6 @@ class TextReply(msgspec.Struct, kw_only=True, tag="text", tag_field="type"):
     """Text of the answer."""
 
     text: str
-    citations: None = None
 
 
 class ThinkingReply(msgspec.Struct, kw_only=True, tag="thinking", tag_field="type"):

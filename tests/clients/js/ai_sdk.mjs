@@ -1,5 +1,7 @@
-// Vercel's AI SDK by @ai-sdk/openai-compatible: generateText, streamText, tools, reasoning, objects, vectors.
+// Vercel's AI SDK: by @ai-sdk/openai-compatible generateText, streamText, tools, reasoning, objects, vectors; by
+// @ai-sdk/anthropic text, tools, reasoning.
 import assert from "node:assert/strict";
+import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { embedMany, generateText, Output, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
@@ -51,6 +53,20 @@ assert.deepEqual([thought.reasoningText, thought.text], ["Two and two.", "Four."
 const thinking = streamText({ model: scripted, prompt: "Think" });
 await thinking.consumeStream();
 assert.deepEqual([await thinking.reasoningText, await thinking.text], ["Two and two.", "Four."]);
+
+const messages = createAnthropic({ baseURL: replay, apiKey: "none" })("scripted");
+const budget = { anthropic: { thinking: { type: "enabled", budgetTokens: 1024 } } };
+const asked = { model: messages, maxOutputTokens: 2048, tools, stopWhen: stepCountIs(3), providerOptions: budget };
+for (const [question, answer, reasoning] of [
+  ["What is the weather in Paris?", "It is 22 degrees in Paris.", undefined],
+  ["Think", "Four.", "Two and two."],
+]) {
+  const told = await generateText({ ...asked, prompt: question });
+  assert.deepEqual([told.text, told.reasoningText], [answer, reasoning]);
+  const telling = streamText({ ...asked, prompt: question });
+  await telling.consumeStream();
+  assert.deepEqual([await telling.text, await telling.reasoningText], [answer, reasoning]);
+}
 
 const { embeddings } = await embedMany({ model: connect(minilm).textEmbeddingModel("minilm"), values: ["a cat", "a kitten"] });
 assert.deepEqual(embeddings.map((vector) => vector.length), [384, 384]);
