@@ -18,6 +18,7 @@ from octavo.server.anthropic.types import CountTokensRequest, MessagesRequest
 MODEL = "fake/model"
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 ASK: dict[str, Any] = {"model": MODEL, "messages": HELLO, "max_tokens": 12}
+SCHEMA = {"type": "json_schema", "schema": {"type": "object"}}
 
 
 def connect(server: LiveServer, **options: Any) -> anthropic.Anthropic:
@@ -327,6 +328,8 @@ def test_unknown_fields(shared: LiveServer, path: str, kind: Any, base: dict[str
         ({"tools": [{"name": "bash", "type": "bash_20250124"}]}, "tools"),
         ({"tool_choice": {"type": "some"}}, "tool_choice"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config"),
+        ({"output_format": {"type": "xml"}}, "output_format"),
+        ({"output_format": SCHEMA, "output_config": {"format": SCHEMA}}, "output_format is output_config.format"),
         ({"stop_sequences": ["a"] * 65}, "stop_sequences"),
         ({"service_tier": "priority"}, "service_tier"),
         ({"output_config": {"effort": "low"}}, "output_config.effort"),

@@ -364,10 +364,12 @@ def test_schemas_are_enforced_and_named_by_their_route(ours: openai.OpenAI, thei
             model="m", input="plain", text={"format": {"type": "json_schema", "name": "a", "schema": wrong}}
         )
     assert str(caught.value.param).startswith("text.format")
+    form = {"type": "json_schema", "schema": wrong}
+    asked = messages_of("plain", tools=[])
     with pytest.raises(anthropic.BadRequestError, match=r"output_config\.format"):
-        theirs.messages.create(
-            **messages_of("plain", output_config={"format": {"type": "json_schema", "schema": wrong}}, tools=[])
-        )
+        theirs.messages.create(**asked, output_config={"format": form})
+    with pytest.raises(anthropic.BadRequestError, match=r"output_format\b.*stsring"):
+        theirs.messages.create(**asked, extra_body={"output_format": form})
 
 
 class Pet(pydantic.BaseModel):
@@ -384,15 +386,16 @@ def test_answers_of_a_schema(checkpoint: Callable[[str], Path]) -> None:
             assert isinstance(client.responses.parse(**asked, text_format=Pet).output_parsed, Pet)
             with client.responses.stream(**asked, text_format=Pet) as stream:
                 assert isinstance(stream.get_final_response().output_parsed, Pet)
+        form = {"type": "json_schema", "schema": Pet.model_json_schema()}
         with anthropic.Anthropic(base_url=real.url, api_key="none", max_retries=0) as theirs:
-            made = theirs.messages.create(
-                model=model,
-                messages=[{"role": "user", "content": "A pet"}],
-                max_tokens=90,
-                extra_body={"temperature": 0},
-                output_config={"format": {"type": "json_schema", "schema": Pet.model_json_schema()}},
-            )
-            assert isinstance(Pet.model_validate_json(made.content[0].text), Pet)  # type: ignore[union-attr]
+            for named in ({"output_config": {"format": form}}, {"output_format": form}):
+                made = theirs.messages.create(
+                    model=model,
+                    messages=[{"role": "user", "content": "A pet"}],
+                    max_tokens=90,
+                    extra_body={"temperature": 0, **named},
+                )
+                assert isinstance(Pet.model_validate_json(made.content[0].text), Pet)  # type: ignore[union-attr]
 
 
 def test_every_route_says_the_same(checkpoint: Callable[[str], Path]) -> None:

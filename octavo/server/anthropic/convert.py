@@ -35,7 +35,7 @@ from octavo.server.openai.types import (
     ToolChoice,
 )
 
-TERMS = {
+_TERMS = {
     "stop": "stop_sequences",
     "messages": "messages",
     "continue_final_message": "messages",
@@ -53,6 +53,13 @@ prefix would be found in the cache.
 """
 
 
+def terms(request: PromptRequest) -> dict[str, str]:
+    """_TERMS with the name that the request has for the answer's form."""
+    if request.output_format is None:
+        return _TERMS
+    return _TERMS | {"response_format.json_schema": "output_format", "response_format": "output_format"}
+
+
 def as_chat(request: PromptRequest, turns: Sequence[MessageParam]) -> ChatRequest:
     """The chat of these turns; InputError names a block that has no place where it stands."""
     messages = [] if request.system is None else _instructions(request.system)
@@ -61,7 +68,9 @@ def as_chat(request: PromptRequest, turns: Sequence[MessageParam]) -> ChatReques
         _append(messages, makers[turn.role](turn, f"messages[{index}]"))
     tools, output = request.tools or [], request.output_config or OutputConfig()
     choice, alone = _choice(request)
-    schema = output.format
+    if output.format is not None and request.output_format is not None:
+        raise InputError("output_format is output_config.format; send one of them", param="output_format")
+    schema = output.format or request.output_format
     chat = ChatRequest(
         messages=messages,
         continue_final_message=messages[-1].role == "assistant" or None,

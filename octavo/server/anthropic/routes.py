@@ -6,7 +6,7 @@ import msgspec
 
 from octavo.server.anthropic.build import MessageBuilder
 from octavo.server.anthropic.context import edited
-from octavo.server.anthropic.convert import TERMS, as_chat
+from octavo.server.anthropic.convert import as_chat, terms
 from octavo.server.anthropic.replies import TokenCount
 from octavo.server.anthropic.thinking import is_told, with_thinking
 from octavo.server.anthropic.types import CountTokensRequest, MessagesRequest
@@ -26,7 +26,7 @@ async def create_message(services: Services, exchange: Exchange) -> Reply | None
     services.names.check(request.model)
     exchange.watch()
     chat = with_thinking(services, request.thinking, as_chat(request, edited(services, request)))
-    with in_terms(TERMS):
+    with in_terms(terms(request)):
         generation = await convert.chat(services, exchange, chat)
         builder = MessageBuilder(generation, with_thinking=is_told(request.thinking))
         exchange.names.add(builder.message.id)
@@ -45,6 +45,6 @@ async def count_tokens(services: Services, exchange: Exchange) -> Reply:
     services.names.check(request.model)
     exchange.watch()
     chat = with_thinking(services, request.thinking, as_chat(request, edited(services, request)))
-    with in_terms(TERMS):
+    with in_terms(terms(request)):
         ids = await render(services, chat)
     return Reply(msgspec.json.encode(TokenCount(len(ids))))

@@ -231,7 +231,10 @@ class Diagnostics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What makes the prompt; shared by both routes. betas: names of features, whose own fields ask for them."""
+    """What makes the prompt; shared by both routes. betas: names of features, whose own fields ask for them.
+
+    output_format: what output_config.format was called before; LiteLLM sends it.
+    """
 
     REASONS: ClassVar[dict[str, str]] = {
         "tools": "tools are functions that the client carries out: {'name': ..., 'input_schema': {...}}",
@@ -239,6 +242,7 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         "thinking": "its type is disabled, adaptive or enabled (budget_tokens from 1024), display null, 'summarized' "
         "or 'omitted'",
         "output_config": "format is of type 'json_schema', effort one of low, medium, high, xhigh, max",
+        "output_format": "it is of type 'json_schema'",
         "speed": "there is one speed; leave it out or send 'standard'",
         "service_tier": "there is one tier; leave it out or send 'auto'",
         "container": "there are no containers here",
@@ -262,6 +266,7 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     thinking: Thinking | None = None
     cache_control: CacheControl | None = None
     output_config: OutputConfig | None = None
+    output_format: SchemaOutput | None = None
     context_management: ContextManagement | None = None
     mcp_servers: Empty | None = None
     betas: list[str] | None = None
