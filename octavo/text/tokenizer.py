@@ -112,6 +112,12 @@ class Tokenizer:
             ids, types = [ids[i] for i in kept], [types[i] for i in kept]
         return ids, types.index(1) if second is not None and 1 in types else 0
 
+    def cut(self, text: str, longest: int) -> str:
+        """The text up to the end of its first `longest` tokens, without special ones; a character is kept whole."""
+        check_text(text)
+        (encoding,) = self.backend.encode_batch([text], add_special_tokens=False)
+        return text if len(encoding.ids) <= longest else text[: encoding.offsets[longest - 1][1]]
+
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
         """Token ids of a text in parts: str is plain text, whatever it spells, int a control token (text/control.py).
 

@@ -260,6 +260,23 @@ def test_a_cross_encoder(classifier: LiveServer) -> None:
     refused(classifier, "/v1/embeddings", "task", "convert=embed", input="a")
 
 
+def test_documents_are_cut_for_reranking(embedder: LiveServer) -> None:
+    """As LangChain (null) and Haystack (4096) ask Cohere's API for."""
+    long, short = "the quick brown fox " * 100, "The quick"
+
+    def scores(most: int | None, *documents: str) -> list[float]:
+        results = ok(embedder, "/v2/rerank", query="fox", documents=documents, max_tokens_per_doc=most)["results"]
+        for entry in results:
+            assert entry["document"]["text"] == documents[entry["index"]]  # whole
+        return [entry["relevance_score"] for entry in sorted(results, key=lambda entry: entry["index"])]
+
+    assert scores(2, long, short) == pytest.approx(scores(None, short) * 2)
+    assert scores(4096, *TEXTS) == scores(None, *TEXTS) == scores(0, *TEXTS)
+    for most in (None, 0, 4096):  # more than the model takes
+        refused(embedder, "/rerank", "documents", "tokens", query="fox", documents=[long], max_tokens_per_doc=most)
+    refused(embedder, "/rerank", "max_tokens_per_doc", ">= 0", query="fox", documents=["a"], max_tokens_per_doc=-1)
+
+
 def test_a_decoder_that_reranks_by_two_tokens(tmp_path: Path) -> None:
     path = checkpoints.make_checkpoint("qwen3", tmp_path / "qwen3")
     keys = {"classifier_from_token": ["o", "f"], "is_original_qwen3_reranker": True}

@@ -38,6 +38,16 @@ def test_truncation_is_transformers_own(folder: Path, longest: int | None) -> No
             assert [int(bool(begin) and i >= begin) for i in range(len(ids))] == pair["token_type_ids"]
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_beginnings(folder: Path, text: str) -> None:
+    ours = Tokenizer.from_checkpoint(open_tokenizer(folder))
+    ids = ours.encode(text, add_special_tokens=False)
+    for longest in range(1, len(ids) + 2):
+        begun = ours.cut(text, longest)
+        assert text.startswith(begun)
+        assert ours.encode(begun, add_special_tokens=False) == ids[:longest]
+
+
 def test_no_room_beside_special_tokens(folder: Path) -> None:
     tokenizer = Tokenizer.from_checkpoint(open_tokenizer(folder))
     with pytest.raises(InputError, match="leaves no room beside 2 special tokens"):

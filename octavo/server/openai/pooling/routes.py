@@ -86,7 +86,8 @@ async def create_rerank(services: Services, exchange: Exchange) -> Reply:
     request = await read(services, exchange, RerankRequest)
     check_count(len(request.documents), "documents")
     texts = [document.text if isinstance(document, Document) else document for document in request.documents]
-    scores, counted = await _score(services, [Pair(request.query, text) for text in texts], request, name="documents")
+    read_of = await _beginnings(services, texts, request.max_tokens_per_doc)
+    scores, counted = await _score(services, [Pair(request.query, text) for text in read_of], request, name="documents")
     order = sorted(range(len(texts)), key=lambda index: -scores[index])[: request.top_n or None]
     results = [
         replies.RerankResult(index, scores[index])
@@ -135,6 +136,14 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
 async def _outputs(services: Services, request: InputRequest, *, task: Any) -> list[AnyPoolingOutput]:
     params = _params(request, task=task)
     return await run(services, await inputs(services, request), params, name=request.source(), request=request)
+
+
+async def _beginnings(services: Services, texts: list[str], longest: int | None) -> list[str]:
+    """The texts, each cut to so many tokens. Without a tokenizer they are refused later."""
+    tokenizer = services.llm.tokenizer
+    if not longest or tokenizer is None:
+        return texts
+    return await asyncio.to_thread(lambda: [tokenizer.cut(text, longest) for text in texts])
 
 
 def _check_bytes(kinds: list[str], size: int) -> None:

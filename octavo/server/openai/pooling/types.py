@@ -86,11 +86,15 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RerankRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /rerank, as Jina and Cohere have it. top_n: most results; 0 or absent: all."""
+    """POST /rerank, as Jina and Cohere have it. top_n: most results; 0 or absent: all.
+
+    max_tokens_per_doc: Cohere's; of a longer document its first so many tokens are read; 0 or absent: all.
+    """
 
     query: str
     documents: Annotated[list[str | Document], Meta(min_length=1)]
     top_n: Annotated[int, Meta(ge=0)] | None = None
+    max_tokens_per_doc: Annotated[int, Meta(ge=0)] | None = None
     return_documents: bool | None = None
 
 
