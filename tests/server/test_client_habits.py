@@ -265,6 +265,11 @@ def test_conversations_that_began_elsewhere(server: LiveServer, llm: FakeLLM) ->
     assert [messages[2]["content"] for messages, _ in llm.rendered] == ["1", ""]
 
 
+def test_what_openrouters_client_reads(shared: LiveServer) -> None:
+    reply = shared.post(CHAT, {"messages": MESSAGES, "max_tokens": 1}).json()
+    assert reply["system_fingerprint"] is None
+
+
 def test_what_sillytavern_sends(shared: LiveServer) -> None:
     """A chat of many characters by vLLM's completions: all their names stop it, and those of its prompt's marks."""
     stops = [f"\nCharacter {number}:" for number in range(40)] + ["<|im_end|>", "<|im_start|>user"]

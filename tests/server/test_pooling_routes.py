@@ -275,6 +275,11 @@ def test_documents_are_cut_for_reranking(embedder: LiveServer) -> None:
     for most in (None, 0, 4096):  # more than the model takes
         refused(embedder, "/rerank", "documents", "tokens", query="fox", documents=[long], max_tokens_per_doc=most)
     refused(embedder, "/rerank", "max_tokens_per_doc", ">= 0", query="fox", documents=["a"], max_tokens_per_doc=-1)
+    chunks = {"query": "fox", "documents": ["a"], "max_chunks_per_doc": 10}  # LangChain's JavaScript sends null
+    refused(embedder, "/v1/rerank", "max_chunks_per_doc", "max_tokens_per_doc", **chunks)
+    reply = ok(embedder, "/v1/rerank", **{**chunks, "max_chunks_per_doc": None})
+    billed = {"input_tokens": reply["usage"]["prompt_tokens"]}
+    assert reply["meta"] == {"api_version": {"version": "2"}, "billed_units": billed}  # the AI SDK wants it
 
 
 def test_a_decoder_that_reranks_by_two_tokens(tmp_path: Path) -> None:

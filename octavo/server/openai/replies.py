@@ -145,12 +145,13 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatReply(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. system_fingerprint is not told, but OpenRouter's client wants the field."""
 
     id: str
     object: str = "chat.completion"
     created: int
     model: str
+    system_fingerprint: None = None
     choices: list[ChatChoice]
     usage: Usage
     metrics: RequestMetrics | UnsetType = UNSET

@@ -94,15 +94,6 @@ class RerankResult(msgspec.Struct, frozen=True):
     document: DocumentText | UnsetType = UNSET
 
 
-class RerankReply(msgspec.Struct, frozen=True, kw_only=True):
-    """/rerank: the best first."""
-
-    id: str
-    model: str
-    usage: Usage
-    results: list[RerankResult]
-
-
 class ApiVersion(msgspec.Struct, frozen=True):
     """Cohere's."""
 
@@ -115,11 +106,21 @@ class BilledUnits(msgspec.Struct, frozen=True):
     input_tokens: int
 
 
-class EmbedMeta(msgspec.Struct, frozen=True):
+class CohereMeta(msgspec.Struct, frozen=True):
     """Cohere's accounts of a request."""
 
     api_version: ApiVersion
     billed_units: BilledUnits
+
+
+class RerankReply(msgspec.Struct, frozen=True, kw_only=True):
+    """/rerank: the best first. usage counts as Jina does, meta as Cohere does."""
+
+    id: str
+    model: str
+    usage: Usage
+    results: list[RerankResult]
+    meta: CohereMeta
 
 
 class EmbedReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,5 +129,5 @@ class EmbedReply(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     embeddings: dict[str, list[Typed]]
     texts: list[str]
-    meta: EmbedMeta
+    meta: CohereMeta
     response_type: str = "embeddings_by_type"

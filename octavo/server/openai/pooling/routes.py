@@ -96,7 +96,9 @@ async def create_rerank(services: Services, exchange: Exchange) -> Reply:
         for index in order
     ]
     begin = head(services, exchange, request, "rerank-")
-    reply = replies.RerankReply(id=begin["id"], model=begin["model"], usage=counted, results=results)
+    reply = replies.RerankReply(
+        id=begin["id"], model=begin["model"], usage=counted, results=results, meta=_meta(counted.prompt_tokens)
+    )
     return Reply(msgspec.json.encode(reply))
 
 
@@ -123,12 +125,11 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
     except InputError as error:  # of texts that are too long: the remedy is another field's here
         told = error.message.replace("truncate_prompt_tokens", "truncate END")
         raise type(error)(told, param=error.param) from None
-    billed = replies.BilledUnits(usage(outputs).prompt_tokens)
     reply = replies.EmbedReply(
         id=exchange.request_id,
         embeddings=await asyncio.to_thread(_by_type, outputs, kinds),
         texts=request.texts,
-        meta=replies.EmbedMeta(replies.ApiVersion(), billed),
+        meta=_meta(usage(outputs).prompt_tokens),
     )
     return Reply(msgspec.json.encode(reply))
 
@@ -136,6 +137,10 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
 async def _outputs(services: Services, request: InputRequest, *, task: Any) -> list[AnyPoolingOutput]:
     params = _params(request, task=task)
     return await run(services, await inputs(services, request), params, name=request.source(), request=request)
+
+
+def _meta(tokens: int) -> replies.CohereMeta:
+    return replies.CohereMeta(replies.ApiVersion(), replies.BilledUnits(tokens))
 
 
 async def _beginnings(services: Services, texts: list[str], longest: int | None) -> list[str]:

@@ -91,10 +91,15 @@ class RerankRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fi
     max_tokens_per_doc: Cohere's; of a longer document its first so many tokens are read; 0 or absent: all.
     """
 
+    REASONS: ClassVar[dict[str, str]] = {
+        "max_chunks_per_doc": "documents are not read in chunks; cut them with max_tokens_per_doc"
+    }
+
     query: str
     documents: Annotated[list[str | Document], Meta(min_length=1)]
     top_n: Annotated[int, Meta(ge=0)] | None = None
     max_tokens_per_doc: Annotated[int, Meta(ge=0)] | None = None
+    max_chunks_per_doc: None = None
     return_documents: bool | None = None
 
 
