@@ -122,6 +122,21 @@ def test_json_object_and_structural_tags(real: LiveServer) -> None:
         assert real.post("/v1/chat/completions", {**CHAT, **fields, "max_tokens": 5}).status_code == 200
 
 
+@pytest.mark.parametrize("field", ["schema", "value"])
+def test_objects_of_a_schema(real: LiveServer, field: str) -> None:
+    """As llama.cpp has it, and as Hugging Face's client sends every schema."""
+    schema = {**SCHEMA, "properties": {"kind": {"const": "cat"}}, "required": ["kind"]}
+    asked = {"type": "json_object", field: schema}
+    assert json.loads(content(real, response_format=asked, bad_words=["\n", "\t", "  ", " \n"])) == {"kind": "cat"}
+    answer = real.post("/v1/responses", {"input": "a", "max_output_tokens": 5, "text": {"format": asked}}).json()
+    assert answer["text"]["format"] == asked
+    for wrong, param in (({field: {"type": "stsring"}}, f".{field}"), ({"schema": {}, "value": {}}, "")):
+        ask = {**CHAT, "response_format": {"type": "json_object", **wrong}}
+        assert check_form(real.post("/v1/chat/completions", ask))["param"] == "response_format" + param
+    answer = real.post("/v1/chat/completions", {**CHAT, "max_tokens": 5, "response_format": {**asked, field: {}}})
+    assert answer.json()["choices"][0]["message"]["content"].lstrip().startswith("{")
+
+
 def test_parse_of_the_openai_client(real: LiveServer) -> None:
     with real.openai() as client:
         model = client.models.list().data[0].id

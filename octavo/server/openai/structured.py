@@ -33,9 +33,14 @@ class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type", forb
 class JsonObjectFormat(
     msgspec.Struct, frozen=True, tag="json_object", tag_field="type", forbid_unknown_fields=True, omit_defaults=True
 ):
-    """Any JSON object, or with `schema`, as llama.cpp has it, JSON of that."""
+    """Any JSON object, or JSON of a schema: `schema` is llama.cpp's field, `value` that of Hugging Face's client."""
 
     schema: dict[str, Any] | None = None
+    value: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.schema is not None and self.value is not None:
+            raise ValueError("schema and value are one thing; send one of them")
 
 
 class JsonSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,8 +136,8 @@ def _values(request: StructuredFields, name: str) -> dict[str, Any]:
     match request.response_format:
         case JsonSchemaFormat(json_schema, schema):
             return {"json": _schema(json_schema, schema)}
-        case JsonObjectFormat(schema) if schema is not None:
-            return {"json": schema}
+        case JsonObjectFormat(schema, value) if schema or value:
+            return {"json": schema or value}
         case StructuralTagFormat(structures, triggers):
             return {"structural_tag": json.dumps({"structures": structures, "triggers": triggers})}
     return {"json_object": True}
@@ -148,6 +153,12 @@ def _schema(named: JsonSchema | None, bare: dict[str, Any] | None) -> dict[str, 
     raise InputError("response_format.json_schema is required", param="response_format.json_schema")
 
 
+def _schema_field(asked: ResponseFormat | None) -> str:
+    if getattr(asked, "schema", None) is not None:
+        return ".schema"
+    return ".value" if isinstance(asked, JsonObjectFormat) else ".json_schema.schema"
+
+
 def field_name(request: StructuredFields, param: str) -> str:
     """The client's own name for a field of StructuredOutputsParams that an error names."""
     _, _, part = param.partition("structured_outputs.")
@@ -161,6 +172,5 @@ def field_name(request: StructuredFields, param: str) -> str:
     asked = _asked(request)[0]
     if asked != "response_format":
         return asked
-    schema = "schema" if getattr(request.response_format, "schema", None) is not None else "json_schema.schema"
-    where = {"json": f".{schema}", "structural_tag": f".{rest}" if rest else ""}.get(field, "")
-    return asked + where
+    where = {"json": _schema_field(request.response_format), "structural_tag": f".{rest}" if rest else ""}
+    return asked + where.get(field, "")
