@@ -156,9 +156,11 @@ def _check_prompt(prompt_ids: list[int], limits: Limits) -> None:
     if not prompt_ids:
         raise InputError("the prompt is empty; at least one token is needed", param="prompt")
     if len(prompt_ids) >= limits.max_model_len:
+        # in the words of Anthropic's and OpenAI's servers, by which agents tell that they are to compact a conversation
         raise InputError(
-            f"the prompt has {len(prompt_ids)} tokens; max_model_len is {limits.max_model_len} for prompt and output "
-            f"together, so at most {limits.max_model_len - 1} fit: shorten the prompt",
+            f"the prompt is too long: {len(prompt_ids)} tokens > {limits.max_model_len - 1} maximum; this model's "
+            f"maximum context length is {limits.max_model_len} tokens (max_model_len) for prompt and output together: "
+            "shorten the prompt",
             param="prompt",
         )
     check_ids("prompt", prompt_ids, limits.vocab_size)

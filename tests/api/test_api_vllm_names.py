@@ -122,7 +122,7 @@ def test_the_longest_context_that_fits(llama: str, llm: LLM, auto: Any) -> None:
     options: dict[str, Any] = {"max_model_len": auto, "max_num_seqs": 2, "device": "cpu", "threads": 1}
     with LLM(llama, num_gpu_blocks_override=5, **options) as short:
         assert short.max_model_len == short.config.model.max_model_len == 80
-        with pytest.raises(InputError, match="max_model_len is 80"):
+        with pytest.raises(InputError, match="context length is 80"):
             short.generate({"prompt_token_ids": [5] * 90})
         long = SamplingParams(temperature=0, max_tokens=75, ignore_eos=True)
         before = short.generate([[5, 6, 7]] * 3, long, use_tqdm=False)

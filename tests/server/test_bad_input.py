@@ -267,8 +267,8 @@ def test_a_wrong_key_is_told_from_a_wrong_value(shared: LiveServer) -> None:
     [
         ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 21}, "top_logprobs=21 is above max_logprobs=20; "),
         ("/v1/chat/completions", {"logprobs": True, "top_logprobs": -1}, "top_logprobs=-1 (all) is above max_logprobs"),
-        ("/v1/chat/completions", {"messages": LONG}, "the prompt has 607 tokens; "),
-        ("/v1/responses", {"input": LONG}, "the prompt has 607 tokens; "),
+        ("/v1/chat/completions", {"messages": LONG}, "the prompt is too long: 607 tokens > 511 maximum; "),
+        ("/v1/responses", {"input": LONG}, "the prompt is too long: 607 tokens > 511 maximum; "),
     ],
 )
 def test_options_and_the_prompt_keep_their_names(shared: LiveServer, path: str, change: Any, told: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
 import anthropic
@@ -263,6 +264,31 @@ def test_conversations_that_began_elsewhere(server: LiveServer, llm: FakeLLM) ->
         assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
     assert [messages[1].get("reasoning") for messages, _ in llm.rendered] == [None, "hm"]
     assert [messages[2]["content"] for messages, _ in llm.rendered] == ["1", ""]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"prompt is too long: \d+ tokens > \d+ maximum",  # as Anthropic: LangChain, LiteLLM, opencode, Kilo Code
+        r"maximum context length is \d+ tokens",  # opencode, Kilo Code, CrewAI
+        r"(?i)this model's maximum context length is",  # LiteLLM, and what is built upon it
+        r"context length",  # Cline, Goose
+    ],
+)
+def test_how_agents_tell_that_a_conversation_is_too_long(shared: LiveServer, pattern: str) -> None:
+    """They make it shorter, and go on; another error ends the task."""
+    long = "word " * 200
+    asks: dict[str, dict[str, Any]] = {
+        CHAT: {"messages": [{"role": "user", "content": long}]},
+        "/v1/completions": {"prompt": long},
+        "/v1/responses": {"input": long},
+        "/v1/messages": {"messages": [{"role": "user", "content": long}], "max_tokens": 9},
+    }
+    for path, ask in asks.items():
+        for stream in (False, True):
+            answer = shared.post(path, {"model": "fake/model", "stream": stream, **ask})
+            assert answer.status_code == 400
+            assert re.search(pattern, answer.json()["error"]["message"])
 
 
 def test_what_openrouters_client_reads(shared: LiveServer) -> None:
