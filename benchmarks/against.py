@@ -53,13 +53,15 @@ def main() -> None:
     parser.add_argument("--works", default="prefill_512,decode_32", help="comma separated, as of cpu.py")
     parser.add_argument("--rounds", type=int, default=15, help="samples of each tree")
     parser.add_argument("--threads", type=int, default=1, help="of each tree")
+    parser.add_argument("--variants", default="auto,auto", help="of their kernels, such as avx2,avx512")
     arguments = parser.parse_args()
     trees = {"before": arguments.before, "after": arguments.after}
+    variants = dict(zip(trees, arguments.variants.split(","), strict=True))
     compare = least_times if arguments.threads == 1 else median_speeds
     for model in arguments.model:
         with ExitStack() as stack:
             start = {
-                name: Worker("octavo", model, threads=arguments.threads, options={}, tree=tree)
+                name: Worker("octavo", model, threads=arguments.threads, options={"variant": variants[name]}, tree=tree)
                 for name, tree in trees.items()
             }
             workers = {name: stack.enter_context(worker) for name, worker in start.items()}

@@ -8,15 +8,19 @@ from typing import Any
 
 import octavo
 from octavo import LLM, SamplingParams
+from octavo.backends.cpu.native import set_variant
 from peers.rows import SETTLE
 
 
 class OctavoSide:
-    """The engine that a worker measures. options: further arguments of LLM."""
+    """The engine that a worker measures. options: further arguments of LLM; `variant`: of the kernels."""
 
     def __init__(self, path: str, *, threads: int, options: dict[str, Any]) -> None:
         self._options = options
-        self._llm = LLM(path, threads=threads, **options)
+        variant = options.get("variant", "auto")
+        if variant != "auto" and not set_variant(variant):
+            raise SystemExit(f"this processor does not run {variant}")
+        self._llm = LLM(path, threads=threads, **{name: options[name] for name in options if name != "variant"})
         self._seeds = itertools.count()
         self._prompts: dict[tuple[int, int], list[list[int]]] = {}
 

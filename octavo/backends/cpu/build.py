@@ -26,13 +26,19 @@ COMMON = (
     *("-std=c++20", "-O3", "-fPIC", "-pthread"),
     *("-fno-math-errno", "-fno-trapping-math", "-DNDEBUG"),
 )
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
+    *("-mfma", "-mf16c", "-mprefer-vector-width=512"),
+)
+_NEW = "-mavxvnni"
+"""What compilers before GCC 11 and Clang 12 do not know."""
 _FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
-        "avx2": ("-mavx2", "-mfma", "-mf16c"),
-        "avx512": (
-            *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16"),
-            *("-mfma", "-mf16c", "-mprefer-vector-width=512"),
-        ),
+        "avx2": _AVX2,
+        "avxvnni": (*_AVX2, _NEW),
+        "avx512": (*_AVX512, "-mavx512bf16"),
+        "avx512vnni": _AVX512,
     },
     "aarch64": {
         "neon": ("-march=armv8.2-a+dotprod",),
@@ -90,12 +96,23 @@ def compile_sources(folder: Path, *, compiler: Compiler, extra: tuple[str, ...] 
 
     def compile_one(source: Path) -> Path:
         target = folder / (source.stem + ".o")
-        flags = [*COMMON, *compiler.system_flags, *flags_of(source, compiler.machine), *extra]
+        own = flags_of(source, compiler.machine)
+        if _NEW in own and not _knows(compiler, _NEW):
+            own.remove(_NEW)  # the source then does without
+        flags = [*COMMON, *compiler.system_flags, *own, *extra]
         _run([*compiler.command, *flags, "-c", str(source), "-o", str(target)])
         return target
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         return list(pool.map(compile_one, sorted(SOURCES.glob("*.cpp"))))
+
+
+def _knows(compiler: Compiler, flag: str) -> bool:
+    try:
+        _run([*compiler.command, flag, "-x", "c++", "-fsyntax-only", os.devnull])
+    except BuildError:
+        return False
+    return True
 
 
 def build(folder: Path = HERE, *, extra: tuple[str, ...] = ()) -> Path:

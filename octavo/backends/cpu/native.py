@@ -192,7 +192,10 @@ def rounds(activation_dtype: str) -> bool:
 
 
 def set_variant(name: str) -> bool:
-    """Choose what was built: auto, avx512, avx2, i8mm, neon or scalar. False if this processor cannot run it."""
+    """Choose what was built: auto, avx512, avx512vnni, avxvnni, avx2, i8mm, neon or scalar.
+
+    False if this processor cannot run it.
+    """
     loaded = library()
     return loaded is not None and loaded.oct_set_variant(name.encode()) == 0
 

@@ -29,8 +29,8 @@ import pytest
 from octavo.backends.cpu import build, native
 
 DRIVER = Path(__file__).parent / "native" / "driver.cpp"
-X86, ARM = ("avx512", "avx2", "scalar"), ("i8mm", "neon", "scalar")
-VARIANTS = ("avx512", "avx2", "i8mm", "neon", "scalar")
+X86, ARM = ("avx512", "avx512vnni", "avxvnni", "avx2", "scalar"), ("i8mm", "neon", "scalar")
+VARIANTS = (*X86[:-1], *ARM)
 HERE = X86 if platform.machine() in ("x86_64", "AMD64") else ARM
 
 
@@ -45,8 +45,10 @@ class Place:
 
 
 _QEMU = ("qemu-aarch64", "-cpu")
-_SANITIZED = ("-O1", "-g1", "-fno-omit-frame-pointer", "-DOCT_ROW_STEPS=1,2,5")
+_SANITIZED = ("-O1", "-g1", "-fno-omit-frame-pointer", "-DOCT_ROW_STEPS=1,2,5", "-DOCT_AVX512_AS_VNNI")
 _CALLS = ("--param", "asan-instrumentation-with-call-threshold=0")  # compiles in half the time
+AS_AVX512 = (*build._FLAGS["x86_64"]["avx2"], "-mavx512vl", "-mavx512vnni")
+"""Flags for matmul_avxvnni.cpp: the one instruction that it adds, where the processor has it as a part of AVX-512."""
 PLACES = {
     "sanitized": Place((*_SANITIZED, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *_CALLS)),
     "raced": Place((*_SANITIZED, "-fsanitize=thread")),
@@ -72,14 +74,16 @@ def driver(name: str, cache: Path) -> Path:
     compiler = _compiler(place)
     version = subprocess.run([*compiler.command, "--version"], capture_output=True, check=True).stdout
     sources = [DRIVER, Path(build.__file__), *sorted(build.SOURCES.iterdir())]
-    key = hashlib.sha256(repr((version, place)).encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()
+    told = repr((version, place, AS_AVX512)).encode()
+    key = hashlib.sha256(told + b"".join(path.read_bytes() for path in sources)).hexdigest()
     made = cache / f"{name}-{key[:16]}"
     with open(cache / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             for old in cache.glob(f"{name}-*"):
                 old.unlink()
-            with tempfile.TemporaryDirectory() as temporary:
+            with tempfile.TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
+                patch.setitem(build._FLAGS["x86_64"], "avxvnni", AS_AVX512)
                 objects = build.compile_sources(Path(temporary), compiler=compiler, extra=place.flags)
                 flags = [*build.COMMON, *place.flags, f"-I{build.SOURCES}"]
                 linked = Path(temporary, "driver")

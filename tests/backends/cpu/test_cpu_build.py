@@ -56,6 +56,9 @@ def test_flags_are_for_the_target(compiler: tuple[Compiler, Path], tmp_path: Pat
     assert set(compiled) == {path.stem for path in build.SOURCES.glob("*.cpp")}
     for name, flag, machine in (
         ("avx2", "-mavx2", "x86_64"),
+        ("avxvnni", "-mavxvnni", "x86_64"),
+        ("avx512", "-mavx512bf16", "x86_64"),
+        ("avx512vnni", "-mavx512vnni", "x86_64"),
         ("i8mm", "+i8mm", "aarch64"),
         ("neon", "+dotprod", "aarch64"),
     ):
@@ -77,6 +80,18 @@ def test_without_the_static_runtime_the_shared_one_is_linked(tmp_path: Path, mon
     command.write_text(FAKE.format(**values, refused="-shared"))
     with pytest.raises(build.BuildError, match="cannot do -shared"):
         build.build(tmp_path / "made")
+
+
+def test_a_compiler_that_does_not_know_avx_vnni(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, log = tmp_path / "compiler", tmp_path / "log"
+    values = {"python": sys.executable, "log": str(log), "machine": "x86_64-linux-gnu"}
+    command.write_text(FAKE.format(**values, refused="-mavxvnni"))
+    command.chmod(0o755)
+    monkeypatch.setenv("CXX", str(command))
+    assert build.build(tmp_path / "made").read_bytes() == b"made"
+    calls = [json.loads(line) for line in log.read_text().splitlines()]
+    (call,) = [call for call in calls if str(build.SOURCES / "matmul_avxvnni.cpp") in call]
+    assert "-mavx2" in call
 
 
 def test_a_build_that_fails_leaves_no_older_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

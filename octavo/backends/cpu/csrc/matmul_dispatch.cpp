@@ -27,6 +27,15 @@ bool has_f16c() {
     unsigned a, b, c = 0, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+bool has_avx_vnni() {
+#if defined(OCT_AVX512_AS_VNNI) // the tests' build of matmul_avxvnni.cpp
+    return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#else
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+#endif
+}
 #elif defined(__aarch64__)
 #if defined(__APPLE__)
 bool apple_has(const char *feature) {
@@ -52,13 +61,14 @@ bool has_i8mm_and_bf16() { return false; }
 Variant variant([[maybe_unused]] int index) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (index == 0)
-        return {&oct::kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                                   __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
-                                   __builtin_cpu_supports("fma")};
-    if (index == 1)
-        return {&oct::kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()};
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (index == 0) return {&oct::kAvx512, avx512 && __builtin_cpu_supports("avx512bf16")};
+    if (index == 1) return {&oct::kAvx512Vnni, avx512};
+    if (index == 2) return {&oct::kAvxVnni, avx2 && has_avx_vnni()};
+    if (index == 3) return {&oct::kAvx2, avx2};
 #elif defined(__aarch64__)
     if (index == 0) return {&oct::kI8mm, has_dotprod() && has_i8mm_and_bf16()};
     if (index == 1) return {&oct::kNeon, has_dotprod()};

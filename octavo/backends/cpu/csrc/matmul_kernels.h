@@ -42,7 +42,7 @@ struct Kernels {
 
 extern const Kernels kScalar;
 #if defined(__x86_64__)
-extern const Kernels kAvx512, kAvx2;
+extern const Kernels kAvx512, kAvx512Vnni, kAvxVnni, kAvx2;
 #elif defined(__aarch64__)
 extern const Kernels kI8mm, kNeon;
 #endif

@@ -24,8 +24,9 @@ using octa::Pool;
 const Ops& current_ops() {
 #if defined(__x86_64__)
     const char* variant = oct_variant();
-    if (!std::strcmp(variant, octa::kOpsAvx512.name)) return octa::kOpsAvx512;
-    if (!std::strcmp(variant, octa::kOpsAvx2.name)) return octa::kOpsAvx2;
+    for (const Ops* ops : {&octa::kOpsAvx512, &octa::kOpsAvx512Vnni})
+        if (!std::strcmp(variant, ops->name)) return *ops;
+    if (std::strcmp(variant, "scalar")) return octa::kOpsAvx2;
 #endif
     return octa::kOpsPortable;
 }

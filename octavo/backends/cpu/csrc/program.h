@@ -210,6 +210,7 @@ extern const Ops kOpsPortable;
 #if defined(__x86_64__)
 extern const Ops kOpsAvx2;
 extern const Ops kOpsAvx512;
+extern const Ops kOpsAvx512Vnni;
 #endif
 
 }  // namespace octa

@@ -77,7 +77,7 @@ inline vi bfloat16_of(vf v) {
 }
 
 // The same, W halves at p. Numbers too small for a normal float may become 0.
-#if OCT_WIDTH == 16
+#if defined(__AVX512BF16__)
 inline void store(uint16_t* p, vf v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
 }
@@ -90,7 +90,7 @@ inline void store(uint16_t* p, vf v) {
 #endif
 
 // Lanes of two bfloat16, the first in the lower half: sum + both products.
-#if OCT_WIDTH == 16
+#if defined(__AVX512BF16__)
 inline vf dot_pairs(vf sum, vi a, vi b) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
