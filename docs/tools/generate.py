@@ -72,6 +72,10 @@ def configuration() -> str:
         "A whole number may end in k, m, g (8k: 8,000) or K, M, G (8K: 8,192). "
         "`octavo serve --config FILE` reads options from a YAML file, as vLLM does: a key for each, `model: smollm2` "
         "among them; lists, switches (`enforce_eager: true`) and objects as YAML has them. The command line wins.",
+        "",
+        "An option of vLLM's that is not listed here passes where its value asks for nothing "
+        "(`--tensor-parallel-size 1`). Any other value is refused by name, with what to do instead, but for options "
+        "that would change no answer (`--swap-space 4`): those have no effect, and a warning says so.",
     ]
     structs: dict[str, type[msgspec.Struct]] = {**config.PARTS, "server": config.ServerConfig}
     for name, struct in structs.items():

@@ -73,7 +73,7 @@ def _preferred_block_size(device: str, config: EngineConfig, spec: ModelSpec) ->
 
 
 def choose_device(config: DeviceConfig) -> tuple[str, list[str]]:
-    """One of cpu, torch:cpu, cuda, and why: auto takes the first of cuda, mlx, cpu that works here.
+    """One of cpu, torch:cpu, cuda, and why: auto takes cuda where it works here, else cpu.
 
     ConfigError or UnsupportedError where a device that was asked for by name is not there.
     """

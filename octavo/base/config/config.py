@@ -89,7 +89,10 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     device: Annotated[
         Literal["auto", "cpu", "torch", "torch:cpu", "cuda", "mlx"],
-        _d("auto takes the first of cuda, mlx, cpu that works here and logs why; torch:cpu is PyTorch on the CPU."),
+        _d(
+            "auto takes cuda where it works here, else cpu, and logs why; torch: cuda, else torch:cpu (PyTorch on the "
+            "CPU); mlx is refused, as there is no such backend yet."
+        ),
     ] = "auto"
     threads: Annotated[Positive | None, _d("CPU threads; the cores this process may use where not given.")] = None
     activation_dtype: Annotated[

@@ -112,7 +112,7 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: Annotated[Positive | None, _d("Most requests under way; further ones wait here.")] = None
     num_warmups: Annotated[int, _d("Requests before those that count.", ge=0)] = 0
     ready_check_timeout_sec: Annotated[int, _d("Wait so long for the server to start and answer a request.", ge=0)] = 0
-    ignore_eos: Annotated[bool, _d("Go on to the full output length; random datasets always do.")] = False
+    ignore_eos: Annotated[bool, _d("Go on to the full output length; the dataset random always does.")] = False
     logprobs: Annotated[Natural | None, _d("Log probabilities to ask for, per token.")] = None
     temperature: Annotated[float | None, _d("Sampling; the server's default where not given.")] = None
     top_p: Annotated[float | None, _d("Likewise.")] = None
