@@ -45,6 +45,9 @@ LEAST_KEY, LEAST_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
 
 SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.gguf)$", re.I)
 
+# Files that go with a model: its projector, its importance matrix. llama.cpp knows them by the same names.
+COMPANION_NAME = re.compile(r"mmproj|imatrix", re.I)
+
 # Elements of a list outside `tokenizer.*` from which on it is passed over: those that are read have one a layer.
 MAX_LIST = 1 << 16
 
@@ -242,9 +245,11 @@ def is_gguf(name: str) -> bool:
 
 
 def gguf_models(names: Iterable[str]) -> list[str]:
-    """Of file names or paths, the .gguf that are a whole model or the first part of one."""
+    """Of file names or paths, the .gguf that are a whole model or the first part of one; those that go with a model, by
+    their names, only where there are no others."""
     ggufs = filter(is_gguf, names)
-    return [name for name in ggufs if (match := SPLIT_NAME.match(name)) is None or int(match["number"]) == 1]
+    firsts = [name for name in ggufs if (match := SPLIT_NAME.match(name)) is None or int(match["number"]) == 1]
+    return [name for name in firsts if not COMPANION_NAME.search(name.rpartition("/")[2])] or firsts
 
 
 def _preamble(cursor: _Cursor) -> tuple[int, int, int]:

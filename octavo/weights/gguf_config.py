@@ -134,6 +134,7 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor 
     rope_freq_factors lies in a tensor's data, so it is left out where only the header was read (TensorInfo).
     """
     m = _Metadata(metadata)
+    _check_kind(m)
     arch = m.get("general.architecture", str, needed=True)
     if arch in SAFETENSORS_ONLY:
         raise UnsupportedError(
@@ -157,6 +158,18 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor 
     if config.get("num_experts"):
         _check_experts(config["model_type"], arch, m)
     return config
+
+
+def _check_kind(m: _Metadata) -> None:
+    """An error that says so for a file that goes with a model, and for a model that is no decoder."""
+    kind, arch = m.get("general.type", str), m.get("general.architecture", str)
+    kind = "mmproj" if arch == "clip" else kind
+    if kind in COMPANIONS:
+        raise UnsupportedError(f"the GGUF file is {COMPANIONS[kind]}", param="model")
+    if arch and arch not in FAMILIES and f"{arch}.block_count" not in m.values:
+        raise ModelFormatError(
+            f"the GGUF file's architecture {arch[:40]!r} is not supported; supported are {', '.join(FAMILIES)}"
+        )
 
 
 def gguf_generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,5 +318,11 @@ FAMILIES: dict[str, Callable[[dict[str, Any], _Metadata], None]] = {
     "gemma-embedding": _gemma_embedding,
 }
 """general.architecture -> what its config has beyond the generic keys."""
+COMPANIONS = {
+    "adapter": "a LoRA adapter, which is not supported; give a model, or merge the two with llama-export-lora",
+    "imatrix": "an importance matrix, with which models are quantized; give the model itself",
+    "mmproj": "the part of a model that reads images or sound (mmproj); give the .gguf file of its text model",
+}
+"""general.type -> what such a file is."""
 SAFETENSORS_ONLY = ("bert",)
 """Architectures with the name of a family that runs, whose keys and tensors have no names here."""

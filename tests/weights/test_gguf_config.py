@@ -262,6 +262,21 @@ def test_missing_and_mistyped_keys_are_named(change: dict[str, object], expected
         gguf_config(metadata, {"token_embd.weight": _embedding()})
 
 
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"general.architecture": "clip"}, "give the .gguf file of its text model"),
+        ({**GOOD, "general.type": "mmproj"}, "give the .gguf file of its text model"),
+        ({"general.architecture": "llama", "general.type": "adapter"}, "a LoRA adapter, which is not supported"),
+        ({"general.type": "imatrix"}, "an importance matrix"),
+        ({"general.architecture": "whisper"}, "architecture 'whisper' is not supported; supported are llama, qwen2"),
+    ],
+)
+def test_files_that_are_no_model_say_what_they_are(metadata: dict[str, object], expected: str) -> None:
+    with pytest.raises((UnsupportedError, ModelFormatError), match=expected):
+        gguf_config(metadata, {})
+
+
 def test_equal_numbers_for_each_layer_are_one_number() -> None:
     config = gguf_config({**GOOD, "llama.attention.head_count": [4, 4]}, {"token_embd.weight": _embedding()})
     assert config["num_attention_heads"] == 4

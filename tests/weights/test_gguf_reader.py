@@ -238,3 +238,9 @@ def test_split_names() -> None:
         split_parts("m-00002-of-00003.gguf")
     names = ["a.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf"]
     assert gguf_models(names) == ["a.gguf", "b-00001-of-00002.gguf"]
+
+
+def test_what_goes_with_a_model_is_none() -> None:
+    assert gguf_models(["m.gguf", "mmproj-m-f16.gguf", "m.mmproj-f16.gguf", "m.imatrix.gguf"]) == ["m.gguf"]
+    assert gguf_models(["mmproj/m.gguf", "q/mmproj.gguf"]) == ["mmproj/m.gguf"]
+    assert gguf_models(["m-imatrix-Q4_0.gguf"]) == ["m-imatrix-Q4_0.gguf"]
