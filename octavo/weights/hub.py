@@ -71,7 +71,8 @@ def download(
 ) -> Path:
     """The repository's folder (safetensors) or .gguf file on this disk. Every file is of the same commit.
 
-    file: a .gguf of the repository; None takes its safetensors, or its only .gguf.  progress(repo, done, total): bytes.
+    file: a .gguf of the repository or its format (Q4_K_M); None takes its safetensors, or its only .gguf.
+    progress(repo, done, total): bytes.
     with_weights=False fetches what open_checkpoint(with_weights=False) needs: the folder without its safetensors, a
     .gguf's header; what was downloaded wholly is taken.  on_listing: told the weights' bytes, where the hub is asked.
     Raises ModelNotFoundError or, where there are only pickled weights, ModelFormatError.

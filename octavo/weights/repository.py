@@ -37,9 +37,11 @@ def choose(
 ) -> tuple[list[str], str | None]:
     """From a repository's files: those to download, and the .gguf to open (None: the folder itself).
 
+    file: a .gguf, or the format that its name ends in, as llama.cpp, Ollama and vLLM have it.
     indexed: the files that the safetensors' index names, where it was read.
     """
     if file is not None:
+        file = file if is_gguf(file) else _of_format(repo, sizes, file)
         folder, _, name = file.rpartition("/")
         parts = [f"{folder}/{part}" if folder else part for part in split_parts(name)]
         if missing := [part for part in parts if part not in sizes]:
@@ -67,6 +69,18 @@ def choose(
         "read because loading them can run code. Take another repository or revision",
         param="model",
     )
+
+
+def _of_format(repo: str, sizes: Mapping[str, int], wanted: str) -> str:
+    """The .gguf whose name, without the number of a part, ends in this format; letters may be large or small."""
+    ending = re.compile(rf"(^|[-._/]){re.escape(wanted)}(-\d{{5}}-of-\d{{5}})?\.gguf$", re.I)
+    ggufs = gguf_models(sorted(sizes))
+    found = [name for name in ggufs if ending.search(name)]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(f"{repo}:{name}" for name in (found or ggufs)[:20]) or "none"
+    many = f"{len(found)} .gguf files" if found else "no .gguf file"
+    raise ModelNotFoundError(f"{repo} has {many} of the format {wanted}; its files are: {listed}", param="model")
 
 
 def is_weights(name: str) -> bool:

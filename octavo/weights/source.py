@@ -1,6 +1,6 @@
 """What the user typed as a model in, a local path out.
 
-An alias, a path, package:NAME[:file] or org/name[:file.gguf].
+An alias, a path, package:NAME[:file] or org/name[:file.gguf or :format], which may stand behind the hub's address.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from octavo.weights.gguf import gguf_models
 from octavo.weights.hub import download, download_tokenizer
 
 PACKAGE = "package:"
-# A hub id; the file may lie in a folder of the repository.
+# A hub id; the file may lie in a folder of the repository. A format (Q4_K_M) stands for the file that ends in it.
 HUB_ID = re.compile(
-    r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
-    r"(:(?P<file>(?!(.*/)?\.{1,2}/)[^/:\\\x00-\x1f][^:\\\x00-\x1f]*\.(?i:gguf)))?$"
+    r"^(?:(?:https?://)?(?:hf\.co|huggingface\.co)/)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(:(?P<file>(?!(.*/)?\.{1,2}/)[^/:\\\x00-\x1f][^:\\\x00-\x1f]*\.(?i:gguf)|[A-Za-z0-9][\w-]{0,63}))?/?$"
 )
 
 
@@ -134,4 +134,4 @@ def _models(root: Path) -> list[Path]:
     return files + [path.parent for path in root.rglob("config.json") if any(path.parent.glob("*.safetensors"))]
 
 
-_FORMS = f"a path, org/name or org/name:file.gguf, package:NAME, or one of {', '.join(ALIASES)}"
+_FORMS = f"a path, org/name, org/name:file.gguf or org/name:Q4_K_M, package:NAME, or one of {', '.join(ALIASES)}"

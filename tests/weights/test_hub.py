@@ -95,6 +95,18 @@ def test_one_gguf_file(hub: FakeHub, resolve: Any, tmp_path: Path) -> None:
     assert "a.gguf, b.gguf" in missing["message"]
 
 
+def test_a_gguf_by_its_format(hub: FakeHub, resolve: Any) -> None:
+    hub.add("org/name", {"m-Q4_K_M.gguf": b"4", "m-Q8_0.gguf": b"8", "mmproj-m-Q8_0.gguf": b"p", "config.json": b"{}"})
+    assert Path(resolve("org/name:Q4_K_M")["path"]).read_bytes() == b"4"
+    assert Path(resolve("hf.co/org/name:q8_0")["path"]).read_bytes() == b"8"
+    assert Path(resolve("https://huggingface.co/org/name:Q4_K_M")["path"]).read_bytes() == b"4"
+    assert Path(resolve("org/name:Q4_K_M", env={"HF_HUB_OFFLINE": "1"})["path"]).read_bytes() == b"4"
+    missing = resolve("org/name:Q5_0")
+    assert missing["error"] == "ModelNotFoundError"
+    assert "no .gguf file of the format Q5_0" in missing["message"]
+    assert "org/name:m-Q4_K_M.gguf, org/name:m-Q8_0.gguf" in missing["message"]
+
+
 BODY = bytes(range(256)) * 4096
 
 
@@ -340,6 +352,14 @@ def test_all_parts_of_a_split_gguf() -> None:
         choose("o/n", {"q/m-00001-of-00002.gguf": 1}, "q/m-00001-of-00002.gguf")
     with pytest.raises(ModelFormatError, match="not the first part"):
         choose("o/n", names, "q/m-00002-of-00002.gguf")
+
+
+def test_a_format_names_one_model() -> None:
+    names = dict.fromkeys(["BF16/m-BF16-00001-of-00002.gguf", "BF16/m-BF16-00002-of-00002.gguf", "m.Q4_0.gguf"], 1)
+    assert choose("o/n", names, "bf16")[1] == "BF16/m-BF16-00001-of-00002.gguf"
+    assert choose("o/n", names, "Q4_0") == (["m.Q4_0.gguf"], "m.Q4_0.gguf")
+    with pytest.raises(ModelNotFoundError, match="2 .gguf files of the format Q4_0"):
+        choose("o/n", {"a-Q4_0.gguf": 1, "b-Q4_0.gguf": 1}, "Q4_0")
 
 
 def test_safetensors_without_a_config_do_not_hide_a_gguf() -> None:
