@@ -15,6 +15,7 @@ from octavo.base.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from octavo.base.types.tensor import StoredTensor
 from octavo.weights.files import map_file, read_json, release
 from octavo.weights.gguf import (
+    MAGIC,
     GgufFile,
     GgufHeader,
     TensorInfo,
@@ -123,7 +124,7 @@ def open_tokenizer(path: Path) -> Checkpoint:
 def _gguf_file(path: Path, load_format: str) -> Path | None:
     """The .gguf file to open, or None where the folder's safetensors (or config.json) are meant."""
     if path.is_file():
-        if not is_gguf(path.name):
+        if not is_gguf(path.name) and not _begins_as_gguf(path):
             return None
         if load_format == "safetensors":
             raise ConfigError(f"load_format is safetensors, but {path.name} is a GGUF file", param="load_format")
@@ -138,6 +139,15 @@ def _gguf_file(path: Path, load_format: str) -> Path | None:
     if len(models) > 1:
         raise ModelFormatError(f"{path} holds {len(models)} models ({', '.join(models[:8])}); give one file's path")
     return path / (models or files)[0] if files else None
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    """For files without the ending, as Ollama keeps models (blobs/sha256-...)."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise ModelFormatError(f"{path.name} cannot be read: {error.strerror}") from error
 
 
 def _ggufs(folder: Path) -> list[str]:

@@ -424,3 +424,15 @@ def test_only_headers_are_read(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(size), "False"]
+
+
+def test_a_gguf_without_the_ending_is_one_by_its_first_bytes(tmp_path: Path) -> None:
+    blob = tmp_path / "sha256-aabbcc"
+    make.write_gguf(blob)
+    assert open_checkpoint(blob).format == "gguf"
+    assert open_tokenizer(blob).tokenizer is not None
+    with pytest.raises(ConfigError, match="load_format is safetensors"):
+        open_checkpoint(blob, load_format="safetensors")
+    (tmp_path / "notes.txt").write_text("GG")
+    with pytest.raises(ModelFormatError, match="is not a .gguf file"):
+        open_checkpoint(tmp_path / "notes.txt")
