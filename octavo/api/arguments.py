@@ -176,8 +176,29 @@ def check_foreign(name: str, value: Any, *, shown: str | None = None, table: dic
     raise UnsupportedError(f"{shown}={value!r} is not supported: {foreign.remedy}", param=name)
 
 
+ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys(("m", "hf", "hf_repo", "model_path"), "model"),
+    **dict.fromkeys(("c", "ctx_size", "n_ctx", "num_ctx"), "max_model_len"),
+    **dict.fromkeys(("n", "predict", "n_predict", "num_predict"), "max_tokens"),
+    **dict.fromkeys(("t", "n_threads", "num_thread"), "threads"),
+    **dict.fromkeys(("ngl", "gpu_layers", "n_gpu_layers"), "device"),
+    **dict.fromkeys(("np", "parallel"), "max_num_seqs"),
+    **dict.fromkeys(("b", "batch_size", "n_batch"), "max_num_batched_tokens"),
+    **dict.fromkeys(("ctk", "cache_type_k", "type_k"), "kv_cache_dtype"),
+    **dict.fromkeys(("sys", "system_prompt"), "system"),
+    **dict.fromkeys(("a", "alias"), "served_model_name"),
+    "temp": "temperature",
+    "repeat_penalty": "repetition_penalty",
+    "chat_template_file": "chat_template",
+}
+"""Options of llama.cpp, its Python binding and Ollama -> ours that do the same."""
+
+
 def suggest(name: str, known: list[str]) -> str:
-    """ "; did you mean X?" for the nearest known name, or nothing."""
+    """ "; did you mean X?" for what another program's option is called here or the nearest known name, or nothing."""
+    ours = ELSEWHERE.get(name.lstrip("-").replace("-", "_"))
+    if ours is not None:
+        return next((f"; did you mean {one}?" for one in known if one.lstrip("-").replace("-", "_") == ours), "")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -89,6 +89,8 @@ def _unknown(name: str) -> int:
     import difflib
 
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.6)
+    if name == "run" or "/" in name or name.lower().endswith(".gguf"):  # Ollama's word, or a model
+        near = ["chat" if name == "run" else f"chat {name}"]
     hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(COMMANDS)}"
     print(f"octavo: unknown command {name!r}{hint}", file=sys.stderr)
     return USER_ERROR

@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> int:
     shift_model(values, "question")
     config, question = take_varied(values), values.pop("question")
     if question == "-" or (question is None and not sys.stdin.isatty()):
-        question = read_stdin().strip()
-        if not question:
-            raise InputError("the question on stdin is empty", param="question")
+        question = read_stdin()
+    if question is not None and not (question := question.strip()):
+        raise InputError("the question is empty", param="question")
     with open_llm(config) as llm:
         params = take_sampling(values, _unlimited(llm))
         conversation = Conversation(llm, params, system=values.get("system"))

@@ -110,7 +110,8 @@ class Parser(argparse.ArgumentParser):
         name = name.removeprefix("no_") if negated else name
         if name not in self._foreign:
             known = [*self._option_string_actions, *("--" + key.replace("_", "-") for key in self._foreign)]
-            raise ConfigError(f"unknown option {flag}{suggest(flag, known)}", param=flag)
+            hint = suggest(flag, known) or f" ({self.prog} --help lists the options)"
+            raise ConfigError(f"unknown option {flag}{hint}", param=flag)
         parsed: Any = not negated
         if value is None and not negated and rest and not _looks_like_flag(rest[0]) and not self._is_switch(name):
             value = rest.pop(0)

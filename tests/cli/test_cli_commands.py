@@ -41,6 +41,9 @@ def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == f"octavo {octavo.__version__}\n"
     assert main(["serv"]) == 2
     assert "did you mean serve?" in capsys.readouterr().err
+    for given, meant in (("run", "chat"), ("./m.gguf", "chat ./m.gguf")):
+        assert main([given]) == 2
+        assert f"did you mean {meant}?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -61,6 +64,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         (["generate", "m", "p", "--input", "file"], "one of the two"),
         (["generate", "m", "--input", "/nowhere/prompts.txt"], "cannot be read"),
         (["complete", "m", ""], "empty"),
+        (["chat", "m", " "], "the question is empty"),
         (["serve", "m", "--host", "a..b"], "host='a..b' is no address"),
         (["serve", "m", "--host", ""], "host='' is empty"),
         (["complete", "m", "text", "--seed", "9" * 20], "seed=" + "9" * 20 + ": must be int of 64 bits"),

@@ -69,6 +69,24 @@ def test_harmless_foreign_flags_warn(caplog: pytest.LogCaptureFixture) -> None:
     assert flags == ["--swap-space", "--compilation-config", "--enable-log-requests"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "ours"),
+    [
+        ("-m", "--model"),
+        ("-c", "--max-model-len"),
+        ("--ctx-size=4096", "--max-model-len"),
+        ("--ctx_size", "--max-model-len"),
+        ("-ngl", "--device"),
+        ("-t", "--threads"),
+    ],
+)
+def test_options_of_other_programs_are_told_by_their_name_here(flag: str, ours: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean {ours}\\?"):
+        engine("m", flag, "99")
+    with pytest.raises(ConfigError, match=r"--temp \(octavo test --help lists"):
+        engine("m", "--temp", "0")  # a command that does not sample
+
+
 def test_objects_come_in_parts(caplog: pytest.LogCaptureFixture) -> None:
     parts = ["--hf_overrides.rope_theta", "5e5", "--hf-overrides.text.act=silu", "--hf-overrides.text.n", "2"]
     config = engine(*parts, "m")

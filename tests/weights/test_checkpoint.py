@@ -434,5 +434,5 @@ def test_a_gguf_without_the_ending_is_one_by_its_first_bytes(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="load_format is safetensors"):
         open_checkpoint(blob, load_format="safetensors")
     (tmp_path / "notes.txt").write_text("GG")
-    with pytest.raises(ModelFormatError, match="is not a .gguf file"):
+    with pytest.raises(ModelFormatError, match=r"is not a \.gguf file"):
         open_checkpoint(tmp_path / "notes.txt")

@@ -358,7 +358,7 @@ def test_a_format_names_one_model() -> None:
     names = dict.fromkeys(["BF16/m-BF16-00001-of-00002.gguf", "BF16/m-BF16-00002-of-00002.gguf", "m.Q4_0.gguf"], 1)
     assert choose("o/n", names, "bf16")[1] == "BF16/m-BF16-00001-of-00002.gguf"
     assert choose("o/n", names, "Q4_0") == (["m.Q4_0.gguf"], "m.Q4_0.gguf")
-    with pytest.raises(ModelNotFoundError, match="2 .gguf files of the format Q4_0"):
+    with pytest.raises(ModelNotFoundError, match=r"2 \.gguf files of the format Q4_0"):
         choose("o/n", {"a-Q4_0.gguf": 1, "b-Q4_0.gguf": 1}, "Q4_0")
 
 
