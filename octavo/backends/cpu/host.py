@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 import math
 import os
 from pathlib import Path
 
 from octavo.base.config import env
 from octavo.base.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 _CGROUP = Path("/sys/fs/cgroup")
 # numpy's own wheels prefix and suffix OpenBLAS's symbols; distributions do not; conda may bring MKL
@@ -44,7 +47,13 @@ def take_threads(threads: int | None) -> int:
         setter = getattr(library, name, None)
         if setter is not None:
             setter(ctypes.c_int(1))
-            return threads or env.ordered_threads() or usable_cores()
+            usable = usable_cores()
+            wanted = threads or env.ordered_threads() or usable
+            if wanted > usable:
+                _log.warning(
+                    "%d threads on %d usable cores wait for one another; %d are faster", wanted, usable, usable
+                )
+            return wanted
     if threads is not None:
         raise ConfigError(
             f"threads={threads}: this NumPy's BLAS cannot be told; leave threads out and set OMP_NUM_THREADS",

@@ -70,6 +70,14 @@ def test_cpu_quota_of_the_own_cgroup(files: dict[str, str], monkeypatch: pytest.
     assert host.usable_cores() == 1
 
 
+def test_more_threads_than_cores_are_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(host, "usable_cores", lambda: 2)
+    assert host.take_threads(2) == 2
+    assert not caplog.records
+    assert host.take_threads(1000) == 1000
+    assert "1000 threads on 2 usable cores wait for one another; 2 are faster" in caplog.text
+
+
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert host.take_threads(3) == 3
