@@ -24,7 +24,9 @@ def _d(text: str, **bounds: Any) -> Meta:
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which model, and how it is read."""
 
-    model: Annotated[str, _d("Path, hub id (org/name[:file.gguf or :Q4_K_M]), package:NAME, or an alias such as smollm2.")]
+    model: Annotated[
+        str, _d("Path, hub id (org/name[:file.gguf or :Q4_K_M]), package:NAME, or an alias such as smollm2.")
+    ]
     runner: Annotated[
         Literal["auto", "generate", "pooling"],
         _d("pooling: vectors in place of text (docs/pooling.md); auto tells by the checkpoint."),
