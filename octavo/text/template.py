@@ -211,8 +211,9 @@ def _compile(environment: minijinja.Environment, source: str) -> None:
             threading.stack_size(before)
     thread.join()
     if errors:
-        message = f"the chat template does not parse: {errors[0]}"
-        raise ModelFormatError(message[:500], param="chat_template") from None
+        reason = str(errors[0]).partition("\n")[0]  # a listing of the template follows
+        message = f"the chat template does not parse: {reason[:400]}; give another by chat_template"
+        raise ModelFormatError(f"{message} (--chat-template FILE)", param="chat_template") from None
 
 
 def _environment() -> minijinja.Environment:

@@ -267,8 +267,10 @@ def test_extra_variables_do_not_reach_internals(name: str, byte_level: Tokenizer
 
 @pytest.mark.parametrize("source", ["{{ 'a' ", "{% if %}", "{% for x in y %}", "{{ 1 | }}", "{% nothing %}"])
 def test_a_template_that_does_not_parse(source: str, byte_level: Tokenizer) -> None:
-    with pytest.raises(ModelFormatError, match="does not parse"):
+    with pytest.raises(ModelFormatError, match="does not parse") as caught:
         ChatTemplate(source, byte_level)
+    assert "\n" not in caught.value.message
+    assert caught.value.message.endswith("; give another by chat_template (--chat-template FILE)")
 
 
 LONG = {
