@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,14 +135,14 @@ FOREIGN: dict[str, Foreign] = {
 }
 
 
-def engine_config(model: str | EngineConfig, engine_args: dict[str, Any]) -> EngineConfig:
+def engine_config(model: str | os.PathLike[str] | EngineConfig, engine_args: dict[str, Any]) -> EngineConfig:
     """The EngineConfig that these options make, None being an option's default; one that is given whole is taken as it
     is.
 
     ConfigError for an unknown name (with a suggestion), a reasoning_parser that is not known or a value out of bounds,
     UnsupportedError for what vLLM has and Octavo has not.
     """
-    config = model if isinstance(model, EngineConfig) else from_options({**_own(engine_args), "model": model})
+    config = model if isinstance(model, EngineConfig) else from_options({**_own(engine_args), "model": _text(model)})
     if config is model and engine_args:
         raise ConfigError(f"give {next(iter(engine_args))} inside the EngineConfig", param=next(iter(engine_args)))
     if config.model.reasoning_parser is not None:
@@ -152,17 +153,22 @@ def engine_config(model: str | EngineConfig, engine_args: dict[str, Any]) -> Eng
 
 
 def _own(engine_args: dict[str, Any]) -> dict[str, Any]:
-    own = {}
+    own: dict[str, Any] = {}
     for name, value in engine_args.items():
         if name not in OPTION_NAMES and name not in FOREIGN:
             raise ConfigError(f"unknown option {name!r}{suggest(name, OPTION_NAMES)}", param=name)
         if value is None:
             continue
         if name in OPTION_NAMES:
-            own[name] = value
+            own[name] = _text(value)
         else:
             check_foreign(name, value)
     return own
+
+
+def _text(value: Any) -> Any:
+    """A pathlib.Path as text, and all else as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def check_foreign(name: str, value: Any, *, shown: str | None = None, table: dict[str, Foreign] | None = None) -> None:

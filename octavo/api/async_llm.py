@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -57,7 +58,7 @@ class AsyncLLM:
 
     def __init__(
         self,
-        model: EngineConfig | str,
+        model: EngineConfig | str | os.PathLike[str],
         *,
         process: EngineProcess | None = None,
         watchdog_timeout: float = WATCHDOG_TIMEOUT,

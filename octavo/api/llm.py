@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from functools import cached_property
@@ -57,7 +58,7 @@ class LLM:
     Raises ConfigError, UnsupportedError, ModelNotFoundError, ModelFormatError.
     """
 
-    def __init__(self, model: str | EngineConfig, **engine_args: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str] | EngineConfig, **engine_args: Any) -> None:
         self._client: InProcessClient | None = None
         self._closed = False
         self._enqueued: list[RequestProgress] = []

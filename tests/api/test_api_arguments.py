@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,11 @@ def test_options_land_in_their_parts() -> None:
     )
     assert (config.scheduler.max_num_seqs, config.cache.block_size, config.device.device) == (7, 32, "cpu")
     assert engine_config(config, {}) is config
+
+
+def test_paths_may_be_pathlibs() -> None:
+    model = engine_config(Path("a") / "m.gguf", {"tokenizer": Path("t"), "download_dir": Path("d")}).model
+    assert (model.model, model.tokenizer, model.download_dir) == (str(Path("a") / "m.gguf"), "t", "d")
 
 
 @pytest.mark.parametrize(
