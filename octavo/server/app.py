@@ -58,6 +58,16 @@ Handler = Callable[[Services, Exchange], Awaitable[Reply | None]]
 PAGE: dict[str, Handler] = {"/": files.show, files.PREFIX + "{name}": files.show}
 """GET routes of the page, unless it is turned off."""
 
+ELSEWHERE: dict[str, str] = {
+    "/api/chat": "/v1/chat/completions",
+    **dict.fromkeys(("/api/generate", "/completion"), "/v1/completions"),
+    **dict.fromkeys(("/api/embed", "/api/embeddings", "/embedding"), "/v1/embeddings"),
+    **dict.fromkeys(("/api/tags", "/api/ps", "/api/show", "/props"), "/v1/models"),
+    "/api/version": "/version",
+    "/slots": "/load",
+}
+"""Paths of Ollama and llama.cpp's server -> where the like is answered here, in OpenAI's protocol."""
+
 WORK: dict[str, Handler] = {
     "/v1/completions": create_completion,
     "/v1/chat/completions": create_chat_completion,
@@ -305,7 +315,10 @@ class App:
         if allowed:
             exchange.reply_headers.append((b"allow", ", ".join(sorted(allowed)).encode()))
             raise HttpError(405, f"send {' or '.join(sorted(allowed))} to this path", kind="MethodNotAllowedError")
-        raise HttpError(404, "there is no such path; the API is under /v1", kind="NotFoundError")
+        likely = ELSEWHERE.get(exchange.path, "/v1" + exchange.path)
+        known = any(route.path == likely for route in self.routes)
+        hint = f"did you mean {likely}?" if known else "the API is under /v1"
+        raise HttpError(404, f"there is no such path; {hint}", kind="NotFoundError")
 
     def _count(self, exchange: Exchange) -> None:
         seconds = time.monotonic() - exchange.started_at

@@ -137,6 +137,20 @@ def test_null_beside_the_other_form_of_tokenize(shared: LiveServer) -> None:
     assert check_form(shared.post("/tokenize", {"prompt": "hi", "messages": MESSAGES}))["param"] == "prompt"
 
 
+def test_names_of_other_local_servers_lead_to_those_here(shared: LiveServer) -> None:
+    chat = {"messages": MESSAGES, "max_tokens": 1}
+    for field, ours in (("n_predict", "max_tokens"), ("num_predict", "max_tokens"), ("repeat_penalty", "repetition_")):
+        assert f"did you mean '{ours}" in check_form(shared.post("/v1/chat/completions", {**chat, field: 1}))["message"]
+    assert shared.post("/v1/chat/completions", {**chat, "cache_prompt": True}).status_code == 200
+    refused = check_form(shared.post("/v1/chat/completions", {**chat, "cache_prompt": False}))
+    assert "--no-enable-prefix-caching" in refused["message"]
+    for path, here in (("/api/chat", "/v1/chat/completions"), ("/completion", "/v1/completions"), ("/models", "/v1/m")):
+        answer = shared.post(path, chat)
+        assert answer.status_code == 404
+        assert f"did you mean {here}" in answer.json()["error"]["message"]
+    assert "the API is under /v1" in shared.post("/v2/nothing", chat).json()["error"]["message"]
+
+
 @pytest.mark.parametrize(("path", "kind", "base"), ROUTES, ids=lambda value: getattr(value, "__name__", ""))
 def test_unknown_fields(shared: LiveServer, path: str, kind: type, base: dict[str, Any]) -> None:
     error = check_form(shared.post(path, {**base, "frobnicate": None}))

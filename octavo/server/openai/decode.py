@@ -19,6 +19,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 _UNKNOWN = "Object contains unknown field `"
 _MISSING = "Object missing required field `"
 _NO_CHOICE = ("Invalid enum value", "Invalid value")
+_ELSEWHERE = {"n_predict": "max_tokens", "num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
+"""Fields of llama.cpp and Ollama -> ours that do the same."""
 _SUGGEST_UP_TO = 40  # characters of an unknown name that a likely one is sought for
 _SHOWN = 200  # characters of a client's own text in a message
 
@@ -120,7 +122,9 @@ def _unknown(name: str, path: str, kind: type[msgspec.Struct]) -> InputError:
     shown = name[:_SUGGEST_UP_TO]
     hint = "leave it out"
     if not path and name == shown:
-        near = difflib.get_close_matches(name, kind.__struct_fields__, n=1)
+        ours = _ELSEWHERE.get(name)
+        known = kind.__struct_fields__
+        near = [ours] if ours in known else difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else hint
     where = f" in {path}" if path else ""
     return InputError(f"unknown field {shown!r}{where}; {hint}", param=_joined(path, shown))

@@ -43,6 +43,7 @@ class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     moderation: None = None
     prompt_cache_options: None = None
     prompt_cache_retention: Literal["in_memory"] | None = None
+    cache_prompt: Literal[True] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
 
@@ -82,6 +83,7 @@ REASONS: dict[str, str] = {
     "moderation": "there is no moderation here",
     "prompt_cache_options": "prefixes are cached without being asked for",
     "prompt_cache_retention": "prefixes are kept in memory while there is room",
+    "cache_prompt": "leave it out: prefixes are cached, but for a server started with --no-enable-prefix-caching",
     "store": "nothing is stored; leave it out or send false",
     "service_tier": "there is one tier; leave it out or send 'auto'",
     "tool_choice": 'send \'none\', \'auto\', \'required\', {"type": "function", "function": {"name": ...}}, or '
