@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo.api.devices import choose_for_engine, kv_bytes_per_token, make_backend, resolve_for
+from octavo.api.devices import (
+    choose_for_engine,
+    device_memory,
+    element_bytes,
+    kv_bytes_per_token,
+    make_backend,
+    resolve_for,
+)
 from octavo.api.model import Model
-from octavo.api.quantization import online_quantization, quantized_matrices
+from octavo.api.quantization import online_quantization, quantized_matrices, weight_bytes
 from octavo.api.requests import Limits
 from octavo.api.sampling_defaults import sampling_defaults
 from octavo.base import heap
@@ -261,6 +268,8 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
     config = resolve_for(device, config, model.spec)
     max_model_len = config.model.max_model_len or model.spec.max_position
     quantization = online_quantization(model, device=device)
+    if device == "cpu":
+        _check_weights_fit(config, model)
     backend = make_backend(device, config, max_model_len=max_model_len, quantization=quantization)
     try:
         backend.load(model.spec, _weights(model), progress)
@@ -290,6 +299,21 @@ def build_engine(config: EngineConfig, model: Model | None, *, progress: Progres
         max_model_len=max_model_len,
         grammars=None if config.model.skip_tokenizer_init else Compiler(partial(_vocabulary, model)),
     )
+
+
+def _check_weights_fit(config: EngineConfig, model: Model) -> None:
+    """ConfigError before gigabytes are read that leave no memory for a cache, unless that is of a size by order."""
+    if config.cache.kv_cache_memory_bytes is not None or config.cache.num_gpu_blocks_override is not None:
+        return
+    element = element_bytes(config.model.dtype, device="cpu", stored=model.spec.dtype)
+    weights = weight_bytes(model, device="cpu", element=element, activation_dtype=config.device.activation_dtype)
+    total = device_memory("cpu").total
+    if weights >= total:
+        raise ConfigError(
+            f"the weights take {weights / 2**30:.1f} GiB, and there are {total / 2**30:.1f} GiB of memory in all; take "
+            "a smaller model, or one that is quantized to fewer bits",
+            param="model",
+        )
 
 
 def _allocate(backend: Backend, blocks: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from octavo import LLM, SamplingParams
+from octavo.api import build
 from octavo.api.arguments import engine_config
 from octavo.api.build import open_model
 from octavo.api.engine_process import spawn
@@ -18,6 +19,7 @@ from octavo.backends.cpu import native, packed, packed_file
 from octavo.base import heap
 from octavo.base.config.config import ModelConfig
 from octavo.base.errors import ConfigError
+from octavo.base.types.ports import DeviceMemory
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 SMALL = {"device": "cpu", "kv_cache_memory_bytes": 2 << 20, "threads": 1}
@@ -109,3 +111,13 @@ def test_an_opened_model_holds_no_vocabulary(llama: str) -> None:
     assert model.checkpoint.tokenizer is None
     heap.trim()
     assert model.tokenizer.decode(model.tokenizer.encode("An octavo"), skip_special_tokens=True) == "An octavo"
+
+
+def test_weights_that_no_memory_holds_are_refused_before_they_are_read(
+    llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "device_memory", lambda _device: DeviceMemory(total=1000, free=900, weights=0))
+    monkeypatch.setattr(build, "make_backend", pytest.fail)
+    with pytest.raises(ConfigError, match=r"the weights take .* memory in all; take a smaller model") as caught:
+        LLM(llama, device="cpu")
+    assert caught.value.param == "model"
