@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_remote import HERE, Remote, RemotePool
+from native_remote import HERE, PLACES, Remote, RemotePool
 
 from octavo.backends.cpu import native
 from octavo.backends.cpu.cache import Cells
@@ -21,7 +21,8 @@ from octavo.backends.cpu.rows import Span
 
 VARIANTS = HERE
 # ARM has one set of row operations and attention, whatever the variant of the products
-TARGETS = [(place, name) for place in ("here", "sanitized") for name in HERE] + [("arm", "scalar")]
+TARGETS = [*(("here", name) for name in HERE), *(("sanitized", name) for name in PLACES["sanitized"].variants)]
+TARGETS += [("arm", "scalar")]
 
 
 @contextmanager
