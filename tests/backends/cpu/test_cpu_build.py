@@ -70,26 +70,27 @@ def test_flags_are_for_the_target(compiler: tuple[Compiler, Path], tmp_path: Pat
     assert all("-ffp-contract=off" in call for name, call in compiled.items() if name.startswith("matmul"))
 
 
-def test_without_the_static_runtime_the_shared_one_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command, log = tmp_path / "compiler", tmp_path / "log"
-    values = {"python": sys.executable, "log": str(log), "machine": "x86_64-linux-gnu"}
-    command.write_text(FAKE.format(**values, refused="-static-libstdc++"))
+def refusing(flag: str, place: Path) -> Path:
+    """A program as `compiler` has it, in `place`, that makes code for x86_64 and fails where it is given the flag."""
+    command = place / "compiler"
+    values = {"python": sys.executable, "log": str(place / "log"), "machine": "x86_64-linux-gnu"}
+    command.write_text(FAKE.format(**values, refused=flag))
     command.chmod(0o755)
-    monkeypatch.setenv("CXX", str(command))
+    return command
+
+
+def test_without_the_static_runtime_the_shared_one_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(refusing("-static-libstdc++", tmp_path)))
     assert build.build(tmp_path / "made").read_bytes() == b"made"
-    command.write_text(FAKE.format(**values, refused="-shared"))
+    refusing("-shared", tmp_path)
     with pytest.raises(build.BuildError, match="cannot do -shared"):
         build.build(tmp_path / "made")
 
 
 def test_a_compiler_that_does_not_know_avx_vnni(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command, log = tmp_path / "compiler", tmp_path / "log"
-    values = {"python": sys.executable, "log": str(log), "machine": "x86_64-linux-gnu"}
-    command.write_text(FAKE.format(**values, refused="-mavxvnni"))
-    command.chmod(0o755)
-    monkeypatch.setenv("CXX", str(command))
+    monkeypatch.setenv("CXX", str(refusing("-mavxvnni", tmp_path)))
     assert build.build(tmp_path / "made").read_bytes() == b"made"
-    calls = [json.loads(line) for line in log.read_text().splitlines()]
+    calls = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     (call,) = [call for call in calls if str(build.SOURCES / "matmul_avxvnni.cpp") in call]
     assert "-mavx2" in call
 
@@ -97,15 +98,12 @@ def test_a_compiler_that_does_not_know_avx_vnni(tmp_path: Path, monkeypatch: pyt
 def test_a_build_that_fails_leaves_no_older_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("setuptools") is None:
         pytest.skip("setuptools is not installed")
-    root, command, made = build.HERE.parents[2], tmp_path / "compiler", tmp_path / "made" / "octavo/backends/cpu"
+    root, made = build.HERE.parents[2], tmp_path / "made" / "octavo/backends/cpu"
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, tmp_path)
     shutil.copytree(build.HERE, tmp_path / "octavo/backends/cpu", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    monkeypatch.setenv("CXX", str(command))
     for refused, there in (("", True), ("-c", False)):
-        values = {"python": sys.executable, "log": str(tmp_path / "log"), "machine": "x86_64-linux-gnu"}
-        command.write_text(FAKE.format(**values, refused=refused))
-        command.chmod(0o755)
+        monkeypatch.setenv("CXX", str(refusing(refused, tmp_path)))
         run = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "made"]
         subprocess.run(run, cwd=tmp_path, check=True, capture_output=True)
         assert (made / build.LIBRARY).exists() == there

@@ -16,9 +16,9 @@ SWAP = Variant("dot", 32, 32, 4, 2, swap=True)
 SPLIT = Variant("dot", 16, 32, 4, 2, split=3)
 SPLIT_SWAP = Variant("dot", 32, 16, 4, 2, split=2, swap=True)
 HELD = Variant("held", 16, 64, 4, split=3)
-HELD_SWAP = Variant("held", 32, 256, 4, swap=True)
+HELD_WHOLE = Variant("held", 32, 256, 4)
 GATING = {"vector": VECTOR, "dot": DOT, "swap": SWAP, "split": SPLIT, "split_swap": SPLIT_SWAP}
-FORMS = GATING | {"held": HELD, "held_swap": HELD_SWAP}
+FORMS = GATING | {"held": HELD, "held_whole": HELD_WHOLE}
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 EPS = 1e-5
 

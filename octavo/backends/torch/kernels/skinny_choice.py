@@ -16,8 +16,8 @@ class Variant:
 
     form "vector": weights go from memory through registers to float32 multiply-adds (for M <= 4; compiled for each M).
     form "dot": weights go through `stages` shared-memory buffers to the matrix unit, the tokens padded to 16, 32 or 64.
-    form "held": as "dot", of plain weights, without an activation. A program's K is one block (block_k * split >= K) of
-    weights, asked for while the kernel before is still at work.
+    form "held": as "dot", of plain weights, without activation or swap. A program's K is one block of weights
+    (block_k * split >= K), asked for while the kernel before is still at work.
     block_n: outputs a program makes (gated: of twice as many weight rows). split: programs that share an output's K.
     swap: weights are the tall side of the matrix unit's product (64 or more of them) rather than the tokens.
     """

@@ -113,8 +113,10 @@ def skinny_matmul(
         )  # fmt: skip
         return out
     held = variant.form == "held"
-    if norm is not None or (held and (act or scale is not None or variant.block_k * variant.split < k)):
-        raise ValueError(f"{variant} takes no norm and, held, plain weights in one block and no activation")
+    if norm is not None or (held and (act or scale is not None or variant.swap)):
+        raise ValueError(f"{variant} takes no norm and, held, plain weights, no activation and no swap")
+    if held and variant.block_k * variant.split < k:
+        raise ValueError(f"{variant} holds less than K, {k}, in one block")
     partial, arrivals = _scratch_of(plan, m, len(matrix), gated=act != "")
     _dot_kernel[(tiles, variant.split)](
         x, matrix, scale, out, bias, partial, arrivals, m, n, *strides,
@@ -421,9 +423,8 @@ def _dot_kernel(
     part = tl.program_id(1)
     if HELD:
         acc = _held_run(
-            x_ptr, weight_ptr, tile, part, M, N, x_stride, weight_stride,
-            K, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, SWAP, PDL,
-        )  # fmt: skip
+            x_ptr, weight_ptr, tile, part, M, N, x_stride, weight_stride, K, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, PDL
+        )
         up = acc
     else:
         pdl.wait(PDL)
@@ -511,7 +512,7 @@ def _dot_run(
 def _held_run(
     x_ptr, weight_ptr, tile, part, M, N, x_stride, weight_stride,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
-    SWAP: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """acc as of _dot_run, of a run that is one block: its weights are asked for at once, and before the wait."""
     rows = tl.arange(0, BLOCK_M)[:, None]
@@ -521,8 +522,7 @@ def _held_run(
     weights = _load_once(at, None if K == BLOCK_K * SPLIT else ks < K)
     pdl.wait(PDL)
     x = tl.load(x_ptr + rows * x_stride + ks, mask=(rows < M) & (ks < K), other=0)
-    zeros = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
-    return _turned(_dot(x, weights, zeros, SWAP), SWAP)
+    return _dot(x, weights, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), False)
 
 
 @triton.jit
