@@ -114,6 +114,31 @@ def test_an_edit_is_a_branch(page: Browser, server: ScriptedServer) -> None:
     page.wait(lambda: not page.visible(".editor textarea"))
 
 
+COMPOSE = """
+    const keys = [["Enter", {keyCode: 229}], ["Escape", {isComposing: true}]]; // as in Safari; as everywhere
+    const field = document.querySelector(args[0]);
+    for (const [key, how] of keys) field.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, ...how}));
+"""
+
+
+def test_keys_of_an_input_method_are_its_own(page: Browser, server: ScriptedServer) -> None:
+    server.say("Yes.", [{"content": "Begun"}, 1, {"content": ", done"}])
+    page.type("#message", "ni hao")
+    page.run(COMPOSE, "#message")
+    assert page.count(".message") == 0
+    page.press("enter")
+    page.wait(lambda: settled(page))
+    page.run("document.querySelector('[aria-label=Edit]').click()")
+    page.run(COMPOSE, ".editor textarea")
+    assert page.visible(".editor textarea")
+    page.press("escape")
+    ask(page, "More")
+    page.wait(lambda: page.texts(PROSE)[1:] == ["Begun"])
+    page.run(COMPOSE, "#message")
+    page.wait(lambda: settled(page))
+    assert page.texts(PROSE)[1:] == ["Begun, done"]
+
+
 def test_an_edit_waits_for_the_answer_that_is_being_written(page: Browser, server: ScriptedServer) -> None:
     server.say("Yes.", "No.", [{"content": "Begun"}, 60, {"content": "."}], "Better.")
     answered(page, "Question")

@@ -1,6 +1,6 @@
 // The field in which one writes: it grows with its text; its button sends, or stops the answer that is being written.
 
-import { h, icon } from "./dom.js";
+import { h, icon, isComposing } from "./dom.js";
 
 export class Composer {
   /** onsend(text), onstop(), onlast(): the reader wants to edit the last message. */
@@ -69,8 +69,8 @@ export class Composer {
   }
 
   #key(event) {
-    const composing = event.isComposing || event.keyCode === 229; // an input method's own Enter
-    if (event.key === "Enter" && !event.shiftKey && !composing) {
+    if (isComposing(event)) return;
+    if (event.key === "Enter" && !event.shiftKey) {
       event.preventDefault();
       if (!this.running) this.#submit(event);
     } else if (event.key === "ArrowUp" && this.field.value === "") {

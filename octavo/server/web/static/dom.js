@@ -85,6 +85,11 @@ export function iconButton(name, label, onclick, properties = {}) {
   );
 }
 
+/** Whether a key belongs to an input method: Safari ends the composition before its Enter, which has this code alone. */
+export function isComposing(event) {
+  return event.isComposing || event.keyCode === 229;
+}
+
 /** Show `text` to assistive technology, once. */
 export function announce(text) {
   const region = document.getElementById("announcer");

@@ -3,7 +3,7 @@
 import { models, onKeyNeeded } from "./api.js";
 import { ChatView, shortName } from "./chat.js";
 import { askKey, askTitle, confirmed, showShortcuts, tell } from "./dialogs.js";
-import { h, icon, iconButton } from "./dom.js";
+import { h, icon, iconButton, isComposing } from "./dom.js";
 import { EngineView } from "./engine.js";
 import { SettingsPanel } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -298,7 +298,7 @@ class Page {
   }
 
   key(event) {
-    if (document.querySelector("dialog[open]")) return;
+    if (document.querySelector("dialog[open]") || isComposing(event)) return;
     const mod = event.ctrlKey || event.metaKey;
     const typing = event.target instanceof Element && event.target.closest("input, textarea, select") !== null;
     const name = `${mod ? "mod+" : ""}${event.shiftKey && mod ? "shift+" : ""}${(event.key ?? "").toLowerCase()}`;

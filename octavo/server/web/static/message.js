@@ -1,6 +1,6 @@
 // One message in; its element out, which follows the message while it grows.
 
-import { copyFrom, h, icon, iconButton } from "./dom.js";
+import { copyFrom, h, icon, iconButton, isComposing } from "./dom.js";
 import { highlight } from "./highlight.js";
 import { MarkdownView } from "./render.js";
 
@@ -178,7 +178,8 @@ export class MessageView {
       else hint.textContent = "Stop the answer, or wait for its end, to send this.";
     };
     const onkeydown = (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) save(event);
+      if (isComposing(event)) return;
+      if (event.key === "Enter" && !event.shiftKey) save(event);
       if (event.key !== "Escape") return;
       event.stopPropagation();
       end();
