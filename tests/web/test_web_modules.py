@@ -90,6 +90,8 @@ def test_highlighting_loses_nothing(modules: Browser) -> None:
     kinds = {piece: kind for kind, piece in call(modules, "highlight", script, [[code, "python"]])[0]}
     assert (kinds["def"], kinds['# "why"'], kinds["0x1F"]) == ("word", "comment", "number")
     assert kinds["'''a\nb'''"] == "string"
+    [shell] = call(modules, "highlight", script, [["echo a#b $# #c\ndone#", "bash"]])
+    assert [(kind, piece) for kind, piece in shell if kind] == [("word", "echo"), ("comment", "#c"), ("word", "done")]
 
 
 def test_hostile_markdown_takes_no_time(modules: Browser) -> None:

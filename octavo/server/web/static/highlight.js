@@ -71,8 +71,9 @@ export function highlight(text, language) {
   const pieces = [];
   let last = 0;
   for (const found of text.matchAll(grammar(family))) {
-    const [piece] = found;
     const kind = Object.keys(found.groups).find((group) => found.groups[group] !== undefined);
+    if (!kind) continue;
+    const piece = found.groups[kind];
     const isWord = kind === "word";
     if (isWord && !words.has(folded ? piece.toLowerCase() : piece)) continue;
     if (found.index > last) pieces.push(["", text.slice(last, found.index)]);
@@ -97,12 +98,14 @@ function rules(family) {
       "<tag>",
     );
   let comment = "//[^\\n]*|/\\*[^]*?(?:\\*/|$)";
-  if (HASH.has(family)) comment = "(?<![\\w$&])#[^\\n]*";
+  if (HASH.has(family)) comment = "#[^\\n]*";
   if (family === "sql") comment = "--[^\\n]*|/\\*[^]*?(?:\\*/|$)";
   if (family === "css") comment = "/\\*[^]*?(?:\\*/|$)";
   let string = STRING;
   if (family === "py") string = `[rbfuRBFU]{0,2}(?:"""[^]*?(?:"""|$)|'''[^]*?(?:'''|$))|${STRING}`;
   if (family === "js" || family === "go") string = `\`(?:[^\`\\\\]|\\\\.)*\`?|${STRING}`;
   if (family === "rs") string = `"(?:[^"\\\\]|\\\\.)*"?`;
-  return `(?<comment>${comment})|(?<string>${string})|(?<number>${NUMBER})|(?<word>[A-Za-z_]\\w*)`;
+  // a # behind a word, $ or & begins no comment: taken with it, as Safari before 16.4 knows no lookbehind
+  const taken = HASH.has(family) ? "#*|[$&]#+" : "";
+  return `(?<comment>${comment})|(?<string>${string})|(?<number>${NUMBER})|(?<word>[A-Za-z_]\\w*)${taken}`;
 }

@@ -26,7 +26,12 @@ const isSpace = (char) => char === undefined || /\s/.test(char);
 export function safeAddress(text) {
   const address = text.trim();
   if (!/^(?:https?:\/\/|mailto:)/i.test(address) || /[\s\u0000-\u001f]/.test(address)) return null;
-  return URL.canParse(address) ? address : null;
+  try {
+    new URL(address);
+    return address;
+  } catch {
+    return null;
+  }
 }
 
 /** Nodes: text, break, code, formula {text}; strong, em, strike {inline}; link {address, inline}. */
