@@ -69,6 +69,23 @@ def test_stop_ends_it_on_the_server_too(page: Browser, server: ScriptedServer) -
     page.wait(lambda: server.stopped == 2)
 
 
+LEAVE = """
+    dispatchEvent(new Event("beforeunload"));
+    ReadableStreamDefaultReader.prototype.read = () => Promise.reject(new TypeError("Error in input stream"));
+"""
+
+
+def test_an_answer_that_a_reload_breaks_off_was_stopped(page: Browser, server: ScriptedServer) -> None:
+    server.say([{"content": "Begun"}, 1, {"content": ","}, 60])
+    ask(page, "Go")
+    page.wait(lambda: page.texts(PROSE) == ["Begun"])
+    page.run(LEAVE)  # in the order of Firefox
+    page.wait(lambda: settled(page))
+    assert "stopped" in page.text(".stats")
+    assert page.visible('[aria-label="Continue"]')
+    assert not page.visible(".notice")
+
+
 def test_turns_alternate_after_an_answer_without_text(page: Browser, server: ScriptedServer) -> None:
     server.say([30], Refusal(400, "no"), [{"reasoning": "Hm."}, "length"])
     ask(page, "Stopped")

@@ -13,6 +13,7 @@ const MOST_CALLS = 128; // in one answer
 export class Generation {
   #stop = new AbortController();
   #wake = null;
+  #leaving = false; // the page is: Firefox breaks its connections off before it says so by pagehide
 
   constructor(conversation, node, { model, onchange, goOn = false }) {
     this.conversation = conversation;
@@ -26,6 +27,8 @@ export class Generation {
 
   /** Until the answer is there, stopped or failed; never throws for what a server or a reader can do. */
   async run() {
+    const leave = () => (this.#leaving = true);
+    addEventListener("beforeunload", leave);
     this.running = true;
     this.#tell();
     try {
@@ -33,6 +36,7 @@ export class Generation {
     } catch (error) {
       this.#failed(error);
     }
+    removeEventListener("beforeunload", leave);
     this.running = false;
     this.waiting = null;
     this.#tell();
@@ -55,7 +59,7 @@ export class Generation {
   }
 
   #failed(error) {
-    if (this.#stop.signal.aborted) {
+    if (this.#stop.signal.aborted || (this.#leaving && error.status === 0)) {
       this.node.finish = "stopped";
     } else if (error instanceof ApiError) {
       this.node.error = { status: error.status, message: error.message, param: error.param };
