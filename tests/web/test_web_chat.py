@@ -369,6 +369,43 @@ def test_a_server_that_is_gone(chromium: Browser) -> None:
     chromium.errors()
 
 
+RIGHT_TO_LEFT = """مرحبا world.
+
+1. أولاً
+
+> اقتباس
+
+| عمود | b |
+|---|---|
+| 1 | 2 |
+
+```
+# مرحبا
+```
+
+Left to right."""
+SIDES = """
+    const side = (element) => { // where its text begins
+        const range = document.createRange();
+        range.selectNodeContents(element);
+        const [text, box] = [range.getClientRects()[0], element.getBoundingClientRect()];
+        return text.left - box.left < box.right - text.right ? "left" : "right";
+    };
+    return args[0].map((selector) => side(document.querySelector(selector)));
+"""
+
+
+def test_text_from_right_to_left(page: Browser, server: ScriptedServer) -> None:
+    server.say(RIGHT_TO_LEFT)
+    answered(page, "مرحبا")
+    places = ["> p", "ol span", "blockquote p", "td", "pre", "> p:last-child"]
+    assert page.run(SIDES, [f"{PROSE} {place}" for place in places]) == [*["right"] * 4, "left", "left"]
+    direction = "return args[0].map((each) => getComputedStyle(document.querySelector(each)).direction)"
+    page.type("#message", "مرحبا")
+    found = page.run(direction, [f"{PROSE} ol", f"{PROSE} table", "#message", "h1", ".conversations a"])
+    assert found == ["rtl"] * 5
+
+
 def test_conversations_are_kept(page: Browser, server: ScriptedServer) -> None:
     server.say("Red.", "Blue.")
     answered(page, "First colour?")

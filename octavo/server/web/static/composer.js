@@ -10,6 +10,7 @@ export class Composer {
     this.field = h("textarea", {
       id: "message",
       rows: 1,
+      dir: "auto",
       placeholder: "Write a message",
       "aria-label": "Message",
       "aria-describedby": "composer-hint",

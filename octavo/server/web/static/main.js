@@ -53,7 +53,7 @@ class Page {
   }
 
   build() {
-    this.title = h("h1", { class: "title" });
+    this.title = h("h1", { class: "title", dir: "auto" });
     this.modelName = h("span", { class: "model" });
     this.tabs = [
       h("a", { href: "#/", "data-view": "chat" }, icon("chat"), "Chat"),

@@ -160,7 +160,7 @@ export class MessageView {
 
   /** Turn a message of the reader's into a field. */
   edit() {
-    const field = h("textarea", { value: this.node.content, "aria-label": "Edit the message", class: "grows" });
+    const field = h("textarea", { value: this.node.content, "aria-label": "Edit the message", dir: "auto" });
     const hint = h("span", { class: "fine", role: "status" });
     const close = () => {
       this.editing = false;

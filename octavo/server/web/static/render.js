@@ -27,7 +27,7 @@ export class MarkdownView {
 const BLOCKS = {
   heading: ({ level, inline }) => h(`h${Math.min(6, level + 2)}`, { class: `heading-${level}` }, spans(inline)),
   rule: () => h("hr"),
-  quote: ({ blocks }) => h("blockquote", {}, blocks.map(block)),
+  quote: ({ blocks }) => h("blockquote", { dir: "auto" }, blocks.map(block)),
   paragraph: ({ inline }) => h("p", {}, spans(inline)),
   code: codeBlock,
   list: listBlock,
@@ -58,6 +58,7 @@ function codeBlock({ language, text }) {
 
 function listBlock({ ordered, start, loose, items }) {
   const list = h(ordered ? "ol" : "ul", {
+    dir: "auto",
     start: ordered && start !== 1 ? start : null,
     class: loose ? "loose" : null,
   });
@@ -78,7 +79,7 @@ function tableBlock({ align, head, rows }) {
   const cell = (name) => (inline, i) => h(name, { class: `align-${align[i]}` }, spans(inline));
   return h(
     "div",
-    { class: "table", tabindex: "0" },
+    { class: "table", tabindex: "0", dir: "auto" },
     h(
       "table",
       {},

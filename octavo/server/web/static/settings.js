@@ -64,6 +64,7 @@ export class SettingsPanel {
     const field = h("textarea", {
       id: `setting-${name}`,
       rows,
+      dir: "auto",
       placeholder,
       value: this.settings[name] ?? "",
       oninput,

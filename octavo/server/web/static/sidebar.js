@@ -102,7 +102,7 @@ export class Sidebar {
       { class: current ? "current" : null, "data-id": conversation.id },
       h(
         "a",
-        { href: `#/c/${conversation.id}`, "aria-current": current ? "page" : null, title },
+        { href: `#/c/${conversation.id}`, "aria-current": current ? "page" : null, title, dir: "auto" },
         this.busy.has(conversation.id) ? h("i", { class: "pulse", role: "img", "aria-label": "being answered" }) : null,
         title,
       ),
