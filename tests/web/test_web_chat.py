@@ -252,6 +252,8 @@ def test_settings_reach_the_request(page: Browser, server: ScriptedServer) -> No
     assert page.run("return document.querySelector('#setting-temperature').getAttribute('aria-invalid')") == "true"
     answered(page, "Hello")
     assert "temperature" not in server.requests[2]
+    page.type("#setting-top_p", "1e")  # no number: its value reads as empty
+    assert page.run("return document.querySelector('#setting-top_p').getAttribute('aria-invalid')") == "true"
 
 
 HOSTILE = """<img src=x onerror="window.hacked=1"> <script>window.hacked=1</script>

@@ -110,7 +110,8 @@ export class SettingsPanel {
         value >= least &&
         (most === null || value <= most) &&
         (step !== 1 || Number.isInteger(value));
-      number.setAttribute("aria-invalid", String(text.trim() !== "" && !good));
+      const given = text.trim() !== "" || number.validity.badInput; // "1e", or "0,5" in Firefox, reads as ""
+      number.setAttribute("aria-invalid", String(given && !good));
       this.#set(name, good ? value : undefined);
       return good;
     };
