@@ -18,7 +18,7 @@ MOST_BYTES = 200_000  # all of them
 MOST_LINES = 400  # one of them
 # What a browser of two or three years ago (Safari 16.0, Firefox 115) has not, and at which the page would end
 TOO_NEW = {
-    ".css": r"light-dark\(|@scope|&",
+    ".css": r"light-dark\(|field-sizing|@scope|&",
     ".js": r"\(\?<[=!]|\.canParse\(|\.fromAsync\(|\.groupBy\(|withResolvers|AbortSignal\.any|Segmenter|checkVisibility"
     r"|requestIdleCallback|for await \(.*\.body\)|\bstatic \{",
 }

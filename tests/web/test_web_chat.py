@@ -156,6 +156,18 @@ def test_keys_of_an_input_method_are_its_own(page: Browser, server: ScriptedServ
     assert page.texts(PROSE)[1:] == ["Begun, done"]
 
 
+def test_the_editor_grows_with_its_text(page: Browser, server: ScriptedServer) -> None:
+    answered(page, "One line")
+    page.run("document.querySelector('[aria-label=Edit]').click()")
+    height = "const field = document.querySelector('.editor textarea'); return [field.clientHeight, field.scrollHeight]"
+    low, _ = page.run(height)
+    for _ in range(8):
+        page.press("shift", "enter")
+    tall, needed = page.run(height)
+    assert tall > low + 100
+    assert tall >= needed
+
+
 def test_an_edit_waits_for_the_answer_that_is_being_written(page: Browser, server: ScriptedServer) -> None:
     server.say("Yes.", "No.", [{"content": "Begun"}, 60, {"content": "."}], "Better.")
     answered(page, "Question")

@@ -1,6 +1,6 @@
 // The field in which one writes: it grows with its text; its button sends, or stops the answer that is being written.
 
-import { h, icon, isComposing } from "./dom.js";
+import { fit, h, icon, isComposing } from "./dom.js";
 
 export class Composer {
   /** onsend(text), onstop(), onlast(): the reader wants to edit the last message. */
@@ -81,8 +81,7 @@ export class Composer {
   }
 
   #refresh() {
-    this.field.style.height = "auto";
-    if (this.field.scrollHeight) this.field.style.height = `${this.field.scrollHeight}px`;
+    fit(this.field);
     const [name, label] = this.running ? ["stop", "Stop"] : ["send", "Send"];
     this.button.replaceChildren(icon(name));
     this.button.setAttribute("aria-label", label);

@@ -85,6 +85,12 @@ export function iconButton(name, label, onclick, properties = {}) {
   );
 }
 
+/** Make a field as high as its text, within its CSS. */
+export function fit(field) {
+  field.style.height = "auto";
+  if (field.scrollHeight) field.style.height = `${field.scrollHeight}px`; // 0 where it is not shown
+}
+
 /** Whether a key belongs to an input method: Safari ends the composition before its Enter, which has this code alone. */
 export function isComposing(event) {
   return event.isComposing || event.keyCode === 229;

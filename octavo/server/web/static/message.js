@@ -1,6 +1,6 @@
 // One message in; its element out, which follows the message while it grows.
 
-import { copyFrom, h, icon, iconButton, isComposing } from "./dom.js";
+import { copyFrom, fit, h, icon, iconButton, isComposing } from "./dom.js";
 import { highlight } from "./highlight.js";
 import { MarkdownView } from "./render.js";
 
@@ -185,6 +185,7 @@ export class MessageView {
       end();
     };
     field.addEventListener("keydown", onkeydown);
+    field.addEventListener("input", () => fit(field));
     this.editing = true;
     const cancel = h("button", { type: "button", class: "quiet", onclick: end }, "Cancel");
     this.element.replaceChildren(
@@ -195,6 +196,7 @@ export class MessageView {
         h("div", {}, hint, cancel, h("button", { type: "submit", class: "primary" }, "Send")),
       ),
     );
+    fit(field);
     field.focus();
     field.setSelectionRange(field.value.length, field.value.length);
   }
