@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from typing import Any
 
+import pytest
 from browser import Browser
 from chatting import PROSE, answered, ask, fresh, settled, visit
 from scripted import ScriptedServer
@@ -151,6 +154,31 @@ def test_narrow_screens(page: Browser, server: ScriptedServer) -> None:
     page.click('[aria-label="Settings"]')
     assert page.visible("#setting-temperature")
     page.press("escape")
+
+
+@pytest.mark.parametrize("view", ["chat", "engine"])
+def test_print_is_the_whole_of_a_view(page: Browser, server: ScriptedServer, view: str) -> None:
+    page.size(1280, 400)
+    page.click("#theme")
+    page.click("#theme")  # dark
+    server.say("\n\n".join(f"line {i}" for i in range(200)))
+    answered(page, "Long")
+    page.press("control", "shift", "e")
+    page.wait(lambda: page.text(".tile b") == "0")
+    if view == "chat":
+        page.press("control", "shift", "e")
+    page.command("Emulation.setEmulatedMedia", media="print")
+    try:
+        page.wait(lambda: not page.visible(".sidebar"))
+        assert page.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        last = f"{PROSE} p:last-child" if view == "chat" else ".counts dd:last-child"
+        below = "return document.documentElement.scrollHeight - args[0].getBoundingClientRect().bottom - scrollY"
+        assert page.run(below.replace("args[0]", f"document.querySelector('{last}')")) >= 0
+        assert page.count(last) == 1
+        pdf = base64.b64decode(page.command("Page.printToPDF")["data"])
+        assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 1
+    finally:
+        page.command("Emulation.setEmulatedMedia", media="")
 
 
 def test_colours(page: Browser) -> None:
