@@ -383,6 +383,17 @@ def test_a_server_that_is_gone(chromium: Browser) -> None:
     chromium.errors()
 
 
+def test_a_store_that_the_browser_closes_is_opened_again(page: Browser, server: ScriptedServer) -> None:
+    server.say("One.", "Two.")
+    answered(page, "First")
+    page.command("Storage.clearDataForOrigin", origin=server.url, storageTypes="indexeddb")
+    page.wait(lambda: page.run("return (await indexedDB.databases()).length === 0"))
+    answered(page, "Second")
+    assert not page.visible(".strip")
+    page.post("/refresh", {})
+    page.wait(lambda: page.texts(PROSE) == ["One.", "Two."])
+
+
 RIGHT_TO_LEFT = """مرحبا world.
 
 1. أولاً

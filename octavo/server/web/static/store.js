@@ -8,6 +8,7 @@ const NEVER = { revisions: new Map() }; // the state of what was never kept
 
 export class Store {
   #database = null;
+  #closed = false;
   #memory = new Map();
   #states = new Map(); // conversation id -> what it was like when this tab last read or wrote it
   #channel = null;
@@ -21,9 +22,7 @@ export class Store {
 
   async open() {
     try {
-      const opening = indexedDB.open("octavo", 1);
-      opening.onupgradeneeded = () => opening.result.createObjectStore(STORE, { keyPath: "id" });
-      this.#database = await done(opening);
+      await this.#connect();
       this.#channel = new BroadcastChannel("octavo");
       this.#channel.onmessage = ({ data }) => this.#hear(data);
       this.lasting = true;
@@ -31,6 +30,19 @@ export class Store {
       this.#database = null;
     }
     return this;
+  }
+
+  async #connect() {
+    if (this.#database && !this.#closed) return;
+    const opening = indexedDB.open("octavo", 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore(STORE, { keyPath: "id" });
+    this.#database = await done(opening);
+    this.#closed = false;
+    // by the browser: the site's data were deleted, or Safari has ended the process that keeps them
+    this.#database.onclose = () => {
+      this.#closed = true;
+      this.#states.clear(); // what is there no more was not deleted by a tab
+    };
   }
 
   /** Every conversation, the latest first. */
@@ -42,6 +54,7 @@ export class Store {
 
   /** Bring what is kept into `mine`, or make it anew where that is null; null where nothing is kept. */
   async read(id, mine) {
+    await this.#connect();
     const kept = await done(this.#begin("readonly").get(id));
     if (!kept) return null;
     if (mine) merge(mine, kept, this.#states.get(id) ?? NEVER);
@@ -80,6 +93,7 @@ export class Store {
 
   // until it is on its way to the disk: a request that succeeded may still be undone for want of room
   async #write(act) {
+    await this.#connect();
     const store = this.#begin("readwrite");
     await Promise.all([act(store), ended(store.transaction)]);
   }
