@@ -70,15 +70,14 @@ class Canary:
 
     async def check(self) -> None:
         """Ask, and compare with the first answer. A wrong answer is believed when it is not right the second time."""
-        answer = await self._ask()
-        if answer is None:
-            return
-        if isinstance(answer, list) and self._expected is None:
-            self._expected = answer
-        if answer != self._expected:
+        for _ in range(2):
             answer = await self._ask()
-        if answer is None:
-            return
+            if answer is None:
+                return
+            if isinstance(answer, list) and self._expected is None:
+                self._expected = answer
+            if answer == self._expected:
+                break
         if answer == self._expected:
             self._count("match")
             if self.fault is not None and self._llm.engine_pid != self._wrong_pid:

@@ -63,6 +63,22 @@ def test_a_single_wrong_answer_is_asked_again(
     assert counted(server) == {"match": 2, "mismatch": 0, "failed": 0}
 
 
+def test_a_first_answer_that_fails_once_is_no_fault(
+    server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([RequestFailedError("logits are not finite")])
+    steps = llm._steps
+
+    def first_fails(*arguments: Any) -> Any:
+        llm.failure = next(failures, None)
+        llm.fail_at = None if llm.failure is None else 0
+        return steps(*arguments)
+
+    monkeypatch.setattr(llm, "_steps", first_fails)
+    assert check(server) == check(server) == GOOD
+    assert counted(server) == {"match": 2, "mismatch": 0, "failed": 0}
+
+
 def test_failures(server: LiveServer, llm: FakeLLM) -> None:
     llm.fail_at, llm.failure = 0, EngineDeadError("gone")
     assert check(server) == GOOD  # other checks tell of that
