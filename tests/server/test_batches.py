@@ -437,6 +437,7 @@ def test_the_store_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(HttpError):
         store.add_batch(Kept(owner=b"", batch=batch))
     (tmp_path / "torn.json").write_text("{")
+    (tmp_path / "garbled.json").write_bytes(b'{"owner": "", "file": {"id": "\xff"}}')
     again = BatchStore(str(tmp_path))
     assert sorted(file.filename for file in again.files(b"")) == ["b", "c"]
     assert [kept.batch for kept in again.unfinished()] == [batch]

@@ -197,7 +197,7 @@ class BatchStore:
         for path in found:
             try:
                 read.append((path.stem, msgspec.json.decode(path.read_bytes(), type=Kept)))
-            except (OSError, msgspec.MsgspecError) as error:
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
                 log.warning("--batch-dir: %s is passed over: %s", path.name, error)
         for name, kept in sorted(read, key=lambda one: _created_at(one[1])):  # a batch was written again since
             self._note(name, kept)
