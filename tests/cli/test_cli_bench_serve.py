@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,29 @@ def test_what_a_stream_lacks(data: bytes, words: str) -> None:
     reader.feed(data, 1.0)
     reader.finish()
     assert words in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"502 Bad Gateway\r\n\r\n" + '{"error": "zu spät"}'.encode("latin-1"), "HTTP 502: {"),
+        (b"200 OK\r\n\r\ndata: " + '{"error": "zu spät"}\n\n'.encode("latin-1"), "is no chunk"),
+    ],
+)
+def test_answers_that_are_no_utf8_are_outcomes(answer: bytes, words: str) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 " + answer)
+        writer.close()
+
+    async def ask() -> Outcome:
+        listener = await asyncio.start_server(reply, "127.0.0.1", 0)
+        async with listener:
+            url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+            async with Client(base_url=url, headers={}, insecure=False) as client:
+                return await client.send("/v1/completions", {}, Sample("a", 1, 1), request_id="a")
+
+    assert words in asyncio.run(ask()).error
 
 
 def test_arrivals() -> None:

@@ -74,7 +74,7 @@ class StreamReader:
         self._ended = False
 
     def feed(self, data: bytes, now: float) -> None:
-        """`data` came at `now`. Raises msgspec.DecodeError for an event that is no chunk."""
+        """`data` came at `now`. Raises msgspec.DecodeError or UnicodeDecodeError for an event that is no chunk."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"data:") and (event := line[5:].strip()):
@@ -192,7 +192,7 @@ class Client:
                 async for data in response.aiter_raw():
                     reader.feed(data, time.perf_counter())
             reader.finish()
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             outcome.error = f"an event of the stream is no chunk: {error}"
         except self._errors as error:
             outcome.error = _told(error)
@@ -206,7 +206,7 @@ def _told(error: BaseException) -> str:
 def _refusal(status: int, body: bytes) -> str:
     try:
         value = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return f"HTTP {status}: {body[:TELLING].decode(errors='replace')}"
     error = value.get("error", value.get("detail", value)) if isinstance(value, dict) else value
     return f"HTTP {status}: {error_text(error)}"
