@@ -28,7 +28,7 @@ def _read(parser: Parser, path: Path) -> dict[str, Any]:
     import yaml  # few starts need it
 
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
     except OSError as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +128,17 @@ def test_options_of_vllm_alone_are_refused_by_the_files_line(path: Path) -> None
         doctor.main(["--config", str(path)])
     with pytest.raises(ConfigError, match="No such file"):
         serve.main(["--config", str(path.parent / "none.yaml")])
+
+
+def test_a_file_is_utf8_whatever_the_locale(path: Path) -> None:
+    path.write_text("served_model_name: [größe]\n", "utf-8")
+    code = f"""
+from pathlib import Path
+from octavo.cli import serve
+from octavo.cli.config_file import with_file
+parser = serve.make_parser("serve", "")
+print(ascii(with_file(parser, parser.parse(["--config", {str(path)!r}]))["served_model_name"]))
+"""
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    found = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == r"['gr\xf6\xdfe']", found.stderr
