@@ -25,18 +25,19 @@ SHORT = {
     "-cc": "--compilation-config",
     "-O": "--optimization-level",
 }
-SAMPLING = (
-    "max_tokens",
-    "min_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "ignore_eos",
-)
+SAMPLING = {
+    "max_tokens": "Most tokens of the answer.",
+    "min_tokens": "Tokens before which the answer does not end.",
+    "temperature": "0 takes the most likely token; higher is more varied.",
+    "top_p": "Keep the most likely tokens up to this probability.",
+    "top_k": "Keep this many tokens; 0 keeps all.",
+    "min_p": "Drop tokens below this share of the most likely one's probability.",
+    "presence_penalty": "Lower tokens that have occurred.",
+    "frequency_penalty": "Lower tokens by how often they have occurred.",
+    "repetition_penalty": "Divide the logits of tokens that have occurred.",
+    "ignore_eos": "Go on after the end of the text.",
+}
+"""Fields of SamplingParams that are flags -> their help."""
 UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -178,39 +179,24 @@ def add_engine(parser: Parser) -> None:
 def add_sampling(parser: Parser, **defaults: Any) -> None:
     """The sampling options that make sense for one command; defaults are the command's own."""
     group = parser.add_argument_group("sampling options", "where not given: the model's own recommendation")
-    table = options_of_sampling()
-    add_options(group, [table[name] for name in SAMPLING], defaults=defaults)
+    add_options(group, _options_of_sampling(), defaults=defaults)
     group.add_argument("--stop", action="append", metavar="TEXT", default=argparse.SUPPRESS, help="end at this text")
 
 
-def options_of_sampling() -> dict[str, Option]:
+def _options_of_sampling() -> list[Option]:
     """SamplingParams' fields as Options; `stop` may be of two types and gets a flag of its own."""
-    return {
-        name: Option(
+    return [
+        Option(
             name=name,
             kind=_sampling_kind(name),
             choices=(),
             optional=True,
             required=False,
             default=None,
-            description=_SAMPLING_HELP[name],
+            description=text,
         )
-        for name in SAMPLING
-    }
-
-
-_SAMPLING_HELP = {
-    "max_tokens": "Most tokens of the answer.",
-    "min_tokens": "Tokens before which the answer does not end.",
-    "temperature": "0 takes the most likely token; higher is more varied.",
-    "top_p": "Keep the most likely tokens up to this probability.",
-    "top_k": "Keep this many tokens; 0 keeps all.",
-    "min_p": "Drop tokens below this share of the most likely one's probability.",
-    "presence_penalty": "Lower tokens that have occurred.",
-    "frequency_penalty": "Lower tokens by how often they have occurred.",
-    "repetition_penalty": "Divide the logits of tokens that have occurred.",
-    "ignore_eos": "Go on after the end of the text.",
-}
+        for name, text in SAMPLING.items()
+    ]
 
 
 def _sampling_kind(name: str) -> Any:
