@@ -112,11 +112,6 @@ def structured_params(request: StructuredFields) -> StructuredOutputsParams | No
     return StructuredOutputsParams(**_values(request, asked[0])) if asked else None
 
 
-def asks_for_form(request: StructuredFields) -> bool:
-    """True if any of the fields demands a form."""
-    return bool(_asked(request))
-
-
 def _asked(request: StructuredFields) -> list[str]:
     found = [] if isinstance(request.response_format, TextFormat | None) else ["response_format"]
     if request.structured_outputs is not None:
@@ -164,13 +159,13 @@ def field_name(request: StructuredFields, param: str) -> str:
     _, _, part = param.partition("structured_outputs.")
     if not part or request.structured_outputs is not None:
         return param
-    if not asks_for_form(request):
+    asked = _asked(request)
+    if not asked:
         return "tools"  # the form is that of a call
     field, _, rest = part.partition(".")
     if field == "whitespace_pattern":
         return "guided_whitespace_pattern"
-    asked = _asked(request)[0]
-    if asked != "response_format":
-        return asked
+    if asked[0] != "response_format":
+        return asked[0]
     where = {"json": _schema_field(request.response_format), "structural_tag": f".{rest}" if rest else ""}
-    return asked + where.get(field, "")
+    return "response_format" + where.get(field, "")
