@@ -64,7 +64,7 @@ def timed(owner: Any, name: str, part: str) -> None:
 
 def steps(llm: LLM, constrained: int, batch: int, count: int) -> dict[str, float]:
     """Median milliseconds of the steps in which the whole batch decodes, by clock."""
-    engine = llm._open_client()._engine
+    engine = llm._open_engine()
     for i in range(batch):
         form = StructuredOutputsParams(json=SCHEMA, disable_any_whitespace=True) if i < constrained else None
         params = SamplingParams(temperature=0.0, max_tokens=count + 40, ignore_eos=True, structured_outputs=form)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from octavo.api.arguments import engine_config, offline_config
 from octavo.api.beam_search import run_searches
 from octavo.api.build import build_engine, make_limits, open_model
-from octavo.api.client import InProcessClient
 from octavo.api.model import Model
 from octavo.api.outputs import RequestProgress
 from octavo.api.pooling import (
@@ -31,6 +30,7 @@ from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_pr
 from octavo.api.rows import Rows
 from octavo.api.stepper import Row, Stepper
 from octavo.api.unused import OF_CALLS, check_reset, check_sleep, check_unused, check_wake_up
+from octavo.base import heap
 from octavo.base.config.config import EngineConfig
 from octavo.base.config.resolve import fixed_length, own_name
 from octavo.base.errors import ConfigError, InputError
@@ -43,6 +43,7 @@ from octavo.base.types.pooled import ClassificationRequestOutput, EmbeddingReque
 from octavo.base.types.pooling import PoolingParams, PoolingTask
 from octavo.base.types.ports import TextTokenizer
 from octavo.base.types.sampling import SamplingParams
+from octavo.engine.engine import Engine
 
 if TYPE_CHECKING:
     from octavo.text.pretrained import PretrainedTokenizer
@@ -59,15 +60,15 @@ class LLM:
     """
 
     def __init__(self, model: str | os.PathLike[str] | EngineConfig, **engine_args: Any) -> None:
-        self._client: InProcessClient | None = None
+        self._engine: Engine | None = None
         self._closed = False
         self._enqueued: list[RequestProgress] = []
-        self._stepper = Stepper(self._open_client)
+        self._stepper = Stepper(self._open_engine)
         config = offline_config(engine_config(model, engine_args))
         with LoadingBar() as bar:
             self._model: Model = open_model(config.model, progress=bar)
-            self._client = InProcessClient(build_engine(config, self._model, progress=bar))
-        info = self._info = self._client.info
+            self._engine = build_engine(config, self._model, progress=bar)
+        info = self._info = self._engine.info()
         self._requests = RequestCounts()
         self._limits = make_limits(self._model, config.model, max_model_len=info["max_model_len"])
         self._rows = Rows(self._model, self._limits)
@@ -218,7 +219,7 @@ class LLM:
         (row,) = parse_prompts(prompt)
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         progress = self._rows.generation(row, params)
-        self._open_client()
+        self._open_engine()
         recorder = self._record(progress, streaming=True)
         try:
             with closing(self._stepper.stream(progress)) as outputs:
@@ -257,7 +258,7 @@ class LLM:
         """Forget every cached prefix that no sequence uses. Neither argument may be true."""
         check_reset(reset_running_requests, reset_connector)
         with self._stepper.lock:
-            return bool(self._open_client().call("reset_prefix_cache"))
+            return bool(self._open_engine().call("reset_prefix_cache"))
 
     def get_metrics(self) -> list[Metric]:
         """What GET /metrics of a server tells, by vLLM's names: Counter, Gauge, Histogram, Vector."""
@@ -270,9 +271,9 @@ class LLM:
 
         return Metrics(
             own_name(self.config.model.model),
-            stats=lambda: EngineStats() if self._client is None else self._client.stats(),
+            stats=lambda: EngineStats() if self._engine is None else self._engine.stats(),
             info=lambda: self._info,
-            asleep=lambda: self._client is None,
+            asleep=lambda: self._engine is None,
             requests=self._requests,
         )
 
@@ -306,7 +307,7 @@ class LLM:
 
     def wait_for_completion(self, *, use_tqdm: Bar = True) -> list[RequestOutput]:
         """Run all that was enqueued; its outputs, in order."""
-        self._open_client()  # while there is none they go on waiting
+        self._open_engine()  # while there is none they go on waiting
         rows, self._enqueued = self._enqueued, []
         return self._generate(rows, use_tqdm=use_tqdm)
 
@@ -316,23 +317,23 @@ class LLM:
         with self._stepper.lock:
             if not self._stepper.idle:
                 raise ConfigError("requests are running; sleep when they have ended")
-            client = self._open_client()
+            engine = self._open_engine()
             self._metrics.settle()
-            self._client = None
-            client.close()
+            self._engine = None
+            _free(engine)
 
     def wake_up(self, tags: list[str] | None = None) -> None:
         """Load what `sleep` freed, all of it: tags must be None. Nothing where nothing was freed."""
         check_wake_up(tags)
         with self._stepper.lock:
-            if self._client is None and not self._closed:
-                self._client = InProcessClient(build_engine(self.config, self._model))
+            if self._engine is None and not self._closed:
+                self._engine = build_engine(self.config, self._model)
 
     def close(self) -> None:
         """Free the model; the object cannot be used afterwards. Idempotent."""
-        client, self._client, self._closed = self._client, None, True
-        if client is not None:
-            client.close()
+        engine, self._engine, self._closed = self._engine, None, True
+        if engine is not None:
+            _free(engine)
         if hasattr(self, "_limits"):
             self._limits.close()
 
@@ -347,10 +348,10 @@ class LLM:
         with suppress(Exception):
             self.close()
 
-    def _open_client(self) -> InProcessClient:
-        if self._client is None:
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
             raise ConfigError("this LLM was closed; make a new one" if self._closed else "it sleeps; call wake_up()")
-        return self._client
+        return self._engine
 
     def _encode(
         self,
@@ -375,7 +376,7 @@ class LLM:
 
     def _generate(self, rows: list[RequestProgress], *, use_tqdm: Bar) -> list[RequestOutput]:
         outputs: list[RequestOutput] = []
-        self._open_client()  # what never begins is no abort
+        self._open_engine()  # what never begins is no abort
         try:
             outputs = self._finish(rows, use_tqdm=use_tqdm)
         finally:  # Ctrl-C: some have ended
@@ -391,3 +392,9 @@ class LLM:
         """Run rows to their ends."""
         with GenerationBar(len(rows), shown=use_tqdm) as bar:
             return self._stepper.run(rows, on_end=bar.update)
+
+
+def _free(engine: Engine) -> None:
+    """Free the device, and give memory back to the system."""
+    engine.close()
+    heap.trim()

@@ -9,11 +9,11 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 from weakref import WeakMethod
 
-from octavo.api.client import InProcessClient
 from octavo.api.interrupt import interrupt_after
 from octavo.base.errors import ConfigError, OverloadedError, RequestFailedError
 from octavo.base.types.output import Output
 from octavo.base.types.request import Request
+from octavo.engine.engine import Engine
 
 Result = TypeVar("Result", covariant=True)
 
@@ -43,14 +43,14 @@ class _Batch:
 
 
 class Stepper:
-    """open_client: its owner's method: the engine that is there now, or an error that says why there is none.
+    """open_engine: its owner's method: the engine that is there now, or an error that says why there is none.
 
     lock: held by whoever steps.
     """
 
-    def __init__(self, open_client: Callable[[], InProcessClient]) -> None:
+    def __init__(self, open_engine: Callable[[], Engine]) -> None:
         self.lock = threading.Lock()
-        self._open_client = WeakMethod(open_client)  # no cycle: an owner that nobody has frees its files at once
+        self._open_engine = WeakMethod(open_engine)  # no cycle: an owner that nobody has frees its files at once
         self._alive: dict[str, tuple[Row[Any], _Batch]] = {}
 
     @property
@@ -87,31 +87,31 @@ class Stepper:
         finally:
             self._forget(batch)
 
-    def _client(self) -> InProcessClient:
-        open_client = self._open_client()
-        if open_client is None:
+    def _engine(self) -> Engine:
+        open_engine = self._open_engine()
+        if open_engine is None:
             raise ConfigError("the LLM of this call is gone")
-        return open_client()
+        return open_engine()
 
     def _advance(self, batch: _Batch) -> None:
         """Queue what the engine takes of the batch, then run one step, for whichever batches are under way."""
         with self.lock, interrupt_after():
-            client = self._client()
-            while batch.waiting and _try_add(client, batch.waiting[0].request, alone=self.idle):
+            engine = self._engine()
+            while batch.waiting and _try_add(engine, batch.waiting[0].request, alone=self.idle):
                 row = batch.waiting.popleft()
                 self._alive[row.request.request_id] = (row, batch)
-            if batch.left and not client.has_work():
+            if batch.left and not engine.has_work():
                 raise RequestFailedError(f"the engine is idle and {batch.left} requests have not ended")
-            for output in client.step():
-                self._take(client, output)
+            for output in engine.step():
+                self._take(engine, output)
 
-    def _take(self, client: InProcessClient, output: Output) -> None:
+    def _take(self, engine: Engine, output: Output) -> None:
         row, batch = self._alive.get(output.request_id, (None, None))
         if row is None or batch is None:
             return
         try:
             if names := row.push(output):
-                client.abort(names)
+                engine.abort(names)
             if row.finished:
                 del self._alive[output.request_id]
                 batch.left -= 1
@@ -127,12 +127,12 @@ class Stepper:
                 del self._alive[name]
             if names:
                 with suppress(ConfigError):  # closed meanwhile
-                    self._client().abort(names)
+                    self._engine().abort(names)
 
 
-def _try_add(client: InProcessClient, request: Request, *, alone: bool) -> bool:
+def _try_add(engine: Engine, request: Request, *, alone: bool) -> bool:
     try:
-        client.add(request)
+        engine.add(request)
     except OverloadedError:
         if alone:
             raise

@@ -30,6 +30,6 @@ def _engine_is_clean(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "llm" in request.fixturenames:
         model = request.getfixturevalue("llm")
-        model._client.call("check")
-        stats = model._client.stats()
+        model._engine.call("check")
+        stats = model._engine.stats()
         assert (stats.num_running, stats.num_waiting) == (0, 0)

@@ -146,7 +146,7 @@ def test_the_context_ends_it(searcher: LLM) -> None:
 
 
 def test_one_failure_fails_its_own_prompt(searcher: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = searcher._client._engine.executor  # type: ignore[union-attr]
+    executor = searcher._engine.executor  # type: ignore[union-attr]
     begin, finish, rows, failed = executor.begin, executor.finish, [], []
 
     def recording(plan: Any) -> None:

@@ -80,11 +80,11 @@ def test_empty_batch(llm: LLM) -> None:
     ],
 )
 def test_mistakes_stop_the_batch_before_anything_runs(llm: LLM, prompts: Any, params: Any, field: str) -> None:
-    before = llm._client.stats().step
+    before = llm._engine.stats().step
     with pytest.raises(InputError) as caught:
         llm.generate(prompts, params, use_tqdm=False)
     assert caught.value.param == field
-    assert llm._client.stats().step == before
+    assert llm._engine.stats().step == before
 
 
 def test_greedy_is_deterministic_and_n_greedy_sequences_are_equal(llm: LLM) -> None:
@@ -245,9 +245,9 @@ def test_stream_in_every_kind_is_the_same_text(llm: LLM, kind: RequestOutputKind
 def test_closing_a_stream_aborts_it(llm: LLM) -> None:
     stream = llm.stream(PROMPT, SamplingParams(max_tokens=200, ignore_eos=True))
     next(stream)
-    assert llm._client.stats().num_running == 1
+    assert llm._engine.stats().num_running == 1
     stream.close()  # type: ignore[attr-defined]
-    assert llm._client.stats().num_running == 0
+    assert llm._engine.stats().num_running == 0
 
 
 def test_generate_while_a_stream_is_open_and_from_threads(llm: LLM) -> None:
@@ -316,7 +316,7 @@ def test_bad_messages(llm: LLM, messages: Any) -> None:
 
 def test_one_failing_request_leaves_the_others_be(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tokens(llm)
-    executor = llm._client._engine.executor  # type: ignore[union-attr]
+    executor = llm._engine.executor  # type: ignore[union-attr]
     begin, finish = executor.begin, executor.finish
     plans: dict[int, Any] = {}
     failed = []
@@ -475,7 +475,7 @@ def test_ctrl_c_waits_for_the_step_and_leaves_nothing(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, use_stream: bool
 ) -> None:
     expected = tokens(llm)
-    executor = llm._client._engine.executor  # type: ignore[union-attr]
+    executor = llm._engine.executor  # type: ignore[union-attr]
     finish, ends = executor.finish, []
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a shell's background jobs
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from octavo.api.client import InProcessClient
 from octavo.api.llm import LLM
 from octavo.api.outputs import RequestProgress
 from octavo.base.types.sampling import SamplingParams
@@ -51,6 +50,5 @@ def test_an_error_that_another_thread_met_is_raised_by_its_own_call(llm: LLM, mo
     assert len(llm._stepper.run(rows(llm, 2))) == 2
     with pytest.raises(ValueError, match="no text"):
         list(stream)
-    client: InProcessClient | None = llm._client
-    assert client is not None
-    assert client.stats().num_running == 0
+    assert llm._engine is not None
+    assert llm._engine.stats().num_running == 0

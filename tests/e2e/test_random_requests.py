@@ -90,7 +90,7 @@ def test_random_requests(device: str, checkpoint: Callable[[str], Path]) -> None
     with LLM(**base, **CROWDED) as llm:
         params = [SamplingParams(**asked[i][1]) for i in order]
         crowd = dict(zip(order, llm.generate([asked[i][0] for i in order], params, use_tqdm=False), strict=True))
-        assert llm._open_client().stats().num_preemptions > 0, "the pool was to be too small"
+        assert llm._open_engine().stats().num_preemptions > 0, "the pool was to be too small"
         assert any(output.num_cached_tokens for output in crowd.values()), "prefixes were to be shared"
     for i, (request, mine) in enumerate(zip(asked, alone, strict=True)):
         assert shown(crowd[i]) == shown(mine), request

@@ -51,7 +51,7 @@ def as_prompts(ids: list[list[int]]) -> list[dict[str, Any]]:
 
 def check(llm: LLM) -> None:
     """The engine's own account of blocks and rows."""
-    assert llm._open_client().call("check")
+    assert llm._open_engine().call("check")
 
 
 def run(llm: LLM, ids: list[list[int]], **kind: Any) -> list[list[int]]:
@@ -80,7 +80,7 @@ def test_variants_in_a_crowd(variant: str, setup: tuple[dict[str, Any], list[lis
         assert run(llm, prompts()) == alone  # once more, over a warm prefix cache
         check(llm)
         if "preemption" in variant:
-            assert llm._client.stats().num_preemptions > 0
+            assert llm._engine.stats().num_preemptions > 0
 
 
 def test_prefix_hits_and_n(setup: tuple[dict[str, Any], list[list[int]]]) -> None:
@@ -115,7 +115,7 @@ def test_kinds_of_sampling_in_a_crowd(setup: tuple[dict[str, Any], list[list[int
     assert len({output.finish_reason for output in alone}) == 2  # some of the stop ids are met, after min_tokens
     with LLM(**{**arguments, **VARIANTS["preemption"]}) as llm:
         crowd = [output.outputs[0] for output in llm.generate(as_prompts(ids), wanted, use_tqdm=False)]
-        assert llm._client.stats().num_preemptions > 0
+        assert llm._engine.stats().num_preemptions > 0
     for mine, other, asked in zip(crowd, alone, wanted, strict=True):
         assert mine.token_ids == other.token_ids
         assert (mine.logprobs is None) == (asked.logprobs is None)

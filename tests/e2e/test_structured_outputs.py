@@ -112,7 +112,7 @@ def test_every_row_has_its_form(llm: LLM) -> None:
     assert cut.outputs[0].finish_reason == "length"
     assert re.fullmatch("[a-c]{4}", texts(stopped)[0])
     assert stopped.outputs[0].stop_reason == "STOP"
-    assert llm._open_client().call("check")
+    assert llm._open_engine().call("check")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_the_same_tokens_however_it_is_run(llm: LLM, arguments: dict[str, Any], 
     with LLM(**{**arguments, **variant}) as other:
         assert tokens(run_crowd(other)) == tokens(run_crowd(llm))
         if "num_gpu_blocks_override" in variant:
-            assert other._client.stats().num_preemptions > 0
+            assert other._engine.stats().num_preemptions > 0
 
 
 def test_a_form_that_admits_the_answer_changes_nothing(llm: LLM) -> None:
