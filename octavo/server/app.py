@@ -197,8 +197,6 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's entry."""
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
         if scope["type"] != "http":
             return
         scope = self._tidied(scope)
@@ -354,11 +352,3 @@ def _request_id(scope: Scope) -> str:
     """The client's X-Request-Id where it is one that can be logged and repeated as it is; else a new one."""
     given = next((value for name, value in scope["headers"] if name.lower() == b"x-request-id"), b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    message: Any = await receive()
-    while message["type"] != "lifespan.shutdown":
-        await send({"type": "lifespan.startup.complete"})
-        message = await receive()
-    await send({"type": "lifespan.shutdown.complete"})
