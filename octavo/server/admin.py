@@ -11,6 +11,7 @@ from octavo.base.errors import EndedByOperatorError, OverloadedError
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai.decode import decode, decode_query
 from octavo.server.services import LOADING_RETRY_S, Services
+from octavo.server.strict import Strict
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -31,7 +32,7 @@ class Sleeping(msgspec.Struct, frozen=True):
     is_sleeping: bool
 
 
-class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AbortRequest(Strict, frozen=True, kw_only=True):
     """POST /abort_requests: X-Request-Ids, as answers carry them."""
 
     request_ids: Annotated[list[str], Meta(min_length=1, max_length=10_000)]
@@ -43,15 +44,15 @@ class Aborted(msgspec.Struct, frozen=True):
     aborted: list[str]
 
 
-class _PauseQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _PauseQuery(Strict, frozen=True, kw_only=True):
     mode: Literal["abort", "wait"] = "abort"
 
 
-class _SleepQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _SleepQuery(Strict, frozen=True, kw_only=True):
     level: Annotated[int, Meta(ge=1, le=2)] = 1
 
 
-class _NoQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _NoQuery(Strict, frozen=True, kw_only=True):
     pass
 
 

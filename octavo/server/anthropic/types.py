@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-import msgspec
 from msgspec import Meta
 
 from octavo.server.openai.refused import Empty
 from octavo.server.openai.types import MAX_MESSAGES, CacheControl, Identifier
+from octavo.server.strict import Strict, Tagged
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
 
-class TextBlock(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+class TextBlock(Tagged, frozen=True, kw_only=True, tag="text"):
     """Text."""
 
     text: str
@@ -21,30 +21,24 @@ class TextBlock(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field
     citations: Empty | None = None
 
 
-class ThinkingBlock(
-    msgspec.Struct, frozen=True, kw_only=True, tag="thinking", tag_field="type", forbid_unknown_fields=True
-):
+class ThinkingBlock(Tagged, frozen=True, kw_only=True, tag="thinking"):
     """What the model thought in an earlier turn, as it was told then; there is nothing that a signature would guard."""
 
     thinking: str
     signature: str | None = None
 
 
-class RedactedThinkingBlock(
-    msgspec.Struct, frozen=True, kw_only=True, tag="redacted_thinking", tag_field="type", forbid_unknown_fields=True
-):
+class RedactedThinkingBlock(Tagged, frozen=True, kw_only=True, tag="redacted_thinking"):
     """What another server's model thought, which that server alone can read; it is left out."""
 
     data: str
 
 
-class DirectCaller(msgspec.Struct, frozen=True, tag="direct", tag_field="type", forbid_unknown_fields=True):
+class DirectCaller(Tagged, frozen=True, tag="direct"):
     """The model itself."""
 
 
-class ToolUseBlock(
-    msgspec.Struct, frozen=True, kw_only=True, tag="tool_use", tag_field="type", forbid_unknown_fields=True
-):
+class ToolUseBlock(Tagged, frozen=True, kw_only=True, tag="tool_use"):
     """A call that the model made."""
 
     id: Name
@@ -55,9 +49,7 @@ class ToolUseBlock(
     toolset_name: None = None
 
 
-class ToolResultBlock(
-    msgspec.Struct, frozen=True, kw_only=True, tag="tool_result", tag_field="type", forbid_unknown_fields=True
-):
+class ToolResultBlock(Tagged, frozen=True, kw_only=True, tag="tool_result"):
     """What came of a call. is_error: the model is told so, by "Error: " before the content."""
 
     tool_use_id: Name
@@ -70,26 +62,24 @@ class ToolResultBlock(
 Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
 
 
-class MessageParam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MessageParam(Strict, frozen=True, kw_only=True):
     """One turn. A last turn of the assistant is gone on from; the system's stay where they stand."""
 
     role: Literal["user", "assistant", "system"]
     content: str | Annotated[list[Block], Meta(max_length=MAX_MESSAGES)]
 
 
-class ThinkingDisabled(msgspec.Struct, frozen=True, tag="disabled", tag_field="type", forbid_unknown_fields=True):
+class ThinkingDisabled(Tagged, frozen=True, tag="disabled"):
     """No thinking: where the chat template can turn it off, it does; none is told. The same as no `thinking`."""
 
 
-class BlockBinding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BlockBinding(Strict, frozen=True, kw_only=True):
     """What happens to thinking that belongs elsewhere: nothing, as none is told from the model's own."""
 
     prefix_mismatch_behavior: Literal["error", "drop_block"] | None = None
 
 
-class ThinkingAdaptive(
-    msgspec.Struct, frozen=True, kw_only=True, tag="adaptive", tag_field="type", forbid_unknown_fields=True
-):
+class ThinkingAdaptive(Tagged, frozen=True, kw_only=True, tag="adaptive"):
     """The model thinks as it likes, or not at all. display: "omitted" keeps it from being told."""
 
     display: Literal["summarized", "omitted"] | None = None
@@ -97,9 +87,7 @@ class ThinkingAdaptive(
     budget_tokens: int | None = None
 
 
-class ThinkingEnabled(
-    msgspec.Struct, frozen=True, kw_only=True, tag="enabled", tag_field="type", forbid_unknown_fields=True
-):
+class ThinkingEnabled(Tagged, frozen=True, kw_only=True, tag="enabled"):
     """It thinks. budget_tokens bounds that where the model marks thinking by a token each; max_tokens bounds all."""
 
     budget_tokens: Annotated[int, Meta(ge=1024)]
@@ -110,7 +98,7 @@ class ThinkingEnabled(
 Thinking = ThinkingDisabled | ThinkingAdaptive | ThinkingEnabled
 
 
-class ToolParam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ToolParam(Strict, frozen=True, kw_only=True):
     """A function that the model may call; input_schema is a JSON schema."""
 
     name: str
@@ -125,90 +113,72 @@ class ToolParam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     allowed_callers: Annotated[list[Literal["direct"]], Meta(max_length=1)] | None = None
 
 
-class ChooseAuto(msgspec.Struct, frozen=True, kw_only=True, tag="auto", tag_field="type", forbid_unknown_fields=True):
+class ChooseAuto(Tagged, frozen=True, kw_only=True, tag="auto"):
     """The model decides."""
 
     disable_parallel_tool_use: bool | None = None
 
 
-class ChooseAny(msgspec.Struct, frozen=True, kw_only=True, tag="any", tag_field="type", forbid_unknown_fields=True):
+class ChooseAny(Tagged, frozen=True, kw_only=True, tag="any"):
     """At least one call."""
 
     disable_parallel_tool_use: bool | None = None
 
 
-class ChooseTool(msgspec.Struct, frozen=True, kw_only=True, tag="tool", tag_field="type", forbid_unknown_fields=True):
+class ChooseTool(Tagged, frozen=True, kw_only=True, tag="tool"):
     """A call of this function."""
 
     name: str
     disable_parallel_tool_use: bool | None = None
 
 
-class ChooseNone(msgspec.Struct, frozen=True, kw_only=True, tag="none", tag_field="type", forbid_unknown_fields=True):
+class ChooseNone(Tagged, frozen=True, kw_only=True, tag="none"):
     """No call."""
 
 
-class SchemaOutput(
-    msgspec.Struct, frozen=True, kw_only=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
-):
+class SchemaOutput(Tagged, frozen=True, kw_only=True, tag="json_schema"):
     """JSON of a schema."""
 
     schema: dict[str, Any]
 
 
-class OutputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OutputConfig(Strict, frozen=True, kw_only=True):
     """format: the answer's form.  effort: goes to the chat template."""
 
     format: SchemaOutput | None = None
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class MessageMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MessageMetadata(Strict, frozen=True, kw_only=True):
     """A label for a provider's books; nothing here depends on it."""
 
     user_id: Identifier | None = None
 
 
-class TurnsKept(
-    msgspec.Struct, frozen=True, kw_only=True, tag="thinking_turns", tag_field="type", forbid_unknown_fields=True
-):
+class TurnsKept(Tagged, frozen=True, kw_only=True, tag="thinking_turns"):
     """Of the last `value` turns of the assistant that hold thinking."""
 
     value: Annotated[int, Meta(ge=1)]
 
 
-class AllKept(msgspec.Struct, frozen=True, tag="all", tag_field="type", forbid_unknown_fields=True):
+class AllKept(Tagged, frozen=True, tag="all"):
     """Of all turns."""
 
 
-class ClearThinking(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    tag="clear_thinking_20251015",
-    tag_field="type",
-    forbid_unknown_fields=True,
-):
+class ClearThinking(Tagged, frozen=True, kw_only=True, tag="clear_thinking_20251015"):
     """Earlier turns' thinking is left out but for those kept; without `keep` the chat template decides, as ever."""
 
     keep: Literal["all"] | TurnsKept | AllKept = "all"
 
 
-class Amount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Amount(Strict, frozen=True, kw_only=True):
     """So many tokens of the prompt, or calls."""
 
     type: Literal["input_tokens", "tool_uses"]
     value: Annotated[int, Meta(ge=0)]
 
 
-class ClearToolUses(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    tag="clear_tool_uses_20250919",
-    tag_field="type",
-    forbid_unknown_fields=True,
-):
+class ClearToolUses(Tagged, frozen=True, kw_only=True, tag="clear_tool_uses_20250919"):
     """Old results of calls are cleared from a prompt longer than the trigger: taken where no prompt can be."""
 
     trigger: Amount = Amount(type="input_tokens", value=100_000)
@@ -218,19 +188,19 @@ class ClearToolUses(
     clear_tool_inputs: bool | list[str] | None = None
 
 
-class ContextManagement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ContextManagement(Strict, frozen=True, kw_only=True):
     """How the conversation is shortened before the model reads it."""
 
     edits: Annotated[list[ClearThinking | ClearToolUses], Meta(max_length=16)] = []
 
 
-class Diagnostics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Diagnostics(Strict, frozen=True, kw_only=True):
     """Why no more of the prompt was cached may be told, for which nothing is kept: it is not."""
 
     previous_message_id: Identifier | None = None
 
 
-class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PromptRequest(Strict, frozen=True, kw_only=True):
     """What makes the prompt; shared by both routes. betas: names of features, whose own fields ask for them.
 
     output_format: what output_config.format was called before; LiteLLM sends it.
@@ -274,11 +244,11 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     speed: Literal["standard"] | None = None
 
 
-class CountTokensRequest(PromptRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CountTokensRequest(PromptRequest, frozen=True, kw_only=True):
     """POST /v1/messages/count_tokens."""
 
 
-class MessagesRequest(PromptRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MessagesRequest(PromptRequest, frozen=True, kw_only=True):
     """POST /v1/messages."""
 
     max_tokens: int

@@ -14,13 +14,14 @@ from msgspec import Meta
 
 from octavo.base.errors import InputError
 from octavo.server.openai.decode import decode
+from octavo.server.strict import Strict
 
 MAX_LINES = 50_000  # OpenAI's own bound
 _ROOM = 1 << 16  # of a line, beside its body
 _BEGINNING = b'{"id":"batch_req_'  # of every line of results
 
 
-class BatchLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BatchLine(Strict, frozen=True, kw_only=True):
     """One request. body: as it would be sent to `url`."""
 
     custom_id: Annotated[str, Meta(min_length=1, max_length=512)]

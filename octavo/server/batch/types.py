@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from octavo.server.openai.pages import Page, PageQuery
 from octavo.server.openai.types import Identifier
+from octavo.server.strict import Strict
 
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
@@ -40,14 +41,14 @@ class Deleted(msgspec.Struct, frozen=True):
     deleted: bool = True
 
 
-class ExpiresAfter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ExpiresAfter(Strict, frozen=True, kw_only=True):
     """How long the results are kept."""
 
     anchor: Literal["created_at"]
     seconds: Annotated[int, Meta(ge=3600, le=30 * 86400)]
 
 
-class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BatchRequest(Strict, frozen=True, kw_only=True):
     """POST /v1/batches. endpoint: the route that all lines name."""
 
     REASONS: ClassVar[dict[str, str]] = {"completion_window": "batches begin at once and have 24h"}
@@ -112,7 +113,7 @@ class BatchList(Page[BatchObject], frozen=True, kw_only=True):
     """GET /v1/batches."""
 
 
-class Query(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Query(PageQuery, frozen=True, kw_only=True):
     """What a list may be asked for. after: the last id of the page before."""
 
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 100

@@ -10,6 +10,7 @@ import msgspec
 from octavo.base.errors import InputError
 from octavo.server.exchange import Reply
 from octavo.server.openai.types import Identifier
+from octavo.server.strict import Strict
 
 Row = TypeVar("Row")
 
@@ -24,7 +25,7 @@ class Page(msgspec.Struct, Generic[Row], frozen=True, kw_only=True):
     has_more: bool
 
 
-class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PageQuery(Strict, frozen=True, kw_only=True):
     """What is listed. after: the last id of the page before."""
 
     after: Identifier | None = None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta
+
+from octavo.server.strict import Strict
 
 Empty = Annotated[list[Any], Meta(max_length=0)]
 EmptyObject = Annotated[dict[str, Any], Meta(max_length=0)]
 
 
-class UnsupportedFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class UnsupportedFields(Strict, frozen=True, kw_only=True):
     """Every known field that is not supported; a value outside its type is refused with the reason in REASONS."""
 
     best_of: Literal[1] | None = None

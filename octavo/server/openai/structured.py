@@ -12,6 +12,7 @@ from msgspec import Meta
 from octavo.base.errors import InputError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.server.openai.refused import UnsupportedFields
+from octavo.server.strict import Strict, Tagged
 
 NAMES = {
     "guided_json": "json",
@@ -26,13 +27,11 @@ NAMES = {
 """Fields of requests that stand for one of structured_outputs: vLLM's earlier ones, SGLang's and llama.cpp's."""
 
 
-class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+class TextFormat(Tagged, frozen=True, tag="text"):
     """Asks for nothing."""
 
 
-class JsonObjectFormat(
-    msgspec.Struct, frozen=True, tag="json_object", tag_field="type", forbid_unknown_fields=True, omit_defaults=True
-):
+class JsonObjectFormat(Tagged, frozen=True, tag="json_object", omit_defaults=True):
     """Any JSON object, or JSON of a schema: `schema` is llama.cpp's field, `value` that of Hugging Face's client."""
 
     schema: dict[str, Any] | None = None
@@ -43,7 +42,7 @@ class JsonObjectFormat(
             raise ValueError("schema and value are one thing; send one of them")
 
 
-class JsonSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class JsonSchema(Strict, frozen=True, kw_only=True):
     """OpenAI's named schema. It is enforced whatever `strict` says; name and description are the client's own."""
 
     schema: dict[str, Any]
@@ -52,16 +51,14 @@ class JsonSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     strict: bool | None = None
 
 
-class JsonSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
+class JsonSchemaFormat(Tagged, frozen=True, tag="json_schema"):
     """JSON of a schema, OpenAI's named one or, as llama.cpp and SGLang have it, the bare one."""
 
     json_schema: JsonSchema | None = None
     schema: dict[str, Any] | None = None
 
 
-class StructuralTagFormat(
-    msgspec.Struct, frozen=True, tag="structural_tag", tag_field="type", forbid_unknown_fields=True
-):
+class StructuralTagFormat(Tagged, frozen=True, tag="structural_tag"):
     """Free text in which a trigger starts a tag; checked as StructuredOutputsParams.structural_tag."""
 
     structures: list[Any]
@@ -71,7 +68,7 @@ class StructuralTagFormat(
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | StructuralTagFormat
 
 
-class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StructuredOutputs(Strict, frozen=True, kw_only=True):
     """StructuredOutputsParams as a body has it: null means not given."""
 
     json: str | dict[str, Any] | None = None
@@ -86,7 +83,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     lenient: bool | None = None
 
 
-class StructuredFields(UnsupportedFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StructuredFields(UnsupportedFields, frozen=True, kw_only=True):
     """At most one of them asks for a form."""
 
     response_format: ResponseFormat | None = None

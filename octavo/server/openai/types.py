@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from octavo.server.openai.structured import StructuredFields
+from octavo.server.strict import Strict, Tagged
 from octavo.text.tools.reading import NAME
 
 MAX_PROMPTS = 1024
@@ -24,7 +25,7 @@ Priority = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
 Truncation = Annotated[int, Meta(ge=-1, lt=2**31)]
 
 
-class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StreamOptions(Strict, frozen=True, kw_only=True):
     """include_usage: a last chunk tells the token counts; continuous_usage_stats: every chunk does.
 
     include_obfuscation: padding against eavesdroppers, which this server does not add.
@@ -35,7 +36,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     continuous_usage_stats: bool | None = None
 
 
-class GenerationRequest(StructuredFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GenerationRequest(StructuredFields, frozen=True, kw_only=True):
     """What completions and chat share. Names and meanings are OpenAI's and vLLM's.
 
     user, metadata, safety_identifier and prompt_cache_key label a request for a provider's books; nothing here
@@ -85,7 +86,7 @@ class GenerationRequest(StructuredFields, frozen=True, kw_only=True, forbid_unkn
     prompt_cache_key: Identifier | None = None
 
 
-class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     """POST /v1/completions. prompt: a text, token ids, or a list of either."""
 
     prompt: str | list[int | str | list[int]]
@@ -95,7 +96,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unk
     reasoning_effort: None = None
 
 
-class CacheControl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CacheControl(Strict, frozen=True, kw_only=True):
     """Where a prefix to be cached ends. Every prefix is cached here while there is room, so this asks for nothing."""
 
     type: Literal["ephemeral"]
@@ -103,16 +104,14 @@ class CacheControl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     scope: Literal["global"] | None = None
 
 
-class TextPart(
-    msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True, omit_defaults=True
-):
+class TextPart(Tagged, frozen=True, tag="text", omit_defaults=True):
     """The one kind of message part that a text model takes."""
 
     text: str
     cache_control: CacheControl | None = None
 
 
-class RefusalPart(msgspec.Struct, frozen=True, tag="refusal", tag_field="type", forbid_unknown_fields=True):
+class RefusalPart(Tagged, frozen=True, tag="refusal"):
     """A part of the assistant's in which it refused, as OpenAI's models do."""
 
     refusal: str
@@ -126,7 +125,7 @@ class RefusalPart(msgspec.Struct, frozen=True, tag="refusal", tag_field="type", 
 MessagePart = TextPart | RefusalPart
 
 
-class FunctionCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FunctionCall(Strict, frozen=True):
     """A call that the assistant made before; arguments is JSON text, which parsed_arguments says once more: the openai
     client puts it into replies, and sends it back with them. go-openai leaves out what is empty.
     """
@@ -137,7 +136,7 @@ class FunctionCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provider_specific_fields: dict[str, Any] | None = None
 
 
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ToolCall(Strict, frozen=True, kw_only=True):
     """One of an assistant message's tool_calls. Another server's marks (Gemini's thought signatures, which its own API
     has in extra_content, LiteLLM in provider_specific_fields) are left out.
     """
@@ -150,7 +149,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     provider_specific_fields: dict[str, Any] | None = None
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Message(Strict, frozen=True, kw_only=True):
     """One message of a conversation. Replies of this server can be sent back as they are, with what clients put into
     them: openai's `parsed` says once more what content does, LiteLLM's thinking_blocks and provider_specific_fields
     what reasoning does. reasoning_details: reasoning as OpenRouter tells it, which Cline sends on to other servers.
@@ -176,7 +175,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     function_call: None = None
 
 
-class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class FunctionSpec(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """A function that the model may call; parameters is a JSON schema, shown to the model as it is."""
 
     name: Annotated[str, Meta(max_length=128, pattern=rf"^{NAME}\Z")]
@@ -185,7 +184,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     strict: bool | None = None
 
 
-class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Tool(Strict, frozen=True, kw_only=True):
     """An entry of `tools`. Templates print it in this order, without cache_control."""
 
     type: Literal["function"] = "function"
@@ -197,13 +196,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return {"type": self.type, "function": msgspec.to_builtins(self.function)}
 
 
-class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NamedFunction(Strict, frozen=True):
     """A function by its name."""
 
     name: str
 
 
-class NamedTool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NamedTool(Strict, frozen=True, kw_only=True):
     """One of `tools` by its function's name."""
 
     function: NamedFunction
@@ -213,14 +212,14 @@ class NamedTool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 MAX_TOOLS = 512
 
 
-class AllowedTools(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AllowedTools(Strict, frozen=True, kw_only=True):
     """Those of `tools` that may be called. mode: as the tool_choice of this name."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
-class ToolChoiceObject(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ToolChoiceObject(Strict, frozen=True, kw_only=True):
     """tool_choice that demands a call of one function, or allows calls of some."""
 
     type: Literal["function", "allowed_tools"] = "function"
@@ -239,13 +238,13 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
-class Thinking(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Thinking(Strict, frozen=True, kw_only=True):
     """Reasoning on or off, as GLM's, Kimi's and DeepSeek's own APIs have it."""
 
     type: Literal["enabled", "disabled"]
 
 
-class ChatRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     """POST /v1/chat/completions. include_reasoning false leaves reasoning out of the reply; reasoning_effort goes to
     the chat template, which enable_thinking (as Qwen's own API has it) and thinking turn on or off.
     thinking_budget: Qwen's name of thinking_token_budget.
@@ -271,7 +270,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_f
     top_logprobs: int | None = None
 
 
-class TokenizeTextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TokenizeTextRequest(Strict, frozen=True, kw_only=True):
     """POST /tokenize of a text."""
 
     prompt: str
@@ -281,7 +280,7 @@ class TokenizeTextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     return_token_strs: bool | None = None
 
 
-class TokenizeChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TokenizeChatRequest(Strict, frozen=True, kw_only=True):
     """POST /tokenize of a conversation."""
 
     messages: Messages
@@ -298,7 +297,7 @@ class TokenizeChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     return_token_strs: bool | None = None
 
 
-class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DetokenizeRequest(Strict, frozen=True, kw_only=True):
     """POST /detokenize."""
 
     tokens: list[TokenId]

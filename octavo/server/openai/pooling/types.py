@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-import msgspec
 from msgspec import Meta
 
 from octavo.server.openai.types import Identifier, Label, Messages, Priority
+from octavo.server.strict import Strict
 
 Model = Annotated[str, Meta(max_length=512)] | None
 Texts = Annotated[list[str], Meta(min_length=1)]
@@ -15,7 +15,7 @@ Input = str | list[int | str | list[int]]
 """A text, token ids, or a list of either."""
 
 
-class PoolingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PoolingRequest(Strict, frozen=True, kw_only=True):
     """What all routes share; truncate_prompt_tokens and use_activation as in PoolingParams. user is a label."""
 
     model: Model = None
@@ -26,7 +26,7 @@ class PoolingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     user: Identifier | None = None
 
 
-class InputRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InputRequest(PoolingRequest, frozen=True, kw_only=True):
     """add_special_tokens: false leaves those out that the tokenizer puts around a text.
 
     messages: a conversation in place of the input, by the chat template, with the fields below it as in a chat; but no
@@ -46,7 +46,7 @@ class InputRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fie
         return "input" if self.messages is None else "messages"
 
 
-class EmbeddingRequest(InputRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EmbeddingRequest(InputRequest, frozen=True, kw_only=True):
     """POST /v1/embeddings. normalize: vLLM's older name of use_activation.  drop_params: RAGFlow asks LiteLLM to leave
     out what a model cannot do; what comes here can be done, or is refused.
     """
@@ -57,17 +57,17 @@ class EmbeddingRequest(InputRequest, frozen=True, kw_only=True, forbid_unknown_f
     drop_params: bool | None = None
 
 
-class PoolRequest(EmbeddingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PoolRequest(EmbeddingRequest, frozen=True, kw_only=True):
     """POST /pooling. task: as in PoolingParams."""
 
     task: Literal["embed", "classify", "token_embed"] | None = None
 
 
-class ClassifyRequest(InputRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClassifyRequest(InputRequest, frozen=True, kw_only=True):
     """POST /classify."""
 
 
-class ScoreRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ScoreRequest(PoolingRequest, frozen=True, kw_only=True):
     """POST /score. One text with each of many, or pair by pair; others are further names of the two."""
 
     text_1: str | Texts | None = None
@@ -79,13 +79,13 @@ class ScoreRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fie
     items: str | Texts | None = None
 
 
-class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Document(Strict, frozen=True):
     """A document as an object."""
 
     text: str
 
 
-class RerankRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RerankRequest(PoolingRequest, frozen=True, kw_only=True):
     """POST /rerank, as Jina and Cohere have it. top_n: most results; 0 or absent: all.
 
     max_tokens_per_doc: Cohere's; of a longer document its first so many tokens are read; 0 or absent: all.
@@ -103,7 +103,7 @@ class RerankRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fi
     return_documents: bool | None = None
 
 
-class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EmbedRequest(Strict, frozen=True, kw_only=True):
     """POST /v2/embed, as Cohere has it.
 
     input_type: chooses what texts begin with, where the model's sentence-transformers files have prompts.

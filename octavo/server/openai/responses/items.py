@@ -23,25 +23,24 @@ from octavo.server.openai.types import (
     TextPart,
     ToolCall,
 )
+from octavo.server.strict import Tagged
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class InputText(msgspec.Struct, frozen=True, tag="input_text", tag_field="type", forbid_unknown_fields=True):
+class InputText(Tagged, frozen=True, tag="input_text"):
     """Text that the client wrote."""
 
     text: str
 
 
-class ChatText(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+class ChatText(Tagged, frozen=True, tag="text"):
     """The same by its name in chats, as tools' outputs have it."""
 
     text: str
 
 
-class OutputText(
-    msgspec.Struct, frozen=True, kw_only=True, tag="output_text", tag_field="type", forbid_unknown_fields=True
-):
+class OutputText(Tagged, frozen=True, kw_only=True, tag="output_text"):
     """Text that the model wrote; annotations and logprobs are a client's copy of what an answer told, and parsed says
     once more what text does.
     """
@@ -52,7 +51,7 @@ class OutputText(
     parsed: Any = None
 
 
-class Refusal(msgspec.Struct, frozen=True, tag="refusal", tag_field="type", forbid_unknown_fields=True):
+class Refusal(Tagged, frozen=True, tag="refusal"):
     """A refusal that the model wrote."""
 
     refusal: str
@@ -61,9 +60,7 @@ class Refusal(msgspec.Struct, frozen=True, tag="refusal", tag_field="type", forb
 Part = InputText | ChatText | OutputText | Refusal
 
 
-class MessageItem(
-    msgspec.Struct, frozen=True, kw_only=True, tag="message", tag_field="type", forbid_unknown_fields=True
-):
+class MessageItem(Tagged, frozen=True, kw_only=True, tag="message"):
     """One message."""
 
     role: Literal["user", "assistant", "system", "developer"]
@@ -73,9 +70,7 @@ class MessageItem(
     phase: Literal["commentary", "final_answer"] | None = None
 
 
-class FunctionCallItem(
-    msgspec.Struct, frozen=True, kw_only=True, tag="function_call", tag_field="type", forbid_unknown_fields=True
-):
+class FunctionCallItem(Tagged, frozen=True, kw_only=True, tag="function_call"):
     """A call that the model made; arguments is JSON text, which parsed_arguments says once more. Null fields are those
     that the openai client adds; async has two names there.
     """
@@ -92,9 +87,7 @@ class FunctionCallItem(
     not_async: None = msgspec.field(name="async", default=None)
 
 
-class FunctionCallOutput(
-    msgspec.Struct, frozen=True, kw_only=True, tag="function_call_output", tag_field="type", forbid_unknown_fields=True
-):
+class FunctionCallOutput(Tagged, frozen=True, kw_only=True, tag="function_call_output"):
     """What the client's function returned."""
 
     call_id: Annotated[str, Meta(min_length=1, max_length=512)]
@@ -106,21 +99,19 @@ class FunctionCallOutput(
     caller: None = None
 
 
-class SummaryText(msgspec.Struct, frozen=True, tag="summary_text", tag_field="type", forbid_unknown_fields=True):
+class SummaryText(Tagged, frozen=True, tag="summary_text"):
     """A piece of a reasoning's summary."""
 
     text: str
 
 
-class ReasoningText(msgspec.Struct, frozen=True, tag="reasoning_text", tag_field="type", forbid_unknown_fields=True):
+class ReasoningText(Tagged, frozen=True, tag="reasoning_text"):
     """A piece of a reasoning."""
 
     text: str
 
 
-class ReasoningItem(
-    msgspec.Struct, frozen=True, kw_only=True, tag="reasoning", tag_field="type", forbid_unknown_fields=True
-):
+class ReasoningItem(Tagged, frozen=True, kw_only=True, tag="reasoning"):
     """What the model thought before it answered or called. encrypted_content: of another server, which that one alone
     can read; it is left out.
     """
@@ -132,9 +123,7 @@ class ReasoningItem(
     status: Status | None = None
 
 
-class ItemReference(
-    msgspec.Struct, frozen=True, kw_only=True, tag="item_reference", tag_field="type", forbid_unknown_fields=True
-):
+class ItemReference(Tagged, frozen=True, kw_only=True, tag="item_reference"):
     """An item of a stored answer, by its id."""
 
     id: Identifier

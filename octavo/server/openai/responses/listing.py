@@ -26,7 +26,7 @@ class ItemList(Page[ListedItem], frozen=True, kw_only=True):
     """GET /v1/responses/{id}/input_items."""
 
 
-class ItemQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ItemQuery(PageQuery, frozen=True, kw_only=True):
     """What is listed. after: the last id of the page before."""
 
     REASONS: ClassVar[dict[str, str]] = {

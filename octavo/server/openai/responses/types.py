@@ -10,15 +10,14 @@ from msgspec import Meta
 from octavo.server.openai.refused import Empty
 from octavo.server.openai.structured import JsonObjectFormat, TextFormat
 from octavo.server.openai.types import MAX_MESSAGES, MAX_TOOLS, Identifier, Priority, ReasoningEffort, Salt
+from octavo.server.strict import Strict, Tagged
 
 Metadata = Annotated[dict[str, str], Meta(max_length=16)]
 
 _NOT_KEPT = "conversations are not kept; use previous_response_id, or send all items in input"
 
 
-class SchemaFormat(
-    msgspec.Struct, frozen=True, kw_only=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
-):
+class SchemaFormat(Tagged, frozen=True, kw_only=True, tag="json_schema"):
     """JSON of a schema. It is enforced whatever `strict` says; name and description are the client's own."""
 
     schema: dict[str, Any]
@@ -27,16 +26,14 @@ class SchemaFormat(
     strict: bool | None = None
 
 
-class TextConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TextConfig(Strict, frozen=True, kw_only=True):
     """The answer's form."""
 
     format: TextFormat | JsonObjectFormat | SchemaFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class FunctionTool(
-    msgspec.Struct, frozen=True, kw_only=True, tag="function", tag_field="type", forbid_unknown_fields=True
-):
+class FunctionTool(Tagged, frozen=True, kw_only=True, tag="function"):
     """A function that the model may call; parameters is a JSON schema."""
 
     name: str
@@ -49,9 +46,7 @@ class FunctionTool(
     not_async: Literal[False] | None = msgspec.field(name="async", default=None)
 
 
-class NamespaceTool(
-    msgspec.Struct, frozen=True, kw_only=True, tag="namespace", tag_field="type", forbid_unknown_fields=True
-):
+class NamespaceTool(Tagged, frozen=True, kw_only=True, tag="namespace"):
     """Functions of one origin, as Codex groups those of an MCP server; their calls tell the namespace."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -59,24 +54,20 @@ class NamespaceTool(
     description: str | None = None
 
 
-class FunctionChoice(
-    msgspec.Struct, frozen=True, kw_only=True, tag="function", tag_field="type", forbid_unknown_fields=True
-):
+class FunctionChoice(Tagged, frozen=True, kw_only=True, tag="function"):
     """tool_choice that demands a call of one function."""
 
     name: str
 
 
-class AllowedChoice(
-    msgspec.Struct, frozen=True, kw_only=True, tag="allowed_tools", tag_field="type", forbid_unknown_fields=True
-):
+class AllowedChoice(Tagged, frozen=True, kw_only=True, tag="allowed_tools"):
     """tool_choice that allows calls of some functions. mode: as the tool_choice of this name."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[FunctionChoice], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
-class ReasoningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ReasoningConfig(Strict, frozen=True, kw_only=True):
     """effort goes to the chat template, which decides on earlier turns' reasoning, too. The whole reasoning is told, so
     that "auto" asks for no summary beside it.
     """
@@ -103,7 +94,7 @@ Includable = Literal[Told, "message.output_text.logprobs"]
 LOGPROBS: Includable = "message.output_text.logprobs"
 
 
-class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResponseStreamOptions(Strict, frozen=True, kw_only=True):
     """include_obfuscation: padding against eavesdroppers, which this server does not add."""
 
     include_obfuscation: Literal[False] | None = None
@@ -112,7 +103,7 @@ class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_un
 Input = str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
 
 
-class PromptFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PromptFields(Strict, frozen=True, kw_only=True):
     """What both routes have: what makes the prompt, and what of an answer some clients send along with it."""
 
     REASONS: ClassVar[dict[str, str]] = {
@@ -150,7 +141,7 @@ class PromptFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class ResponseQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResponseQuery(Strict, frozen=True, kw_only=True):
     """GET /v1/responses/{id}. What include may ask for is told anyhow."""
 
     REASONS: ClassVar[dict[str, str]] = {"stream": "streams are not kept; ask again for what has come since"}
@@ -159,14 +150,14 @@ class ResponseQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     stream: Literal["false"] | None = None
 
 
-class InputTokensRequest(PromptFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InputTokensRequest(PromptFields, frozen=True, kw_only=True):
     """POST /v1/responses/input_tokens. Without input it is the prompt of what previous_response_id names."""
 
     input: Input | None = None
     personality: None = None
 
 
-class ResponsesRequest(PromptFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResponsesRequest(PromptFields, frozen=True, kw_only=True):
     """POST /v1/responses. input: a text, or items (messages, calls, their outputs, reasoning).
 
     store: keep the answer for GET and previous_response_id, which it is unless false.  The fields from top_k on are
