@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from octavo.base.errors import ConfigError
 from octavo.cli.bench.figures import mean, percentile
-from octavo.cli.bench.report import METRICS, Timings
+from octavo.cli.bench.report import METRICS, Spans, Timings, running_over_time
 from octavo.cli.output import check_writable
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -19,12 +18,6 @@ POINTS = 60  # intervals of a curve over time
 BINS = 40
 
 Events = Sequence[tuple[float, float]]  # (seconds after the run's start, tokens that came then)
-Spans = Sequence[tuple[float, float]]  # (begin, end) of each request, in seconds after the run's start
-
-
-def on_terminal() -> bool:
-    """Whether a person watches: bars are drawn only then."""
-    return sys.stderr.isatty()
 
 
 def check(path: str | None) -> None:
@@ -95,16 +88,6 @@ def rate_over_time(tokens: Events) -> tuple[list[float], list[float]]:
     for at, count in tokens:
         counts[min(int(at / width), POINTS - 1)] += count
     return [(place + 0.5) * width for place in range(POINTS)], [count / width for count in counts]
-
-
-def running_over_time(spans: Spans) -> tuple[list[float], list[int]]:
-    """When the number of open spans changes, and what it is from then on."""
-    times, counts, running = [0.0], [0], 0
-    for at, change in sorted([(begun, 1) for begun, _ in spans] + [(end, -1) for _, end in spans]):
-        running += change
-        times.append(at)
-        counts.append(running)
-    return times, counts
 
 
 def _figure(title: str, rows: int, columns: int) -> tuple[Any, Any]:

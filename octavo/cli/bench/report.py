@@ -19,6 +19,8 @@ METRICS = {
 }
 GOODPUT = ("ttft", "tpot", "e2el")
 
+Spans = Sequence[tuple[float, float]]  # (begin, end) of each request, in seconds after the run's start
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -112,12 +114,18 @@ class Timings:
 
     def peak_concurrency(self) -> int:
         """Most requests under way at once."""
-        running = most = 0
-        # an end sorts before a beginning at the same time
-        for _, change in sorted([(begun, 1) for begun, _ in self.spans()] + [(end, -1) for _, end in self.spans()]):
-            running += change
-            most = max(most, running)
-        return most
+        return max(running_over_time(self.spans())[1])
+
+
+def running_over_time(spans: Spans) -> tuple[list[float], list[int]]:
+    """When the number of open spans changes, and what it is from then on."""
+    times, counts, running = [0.0], [0], 0
+    # an end sorts before a beginning at the same time
+    for at, change in sorted([(begun, 1) for begun, _ in spans] + [(end, -1) for _, end in spans]):
+        running += change
+        times.append(at)
+        counts.append(running)
+    return times, counts
 
 
 def summarise(timings: Timings, outcomes: Sequence[Outcome], duration: float, wanted: Wanted) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def _run(llm: LLM, samples: list[Sample], options: ThroughputOptions, *, shown: 
         )
         for sample in samples
     ]
-    return llm.generate([sample.prompt for sample in samples], params, use_tqdm=shown and plot.on_terminal())
+    return llm.generate([sample.prompt for sample in samples], params, use_tqdm=shown and sys.stderr.isatty())
 
 
 def summarise(outputs: list[RequestOutput], elapsed: float) -> dict[str, Any]:
