@@ -77,7 +77,8 @@ def report_errors(errors: Sequence[str]) -> int:
 
 
 def progress(total: int, text: str, *, shown: bool = True) -> Any:
-    """A tqdm bar on a terminal's stderr; elsewhere one that shows nothing."""
+    """A tqdm bar on a terminal's stderr, elsewhere one that shows nothing: to iterate over, or to be told each step."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=text, dynamic_ncols=True, disable=not (shown and total and sys.stderr.isatty()))
+    disable = not (shown and total and sys.stderr.isatty())
+    return tqdm(range(total), desc=text, dynamic_ncols=True, disable=disable)

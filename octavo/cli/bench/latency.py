@@ -73,16 +73,9 @@ def _measure(llm: LLM, options: LatencyOptions, *, seed: int) -> list[float]:
                 raise RequestFailedError(output.error)
         return seconds
 
-    with progress(options.num_iters_warmup, "Warmup iterations") as bar:
-        for _ in range(options.num_iters_warmup):
-            run()
-            bar.update(1)
-    latencies = []
-    with progress(options.num_iters, "Bench iterations") as bar:
-        for _ in range(options.num_iters):
-            latencies.append(run())
-            bar.update(1)
-    return latencies
+    for _ in progress(options.num_iters_warmup, "Warmup iterations"):
+        run()
+    return [run() for _ in progress(options.num_iters, "Bench iterations")]
 
 
 def summarise(latencies: list[float]) -> dict[str, Any]:

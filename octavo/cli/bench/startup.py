@@ -70,20 +70,14 @@ def main(arguments: list[str]) -> int:
 
 def _measure(config: EngineConfig, options: StartupOptions) -> dict[str, list[Start]]:
     phases: dict[str, list[Start]] = {"cold": [], "warm": []}
-    with progress(options.num_iters_cold, "Cold startup iterations") as bar:
-        for _ in range(options.num_iters_cold):
-            drop_pages(Path(config.model.model))
-            with tempfile.TemporaryDirectory(prefix="octavo-cold-") as folder:
-                phases["cold"].append(start_once(config, {"OCTAVO_CACHE": folder}))
-            bar.update(1)
-    with progress(options.num_iters_warmup, "Warmup iterations") as bar:
-        for _ in range(options.num_iters_warmup):
-            start_once(config, {})
-            bar.update(1)
-    with progress(options.num_iters_warm, "Warm startup iterations") as bar:
-        for _ in range(options.num_iters_warm):
-            phases["warm"].append(start_once(config, {}))
-            bar.update(1)
+    for _ in progress(options.num_iters_cold, "Cold startup iterations"):
+        drop_pages(Path(config.model.model))
+        with tempfile.TemporaryDirectory(prefix="octavo-cold-") as folder:
+            phases["cold"].append(start_once(config, {"OCTAVO_CACHE": folder}))
+    for _ in progress(options.num_iters_warmup, "Warmup iterations"):
+        start_once(config, {})
+    for _ in progress(options.num_iters_warm, "Warm startup iterations"):
+        phases["warm"].append(start_once(config, {}))
     return {phase: starts for phase, starts in phases.items() if starts}
 
 
