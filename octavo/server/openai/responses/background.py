@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 
@@ -20,28 +20,25 @@ from octavo.server.services import Services
 MAX_RUNNING = 256
 
 
-@dataclass(frozen=True)
-class BackgroundResponse:
-    """What is to be made, and where it is kept."""
-
-    builder: ResponseBuilder
-    generation: Generation
-    entry: Stored
-
-
-def start(services: Services, exchange: Exchange, what: BackgroundResponse) -> None:
-    """Begin to make the response, and keep it from now on. OverloadedError where too many are being made."""
+def start(
+    services: Services, exchange: Exchange, generation: Generation, *, builder: ResponseBuilder, entry: Stored
+) -> None:
+    """Begin to make a response, and keep it from now on as `entry`. OverloadedError where too many are being made."""
     if len(services.responses.jobs) >= MAX_RUNNING:
         raise OverloadedError(f"{MAX_RUNNING} responses are being made in the background", retry_after=5)
-    what.entry.job = _Job(services, what, exchange)
-    services.responses.put(what.entry)
+    # token by token, so that it can be shown on its way, and is there where it is cancelled
+    params = msgspec.structs.replace(generation.params, output_kind=RequestOutputKind.DELTA)
+    entry.job = _Job(services, exchange, replace(generation, params=params), builder=builder, entry=entry)
+    services.responses.put(entry)
 
 
 class _Job:
     """One response's task. It counts as in flight, so that a drain waits for it, or ends it with an error."""
 
-    def __init__(self, services: Services, what: BackgroundResponse, exchange: Exchange) -> None:
-        self._services, self._what = services, what
+    def __init__(
+        self, services: Services, exchange: Exchange, generation: Generation, *, builder: ResponseBuilder, entry: Stored
+    ) -> None:
+        self._services, self._generation, self._builder, self._entry = services, generation, builder, entry
         self._request_id, self.names = exchange.request_id, exchange.names
         self._interruption: OctavoError | None = None
         services.responses.jobs.add(self)
@@ -55,7 +52,7 @@ class _Job:
 
     def update(self) -> None:
         """The response holds all that has come."""
-        self._what.builder.fill()
+        self._builder.fill()
 
     async def cancel(self) -> None:
         """End it, unless it has ended; returns when it has."""
@@ -63,7 +60,7 @@ class _Job:
         await asyncio.wait([self._task])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        builder, entry = self._what.builder, self._what.entry
+        builder, entry = self._builder, self._entry
         error = self._interruption if task.cancelled() else task.exception()
         if error is not None:
             builder.fail(describe(error, request_id=self._request_id))
@@ -78,9 +75,6 @@ class _Job:
             self._services.responses.put(entry)
 
     async def _make(self) -> None:
-        # token by token, so that it can be shown on its way, and is there where it is cancelled
-        params = msgspec.structs.replace(self._what.generation.params, output_kind=RequestOutputKind.DELTA)
-        generation = replace(self._what.generation, params=params)
         with self._services.traffic.entered(self):
-            async with Results(self._services, generation) as results:
-                await results.collect(self._what.builder.piece)
+            async with Results(self._services, self._generation) as results:
+                await results.collect(self._builder.piece)

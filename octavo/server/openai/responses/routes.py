@@ -12,7 +12,7 @@ from octavo.server.openai.conversation import render
 from octavo.server.openai.decode import decode, decode_query
 from octavo.server.openai.functions import allowed, as_tools, named
 from octavo.server.openai.generate import send_stream
-from octavo.server.openai.responses.background import BackgroundResponse, start
+from octavo.server.openai.responses.background import start
 from octavo.server.openai.responses.build import ResponseBuilder, as_item
 from octavo.server.openai.responses.items import as_messages, read_items
 from octavo.server.openai.responses.replies import DeletedResponse, InputTokens
@@ -65,7 +65,7 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
         exchange.names.add(builder.response.id)
         entry = Stored(exchange.owner, builder.response, messages)
         if request.background:
-            start(services, exchange, BackgroundResponse(builder, generation, entry))
+            start(services, exchange, generation, builder=builder, entry=entry)
             return Reply(msgspec.json.encode(builder.response))
         async with Results(services, generation) as results:
             if request.stream:
