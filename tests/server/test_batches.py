@@ -20,7 +20,7 @@ from test_bad_input import check_form
 
 from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError
 from octavo.server.batch import batches, lines, run
-from octavo.server.batch.store import BatchStore, Bounds, Kept
+from octavo.server.batch.store import BatchStore, Kept
 from octavo.server.batch.types import BatchObject, RequestCounts
 from octavo.server.errors import HttpError
 
@@ -415,7 +415,9 @@ def test_batches_that_are_refused(shared: LiveServer, change: dict[str, Any], pa
 
 
 def test_the_store_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = BatchStore(str(tmp_path), bounds=Bounds(files=2, batches=1, bytes=10))
+    for name, most in (("MAX_FILES", 2), ("MAX_BATCHES", 1), ("MAX_BYTES", 10)):
+        monkeypatch.setattr(f"octavo.server.batch.store.{name}", most)
+    store = BatchStore(str(tmp_path))
     first = store.add_file(b"", b"12345", filename="a")
     with pytest.raises(HttpError, match="no room"):
         store.add_file(b"", b"123456", filename="b")

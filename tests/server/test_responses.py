@@ -381,8 +381,10 @@ def entry(name: str, text: str = "") -> Stored:
     return Stored(b"", response, [Message(role="user", content="x")])
 
 
-def test_the_store_is_bounded() -> None:
-    store = ResponseStore(max_entries=3, max_bytes=20_000, keep_s=0.05)
+def test_the_store_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, most in (("MAX_ENTRIES", 3), ("MAX_BYTES", 20_000), ("KEEP_S", 0.05)):
+        monkeypatch.setattr(f"octavo.server.openai.responses.store.{name}", most)
+    store = ResponseStore()
     for number in range(5):
         store.put(entry(str(number)))
     assert ["2" in store, "1" in store, len(store)] == [True, False, 3]

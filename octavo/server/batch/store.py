@@ -11,14 +11,13 @@ import shutil
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import msgspec
 
 from octavo.base.errors import ConfigError
-from octavo.server.batch.types import BatchObject, FileObject
+from octavo.server.batch.types import BatchObject, FileObject, Purpose
 from octavo.server.errors import HttpError
 
 log = logging.getLogger(__name__)
@@ -39,22 +38,12 @@ class Kept(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     keep_results_s: int = KEEP_S
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What a store holds at most."""
-
-    files: int = MAX_FILES
-    batches: int = MAX_BATCHES
-    bytes: int = MAX_BYTES
-
-
 class BatchStore:
     """folder: where all is kept, and found again by the next process; None: a temporary folder, gone with this one."""
 
-    def __init__(self, folder: str | None, *, bounds: Bounds | None = None) -> None:
+    def __init__(self, folder: str | None) -> None:
         self._given = folder
         self._folder: Path | None = None
-        self._bounds = bounds or Bounds()
         self._kept: dict[str, Kept] = {}
         self._num_files = self._num_bytes = 0
         if folder is not None:
@@ -123,7 +112,7 @@ class BatchStore:
             self.path(name).unlink(missing_ok=True)
             raise
 
-    def adopt(self, owner: bytes, name: str, *, filename: str, purpose: str, keep_s: int) -> FileObject:
+    def adopt(self, owner: bytes, name: str, *, filename: str, purpose: Purpose, keep_s: int) -> FileObject:
         """Make a file of what `path(name)` holds."""
         now = int(time.time())
         made = FileObject(
@@ -132,21 +121,21 @@ class BatchStore:
             created_at=now,
             expires_at=now + keep_s,
             filename=filename,
-            purpose="batch" if purpose == "batch" else "batch_output",
+            purpose=purpose,
         )
         self._put(name, Kept(owner=owner, file=made))
         return made
 
     def check_room(self, size: int) -> None:
         """A 413 unless a file of `size` bytes can be added."""
-        if self._num_files >= self._bounds.files or self._num_bytes + size > self._bounds.bytes:
+        if self._num_files >= MAX_FILES or self._num_bytes + size > MAX_BYTES:
             raise HttpError(413, "there is no room for more files; delete some", kind="PayloadTooLarge")
 
     def add_batch(self, kept: Kept) -> None:
         """Keep a new batch; a 413 where there are too many."""
         self._expire()
-        if sum(known.batch is not None for known in self._kept.values()) >= self._bounds.batches:
-            raise HttpError(413, f"{self._bounds.batches} batches are kept; wait until some expire", kind="TooMany")
+        if sum(known.batch is not None for known in self._kept.values()) >= MAX_BATCHES:
+            raise HttpError(413, f"{MAX_BATCHES} batches are kept; wait until some expire", kind="TooMany")
         self.save(kept)
 
     def save(self, kept: Kept) -> None:

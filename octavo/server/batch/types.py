@@ -15,6 +15,8 @@ BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
 
+Purpose = Literal["batch", "batch_output"]
+
 
 class FileObject(msgspec.Struct, kw_only=True):
     """A file. Times are seconds since 1970."""
@@ -25,7 +27,7 @@ class FileObject(msgspec.Struct, kw_only=True):
     created_at: int
     expires_at: int
     filename: str
-    purpose: Literal["batch", "batch_output"]
+    purpose: Purpose
     status: str = "processed"
 
 

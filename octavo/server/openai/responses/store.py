@@ -47,8 +47,7 @@ class Stored:
 class ResponseStore:
     """The oldest give way to new ones. Nobody sees what came with another key. jobs: those that run."""
 
-    def __init__(self, *, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES, keep_s: float = KEEP_S) -> None:
-        self._max_entries, self._max_bytes, self._keep_s = max_entries, max_bytes, keep_s
+    def __init__(self) -> None:
         self._entries: OrderedDict[str, Stored] = OrderedDict()
         self._items: dict[str, str] = {}  # item -> response
         self.num_bytes = 0
@@ -58,15 +57,15 @@ class ResponseStore:
         return len(self._entries)
 
     def put(self, entry: Stored) -> None:
-        """Keep a response, or its next state, for `keep_s` seconds from now. One larger than all room is not kept."""
+        """Keep a response, or its next state, for KEEP_S seconds from now. One larger than all room is not kept."""
         self._drop(entry.response.id)
         entry.size = len(msgspec.json.encode(entry.response)) + len(msgspec.json.encode(entry.messages))
-        entry.expires_at = time.monotonic() + self._keep_s
+        entry.expires_at = time.monotonic() + KEEP_S
         self._entries[entry.response.id] = entry
         self._items.update((item.id, entry.response.id) for item in entry.response.output)
         self.num_bytes += entry.size
         self._expire()
-        while self._entries and (len(self._entries) > self._max_entries or self.num_bytes > self._max_bytes):
+        while self._entries and (len(self._entries) > MAX_ENTRIES or self.num_bytes > MAX_BYTES):
             self._drop(next(iter(self._entries)))
 
     def get(self, name: str, owner: bytes, *, param: str | None = None) -> Stored:
@@ -76,7 +75,7 @@ class ResponseStore:
         if entry is None or entry.owner != owner:
             raise HttpError(
                 404,
-                f"there is no response {name[:80]!r}; responses are kept for {self._keep_s:g} s while there is room",
+                f"there is no response {name[:80]!r}; responses are kept for {KEEP_S:g} s while there is room",
                 kind="NotFoundError",
                 param=param,
             )
