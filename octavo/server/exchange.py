@@ -48,9 +48,8 @@ class Exchange:
         self.path: str = scope["path"]
         self._query: bytes = scope.get("query_string", b"")
         self.path_params: dict[str, str] = {}
-        self.headers: list[tuple[bytes, bytes]] = list(scope["headers"])
         self._values: dict[bytes, list[bytes]] = {}
-        for key, value in self.headers:
+        for key, value in scope["headers"]:
             self._values.setdefault(key.lower(), []).append(value)
         self.route = "unmatched"
         self.status = 0
@@ -163,8 +162,8 @@ class Exchange:
             if not size or self.method == "HEAD":
                 await self.send_events(b"", last=True)
 
-    def begin_stream(self) -> asyncio.Future[None] | None:
-        """Send the head of an event stream; as `push_events`."""
+    def begin_stream(self) -> None:
+        """Send the head of an event stream without waiting."""
         self.streaming = True
         self.status = 200
         headers = [
@@ -174,7 +173,7 @@ class Exchange:
             *self.reply_headers,
         ]
         self._check_stall()
-        return self._sender.push({"type": "http.response.start", "status": 200, "headers": headers})
+        self._sender.push({"type": "http.response.start", "status": 200, "headers": headers})
 
     def push_events(self, data: bytes) -> asyncio.Future[None] | None:
         """Send a piece of the stream without waiting; as Sender.push."""
