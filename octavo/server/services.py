@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import msgspec
 from starlette.routing import Route
 
 from octavo.api.async_llm import AsyncLLM
@@ -13,11 +15,15 @@ from octavo.base.errors import EngineDeadError, OverloadedError
 from octavo.base.metrics.registry import Metrics
 from octavo.server.batch.batches import Batches
 from octavo.server.canary import Canary
+from octavo.server.exchange import Exchange
 from octavo.server.limits import Traffic
 from octavo.server.names import ModelNames
+from octavo.server.openai.decode import decode
 from octavo.server.openai.responses.store import ResponseStore
 
 LOADING_RETRY_S = 5
+
+Request = TypeVar("Request", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,13 @@ class Services:
         """True if requests are let in, and there is none."""
         stats = self.llm.stats
         return self.ready and not (len(self.traffic) or stats.num_running or stats.num_waiting)
+
+    async def read(self, exchange: Exchange, kind: type[Request]) -> Request:
+        """The body as `kind`, its model checked; from now on a client that goes away ends the work."""
+        request = decode(await self.traffic.read_body(exchange), kind)
+        self.names.check(getattr(request, "model", None))
+        exchange.watch()
+        return request
 
     def check_ready(self) -> None:
         """Raise a 503 with Retry-After unless requests can be taken now."""

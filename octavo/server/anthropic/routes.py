@@ -13,7 +13,6 @@ from octavo.server.anthropic.types import CountTokensRequest, MessagesRequest
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
 from octavo.server.openai.conversation import render
-from octavo.server.openai.decode import decode
 from octavo.server.openai.generate import send_stream
 from octavo.server.openai.results import Results
 from octavo.server.openai.terms import in_terms
@@ -22,9 +21,7 @@ from octavo.server.services import Services
 
 async def create_message(services: Services, exchange: Exchange) -> Reply | None:
     """Answer a conversation, by Anthropic's protocol; None where it was streamed."""
-    request = decode(await services.traffic.read_body(exchange), MessagesRequest)
-    services.names.check(request.model)
-    exchange.watch()
+    request = await services.read(exchange, MessagesRequest)
     chat = with_thinking(services, request.thinking, as_chat(request, edited(services, request)))
     with in_terms(terms(request)):
         generation = await convert.chat(services, exchange, chat)
@@ -41,9 +38,7 @@ async def create_message(services: Services, exchange: Exchange) -> Reply | None
 
 async def count_tokens(services: Services, exchange: Exchange) -> Reply:
     """How many tokens the prompt of such a request has."""
-    request = decode(await services.traffic.read_body(exchange), CountTokensRequest)
-    services.names.check(request.model)
-    exchange.watch()
+    request = await services.read(exchange, CountTokensRequest)
     chat = with_thinking(services, request.thinking, as_chat(request, edited(services, request)))
     with in_terms(terms(request)):
         ids = await render(services, chat)

@@ -13,7 +13,6 @@ from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
 from octavo.server.openai.conversation import reply_role
 from octavo.server.openai.convert import Generation
-from octavo.server.openai.decode import decode
 from octavo.server.openai.generate import answer
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai.parsing import call_id
@@ -34,9 +33,7 @@ from octavo.server.services import Services
 
 async def create_chat_completion(services: Services, exchange: Exchange) -> Reply | None:
     """Answer a conversation; None where it was streamed."""
-    request = decode(await services.traffic.read_body(exchange), ChatRequest)
-    services.names.check(request.model)
-    exchange.watch()
+    request = await services.read(exchange, ChatRequest)
     generation = await convert.chat(services, exchange, request)
     return await answer(services, exchange, generation, ChatForm(generation, services.config.reasoning_field))
 

@@ -11,7 +11,6 @@ from octavo.base.types.output import CompletionOutput, RequestOutput
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
 from octavo.server.openai.convert import Generation
-from octavo.server.openai.decode import decode
 from octavo.server.openai.generate import answer
 from octavo.server.openai.logprobs import TextEnd, completion_logprobs, echoed_end, prompt_logprobs
 from octavo.server.openai.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Usage, told
@@ -21,9 +20,7 @@ from octavo.server.services import Services
 
 async def create_completion(services: Services, exchange: Exchange) -> Reply | None:
     """Continue texts, or token ids; None where it was streamed."""
-    request = decode(await services.traffic.read_body(exchange), CompletionRequest)
-    services.names.check(request.model)
-    exchange.watch()
+    request = await services.read(exchange, CompletionRequest)
     generation = await convert.completion(services, exchange, request)
     return await answer(services, exchange, generation, CompletionForm(generation))
 

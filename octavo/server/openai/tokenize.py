@@ -53,8 +53,7 @@ async def tokenize(services: Services, exchange: Exchange) -> Reply:
 
 async def detokenize(services: Services, exchange: Exchange) -> Reply:
     """Token ids to text; special tokens are shown."""
-    request = decode(await services.traffic.read_body(exchange), DetokenizeRequest)
-    services.names.check(request.model)
+    request = await services.read(exchange, DetokenizeRequest)
     tokenizer = services.llm.tokenizer
     if tokenizer is None:
         raise InputError("this server runs without a tokenizer (skip_tokenizer_init)", param="tokens")
@@ -63,7 +62,6 @@ async def detokenize(services: Services, exchange: Exchange) -> Reply:
         raise InputError(
             f"tokens holds token id {wrong}; the vocabulary has 0 to {tokenizer.vocab_size - 1}", param="tokens"
         )
-    exchange.watch()
     return Reply(msgspec.json.encode(DetokenizeReply(await services.llm.decode(request.tokens))))
 
 

@@ -8,9 +8,7 @@ import sys
 import time
 from array import array
 from collections.abc import Sequence
-from typing import Any, TypeVar
-
-import msgspec
+from typing import Any
 
 from octavo.api.aside import end_all
 from octavo.api.pooling import AnyPoolingOutput, Pair
@@ -20,28 +18,23 @@ from octavo.base.types.pooling import PoolingParams
 from octavo.server.exchange import Exchange
 from octavo.server.openai.conversation import render
 from octavo.server.openai.convert import split_prompts
-from octavo.server.openai.decode import decode
 from octavo.server.openai.pooling.replies import Typed, Vector
 from octavo.server.openai.pooling.types import InputRequest
 from octavo.server.openai.replies import PromptTokensDetails, Usage
 from octavo.server.openai.terms import in_terms
 from octavo.server.openai.types import MAX_PROMPTS, Message, TokenizeChatRequest
-from octavo.server.services import Services
+from octavo.server.services import Request, Services
 
 MAX_NUMBERS = 1 << 23  # of every token's vectors in one answer: a long prompt of a large model, 170 MB of JSON
 
 _OF_CHATS = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 
-Request = TypeVar("Request", bound=msgspec.Struct)
-
 
 async def read(services: Services, exchange: Exchange, kind: type[Request]) -> Request:
-    """The body as `kind`, its model checked; from now on a client that goes away ends the work."""
-    request = decode(await services.traffic.read_body(exchange), kind)
-    services.names.check(getattr(request, "model", None))
+    """As Services.read; InputError for a priority that nothing heeds, too."""
+    request = await services.read(exchange, kind)
     if getattr(request, "priority", None) and services.llm.config.scheduler.scheduling_policy != "priority":
         raise InputError("priority needs a server started with --scheduling-policy priority", param="priority")
-    exchange.watch()
     return request
 
 

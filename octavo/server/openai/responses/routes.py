@@ -9,7 +9,7 @@ from octavo.server.errors import ErrorReply, OpenAIErrors
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.openai import convert
 from octavo.server.openai.conversation import render
-from octavo.server.openai.decode import decode, decode_query
+from octavo.server.openai.decode import decode_query
 from octavo.server.openai.functions import allowed, as_tools, named
 from octavo.server.openai.generate import send_stream
 from octavo.server.openai.responses.background import start
@@ -53,9 +53,7 @@ _SAME = tuple(
 
 async def create_response(services: Services, exchange: Exchange) -> Reply | None:
     """Answer a conversation of items, and keep the answer; None where it was streamed."""
-    request = decode(await services.traffic.read_body(exchange), ResponsesRequest)
-    services.names.check(request.model)
-    exchange.watch()
+    request = await services.read(exchange, ResponsesRequest)
     _check(request)
     names = ToolNames(request.tools or [])
     with in_terms({**TERMS, **names.terms()}):
@@ -81,9 +79,7 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
 
 async def count_input_tokens(services: Services, exchange: Exchange) -> Reply:
     """How many tokens the prompt of such a request has."""
-    counted = decode(await services.traffic.read_body(exchange), InputTokensRequest)
-    services.names.check(counted.model)
-    exchange.watch()
+    counted = await services.read(exchange, InputTokensRequest)
     if counted.input is None and counted.previous_response_id is None:
         raise InputError("input is required, unless previous_response_id is there", param="input")
     fields = {name: getattr(counted, name) for name in PromptFields.__struct_fields__}
