@@ -157,12 +157,12 @@ async def _run(
 
     from octavo.api.async_llm import AsyncLLM
     from octavo.api.log import set_up_logging
-    from octavo.server.app import WORK, create_app
+    from octavo.server.app import WORK, App
     from octavo.server.batch.run import is_busy, run_lines
 
     set_up_logging("WARNING")
     llm = AsyncLLM(config)
-    app = create_app(llm, server)
+    app = App(llm, server)
     bar = _bar(count)
 
     async def ask(path: str, body: bytes) -> Answer:

@@ -134,13 +134,11 @@ ADMIN: list[tuple[str, str, Handler]] = [
 """Method, path: there only with admin keys, and for them only."""
 
 
-def create_app(llm: AsyncLLM, config: ServerConfig) -> App:
-    """The server as an ASGI application. It neither starts nor closes `llm`."""
-    return App(llm, config)
-
-
 class App:
-    """routes: every route.  traffic: what is in flight, for the drain.  model: the name that replies carry."""
+    """The server as an ASGI application. It neither starts nor closes `llm`.
+
+    routes: every route.  traffic: what is in flight, for the drain.  model: the name that replies carry.
+    """
 
     def __init__(self, llm: AsyncLLM, config: ServerConfig) -> None:
         check_chats(config, llm.config.model)

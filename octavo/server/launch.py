@@ -24,7 +24,7 @@ from octavo.api.pooling import default_task
 from octavo.base.collector import settle_collector
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.errors import OctavoError, OverloadedError
-from octavo.server.app import App, create_app
+from octavo.server.app import App
 from octavo.server.listener import HttpServer, listen
 from octavo.server.origins import is_loopback
 
@@ -74,7 +74,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
     # a prompt is tokenized alone: the library's threads would be woken for nothing
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     address = _url(config.host, listener.getsockname()[1])
-    app = create_app(llm, config)
+    app = App(llm, config)
     http = HttpServer(app, listener)
     with _stop_signals() as signals:
         app.batches.resume()  # they wait for the model; what comes from now on begins by itself

@@ -17,7 +17,7 @@ from test_bad_input import LEAKS
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import ServerConfig
-from octavo.server.app import App, create_app
+from octavo.server.app import App
 
 MOST = 4096  # bytes of an error's body
 AT_ONCE = 16
@@ -73,7 +73,7 @@ class Targets:
         ]
         config = ServerConfig(served_model_name=["scripted"], admin_api_key=["admin"], batch_dir=str(batch_dir))
         self.apps: list[App] = []
-        self._make = lambda: [create_app(llm, config) for llm in self._llms]
+        self._make = lambda: [App(llm, config) for llm in self._llms]
         self._pids: list[int] = []
 
     async def __aenter__(self) -> Targets:

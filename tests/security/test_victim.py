@@ -19,7 +19,7 @@ from targets import JSON_HEAD, ask, judge
 
 from octavo.api.async_llm import AsyncLLM
 from octavo.base.config.config import ServerConfig
-from octavo.server.app import App, create_app
+from octavo.server.app import App
 
 NEIGHBOURS = int(os.environ.get("OCTAVO_TEST_NEIGHBOURS", "300"))
 AT_ONCE = 7
@@ -48,7 +48,7 @@ async def stream(app: App) -> list[tuple[str, Any]]:
 
 async def beside(llm: AsyncLLM, calls: Iterator[Call]) -> tuple[list[Any], list[Any], list[str], list[int]]:
     """The stream alone; all that it was meanwhile; what was wrong with the neighbours' answers; their statuses."""
-    app = create_app(llm, ServerConfig(served_model_name=["scripted"]))
+    app = App(llm, ServerConfig(served_model_name=["scripted"]))
     await llm.start()
     try:
         pid, alone = llm.engine_pid, await stream(app)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from octavo.base.config.config import ServerConfig
-from octavo.server.app import App, create_app
+from octavo.server.app import App
 from octavo.server.listener import HttpServer, listen
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class LiveServer:
     async def _serve(self) -> None:
         listener = listen(self.config.host, 0)
         self.port: int = listener.getsockname()[1]
-        self.app = create_app(self.llm, self.config)
+        self.app = App(self.llm, self.config)
         self.loop = asyncio.get_running_loop()
         self._http = HttpServer(self.app, listener)
         serving = asyncio.create_task(self._http.serve())

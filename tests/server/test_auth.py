@@ -10,7 +10,7 @@ from serving import LiveServer
 
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import ConfigError
-from octavo.server.app import ASK, CONTROL, PAGE, WORK, create_app
+from octavo.server.app import ASK, CONTROL, PAGE, WORK, App
 from octavo.server.auth import Keys
 from octavo.server.errors import HttpError
 from octavo.server.origins import Origins
@@ -204,12 +204,12 @@ def test_allowed_origins_get_cors(llm: FakeLLM) -> None:
 @pytest.mark.parametrize("text", ["app.example", '["https://app.example"]', "https://a,https://b", "https://a/b", "/"])
 def test_an_origin_that_no_browser_sends_is_refused(text: str, llm: FakeLLM) -> None:
     with pytest.raises(ConfigError, match="allowed_origins"):
-        create_app(llm, ServerConfig(allowed_origins=[text]))  # type: ignore[arg-type]
+        App(llm, ServerConfig(allowed_origins=[text]))  # type: ignore[arg-type]
 
 
 def test_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCTAVO_API_KEY", "from-env")
-    app = create_app(FakeLLM(), ServerConfig())  # type: ignore[arg-type]
+    app = App(FakeLLM(), ServerConfig())  # type: ignore[arg-type]
     assert app.keys
 
 

@@ -13,7 +13,7 @@ from octavo.base.config.config import ServerConfig
 from octavo.base.errors import ConfigError
 from octavo.base.types.output import Logprob
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
-from octavo.server.app import create_app
+from octavo.server.app import App
 from octavo.server.names import ModelNames
 from octavo.server.openai.logprobs import TextEnd, chat_logprobs, completion_logprobs, prompt_logprobs
 
@@ -269,7 +269,7 @@ def test_default_chat_template_kwargs(llm: FakeLLM) -> None:
             assert llm.rendered[-1][1]["chat_template_kwargs"] == told
     for wrong in ({"messages": []}, {"a b": 1}):
         with pytest.raises(ConfigError, match="default_chat_template_kwargs may not set"):
-            create_app(llm, ServerConfig(default_chat_template_kwargs=wrong))
+            App(llm, ServerConfig(default_chat_template_kwargs=wrong))
 
 
 def test_reasoning_that_cannot_be_turned_off(llm: FakeLLM) -> None:
