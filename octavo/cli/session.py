@@ -5,8 +5,6 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -19,12 +17,10 @@ from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.cli.flags import take_engine
 
 
-@contextmanager
-def open_llm(config: EngineConfig) -> Iterator[LLM]:
-    """The model; freed at the end."""
+def open_llm(config: EngineConfig) -> LLM:
+    """The model; its warnings go to stderr."""
     set_up_logging("WARNING")
-    with LLM(config) as llm:
-        yield llm
+    return LLM(config)
 
 
 def take_varied(values: dict[str, Any]) -> EngineConfig:

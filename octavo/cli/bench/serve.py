@@ -46,7 +46,6 @@ def main(arguments: list[str]) -> int:
     wanted = parse_wanted(options)
     load.check_ramp(options)
     metadata = _pairs("--metadata", options.metadata)
-    check_writable("--plot", options.plot)
     plot.check(options.plot)
     check_url(_base_url(options))
     _headers(options)
