@@ -280,6 +280,48 @@ def test_the_next_process_lists_them_in_the_same_order(tmp_path: Path) -> None:
     assert [batch.id for batch in BatchStore(str(tmp_path)).batches(b"")] == names
 
 
+def test_what_comes_too_late_is_left(client: openai.OpenAI, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.server.batch.routes.WINDOW_S", 2)
+    llm.delay = 0.3
+    batch = ended(client, begin(client, line("a"), line("b", {**BODY, "max_tokens": 100})))
+    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("expired", 1, 0)
+    assert batch.expired_at is not None
+    assert [row["custom_id"] for row in rows(client, batch.output_file_id)] == ["a"]
+
+
+def test_results_that_find_no_room_end_it(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.server.batch.store.MAX_BYTES", 200)
+    batch = ended(client, begin(client, line("a")))
+    assert (batch.status, batch.errors.data[0].code) == ("failed", "storage_full")
+
+
+def test_a_fault_of_ours_ends_it(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("octavo.server.batch.batches.run_lines", fail)
+    batch = ended(client, begin(client, line("a")))
+    assert (batch.status, batch.errors.data[0].code) == ("failed", "server_error")
+    assert "a bug" not in batch.errors.data[0].message
+
+
+def test_the_next_process_ends_what_was_being_cancelled(tmp_path: Path) -> None:
+    now = int(time.time())
+    batch = BatchObject(
+        id="batch_1",
+        endpoint=URL,
+        input_file_id="",
+        completion_window="24h",
+        status="cancelling",
+        created_at=now,
+        expires_at=now + 9,
+        request_counts=RequestCounts(),
+    )
+    BatchStore(str(tmp_path)).add_batch(Kept(owner=b"", batch=batch))
+    with LiveServer(FakeLLM(), batch_dir=str(tmp_path)) as server, server.openai() as client:
+        assert client.batches.retrieve("batch_1").status == "cancelled"
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     store, replace, calls = BatchStore(str(tmp_path)), os.replace, []
