@@ -1,4 +1,4 @@
-"""GET /health, /livez, /ping, /readyz, /version and /metrics: what operators and their probes ask."""
+"""GET /health, /livez, /ping, /readyz, /version, /metrics and /load: what operators and their probes ask."""
 
 from __future__ import annotations
 

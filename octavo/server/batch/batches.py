@@ -98,11 +98,10 @@ class Batches:
         batch = _batch(kept)
         if self._tasks.pop(batch.id, None) is None:
             return
-        error = None if task.cancelled() else task.exception()
         if task.cancelled():
             self._cancelled(kept)
             return
-        if error is not None:
+        if (error := task.exception()) is not None:
             log.error("batch %s failed", batch.id, exc_info=error)
             _fail(batch, BatchFault("server_error", "internal error; the server's log has it under the batch's id"))
             self._finish(kept)

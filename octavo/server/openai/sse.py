@@ -13,18 +13,11 @@ from octavo.server.openai.timing import RequestMetrics
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment: clients pass over it, proxies see that the stream lives
 
 
-class _Head(msgspec.Struct, frozen=True):
-    id: str
-    object: str
-    created: int
-    model: str
-
-
 class Chunks:
     """One stream's chunks. with_usage: every chunk has a usage field, null where it tells nothing."""
 
     def __init__(self, *, id: str, object: str, created: int, model: str, with_usage: bool) -> None:
-        head = msgspec.json.encode(_Head(id, object, created, model))
+        head = msgspec.json.encode({"id": id, "object": object, "created": created, "model": model})
         self._head = b"data: " + head[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
 
