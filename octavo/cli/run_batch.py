@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from octavo.api.arguments import Foreign
+from octavo.api.arguments import OFF, SWITCH, Foreign
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.config.options import build_struct, options
 from octavo.base.errors import ConfigError, EngineDeadError, InputError
@@ -32,9 +32,9 @@ OPTIONS = (
 )
 FOREIGN: dict[str, Foreign] = {
     "output_tmp_dir": Foreign((None,), "results are written as they come", harmless=True),
-    "enable_metrics": Foreign((None, False), "there is no server to ask; see `octavo serve`"),
-    "enable_auto_tool_choice": Foreign((True, False), "", harmless=True),
-    "disable_log_requests": Foreign((True, False), "requests are not logged", harmless=True),
+    "enable_metrics": Foreign(OFF, "there is no server to ask; see `octavo serve`"),
+    "enable_auto_tool_choice": Foreign(SWITCH, "", harmless=True),
+    "disable_log_requests": Foreign(SWITCH, "requests are not logged", harmless=True),
 }
 
 
