@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.routing import Match, Route
 
+from octavo import __version__
 from octavo.api.async_llm import AsyncLLM
 from octavo.api.log import REQUEST_ID
 from octavo.base.config import env
@@ -167,7 +168,7 @@ class App:
             at_once=max(1, llm.config.scheduler.max_num_seqs // 2),
             max_body_bytes=config.max_body_bytes,
         )
-        self.tracer = open_tracer(config.otlp_traces_endpoint, model=names.first, version=health.octavo_version())
+        self.tracer = open_tracer(config.otlp_traces_endpoint, model=names.first, version=__version__)
         self._outbox = Outbox()
         self._origins = Origins(config.host, config.allowed_origins)
         metrics = Metrics(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
 
+from octavo import __version__
 from octavo.base.metrics.registry import CONTENT_TYPE
 from octavo.server.exchange import Exchange, Reply
 from octavo.server.services import LOADING_RETRY_S, Services
@@ -36,7 +36,7 @@ async def ready(services: Services, exchange: Exchange) -> Reply:
 
 async def show_version(services: Services, exchange: Exchange) -> Reply:
     """Octavo's version."""
-    return _json({"version": octavo_version()}, True)
+    return _json({"version": __version__}, True)
 
 
 async def metrics(services: Services, exchange: Exchange) -> Reply:
@@ -58,14 +58,6 @@ async def load(services: Services, exchange: Exchange) -> Reply:
     stats = services.llm.stats
     told = Load(len(services.traffic), stats.num_running, stats.num_waiting, stats.kv_usage)
     return Reply(msgspec.json.encode(told))
-
-
-def octavo_version() -> str:
-    """The installed version; "unknown" where Octavo runs from a folder that was never installed."""
-    try:
-        return version("octavo")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _json(body: dict[str, Any], good: bool) -> Reply:

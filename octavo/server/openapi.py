@@ -11,13 +11,14 @@ from typing import Any, get_args
 import msgspec
 from starlette.routing import Route
 
+from octavo import __version__
 from octavo.server.admin import Aborted, AbortRequest, Done, Paused, Sleeping
 from octavo.server.anthropic import replies as anthropic_replies
 from octavo.server.anthropic import types as anthropic_types
 from octavo.server.batch import types as batch
 from octavo.server.errors import ErrorBody
 from octavo.server.exchange import Exchange, Reply
-from octavo.server.health import Load, octavo_version
+from octavo.server.health import Load
 from octavo.server.openai import replies, types
 from octavo.server.openai.pooling import replies as pooling_replies
 from octavo.server.openai.pooling import types as pooling_types
@@ -158,7 +159,7 @@ def document(rows: Iterable[Row]) -> dict[str, Any]:
     keys = {"type": "http", "scheme": "bearer"}, {"type": "apiKey", "in": "header", "name": "X-Api-Key"}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Octavo", "version": octavo_version()},
+        "info": {"title": "Octavo", "version": __version__},
         "paths": paths,
         "components": {
             "schemas": _portable(schemas),

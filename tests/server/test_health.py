@@ -8,6 +8,7 @@ import pytest
 from fake_llm import FakeLLM
 from serving import LiveServer, wait_for
 
+import octavo
 from octavo.base.errors import OverloadedError, RequestFailedError
 
 BODY = {"prompt": "a", "max_tokens": 2}
@@ -191,3 +192,8 @@ def test_rejections_are_counted(server: LiveServer) -> None:
     for reason, count in (("overloaded", 1), ("unavailable", 2), ("draining", 1)):
         key = f'vllm:admission_rejections_total{{engine="0",model_name="fake/model",reason="{reason}"}}'
         assert samples[key] == count
+
+
+def test_the_version_is_that_of_the_package(server: LiveServer) -> None:
+    assert server.client.get("/version").json() == {"version": octavo.__version__}
+    assert server.client.get("/openapi.json").json()["info"]["version"] == octavo.__version__
