@@ -123,7 +123,7 @@ class RequestProgress:
         self._completions = [
             _Completion(
                 index,
-                make_detokenizer(tokenizer, request, parsing.kept_tokens if parsing else frozenset()),
+                _detokenizer(tokenizer, request, parsing.kept_tokens if parsing else frozenset()),
                 parsing.parser() if parsing else None,
             )
             for index in range(request.params.n)
@@ -251,9 +251,7 @@ class RequestProgress:
         return table
 
 
-def make_detokenizer(
-    tokenizer: TextTokenizer | None, request: Request, kept_tokens: Set[int] = frozenset()
-) -> Detokenizer | None:
+def _detokenizer(tokenizer: TextTokenizer | None, request: Request, kept_tokens: Set[int]) -> Detokenizer | None:
     """None where the request or the engine wants no text."""
     if tokenizer is None or not request.params.detokenize:
         return None

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -34,8 +34,6 @@ LAST_WORDS_S = 0.5  # for the error events of requests that are cut off
 LAST_ARRIVALS_S = 0.2  # for requests that are on their way when nothing is left to do: they are told, not cut off
 LAST_SPANS_S = 2.0
 _WILDCARDS = ("0.0.0.0", "::")
-
-Tell = Callable[[str], None]
 
 
 def serve(config: EngineConfig, server: ServerConfig, *, process: EngineProcess | None = None) -> int:
@@ -69,7 +67,7 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
-async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, tell: Tell = say) -> int:
+async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket) -> int:
     """Serve `llm`, which is started here, on an open socket; 0 after a drain, 1 where the model does not load."""
     # a prompt is tokenized alone: the library's threads would be woken for nothing
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -81,7 +79,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
         serving = asyncio.create_task(http.serve())
         starting = asyncio.create_task(_start(llm))
         try:
-            tell(f"Listening on {address}; loading {llm.config.model.model}")
+            say(f"Listening on {address}; loading {llm.config.model.model}")
             _warn_if_open(app, config)
             first_signal = asyncio.create_task(signals.get())
             await asyncio.wait({starting, first_signal}, return_when=asyncio.FIRST_COMPLETED)
@@ -90,9 +88,9 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket, t
             if starting.done():
                 app.canary.start()
                 settle_collector()
-                tell(banner(address, app.model, _first_use(llm.model), with_key=bool(app.keys)))
+                say(banner(address, app.model, _first_use(llm.model), with_key=bool(app.keys)))
                 if not config.disable_ui:
-                    tell(f"  or open {address} in a browser")
+                    say(f"  or open {address} in a browser")
                 await asyncio.wait({first_signal, serving}, return_when=asyncio.FIRST_COMPLETED)
             await _drain(app, signals, config.shutdown_timeout)
             return 0

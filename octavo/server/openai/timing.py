@@ -43,7 +43,7 @@ class Timing:
     num_prompt, num_tokens: tokens of the prompt, and those that came.
     """
 
-    def __init__(self, started_at: float = 0.0) -> None:
+    def __init__(self, started_at: float) -> None:
         self._started_at = started_at
         self._checked = 0.0
         self._times: RequestTimes | None = None
