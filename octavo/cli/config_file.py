@@ -44,7 +44,8 @@ def _read(parser: Parser, path: Path) -> dict[str, Any]:
     for key, _ in node.value:
         name = key.value.replace("-", "_")
         where = f"--config {path}, line {key.start_mark.line + 1}: {key.value}"
-        if name in seen or key.value.startswith("-") or name in _NOT_THERE:
+        # of a merge key (<<) the content holds what it brought, not the key
+        if name in seen or key.value.startswith("-") or name in _NOT_THERE or key.value not in content:
             fault = "is there twice" if name in seen else "is no option; options are named without dashes before them"
             raise ConfigError(f"{where} {fault}", param=name)
         seen.add(name)

@@ -110,6 +110,7 @@ def test_every_server_option_can_stand_in_a_file(path: Path) -> None:
         ("max-num-seqs: 1\nmax_num_seqs: 2\n", r"line 2: max_num_seqs is there twice"),
         ("--port: 1\n", r"line 1: --port is no option; options are named without dashes"),
         ("config: other.yaml\n", r"line 1: config is no option"),
+        ("hf-overrides: &a {port: 1}\n<<: *a\n", r"line 2: << is no option"),
         ("a: !!python/object/apply:os.system [id]\n", r"not valid YAML: .*could not determine a constructor"),
         ("hf_overrides: &a {b: *a}\n", r"line 1: hf_overrides: Circular"),
     ],
