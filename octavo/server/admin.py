@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from octavo.base.errors import EndedByOperatorError, OverloadedError
-from octavo.server.exchange import Exchange, Reply
+from octavo.server.exchange import Exchange, Reply, json_reply
 from octavo.server.openai.decode import decode, decode_query
 from octavo.server.services import LOADING_RETRY_S, Services
 from octavo.server.strict import Strict
@@ -61,7 +61,7 @@ async def reset_prefix_cache(services: Services, exchange: Exchange) -> Reply:
     decode_query(exchange.query(), _NoQuery)
     services.check_ready()
     await services.llm.call("reset_prefix_cache")
-    return _reply(Done())
+    return json_reply(Done())
 
 
 async def pause(services: Services, exchange: Exchange) -> Reply:
@@ -73,19 +73,19 @@ async def pause(services: Services, exchange: Exchange) -> Reply:
         services.traffic.interrupt_all(OverloadedError("the server was paused", retry_after=LOADING_RETRY_S))
     exchange.watch()
     await services.traffic.wait_paused()
-    return _reply(Done())
+    return json_reply(Done())
 
 
 async def resume(services: Services, exchange: Exchange) -> Reply:
     """Let requests in again."""
     decode_query(exchange.query(), _NoQuery)
     services.traffic.resume()
-    return _reply(Done())
+    return json_reply(Done())
 
 
 async def is_paused(services: Services, exchange: Exchange) -> Reply:
     """Whether requests are kept out."""
-    return _reply(Paused(services.traffic.paused))
+    return json_reply(Paused(services.traffic.paused))
 
 
 async def sleep(services: Services, exchange: Exchange) -> Reply:
@@ -94,27 +94,23 @@ async def sleep(services: Services, exchange: Exchange) -> Reply:
     if services.llm.state != "sleeping":
         services.check_ready()
         await services.llm.sleep()
-    return _reply(Done())
+    return json_reply(Done())
 
 
 async def wake_up(services: Services, exchange: Exchange) -> Reply:
     """Load the model again; the answer comes when it is ready."""
     decode_query(exchange.query(), _NoQuery)
     await services.llm.wake_up()
-    return _reply(Done())
+    return json_reply(Done())
 
 
 async def is_sleeping(services: Services, exchange: Exchange) -> Reply:
     """Whether the engine sleeps."""
-    return _reply(Sleeping(services.llm.state == "sleeping"))
+    return json_reply(Sleeping(services.llm.state == "sleeping"))
 
 
 async def abort_requests(services: Services, exchange: Exchange) -> Reply:
     """End requests by their X-Request-Id, request_id or answer's id, with an error for whoever waits."""
     request = decode(await services.traffic.read_body(exchange), AbortRequest)
     error = EndedByOperatorError("the request was ended by the server's operator")
-    return _reply(Aborted(services.traffic.interrupt(frozenset(request.request_ids), error)))
-
-
-def _reply(told: msgspec.Struct) -> Reply:
-    return Reply(msgspec.json.encode(told))
+    return json_reply(Aborted(services.traffic.interrupt(frozenset(request.request_ids), error)))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from octavo.base.errors import InputError, OctavoError
 from octavo.server.errors import ClientGoneError, ErrorForm, OpenAIErrors
 from octavo.server.openai.timing import Timing
@@ -29,6 +31,11 @@ class Reply:
     status: int = 200
     content_type: bytes = b"application/json"
     headers: Sequence[tuple[bytes, bytes]] = field(default=())
+
+
+def json_reply(told: object) -> Reply:
+    """A 200 with this as JSON."""
+    return Reply(msgspec.json.encode(told))
 
 
 class Exchange:

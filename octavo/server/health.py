@@ -8,7 +8,7 @@ import msgspec
 
 from octavo import __version__
 from octavo.base.metrics.registry import CONTENT_TYPE
-from octavo.server.exchange import Exchange, Reply
+from octavo.server.exchange import Exchange, Reply, json_reply
 from octavo.server.services import LOADING_RETRY_S, Services
 
 
@@ -57,7 +57,7 @@ async def load(services: Services, exchange: Exchange) -> Reply:
     """How much is going on."""
     stats = services.llm.stats
     told = Load(len(services.traffic), stats.num_running, stats.num_waiting, stats.kv_usage)
-    return Reply(msgspec.json.encode(told))
+    return json_reply(told)
 
 
 def _json(body: dict[str, Any], good: bool) -> Reply:

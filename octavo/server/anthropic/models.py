@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import msgspec
-
 from octavo.server.anthropic.replies import ModelInfo, ModelPage
-from octavo.server.exchange import Exchange, Reply
+from octavo.server.exchange import Exchange, Reply, json_reply
 from octavo.server.openai import models
 from octavo.server.services import Services
 
@@ -21,7 +19,7 @@ async def list_models(services: Services, exchange: Exchange) -> Reply:
         return await models.list_models(services, exchange)
     names = services.names.served
     page = ModelPage(data=[_info(services, name) for name in names], first_id=names[0], last_id=names[-1])
-    return Reply(msgspec.json.encode(page))
+    return json_reply(page)
 
 
 async def show_model(services: Services, exchange: Exchange) -> Reply:
@@ -30,7 +28,7 @@ async def show_model(services: Services, exchange: Exchange) -> Reply:
         return await models.show_model(services, exchange)
     name = exchange.path_params["model"]
     services.names.check(name)
-    return Reply(msgspec.json.encode(_info(services, name)))
+    return json_reply(_info(services, name))
 
 
 def _info(services: Services, name: str) -> ModelInfo:

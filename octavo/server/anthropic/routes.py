@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from octavo.server.anthropic.build import MessageBuilder
 from octavo.server.anthropic.context import edited
 from octavo.server.anthropic.convert import as_chat, terms
 from octavo.server.anthropic.replies import TokenCount
 from octavo.server.anthropic.thinking import is_told, with_thinking
 from octavo.server.anthropic.types import CountTokensRequest, MessagesRequest
-from octavo.server.exchange import Exchange, Reply
+from octavo.server.exchange import Exchange, Reply, json_reply
 from octavo.server.openai import convert
 from octavo.server.openai.conversation import render
 from octavo.server.openai.generate import send_stream
@@ -33,7 +31,7 @@ async def create_message(services: Services, exchange: Exchange) -> Reply | None
                 return None
             await results.collect(builder.piece)
     builder.end()
-    return Reply(msgspec.json.encode(builder.message))
+    return json_reply(builder.message)
 
 
 async def count_tokens(services: Services, exchange: Exchange) -> Reply:
@@ -42,4 +40,4 @@ async def count_tokens(services: Services, exchange: Exchange) -> Reply:
     chat = with_thinking(services, request.thinking, as_chat(request, edited(services, request)))
     with in_terms(terms(request)):
         ids = await render(services, chat)
-    return Reply(msgspec.json.encode(TokenCount(len(ids))))
+    return json_reply(TokenCount(len(ids)))

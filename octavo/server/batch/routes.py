@@ -20,7 +20,7 @@ from octavo.server.batch.types import (
     Query,
     RequestCounts,
 )
-from octavo.server.exchange import Exchange, Reply
+from octavo.server.exchange import Exchange, Reply, json_reply
 from octavo.server.openai.decode import decode, decode_query, explain
 from octavo.server.openai.pages import page_reply
 from octavo.server.services import Services
@@ -44,7 +44,7 @@ async def upload_file(services: Services, exchange: Exchange) -> Reply:
     made = services.batches.store.add_file(
         exchange.owner, fields["file"].content, filename=fields["file"].filename[:255], keep_s=_keep_s(fields)
     )
-    return Reply(msgspec.json.encode(made))
+    return json_reply(made)
 
 
 def _keep_s(fields: dict[str, Field]) -> int:
@@ -69,7 +69,7 @@ async def list_files(services: Services, exchange: Exchange) -> Reply:
 
 async def show_file(services: Services, exchange: Exchange) -> Reply:
     """What is known of a file."""
-    return Reply(msgspec.json.encode(services.batches.store.file(exchange.path_params["id"], exchange.owner)))
+    return json_reply(services.batches.store.file(exchange.path_params["id"], exchange.owner))
 
 
 async def fetch_file(services: Services, exchange: Exchange) -> None:
@@ -83,7 +83,7 @@ async def delete_file(services: Services, exchange: Exchange) -> Reply:
     """Forget a file."""
     name = exchange.path_params["id"]
     services.batches.store.delete_file(name, exchange.owner)
-    return Reply(msgspec.json.encode(Deleted(name)))
+    return json_reply(Deleted(name))
 
 
 async def create_batch(services: Services, exchange: Exchange) -> Reply:
@@ -112,7 +112,7 @@ async def create_batch(services: Services, exchange: Exchange) -> Reply:
     services.batches.add(
         Kept(owner=exchange.owner, batch=batch, keep_results_s=KEEP_S if after is None else after.seconds)
     )
-    return Reply(msgspec.json.encode(batch))
+    return json_reply(batch)
 
 
 async def list_batches(services: Services, exchange: Exchange) -> Reply:
@@ -125,14 +125,14 @@ async def list_batches(services: Services, exchange: Exchange) -> Reply:
 
 async def show_batch(services: Services, exchange: Exchange) -> Reply:
     """How far a batch is, and its results' files."""
-    return Reply(msgspec.json.encode(_found(services, exchange).batch))
+    return json_reply(_found(services, exchange).batch)
 
 
 async def cancel_batch(services: Services, exchange: Exchange) -> Reply:
     """End a batch: its state is cancelling, and cancelled soon after."""
     kept = _found(services, exchange)
     services.batches.cancel(kept)
-    return Reply(msgspec.json.encode(kept.batch))
+    return json_reply(kept.batch)
 
 
 def _found(services: Services, exchange: Exchange) -> Kept:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import msgspec
-
-from octavo.server.exchange import Exchange, Reply
+from octavo.server.exchange import Exchange, Reply, json_reply
 from octavo.server.openai.replies import ModelCard, ModelList
 from octavo.server.services import Services
 
 
 async def list_models(services: Services, exchange: Exchange) -> Reply:
     """All names of the model."""
-    return Reply(msgspec.json.encode(ModelList(data=[_card(services, name) for name in services.names.served])))
+    return json_reply(ModelList(data=[_card(services, name) for name in services.names.served]))
 
 
 async def show_model(services: Services, exchange: Exchange) -> Reply:
     """One of them; 404 for another."""
     name = exchange.path_params["model"]
     services.names.check(name)
-    return Reply(msgspec.json.encode(_card(services, name)))
+    return json_reply(_card(services, name))
 
 
 def _card(services: Services, name: str) -> ModelCard:

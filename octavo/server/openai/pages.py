@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from octavo.base.errors import InputError
-from octavo.server.exchange import Reply
+from octavo.server.exchange import Reply, json_reply
 from octavo.server.openai.types import Identifier
 from octavo.server.strict import Strict
 
@@ -49,4 +49,4 @@ def page_reply(kind: type[Page[Any]], newest_first: Sequence[Listed], query: Pag
         rows = rows[at:]
     page = rows[:limit]
     first, last = (page[0].id, page[-1].id) if page else (None, None)
-    return Reply(msgspec.json.encode(kind(data=page, first_id=first, last_id=last, has_more=len(rows) > limit)))
+    return json_reply(kind(data=page, first_id=first, last_id=last, has_more=len(rows) > limit))

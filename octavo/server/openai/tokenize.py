@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from octavo.base.errors import InputError
-from octavo.server.exchange import Exchange, Reply
+from octavo.server.exchange import Exchange, Reply, json_reply
 from octavo.server.openai.conversation import render
 from octavo.server.openai.decode import decode
 from octavo.server.openai.replies import DetokenizeReply, TokenizeReply, TokenizerInfo
@@ -39,15 +39,8 @@ async def tokenize(services: Services, exchange: Exchange) -> Reply:
     tokenizer, strings = services.llm.tokenizer, None
     if request.return_token_strs and tokenizer is not None:
         strings = await asyncio.to_thread(tokenizer.token_strings, ids)
-    return Reply(
-        msgspec.json.encode(
-            TokenizeReply(
-                count=len(ids),
-                max_model_len=services.llm.info["max_model_len"],
-                tokens=ids,
-                token_strs=strings,
-            )
-        )
+    return json_reply(
+        TokenizeReply(count=len(ids), max_model_len=services.llm.info["max_model_len"], tokens=ids, token_strs=strings)
     )
 
 
@@ -62,7 +55,7 @@ async def detokenize(services: Services, exchange: Exchange) -> Reply:
         raise InputError(
             f"tokens holds token id {wrong}; the vocabulary has 0 to {tokenizer.vocab_size - 1}", param="tokens"
         )
-    return Reply(msgspec.json.encode(DetokenizeReply(await services.llm.decode(request.tokens))))
+    return json_reply(DetokenizeReply(await services.llm.decode(request.tokens)))
 
 
 async def show_tokenizer(services: Services, exchange: Exchange) -> Reply:
@@ -80,4 +73,4 @@ async def show_tokenizer(services: Services, exchange: Exchange) -> Reply:
         special_tokens=dict(tokenizer.special_ids()),
         chat_template=None if template is None else template.source,
     )
-    return Reply(msgspec.json.encode(info))
+    return json_reply(info)

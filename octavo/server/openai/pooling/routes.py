@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import msgspec
-
 from octavo.api.pooling import AnyPoolingOutput, Pair, as_score, cosine_score, default_task, match_pairs, vector
 from octavo.api.prompts import Prompt
 from octavo.base.errors import InputError
 from octavo.base.types.pooling import PoolingParams
-from octavo.server.exchange import Exchange, Reply
+from octavo.server.exchange import Exchange, Reply, json_reply
 from octavo.server.openai.pooling import replies
 from octavo.server.openai.pooling.run import check_count, head, inputs, read, run, shown, typed, usage
 from octavo.server.openai.pooling.types import (
@@ -45,7 +43,7 @@ async def create_embeddings(services: Services, exchange: Exchange) -> Reply:
     vectors = (shown(output.outputs.data, request.encoding_format) for output in outputs)
     data = [replies.Embedding(index, one) for index, one in enumerate(vectors)]
     begin = head(services, exchange, request, "embd-")
-    return Reply(msgspec.json.encode(replies.EmbeddingsReply(data=data, usage=usage(outputs), **begin)))
+    return json_reply(replies.EmbeddingsReply(data=data, usage=usage(outputs), **begin))
 
 
 async def create_pooling(services: Services, exchange: Exchange) -> Reply:
@@ -55,7 +53,7 @@ async def create_pooling(services: Services, exchange: Exchange) -> Reply:
     vectors = (shown(output.outputs.data, request.encoding_format) for output in outputs)
     data = [replies.Pooled(index, one) for index, one in enumerate(vectors)]
     begin = head(services, exchange, request, "pool-")
-    return Reply(msgspec.json.encode(replies.PoolingReply(data=data, usage=usage(outputs), **begin)))
+    return json_reply(replies.PoolingReply(data=data, usage=usage(outputs), **begin))
 
 
 async def create_classes(services: Services, exchange: Exchange) -> Reply:
@@ -67,7 +65,7 @@ async def create_classes(services: Services, exchange: Exchange) -> Reply:
         probs = vector(output)
         data.append(replies.Classes(index, labels[probs.index(max(probs))], probs, len(probs)))
     begin = head(services, exchange, request, "classify-")
-    return Reply(msgspec.json.encode(replies.ClassesReply(data=data, usage=usage(outputs), **begin)))
+    return json_reply(replies.ClassesReply(data=data, usage=usage(outputs), **begin))
 
 
 async def create_scores(services: Services, exchange: Exchange) -> Reply:
@@ -78,7 +76,7 @@ async def create_scores(services: Services, exchange: Exchange) -> Reply:
     scores, counted = await _score(services, match_pairs(firsts, seconds, (first, second)), request, name=second)
     data = [replies.Score(index, score) for index, score in enumerate(scores)]
     begin = head(services, exchange, request, "score-")
-    return Reply(msgspec.json.encode(replies.ScoresReply(data=data, usage=counted, **begin)))
+    return json_reply(replies.ScoresReply(data=data, usage=counted, **begin))
 
 
 async def create_rerank(services: Services, exchange: Exchange) -> Reply:
@@ -99,7 +97,7 @@ async def create_rerank(services: Services, exchange: Exchange) -> Reply:
     reply = replies.RerankReply(
         id=begin["id"], model=begin["model"], usage=counted, results=results, meta=_meta(counted.prompt_tokens)
     )
-    return Reply(msgspec.json.encode(reply))
+    return json_reply(reply)
 
 
 async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Reply:
@@ -131,7 +129,7 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
         texts=request.texts,
         meta=_meta(usage(outputs).prompt_tokens),
     )
-    return Reply(msgspec.json.encode(reply))
+    return json_reply(reply)
 
 
 async def _outputs(services: Services, request: InputRequest, *, task: Any) -> list[AnyPoolingOutput]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from octavo.base.errors import InputError
 from octavo.server.errors import ErrorReply, OpenAIErrors
-from octavo.server.exchange import Exchange, Reply
+from octavo.server.exchange import Exchange, Reply, json_reply
 from octavo.server.openai import convert
 from octavo.server.openai.conversation import render
 from octavo.server.openai.decode import decode_query
@@ -64,7 +62,7 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
         entry = Stored(exchange.owner, builder.response, messages)
         if request.background:
             start(services, exchange, generation, builder=builder, entry=entry)
-            return Reply(msgspec.json.encode(builder.response))
+            return json_reply(builder.response)
         async with Results(services, generation) as results:
             if request.stream:
                 stream = _KeptStream(services, builder, entry)
@@ -74,7 +72,7 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
             await results.collect(builder.piece)
             builder.end()
     _keep(services, builder, entry)
-    return Reply(msgspec.json.encode(builder.response))
+    return json_reply(builder.response)
 
 
 async def count_input_tokens(services: Services, exchange: Exchange) -> Reply:
@@ -91,7 +89,7 @@ async def count_input_tokens(services: Services, exchange: Exchange) -> Reply:
         else:
             messages = _messages(services, exchange, request)
         ids = await render(services, _chat(request, messages, names))
-    return Reply(msgspec.json.encode(InputTokens(len(ids))))
+    return json_reply(InputTokens(len(ids)))
 
 
 async def show_response(services: Services, exchange: Exchange) -> Reply:
@@ -100,7 +98,7 @@ async def show_response(services: Services, exchange: Exchange) -> Reply:
     entry = services.responses.get(exchange.path_params["id"], exchange.owner)
     if entry.job is not None:
         entry.job.update()
-    return Reply(msgspec.json.encode(entry.response))
+    return json_reply(entry.response)
 
 
 async def delete_response(services: Services, exchange: Exchange) -> Reply:
@@ -110,7 +108,7 @@ async def delete_response(services: Services, exchange: Exchange) -> Reply:
     if entry.job is not None:
         await entry.job.cancel()
     services.responses.delete(name, exchange.owner)
-    return Reply(msgspec.json.encode(DeletedResponse(name)))
+    return json_reply(DeletedResponse(name))
 
 
 async def cancel_response(services: Services, exchange: Exchange) -> Reply:
@@ -120,7 +118,7 @@ async def cancel_response(services: Services, exchange: Exchange) -> Reply:
         raise InputError("only responses made with background=true can be cancelled; close a stream to end it")
     if entry.job is not None:
         await entry.job.cancel()
-    return Reply(msgspec.json.encode(entry.response))
+    return json_reply(entry.response)
 
 
 def _check(request: ResponsesRequest) -> None:
