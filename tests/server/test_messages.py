@@ -176,6 +176,13 @@ def test_thinking_is_turned_on_and_off(server: LiveServer, llm: FakeLLM, name: s
             assert llm.rendered[-1][1]["chat_template_kwargs"] == {name: on}
 
 
+def test_an_effort_goes_where_the_template_reads_it(server: LiveServer, llm: FakeLLM) -> None:
+    llm.model.template.source = "{{ reasoning_effort }}"
+    with connect(server) as client:
+        client.messages.create(**ASK, output_config={"effort": "high"})
+    assert llm.rendered[-1][1]["chat_template_kwargs"] == {"reasoning_effort": "high"}
+
+
 def test_what_asks_for_nothing_is_taken(client: anthropic.Anthropic, shared: LiveServer) -> None:
     """As Claude Code and other users of the client's beta send it."""
     cached = {"type": "ephemeral", "scope": "global", "ttl": "1h"}
@@ -201,6 +208,7 @@ def test_what_asks_for_nothing_is_taken(client: anthropic.Anthropic, shared: Liv
         },
         "betas": ["context-management-2025-06-27"],
         "mcp_servers": [],
+        "output_config": {"effort": "high"},
     }
     more: dict[str, Any] = {
         "max_tokens": 3,

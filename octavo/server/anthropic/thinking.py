@@ -21,9 +21,12 @@ def with_thinking(services: Services, thinking: Thinking | None, chat: ChatReque
     """The chat with reasoning on or off, where the template can turn it, and bounded, where it can be counted.
 
     Without `thinking` it is off, as in Anthropic's protocol. UnsupportedError where it must be, and there is none at
-    all.
+    all. An effort of "high" is the protocol's default, which Claude Code always spells out: where the template knows
+    no efforts it asks for nothing.
     """
     source = template_source(services, chat)
+    if chat.reasoning_effort == "high" and "reasoning_effort" not in source:
+        chat = msgspec.structs.replace(chat, reasoning_effort=None)
     asked = not isinstance(thinking, ThinkingDisabled | None)
     if isinstance(thinking, ThinkingEnabled):
         reasoning, tokenizer = known_reasoning(services, source), services.llm.tokenizer

@@ -98,7 +98,8 @@ def _effort(services: Services, request: ChatRequest) -> dict[str, Any]:
         found |= switched(source, False)
     if not found and (effort != "none" or known_reasoning(services, source) is not None):
         raise UnsupportedError(
-            f"reasoning_effort={effort!r} is not supported by this model: its chat template does not know it",
+            f"reasoning_effort={effort!r} is not supported by this model: its chat template does not know it; leave it "
+            "out",
             param="reasoning_effort",
         )
     return found
