@@ -19,6 +19,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 # The names that templates read a message's reasoning by; the first is today's.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_SYSTEM = ("system", "developer")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,14 @@ class ContentForm:
     string: bool = True
     parts: bool = False
     null: bool = True
+
+
+@dataclass(frozen=True)
+class SystemForm:
+    """Where a template takes messages of the system's. several: one behind the other.  late: behind other turns."""
+
+    several: bool = True
+    late: bool = True
 
 
 def check_size(value: Any, where: str) -> None:
@@ -101,6 +110,40 @@ def plain_messages(messages: Any, form: ContentForm) -> list[dict[str, Any]]:
     if not isinstance(messages, list | tuple) or not messages:
         raise InputError("messages must be a list of at least one message", param="messages")
     return [_message(message, f"messages[{index}]", form) for index, message in enumerate(messages)]
+
+
+def placed_systems(messages: list[dict[str, Any]], form: SystemForm) -> list[dict[str, Any]]:
+    """plain_messages' conversation, the system's messages moved to where the template takes them.
+
+    Those that follow each other become one. What a late one says becomes the user's, in one turn with what the user
+    says beside it: there it changes nothing of the prompt before it, which may be cached.
+    """
+    result: list[dict[str, Any]] = []
+    begun = moved = False  # a turn that is not the system's has come; the last turn holds what was the system's
+    for message in messages:
+        system = message["role"] in _SYSTEM
+        begun = begun or not system
+        late = system and begun and not form.late
+        turn = {**message, "role": "user"} if late else message
+        last = result[-1]["role"] if result else ""
+        joins = (late or moved) and last == "user" == turn["role"]
+        if joins or (system and not late and last in _SYSTEM and not form.several):
+            result[-1] = {**result[-1], "content": _joined(result[-1]["content"], turn["content"])}
+        else:
+            result.append(turn)
+        moved = late or (moved and joins)
+    return result
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two contents as one: strings with a blank line between them, or the parts of both."""
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    return [
+        part
+        for content in (first, second)
+        for part in ([{"type": "text", "text": content}] if isinstance(content, str) else content)
+    ]
 
 
 def _message(message: Any, where: str, form: ContentForm) -> dict[str, Any]:

@@ -18,7 +18,15 @@ from typing import Any, NoReturn
 import minijinja
 
 from octavo.base.errors import InputError, ModelFormatError
-from octavo.text.messages import ContentForm, check_size, plain_extra, plain_list, plain_messages
+from octavo.text.messages import (
+    ContentForm,
+    SystemForm,
+    check_size,
+    placed_systems,
+    plain_extra,
+    plain_list,
+    plain_messages,
+)
 from octavo.text.seal import Placeholders, Seal, map_strings
 from octavo.text.tokenizer import Tokenizer
 
@@ -65,6 +73,7 @@ class ChatTemplate:
         self._environment = _environment()
         _compile(self._environment, source)
         self._form = self._detect_form()
+        self._systems = self._detect_systems()
 
     def render(
         self,
@@ -121,7 +130,7 @@ class ChatTemplate:
             check_size(value, name)
         return {
             **plain_extra(extra, RESERVED),
-            "messages": plain_messages(messages, self._form),
+            "messages": placed_systems(plain_messages(messages, self._form), self._systems),
             "tools": plain_list(tools, "tools"),
             "documents": plain_list(documents, "documents"),
         }
@@ -166,6 +175,22 @@ class ChatTemplate:
         printed = any(null.count(word) > nothing.count(word) for word in ("None", "null"))
         lost = null.count("probe_call") < nothing.count("probe_call")
         return null != "" and not printed and not lost
+
+    def _detect_systems(self) -> SystemForm:
+        """By trial: where the system's messages come out. A template that takes none is given them where they stand."""
+
+        def turn(role: str, text: str) -> dict[str, Any]:
+            return {"role": role, "content": text if self._form.string else [{"type": "text", "text": text}]}
+
+        def printed(*turns: dict[str, Any]) -> bool:
+            text = self._try(list(turns))
+            return all(word in text for word in ("probe-1", "probe-2"))
+
+        first, later = turn("system", "probe-1"), turn("system", "probe-2")
+        if not printed(first, turn("user", "probe-2")):
+            return SystemForm()
+        asked, said = turn("user", "probe"), turn("assistant", "probe")
+        return SystemForm(several=printed(first, later, asked), late=printed(first, asked, later, said, asked))
 
     def _try(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """The text; nothing where the template fails."""
