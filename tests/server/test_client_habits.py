@@ -209,7 +209,7 @@ def test_what_codex_sends(server: LiveServer, llm: FakeLLM) -> None:
 
 
 def test_what_other_agents_send_back(server: LiveServer, llm: FakeLLM) -> None:
-    """go-openai leaves out what is empty; Cline and LiteLLM go on with what other servers have told."""
+    """go-openai leaves out what is empty; Cline, LiteLLM and OpenAI's agents go on with what servers have told."""
     mark = {"google": {"thought_signature": "x"}}
     details = [
         {"type": "reasoning.text", "text": "hm", "format": "unknown", "index": 0},
@@ -228,6 +228,7 @@ def test_what_other_agents_send_back(server: LiveServer, llm: FakeLLM) -> None:
             {"role": "tool", "tool_call_id": "b", "content": None},
             {"role": "assistant", "content": "b", "reasoning_content": "so", "reasoning_details": details[1:]},
             {"role": "assistant", "content": "c", "annotations": [{"type": "url_citation", "url_citation": {}}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "d", "annotations": []}]},
             *MESSAGES,
         ],
         "stream": True,
@@ -235,12 +236,13 @@ def test_what_other_agents_send_back(server: LiveServer, llm: FakeLLM) -> None:
         "max_tokens": 1,
     }
     assert server.post(CHAT, body).status_code == 200
-    _, called, first, second, said, cited, _ = llm.rendered[0][0]
+    _, called, first, second, said, cited, streamed, _ = llm.rendered[0][0]
     shown = {"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}
     assert called["tool_calls"] == [shown, {**shown, "id": "b", "function": {"name": "f", "arguments": "{}"}}]
     assert (called["reasoning"], said["reasoning_content"], "reasoning" in said) == ("hm", "so", False)
     assert (first["content"], second["content"]) == ("", "")
     assert cited == {"role": "assistant", "content": "c"}
+    assert streamed == {"role": "assistant", "content": [{"type": "text", "text": "d"}]}
     wrong = {**body, "stream_options": {"include_obfuscation": True}}
     assert server.post(CHAT, wrong).json()["error"]["param"] == "stream_options.include_obfuscation"
     assert server.post(CHAT, {**body, "messages": [{"role": "user"}]}).status_code == 400

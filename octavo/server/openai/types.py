@@ -105,10 +105,13 @@ class CacheControl(Strict, frozen=True, kw_only=True):
 
 
 class TextPart(Tagged, frozen=True, tag="text", omit_defaults=True):
-    """The one kind of message part that a text model takes."""
+    """The one kind of message part that a text model takes. annotations: of the text, another server's; OpenAI's agents
+    in JavaScript send an empty list of them with each text that was streamed to them.
+    """
 
     text: str
     cache_control: CacheControl | None = None
+    annotations: list[Any] | None = None
 
 
 class RefusalPart(Tagged, frozen=True, tag="refusal"):
