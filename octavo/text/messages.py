@@ -35,11 +35,17 @@ class ContentForm:
 
 
 @dataclass(frozen=True)
-class SystemForm:
-    """Where a template takes messages of the system's. several: one behind the other.  late: behind other turns."""
+class TurnForm:
+    """Which turns a template takes.
+
+    several: the system's, one behind the other.  late: the system's behind others.  parted: the system's of several
+    parts.  repeated: the user's, one behind the other.
+    """
 
     several: bool = True
     late: bool = True
+    parted: bool = True
+    repeated: bool = True
 
 
 def check_size(value: Any, where: str) -> None:
@@ -112,11 +118,12 @@ def plain_messages(messages: Any, form: ContentForm) -> list[dict[str, Any]]:
     return [_message(message, f"messages[{index}]", form) for index, message in enumerate(messages)]
 
 
-def placed_systems(messages: list[dict[str, Any]], form: SystemForm) -> list[dict[str, Any]]:
-    """plain_messages' conversation, the system's messages moved to where the template takes them.
+def placed(messages: list[dict[str, Any]], form: TurnForm) -> list[dict[str, Any]]:
+    """plain_messages' conversation in turns that the template takes.
 
-    Those that follow each other become one. What a late one says becomes the user's, in one turn with what the user
-    says beside it: there it changes nothing of the prompt before it, which may be cached.
+    The system's that follow each other become one, and so do the user's. What a late one of the system's says becomes
+    the user's, in one turn with what the user says beside it: there it changes nothing of the prompt before it, which
+    may be cached.
     """
     result: list[dict[str, Any]] = []
     begun = moved = False  # a turn that is not the system's has come; the last turn holds what was the system's
@@ -125,8 +132,10 @@ def placed_systems(messages: list[dict[str, Any]], form: SystemForm) -> list[dic
         begun = begun or not system
         late = system and begun and not form.late
         turn = {**message, "role": "user"} if late else message
+        if system and not form.parted:
+            turn = {**turn, "content": _joined(turn["content"])}
         last = result[-1]["role"] if result else ""
-        joins = (late or moved) and last == "user" == turn["role"]
+        joins = last == "user" == turn["role"] and (late or moved or not form.repeated)
         if joins or (system and not late and last in _SYSTEM and not form.several):
             result[-1] = {**result[-1], "content": _joined(result[-1]["content"], turn["content"])}
         else:
@@ -135,15 +144,11 @@ def placed_systems(messages: list[dict[str, Any]], form: SystemForm) -> list[dic
     return result
 
 
-def _joined(first: Any, second: Any) -> Any:
-    """Two contents as one: strings with a blank line between them, or the parts of both."""
-    if isinstance(first, str) and isinstance(second, str):
-        return f"{first}\n\n{second}"
-    return [
-        part
-        for content in (first, second)
-        for part in ([{"type": "text", "text": content}] if isinstance(content, str) else content)
-    ]
+def _joined(*contents: Any) -> Any:
+    """Contents as one, a blank line between them: a string where one is, else a list of one part."""
+    texts = [said if isinstance(said, str) else "\n".join(part["text"] for part in said) for said in contents]
+    text = "\n\n".join(texts)
+    return text if any(isinstance(said, str) for said in contents) else [{"type": "text", "text": text}]
 
 
 def _message(message: Any, where: str, form: ContentForm) -> dict[str, Any]:

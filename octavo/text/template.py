@@ -20,9 +20,9 @@ import minijinja
 from octavo.base.errors import InputError, ModelFormatError
 from octavo.text.messages import (
     ContentForm,
-    SystemForm,
+    TurnForm,
     check_size,
-    placed_systems,
+    placed,
     plain_extra,
     plain_list,
     plain_messages,
@@ -73,7 +73,7 @@ class ChatTemplate:
         self._environment = _environment()
         _compile(self._environment, source)
         self._form = self._detect_form()
-        self._systems = self._detect_systems()
+        self._turns = self._detect_turns()
 
     def render(
         self,
@@ -130,7 +130,7 @@ class ChatTemplate:
             check_size(value, name)
         return {
             **plain_extra(extra, RESERVED),
-            "messages": placed_systems(plain_messages(messages, self._form), self._systems),
+            "messages": placed(plain_messages(messages, self._form), self._turns),
             "tools": plain_list(tools, "tools"),
             "documents": plain_list(documents, "documents"),
         }
@@ -176,21 +176,27 @@ class ChatTemplate:
         lost = null.count("probe_call") < nothing.count("probe_call")
         return null != "" and not printed and not lost
 
-    def _detect_systems(self) -> SystemForm:
-        """By trial: where the system's messages come out. A template that takes none is given them where they stand."""
+    def _detect_turns(self) -> TurnForm:
+        """By trial: which turns come out. What does not come out alone, or as the first, is given as it stands."""
 
-        def turn(role: str, text: str) -> dict[str, Any]:
-            return {"role": role, "content": text if self._form.string else [{"type": "text", "text": text}]}
+        def printed(*turns: tuple[str, ...]) -> bool:
+            """Of each turn: its role, and the text of its content or of the content's parts."""
+            messages = []
+            for role, *texts in turns:
+                parts = [{"type": "text", "text": text} for text in texts]
+                messages.append({"role": role, "content": texts[0] if self._form.string and len(texts) == 1 else parts})
+            shown = self._try(messages)
+            return all(text in shown for _, *texts in turns for text in texts)
 
-        def printed(*turns: dict[str, Any]) -> bool:
-            text = self._try(list(turns))
-            return all(word in text for word in ("probe-1", "probe-2"))
-
-        first, later = turn("system", "probe-1"), turn("system", "probe-2")
-        if not printed(first, turn("user", "probe-2")):
-            return SystemForm()
-        asked, said = turn("user", "probe"), turn("assistant", "probe")
-        return SystemForm(several=printed(first, later, asked), late=printed(first, asked, later, said, asked))
+        first, later = ("system", "probe-1"), ("system", "probe-2")
+        asked, again, said = ("user", "probe-3"), ("user", "probe-4"), ("assistant", "probe-5")
+        heard, answered = printed(first, asked), printed(asked, said)
+        return TurnForm(
+            several=not heard or printed(first, later, asked),
+            late=not heard or printed(first, asked, later, said, again),
+            parted=not (heard and self._form.parts) or printed(("system", "probe-1", "probe-2"), asked),
+            repeated=not answered or printed(asked, again),
+        )
 
     def _try(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """The text; nothing where the template fails."""

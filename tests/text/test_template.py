@@ -360,8 +360,8 @@ def test_a_long_conversation_fits_the_fuel(byte_level: Tokenizer) -> None:
 
 
 def test_what_a_template_refuses_is_told(byte_level: Tokenizer) -> None:
-    with pytest.raises(InputError, match="take turns: assistant was due, user came") as caught:
-        ChatTemplate(GEMMA3, byte_level).render([*HELLO, *HELLO])
+    with pytest.raises(InputError, match="take turns: user was due, assistant came") as caught:
+        ChatTemplate(GEMMA3, byte_level).render([{"role": "assistant", "content": "hello"}, *HELLO])
     assert caught.value.param == "messages"
 
 

@@ -1,10 +1,11 @@
-"""Messages of the system's that do not come first, with templates that take one only, or only in front."""
+"""Turns that templates refuse or lose: the system's behind the first, and the user's behind another of the user's."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from chat_templates import GEMMA3
 
 from octavo.base.errors import InputError
 from octavo.text.template import ChatTemplate
@@ -29,8 +30,9 @@ NO_TWO = (
     "{% endif %}({{ m.role[0] }}:{{ m.content }}){% endfor %}"
 )
 NO_SYSTEM = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}"
-    "{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}{% endif %}"
+    "({{ m.role[0] }}:{{ m.content }}){% endfor %}"
 )
 PARTS = (
     "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('first!') }}{% endif %}"
@@ -55,19 +57,31 @@ def chat(spelled: str) -> list[dict[str, Any]]:
         (FIRST_ONLY, "us", "(u:A\n\nB)"),
         (FIRST_ONLY, "suasu", "(s:A)(u:B)(a:C)(u:D\n\nE)"),
         (FIRST_ONLY, "sussua", "(s:A)(u:B\n\nC\n\nD\n\nE)(a:F)"),
-        (FIRST_ONLY, "suuas", "(s:A)(u:B)(u:C)(a:D)(u:E)"),  # the user's own turns stay as they are
+        (FIRST_ONLY, "suuas", "(s:A)(u:B)(u:C)(a:D)(u:E)"),  # the user's own turns may stay
         (LOSES, "ddu", "(d:A\n\nB)(u:C)"),
         (LOSES, "sdus", "(s:A\n\nB)(u:C\n\nD)"),
         (LAST_WINS, "sus", "(s:A)(u:B\n\nC)"),
         (NO_TWO, "ssu", "(s:A\n\nB)(u:C)"),
+        (NO_TWO, "suu", "(s:A)(u:B\n\nC)"),
+        (NO_TWO, "uuauuu", "(u:A\n\nB)(a:C)(u:D\n\nE\n\nF)"),
+        (NO_SYSTEM, "uu", "(u:A\n\nB)"),
         (NO_TWO, "susa", "(s:A)(u:B)(s:C)(a:D)"),
-        (PARTS, "ssus", "(s:<A><B>)(u:<C><D>)"),
+        (PARTS, "ssus", "(s:<A\n\nB>)(u:<C\n\nD>)"),
     ],
 )
-def test_the_system_is_heard_wherever_it_speaks(
+def test_everybody_is_heard_wherever_they_speak(
     template: str, spelled: str, expected: str, byte_level: Tokenizer
 ) -> None:
     assert ChatTemplate(template, byte_level).render(chat(spelled)) == expected
+
+
+def test_parts_of_the_system_of_which_the_first_alone_is_read(byte_level: Tokenizer) -> None:
+    """As Gemma's template does it."""
+    said = [{"type": "text", "text": text} for text in "AB"]
+    text = ChatTemplate(GEMMA3, byte_level).render([{"role": "system", "content": said}, *chat("u")])
+    assert "A\nB" in text
+    kept = ChatTemplate(PARTS, byte_level).render([{"role": "system", "content": said}, *chat("u")])
+    assert kept == "(s:<A><B>)(u:<A>)"
 
 
 def test_a_template_without_a_system_says_so(byte_level: Tokenizer) -> None:
