@@ -281,9 +281,9 @@ def test_the_next_process_lists_them_in_the_same_order(tmp_path: Path) -> None:
 
 
 def test_what_comes_too_late_is_left(client: openai.OpenAI, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octavo.server.batch.routes.WINDOW_S", 2)
-    llm.delay = 0.3
-    batch = ended(client, begin(client, line("a"), line("b", {**BODY, "max_tokens": 100})))
+    monkeypatch.setattr("octavo.server.batch.routes.WINDOW_S", 3)
+    llm.delay = 0.05
+    batch = ended(client, begin(client, line("a"), line("b", {**BODY, "max_tokens": 1000})))
     assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("expired", 1, 0)
     assert batch.expired_at is not None
     assert [row["custom_id"] for row in rows(client, batch.output_file_id)] == ["a"]
