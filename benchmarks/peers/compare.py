@@ -32,13 +32,14 @@ class Worker:
             os.environ.get("PYTHONPATH", ""),
         ]
         place = os.pathsep.join(places).rstrip(os.pathsep)
-        command = [sys.executable, "-m", "peers.worker", side, str(model), "--threads", str(threads)]
+        command = [sys.executable, "-m", "peers.worker", side, str(model.resolve()), "--threads", str(threads)]
         self._process = subprocess.Popen(
             [*command, "--options", json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": place},
+            cwd=places[0],  # which comes before PYTHONPATH, and may be some tree's root
         )
 
     @property
