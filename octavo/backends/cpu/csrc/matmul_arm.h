@@ -94,7 +94,7 @@ struct Quad {
 };
 
 struct Arm {
-    static constexpr int kLanes = kPanel, kRows = 8, kAhead = 1024;
+    static constexpr int kLanes = kPanel, kRows = 8, kAhead = 1024, kUnpackTiles = 0;
 
     static void pairs(const float *x, uint32_t *out) { pairs_portable(x, kUnits, out); }
     static OCT_INLINE inline void range(const float *x, float &low, float &high) {

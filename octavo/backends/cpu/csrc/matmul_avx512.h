@@ -8,8 +8,8 @@
 namespace {
 
 struct Avx512Vnni {
-    static constexpr int kLanes = 16, kRows = 16, kAhead = 2048;
-    static constexpr bool kSignedWide = false;
+    static constexpr int kLanes = 16, kRows = 16, kAhead = 2048, kUnpackTiles = 5;
+    static constexpr bool kSignedWide = false, kPairs = false;
     using F = __m512;
     using I = __m512i;
     using C = __m512i;

@@ -7,17 +7,21 @@
 
 namespace {
 
-struct AvxVnni : Avx2 {
-#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
-    static constexpr bool kSignedWide = false;
-
-    template <bool> static OCT_INLINE inline I dot(I sum, C unsigned_codes, const uint8_t *quad) {
+struct AvxVnniHalf : Avx2Half {
 #if defined(__AVXVNNI__)
-        return _mm256_dpbusd_avx_epi32(sum, unsigned_codes, splat(int_at(quad)));
-#else // the tests', for processors that have the instruction as AVX-512 alone
-        return _mm256_dpbusd_epi32(sum, unsigned_codes, splat(int_at(quad)));
-#endif
+    static OCT_INLINE inline I dot(I sum, C codes, const uint8_t *quad) {
+        return _mm256_dpbusd_avx_epi32(sum, codes, splat(int_at(quad)));
     }
+#elif defined(__AVX512VNNI__) && defined(__AVX512VL__) // the tests', for processors that have it as AVX-512 alone
+    static OCT_INLINE inline I dot(I sum, C codes, const uint8_t *quad) {
+        return _mm256_dpbusd_epi32(sum, codes, splat(int_at(quad)));
+    }
+#endif
+};
+
+struct AvxVnni : Twice<AvxVnniHalf> {
+#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+    static constexpr bool kPairs = false;
 #endif // else: compilers before GCC 11 and Clang 12, which do not know it
 };
 

@@ -5,8 +5,8 @@
 namespace {
 
 struct Scalar {
-    static constexpr int kLanes = 4, kRows = 4, kAhead = 1024;
-    static constexpr bool kSignedWide = false;
+    static constexpr int kLanes = 4, kRows = 4, kAhead = 1024, kUnpackTiles = 0;
+    static constexpr bool kSignedWide = false, kPairs = false;
     typedef float F __attribute__((vector_size(16)));
     typedef int32_t I __attribute__((vector_size(16)));
     typedef uint32_t C __attribute__((vector_size(16)));

@@ -2,7 +2,9 @@
 // Everything has internal linkage: the same template compiled for two instruction sets must not be merged by the linker.
 //
 // V: kLanes output rows at once (a panel takes 16 / kLanes passes), kRows activation rows at once, kSignedWide where
-// dot_wide takes codes - 128 instead of codes; float vector F, int32 vector I, code vector C (4 bytes a lane).
+// dot_wide takes codes - 128 instead of codes; float vector F, int32 vector I, code vector C (4 bytes a lane). kPairs: dot
+// takes ones alone, and products are sums of two in int16 (dot_pairs), added (add_pairs), then made int32 (widen).
+// kUnpackTiles: tiles of all 16 rows from which on it pays to unpack a panel once for them all; 0: never.
 //
 // The order of operations of an output, whatever the batch: groups in order; within a group the exact integer dot
 // product, made float, times the weight's scale; fma with the activation's scale; then the minima; then the centre times
@@ -105,15 +107,24 @@ template <class V, Codes kind> OCT_INLINE inline typename V::C unpack_quad(const
 
 constexpr uint8_t kOnes[4] = {1, 1, 1, 1};
 
+constexpr int greatest(Codes codes) {
+    return codes == Codes::kNibbles        ? 15
+           : codes == Codes::kNibblesSingle ? 31
+           : codes == Codes::kNibblesPairs  ? 63
+           : codes == Codes::kPairs         ? 3
+           : codes == Codes::kPairsSingle   ? 7
+                                            : 255;
+}
+
 // Of `count` quads, how many can be added byte by byte, every sum below 128.
 constexpr int quads_added(Codes codes, int count) {
-    const int most = codes == Codes::kNibbles        ? 15
-                     : codes == Codes::kNibblesSingle ? 31
-                     : codes == Codes::kNibblesPairs  ? 63
-                     : codes == Codes::kPairs         ? 3
-                     : codes == Codes::kPairsSingle   ? 7
-                                                      : 255;
-    while (count > 1 && count * most > 127) count /= 2;
+    while (count > 1 && count * greatest(codes) > 127) count /= 2;
+    return count;
+}
+
+// Of `count` quads, how many can be added as sums of two products with an int8 not below -127, in int16.
+constexpr int quads_paired(Codes codes, int count) {
+    while (count > 1 && count * 2 * 127 * greatest(codes) > 32767) count /= 2;
     return count;
 }
 
@@ -199,8 +210,38 @@ template <class V, int scheme, int M> struct QuantTile {
     using Weights = Group<V, scheme>;
     static constexpr Format f = kFormats[scheme];
 
+    static constexpr bool kHalved = V::kPairs && Weights::kWide;  // wide codes as 16 * high + low, which fit into pairs
+
     // Rows whose integer sums grow side by side, so that none waits for its own.
-    static constexpr int kAbreast = M % 4 == 0 ? 4 : M % 2 == 0 ? 2 : 1;
+    static constexpr int kAbreast = M % 4 == 0 && !kHalved ? 4 : M % 3 == 0 ? 3 : M % 2 == 0 ? 2 : 1;
+
+    // Quads whose pairs are added before they are widened.
+    static constexpr int kPaired = !V::kPairs ? 1 : quads_paired(kHalved ? Codes::kNibbles : f.codes, 8 / f.subs);
+
+    // part[j] += kPaired quads, from q on, times row j's, which lie at act.
+    template <int q> static OCT_INLINE inline void add_dots(const Weights &w, const uint8_t *act, I (&part)[kAbreast]) {
+        if constexpr (!V::kPairs) {
+            each<kAbreast>([&](auto j) OCT_INLINE {
+                part[j] = V::template dot<Weights::kWide>(part[j], w.quads[q], act + j * kGroup);
+            });
+        } else {
+            I low[kAbreast], high[kAbreast];
+            each<kPaired>([&](auto i) OCT_INLINE {
+                const auto add = [&](typename V::C codes, I (&sum)[kAbreast]) OCT_INLINE {
+                    each<kAbreast>([&](auto j) OCT_INLINE {
+                        const I pairs = V::dot_pairs(codes, act + j * kGroup + i * 4);
+                        sum[j] = i == 0 ? pairs : V::add_pairs(sum[j], pairs);
+                    });
+                };
+                add(kHalved ? V::mask(w.quads[q + i], 15) : w.quads[q + i], low);
+                if constexpr (kHalved) add(V::mask(V::template shift<4>(w.quads[q + i]), 15), high);
+            });
+            each<kAbreast>([&](auto j) OCT_INLINE {
+                part[j] = V::template widen<1>(part[j], low[j]);
+                if constexpr (kHalved) part[j] = V::template widen<16>(part[j], high[j]);
+            });
+        }
+    }
 
     // acc[m] += a group's part; the group's activations at act.
     static OCT_INLINE inline void multiply(const Weights &w, const uint8_t *act, const Rows &r, F (&acc)[M]) {
@@ -214,11 +255,9 @@ template <class V, int scheme, int M> struct QuantTile {
                 each<kAbreast>([&](auto i) OCT_INLINE {
                     part[i] = V::splat(Weights::kOffset ? int_at(factor(first + i) + 8 + s * 4) : 0);
                 });
-                each<8 / f.subs>([&](auto i) OCT_INLINE {
-                    constexpr int q = s * 8 / f.subs + i;
-                    each<kAbreast>([&](auto j) OCT_INLINE {
-                        part[j] = V::template dot<Weights::kWide>(part[j], w.quads[q], codes + (first + j) * kGroup + q * 4);
-                    });
+                each<8 / f.subs / kPaired>([&](auto i) OCT_INLINE {
+                    constexpr int q = s * 8 / f.subs + i * kPaired;
+                    add_dots<q>(w, codes + first * kGroup + q * 4, part);
                 });
                 each<kAbreast>([&](auto i) OCT_INLINE {
                     const F value = V::to_float(part[i]);
@@ -393,21 +432,19 @@ template <class V, int scheme> void panel_tile(const Product &p, int64_t n, Rows
     }
 }
 
-// Tiles of all 16 rows from which on it pays to unpack a panel once for them all.
-constexpr int kUnpackTiles = 5;
-
 // One panel times `count` whole tiles.
 template <class V, int scheme>
 void panel_unpacked(const Product &p, int64_t n, const Rows *tiles, int64_t count, int64_t row, uint8_t *room) {
-    using Tile = QuantTile<V, scheme, kTile>;
+    using Tile = QuantTile<V, scheme, V::kRows>;
     const uint8_t *panel = p.packed + n / kPanel * panel_bytes(scheme, p.k);
     Tile::unpack_panel(panel, p.k, room);
     Group<V, scheme>::read_columns(panel, 0, tiles->columns);
     const int lo = (int)(p.n_begin > n ? p.n_begin - n : 0), hi = (int)(p.n_end - n < kPanel ? p.n_end - n : kPanel);
-    for (int64_t i = 0; i < count; i++) {
-        const Target to = {p.y + (row + i * kTile) * p.ldy + n, p.ldy, p.bias ? p.bias + n : nullptr, lo, hi};
-        Tile::run_unpacked(room, tiles[i], p.k, to);
-    }
+    for (int64_t i = 0; i < count; i++, row += kTile)
+        for (Rows rows = tiles[i]; rows.first < kTile; rows.first += V::kRows) {
+            const Target to = {p.y + (row + rows.first) * p.ldy + n, p.ldy, p.bias ? p.bias + n : nullptr, lo, hi};
+            Tile::run_unpacked(room, rows, p.k, to);
+        }
 }
 
 // Room for a panel of BF16 in lines of its own; null where one call takes all rows.
@@ -426,9 +463,9 @@ template <class V, int scheme> void panel_of_chunk(const Product &p, Found &foun
     const Rows *tiles = chunk.tiles.data();
     const int64_t count = (int64_t)chunk.tiles.size();
     int64_t whole = 0;
-    if constexpr (!is_dense(kFormats[scheme]) && V::kLanes == kPanel && V::kRows == kTile) {
+    if constexpr (!is_dense(kFormats[scheme]) && V::kUnpackTiles > 0) {
         whole = count - (tiles[count - 1].rows < kTile);
-        whole = whole < kUnpackTiles ? 0 : whole;
+        whole = whole < V::kUnpackTiles ? 0 : whole;
         if (whole) {
             const size_t bytes = (size_t)(p.k / kGroup * Group<V, scheme>::kUnpacked);
             if (found.room.size() < bytes) found.room.resize(bytes);
