@@ -107,6 +107,7 @@ template <class V, Codes kind> OCT_INLINE inline typename V::C unpack_quad(const
 
 constexpr uint8_t kOnes[4] = {1, 1, 1, 1};
 
+// The greatest code there can be.
 constexpr int greatest(Codes codes) {
     return codes == Codes::kNibbles        ? 15
            : codes == Codes::kNibblesSingle ? 31
