@@ -49,10 +49,12 @@ format: $(TEST)/.ready ## Lay the code out
 wheel: $(TEST)/.ready ## Build dist/*.whl
 	$(TEST)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+# compat: the folder's own path. setuptools' finder comes after Python's, for which this folder, as octavo/ beside a
+# script, is an empty package of that name.
 $(VENV)/.ready: pyproject.toml setup.py
 	@echo "Making $(VENV) and installing Octavo (about a minute, once) ..."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python $(PIP) -e .
+	@$(VENV)/bin/python $(PIP) --config-settings editable_mode=compat -e .
 	@touch $@
 
 $(VENV)/.model: $(VENV)/.ready
