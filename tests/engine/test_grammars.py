@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import wait
 from typing import Any
@@ -327,3 +329,16 @@ def test_a_grammar_that_meets_a_limit_ends_alone(grammars: Compiler) -> None:
 def test_a_model_without_an_end_token_is_told() -> None:
     with pytest.raises(ConfigError, match="end-of-text"):
         make_tokenizer(Vocabulary([b"a"], {}, (), 1))
+
+
+def test_a_refusal_that_is_told_again_keeps_nobody_alive() -> None:
+    """By a traceback, which grows each time that an error is raised again, and holds frames."""
+    compiler = Compiler(lambda: Vocabulary([b"a"], {}, (), 1))
+    made, alive = engine(compiler), []
+    for i in range(5):
+        made.add(ask(f"r{i}", "a", [1]))
+        alive.append(weakref.ref(made._requests[f"r{i}"][0]))
+        assert run(made)[f"r{i}", 0][1].error_kind == "ConfigError"
+    made.close()
+    gc.collect()
+    assert sum(seq() is not None for seq in alive) <= 1

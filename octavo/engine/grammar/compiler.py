@@ -102,7 +102,7 @@ class Compiler:
 
         with self._opening:
             if self._refusal is not None:
-                raise self._refusal
+                raise self._refusal.with_traceback(None)  # else it would hold the frames of everyone who was refused
             if self._tokenizer is None:
                 try:
                     vocabulary = self._make_vocabulary()
