@@ -19,7 +19,14 @@ import msgspec
 
 from octavo.base import faults
 from octavo.base.collector import settle_collector
-from octavo.base.errors import EngineDeadError, InputError, ModelFormatError, OctavoError, OverloadedError
+from octavo.base.errors import (
+    EngineDeadError,
+    InputError,
+    ModelFormatError,
+    OctavoError,
+    OverloadedError,
+    RequestFailedError,
+)
 from octavo.base.types.messages import (
     Abort,
     Add,
@@ -118,12 +125,12 @@ class _Connection:
         return len(self._out) > _BACKLOG
 
     def send(self, message: FromEngine) -> None:
-        frame = encode(message)
+        data = encode(message)
         if faults.ON and faults.hit("frame") == "truncate":
-            self.sock.sendall(frame[: len(frame) // 2])
+            self.sock.sendall(data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         with self._lock:
-            self._out += frame
+            self._out += data
             self._flush()
 
     def flush(self) -> None:
@@ -253,6 +260,10 @@ def _handle(engine: Engine, connection: _Connection, message: ToEngine | Output)
             engine.add(message.request, message.emitted)
         except OctavoError as error:
             return [_refusal(message.request.request_id, error)]
+        except Exception as error:  # one request's fault is its own
+            _log.exception("a request was not taken")
+            failed = RequestFailedError(f"the request was not taken ({type(error).__name__})")
+            return [_refusal(message.request.request_id, failed)]
     elif isinstance(message, Abort):
         engine.abort(message.request_ids)
     elif isinstance(message, Call):

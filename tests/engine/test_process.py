@@ -269,6 +269,27 @@ def test_refusals_are_the_requests_own_outputs(peers: Callable[..., Peer]) -> No
     assert [out.finish_reason for out in ended["runs"]] == ["length"]
 
 
+def test_a_request_that_cannot_be_taken_in_ends_alone(peers: Callable[..., Peer]) -> None:
+    def factory(progress: Progress) -> Engine:
+        made = make_engine(SHAPE, Executor())
+        add = made.add
+
+        def fault(request: Request, emitted: Any = None) -> None:
+            if request.request_id == "odd":
+                raise MemoryError
+            add(request, emitted)
+
+        made.add = fault  # type: ignore[method-assign]
+        return made
+
+    peer = peers(factory)
+    peer.send(Add(make_request("odd", [1])), Add(make_request("a", [1], max_tokens=3)))
+    refused = peer.outputs("odd")[-1]
+    assert (refused.finish_reason, refused.error_kind) == ("error", "RequestFailedError")
+    assert refused.error == "the request was not taken (MemoryError)"
+    assert tokens(peer.outputs("a")) == right(make_request("a", [1], max_tokens=3))
+
+
 def test_abort_frees_within_one_step(peers: Callable[..., Peer]) -> None:
     peer = peers()
     gate = peer.executor.gate = threading.Semaphore(0)
