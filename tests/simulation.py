@@ -295,6 +295,7 @@ class World:
         assert all(row.count >= 1 for row in plan.rows)
         assert {begin.row for begin in plan.begins} <= set(rows)
         assert len({to for _, to in plan.copies}) == len(plan.copies)
+        assert len(set(plan.ended)) == len(plan.ended)
         assert self.shape.chunked or all(row.sample for row in plan.rows), "a prompt was split"
         owner = self._by_row()
         assert not [s for row, s in owner.items() if row not in rows and s.num_remaining == 1], "one stands still"

@@ -50,7 +50,7 @@ class Scheduler:
         self.num_steps = 0
         self.num_prompt_tokens = 0
         self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
-        self._ended_rows: list[int] = []
+        self._ended_rows: set[int] = set()
 
     def add(self, seq: Sequence) -> None:
         """Queue a new sequence."""
@@ -79,7 +79,7 @@ class Scheduler:
             for s in begun
         ]
         fresh = {seq.row for seq in begun}
-        ended, self._ended_rows = self._ended_rows, []
+        ended, self._ended_rows = list(self._ended_rows), set()
         self.num_steps += 1
         rows, masked = _advance(chosen)
         plan = StepPlan(
@@ -95,7 +95,7 @@ class Scheduler:
 
     def undo(self, scheduled: Scheduled) -> None:
         """The plan was not begun: rows that it was to end are ended by the next one."""
-        self._ended_rows += scheduled.plan.ended
+        self._ended_rows.update(scheduled.plan.ended)
 
     def _schedule_running(self, chosen: Chosen) -> tuple[int, bool]:
         """Fill `chosen` from the running ones; the token budget left, and whether any was preempted."""
@@ -205,7 +205,7 @@ class Scheduler:
 
     def _release(self, seq: Sequence, *, failed: bool) -> None:
         self.cache.free(seq, failed=failed)
-        self._ended_rows.append(seq.row)
+        self._ended_rows.add(seq.row)
         self._free_rows.append(seq.row)
         seq.row = -1
 

@@ -315,6 +315,23 @@ def test_rows_of_a_plan_that_could_not_begin_are_ended_by_the_next() -> None:
     assert set(made.executor._rows) == {plans[-1].begins[0].row}  # type: ignore[attr-defined]
 
 
+def test_a_device_that_begins_nothing_leaves_no_more_to_end_than_there_are_rows() -> None:
+    made, plans = engine(max_num_seqs=2)
+    begin = made.executor.begin
+
+    def refuse(plan: StepPlan) -> None:
+        raise RuntimeError("no")
+
+    made.executor.begin = refuse  # type: ignore[method-assign]
+    for i in range(20):
+        made.add(make_request(f"r{i}", [1]))
+        run(made, 1)
+    made.executor.begin = begin  # type: ignore[method-assign]
+    made.add(make_request("a", [1]))
+    run(made, 1)
+    assert plans[-1].ended == [0]
+
+
 @pytest.mark.parametrize("damage", ["row", "waiting", "blocks"])
 def test_check_sees_what_does_not_add_up(damage: str) -> None:
     made, _ = engine(max_num_seqs=1)

@@ -108,7 +108,7 @@ BUGS = (
     Bug("prefix skips what prompt_logprobs need", M, "match_prefix", "or seq.wants_prompt_logprobs", ""),
     Bug("unlists in one direction", prefix.PrefixCache, "forget", "del self._block_of[name]", "pass"),
     # scheduler
-    Bug("stale row not ended", S, "_release", "self._ended_rows.append(seq.row)", "pass"),
+    Bug("stale row not ended", S, "_release", "self._ended_rows.add(seq.row)", "pass"),
     Bug("row not given back", S, "_release", "self._free_rows.append(seq.row)", "pass"),
     Bug("preemption keeps num_computed", S, "_preempt", "seq.num_computed = seq.num_confirmed", "seq.num_confirmed"),
     Bug("resumed while a token is under way", S, "_admit_waiting", "seq.num_pending or ", ""),
@@ -138,7 +138,11 @@ BUGS = (
         "parent.num_computed",
     ),
     Bug(
-        "rows of a plan that was not begun are forgotten", S, "undo", "self._ended_rows += scheduled.plan.ended", "pass"
+        "rows of a plan that was not begun are forgotten",
+        S,
+        "undo",
+        "self._ended_rows.update(scheduled.plan.ended)",
+        "pass",
     ),
     Bug(
         "a fork counts as a prefix hit",
