@@ -173,8 +173,8 @@ class Engine:
     def _account(self, outputs: list[Output]) -> list[Output]:
         for out in outputs:
             self._generation_tokens += len(out.token_ids)
-            self._numerical_errors += out.error_kind == NumericalError.__name__
             if out.finish_reason is not None:
+                self._numerical_errors += out.error_kind == NumericalError.__name__
                 self._drop_if_done(out.request_id)
         return outputs
 

@@ -78,7 +78,6 @@ class Scheduler:
             RowBegin(s.row, s.tokens.copy(), s.num_prompt, s.blocks.copy(), s.row_sampling, s.request.pooling)
             for s in begun
         ]
-        fresh = {seq.row for seq in begun}
         ended, self._ended_rows = list(self._ended_rows), set()
         self.num_steps += 1
         rows, masked = _advance(chosen)
@@ -86,7 +85,7 @@ class Scheduler:
             step=self.num_steps,
             rows=rows,
             begins=begins,
-            updates=[update for update in updates if update.row not in fresh],
+            updates=updates,
             ended=ended,
             copies=copies,
             masked=masked,
@@ -101,7 +100,7 @@ class Scheduler:
         """Fill `chosen` from the running ones; the token budget left, and whether any was preempted."""
         decoding = any(seq.num_computed >= seq.num_prompt for seq in self.running)
         budget = self.limits.max_mixed_tokens if decoding else self.limits.max_num_tokens
-        num_preemptions = self.num_preemptions
+        num_preemptions, block_size = self.num_preemptions, self.cache.block_size
         running = list(self.running)
         for i, seq in enumerate(running):
             if seq.row == -1:
@@ -114,7 +113,7 @@ class Scheduler:
             if count == 0:
                 continue
             # a decoding sequence has room in its last block, but for one step in block_size
-            if seq.num_computed + count > seq.num_writable and not self._make_room(seq, count):
+            if seq.num_computed + count > len(seq.blocks) * block_size and not self._make_room(seq, count):
                 continue
             chosen.append((seq, count, seq.life))
             budget -= count
@@ -139,9 +138,9 @@ class Scheduler:
                 break
             if seq.num_pending or seq.waits_for_grammar or _parent_is_busy(seq):
                 continue  # its own result, its grammar or the shared prompt is still under way
-            shared, num_computed = self._starting_point(seq)
+            found, num_computed = self._starting_point(seq)
             count = self._count(seq.num_tokens - num_computed, budget)
-            if count == 0 or not self._begin(seq, shared, num_computed=num_computed, count=count):
+            if count == 0 or not self._begin(seq, found, num_computed=num_computed, count=count):
                 break
             chosen.append((seq, count, seq.life))
             budget -= count
@@ -156,17 +155,15 @@ class Scheduler:
         if parent is not None:
             num_computed = seq.num_prompt - 1
             return parent.blocks[: self.cache.blocks_for(num_computed)], num_computed
-        shared = self.cache.match_prefix(seq)
-        return shared, len(shared) * self.cache.block_size
+        found = self.cache.match_prefix(seq)
+        return found, len(found) * self.cache.block_size
 
-    def _begin(self, seq: Sequence, shared: list[int], *, num_computed: int, count: int) -> bool:
+    def _begin(self, seq: Sequence, found: list[int], *, num_computed: int, count: int) -> bool:
         reserve = self.cache.pool.num_blocks // 100 if len(self.running) else 0
         behind = sum(len(other.blocks) for other in self.running.after(seq))
-        seq.row = self._free_rows[-1]
-        if not self.cache.admit(seq, shared, num_computed=num_computed, count=count, reserve=reserve, behind=behind):
-            seq.row = -1
+        if not self.cache.admit(seq, found, num_computed=num_computed, count=count, reserve=reserve, behind=behind):
             return False
-        self._free_rows.pop()
+        seq.row = self._free_rows.pop()
         if not seq.times.scheduled:
             seq.times.scheduled = time.monotonic()
             parent = _forked_from(seq)

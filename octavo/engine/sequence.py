@@ -38,7 +38,6 @@ class Sequence:
     no token because of one (time.monotonic(); 0: that is over).  tells_times: the next output is to carry `times`.
     parent: the sequence of the same prompt whose blocks this one shares once that has run the prompt (n > 1); None for
     index 0 and after admission.
-    num_writable: positions before it, from num_computed on, stand in blocks that are this sequence's alone.
     ending: tokens that may end it.  grammar: where it stands in the one it is constrained by; None until that is
     compiled, and without one.  allowed, ignored: of a constrained one, allowed_token_ids and the ends of the text that
     do not end it, as the bits of a number.
@@ -58,7 +57,6 @@ class Sequence:
     num_computed: int = 0
     num_confirmed: int = 0
     num_pending: int = 0
-    num_writable: int = 0
     num_cached: int = 0
     grammar: Grammar | None = None
     allowed: int = ALL

@@ -15,8 +15,7 @@ from octavo.engine.sequence import Sequence
 class CacheManager:
     """Owns the pool and the prefix cache.
 
-    Within a plan, `updates` and `copies` collect what the backend must be told; `take_changes` hands them over.
-    Writing into a shared block first replaces it by a copy (copy on write).
+    A sequence writes from num_computed on, in blocks that are its alone: what is shared is full before that.
     """
 
     def __init__(self, *, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
@@ -28,7 +27,7 @@ class CacheManager:
         self.prefix_hits = 0
         self._hasher = BlockHasher()
         self._updates: list[BlockUpdate] = []
-        self._copies: dict[int, int] = {}  # destination -> source
+        self._copies: list[tuple[int, int]] = []
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold so many tokens."""
@@ -52,46 +51,38 @@ class CacheManager:
         return found
 
     def admit(
-        self, seq: Sequence, shared: list[int], *, num_computed: int, count: int, reserve: int, behind: int = 0
+        self, seq: Sequence, found: list[int], *, num_computed: int, count: int, reserve: int, behind: int = 0
     ) -> bool:
-        """Give a waiting sequence `shared` blocks and new ones up to num_computed + count tokens; False: no room.
+        """Give a waiting sequence `found` blocks and new ones up to num_computed + count tokens; False: no room.
 
+        found: blocks that hold its first num_computed tokens. The last one is copied where they do not fill it: its
+        holder (n > 1) goes on writing there.
         There must be room for all its tokens, the `behind` blocks of those that it can preempt counted: a prompt of
         which only the first chunk fits would run that again and again, preempted by its own second, and hold up each
         step of those beside it.
         """
         now, later = self.blocks_for(num_computed + count), self.blocks_for(seq.num_tokens)
+        shared = found[: num_computed // self.block_size]
         revived = sum(self.pool.refs[block] == 0 for block in shared)
-        copied = 1 if num_computed < len(shared) * self.block_size else 0
-        room = self.pool.num_free - (revived + copied + reserve) + len(shared)
+        room = self.pool.num_free - (revived + reserve) + len(shared)
         if room < now or room + behind < later:
             return False
         for block in shared:
             self.pool.share(block)
-        seq.blocks = list(shared)
+        seq.blocks = shared + [self._allocate() for _ in range(now - len(shared))]
+        self._copies += [(block, seq.blocks[len(shared)]) for block in found[len(shared) :]]
         seq.num_computed = seq.num_confirmed = num_computed
-        seq.num_registered = num_computed // self.block_size
-        return self.grow(seq, count)
+        seq.num_registered = len(shared)
+        return True
 
     def grow(self, seq: Sequence, count: int) -> bool:
-        """Make the next `count` positions writable: new blocks at the end, copies of shared ones. False: no room.
-
-        They stay so: only full blocks are shared later, or (n > 1) one that its new holder copies in the same plan.
-        """
-        first = seq.num_computed // self.block_size
-        shared = [i for i in range(first, len(seq.blocks)) if self.pool.refs[seq.blocks[i]] > 1]
-        fresh = self.blocks_for(seq.num_computed + count) - len(seq.blocks)
-        if len(shared) + max(fresh, 0) > self.pool.num_free:
+        """New blocks at the end of a running sequence's, for its next `count` tokens. False: no room."""
+        num_new = self.blocks_for(seq.num_computed + count) - len(seq.blocks)
+        if num_new > self.pool.num_free:
             return False
-        for i in shared:
-            self._replace(seq, i)
-        for i in range(first, len(seq.blocks)):
-            self.prefix.forget(seq.blocks[i])  # about to be overwritten
-        if fresh > 0:
-            new = [self._allocate() for _ in range(fresh)]
-            self._updates.append(BlockUpdate(seq.row, len(seq.blocks), new))
-            seq.blocks += new
-        seq.num_writable = len(seq.blocks) * self.block_size
+        new = [self._allocate() for _ in range(num_new)]
+        self._updates.append(BlockUpdate(seq.row, len(seq.blocks), new))
+        seq.blocks += new
         return True
 
     def confirm(self, seq: Sequence, num_confirmed: int) -> None:
@@ -117,9 +108,9 @@ class CacheManager:
         self.prefix.clear()
 
     def take_changes(self) -> tuple[list[BlockUpdate], list[tuple[int, int]]]:
-        """Updates and (source, destination) copies since the last call."""
-        updates, copies = self._updates, [(source, to) for to, source in self._copies.items()]
-        self._updates, self._copies = [], {}
+        """What the backend must be told since the last call: blocks appended, and (source, destination) copies."""
+        updates, copies = self._updates, self._copies
+        self._updates, self._copies = [], []
         return updates, copies
 
     def check(self, sequences: Iterable[Sequence]) -> None:
@@ -137,18 +128,7 @@ class CacheManager:
     def _allocate(self) -> int:
         block = self.pool.allocate()
         self.prefix.forget(block)
-        self._copies.pop(block, None)  # freed within this plan: what was to be copied there is not wanted
         return block
-
-    def _replace(self, seq: Sequence, i: int) -> None:
-        old = seq.blocks[i]
-        # A block that is itself a copy of this plan is read from where that comes from: all sources are read first.
-        source = self._copies.get(old, old)
-        new = self._allocate()
-        self._copies[new] = source
-        self.pool.release(old, keep=old in self.prefix)
-        seq.blocks[i] = new
-        self._updates.append(BlockUpdate(seq.row, i, [new]))
 
     def _hash(self, seq: Sequence, i: int) -> bytes:
         hashes = seq.block_hashes
