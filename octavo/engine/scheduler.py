@@ -109,7 +109,7 @@ class Scheduler:
             if count > 1:
                 most -= sum(other.num_remaining == 1 for other in running[i + 1 :])
             if count > most:
-                count = self._count(count, max(most, 0))
+                count = self._chunk(count, max(most, 0))
             if count == 0:
                 continue
             # a decoding sequence has room in its last block, but for one step in block_size
@@ -139,7 +139,7 @@ class Scheduler:
             if seq.num_pending or seq.waits_for_grammar or _parent_is_busy(seq):
                 continue  # its own result, its grammar or the shared prompt is still under way
             found, num_computed = self._starting_point(seq)
-            count = self._count(seq.num_tokens - num_computed, budget)
+            count = self._chunk(seq.num_tokens - num_computed, budget)
             if count == 0 or not self._begin(seq, found, num_computed=num_computed, count=count):
                 break
             chosen.append((seq, count, seq.life))
@@ -151,8 +151,8 @@ class Scheduler:
         """Blocks that hold the beginning already, and how many tokens of it."""
         if seq.parent is not None and not seq.block_hashes:  # its prompt is the parent's: it is not hashed anew
             seq.block_hashes = seq.parent.block_hashes[: seq.num_prompt // self.cache.block_size]
-        parent = _forked_from(seq)
-        if parent is not None:
+        parent = seq.parent
+        if parent is not None and parent.status is Status.RUNNING:
             num_computed = seq.num_prompt - 1
             return parent.blocks[: self.cache.blocks_for(num_computed)], num_computed
         found = self.cache.match_prefix(seq)
@@ -166,8 +166,8 @@ class Scheduler:
         seq.row = self._free_rows.pop()
         if not seq.times.scheduled:
             seq.times.scheduled = time.monotonic()
-            parent = _forked_from(seq)
-            seq.num_cached = min(num_computed, seq.num_prompt) if parent is None else parent.num_cached
+            # what one of n finds may be the parent's, of the same request
+            seq.num_cached = min(num_computed, seq.num_prompt) if seq.parent is None else seq.parent.num_cached
             self._count_prompt(seq)
         seq.parent = None
         seq.status = Status.RUNNING
@@ -182,7 +182,7 @@ class Scheduler:
                 self.cache.prefix_queries += seq.num_prompt
                 self.cache.prefix_hits += seq.num_cached
 
-    def _count(self, remaining: int, budget: int) -> int:
+    def _chunk(self, remaining: int, budget: int) -> int:
         """Tokens of `remaining` to run now."""
         if remaining <= budget:
             return remaining
@@ -234,11 +234,6 @@ def _advance(chosen: Chosen) -> tuple[list[RowStep], list[int]]:
         if sample and seq.grammar is not None:
             masked.append(seq.row)
     return rows, masked
-
-
-def _forked_from(seq: Sequence) -> Sequence | None:
-    """The sequence whose blocks this one is to share, while that holds them."""
-    return seq.parent if seq.parent is not None and seq.parent.status is Status.RUNNING else None
 
 
 def _parent_is_busy(seq: Sequence) -> bool:

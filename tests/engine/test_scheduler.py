@@ -271,6 +271,13 @@ def test_a_fork_is_no_hit_of_the_prefix_cache() -> None:
         assert [out.num_cached_tokens for out in ended] == cached
 
 
+def test_what_one_of_n_has_left_behind_is_no_hit_of_the_next() -> None:
+    made, _ = engine(max_num_seqs=1)
+    made.add(make_request("a", [1] * 11, max_tokens=1, n=2, temperature=1.0))
+    assert [out.num_cached_tokens for _ in range(4) for out in made.step()] == [0, 0]
+    assert made.stats().prefix_hits == 0
+
+
 def test_a_fork_ahead_of_the_results_waits_until_they_are_read() -> None:
     """Until then the parent's steps may yet fail, and nothing may stand on them."""
     made, plans = engine(ahead=True)

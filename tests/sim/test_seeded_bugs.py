@@ -125,7 +125,7 @@ BUGS = (
     Bug("preemption keeps num_computed", S, "_preempt", "seq.num_computed = seq.num_confirmed", "seq.num_confirmed"),
     Bug("resumed while a token is under way", S, "_admit_waiting", "seq.num_pending or ", ""),
     Bug("budget exceeded", S, "_admit_waiting", "budget -= count", "pass"),
-    Bug("prompt split though chunking is off", S, "_count", "if self.limits.chunked else 0", ""),
+    Bug("prompt split though chunking is off", S, "_chunk", "if self.limits.chunked else 0", ""),
     Bug("most urgent preempted", policy.SequenceQueue, "last", "self._items[-1]", "self._items[0]"),
     Bug("priority ignored", policy, "_priority", "seq.request.priority, seq.order", "0, seq.order"),
     Bug(
@@ -160,7 +160,7 @@ BUGS = (
         "a fork counts as a prefix hit",
         S,
         "_begin",
-        "min(num_computed, seq.num_prompt) if parent is None else parent.num_cached",
+        "min(num_computed, seq.num_prompt) if seq.parent is None else seq.parent.num_cached",
         "num_computed",
     ),
     Bug("same seed for all n", sequence, "_row_sampling", "index * _SEED_STRIDE", "0"),
