@@ -7,12 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from octavo.base import faults
 from octavo.base.config.config import CacheConfig, SchedulerConfig
 from octavo.base.config.resolve import DEFAULT_BLOCK_SIZE
-from octavo.base.errors import ConfigError, InputError, NumericalError, OverloadedError, UnsupportedError
+from octavo.base.errors import ConfigError, InputError, NumericalError, OverloadedError
 from octavo.base.types.messages import ITERATION_SIZES, EngineStats
 from octavo.base.types.output import Output
 from octavo.base.types.ports import Executor
@@ -229,19 +227,13 @@ class Engine:
         }
 
     def call(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
-        """Rare things by name: reset_prefix_cache, check, stats, info; others go to the executor."""
+        """Rare things by name: reset_prefix_cache, check; others go to the executor."""
         if name == "reset_prefix_cache":
             self.cache.reset_prefix_cache()
             return True
         if name == "check":
             self.check()
             return True
-        if name == "info":
-            return self.info()
-        if name == "stats":
-            return msgspec.structs.asdict(self.stats())
-        if name.startswith("_"):
-            raise UnsupportedError(f"no such call: {name}", param="name")
         return self.executor.call(name, **(arguments or {}))
 
     def check(self) -> None:

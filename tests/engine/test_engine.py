@@ -246,9 +246,7 @@ def test_calls() -> None:
     assert made.call("reset_prefix_cache") is True
     assert len(made.cache.prefix) == 0
     assert made.call("check") is True
-    assert made.call("info") == made.info()
-    assert made.call("info")["num_gpu_blocks"] == 16
-    assert made.call("stats")["generation_tokens"] == 3
+    assert made.info()["num_gpu_blocks"] == 16
     for name in ("nothing", "_read", "__init__"):
         with pytest.raises(UnsupportedError, match=name):
             made.call(name, {})
