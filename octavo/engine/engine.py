@@ -211,7 +211,7 @@ class Engine:
             generation_tokens=self._generation_tokens,
             iteration_tokens=self._iteration_tokens,
             numerical_errors=self._numerical_errors,
-            num_deferred=self._constraints.num_waiting,
+            num_deferred=self._constraints.num_deferred,
             iterations=self._iterations.copy(),
         )
 

@@ -51,9 +51,9 @@ def num_blocks(
     block_size = cache.block_size or DEFAULT_BLOCK_SIZE
     block_bytes = kv_bytes_per_token * block_size
     one_context = -(-max_model_len // block_size)
-    if not block_bytes:  # an encoder's: blocks are counted and hold nothing
-        return one_context * max_num_seqs
     most = one_context * max_num_seqs
+    if not block_bytes:  # an encoder's: blocks are counted and hold nothing
+        return most
     blocks, flag = _room(block_bytes, cache, memory, on_host, utilization, one_context, most)
     if blocks * block_bytes > memory.total:
         order, have = blocks * block_bytes / 2**30, memory.total / 2**30
@@ -70,7 +70,7 @@ def num_blocks(
             f"{shorter}raise {flag}",
             param="max_model_len",
         )
-    return int(blocks)
+    return blocks
 
 
 def _room(

@@ -27,7 +27,7 @@ class Constraints:
         self._compiling: dict[Future[Grammar], Sequence] = {}
 
     @property
-    def num_waiting(self) -> int:
+    def num_deferred(self) -> int:
         """Sequences that wait for their grammar."""
         return sum(seq.status is Status.WAITING for seq in self._compiling.values())
 
@@ -46,8 +46,10 @@ class Constraints:
         if not self._compiling:
             return []
         outputs = []
-        for future in [future for future, seq in self._compiling.items() if _is_settled(future, seq)]:
-            seq = self._compiling.pop(future)
+        for future, seq in list(self._compiling.items()):
+            if not future.done() and seq.status is not Status.FINISHED:
+                continue
+            del self._compiling[future]
             if seq.status is Status.FINISHED:
                 future.cancel()  # else others wait for what nobody wants
                 continue
@@ -105,10 +107,6 @@ class Constraints:
         """End the threads."""
         if self._grammars is not None:
             self._grammars.close()
-
-
-def _is_settled(future: Future[Grammar], seq: Sequence) -> bool:
-    return future.done() or seq.status is Status.FINISHED
 
 
 def _may_end(seq: Sequence) -> bool:
