@@ -82,8 +82,11 @@ def fail_step(scheduler: Scheduler, scheduled: Scheduled, error: Exception) -> l
 
 
 def fail(scheduler: Scheduler, seq: Sequence, reason: str, *, kind: str) -> Output:
-    """End a sequence with an error; none of its blocks stays cached."""
-    scheduler.finish(seq, failed=True)
+    """End a sequence with an error; none of its blocks stays cached, unless the error is in what it asks for.
+
+    kind: a class of base.errors.  Else who asks for nothing that could be sampled would unlist what others share.
+    """
+    scheduler.finish(seq, failed=kind != InputError.__name__)
     out = _output(seq, [])
     out.finish_reason, out.error, out.error_kind, out.times = "error", reason, kind, seq.times
     return out

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from simulation import EOS, VOCAB, Shape, World, make_engine, make_request
 
-from octavo.base.errors import RequestFailedError
+from octavo.base.errors import NOT_FINITE, NOTHING_TO_SAMPLE, RequestFailedError
 from octavo.base.types.output import Output
 from octavo.base.types.plan import RowStep, StepPlan, StepResult, TokenLogprobs
 from octavo.engine.engine import Engine
@@ -215,6 +215,23 @@ def test_blocks_of_a_failed_row_never_enter_the_prefix_cache(ahead: bool, chunk:
         world.add(make_request("b", [1] * 16, max_tokens=6))
         world.drain()
         assert world.num_cached == 0
+
+
+@pytest.mark.parametrize(("reason", "cached"), [(NOTHING_TO_SAMPLE, 16), (NOT_FINITE, 0)])
+def test_a_fault_of_the_request_itself_leaves_prefixes_that_others_share(reason: str, cached: int) -> None:
+    def fail(plan: StepPlan, row: RowStep) -> str | None:
+        return reason if plan.begins and plan.begins[0].token_ids[-1] == 2 else None
+
+    executor = ScriptedExecutor(num_blocks=16, block_size=4, vocab_size=VOCAB, fail_row=fail)
+    made = make_engine(Shape(ahead=False), executor)
+    found: list[Output] = []
+    for name, last in (("first", 0), ("at fault", 2), ("other", 1)):
+        made.add(make_request(name, [1] * 16 + [last], max_tokens=1))
+        while made.has_work():
+            found += made.step()
+    told = [(out.request_id, out.finish_reason, out.num_cached_tokens) for out in found]
+    assert told == [("first", "length", 0), ("at fault", "error", 16), ("other", "length", cached)]
+    made.check()
 
 
 class Meddled(ScriptedExecutor):

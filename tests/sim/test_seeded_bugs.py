@@ -102,7 +102,7 @@ BUGS = (
         "registers blocks of failed rows",
         update,
         "fail",
-        "scheduler.finish(seq, failed=True)",
+        "scheduler.finish(seq, failed=kind != InputError.__name__)",
         "scheduler.cache.confirm(seq, min(seq.num_computed, seq.num_tokens)) if seq.blocks else None; "
         "scheduler.finish(seq)",
     ),
