@@ -60,7 +60,7 @@ class RowBegin(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BlockUpdate(msgspec.Struct, frozen=True, array_like=True):
-    """block_table[row][index : index + len(blocks)] = blocks: appended blocks, or one replaced by its copy."""
+    """block_table[row][index : index + len(blocks)] = blocks; what the engine sends is appended."""
 
     row: int
     index: int

@@ -22,17 +22,11 @@ Progress = Callable[[str, int, int], None]
 """progress(what, done, total): called while something long goes on; may be called from any thread."""
 
 
-class Backend(Protocol):
-    """One device. `begin` returns at once and steps run in the order begun; `finish` waits for the oldest."""
+class Executor(Protocol):
+    """Carries plans to devices: what the engine sees of them; engine/fake is another.
 
-    def load(self, spec: Any, weights: Any, progress: Progress | None = None) -> None:
-        """Take a models.spec.ModelSpec and a base.types.tensor.Weights onto the device."""
-
-    def memory(self) -> DeviceMemory:
-        """Bytes now; called after load."""
-
-    def allocate(self, num_blocks: int) -> None:
-        """Make the KV cache; called once, before the first begin."""
+    `begin` returns at once and steps run in the order begun; `finish` waits for the oldest.
+    """
 
     def begin(self, plan: StepPlan) -> None:
         """Start a step; at most two are begun and unfinished."""
@@ -54,14 +48,17 @@ class Backend(Protocol):
         """Free everything; idempotent."""
 
 
-class Executor(Protocol):
-    """Carries plans to one or more backends. What the engine sees of the devices; engine/fake is another."""
+class Backend(Executor, Protocol):
+    """One device."""
 
-    def begin(self, plan: StepPlan) -> None: ...
-    def mask(self, masks: dict[int, bytes]) -> None: ...
-    def finish(self) -> StepResult: ...
-    def call(self, name: str, **arguments: Any) -> Any: ...
-    def close(self) -> None: ...
+    def load(self, spec: Any, weights: Any, progress: Progress | None = None) -> None:
+        """Take a models.spec.ModelSpec and a base.types.tensor.Weights onto the device."""
+
+    def memory(self) -> DeviceMemory:
+        """Bytes now; called after load."""
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make the KV cache; called once, before the first begin."""
 
 
 class TextStream(Protocol):
