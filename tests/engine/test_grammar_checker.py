@@ -103,6 +103,17 @@ def test_one_that_takes_too_long_is_refused(checker: Checker, monkeypatch: pytes
     checker.check(StructuredOutputsParams(regex="b"))
 
 
+def test_a_process_that_does_not_start_is_no_fault_of_the_grammars(
+    checker: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checker_module.sys, "executable", "false")
+    with pytest.raises(OverloadedError, match="does not start"):
+        checker.check(StructuredOutputsParams(regex="a"))
+    assert checker._process is None
+    monkeypatch.undo()
+    checker.check(StructuredOutputsParams(regex="a"))
+
+
 def test_many_that_wait_are_turned_away(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checker_module, "QUEUE_S", 0.01)
     with checker._lock, pytest.raises(OverloadedError, match="wait to be checked"):

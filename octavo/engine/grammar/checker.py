@@ -133,9 +133,12 @@ class Checker:
                 env=environment,
             )
         self._connection = ours
-        ours.send_bytes(msgspec.msgpack.encode(self._vocabulary))
-        if not ours.poll(START_S):
+        try:
+            ours.send_bytes(msgspec.msgpack.encode(self._vocabulary))
+            started = ours.poll(START_S) and ours.recv_bytes()
+        except (EOFError, ConnectionError):  # it has ended, but of no question
+            started = False
+        if not started:
             self.close()
             raise OverloadedError("the process that checks grammars does not start; try again", retry_after=2)
-        ours.recv_bytes()
         return ours
