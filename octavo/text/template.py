@@ -61,6 +61,21 @@ _TOOL = {"type": "function", "function": {"name": "probe", "description": "", "p
 _CALL = {"id": "probe0000", "type": "function", "function": {"name": "probe_call", "arguments": {}}}
 
 
+class _Float:
+    """A float that prints as Python's do: the engine gives 1.0 to a filter as 1, and prints 1e-07 as 0.0000001."""
+
+    __slots__ = ("_value",)  # a template reaches no name that begins so
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return repr(self._value)
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+
 class ChatTemplate:
     """A compiled template. Never changed once made: any number of threads may render at once.
 
@@ -128,12 +143,12 @@ class ChatTemplate:
         given = {"messages": messages, "tools": tools, "documents": documents, "chat_template_kwargs": extra}
         for name, value in given.items():
             check_size(value, name)
-        return {
-            **plain_extra(extra, RESERVED),
+        told = {
             "messages": placed(plain_messages(messages, self._form), self._turns),
             "tools": plain_list(tools, "tools"),
             "documents": plain_list(documents, "documents"),
         }
+        return {**plain_extra(extra, RESERVED), **_with_floats(told)}
 
     def _render(self, data: dict[str, Any], add_generation_prompt: bool, tag: str | None) -> str:
         """tag: a character found nowhere, if the text is to end where the last message's content does."""
@@ -264,7 +279,20 @@ def _environment() -> minijinja.Environment:
     # minijinja's own answer to these is no for strings
     environment.add_test("sequence", lambda value: isinstance(value, str | list | tuple | dict))
     environment.add_test("iterable", lambda value: isinstance(value, str | list | tuple | dict))
+    environment.add_test("number", lambda value: isinstance(value, int | float | _Float))
+    environment.add_test("float", lambda value: isinstance(value, float | _Float))
     return environment
+
+
+def _with_floats(value: Any) -> Any:
+    """A copy of JSON-like data in which the engine prints every float right."""
+    if isinstance(value, float) and (value.is_integer() or "e" in repr(value)):
+        return _Float(value)
+    if isinstance(value, dict):
+        return {key: _with_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    return value
 
 
 def _tojson(
@@ -275,11 +303,18 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     pair = None if separators is None else (separators[0], separators[1])
-    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=pair, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=pair, sort_keys=sort_keys, default=_number)
     if not ensure_ascii:
         return text
     # Private-use characters stay, since they may be placeholders.
     return re.sub("[^\x00-\x7f\U000f0000-\U0010ffff]", lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def _number(value: Any) -> float:
+    """json.dumps' default."""
+    if isinstance(value, _Float):
+        return float(repr(value))
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:

@@ -178,6 +178,26 @@ def test_arguments_as_text_become_objects(byte_level: Tokenizer) -> None:
     assert as_text == before
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [
+        *("value", "value | tojson", "value | string", "'=' ~ value", "[value]", "{'k': value} | tojson"),
+        *("value is number", "value is float", "value is integer", "value is string", "value is boolean"),
+        *("value is mapping", "value is iterable", "value is none", "'yes' if value else 'no'"),
+    ],
+)
+def test_numbers_of_arguments_print_as_in_transformers(shown: str, byte_level: Tokenizer) -> None:
+    """GLM's template prints each argument by itself."""
+    arguments = {"a": [1.0, 0.0, -0.0, 2.5, 1e-7, 1e22, 1e16, 3, 2**70, True], "b": "1.0"}
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [*HELLO, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    source = (
+        "{% set given = messages[1].tool_calls[0].function.arguments %}{{ given }} {{ given | tojson }}"
+        "{% for value in given.a %} {{ SHOWN }}{% endfor %}"
+    ).replace("SHOWN", shown)
+    assert ChatTemplate(source, byte_level).render(messages, add_generation_prompt=False) == theirs(source, messages)
+
+
 def test_reasoning_goes_by_any_name(byte_level: Tokenizer) -> None:
     template = ChatTemplate(
         "{% for m in messages %}{{ m.reasoning_content }}/{{ m.thinking }};{% endfor %}", byte_level
