@@ -1,10 +1,12 @@
 """A local file or folder in, a Checkpoint out: config, tokenizer sources and views of the tensors.
 
-Only headers are read; tensor bytes stay in the mapped files. No code from the folder is run (auto_map is ignored).
+Only headers are read, but for an output matrix beside an embedding that it may be the same as; tensor bytes stay in the
+mapped files. No code from the folder is run (auto_map is ignored).
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -44,6 +46,8 @@ __all__ = ["Checkpoint", "GgufTokenizer", "TokenizerFiles", "names_dtype", "open
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FORMATS = ("auto", "safetensors", "gguf", "dummy")
+PIECE = 1 << 20
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -208,9 +212,9 @@ def _from_folder(folder: Path, load_format: str, overrides: dict[str, Any], *, w
     config = read_json(folder / "config.json")
     if not config:
         raise ModelFormatError(f"{folder} has no config.json; give a Hugging Face model folder or a .gguf file")
-    config = _overridden(config, overrides)
     dummy = load_format == "dummy"
     tensors = {} if dummy or (not with_weights and _lacks_weights(folder)) else _folder_tensors(folder)
+    config = _overridden(_untied(config, tensors), overrides)
     return Checkpoint(
         path=folder,
         config=_with_dtype(config, tensors),
@@ -230,6 +234,29 @@ def _overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, 
     old, new = config.get("text_config"), overrides.get("text_config")
     merged = {"text_config": {**old, **new}} if isinstance(old, dict) and isinstance(new, dict) else {}
     return {**config, **overrides, **merged}
+
+
+def _untied(config: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """The config; as Transformers has it, an output matrix that is stored and is not the embedding is not tied to it,
+    whatever tie_word_embeddings says. So models are saved whose output layer alone was trained further."""
+    heads, embeddings = (
+        [tensor for name, tensor in tensors.items() if name.endswith(end)]
+        for end in ("lm_head.weight", "embed_tokens.weight")
+    )
+    if config.get("tie_word_embeddings") is False or len(heads) != 1 or len(embeddings) != 1:
+        return config
+    head, embedding = heads[0], embeddings[0]
+    if head.shape != embedding.shape or _same_bytes(head.data, embedding.data):
+        return config
+    if config.get("tie_word_embeddings"):
+        _log.warning("config.json: tie_word_embeddings is true, but %s differs from %s", head.name, embedding.name)
+    return {**config, "tie_word_embeddings": False}
+
+
+def _same_bytes(one: memoryview, other: memoryview) -> bool:
+    """Piece by piece: views are compared element by element, bytes all at once."""
+    pieces = range(0, max(one.nbytes, other.nbytes), PIECE)
+    return all(one[at : at + PIECE].tobytes() == other[at : at + PIECE].tobytes() for at in pieces)
 
 
 def _with_dtype(config: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def map_names(checkpoint: Checkpoint, names: Mapping[str, str], shapes: Mapping[
     for internal, shape in shapes.items():
         name = names[internal]
         tensor = _find(checkpoint, name, shape)
+        if tensor is None and "head" not in names:  # where the two are one, either name may be stored
+            tensor = _find(checkpoint, name.replace("model.embed_tokens.", "lm_head."), shape)
         if tensor is None:
             raise ModelFormatError(
                 f"{checkpoint.path.name} has no tensor {name} (expected shape {list(shape)}, found none among "

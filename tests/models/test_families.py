@@ -11,11 +11,14 @@ import checkpoints
 import numpy as np
 import pytest
 import reference_forward
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from octavo.models.registry import build_spec, find_family
 from octavo.models.rope import LAYER_TYPES
 from octavo.models.spec import ModelSpec
+from octavo.quant import dequantize
+from octavo.weights.checkpoint import open_checkpoint
+from octavo.weights.names import map_names
 
 IGNORED_PARTS = ("vision_tower.", "multi_modal_projector.")
 
@@ -55,6 +58,29 @@ def test_logits_are_transformers(name: str, folders: dict[str, Path]) -> None:
     ours = reference_forward.forward(spec, read_weights(folders[name], spec, config), tokens)
     theirs = checkpoints.hf_logits(folders[name], tokens)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("stored", ["the output matrix alone", "both alike", "both apart"])
+@pytest.mark.parametrize("name", ["llama_tied", "gemma3"])
+def test_tied_matrices_are_what_is_stored(
+    name: str, stored: str, folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(folders[name], tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    embed = next(key for key in tensors if key.endswith("embed_tokens.weight"))
+    tensors["lm_head.weight"] = tensors[embed][:: -1 if stored == "both apart" else 1].copy()
+    if stored == "the output matrix alone":
+        del tensors[embed]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(folder)
+    assert ("differs" in caplog.text) == (stored == "both apart")
+    spec = build_spec(checkpoint.config)
+    shapes = {key: parameter.shape for key, parameter in spec.parameters().items()}
+    mapped = map_names(checkpoint, find_family(checkpoint.config).names(spec), shapes)
+    tokens = checkpoints.prompt(30)
+    ours = reference_forward.forward(spec, {key: dequantize(tensor) for key, tensor in mapped.items()}, tokens)
+    np.testing.assert_allclose(ours, checkpoints.hf_logits(folder, tokens), rtol=0, atol=1e-4)
+    assert open_checkpoint(folder, hf_overrides={"tie_word_embeddings": True}).config["tie_word_embeddings"] is True
 
 
 @pytest.mark.parametrize("name", ["llama_llama3", "llama_yarn", "llama_linear", "gemma3", "qwen3_bias"])
