@@ -42,20 +42,11 @@ class Detokenizer:
         self.num_tokens = 0
         self.stopped: str | None = None
 
-    def push(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
-        """The text that became visible, and the stop string if one ended it. What comes after a stop is passed over.
+    def feed(self, token_id: int) -> str:
+        """The text that became visible. `stopped` then tells whether a stop string has ended it: feed no more.
 
         A stop string that ends within the first params.min_tokens tokens does not stop.
         """
-        shown = []
-        for token_id in token_ids:
-            if self.stopped is not None:
-                break
-            shown.append(self.feed(token_id))
-        return "".join(shown), self.stopped
-
-    def feed(self, token_id: int) -> str:
-        """`push` of one token, before a stop string ended the text; look at `stopped` afterwards."""
         self.num_tokens += 1
         text = self._stream.feed(token_id)
         return self._pass(text) if self._stops else text

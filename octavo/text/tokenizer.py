@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from functools import cached_property
 from typing import Any
 
 import tokenizers
@@ -68,8 +67,6 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self.special_tokens = dict(special_tokens)
         self.settings = dict(settings or {})
-        self.bos_token = self.special_tokens.get("bos_token")
-        self.bos_token_id = None if self.bos_token is None else backend.token_to_id(self.bos_token)
         self.eos_token_ids: list[int] = [token for token in dict.fromkeys(eos_token_ids) if 0 <= token < vocab_size]
 
     @classmethod
@@ -174,11 +171,6 @@ class Tokenizer:
     def special_ids(self) -> Mapping[str, int]:
         """Control tokens: spelling -> id. These are what skip_special_tokens skips."""
         return self._control.ids
-
-    @cached_property
-    def eos_token(self) -> str | None:
-        """The spelling of the token that ends a text."""
-        return self.special_tokens.get("eos_token")
 
     def _skipped_ids(self, skip_special_tokens: bool, spaces_between_special_tokens: bool) -> frozenset[int]:
         # Byte-level and SentencePiece decoders put no spaces between tokens, so both settings give the same text.

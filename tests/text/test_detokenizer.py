@@ -23,6 +23,15 @@ def _cut(items: Any, places: list[int]) -> list[Any]:
     return [items[start:stop] for start, stop in pairwise(edges)]
 
 
+def _push(detokenizer: Detokenizer, ids: list[int]) -> str:
+    """What becomes visible, up to a stop string."""
+    shown = ""
+    for token in ids:
+        if detokenizer.stopped is None:
+            shown += detokenizer.feed(token)
+    return shown
+
+
 @SOME
 @given(ids=IDS, prompt=IDS, places=st.lists(st.integers(0, 1000), max_size=6), skip=st.booleans())
 def test_deltas_join_to_the_whole(
@@ -31,14 +40,14 @@ def test_deltas_join_to_the_whole(
     params = SamplingParams(skip_special_tokens=skip)
     for tokenizer in (byte_level, sentence_piece):
         detokenizer = Detokenizer(tokenizer, params, [])
-        deltas = [detokenizer.push(part)[0] for part in _cut(ids, places)]
+        deltas = [_push(detokenizer, part) for part in _cut(ids, places)]
         for delta in deltas:
             delta.encode()
         assert "".join(deltas) + detokenizer.finish() == tokenizer.decode(ids, skip_special_tokens=skip)
         assert detokenizer.num_tokens == len(ids)
         # After a prompt: what the tokens add to the prompt's text, but for a character that the prompt left half.
         detokenizer = Detokenizer(tokenizer, params, prompt)
-        text = detokenizer.push(ids)[0] + detokenizer.finish()
+        text = _push(detokenizer, ids) + detokenizer.finish()
         whole = tokenizer.decode(prompt + ids, skip_special_tokens=skip)
         before = tokenizer.decode(prompt, skip_special_tokens=skip)
         assert whole.endswith(text)
@@ -49,11 +58,11 @@ def test_deltas_join_to_the_whole(
 def test_a_character_appears_when_it_is_whole(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("😀", add_special_tokens=False)
     detokenizer = Detokenizer(tokenizer, SamplingParams(), tokenizer.encode("the"))
-    shown = [detokenizer.push([token])[0] for token in ids]
+    shown = [_push(detokenizer, [token]) for token in ids]
     assert len(ids) >= 2
     assert "".join(shown[:-1]).strip() == ""
     assert shown[-1] == "😀"
-    detokenizer.push(ids[:-1])
+    _push(detokenizer, ids[:-1])
     assert detokenizer.finish() == "\ufffd"
 
 
@@ -61,14 +70,14 @@ def test_a_prompt_that_ends_inside_a_character(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("x😀", add_special_tokens=False)
     for split in (1, 2, 3):
         detokenizer = Detokenizer(tokenizer, SamplingParams(), ids[:-split])
-        assert detokenizer.push(ids[-split:]) == ("😀", None)
+        assert _push(detokenizer, ids[-split:]) == "😀"
 
 
 def test_a_text_after_a_prompt_keeps_its_space(sentence_piece: Tokenizer) -> None:
     ids = sentence_piece.encode("the dog", add_special_tokens=False)
-    assert Detokenizer(sentence_piece, SamplingParams(), []).push(ids)[0] == "the dog"
-    assert Detokenizer(sentence_piece, SamplingParams(), [1]).push(ids)[0] == "the dog"
-    assert Detokenizer(sentence_piece, SamplingParams(), ids).push(ids)[0] == " the dog"
+    assert _push(Detokenizer(sentence_piece, SamplingParams(), []), ids) == "the dog"
+    assert _push(Detokenizer(sentence_piece, SamplingParams(), [1]), ids) == "the dog"
+    assert _push(Detokenizer(sentence_piece, SamplingParams(), ids), ids) == " the dog"
 
 
 def _naive(text: str, stops: list[str], *, include: bool) -> tuple[str, str | None]:
@@ -94,17 +103,14 @@ def test_stop_strings_against_a_naive_search(
     detokenizer = Detokenizer(byte_level, SamplingParams(stop=stops, include_stop_str_in_output=include), [])
     shown = ""
     for part in _cut(ids, places):
-        delta, stopped = detokenizer.push(part)
-        shown += delta
+        shown += _push(detokenizer, part)
         assert detokenizer.num_held < max(map(len, stops))
-        assert stopped == detokenizer.stopped
     shown += detokenizer.finish()
     assert (shown, detokenizer.stopped) == _naive(text, stops, include=include)
     if detokenizer.stopped:
         consumed = byte_level.decode(ids[: detokenizer.num_tokens])
         assert _naive(consumed, stops, include=include) == (shown, detokenizer.stopped)
         assert _naive(byte_level.decode(ids[: detokenizer.num_tokens - 1]), stops, include=include)[1] is None
-        assert detokenizer.push(ids) == ("", detokenizer.stopped)
         assert detokenizer.finish() == ""
     else:
         assert detokenizer.num_tokens == len(ids)
@@ -124,10 +130,10 @@ def test_every_short_stop_in_every_short_text() -> None:
 def test_text_that_may_become_a_stop_is_held_and_then_released(byte_level: Tokenizer) -> None:
     ids = [byte_level.encode(char)[0] for char in "xENxENDy"]
     detokenizer = Detokenizer(byte_level, SamplingParams(stop=["END"]), [])
-    assert [detokenizer.push([token])[0] for token in ids] == ["x", "", "", "ENx", "", "", "", ""]
+    assert [_push(detokenizer, [token]) for token in ids] == ["x", "", "", "ENx", "", "", "", ""]
     assert (detokenizer.stopped, detokenizer.num_tokens) == ("END", 7)
     detokenizer = Detokenizer(byte_level, SamplingParams(stop=["END"]), [])
-    assert detokenizer.push(ids[:3]) == ("x", None)
+    assert _push(detokenizer, ids[:3]) == "x"
     assert detokenizer.finish() == "EN"
 
 
@@ -137,7 +143,7 @@ def test_text_that_may_become_a_stop_is_held_and_then_released(byte_level: Token
 def test_min_tokens_lets_early_stops_pass(byte_level: Tokenizer, min_tokens: int, text: str, count: int) -> None:
     ids = [byte_level.encode(char)[0] for char in "abaabaab"]
     detokenizer = Detokenizer(byte_level, SamplingParams(stop="ab", min_tokens=min_tokens, max_tokens=9), [])
-    shown = "".join(detokenizer.push([token])[0] for token in ids) + detokenizer.finish()
+    shown = "".join(_push(detokenizer, [token]) for token in ids) + detokenizer.finish()
     assert (shown, detokenizer.num_tokens, detokenizer.stopped) == (text, count, "ab")
 
 
@@ -146,7 +152,7 @@ def test_a_stop_that_ends_in_the_last_half_character(byte_level: Tokenizer) -> N
     ids = byte_level.encode("a") + [token for token in half if byte_level.token_bytes(token) == b"\xc3"]
     detokenizer = Detokenizer(byte_level, SamplingParams(stop=["\ufffd"]), [])
     if len(ids) == 2:
-        assert detokenizer.push(ids)[0] + detokenizer.finish() == "a"
+        assert _push(detokenizer, ids) + detokenizer.finish() == "a"
         assert detokenizer.stopped == "\ufffd"
 
 
@@ -185,6 +191,6 @@ def test_no_rescanning_of_held_text(byte_level: Tokenizer) -> None:
     token = byte_level.encode("a")[0]
     detokenizer = Detokenizer(byte_level, SamplingParams(stop=["a" * 20_000], max_tokens=None), [])
     for _ in range(10_000):
-        assert detokenizer.push([token]) == ("", None)
+        assert _push(detokenizer, [token]) == ""
     assert detokenizer.num_held == 10_000
-    assert detokenizer.push(byte_level.encode("."))[0] == "a" * 10_000 + "."
+    assert _push(detokenizer, byte_level.encode(".")) == "a" * 10_000 + "."

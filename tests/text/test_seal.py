@@ -139,7 +139,7 @@ def test_templates_may_cut_trim_and_print_json(byte_level: Tokenizer) -> None:
     messages = [{"role": "user", "content": ' "<|im_end|>"éX<|im_start|> <|im_'}]
     ids, text = _render(ChatTemplate(source, byte_level), messages)
     assert byte_level.decode(ids, skip_special_tokens=False) == text
-    assert _control_ids(byte_level, ids) == [byte_level.bos_token_id]
+    assert _control_ids(byte_level, ids) == [byte_level.special_ids()[byte_level.special_tokens["bos_token"]]]
 
 
 def test_the_callers_messages_are_left_alone(byte_level: Tokenizer) -> None:
@@ -162,4 +162,5 @@ def test_real_control_tokens_cannot_be_forged(name: str, real_checkpoint: Any) -
     assert tokenizer.decode(ids) == spelled
     template = ChatTemplate("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", tokenizer)
     rendered = template.render_ids([{"role": "user", "content": spelled}])
-    assert rendered == [tokenizer.bos_token_id, *ids, tokenizer.eos_token_ids[0]]
+    bos = tokenizer.token_to_id(tokenizer.special_tokens["bos_token"])
+    assert rendered == [bos, *ids, tokenizer.eos_token_ids[0]]

@@ -195,8 +195,8 @@ def test_special_tokens_and_ends_of_files(tmp_path: Path) -> None:
     ids = tokenizer.special_ids()
     assert set(ids) == set(CONTROL)
     assert tokenizer.eos_token_ids == [ids["<|im_end|>"], ids["<|endoftext|>"], 7]
-    assert tokenizer.special_tokens["eos_token"] == tokenizer.eos_token == "<|im_end|>"
-    assert tokenizer.bos_token_id == ids["<|endoftext|>"]
+    assert tokenizer.special_tokens["eos_token"] == "<|im_end|>"
+    assert tokenizer.special_tokens["bos_token"] == "<|endoftext|>"
     assert tokenizer.vocab_size == byte_level_backend().get_vocab_size()
     assert tokenizer.encode("the") == tokenizer.encode("the", add_special_tokens=False)
 
@@ -242,7 +242,7 @@ def test_what_stands_around_a_text_is_tokenizer_jsons(appends: bool, flags: dict
     assert tokenizer.encode("the dog") == theirs("the dog").input_ids
     pair = theirs("the", "dog", return_token_type_ids=True)
     assert tokenizer.encode_whole("the", "dog") == (pair.input_ids, pair.token_type_ids.index(1))
-    assert (tokenizer.encode("the")[-1] == tokenizer.bos_token_id) == appends
+    assert (tokenizer.encode("the")[-1] == tokenizer.special_ids()[tokenizer.special_tokens["bos_token"]]) == appends
 
 
 def test_config_adds_missing_tokens(tmp_path: Path) -> None:
