@@ -60,10 +60,13 @@ class Config:
         """True if the key is there and not null."""
         return self.values.get(key) is not None
 
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        return default if value is None else value
+
     def integer(self, key: str, *, default: int | None = None, lowest: int = 1) -> int:
         """A whole number between `lowest` and the key's bound in LARGEST."""
-        value = self.values.get(key, default)
-        value = default if value is None else value
+        value = self._value(key, default)
         highest = LARGEST.get(key, LARGEST_OTHER)
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
             raise self.wrong(key, f"an integer from {lowest} to {highest}")
@@ -73,8 +76,7 @@ class Config:
         self, key: str, *, default: float | None = None, lowest: float = 0.0, highest: float = 1e18, above: bool = True
     ) -> float:
         """A finite number up to `highest` and above `lowest` (with above=False: from `lowest`)."""
-        value = self.values.get(key, default)
-        value = default if value is None else value
+        value = self._value(key, default)
         # A NaN fails the comparison, as it must.
         inside = isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value <= highest
         if isinstance(value, int | float) and inside and not (above and value == lowest):
@@ -83,16 +85,14 @@ class Config:
 
     def flag(self, key: str, *, default: bool = False) -> bool:
         """True or false."""
-        value = self.values.get(key, default)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false")
         return value
 
     def text(self, key: str, *, default: str | None = None) -> str:
         """A string."""
-        value = self.values.get(key, default)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, str):
             raise self.wrong(key, "a string")
         return value
@@ -117,16 +117,14 @@ class Config:
 
     def integers(self, key: str) -> list[int]:
         """A list of whole numbers from 0; an empty one if it is missing or null."""
-        value = self.values.get(key)
-        value = [] if value is None else value
+        value = self._value(key, [])
         if not isinstance(value, list) or not all(isinstance(v, int) and type(v) is not bool and v >= 0 for v in value):
             raise self.wrong(key, "a list of integers from 0")
         return value
 
     def section(self, key: str) -> Config:
         """The object under this key; an empty one if it is missing or null."""
-        value = self.values.get(key)
-        value = {} if value is None else value
+        value = self._value(key, {})
         if not isinstance(value, Mapping):
             raise self.wrong(key, "an object")
         return Config(value, f"{self.where}{key}.")

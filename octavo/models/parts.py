@@ -13,9 +13,7 @@ from octavo.models.spec import Activation, Head, Layer, ModelSpec, MoE, RMSNorm
 
 # Names of activations in Transformers' ACT2FN that are the same function under several names.
 ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
     "swish": "silu",
-    "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",

@@ -74,7 +74,6 @@ class TensorInfo:
 class GgufHeader:
     """metadata: str, int, float, bool or a list of them by key.  tensors: by GGUF name."""
 
-    version: int
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
 
@@ -83,7 +82,6 @@ class GgufHeader:
 class GgufFile:
     """A GgufHeader with the tensors' bytes."""
 
-    version: int
     metadata: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
 
@@ -192,7 +190,7 @@ def read_gguf(data: memoryview, *, where: str, vocabulary: bool = True) -> GgufF
         info.name: StoredTensor(info.name, info.scheme, info.shape, data[info.begin : info.begin + info.nbytes])
         for info in header.tensors.values()
     }
-    return GgufFile(header.version, header.metadata, tensors)
+    return GgufFile(header.metadata, tensors)
 
 
 def read_header(data: memoryview, *, where: str, size: int = MAX_FILE, vocabulary: bool = True) -> GgufHeader:
@@ -202,7 +200,7 @@ def read_header(data: memoryview, *, where: str, size: int = MAX_FILE, vocabular
     Raises IncompleteHeaderError where more of the file is needed, and otherwise ModelFormatError alone.
     """
     cursor = _Cursor(data, where, size)
-    version, tensor_count, key_count = _preamble(cursor)
+    tensor_count, key_count = _preamble(cursor)
     metadata: dict[str, Any] = {}
     for index in range(key_count):
         key = cursor.string(f"the name of key {index}")
@@ -222,7 +220,7 @@ def read_header(data: memoryview, *, where: str, size: int = MAX_FILE, vocabular
         if info.name in tensors:
             raise cursor.error(f"tensor {info.name!r} comes twice")
         tensors[info.name] = info
-    return GgufHeader(version, metadata, tensors)
+    return GgufHeader(metadata, tensors)
 
 
 def split_parts(name: str) -> list[str]:
@@ -252,7 +250,8 @@ def gguf_models(names: Iterable[str]) -> list[str]:
     return [name for name in firsts if not COMPANION_NAME.search(name.rpartition("/")[2])] or firsts
 
 
-def _preamble(cursor: _Cursor) -> tuple[int, int, int]:
+def _preamble(cursor: _Cursor) -> tuple[int, int]:
+    """The numbers of tensors and of keys."""
     if bytes(cursor.data[:4]) != MAGIC:
         raise cursor.error("does not begin with GGUF")
     cursor.position = 4
@@ -265,7 +264,7 @@ def _preamble(cursor: _Cursor) -> tuple[int, int, int]:
     for count, least, what in ((tensors, LEAST_TENSOR, "tensors"), (keys, LEAST_KEY, "keys")):
         if count * least > cursor.left:
             raise cursor.error(f"{count} {what} do not fit into {cursor.left} bytes")
-    return version, tensors, keys
+    return tensors, keys
 
 
 def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:

@@ -143,7 +143,7 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor 
     config = m.table(f"{arch}.", ARCH_KEYS)
     config.update(
         model_type=arch,
-        vocab_size=_vocab_size(m, arch, tensors),
+        vocab_size=_vocab_size(tensors),
         tie_word_embeddings="output.weight" not in tensors,
         attention_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_down.bias" in tensors,
@@ -190,7 +190,7 @@ def hugging_face_name(name: str, arch: str) -> str:
     return name
 
 
-def _vocab_size(m: _Metadata, arch: str, tensors: Mapping[str, StoredTensor | TensorInfo]) -> int:
+def _vocab_size(tensors: Mapping[str, StoredTensor | TensorInfo]) -> int:
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelFormatError("the GGUF file has no matrix token_embd.weight; it is no language model")

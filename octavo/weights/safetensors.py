@@ -46,9 +46,8 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     data_offsets: tuple[Size, Size]
 
 
-_names = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _entry = msgspec.json.Decoder(_Entry)
-_index = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _weight_map = msgspec.json.Decoder(dict[str, str])
 
 
@@ -74,7 +73,7 @@ def read_safetensors(data: memoryview, *, where: str) -> SafetensorsFile:
 def read_index(raw: bytes, *, where: str) -> dict[str, str]:
     """model.safetensors.index.json's weight_map: tensor name -> file name, which is always a plain one."""
     try:
-        table = _weight_map.decode(_index.decode(raw).get("weight_map", msgspec.Raw(b"null")))
+        table = _weight_map.decode(_object.decode(raw).get("weight_map", msgspec.Raw(b"null")))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(where, f"weight_map is missing or damaged: {error}") from error
     if not table:
@@ -89,7 +88,7 @@ def _read_header(raw: bytes, where: str) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
     name = "header"
     try:
-        for name, text in _names.decode(raw).items():
+        for name, text in _object.decode(raw).items():
             if name != "__metadata__":
                 entries[name] = _entry.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
