@@ -196,6 +196,13 @@ RECORDED = [
     ),
     Answer("jamba", f"<tool_calls>[{_both()}]</tool_calls>", [WEATHER, SEARCH]),
     Answer(
+        "minimax",
+        f"Ok.\n<tool_calls>\n{_json('get_weather', _WEATHER_JSON)}\n{_json('noop', '{}')}\n</tool_calls>\n",
+        [WEATHER, ("noop", {})],
+        "Ok.",
+    ),
+    Answer("minimax", f"<tool_calls>\n{_json('get_weather', _WEATHER_JSON)}\n{{]", [WEATHER], "{]"),
+    Answer(
         "openai",
         "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>analysis<|message|>More.<|end|>"
         "<|start|>assistant<|channel|>commentary<|message|>I will look.<|end|><|start|>assistant<|channel|>commentary"
@@ -393,6 +400,7 @@ WRITERS: dict[str, Any] = {
     "granite": lambda calls: f"<|tool_call|>[{', '.join(_json_calls(calls))}]",
     "phi4_mini_json": lambda calls: f"functools[{', '.join(_json_calls(calls))}]",
     "jamba": lambda calls: f"<tool_calls>[{', '.join(_json_calls(calls))}]</tool_calls>",
+    "minimax": lambda calls: "<tool_calls>\n" + "".join(f"{call}\n" for call in _json_calls(calls)) + "</tool_calls>",
     "openai": _harmony,
     "gemma4": lambda calls: _wrapped(calls, "<|tool_call>", "<tool_call|>", '<|"|>'),
     "functiongemma": lambda calls: _wrapped(calls, "<start_function_call>", "<end_function_call>", "<escape>"),

@@ -216,6 +216,12 @@ FAMILIES = (
         "deepseek_v3",
     ),
     Family(
+        "MiniMax M1",
+        "llama.cpp MiniMax-M1.jinja",
+        ("{%- if tools is not none %}", "<beginning_of_sentence>ai name=assistant\\n<tool_calls>\\n", "</tool_calls>"),
+        "minimax",
+    ),
+    Family(
         "xLAM 2",
         "vLLM tool_chat_template_xlam_llama.jinja",
         ("{%- if tools", '[{"name": "tool_call_name", "arguments": {"arg1": "value1"', "<|eot_id|>"),

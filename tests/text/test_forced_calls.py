@@ -230,7 +230,19 @@ STRICT = [FUNCTIONS[0], Function("noop", {"properties": {"x": {"type": "integer"
 
 
 @pytest.mark.parametrize(
-    "name", ["hermes", "qwen3_coder", "glm45", "deepseek_v31", "kimi_k2", "granite", "gemma4", "jamba", "minimax_m2"]
+    "name",
+    [
+        "hermes",
+        "qwen3_coder",
+        "glm45",
+        "deepseek_v31",
+        "kimi_k2",
+        "granite",
+        "gemma4",
+        "jamba",
+        "minimax",
+        "minimax_m2",
+    ],
 )
 def test_strict_functions_in_free_text(name: str, vocabulary: Vocabularies) -> None:
     tool = tool_format(name, "")
@@ -309,6 +321,7 @@ CALLS: dict[str, Any] = {
     "hermes": lambda name, given: f"<tool_call>\n{_json_call(name, given)}\n</tool_call>",
     "granite": lambda name, given: f"<|tool_call|>[{_json_call(name, given)}]",
     "jamba": lambda name, given: f"<tool_calls>[{_json_call(name, given)}, {_json_call(name, given)}]</tool_calls>",
+    "minimax": lambda name, given: f"<tool_calls>\n{_json_call(name, given)}\n{_json_call(name, given)}\n</tool_calls>",
     "qwen3_coder": lambda name, given: (
         f"<tool_call>\n<function={name}>\n"
         + "".join(f"<parameter={key}>\n{_bare(value)}\n</parameter>\n" for key, value in given.items())

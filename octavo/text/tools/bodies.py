@@ -40,6 +40,11 @@ def json_body(*, known: bool = False) -> Body:
     return Body(_read_json, known)
 
 
+def lines_body() -> Body:
+    """Such objects, one behind the other."""
+    return Body(_read_lines)
+
+
 def headed_body(head: str) -> Body:
     """A head, by a pattern with the groups name and perhaps id, then the arguments as a JSON object."""
     return Body(partial(_read_headed, re.compile(head), re.compile(r"[^{]*")))
@@ -106,6 +111,14 @@ def _read_json(reading: Reading) -> Steps[None]:
         return
     reading.at += 1
     yield from _json_calls(reading)
+
+
+def _read_lines(reading: Reading) -> Steps[None]:
+    more = True
+    while more:
+        yield from _read_json(reading)
+        reading.take()
+        more = (yield from reading.char()) == "{"
 
 
 def _json_calls(reading: Reading) -> Steps[None]:

@@ -15,6 +15,7 @@ from octavo.text.tools.bodies import (
     headed_body,
     invoke_body,
     json_body,
+    lines_body,
     list_body,
     message_body,
     mistral_body,
@@ -279,6 +280,14 @@ FORMATS: tuple[Format, ...] = (
         between=",",
         spelling=Spelling(_OBJECT, "<|tool_call|>[", ", ", "]"),
         signs=(("<|tool_call|>",),),
+    ),
+    Format(
+        "minimax",
+        lines_body(),
+        ("<tool_calls>",),
+        closers=("</tool_calls>",),
+        spelling=Spelling(_OBJECT, "<tool_calls>\n", "\n", "\n</tool_calls>"),
+        signs=(("<tool_calls>", "<beginning_of_sentence>"),),
     ),
     Format(
         "jamba",
