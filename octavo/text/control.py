@@ -34,12 +34,14 @@ class ControlTokens:
     def __init__(self, backend: Tokenizer) -> None:
         added = backend.get_added_tokens_decoder()
         self.ids = {token.content: token_id for token_id, token in sorted(added.items()) if token.special}
-        self._normalized = {token_id: token.normalized for token_id, token in added.items()}
+        self._added = added
         self._begun = {content[:length] for content in self.ids for length in range(1, len(content))}
         self._longest = max(map(len, self._begun), default=0)
         self._first = tuple({content[0] for content in self.ids if content})
         # No vocabulary at all: what it finds in a text are the control tokens and nothing else.
         self._finder = Tokenizer(models.BPE())
+        if backend.normalizer is not None:
+            self._finder.normalizer = backend.normalizer
         self._finder.add_special_tokens([token for token in added.values() if token.special])
         self._found = {self._finder.token_to_id(content): token_id for content, token_id in self.ids.items()}
         others = {token.content: token_id for token_id, token in sorted(added.items()) if not token.special}
@@ -62,6 +64,9 @@ class ControlTokens:
         plain.add_special_tokens(
             [AddedToken(marker, normalized=normalized, special=True) for normalized, marker in self._markers.items()]
         )
+        # As they stand in an encoding: normalized, too.
+        added = plain.get_added_tokens_decoder().items()
+        self._marker_tokens = {plain.id_to_token(token_id) for token_id, token in added if token.special}
         self._characters = re.compile("|".join([*self._markers.values(), "."]), re.DOTALL)  # a marker stays whole
         return plain
 
@@ -71,9 +76,15 @@ class ControlTokens:
             return []
         found = self._finder.encode(text, add_special_tokens=False)
         return [
-            Span(start, stop, self._found[token_id])
+            self._span(text, start, stop, self._found[token_id])
             for token_id, (start, stop) in zip(found.ids, found.offsets, strict=True)
         ]
+
+    def _span(self, text: str, start: int, stop: int, token_id: int) -> Span:
+        """Without a space that only a normalizer makes a part of the token (SentencePiece's, before each word)."""
+        token = self._added[token_id]
+        at = text.find(token.content, start, stop) if token.normalized and not token.lstrip else -1
+        return Span(max(start, at), stop, token_id)
 
     def begun(self, text: str) -> bool:
         """True if the text ends with the beginning of a control token."""
@@ -88,16 +99,21 @@ class ControlTokens:
         Plain text never becomes a control token, whatever it spells.
         """
         meant = [part for part in parts if isinstance(part, int)]
-        text = "".join(
-            part if isinstance(part, str) else self._markers[self._normalized.get(part, False)] for part in parts
-        )
+        for normalized in (True, False):
+            text = "".join(part if isinstance(part, str) else self._marker(part, normalized) for part in parts)
+            encodings = self._encode(text)
+            if sum(token in self._marker_tokens for encoding in encodings for token in encoding.tokens) == len(meant):
+                break  # else normalized text has no such place, as inside of a word: it is made one
         controls = iter(meant)
-        markers = self._markers.values()
         return [
-            next(controls) if token in markers else self._true_id(token, token_id)
-            for encoding in self._encode(text)
+            next(controls) if token in self._marker_tokens else self._true_id(token, token_id)
+            for encoding in encodings
             for token, token_id in zip(encoding.tokens, encoding.ids, strict=True)
         ]
+
+    def _marker(self, token_id: int, normalized: bool) -> str:
+        added = self._added.get(token_id)
+        return self._markers[normalized and added is not None and added.normalized]
 
     def _true_id(self, token: str, token_id: int) -> int:
         known, models_own = self._others.get(token_id, (token_id, None))

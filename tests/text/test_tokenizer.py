@@ -50,6 +50,17 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_checkpoint(wrap(_mixed_kind(tmp_path_factory.mktemp("mixed"))))
 
 
+@pytest.fixture(scope="module")
+def normalized(sentence_piece: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """SentencePiece's kind, whose control tokens are looked for in normalized text, as in Llama's first files."""
+    state = json.loads(sentence_piece.backend.to_str())
+    for token in state["added_tokens"]:
+        token["normalized"] = True
+    path = tmp_path_factory.mktemp("normalized") / "tokenizer.json"
+    path.write_text(json.dumps(state))
+    return Tokenizer.from_checkpoint(wrap(TokenizerFiles(path, {})))
+
+
 @SOME
 @given(text=TEXTS)
 def test_plain_text_never_becomes_a_control_token(byte_level: Tokenizer, sentence_piece: Tokenizer, text: str) -> None:
@@ -72,9 +83,9 @@ def test_plain_text_never_becomes_a_control_token(byte_level: Tokenizer, sentenc
     | st.lists(st.sampled_from([*"the cd<|>_ \n.", "<s>", "<m>", "<r>", "<n>", "<unk>"]), max_size=12).map("".join)
 )
 def test_parts_are_encoded_as_the_library_encodes_the_whole(
-    byte_level: Tokenizer, sentence_piece: Tokenizer, mixed: Tokenizer, text: str
+    byte_level: Tokenizer, sentence_piece: Tokenizer, mixed: Tokenizer, normalized: Tokenizer, text: str
 ) -> None:
-    for tokenizer in (byte_level, sentence_piece, mixed):
+    for tokenizer in (byte_level, sentence_piece, mixed, normalized):
         parts: list[str | int] = []
         position = 0
         for span in tokenizer.find_control(text):
@@ -82,6 +93,15 @@ def test_parts_are_encoded_as_the_library_encodes_the_whole(
             position = span.stop
         parts.append(text[position:])
         assert tokenizer.encode_parts(parts) == tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_a_control_token_is_one_wherever_it_is_meant(normalized: Tokenizer) -> None:
+    """Inside of a word normalized text has none."""
+    assert normalized.find_control("the</s>") == []
+    ids = normalized.encode_parts(["the", 2, "the </s>", 2])
+    assert ids.count(2) == 2
+    assert max(ids) < normalized.vocab_size
+    assert normalized.decode(ids, skip_special_tokens=False).count("</s>") == 3
 
 
 def test_special_tokens_are_read_in_a_text_and_not_in_a_part(sentence_piece: Tokenizer) -> None:
