@@ -14,7 +14,7 @@ import tokenizers
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.text.template import ChatTemplate
-from octavo.text.tokenizer import NAMED, Tokenizer, check_text
+from octavo.text.tokenizer import ROLES, Tokenizer, check_text
 
 UNLIMITED = int(1e30)  # Transformers' model_max_length where the files tell none
 
@@ -80,7 +80,7 @@ class PretrainedTokenizer:
         self._tokenizer, self._templates = tokenizer, dict(templates)
         self._backend: tokenizers.Tokenizer = tokenizer.backend
         self.name_or_path = name_or_path
-        for role in NAMED:
+        for role in ROLES:
             setattr(self, role, tokenizer.special_tokens.get(role))
         settings = tokenizer.settings
         self.extra_special_tokens: list[str] = settings.get("extra_special_tokens", [])
@@ -95,7 +95,7 @@ class PretrainedTokenizer:
 
     def __getattr__(self, name: str) -> Any:
         role = name.removesuffix("_id")
-        if role != name and role in NAMED:
+        if role != name and role in ROLES:
             token = getattr(self, role)
             return None if token is None else self.convert_tokens_to_ids(token)
         path = vars(self).get("name_or_path", "")  # which is not there yet while a copy is made
@@ -133,7 +133,7 @@ class PretrainedTokenizer:
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """Roles (bos_token ...) and the tokens that have them."""
-        return {role: token for role in NAMED if (token := getattr(self, role)) is not None}
+        return {role: token for role in ROLES if (token := getattr(self, role)) is not None}
 
     @property
     def all_special_tokens(self) -> list[str]:

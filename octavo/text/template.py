@@ -28,7 +28,7 @@ from octavo.text.messages import (
     plain_messages,
 )
 from octavo.text.seal import Placeholders, Seal, map_strings
-from octavo.text.tokenizer import Tokenizer
+from octavo.text.tokenizer import ROLES, Tokenizer
 
 FUEL = 3_000_000  # instructions; a message takes some hundred
 MAX_OUTPUT = 10_000_000  # characters
@@ -48,7 +48,7 @@ RESERVED = frozenset(
         *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "conversation"),
         *("chat_template", "tokenize", "tokenizer", "return_dict", "return_tensors", "padding", "truncation"),
         *("raise_exception", "strftime_now", "namespace", "range", "dict", "loop", "self", "debug"),
-        *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
+        *ROLES,
     )
 )
 

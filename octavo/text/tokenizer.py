@@ -14,18 +14,16 @@ from octavo.text.gguf_tokenizer import END_TOKENS, build_tokenizer, named_id
 from octavo.text.pieces import Pieces, TextStream
 from octavo.weights.checkpoint import Checkpoint, GgufTokenizer, TokenizerFiles
 
-# tokenizer_config.json's names -> GGUF's
+# tokenizer_config.json's names -> GGUF's, in the order in which Transformers adds the tokens that are missing
 ROLES = {
     "bos_token": "bos",
     "eos_token": "eos",
     "unk_token": "unknown",
-    "pad_token": "padding",
     "sep_token": "seperator",
+    "pad_token": "padding",
     "cls_token": "cls",
     "mask_token": "mask",
 }
-# tokenizer_config.json's roles in the order in which Transformers adds the tokens that are missing
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # tokenizer_config.json's names -> those of BERT's normalizer
 NORMALIZER = {
@@ -238,7 +236,7 @@ def _from_files(source: TokenizerFiles, generation: Mapping[str, Any], *, lower_
         backend = tokenizers.Tokenizer.from_file(str(source.path))
     except Exception as error:  # the library raises a bare Exception
         raise ModelFormatError(f"{source.path.name} is damaged or of an unknown form: {error}"[:500]) from None
-    special = {role: spelling for role in NAMED if (spelling := _spelling(source.config.get(role)))}
+    special = {role: spelling for role in ROLES if (spelling := _spelling(source.config.get(role)))}
     _set_normalizer(backend, source.config)
     _add_configured(backend, source.config)
     if lower_case:
@@ -314,8 +312,8 @@ def _listed(config: Mapping[str, Any]) -> dict[str, AddedToken]:
 
 def _named(config: Mapping[str, Any]) -> list[AddedToken]:
     """Tokens with a role, and those that the model gives names of its own (image_token ...)."""
-    values = [config.get(role) for role in NAMED]
-    own = [value for key, value in config.items() if key.endswith("_token") and key not in NAMED]
+    values = [config.get(role) for role in ROLES]
+    own = [value for key, value in config.items() if key.endswith("_token") and key not in ROLES]
     own = [value for value in own if isinstance(value, str | dict)]
     values += sorted(own, key=lambda value: isinstance(value, str))
     extra = config.get("extra_special_tokens")
