@@ -29,7 +29,10 @@ class Span:
 
 
 class ControlTokens:
-    """The control tokens of a backend tokenizer, which is not changed. Safe to use from several threads."""
+    """The control tokens of a backend tokenizer, which is not changed. Safe to use from several threads.
+
+    spellings: of those that find() tells in some places only, which a text around this one may make of others.
+    """
 
     def __init__(self, backend: Tokenizer) -> None:
         added = backend.get_added_tokens_decoder()
@@ -38,12 +41,15 @@ class ControlTokens:
         self._begun = {content[:length] for content in self.ids for length in range(1, len(content))}
         self._longest = max(map(len, self._begun), default=0)
         self._first = tuple({content[0] for content in self.ids if content})
-        # No vocabulary at all: what it finds in a text are the control tokens and nothing else.
+        # No vocabulary at all: what it finds in a text are the added tokens and nothing else.
         self._finder = Tokenizer(models.BPE())
         if backend.normalizer is not None:
             self._finder.normalizer = backend.normalizer
-        self._finder.add_special_tokens([token for token in added.values() if token.special])
+        self._finder.add_tokens([token for _, token in sorted(added.items())])
         self._found = {self._finder.token_to_id(content): token_id for content, token_id in self.ids.items()}
+        # Where normalized text has one depends on what stands before it.
+        moved = [token.content for token in added.values() if token.special and token.normalized and backend.normalizer]
+        self.spellings = re.compile("|".join(map(re.escape, sorted(moved, key=len, reverse=True))) or "(?!)")
         others = {token.content: token_id for token_id, token in sorted(added.items()) if not token.special}
         self._plain = self._face(backend, [added[token_id] for token_id in others.values()])
         # The library gives the second face's added tokens ids of its own, which tokens of a vocabulary with gaps may
@@ -75,9 +81,12 @@ class ControlTokens:
         if not any(char in text for char in self._first):
             return []
         found = self._finder.encode(text, add_special_tokens=False)
+        # The library gives white space to a token that swallows it, and to one behind that is spelled with it.
+        following = [*(start for start, _ in found.offsets), len(text)][1:]
         return [
-            self._span(text, start, stop, self._found[token_id])
-            for token_id, (start, stop) in zip(found.ids, found.offsets, strict=True)
+            self._span(text, start, min(stop, end), self._found[token_id])
+            for token_id, (start, stop), end in zip(found.ids, found.offsets, following, strict=True)
+            if token_id in self._found
         ]
 
     def _span(self, text: str, start: int, stop: int, token_id: int) -> Span:

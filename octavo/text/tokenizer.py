@@ -45,6 +45,7 @@ class Tokenizer:
     vocab_size: ids are below it.  special_tokens: role (bos_token ...) -> spelling, as templates want them.
     eos_token_ids: what ends a text or a turn, the tokenizer's own eos first.  backend: the library's own, which is not
     to be changed.  settings: SETTINGS of tokenizer_config.json, those that are there, and extra_special_tokens.
+    control_spellings: what may be a control token in another text than find_control() was given.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Tokenizer:
         self._pieces = Pieces(backend)
         self._control = ControlTokens(backend)
         self._skipped = frozenset(self._control.ids.values())
+        self.control_spellings = self._control.spellings
         self.vocab_size = vocab_size
         self.special_tokens = dict(special_tokens)
         self.settings = dict(settings or {})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from small_tokenizers import byte_level_files, sentence_piece_gguf, wrap
 
 from octavo.text.tokenizer import Tokenizer
+from octavo.weights.checkpoint import TokenizerFiles
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +29,19 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def sentence_piece() -> Tokenizer:
     """Llama 2's kind, from GGUF metadata, with a space before a text and byte fallback."""
     return Tokenizer.from_checkpoint(wrap(sentence_piece_gguf(prefix=True)[0]))
+
+
+@pytest.fixture(scope="session")
+def normalized(sentence_piece: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """SentencePiece's kind; control tokens, not <think>, are looked for in normalized text (Llama's first files)."""
+    state = json.loads(sentence_piece.backend.to_str())
+    for token in state["added_tokens"]:
+        token["normalized"] = True
+    state["added_tokens"].append({**state["added_tokens"][0], "id": 480, "content": "<think>"})
+    state["added_tokens"][-1].update(normalized=False, special=False)
+    path = tmp_path_factory.mktemp("normalized") / "tokenizer.json"
+    path.write_text(json.dumps(state))
+    return Tokenizer.from_checkpoint(wrap(TokenizerFiles(path, {})))
 
 
 @pytest.fixture(params=["byte_level", "sentence_piece"])

@@ -142,6 +142,15 @@ def test_templates_may_cut_trim_and_print_json(byte_level: Tokenizer) -> None:
     assert _control_ids(byte_level, ids) == [byte_level.special_ids()[byte_level.special_tokens["bos_token"]]]
 
 
+@pytest.mark.parametrize("content", ["hi <", "x-</s> y", "<think></s>", "</s>"])
+def test_control_tokens_of_normalized_text_are_the_templates_alone(content: str, normalized: Tokenizer) -> None:
+    """Where normalized text has one depends on what stands before it, which a template may change."""
+    source = "{{ 'A: ' + messages[0].content.split('-')[-1] }}. </s>"
+    ids, text = _render(ChatTemplate(source, normalized), [{"role": "user", "content": content}])
+    assert _control_ids(normalized, ids) == [2]
+    assert normalized.decode(ids, skip_special_tokens=False).replace(" ", "") == text.replace(" ", "")
+
+
 def test_the_callers_messages_are_left_alone(byte_level: Tokenizer) -> None:
     messages, tools = copy.deepcopy(CONVERSATIONS["tools"]), copy.deepcopy(TOOLS)
     messages[0]["content"] = ATTACK

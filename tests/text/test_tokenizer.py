@@ -50,17 +50,6 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_checkpoint(wrap(_mixed_kind(tmp_path_factory.mktemp("mixed"))))
 
 
-@pytest.fixture(scope="module")
-def normalized(sentence_piece: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """SentencePiece's kind, whose control tokens are looked for in normalized text, as in Llama's first files."""
-    state = json.loads(sentence_piece.backend.to_str())
-    for token in state["added_tokens"]:
-        token["normalized"] = True
-    path = tmp_path_factory.mktemp("normalized") / "tokenizer.json"
-    path.write_text(json.dumps(state))
-    return Tokenizer.from_checkpoint(wrap(TokenizerFiles(path, {})))
-
-
 @SOME
 @given(text=TEXTS)
 def test_plain_text_never_becomes_a_control_token(byte_level: Tokenizer, sentence_piece: Tokenizer, text: str) -> None:
