@@ -83,6 +83,7 @@ def test_json_of_a_schema(real: LiveServer, fields: dict[str, Any]) -> None:
         ({"regex": "x{2,4}"}, "x{2,4}"),
         ({"ebnf": 'root ::= "yes" | "no"'}, "yes|no"),
         ({"grammar": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"guided_regex": "x{2,4}", "structured_outputs": {"regex": "x{2,4}"}}, "x{2,4}"),  # as guidance sends them
         ({"structured_outputs": {"grammar": 'root ::= "(" (root | [a-c]) ")" | [é-ü]{2}'}}, r"\(*([a-c]|[é-ü]{2})\)*"),
     ],
 )
@@ -198,6 +199,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"guided_json": {"if": {"pattern": "a"}, "then": {"minLength": 3}}}, "guided_json", "'if', 'then'"),
     ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "exclude each other"),
+    ({"guided_regex": "a", "structured_outputs": {"regex": "b"}}, "guided_regex", "exclude each other"),
     ({"guided_grammar": 'root ::= "a" b'}, "guided_grammar", "line 1: there is no rule 'b'"),
     ({"guided_choice": []}, "guided_choice", "at least one"),
     ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern", "guided_json"),

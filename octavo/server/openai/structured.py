@@ -84,7 +84,7 @@ class StructuredOutputs(Strict, frozen=True, kw_only=True):
 
 
 class StructuredFields(UnsupportedFields, frozen=True, kw_only=True):
-    """At most one of them asks for a form."""
+    """One form at most is asked for; several of them may say it, as guidance sends older and newer names together."""
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -102,11 +102,12 @@ class StructuredFields(UnsupportedFields, frozen=True, kw_only=True):
 def structured_params(request: StructuredFields) -> StructuredOutputsParams | None:
     """What the request asks for, or None. Raises InputError in terms of StructuredOutputsParams, see `field_name`."""
     asked = _asked(request)
-    if len(asked) > 1:
+    forms = [_values(request, name) for name in asked]
+    if any(form != forms[0] for form in forms[1:]):
         raise InputError(f"{' and '.join(asked)} exclude each other; send one of them", param=asked[1])
     if request.guided_whitespace_pattern is not None and asked != ["guided_json"]:
         raise InputError("guided_whitespace_pattern goes with guided_json", param="guided_whitespace_pattern")
-    return StructuredOutputsParams(**_values(request, asked[0])) if asked else None
+    return StructuredOutputsParams(**forms[0]) if forms else None
 
 
 def _asked(request: StructuredFields) -> list[str]:
