@@ -69,6 +69,12 @@ ELSEWHERE: dict[str, str] = {
 }
 """Paths of Ollama and llama.cpp's server -> where the like is answered here, in OpenAI's protocol."""
 
+NOT_HERE: dict[str, str] = {
+    "/v1/responses/compact": "conversations are not compacted here; shorten the input yourself",
+    "/v1/conversations": "conversations are not kept; use previous_response_id, or send all items in input",
+}
+"""Paths of OpenAI's that its clients may try -> what to do instead."""
+
 WORK: dict[str, Handler] = {
     "/v1/completions": create_completion,
     "/v1/chat/completions": create_chat_completion,
@@ -309,12 +315,13 @@ class App:
                 return handler
             if match is Match.PARTIAL:
                 allowed |= route.methods or set()
-        if allowed:
+        if allowed and exchange.path not in NOT_HERE:
             exchange.reply_headers.append((b"allow", ", ".join(sorted(allowed)).encode()))
             raise HttpError(405, f"send {' or '.join(sorted(allowed))} to this path", kind="MethodNotAllowedError")
         likely = ELSEWHERE.get(exchange.path, "/v1" + exchange.path)
         known = any(route.path == likely for route in self.routes)
-        hint = f"did you mean {likely}?" if known else "the API is under /v1"
+        hint = f"did you mean {likely}?" if known else "the API is under /v1, GET /openapi.json tells what there is"
+        hint = NOT_HERE.get(exchange.path, hint)
         raise HttpError(404, f"there is no such path; {hint}", kind="NotFoundError")
 
     def _count(self, exchange: Exchange) -> None:

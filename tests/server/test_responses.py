@@ -321,7 +321,9 @@ def test_items_become_messages() -> None:
         ({"background": True, "stream": True}, "background"),
         ({"background": True, "store": False}, "background"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": False}}, "stream_options"),
         ({"truncation": "auto"}, "truncation"),
+        ({"max_tool_calls": 0}, "max_tool_calls"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning"),
@@ -338,6 +340,27 @@ def test_items_become_messages() -> None:
 )
 def test_refused(shared: LiveServer, change: dict[str, Any], param: str) -> None:
     assert check_form(shared.post("/v1/responses", {**ASK, **change}))["param"] == param
+
+
+def test_a_refusal_names_the_place(shared: LiveServer) -> None:
+    tools = [{"type": "function", "name": "f"}, {"type": "custom", "name": "g"}]
+    for change, place in (({"tools": tools}, "tools[1].type"), ({"text": {"verbosity": "low"}}, "text.verbosity")):
+        assert f"value of {place} is" in check_form(shared.post("/v1/responses", {**ASK, **change}))["message"]
+
+
+def test_what_there_is_none_of_is_led_elsewhere(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="shorten the input"):
+        client.responses.compact(**ASK)
+    with pytest.raises(openai.NotFoundError, match="previous_response_id"):
+        client.conversations.create()
+    with pytest.raises(openai.NotFoundError, match=r"GET /openapi\.json"):
+        client.images.generate(prompt="a")
+
+
+def test_what_asks_for_nothing_passes(client: openai.OpenAI, shared: LiveServer) -> None:
+    assert client.responses.create(**ASK, max_output_tokens=2, max_tool_calls=3).max_tool_calls == 3
+    body = {**ASK, "max_output_tokens": 2, "stream_options": {"include_usage": True}}  # as AIPerf sends it
+    assert shared.events("/v1/responses", body)[-2]["response"]["usage"]["output_tokens"] == 2
 
 
 def test_what_retrieving_may_ask_for(shared: LiveServer, client: openai.OpenAI) -> None:

@@ -73,7 +73,7 @@ def explain(text: str, kind: type[msgspec.Struct], *, where: str = "") -> InputE
     top = re.match(r"\w*", path)
     if top is not None and top[0] in reasons:
         name = top[0]
-        return UnsupportedError(f"this value of {name} is not supported: {reasons[name]}", param=name)
+        return UnsupportedError(f"this value of {path} is not supported: {reasons[name]}", param=name)
     if re.search(r"\.content\[\d+\]\.type$", path):
         kind_of = what.removeprefix("Invalid value ")[:_SHOWN]
         return UnsupportedError(f"{path}: content of type {kind_of} is not supported; send text", param=path)

@@ -269,6 +269,7 @@ def new_response(request: ResponsesRequest, generation: Generation) -> ResponseO
         background=bool(request.background),
         instructions=request.instructions,
         max_output_tokens=request.max_output_tokens,
+        max_tool_calls=request.max_tool_calls,
         model=generation.model,
         parallel_tool_calls=request.parallel_tool_calls is not False,
         previous_response_id=request.previous_response_id,

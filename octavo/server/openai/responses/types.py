@@ -95,9 +95,13 @@ LOGPROBS: Includable = "message.output_text.logprobs"
 
 
 class ResponseStreamOptions(Strict, frozen=True, kw_only=True):
-    """include_obfuscation: padding against eavesdroppers, which this server does not add."""
+    """include_obfuscation: padding against eavesdroppers, which this server does not add.
+
+    include_usage: a chat's, which AIPerf sends here, too; the last event tells the usage anyhow.
+    """
 
     include_obfuscation: Literal[False] | None = None
+    include_usage: Literal[True] | None = None
 
 
 Input = str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
@@ -111,7 +115,6 @@ class PromptFields(Strict, frozen=True, kw_only=True):
         "context_management": "shorten the input yourself",
         "personality": "ask for it in instructions",
         "prompt": "there are no stored prompts; send instructions and input",
-        "max_tool_calls": "there are no tools that this server would call itself",
         "include": "it is a list of OpenAI's names, of which message.output_text.logprobs adds to answers",
         "truncation": "input that does not fit is refused; shorten it",
         "service_tier": "there is one tier; leave it out or send 'auto'",
@@ -123,7 +126,7 @@ class PromptFields(Strict, frozen=True, kw_only=True):
         "namespace; leave out what a provider would (Codex: docs/protocols.md tells how)",
         "tool_choice": "send 'none', 'auto', 'required', {'type': 'function', 'name': ...}, or {'type': "
         "'allowed_tools', 'mode': 'auto' or 'required', 'tools': [{'type': 'function', 'name': ...}, ...]}",
-        "stream_options": "no obfuscation is added; leave it out",
+        "stream_options": "no obfuscation is added, and the last event tells the usage; leave it out",
         "prompt_cache_options": "prefixes are cached without being asked for",
         "prompt_cache_retention": "prefixes are kept in memory while there is room",
     }
@@ -161,8 +164,8 @@ class ResponsesRequest(PromptFields, frozen=True, kw_only=True):
     """POST /v1/responses. input: a text, or items (messages, calls, their outputs, reasoning).
 
     store: keep the answer for GET and previous_response_id, which it is unless false.  The fields from top_k on are
-    the same as a chat's.  user, metadata, safety_identifier and prompt_cache_key are labels, told back, and
-    client_metadata (Codex's) is one that is not.
+    the same as a chat's.  max_tool_calls bounds the calls that a provider carries out: there are none.  user, metadata,
+    safety_identifier and prompt_cache_key are labels, told back, and client_metadata (Codex's) is one that is not.
     """
 
     input: Input
@@ -183,7 +186,7 @@ class ResponsesRequest(PromptFields, frozen=True, kw_only=True):
     service_tier: Literal["auto", "default"] | None = None
     context_management: Empty | None = None
     prompt: None = None
-    max_tool_calls: None = None
+    max_tool_calls: Annotated[int, Meta(ge=1)] | None = None
     moderation: None = None
     prompt_cache_options: None = None
     prompt_cache_retention: Literal["in_memory"] | None = None
