@@ -144,6 +144,14 @@ def test_names_of_other_local_servers_lead_to_those_here(shared: LiveServer) -> 
     assert shared.post("/v1/chat/completions", {**chat, "cache_prompt": True}).status_code == 200
     refused = check_form(shared.post("/v1/chat/completions", {**chat, "cache_prompt": False}))
     assert "--no-enable-prefix-caching" in refused["message"]
+    for path, field, ours in (
+        ("/v1/embeddings", "truncation", "did you mean 'truncate_prompt_tokens'"),
+        ("/v1/embeddings", "output_dimension", "did you mean 'dimensions'"),
+        ("/v1/embeddings", "input_type", "/v2/embed"),
+        ("/v1/rerank", "texts", "did you mean 'documents'"),
+    ):
+        body = {"input": "a"} if path == "/v1/embeddings" else {"query": "a"}
+        assert ours in check_form(shared.post(path, {**body, field: "b"}))["message"]
     for path, here in (("/api/chat", "/v1/chat/completions"), ("/completion", "/v1/completions"), ("/models", "/v1/m")):
         answer = shared.post(path, chat)
         assert answer.status_code == 404

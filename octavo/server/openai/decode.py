@@ -19,8 +19,15 @@ T = TypeVar("T", bound=msgspec.Struct)
 _UNKNOWN = "Object contains unknown field `"
 _MISSING = "Object missing required field `"
 _NO_CHOICE = ("Invalid enum value", "Invalid value")
-_ELSEWHERE = {"n_predict": "max_tokens", "num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
-"""Fields of llama.cpp and Ollama -> ours that do the same."""
+_ELSEWHERE = {
+    **dict.fromkeys(("n_predict", "num_predict"), "max_tokens"),
+    "repeat_penalty": "repetition_penalty",
+    **dict.fromkeys(("truncate", "truncation"), "truncate_prompt_tokens"),
+    "output_dimension": "dimensions",
+    "embedding_type": "encoding_format",
+    "texts": "documents",
+}
+"""Fields of llama.cpp, Ollama, and of APIs that pool (Voyage's, Jina's, NIM's, TEI's) -> ours that do the same."""
 _SUGGEST_UP_TO = 40  # characters of an unknown name that a likely one is sought for
 _SHOWN = 200  # characters of a client's own text in a message
 

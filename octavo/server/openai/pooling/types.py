@@ -48,13 +48,14 @@ class InputRequest(PoolingRequest, frozen=True, kw_only=True):
 
 class EmbeddingRequest(InputRequest, frozen=True, kw_only=True):
     """POST /v1/embeddings. normalize: vLLM's older name of use_activation.  drop_params: RAGFlow asks LiteLLM to leave
-    out what a model cannot do; what comes here can be done, or is refused.
+    out what a model cannot do; what comes here can be done, or is refused.  input_type: Voyage's and NIM's.
     """
 
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     normalize: bool | None = None
     drop_params: bool | None = None
+    input_type: None = None
 
 
 class PoolRequest(EmbeddingRequest, frozen=True, kw_only=True):
