@@ -51,7 +51,9 @@ def save(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = arguments_parser(__doc__, out="cpu.json")
-    parser.add_argument("--rows", default="", help="comma separated, such as smollm2-q4_1,gemma3-bf16; default all")
+    parser.add_argument(
+        "--rows", default="", help="comma separated, such as smollm2-q4_1,gemma3-bf16, or any .gguf; default all"
+    )
     parser.add_argument("--works", default="", help="comma separated, such as prefill_512,decode_1; default all")
     arguments = parser.parse_args()
     rows, arguments.works = pick_rows(arguments.rows), pick_works(arguments.works)

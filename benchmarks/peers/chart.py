@@ -59,7 +59,7 @@ def draw_rows(results: dict[str, Any], path: Path) -> None:
         keys.append(Line2D([], [], color=INK, lw=2.2, label="the machine's limit"))
         keys.append(Line2D([], [], color=INK, lw=0, marker=">", ms=5, label="Octavo's target"))
 
-        used = {name for row in rows for name in VLLM[row["model"]]}
+        used = {name for row in rows for name in VLLM.get(row["model"], {})}
         keys += [Line2D([], [], **_reference(name), label=f"{name} (constant)") for name in REFERENCES if name in used]
         figure.legend(handles=keys, loc="lower center", ncols=3, frameon=False)
         figure.savefig(path, dpi=130)
@@ -89,7 +89,7 @@ def _references(axis: Axes, rows: list[dict[str, Any]], work: str) -> None:
     """vLLM's constants across the groups of the model that they are of."""
     for model, group in groupby(enumerate(rows), key=lambda pair: pair[1]["model"]):
         places = [x for x, _ in group]
-        for name, speeds in VLLM[model].items():
+        for name, speeds in VLLM.get(model, {}).items():
             ends = places[0] - 0.48, places[-1] + 0.48
             axis.hlines(speeds[work], *ends, zorder=0.8, **_reference(name))
 

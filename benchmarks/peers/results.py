@@ -41,7 +41,7 @@ def lines(row: dict[str, Any]) -> list[list[str]]:
     """The table's cells of one row of the results."""
     return [
         [
-            f"{row['model'].partition('-')[0]} {row['format']}",
+            f"{row['model'].partition('-')[0]} {row['format']}".strip(),
             name.replace("_", " "),
             *(f"{work['medians'][side]:,.0f}" for side in SIDES),
             f"{work['ratio']:.2f}",
@@ -71,7 +71,7 @@ def table(results: dict[str, Any]) -> str:
     shown += [
         f"  {model}, {name}: " + ", ".join(f"{work.replace('_', ' ')} {value:,}" for work, value in speeds.items())
         for model in models
-        for name, speeds in VLLM[model].items()
+        for name, speeds in VLLM.get(model, {}).items()
     ]
     return "\n".join(shown)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 SETTLE = 8  # steps before a decode is timed, so that no prompt is still being read
@@ -88,8 +89,17 @@ VLLM = {
 
 
 def pick_rows(names: str) -> list[Row]:
-    """Rows by name, comma separated; all of them for an empty text. Exits with the names there are."""
-    return _pick("--rows", names, {row.name: row for row in ROWS})
+    """Rows by name, comma separated, or GGUF files of any model; all rows for an empty text. Exits with the names."""
+    files = {name: _file_row(Path(name)) for name in names.split(",") if name.endswith(".gguf")}
+    return _pick("--rows", names, {row.name: row for row in ROWS} | files)
+
+
+def _file_row(path: Path) -> Row:
+    """Without targets of its own."""
+    if not path.is_file():
+        raise SystemExit(f"--rows: there is no file {path}")
+    products: Literal["int8", "bf16"] = "bf16" if "bf16" in path.stem.lower() else "int8"
+    return Row(path.stem, "", path.stem, str(path.resolve()), 0.0, {}, products=products)
 
 
 def pick_works(names: str) -> list[Work]:

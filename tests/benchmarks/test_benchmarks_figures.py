@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers.compare import Worker, alternate, medians
+from peers.compare import SIDES, Worker, alternate, medians
 from peers.floors import Floor, Shape, floor, read_shape
 from peers.machine import Peaks
 from peers.models import model_file
-from peers.results import figures, table
+from peers.results import figures, row_head, table
 from peers.rows import DECODES, PREFILL, ROWS, SETTLE, Work, pick_rows, pick_works
 from weight_files import write_gguf
 
@@ -43,6 +43,22 @@ def test_rows_and_works_are_picked_by_name() -> None:
     assert pick_works("decode_8") == [DECODES[8]]
     with pytest.raises(SystemExit, match=r"nothing unknown; there are smollm2-q4_1"):
         pick_rows("nothing")
+
+
+def test_any_file_is_a_row_without_targets_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "Some-Model.BF16.gguf"
+    file.touch()
+    named, row = pick_rows(f"smollm2-q4_1,{file}")
+    assert named == ROWS[0]
+    assert (row.products, row.ratio(PREFILL), model_file(row, tmp_path / "elsewhere")) == ("bf16", 0.0, file.resolve())
+    made = {
+        "rows": [
+            row_head(row) | {"works": {PREFILL.name: figures(row, PREFILL, {side: [9.0] for side in SIDES}, FLOOR)}}
+        ]
+    }
+    assert "| Some-Model.BF16" in table(made)
+    with pytest.raises(SystemExit, match=r"no file none\.gguf"):
+        pick_rows("none.gguf")
 
 
 def test_figures_are_medians_against_both_targets() -> None:
