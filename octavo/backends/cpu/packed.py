@@ -28,6 +28,9 @@ SLOW = ("scalar",)
 _RELEASE = 16 << 20
 """Stored bytes after which mapped pages are given back: the source is never whole in memory beside its packed form."""
 
+Chosen = tuple[StoredTensor | QuantizedTensor, str]
+"""A matrix as the checkpoint has it, and the scheme to pack it in; BF16 stands for BF16_SHORT as well."""
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -87,7 +90,7 @@ def load_packed(
     """
     sources = {name: [weights[source] for source in pack.sources] for name, pack in packs.items()}
     chosen = [
-        (tensor, _chosen(tensor, exact=exact or packs[name].exact))
+        (tensor, _scheme(tensor, exact=exact or packs[name].exact))
         for name, pack in sources.items()
         for tensor in pack
         if len(tensor.shape) > 1
@@ -96,7 +99,7 @@ def load_packed(
     tensors = [tensor for tensor, _ in chosen if isinstance(tensor, StoredTensor)]
     if folder is not None and not exact and len(tensors) == len(chosen):
         file = packed_file.locate(folder, tensors, layout=_layout(tensors, pool))
-    parts = None if file is None else file.read(partial(_size, tensors, pool))
+    parts = None if file is None else file.read(partial(_size, chosen, pool))
     saving, mapped = None, sum(matrix.nbytes for _, matrix in parts or ())
     if parts is None:
         parts = _pack(chosen, pool, progress=progress)
@@ -114,8 +117,8 @@ def load_packed(
     return packed
 
 
-def _chosen(tensor: StoredTensor | QuantizedTensor, *, exact: bool) -> str:
-    """The scheme to pack it in; BF16 stands for BF16_SHORT as well."""
+def _scheme(tensor: StoredTensor | QuantizedTensor, *, exact: bool) -> str:
+    """The scheme to pack it in, as in Chosen."""
     stored = tensor.scheme.name if isinstance(tensor, StoredTensor) else "BF16"
     return "F32" if exact and stored not in EXACT else stored
 
@@ -138,17 +141,15 @@ def _layout(tensors: Sequence[StoredTensor], pool: Pool) -> str:
     return digest.hexdigest()
 
 
-def _size(tensors: Sequence[StoredTensor], pool: Pool, index: int, scheme: str) -> int | None:
-    """Bytes of a tensor's packed form; None where it cannot have this one."""
-    stored = tensors[index].scheme.name
-    if scheme != stored and (stored, scheme) != ("BF16", "BF16_SHORT"):
+def _size(chosen: Sequence[Chosen], pool: Pool, index: int, scheme: str) -> int | None:
+    """Bytes of a tensor's packed form; None where it is not to have this one."""
+    tensor, wanted = chosen[index]
+    if scheme != wanted and (wanted, scheme) != ("BF16", "BF16_SHORT"):
         return None
-    return pool.packed_bytes(scheme, **_shape(tensors[index]))
+    return pool.packed_bytes(scheme, **_shape(tensor))
 
 
-def _pack(
-    chosen: Sequence[tuple[StoredTensor | QuantizedTensor, str]], pool: Pool, *, progress: Progress | None
-) -> list[Part]:
+def _pack(chosen: Sequence[Chosen], pool: Pool, *, progress: Progress | None) -> list[Part]:
     """Each tensor in the form of the scheme beside it: its own, BF16_SHORT for BF16 where that can hold it, or F32."""
     packed: list[Part] = []
     done, released = 0, 0

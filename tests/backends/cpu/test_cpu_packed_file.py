@@ -119,8 +119,8 @@ def test_what_was_written_is_mapped(tmp_path: Path) -> None:
     assert names(folder) == [place(model, folder).path.name]
 
 
-def load(pool: Pool, model: Path, folder: Path | None, **options: Any) -> Packed:
-    loaded = load_packed(PACKS, open_model(model), pool=pool, folder=folder, **options)
+def load(pool: Pool, model: Path, folder: Path | None, *, packs: dict[str, Pack] = PACKS, **options: Any) -> Packed:
+    loaded = load_packed(packs, open_model(model), pool=pool, folder=folder, **options)
     if loaded.saving is not None:
         loaded.saving.close(240)
     return loaded
@@ -225,6 +225,20 @@ def test_a_matrix_is_kept_in_its_form(pool: Pool, tmp_path: Path, monkeypatch: p
     for name, matrices in first.matrices.items():
         np.testing.assert_array_equal(matrices[0].data, second.matrices[name][0].data)
     assert second.nbytes == first.nbytes < 0.92 * model.stat().st_size  # c, and b with 13 rows of padding
+
+
+def test_a_matrix_made_float32_is_mapped_with_the_others(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the routers of a mixture of experts are, whatever the checkpoint has them in."""
+    model, packs = write_model(tmp_path / "m"), {**PACKS, "a": Pack(("a",), (512, 48), exact=True)}
+    first = load(pool, model, tmp_path / "packed", packs=packs)
+    with monkeypatch.context() as patch:
+        patch.setattr(packed, "_pack", None)
+        second = load(pool, model, tmp_path / "packed", packs=packs)
+    assert [loaded.matrices["a"][0].scheme for loaded in (first, second)] == ["F32", "F32"]
+    np.testing.assert_array_equal(first.matrices["a"][0].data, second.matrices["a"][0].data)
+    assert load(pool, model, tmp_path / "packed").matrices["a"][0].scheme == "Q8_0"  # not as it was kept
 
 
 def test_portable_kernels_keep_bfloat16_plain(pool: Pool) -> None:
