@@ -217,13 +217,18 @@ def _name(path: Path) -> str:
 
 
 def _model_exists(path: Path) -> bool:
+    """Whether a packed file's model is there; so it is where the system does not tell."""
     try:
         with path.open("rb") as file:
             before = file.read(_BEFORE)
             header = _decode(before + file.read(min(_header_bytes(before), _MOST_HEADER)))
+        if header is not None:
+            os.stat(os.fsdecode(header.model))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError:
         return True
-    return header is not None and Path(os.fsdecode(header.model)).exists()
+    return header is not None
 
 
 def _samples(matrices: Sequence[np.ndarray]) -> str:

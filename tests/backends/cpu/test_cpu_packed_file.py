@@ -498,6 +498,28 @@ def test_a_model_has_one_file_and_a_gone_one_none(tmp_path: Path) -> None:
     assert same(mapped, some_parts())
 
 
+def test_a_model_that_cannot_be_looked_at_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its folder is another user's, or on a disk that does not answer."""
+    folder, model, far = tmp_path / "packed", write_model(tmp_path / "m"), write_model(tmp_path / "far")
+    for file in (place(model, folder), place(far, folder)):
+        keep(file)
+    genuine = os.stat
+
+    def look(path: Any, *rest: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(far):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return genuine(path, *rest, **options)
+
+    second = place(write_model(model, seed=1), folder)
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(os, "stat", look)
+        keep(second)
+    assert names(folder) == sorted([second.path.name, place(far, folder).path.name])
+    assert caplog.messages == []
+
+
 def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
     assert env.packed_folder() == tmp_path / "packed"
