@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,27 @@ from octavo.backends.cpu.native import ExpertMatrix, Experts, Group, Instruction
 from octavo.backends.cpu.packed import Matrix, Packed
 from octavo.backends.cpu.program import Instruction as Step
 
+JOINED = 64
+"""Tokens from which on gate and up are one product: fewer lose more than not writing them gains."""
+
+
+def short_registers(body: tuple[Step, ...], packed: Packed) -> frozenset[str]:
+    """The registers that are written for fewer than JOINED tokens only."""
+    return frozenset(str(step.arguments[0]) for step, after in pairwise(body) if _joins(step, after, packed))
+
+
+def _joins(step: Step, after: Step, packed: Packed) -> bool:
+    """Whether a linear step makes what the next one gates, of two matrices: nothing else reads that."""
+    pair = step.op == "linear" and after.op == "gated" and after.arguments[1] == step.arguments[0]
+    return pair and len(packed.matrices[str(step.arguments[2])]) == 2
+
 
 @dataclass
 class Lowering:
     """Turns steps of a program into native ones.
 
-    arrays: registers [max tokens, ...], `cos.{i}`, `sin.{i}` [max tokens, pairs], `inv_freq.{i}` [pairs].
+    arrays: registers [max tokens, ...], of short_registers [JOINED, ...]; `cos.{i}`, `sin.{i}` [max tokens, pairs],
+    `inv_freq.{i}` [pairs].
     act(scheme, k, tails): a buffer for activations, of all tokens or of tails, in the form that products with this
     scheme read.
     room(experts): the memory that a mixture of experts works in.
@@ -47,7 +63,7 @@ class Lowering:
             self._tails = steps is tail
             rest = iter(zip(steps, (*steps[1:], None), strict=False))
             for step, after in rest:
-                if after is not None and self._joins(step, after):
+                if after is not None and _joins(step, after, self.packed):
                     self._gate_up(step, after)
                     next(rest)
                 else:
@@ -160,20 +176,10 @@ class Lowering:
         numbers = {"a": scale, "b": softcap or 0.0, "shape": self._shapes.index(shape)}
         self._emit("attention", native.ATTEND, **given, **numbers, **cache)
 
-    def _gated(self, out: str, gate_up: str, *, act: str, joined: bool = False) -> None:
-        """joined: after a `gate_up` that does this by itself for many tokens."""
-        given = {
-            "out": self.arrays[out],
-            "in_": self.arrays[gate_up],
-            "flag": native.ACTIVATIONS[act],
-            "shape": int(joined),
-        }
-        self._rows("gated", k=self._width(out), **given)
-
-    def _joins(self, step: Step, after: Step) -> bool:
-        """Whether a linear step makes what the next one gates, of two matrices: nothing else reads that."""
-        pair = step.op == "linear" and after.op == "gated" and after.arguments[1] == step.arguments[0]
-        return pair and len(self.packed.matrices[str(step.arguments[2])]) == 2
+    def _gated(self, out: str, gate_up: str, *, act: str, fewer: int = 0) -> None:
+        """fewer: only for fewer tokens than that; 0: always."""
+        given = {"out": self.arrays[out], "in_": self.arrays[gate_up], "flag": native.ACTIVATIONS[act]}
+        self._rows("gated", k=self._width(out), window=fewer, **given)
 
     def _gate_up(self, linear: Step, gated: Step) -> None:
         """Both in one product, whose sides are written for few tokens only (csrc/program.h)."""
@@ -186,10 +192,10 @@ class Lowering:
         second: dict[str, Any] = {"second_scheme": native.SCHEME_IDS[up.scheme], "second_weight": up.data}
         second |= {"second_act": acts[up.act_scheme], "second_bias": biases[1]}
         given = {"out": self.arrays[out], "act": acts[gate.act_scheme], "bias": biases[0], "ld_out": self._width(out)}
-        given["delta"] = self.arrays[str(sides)]
+        given |= {"delta": self.arrays[str(sides)], "window": JOINED}
         flag = native.ACTIVATIONS[gated.options["act"]]
         self._emit("gate_up", native.PRODUCTS, flag=flag, **given, **second, **_of(gate))
-        self._gated(out, str(sides), act=gated.options["act"], joined=True)
+        self._gated(out, str(sides), act=gated.options["act"], fewer=JOINED)
 
     def _add_gated(self, x: str, delta: str, logit: str) -> None:
         self._rows("add_gated", k=self._width(x), out=self.arrays[x], in_=self.arrays[delta], delta=self.arrays[logit])

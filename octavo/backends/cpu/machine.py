@@ -33,11 +33,11 @@ class Heads:
 NO_HEADS = Heads(np.empty((0, 1), np.float32), np.empty(0, np.bool_), np.empty(0, np.int64))
 
 
-def tail_rows(program: Program) -> int:
-    """Tokens whose logits are made at once; 0 in a program without logits."""
+def tail_rows(program: Program, max_tokens: int) -> int:
+    """Tokens whose logits are made at once, no more than a step has; 0 in a program without logits."""
     if not program.tail:
         return 0
-    return max(1, LOGIT_BYTES // (4 * program.tail_registers["logits"][0]))
+    return min(max_tokens, max(1, LOGIT_BYTES // (4 * program.tail_registers["logits"][0])))
 
 
 class Machine:
@@ -59,7 +59,7 @@ class Machine:
         self.kv_cache_dtype = kv_cache_dtype
         self._team = team
         self.max_tokens = max_tokens
-        self.tail_rows = tail_rows(program)
+        self.tail_rows = tail_rows(program, max_tokens)
         self._weights = weights
         self._registers = {n: np.empty((max_tokens, *s), np.float32) for n, s in program.registers.items()}
         self._tail = {n: np.empty((self.tail_rows, *s), np.float32) for n, s in program.tail_registers.items()}

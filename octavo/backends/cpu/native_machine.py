@@ -10,7 +10,7 @@ import numpy as np
 
 from octavo.backends.cpu import native
 from octavo.backends.cpu.cache import Cells, copy_blocks, kernel_axes, make_cells
-from octavo.backends.cpu.lower import Lowering
+from octavo.backends.cpu.lower import JOINED, Lowering, short_registers
 from octavo.backends.cpu.machine import NO_HEADS, Heads, tail_rows
 from octavo.backends.cpu.native import BatchArrays, Lowered, Pool, pointer
 from octavo.backends.cpu.packed import Packed
@@ -36,10 +36,11 @@ class NativeMachine:
         self.block_size = block_size
         self.kv_cache_dtype = kv_cache_dtype
         self.max_tokens = max_tokens
-        self.tail_rows = tail_rows(program)
+        self.tail_rows = tail_rows(program, max_tokens)
         self._pool = pool
         self._packed = packed
-        self._arrays = {n: _floats(max_tokens, *s) for n, s in program.registers.items()}
+        short, few = short_registers(program.body, packed), min(max_tokens, JOINED)
+        self._arrays = {n: _floats(few if n in short else max_tokens, *s) for n, s in program.registers.items()}
         self._arrays |= {n: _floats(self.tail_rows, *s) for n, s in program.tail_registers.items()}
         for i, rope in enumerate(program.ropes):
             self._arrays[f"inv_freq.{i}"] = np.array(rope.inv_freq, np.float64)

@@ -12,7 +12,7 @@ import native_tiny
 import numpy as np
 import pytest
 
-from octavo.backends.cpu import native
+from octavo.backends.cpu import lower, native
 from octavo.backends.cpu.rows import Batch, Span
 from octavo.base.types.tensor import SCHEMES, StoredTensor
 from octavo.models.spec import Attention, GatedMLP, Head, Layer, ModelSpec, MoE, RMSNorm
@@ -232,6 +232,21 @@ def test_packed_weights_are_as_small_as_stored_ones() -> None:
     size = sum(tensor.data.nbytes for tensor in given.values())
     assert size <= made.memory().weights < size * 1.05
     assert np.abs(dequantize(given["embed"]) - WEIGHTS["embed"]).max() < 0.1
+    made.close()
+
+
+def test_no_memory_is_planned_for_what_steps_never_fill() -> None:
+    """Registers of a step as large as may be, and of one in which gate and up are two products."""
+    made = backend(max_num_batched_tokens=100)
+    machine, blocks = made._machine, tables(1, 100)
+    assert machine.work_bytes > 0
+    for name, array in machine._arrays.items():
+        if not name.startswith("inv_freq"):
+            array.fill(np.nan)
+    for length in (lower.JOINED - 1, 100):
+        whole(machine, 0, length, blocks)
+    for name, array in machine._arrays.items():
+        assert np.isfinite(array[: lower.JOINED - 1 if len(array) == lower.JOINED else None]).all(), name
     made.close()
 
 

@@ -13,6 +13,7 @@ from cpu_tiny import poisoned, rand
 from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
 from octavo.backends.cpu.cache import CELLS, Cells, decode, encode
+from octavo.backends.cpu.lower import JOINED
 from octavo.backends.cpu.native import Pool
 from octavo.backends.cpu.packed import Matrix, Packed
 from octavo.backends.cpu.program import Instruction
@@ -332,9 +333,9 @@ def test_gate_and_up_in_one_product(pool: Pool, act: str, with_bias: bool, token
     gated = Instruction("gated", ("wide", "gate_up"), {"act": act})
     native_tiny.run(pool, linear, {"x": x, "gate_up": both}, packed=packed, tokens=tokens)
     native_tiny.run(pool, gated, {"gate_up": both, "wide": apart}, tokens=tokens)
-    unused = poisoned(tokens, 2 * width)
+    unused = poisoned(min(tokens, JOINED), 2 * width)
     native_tiny.run(pool, (linear, gated), {"x": x, "gate_up": unused, "wide": out}, packed=packed, tokens=tokens)
-    assert np.isnan(unused).all() == (tokens >= 64)
+    assert np.isnan(unused).all() == (tokens >= JOINED)
     np.testing.assert_array_equal(out.view(np.uint32), apart.view(np.uint32))
     if forms == "ff":
         gate, up = (x.astype(np.float64) @ w.T.astype(np.float64) for w in weights)

@@ -97,7 +97,8 @@ void oct_matmul_gated(const oct_side *gate, const oct_side *up, int64_t act_id, 
 // out[k] = weights[row], exactly as octavo.quant dequantizes them.
 void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t n, int64_t k, int64_t row);
 
-// Chooses the kernels: "auto" (the best that this processor runs), "avx512", "avx2", "i8mm", "neon" or "scalar".
+// Chooses the kernels: "auto" (the best that this processor runs), "avx512", "avx512vnni", "avxvnni", "avx2", "i8mm",
+// "neon" or "scalar".
 // Returns 0, or -1 and changes nothing where the name is unknown or the processor lacks it. Not to be called during a
 // product. Packed weights and activations are the same for all variants.
 int oct_set_variant(const char *name);

@@ -265,7 +265,7 @@ void rows(const OctInstruction& o, const OctBatch& batch, int64_t begin, int64_t
                    : o.flag == OCT_BFLOAT16 ? write_pairs(o, batch, range)
                                             : write_kv<int8_t>(o, batch, range);
         case OCT_GATED:
-            if (o.shape == 1 && batch.tokens >= octa::kJoined) return;
+            if (o.window && batch.tokens >= o.window) return;
             return o.flag == 0 ? gated<silu>(o, range) : o.flag == 1 ? gated<gelu>(o, range) : gated<gelu_tanh>(o, range);
         case OCT_LAYER_NORM: return layer_norm(o, range);
         case OCT_ACTIVATE:

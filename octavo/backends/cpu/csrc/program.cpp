@@ -295,7 +295,7 @@ void run_rows(Step& step, const OctGroup& group, const OctBatch& batch, Pool& po
 }
 
 // Whether it is two products, side by side in delta.
-bool apart(const OctInstruction& o, int64_t tokens) { return o.op == OCT_GATE_UP && tokens < octa::kJoined; }
+bool apart(const OctInstruction& o, int64_t tokens) { return o.op == OCT_GATE_UP && tokens < o.window; }
 
 // Panels `piece` of one product, or of gate and up one after the other.
 void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, int64_t act_id, OctRange piece, int64_t taken,
@@ -433,7 +433,7 @@ void draw(void* argument, Pool& pool, int member) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 8; }
+int32_t oct_abi() { return 9; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 

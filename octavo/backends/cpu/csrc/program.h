@@ -29,7 +29,7 @@ enum OctOp : int32_t {
     OCT_QK_NORM = 5,     // RMS norm over D of the first `heads` heads of out [T, ld_out]; bias [heads, D], a, b as above
     OCT_ROPE = 6,        // turn `k` pairs of the first `heads` heads of out; flag: interleaved
     OCT_WRITE_KV = 7,    // K and V of in [T, heads + 2 kv_heads, D] into the cache; flag: OctCells
-    OCT_GATED = 8,       // out [T, k] = act(gate) * up, in = gate | up [T, 2 k]; flag: 0 silu, 1 gelu, 2 gelu_tanh
+    OCT_GATED = 8,       // out [T, k] = act(gate) * up, in = gate | up [T, 2 k]; flag: 0 silu, 1 gelu, 2 gelu_tanh; nothing for window > 0 tokens or more
     OCT_CHECK = 9,       // batch.finite [T]: whether a row of in [T, k] holds finite numbers only
     OCT_GATHER = 10,     // out [N, k] = the tails' rows of in [T, k]
     OCT_ADD_GATED = 11,  // out [T, k] += sigmoid(delta [T]) * in [T, k]
@@ -39,8 +39,8 @@ enum OctOp : int32_t {
     OCT_MATMUL = 20,     // out [T, n] (rows ld_out apart) = in [T, k] @ weight [n, k].T + bias
     OCT_ATTENTION = 21,  // out [T, heads, D] of queries in [T, ld_in] over the cache; a scale, b softcap (0: none), flag: OctCells
     OCT_HEAD = 22,       // as OCT_MATMUL, then out * a, then b * tanh(out / b) where b is not 0; and what is best in it
-    // out [T, n] = act(in @ weight.T + bias) * (in @ second.weight.T + its bias); flag: as OCT_GATED. For fewer tokens than
-    // octa::kJoined both sides go to delta [T, 2 n] instead, and an OCT_GATED follows, which does nothing for more
+    // out [T, n] = act(in @ weight.T + bias) * (in @ second.weight.T + its bias); flag: as OCT_GATED. Fewer tokens than window
+    // have both sides go to delta [T, 2 n] instead, for an OCT_GATED that follows
     OCT_GATE_UP = 24,
     OCT_EXPERTS = 23,    // a mixture of experts; weight: its OctExperts (experts.h)
     OCT_SPAN_ATTENTION = 25,  // out [T, heads, D] of in [T, heads + 2 kv_heads, D], each span's tokens over all of the span, or what is less than window > 0 away; a scale
@@ -51,7 +51,7 @@ enum OctOp : int32_t {
 enum OctCells : int32_t { OCT_FLOAT32 = 0, OCT_BFLOAT16 = 1, OCT_INT8 = 2 };
 
 typedef struct {
-    // shape: attention instructions with equal kv_heads, heads, window share one; 1 with an OCT_GATED after an OCT_GATE_UP
+    // shape: attention instructions with equal kv_heads, heads, window share one
     int32_t op, scheme, flag, shape;
     int64_t n, k, heads, kv_heads, dim, window, ld_out, ld_in;
     float a, b;
@@ -136,7 +136,6 @@ constexpr int64_t kGroup = 16;   // keys that must lie in one block to be read i
 constexpr int64_t kSplit = 256;  // keys after which a sum is closed and merged: the same cuts whatever the batch
 constexpr int64_t kRows = 128;    // query heads of one KV head that a task takes together
 constexpr int64_t kTogether = 6;  // of them, those whose sums stand in registers at once
-constexpr int64_t kJoined = 64;  // tokens from which on gate and up are one product: fewer lose more than not writing them gains
 
 // One task of an attention, for each KV head: queries of tokens [token, token + count), at positions from `position`;
 // only keys of splits [split, split_end). partial: index of the places for their unmerged sums, -1 where it is alone.
