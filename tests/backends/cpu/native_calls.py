@@ -34,10 +34,10 @@ def typed(lib: ctypes.CDLL) -> ctypes.CDLL:
     for name, result, arguments in (
         ("oct_packed_bytes", size, [scheme, i64, i64]),
         ("oct_act_bytes", size, [scheme, i64, i64]),
-        ("oct_pack", ctypes.c_int, [scheme, Address, Address, i64, i64, i64, i64]),
+        ("oct_pack", ctypes.c_int, [scheme, Address, Address, i64, i64, i64]),
         ("oct_act_quantize", None, [scheme, Address, i64, Address, i64, i64, i64, i64]),
-        ("oct_matmul", None, [scheme, Address, Address, i64, Address, *[i64] * 6, *[Address] * 2]),
-        ("oct_dequantize_row", None, [scheme, Address, Address, i64, i64, i64]),
+        ("oct_matmul", None, [scheme, Address, Address, i64, Address, *[i64] * 5, *[Address] * 2]),
+        ("oct_dequantize_row", None, [scheme, Address, Address, i64, i64]),
         ("oct_set_variant", ctypes.c_int, [ctypes.c_char_p]),
         ("oct_variant", ctypes.c_char_p, []),
     ):
@@ -70,7 +70,7 @@ class Native:
         source = guarded(stored.size, 3)
         source[:] = stored.reshape(-1)
         for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
-            refused = self.lib.oct_pack(scheme, source, packed, n, k, begin, end)
+            refused = self.lib.oct_pack(scheme, source, packed, k, begin, end)
             check_guards(packed)
             if refused:
                 raise RefusedError
@@ -102,14 +102,14 @@ class Native:
         y = guarded(m * width * 4, 4).view(np.float32).reshape(m, width)
         y[:] = np.nan
         for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
-            self.lib.oct_matmul(scheme, packed, act, 0, y, width, m, n, k, begin, end, bias, None)
+            self.lib.oct_matmul(scheme, packed, act, 0, y, width, m, k, begin, end, bias, None)
         check_guards(y)
         assert np.isnan(y[:, n:]).all()
         return y[:, :n].copy()
 
-    def row(self, name: str, packed: np.ndarray, n: int, k: int, row: int) -> np.ndarray:
+    def row(self, name: str, packed: np.ndarray, k: int, row: int) -> np.ndarray:
         out = guarded(k * 4, 4).view(np.float32)
-        self.lib.oct_dequantize_row(NAMES.index(name), packed, out, n, k, row)
+        self.lib.oct_dequantize_row(NAMES.index(name), packed, out, k, row)
         check_guards(out)
         return out
 

@@ -188,9 +188,7 @@ def test_packing_in_parts_and_reading_rows_back(library: Native, name: str) -> N
     packed = library.pack(name, raw, n, k)
     np.testing.assert_array_equal(library.pack(name, raw, n, k, cuts=(16, 48)), packed)
     for row in (0, 1, 15, 16, 52):
-        np.testing.assert_array_equal(
-            library.row(name, packed, n, k, row).view(np.uint32), weights[row].view(np.uint32)
-        )
+        np.testing.assert_array_equal(library.row(name, packed, k, row).view(np.uint32), weights[row].view(np.uint32))
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -227,7 +225,7 @@ def test_float16_factors_of_every_kind(native: Native) -> None:
     np.testing.assert_allclose(got[finite], expected[finite], rtol=1e-6)
     assert not np.isfinite(got[~finite]).any()
     for row in range(8):
-        np.testing.assert_array_equal(native.row("Q8_0", packed, 8, 32, row), np.full(32, expected[row] / 32))
+        np.testing.assert_array_equal(native.row("Q8_0", packed, 32, row), np.full(32, expected[row] / 32))
 
 
 class Ahead(ctypes.Structure):
@@ -255,7 +253,7 @@ def test_pieces_with_one_act_id_find_outliers_once(name: str, rows: int) -> None
             act[:] = native.quantize(name, x)
         made = np.full((rows, n), np.nan, np.float32)
         for begin, end in ((0, 16), (16, 41), (41, n)):
-            native.lib.oct_matmul(NAMES.index(name), packed, act, act_id, made, n, rows, n, k, begin, end, None, None)
+            native.lib.oct_matmul(NAMES.index(name), packed, act, act_id, made, n, rows, k, begin, end, None, None)
         np.testing.assert_array_equal(made, native.matmul(name, packed, x, n))
 
 
@@ -281,7 +279,7 @@ def test_what_comes_after_is_asked_for_to_its_end(name: str, rows: int) -> None:
     act, made = native.quantize(name, x), np.full((rows, n), np.nan, np.float32)
     product = native.lib.oct_matmul
     y = native.matmul(name, packed, x, n)
-    product(NAMES.index(name), packed, act, 0, made, n, rows, n, k, 0, n, None, np.frombuffer(ahead, np.uint8))
+    product(NAMES.index(name), packed, act, 0, made, n, rows, k, 0, n, None, np.frombuffer(ahead, np.uint8))
     np.testing.assert_array_equal(made, y)
     many = rows == 32 and native.lib.oct_variant() == b"avx512"  # others take too few rows at once
     assert asked == ([300, 301, 700] if many else [])

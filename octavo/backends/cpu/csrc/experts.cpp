@@ -140,9 +140,9 @@ void convert_wide(const OctExperts& o, const Room& room, Pool& pool) {
 }
 
 // out [count, columns begin .. end] of one matrix, rows `stride` apart
-void multiply(const OctMatrix& m, const uint8_t* act, float* out, int64_t stride, int64_t count, int64_t n, int64_t k,
-              int64_t begin, int64_t end) {
-    oct_matmul(static_cast<int>(m.scheme), m.weight, act, 0, out - begin, stride, count, n, k, begin, end, nullptr, nullptr);
+void multiply(const OctMatrix& m, const uint8_t* act, float* out, int64_t stride, int64_t count, int64_t k, int64_t begin,
+              int64_t end) {
+    oct_matmul(static_cast<int>(m.scheme), m.weight, act, 0, out - begin, stride, count, k, begin, end, nullptr, nullptr);
 }
 
 void run_gate_up(const OctExperts& o, const Ops& ops, const OctBatch& batch, const Room& room, Pool& pool,
@@ -158,11 +158,11 @@ void run_gate_up(const OctExperts& o, const Ops& ops, const OctBatch& batch, con
         gated.k = columns;
         for (int32_t c = room.first[e]; c < room.first[e + 1]; c++) {
             const Chunk& chunk = room.chunks[c];
-            const int64_t n = o.width, k = o.hidden, stride = 2 * columns;
+            const int64_t stride = 2 * columns;
             const uint8_t* gate = room.gate + c * o.gate_slot;
             const uint8_t* up = o.up_slot ? room.up + c * o.up_slot : gate;
-            multiply(matrices[0], gate, scratch, stride, chunk.count, n, k, begin, end);
-            multiply(matrices[1], up, scratch + columns, stride, chunk.count, n, k, begin, end);
+            multiply(matrices[0], gate, scratch, stride, chunk.count, o.hidden, begin, end);
+            multiply(matrices[1], up, scratch + columns, stride, chunk.count, o.hidden, begin, end);
             for (int64_t r = 0; r < chunk.count; r++) {
                 gated.in = scratch + r * stride;
                 gated.out = room.wide + (chunk.first + r) * o.width + begin;
@@ -182,7 +182,7 @@ void run_down(const OctExperts& o, int64_t tokens, const Room& room, Pool& pool,
         for (int32_t c = 0; c < room.first[o.experts]; c++) {
             const Chunk& chunk = room.chunks[c];
             multiply(o.matrices[chunk.expert * 3 + 2], room.wide_act + c * o.wide_slot, scratch, columns, chunk.count,
-                     o.hidden, o.width, begin, end);
+                     o.width, begin, end);
             for (int64_t r = 0; r < chunk.count; r++) {
                 float* out = o.out + room.token[chunk.first + r] * o.hidden + begin;
                 const float share = room.share[chunk.first + r];

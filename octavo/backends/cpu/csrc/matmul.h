@@ -46,14 +46,14 @@ enum oct_scheme {
 // Bytes of the packed form of weights [n, k]; k is a multiple of the scheme's group. 0 for an unknown scheme.
 size_t oct_packed_bytes(int scheme, int64_t n, int64_t k);
 
-// Packs rows n_begin..n_end of `stored` (all n rows, row-major, as in the file; BF16 for OCT_BF16_SHORT). No byte pointer
+// Packs rows n_begin..n_end of `stored` (all rows, row-major, as in the file; BF16 for OCT_BF16_SHORT). No byte pointer
 // needs any alignment, here and below; float pointers are aligned to 4 bytes.
 // Returns 0; 1 where OCT_BF16_SHORT cannot hold them, and the matrix is to be packed as OCT_BF16.
-int oct_pack(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin, int64_t n_end);
+int oct_pack(int scheme, const void *stored, void *packed, int64_t k, int64_t n_begin, int64_t n_end);
 
 // As oct_pack, of the weights in float32 as oct_dequantize_row gives them: the packed form is that of OCT_F32.
 // Not of OCT_BF16_SHORT. Returns 0.
-int oct_pack_float(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin, int64_t n_end);
+int oct_pack_float(int scheme, const void *stored, void *packed, int64_t k, int64_t n_begin, int64_t n_end);
 
 // Bytes of the converted activations [m, k] for weights of this scheme.
 size_t oct_act_bytes(int scheme, int64_t m, int64_t k);
@@ -74,8 +74,7 @@ typedef struct oct_ahead {
 // OCT_PANEL waste nothing. act_id: 0, or a number that no other content of `act` ever had in this process: what the
 // pieces of products need to know of their activations is then found once a thread.
 void oct_matmul(int scheme, const void *packed, const void *act, int64_t act_id, float *y, int64_t ldy, int64_t m,
-                int64_t n, int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null,
-                oct_ahead *ahead_or_null);
+                int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null, oct_ahead *ahead_or_null);
 
 // out[rows][columns] (rows ldo apart) = act(gate) * up, both [rows][OCT_PANEL].
 typedef void oct_combine(int32_t act, const float *gate, const float *up, float *out, int64_t ldo, int64_t rows,
@@ -95,7 +94,7 @@ void oct_matmul_gated(const oct_side *gate, const oct_side *up, int64_t act_id, 
                       oct_ahead *ahead_or_null);
 
 // out[k] = weights[row], exactly as octavo.quant dequantizes them.
-void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t n, int64_t k, int64_t row);
+void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t k, int64_t row);
 
 // Chooses the kernels: "auto" (the best that this processor runs), "avx512", "avx512vnni", "avxvnni", "avx2", "i8mm",
 // "neon" or "scalar".

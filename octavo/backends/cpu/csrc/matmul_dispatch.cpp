@@ -105,7 +105,7 @@ void oct_act_quantize(int scheme, const float *x, int64_t ldx, void *act, int64_
 }
 
 void oct_matmul(int scheme, const void *packed, const void *act, int64_t act_id, float *y, int64_t ldy, int64_t m,
-                int64_t, int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null, oct_ahead *ahead_or_null) {
+                int64_t k, int64_t n_begin, int64_t n_end, const float *bias_or_null, oct_ahead *ahead_or_null) {
     current->matmul[scheme]({static_cast<const uint8_t *>(packed), static_cast<const uint8_t *>(act), act_id, y, ldy, m,
                              k, n_begin, n_end, bias_or_null, ahead_or_null});
 }

@@ -303,7 +303,7 @@ void dequantize_dense(int scheme, const uint8_t *panel, int r, float *out, int64
 
 extern "C" {
 
-int oct_pack(int scheme, const void *stored, void *packed, int64_t, int64_t k, int64_t n_begin, int64_t n_end) {
+int oct_pack(int scheme, const void *stored, void *packed, int64_t k, int64_t n_begin, int64_t n_end) {
     const uint8_t *from = static_cast<const uint8_t *>(stored);
     uint8_t *to = static_cast<uint8_t *>(packed);
     if (scheme == OCT_BF16_SHORT) return !pack_short(from, to, k, n_begin, n_end);
@@ -312,24 +312,23 @@ int oct_pack(int scheme, const void *stored, void *packed, int64_t, int64_t k, i
     return 0;
 }
 
-int oct_pack_float(int scheme, const void *stored, void *packed, int64_t n, int64_t k, int64_t n_begin,
-                    int64_t n_end) {
+int oct_pack_float(int scheme, const void *stored, void *packed, int64_t k, int64_t n_begin, int64_t n_end) {
     const Format &f = kFormats[scheme];
     const int64_t row_bytes = is_dense(f) ? k * f.stored_bytes : k / kGroup / f.span * f.stored_bytes;
     std::vector<uint8_t> panel((size_t)panel_bytes(scheme, k));
     std::vector<float> rows((size_t)(kPanel * k));
     for (int64_t first = n_begin; first < n_end; first += kPanel) {
         const int64_t count = n_end - first < kPanel ? n_end - first : kPanel;
-        oct_pack(scheme, static_cast<const uint8_t *>(stored) + first * row_bytes, panel.data(), count, k, 0, count);
+        oct_pack(scheme, static_cast<const uint8_t *>(stored) + first * row_bytes, panel.data(), k, 0, count);
         for (int64_t r = 0; r < count; r++)
-            oct_dequantize_row(scheme, panel.data(), rows.data() + r * k, count, k, r);
-        oct_pack(OCT_F32, rows.data(), static_cast<uint8_t *>(packed) + first / kPanel * panel_bytes(OCT_F32, k), count,
-                 k, 0, count);
+            oct_dequantize_row(scheme, panel.data(), rows.data() + r * k, k, r);
+        oct_pack(OCT_F32, rows.data(), static_cast<uint8_t *>(packed) + first / kPanel * panel_bytes(OCT_F32, k), k, 0,
+                 count);
     }
     return 0;
 }
 
-void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t, int64_t k, int64_t row) {
+void oct_dequantize_row(int scheme, const void *packed, float *out, int64_t k, int64_t row) {
     const Format &f = kFormats[scheme];
     const uint8_t *panel = static_cast<const uint8_t *>(packed) + row / kPanel * panel_bytes(scheme, k);
     const int r = (int)(row % kPanel);

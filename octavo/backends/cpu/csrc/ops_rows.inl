@@ -37,7 +37,7 @@ void embed(const OctInstruction& o, const OctBatch& batch, OctRange range) {
     const int64_t* which = o.flag == 0 ? batch.ids : o.flag == 1 ? batch.positions : batch.types;
     for (int64_t t = range.begin; t < range.end; t++) {
         float* out = o.out + t * o.k;
-        oct_dequantize_row(o.scheme, o.weight, out, o.n, o.k, which[t] + o.window);
+        oct_dequantize_row(o.scheme, o.weight, out, o.k, which[t] + o.window);
         if (o.a != 1.0f) over(o.k, [&](int64_t i, int64_t n) { put(out + i, get(out + i, n) * o.a, n); });
     }
 }

@@ -306,8 +306,7 @@ void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, int
             const int64_t begin = std::max(piece.begin - first, int64_t{0}) * OCT_PANEL;
             const int64_t end = std::min((piece.end - first) * OCT_PANEL, o.n);
             if (begin >= end) return;
-            oct_matmul(static_cast<int>(scheme), weight, act, act_id, out, 2 * o.n, tokens, o.n, o.k, begin, end, bias,
-                       ahead);
+            oct_matmul(static_cast<int>(scheme), weight, act, act_id, out, 2 * o.n, tokens, o.k, begin, end, bias, ahead);
         };
         side(0, o.scheme, o.weight, o.act, o.bias, o.delta);
         return side(panels_of(o), o.second.scheme, o.second.weight, o.second.act, o.second.bias, o.delta + o.n);
@@ -319,7 +318,7 @@ void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, int
         return oct_matmul_gated(&gate, &up, act_id, o.out, o.ld_out, tokens, o.k, begin, end, step.ops.combine, o.flag,
                                 ahead);
     }
-    oct_matmul(o.scheme, o.weight, o.act, act_id, o.out, o.ld_out, tokens, o.n, o.k, begin, end, o.bias, ahead);
+    oct_matmul(o.scheme, o.weight, o.act, act_id, o.out, o.ld_out, tokens, o.k, begin, end, o.bias, ahead);
     if (o.op == OCT_HEAD) finish_head(step, o, tokens, {begin, end}, taken * tokens);
 }
 
@@ -409,7 +408,7 @@ void pack(void* argument, Pool& pool, int) {
     Packing& p = *static_cast<Packing*>(argument);
     const int64_t piece = 8 * OCT_PANEL;
     for (int64_t begin; (begin = pool.take() * piece) < p.n && !p.failed;)
-        if (p.kernel(p.scheme, p.stored, p.packed, p.n, p.k, begin, std::min(begin + piece, p.n))) p.failed = true;
+        if (p.kernel(p.scheme, p.stored, p.packed, p.k, begin, std::min(begin + piece, p.n))) p.failed = true;
 }
 
 struct Draws {
