@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from octavo.backends.cpu.cache import CELLS, cache_dtype
@@ -77,9 +78,11 @@ class CpuBackend:
         self._worker: Worker[StepResult] = Worker("octavo-cpu")
 
     def load(self, spec: ModelSpec, weights: Weights, progress: Progress | None = None) -> None:
-        """Pack the weights; NumPy needs them as float32. Raises ModelFormatError for missing or misshapen ones."""
+        """Pack the weights; NumPy needs them as float32. Raises ModelFormatError for missing or misshapen ones,
+        ConfigError for steps that the memory cannot hold."""
         check_weights(spec, weights)
         program = build_program(spec)
+        self._check_steps(program)
         kv_cache_dtype = cache_dtype(self._kv_cache_dtype, rounds=not self._exact, stored=spec.dtype)
         self._vocab_size = spec.vocab_size
         self._pooler = Pooler(spec.pooling, weights) if spec.pooling else None
@@ -115,6 +118,18 @@ class CpuBackend:
             block_size=self._block_size,
             kv_cache_dtype=kv_cache_dtype,
         )
+
+    def _check_steps(self, program: Program) -> None:
+        """Before the weights are packed, which may take minutes."""
+        short = {step.arguments[1] for step in program.body if step.op == "gated"}  # native code fills a part of them
+        width = sum(prod(shape) for name, shape in program.registers.items() if name not in short)
+        need, (total, _) = 4 * width * self._max_tokens, memory_bytes()
+        if need > total:
+            raise ConfigError(
+                f"max_num_batched_tokens={self._max_tokens}: a step of so many tokens takes {need / 2**30:.1f} GiB, of "
+                f"{total / 2**30:.1f} GiB of memory in all; lower --max-num-batched-tokens",
+                param="max_num_batched_tokens",
+            )
 
     def memory(self) -> DeviceMemory:
         """Bytes now; what a step may still come to take, mapped weights among it, is not counted as free."""

@@ -402,6 +402,19 @@ def test_more_rows_than_memory_are_an_error(length: int) -> None:
         Rows(1 << 14, max_model_len=length, block_size=16, num_blocks=4, vocab_size=9)
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_steps_larger_than_memory_are_an_error(native: bool) -> None:
+    """Told before the weights are packed."""
+    sizes = {"max_num_seqs": 1, "max_model_len": 8, "block_size": 8, "threads": 1, "native": native}
+    made = CpuBackend(max_num_batched_tokens=1 << 40, **sizes)
+    stored = {name: cpu_tiny.stored(name, array) for name, array in WEIGHTS.items()}
+    progress: list[Any] = []
+    with pytest.raises(ConfigError, match=f"max_num_batched_tokens={1 << 40}: .*--max-num-batched-tokens"):
+        made.load(SPEC, stored, lambda *told: progress.append(told))
+    assert progress == []
+    made.close()
+
+
 @pytest.mark.skipif(library() is None or not processes.KNOWN, reason="Linux and compiled kernels")
 @pytest.mark.parametrize("where", ["weights", "machine"])
 def test_a_load_that_fails_leaves_no_thread(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
