@@ -96,9 +96,9 @@ def load_packed(
         if len(tensor.shape) > 1
     ]
     file = None
-    tensors = [tensor for tensor, _ in chosen if isinstance(tensor, StoredTensor)]
-    if folder is not None and not exact and len(tensors) == len(chosen):
-        file = packed_file.locate(folder, tensors, layout=_layout(tensors, pool))
+    plain = [(tensor, scheme) for tensor, scheme in chosen if isinstance(tensor, StoredTensor)]
+    if folder is not None and not exact and len(plain) == len(chosen):
+        file = packed_file.locate(folder, [tensor for tensor, _ in plain], layout=_layout(plain, pool))
     parts = None if file is None else file.read(partial(_size, chosen, pool))
     saving, mapped = None, sum(matrix.nbytes for _, matrix in parts or ())
     if parts is None:
@@ -123,18 +123,18 @@ def _scheme(tensor: StoredTensor | QuantizedTensor, *, exact: bool) -> str:
     return "F32" if exact and stored not in EXACT else stored
 
 
-def _layout(tensors: Sequence[StoredTensor], pool: Pool) -> str:
-    """What tells one packed form from another: its version, and how a probe of each format comes out."""
+def _layout(plain: Sequence[tuple[StoredTensor, str]], pool: Pool) -> str:
+    """What tells one packed form from another: its version, and how a probe of each format comes out when packed in
+    the scheme that it is to have."""
     n, k = 33, 512
     digest = blake2b(str(pool.layout).encode(), digest_size=16)
-    for scheme in sorted({tensor.scheme.name for tensor in tensors}):
-        size = n * k // SCHEMES[scheme].group * SCHEMES[scheme].group_bytes
-        probe = (
-            np.arange(size, dtype=np.uint32) * 2654435761 >> 24
-        )  # Knuth's multiplicative hash: no byte like the next
-        digest.update(pool.pack(scheme, probe.astype(np.uint8).data, n=n, k=k).data)
+    for stored, scheme in sorted({(tensor.scheme.name, scheme) for tensor, scheme in plain}):
+        size = n * k // SCHEMES[stored].group * SCHEMES[stored].group_bytes
+        # Knuth's multiplicative hash: no byte like the next
+        probe = (np.arange(size, dtype=np.uint32) * 2654435761 >> 24).astype(np.uint8)
+        digest.update(pool.pack(stored, probe.data, n=n, k=k, to_float=scheme != stored).data)
         if scheme == "BF16":
-            few = probe.astype(np.uint8).view(np.uint16) & 0x87FF | 0x3800  # 16 upper bytes, and another one
+            few = probe.view(np.uint16) & 0x87FF | 0x3800  # 16 upper bytes, and another one
             few[::5000] = 0
             short = pool.pack_short(few.data.cast("B"), n=n, k=k)
             digest.update(b"" if short is None else short.data)
