@@ -1,4 +1,7 @@
-"""Where there is no GPU, kernels run in Triton's interpreter; it must be told before a kernel is imported."""
+"""Where there is no GPU, kernels run in Triton's interpreter; it must be told before a kernel is imported.
+
+It raises where a kernel leaves the tensors that it was given (interpreted_bounds.py).
+"""
 
 import os
 
@@ -6,6 +9,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    import interpreted_bounds
     from triton.runtime import interpreter
 
     patch_tensor = interpreter._patch_lang_tensor
@@ -16,3 +20,4 @@ if not torch.cuda.is_available():
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch_index
+    interpreted_bounds.install()

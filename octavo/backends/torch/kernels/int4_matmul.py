@@ -257,6 +257,7 @@ def _dot_kernel(
     out_ptr += block * BLOCK_M * out_stride
     M -= block * BLOCK_M
     STEPS: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)
+    EVEN_K: tl.constexpr = K % (BLOCK_K * SPLIT) == 0
     begin = part * (STEPS * BLOCK_K)
     pdl.wait(PDL)
     rows = tl.arange(0, BLOCK_M)[:, None]
@@ -276,11 +277,11 @@ def _dot_kernel(
         start = begin + step * BLOCK_K
         ks = start + tl.arange(0, BLOCK_K)[None, :]
         x = tl.load(x_ptr + rows * x_stride + ks, mask=(rows < M) & (ks < K), other=0)
-        acc = _dot_step(x, words_ptr, zeros_ptr, now, acc, start, cols, width, K, BLOCK_N, BLOCK_K)
+        acc = _dot_step(x, words_ptr, zeros_ptr, now, acc, start, cols, width, K, EVEN_K, BLOCK_N, BLOCK_K)
         now = _widen(then)
         then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols, width, K, GROUP)
         if ACT != "":
-            up = _dot_step(x, words_ptr, zeros_ptr, up_now, up, start, cols + N, width, K, BLOCK_N, BLOCK_K)
+            up = _dot_step(x, words_ptr, zeros_ptr, up_now, up, start, cols + N, width, K, EVEN_K, BLOCK_N, BLOCK_K)
             up_now = _widen(up_then)
             up_then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols + N, width, K, GROUP)
     if SPLIT > 1:
@@ -312,15 +313,15 @@ def _widen(group):
 
 
 @triton.jit
-def _dot_step(x, words_ptr, zeros_ptr, group, acc, start, rows, width, K: tl.constexpr, BLOCK_N: tl.constexpr,
-              BLOCK_K: tl.constexpr):  # fmt: skip
-    """acc + scale * (weights[rows, start :] @ x.T), of the weights without their scale.
+def _dot_step(x, words_ptr, zeros_ptr, group, acc, start, rows, width, K: tl.constexpr, EVEN_K: tl.constexpr,
+              BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """acc + scale * (weights[rows, start :] @ x.T), of the weights without their scale. EVEN_K: no run ends beyond K.
 
     A zero other than 8 is multiplied by the sum of x, in the matrix unit too, where it is in the right place at once.
     """
     word = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
     at = words_ptr + ((word // 4).to(tl.int64) * width + rows[:, None]) * 4 + word % 4
-    if K % BLOCK_K == 0:
+    if EVEN_K:
         words = tl.load(at, eviction_policy="evict_first")
     else:
         words = tl.load(at, mask=word < K // 8, other=0, eviction_policy="evict_first")
