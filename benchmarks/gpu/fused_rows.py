@@ -113,11 +113,10 @@ def rms_calls(tokens: int, hidden: int, sets: int) -> Calls:
     return [lambda x=x, out=out: norm.rms_norm(x, weight, EPS, out) for x, out in rows], 4 * tokens * hidden
 
 
-def add_calls(tokens: int, hidden: int, elements: int, post: bool, sets: int) -> Calls:
+def add_calls(tokens: int, hidden: int, elements: int, sets: int) -> Calls:
     weight = rand(hidden, dtype=torch.float32)
     rows = [[rand(tokens, hidden) for _ in range(3)] for _ in range(sets)]
-    before = (weight, EPS) if post else (None, 0.0)
-    calls = [lambda r=r: norm.launch_add(r[0], r[1], before, (weight, EPS), r[2], elements) for r in rows]
+    calls = [lambda r=r: norm.launch_add(r[0], r[1], weight, EPS, r[2], elements) for r in rows]
     return calls, 8 * tokens * hidden
 
 
@@ -177,7 +176,7 @@ def input_calls(batch: int, sets: int) -> Calls:
 
 def check_norms(tokens: int, hidden: int) -> dict[str, Any]:
     x, delta, out = rand(tokens, hidden), rand(tokens, hidden), rand(tokens, hidden)
-    weight, post = rand(hidden, dtype=torch.float32), rand(hidden, dtype=torch.float32)
+    weight = rand(hidden, dtype=torch.float32)
     norm.rms_norm(x, weight, EPS, out)
     pairs = [(out.clone(), normed(x, weight))]
     want = x + delta
@@ -190,9 +189,6 @@ def check_norms(tokens: int, hidden: int) -> dict[str, Any]:
     norm.finish_norm(x, broken, last, weight, EPS, out, finite)
     pairs.append((finite, (last != 0).int()))
     norm.add_rms_norm(x, delta, weight, EPS, out)
-    pairs += [(x.clone(), want), (out.clone(), normed(want, weight))]
-    want = x + normed(delta, post)
-    norm.add_norm_rms_norm(x, delta, post, EPS, weight, EPS, out)
     pairs += [(x.clone(), want), (out.clone(), normed(want, weight))]
     return difference(*pairs)
 
@@ -266,7 +262,7 @@ def timings(name: str) -> None:
     for tokens in TOKENS:
         case = f"{name} T={tokens}"
         attempt("rms_norm", case, timed, rms_calls, tokens, hidden)
-        attempt("add_rms_norm", case, timed, add_calls, tokens, hidden, norm.ELEMENTS, False)
+        attempt("add_rms_norm", case, timed, add_calls, tokens, hidden, norm.ELEMENTS)
         attempt("gated", case, timed, gated_calls, tokens, width, of_gated)
         attempt("rope_cache", case, timed, rope_calls, tokens, a, with_norm, of_rope)
         if tokens <= 256:
@@ -281,7 +277,7 @@ def variants(name: str) -> None:
     for tokens in (1, 64, 16384):
         case = f"{name} T={tokens}"
         for elements in NORM_VARIANTS:
-            compare(f"add_rms_norm {case}", f"elements={elements}", add_calls, tokens, hidden, elements, False)
+            compare(f"add_rms_norm {case}", f"elements={elements}", add_calls, tokens, hidden, elements)
         for pair in GATED_VARIANTS:
             compare(f"gated {case}", "columns={} warps={}".format(*pair), gated_calls, tokens, width, pair)
         for pair in ROPE_VARIANTS:
@@ -290,7 +286,7 @@ def variants(name: str) -> None:
 
 def eager() -> dict[str, Any]:
     """Microseconds of Python a launch, outside a graph."""
-    call = add_calls(1, 1024, norm.ELEMENTS, False, 1)[0][0]
+    call = add_calls(1, 1024, norm.ELEMENTS, 1)[0][0]
     call()
     torch.cuda.synchronize()
     begin = time.perf_counter()

@@ -46,19 +46,11 @@ INPUTS = 6
 FEW = {
     True: [
         Blocks(16, 32, 128, 4, 4), Blocks(16, 64, 128, 4, 3), Blocks(16, 64, 64, 4, 4), Blocks(16, 32, 256, 4, 3),
-        Blocks(16, 64, 64, 4, 4, swap=True), Blocks(16, 64, 128, 4, 3, swap=True),
-        Blocks(16, 32, 128, 4, 4, descriptors=True), Blocks(16, 64, 64, 4, 5, swap=True, descriptors=True),
-        Blocks(16, 64, 128, 4, 3, swap=True, descriptors=True),
-        Blocks(32, 64, 64, 4, 4), Blocks(32, 64, 128, 4, 3), Blocks(32, 64, 64, 4, 4, swap=True),
-        Blocks(32, 64, 64, 4, 4, swap=True, descriptors=True),
+        Blocks(16, 32, 128, 4, 4, descriptors=True), Blocks(32, 64, 64, 4, 4), Blocks(32, 64, 128, 4, 3),
     ],
     False: [
         Blocks(16, 64, 128, 4, 4), Blocks(16, 32, 128, 4, 4), Blocks(16, 32, 256, 4, 3), Blocks(16, 128, 64, 4, 4),
-        Blocks(16, 64, 128, 4, 4, swap=True), Blocks(16, 128, 64, 4, 4, swap=True),
-        Blocks(16, 64, 128, 4, 4, descriptors=True), Blocks(16, 64, 128, 4, 4, swap=True, descriptors=True),
-        Blocks(16, 128, 128, 4, 3, swap=True, descriptors=True),
-        Blocks(32, 64, 128, 4, 3), Blocks(32, 128, 64, 4, 4), Blocks(32, 128, 64, 4, 4, swap=True),
-        Blocks(32, 128, 64, 4, 4, swap=True, descriptors=True),
+        Blocks(16, 64, 128, 4, 4, descriptors=True), Blocks(32, 64, 128, 4, 3), Blocks(32, 128, 64, 4, 4),
     ],
 }  # fmt: skip
 MANY = {
@@ -314,7 +306,7 @@ def compare_groups(layer: Layer, *, gated: bool, blocks: Blocks) -> None:
 
 def describe(blocks: Blocks) -> str:
     b = blocks
-    return f"m{b.m} n{b.n} k{b.k} w{b.warps} s{b.stages} g{b.group}{' swap' * b.swap}{' tma' * b.descriptors}"
+    return f"m{b.m} n{b.n} k{b.k} w{b.warps} s{b.stages} g{b.group}{' tma' * b.descriptors}"
 
 
 def time_parts(layer: Layer) -> None:

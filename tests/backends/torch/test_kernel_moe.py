@@ -201,25 +201,23 @@ def check_product(*, tokens, experts_of, n, k, blocks, dtype, gather=True, act=N
 
 
 @pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("swap", [False, True])
-def test_gated_product(act, swap):
-    blocks = Blocks(m=16, n=32, k=32, stages=2, group=2, swap=swap)
+def test_gated_product(act):
+    blocks = Blocks(m=16, n=32, k=32, stages=2, group=2)
     check_product(tokens=9, experts_of=(4, 2), n=2 * 40, k=64, blocks=blocks, dtype=torch.float32, act=act)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("swap", [False, True])
-def test_down_product(dtype, swap):
-    blocks = Blocks(m=16, n=32, k=64, stages=2, group=3, swap=swap)
+def test_down_product(dtype):
+    blocks = Blocks(m=16, n=32, k=64, stages=2, group=3)
     check_product(
         tokens=19, experts_of=(3, 2), n=50, k=72, blocks=blocks, dtype=dtype, gather=False, with_shares=True
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("k", "act", "swap"), [(64, "silu", False), (72, None, True), (51, None, False)])
-def test_product_by_descriptors(k, act, swap):
+@pytest.mark.parametrize(("k", "act"), [(64, "silu"), (72, None), (51, None)])
+def test_product_by_descriptors(k, act):
     """51 inputs: rows that a descriptor cannot address."""
-    blocks = Blocks(m=16, n=32, k=32, stages=2, group=2, swap=swap, descriptors=True)
+    blocks = Blocks(m=16, n=32, k=32, stages=2, group=2, descriptors=True)
     check_product(tokens=9, experts_of=(4, 2), n=2 * 40, k=k, blocks=blocks, dtype=torch.float32, act=act)
 
 

@@ -16,6 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.backends.torch.kernels import pdl
 from octavo.backends.torch.kernels.moe_routing import Runs, route, route_apart, sort_by_expert
+from octavo.backends.torch.kernels.skinny_matmul import activate
 from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import gated_mlp
 from octavo.backends.torch.weights import MoEWeights
@@ -30,8 +31,7 @@ class Blocks:
     """How expert_matmul cuts a product. m must be that of the rows' Runs.
 
     n: outputs of a program (the gated product has n gates and n ups).  k: inputs a step.  group: blocks of rows that
-    are neighbours in the grid for the same outputs, so that the weights they share are in L2.  swap: the weights'
-    rows are the left side of the tensor cores' product, whose 64 rows would be mostly empty with few tokens.
+    are neighbours in the grid for the same outputs, so that the weights they share are in L2.
     descriptors: weights are loaded by the tensor memory accelerator, where their layout allows it.
     """
 
@@ -41,7 +41,6 @@ class Blocks:
     warps: int = 4
     stages: int = 3
     group: int = 1
-    swap: bool = False
     descriptors: bool = False
 
 
@@ -157,7 +156,7 @@ def expert_matmul(
         x, weight, descriptor, runs.order, runs.block_experts, runs.order if shares is None else shares, out,
         blocks_of_rows, blocks.group, x.stride(0), weight.stride(0), weight.stride(1), out.stride(0),
         N=columns, K=inputs, TOP_K=gather_top_k, SHARES=shares is not None, ACT=act or "",
-        BLOCK_M=runs.block_m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, SWAP=blocks.swap,
+        BLOCK_M=runs.block_m, BLOCK_N=blocks.n, BLOCK_K=blocks.k,
         DESCRIPTORS=descriptor is not None, num_warps=blocks.warps, num_stages=blocks.stages, **pdl.options(),
     )  # fmt: skip
 
@@ -209,30 +208,12 @@ def down_apart(
 
 
 @triton.jit
-def _activate(x, ACT: tl.constexpr):
-    """x: float32."""
-    if ACT == "silu":
-        x = x * tl.sigmoid(x)
-    elif ACT == "gelu":
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    else:
-        tl.static_assert(ACT == "gelu_tanh")
-        # (1 + tanh(z)) / 2 = sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3)
-        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    return x
-
-
-@triton.jit
-def _dot(x, w, acc, SWAP: tl.constexpr):
-    """acc + x w^T, x [M, K], w [N, K], acc [M, N]; SWAP: acc is [N, M]."""
+def _dot(x, w, acc):
+    """acc + x w^T, x [M, K], w [N, K], acc [M, N]."""
     if _INTERPRETED:
         x = x.to(tl.float32)
         w = w.to(tl.float32)
-    if SWAP:
-        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
-    else:
-        acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
-    return acc
+    return tl.dot(x, tl.trans(w), acc, input_precision="ieee")
 
 
 @triton.jit
@@ -267,25 +248,22 @@ def _load_weights(
 def _products(
     x, present, weight, descriptor, row, up, stride_w,
     K: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SWAP: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """x: pointers to rows [M, 1], those present; weights as in _load_weights, ups `up` rows on from their gates.
 
-    Returns two float32 [M, N], with SWAP [N, M]: products with the gates (or all there is) and with the ups.
+    Returns two float32 [M, N]: products with the gates (or all there is) and with the ups.
     """
-    if SWAP:
-        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    else:
-        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc_up = acc
     ups = weight + up * stride_w
     for begin in range(0, K, BLOCK_K):
         k = begin + tl.arange(0, BLOCK_K)[None, :]
         a = tl.load(x + k, mask=present if K % BLOCK_K == 0 else present & (k < K), other=0.0)
-        acc = _dot(a, _load_weights(weight, descriptor, row, begin, K, BLOCK_K, DESCRIPTORS), acc, SWAP)
+        acc = _dot(a, _load_weights(weight, descriptor, row, begin, K, BLOCK_K, DESCRIPTORS), acc)
         if GATED:
             w = _load_weights(ups, descriptor, row + up, begin, K, BLOCK_K, DESCRIPTORS)
-            acc_up = _dot(a, w, acc_up, SWAP)
+            acc_up = _dot(a, w, acc_up)
     return acc, acc_up
 
 
@@ -294,7 +272,7 @@ def _expert_matmul(
     x, weight, descriptor, order, block_experts, shares, out, blocks, group,
     stride_x, stride_expert, stride_w, stride_out,
     N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, SHARES: tl.constexpr, ACT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     DESCRIPTORS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK_N outputs of one block of rows. N: columns of out. ACT: "" or that of the gates."""
@@ -313,12 +291,10 @@ def _expert_matmul(
     acc, up = _products(
         x + (row // TOP_K)[:, None] * stride_x, present[:, None],
         w, descriptor, expert * (2 * N if GATED else N) + tile * BLOCK_N, N, stride_w,
-        K, GATED, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, DESCRIPTORS,
+        K, GATED, BLOCK_M, BLOCK_N, BLOCK_K, DESCRIPTORS,
     )  # fmt: skip
     if GATED:
-        acc = _activate(acc, ACT) * up
-    if SWAP:
-        acc = tl.trans(acc)
+        acc = activate(acc, ACT) * up
     if SHARES:
         acc *= tl.load(shares + row, mask=present, other=0.0)[:, None]
     at = out + row[:, None] * stride_out + column[None, :]

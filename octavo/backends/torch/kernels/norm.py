@@ -34,37 +34,23 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
 
 def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     """x += delta in place, rounded to the type; out = norm(x).  All [tokens, hidden]."""
-    launch_add(x, delta, (None, 0.0), (weight, eps), out)
+    launch_add(x, delta, weight, eps, out, ELEMENTS)
 
 
-def add_norm_rms_norm(
-    x: Tensor, delta: Tensor, post_weight: Tensor, post_eps: float, weight: Tensor, eps: float, out: Tensor
-) -> None:
-    """x += norm(delta) in place, of post_weight and rounded to the type before and after; out = norm(x)."""
-    launch_add(x, delta, (post_weight, post_eps), (weight, eps), out)
-
-
-def launch_add(
-    x: Tensor,
-    delta: Tensor,
-    post: tuple[Tensor | None, float],
-    norm: tuple[Tensor, float],
-    out: Tensor,
-    elements: int = ELEMENTS,
-) -> None:
-    """Both of the above; post, norm: weight and eps.  elements: of a row, a thread (benchmarks)."""
+def launch_add(x: Tensor, delta: Tensor, weight: Tensor, eps: float, out: Tensor, elements: int) -> None:
+    """`add_rms_norm` with the elements of a row that a thread has given (benchmarks)."""
     tokens, hidden = x.shape
     if tokens:
         block, warps = row_shape(hidden, elements)
         _add_rms_norm[(tokens,)](
-            x, delta, *post, *norm, out, HIDDEN=hidden, BLOCK=block, num_warps=warps, **pdl.options()
+            x, delta, weight, eps, out, HIDDEN=hidden, BLOCK=block, num_warps=warps, **pdl.options()
         )
 
 
 def finish_norm(
     x: Tensor, delta: Tensor, last: Tensor, weight: Tensor, eps: float, out: Tensor, finite: Tensor
 ) -> None:
-    """y = x + delta rounded to the type, of the tokens `last` (int32 [n]) alone; out = norm(y), [n, hidden].
+    """y = x + delta rounded to the type, of the tokens `last` (int32 or int64 [n]) alone; out = norm(y), [n, hidden].
 
     finite: int32 [n], 1 where every element of y is finite, else 0.  x is left as it was.
     """
@@ -87,20 +73,13 @@ def _rms_norm(x, weight, eps, out, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, PD
 
 
 @triton.jit
-def _add_rms_norm(
-    x, delta, post_weight, post_eps, weight, eps, out, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
-):  # fmt: skip
+def _add_rms_norm(x, delta, weight, eps, out, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * HIDDEN
     column = tl.arange(0, BLOCK)
     w = _load(weight, column, HIDDEN)
-    if post_weight is not None:
-        post = _load(post_weight, column, HIDDEN)
     pdl.wait(PDL)
     before = _load(x + row, column, HIDDEN)
-    added = _load(delta + row, column, HIDDEN)
-    if post_weight is not None:
-        added = _rounded(_normalize(added, post, post_eps, HIDDEN), x)
-    after = _rounded(before + added, x)
+    after = _rounded(before + _load(delta + row, column, HIDDEN), x)
     _store(x + row, column, after, HIDDEN)
     _store(out + row, column, _normalize(after, w, eps, HIDDEN), HIDDEN)
 

@@ -139,7 +139,7 @@ def _scratch_of(plan: Plan, m: int, n: int, *, gated: bool) -> tuple[Tensor | No
 
 
 @triton.jit
-def _activate(gate, ACT: tl.constexpr):
+def activate(gate, ACT: tl.constexpr):
     """silu: g / (1 + e^-g); gelu: g * Phi(g); gelu_tanh: (g / 2)(1 + tanh z) = g * sigmoid(2 z). All in float32."""
     if ACT == "silu":
         share = tl.sigmoid(gate)
@@ -160,7 +160,7 @@ def finish(acc, up, out_ptr, bias_ptr, rows, cols, mask, N, out_stride, DTYPE: t
     if ACT != "":
         if bias_ptr is not None:
             up += tl.load(bias_ptr + N + cols, mask=cols < N, other=0).to(tl.float32)
-        gate = _activate(acc.to(DTYPE).to(tl.float32), ACT).to(DTYPE).to(tl.float32)
+        gate = activate(acc.to(DTYPE).to(tl.float32), ACT).to(DTYPE).to(tl.float32)
         acc = gate * up.to(DTYPE).to(tl.float32)
     tl.store(out_ptr + rows * out_stride + cols, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
