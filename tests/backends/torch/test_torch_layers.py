@@ -10,7 +10,10 @@ import torch
 from torch_driver import VOCAB, Driver, arrays, close, layer, rope, spec
 from torch_forward import forward
 
+from octavo.backends.torch.layers.decoder import Decoder
 from octavo.backends.torch.layers.moe import route
+from octavo.backends.torch.ops.plain import PlainOps
+from octavo.backends.torch.weights import ModelWeights
 from octavo.models.spec import Head, ModelSpec, MoE, RMSNorm
 
 NORM = RMSNorm(1e-6, offset=1.0)
@@ -83,3 +86,13 @@ def test_of_equal_experts_the_lowest_are_taken() -> None:
     chosen, shares = route(logits, MoE(experts=64, top_k=6, width=8, act="silu", renormalize=False))
     assert chosen.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 7, 60], [0, 1, 2, 3, 4, 5]]
     assert shares[2].tolist() == pytest.approx([0.25] * 4 + [0.0] * 2)
+
+
+def test_scale_and_softcap_take_no_memory_beside_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, head = torch.randn(3, VOCAB), torch.empty(VOCAB, 32)
+    wanted = 2.0 * torch.tanh(made * 0.3 / 2.0)
+    monkeypatch.setattr(PlainOps, "logits", lambda *_: made)
+    model = spec(head=Head(tied=False, softcap=2.0, scale=0.3))
+    decoder = Decoder(model, ModelWeights(head, head, None, (), 0), PlainOps())
+    assert decoder.logits(torch.empty(3, 32)) is made
+    torch.testing.assert_close(made, wanted)

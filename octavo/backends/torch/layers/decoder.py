@@ -82,10 +82,11 @@ class Decoder:
         if head is None:
             raise RuntimeError("a model that pools has no head")
         logits = self.ops.logits(h, self.weights.head)
+        # in place, as the memory's plan has no room for more of their size
         if head.scale != 1.0:
-            logits = logits * head.scale
+            logits.mul_(head.scale)
         if head.softcap is not None:
-            logits = head.softcap * torch.tanh(logits / head.softcap)
+            logits.div_(head.softcap).tanh_().mul_(head.softcap)
         return logits
 
     def _project(self, stream: Stream, layer: Layer, weights: LayerWeights) -> tuple[Tensor, Tensor]:
