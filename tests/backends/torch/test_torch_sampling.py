@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch_forward import log_softmax
 
+from octavo.backends.torch.sampling.edits import NO_EDITS
 from octavo.backends.torch.sampling.group import FLOATS, Group
+from octavo.backends.torch.sampling.kinds import Kind, Kinds
 from octavo.backends.torch.sampling.logprobs import ALL, token_logprobs
 from octavo.backends.torch.sampling.random import gumbel_noise
 from octavo.backends.torch.sampling.sampler import choose_tokens
@@ -168,6 +170,16 @@ def test_ties_with_the_kth_stay() -> None:
     samplings = [RowSampling(temperature=1.0, top_k=2, seed=seed) for seed in range(200)]
     tokens, _ = choose_tokens(logits, group(samplings, [[1]] * 200, [[]] * 200, vocab=5))
     assert set(tokens.tolist()) == {1, 2, 3}
+
+
+def test_greedy_rows_need_no_filters() -> None:
+    """Their top_k and top_p are the model's defaults, which a request for temperature 0 leaves as they are."""
+    kinds = Kinds()
+    for row, temperature in enumerate((0.0, 0.6)):
+        sampling = RowSampling(temperature=temperature, top_k=20, top_p=0.95, min_p=0.1)
+        kinds.add(row, sampling, NO_EDITS, vocab_size=61)
+    assert kinds.of([0]) == Kind()
+    assert kinds.of([0, 1]) == Kind(filtered=True)
 
 
 def test_nothing_left_is_told_per_row() -> None:

@@ -114,7 +114,7 @@ def sample(
     """Row b's token, drawn for positions[b], to arrays.tokens[rows[b], positions[b]] and out_tokens[b]; see the flags.
 
     logits: float32, bfloat16 or float16 [B, vocab], unchanged.  rows, positions, out_tokens, out_flags: int32 [B]; a
-    negative row is padding (0, FINE).  filtered: False if no row has min_p, top_k or top_p (they are then not read).
+    negative row is padding (0, FINE).  filtered: False if no row draws with min_p, top_k or top_p (then not read).
     """
     batch, vocab_size = logits.shape
     if batch == 0:

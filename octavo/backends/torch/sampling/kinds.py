@@ -25,7 +25,7 @@ ALL_ON = Kind(filtered=True, edited=True, logprobs=True)
 class Kinds:
     """What rows in use ask of the sampler beyond a temperature.
 
-    filtered: top_k, top_p or min_p.  edited: masks, biases or penalties.  logprobs: row -> alternatives.
+    filtered: draws with top_k, top_p or min_p.  edited: masks, biases or penalties.  logprobs: row -> alternatives.
     beyond: more than the kernels' tables hold; such rows take the eager sampler.
     """
 

@@ -20,8 +20,9 @@ GREEDY_BELOW = 1e-5
 
 
 def is_filtered(sampling: RowSampling) -> bool:
-    """True if the row cuts its distribution: top_k, top_p or min_p."""
-    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    """True if the row cuts the distribution that it draws from: top_k, top_p or min_p."""
+    cuts = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    return cuts and sampling.temperature >= GREEDY_BELOW
 
 
 def choose_tokens(logits: Tensor, group: Group) -> tuple[Tensor, Tensor]:
