@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.backends.torch.kernels.sampling import RowArrays
 from octavo.backends.torch.sampling.edits import FIELDS
 from octavo.backends.torch.sampling.group import FLOATS, INTEGERS
 
@@ -26,14 +27,6 @@ _INF = tl.constexpr(float("inf"))
 
 # NaNs of odd payloads, which no logit is: a counter at zero in a logit's place, and "another place keeps this logit"
 _COUNTER, _NOT_KEPT = tl.constexpr(0x7FD00000), tl.constexpr(0x7FC0ABCD)
-
-
-class RowArrays(Protocol):
-    """Of backends/torch/rows.py: floats [rows, len(FLOATS)], integers [rows, len(INTEGERS)], tokens [rows, any]."""
-
-    floats: Tensor
-    integers: Tensor
-    tokens: Tensor
 
 
 class Tables(Protocol):

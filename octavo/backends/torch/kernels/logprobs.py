@@ -5,13 +5,11 @@ The meaning is that of sampling/logprobs.py; among equal logits the lower token 
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.backends.torch.kernels.sampling import NOT_FINITE, Workspace, split_size
+from octavo.backends.torch.kernels.sampling import NOT_FINITE, RowArrays, Workspace, split_size
 from octavo.backends.torch.sampling.group import INTEGERS
 from octavo.backends.torch.sampling.logprobs import MOST, OWN, RANK, TOP, WIDTH
 
@@ -25,12 +23,6 @@ _NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 
 INDICES = ["rows", "out_tokens", "out_flags", "packed"]
 """Slices of larger tensors: their alignment must not make variants."""
-
-
-class RowArrays(Protocol):
-    """Of backends/torch/rows.py: integers int64 [rows, len(INTEGERS)]."""
-
-    integers: Tensor
 
 
 def log_probabilities(

@@ -48,7 +48,8 @@ _TRIES = tl.constexpr(32)
 
 
 class RowArrays(Protocol):
-    """The persistent arrays of backends/torch/rows.py that sampling reads (floats, integers) and writes (tokens)."""
+    """Of backends/torch/rows.py: floats float32 [rows, len(FLOATS)], integers int64 [rows, len(INTEGERS)], tokens int32
+    [rows, any]."""
 
     floats: Tensor
     integers: Tensor
