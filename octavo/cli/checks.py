@@ -17,7 +17,7 @@ from octavo.api.build import open_model
 from octavo.api.devices import check_dtypes, choose_device, diagnose_kernels
 from octavo.api.model import Model
 from octavo.api.quantization import online_quantization
-from octavo.backends.cpu.host import usable_cores
+from octavo.backends.cpu.host import default_threads, usable_cores
 from octavo.base.config import env
 from octavo.base.config.config import PARTS, EngineConfig, ServerConfig
 from octavo.base.config.options import options
@@ -136,14 +136,14 @@ def _threads(patient: Patient) -> Result:
     """More threads than cores wait for one another at every product."""
     ordered = env.ordered_threads()
     asked = patient.config.device.threads or ordered or 0
-    usable = usable_cores()
+    usable, best = usable_cores(), default_threads()
     if asked > usable:
-        return "slow", f"{asked} threads on {usable} usable cores", f"--threads {usable}, and unset OMP_NUM_THREADS"
+        return "slow", f"{asked} threads on {usable} usable cores", f"--threads {best}, and unset OMP_NUM_THREADS"
     if not asked and ordered == 0:
         given = env.read("OMP_NUM_THREADS")
-        cause = f"OMP_NUM_THREADS={given} is no number above 0 and is passed over: {usable} threads are taken"
-        return "slow", cause, f"--threads {usable}, or OMP_NUM_THREADS={usable}"
-    return "ok", f"{asked or usable} of {usable} usable cores", ""
+        cause = f"OMP_NUM_THREADS={given} is no number above 0 and is passed over: {best} threads are taken"
+        return "slow", cause, f"--threads {best}, or OMP_NUM_THREADS={best}"
+    return "ok", f"{asked or best} threads on {usable} usable cores", ""
 
 
 def _cache(patient: Patient) -> Result:

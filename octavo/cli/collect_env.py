@@ -10,7 +10,7 @@ from importlib import metadata
 
 from octavo import __version__
 from octavo.api.devices import choose_device, device_memory
-from octavo.backends.cpu.host import usable_cores
+from octavo.backends.cpu.host import default_threads, usable_cores
 from octavo.base.config.config import DeviceConfig
 from octavo.base.config.env import VARIABLES, read
 from octavo.cli.flags import Parser
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         ("python", f"{sys.version.split()[0]} ({platform.python_implementation()}, {sys.executable})"),
         ("system", platform.platform()),
         ("processor", _processor()),
-        ("cores", f"{usable_cores()} usable of {os.cpu_count()}"),
+        ("cores", f"{usable_cores()} usable of {os.cpu_count()}, {default_threads()} threads by default"),
         ("device", f"{device} ({'; '.join(reasons)})"),
         ("memory", f"{memory.free / 2**30:.1f} GiB free of {memory.total / 2**30:.1f} GiB"),
     ]

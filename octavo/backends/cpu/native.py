@@ -6,13 +6,13 @@ import ctypes
 import functools
 import logging
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from octavo.backends.cpu.cache import CELLS
+from octavo.backends.cpu.host import core_cpus
 from octavo.backends.cpu.sampler import Draw
 from octavo.base.errors import ConfigError
 from octavo.base.types.tensor import SCHEMES
@@ -251,7 +251,7 @@ class Pool:
         self.library = loaded
         self.size = threads
         self._room = Room()
-        cores = np.array(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [], np.int32)
+        cores = np.array(core_cpus(threads), np.int32)
         self._handle: int | None = loaded.oct_machine_new(threads, pointer(cores), len(cores))
         if self._handle is None:
             raise ConfigError(

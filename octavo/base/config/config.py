@@ -96,7 +96,9 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "CPU); mlx is refused, as there is no such backend yet."
         ),
     ] = "auto"
-    threads: Annotated[Positive | None, _d("CPU threads; the cores this process may use where not given.")] = None
+    threads: Annotated[
+        Positive | None, _d("CPU threads; where not given, one for each physical core, of two kinds for each fast one.")
+    ] = None
     activation_dtype: Annotated[
         Literal["auto", "float32", "int8"],
         _d("Products with quantized weights on a CPU: float32 is exact, int8 (what auto takes) several times faster."),

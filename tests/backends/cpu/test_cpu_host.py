@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,57 @@ def test_cpu_quota_of_the_own_cgroup(files: dict[str, str], monkeypatch: pytest.
     assert host.usable_cores() == 1
 
 
+SIBLINGS = {cpu: f"{cpu % 4},{cpu % 4 + 4}" for cpu in range(8)}  # four cores of two threads each
+
+
+@pytest.mark.parametrize(
+    ("allowed", "told", "chosen"),
+    [
+        (range(8), {}, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (range(8), {f"cpu{cpu}/topology/thread_siblings_list": text for cpu, text in SIBLINGS.items()}, [0, 1, 2, 3]),
+        ((4, 5, 1), {f"cpu{cpu}/topology/thread_siblings_list": text for cpu, text in SIBLINGS.items()}, [1, 4]),
+        (
+            range(8),
+            {f"cpu{cpu}/topology/thread_siblings_list": f"{cpu & 6}-{cpu | 1}" for cpu in range(8)},
+            [0, 2, 4, 6],
+        ),
+        (range(6), {f"cpu{cpu}/cpu_capacity": "1024" if cpu > 3 else "400" for cpu in range(6)}, [4, 5]),
+        (range(6), {f"cpu{cpu}/cpu_capacity": str(900 + cpu) for cpu in range(6)}, [0, 1, 2, 3, 4, 5]),
+        (range(8), {"/sys/devices/cpu_core/cpus": "0-1,3"}, [0, 1, 3]),
+        ((4, 5), {"/sys/devices/cpu_core/cpus": "0-3"}, [4, 5]),
+    ],
+)
+def test_threads_have_a_fast_core_each(
+    allowed: Iterable[int],
+    told: dict[str, str],
+    chosen: list[int],
+    files: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(allowed), raising=False)
+    files.update((str(Path("/sys/devices/system/cpu") / name), text) for name, text in told.items())
+    assert host.fast_cores() == chosen
+    assert host.default_threads() == len(chosen)
+    assert host.core_cpus(len(chosen)) == chosen
+    assert host.core_cpus(len(chosen) + 1) == sorted(allowed), "more than there are: wherever they may run"
+    files["/sys/fs/cgroup/cpu.max"] = "100000 100000"
+    assert host.default_threads() == 1
+
+
+def test_threads_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    monkeypatch.setattr(host.sys, "platform", "darwin")
+    known = {"hw.perflevel0.physicalcpu": 4}
+    monkeypatch.setattr(host, "_darwin", lambda name: known.get(name, 0))
+    assert host.fast_cores() == [0, 1, 2, 3]
+    known.clear()
+    known["hw.physicalcpu"] = 6
+    assert len(host.fast_cores()) == 6
+    known.clear()
+    assert host.default_threads() == 10
+
+
 def test_more_threads_than_cores_are_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(host, "usable_cores", lambda: 2)
     assert host.take_threads(2) == 2
@@ -83,7 +135,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.take_threads(3) == 3
     assert host.take_threads(None) == 5
     monkeypatch.setenv("OMP_NUM_THREADS", "")
-    assert host.take_threads(None) == host.usable_cores()
+    assert host.take_threads(None) == host.default_threads()
     monkeypatch.setattr(host, "_SETTERS", ("no_such_symbol",))
     assert host.take_threads(None) == 1
     with pytest.raises(ConfigError, match="threads=3"):
