@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.text.tools.formats import HARMONY
+from octavo.text.tools.format import HARMONY
 
 PROMPT_END = 16
 """Tokens in which a prompt that begins the reasoning, or ends it, does so."""

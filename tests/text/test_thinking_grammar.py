@@ -15,7 +15,8 @@ from octavo.text.reasoning import REASONINGS
 from octavo.text.tools.bound import make_bound
 from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.forced import bounded_form, forced_grammar, free_grammar
-from octavo.text.tools.formats import FORMATS, Format
+from octavo.text.tools.format import Format
+from octavo.text.tools.formats import FORMATS
 
 COUNTABLE = ["mistral", "seed_oss", "hunyuan_a13b", "kimi_k2", "minimax_m2", "qwen3", "deepseek_v3", "deepseek_r1"]
 TEXTUAL = ["openai_gptoss", "gemma4", "granite"]

@@ -31,7 +31,8 @@ from octavo.text.tokenizer import Tokenizer
 from octavo.text.tools import choose
 from octavo.text.tools.calls import JoinedCalls
 from octavo.text.tools.choose import reasoning_format, tool_format
-from octavo.text.tools.formats import ALIASES, FORMATS, Format
+from octavo.text.tools.format import Format
+from octavo.text.tools.formats import ALIASES, FORMATS
 from octavo.text.tools.markers import Markers
 from octavo.text.tools.parser import OutputParser, rules
 

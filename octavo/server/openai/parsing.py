@@ -19,7 +19,7 @@ from octavo.text.reasoning import PROMPT_END
 from octavo.text.tools.bound import make_bound
 from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.forced import bounded_form, forced_grammar, free_grammar, reasoned_grammar
-from octavo.text.tools.formats import Format
+from octavo.text.tools.format import Format
 from octavo.text.tools.lark import Function
 from octavo.text.tools.parser import Parsing
 from octavo.text.tools.prompt import calls_format

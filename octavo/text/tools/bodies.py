@@ -7,12 +7,12 @@ strings piece by piece. A call is told of with its first certain value: before, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from octavo.text.tools.items import Items, bare_value, put, upto
+from octavo.text.tools.items import Items, put, upto
 from octavo.text.tools.jsons import JSON_SPACE, json_key, json_value, pass_json
 from octavo.text.tools.literals import literal, sent_quoted
 from octavo.text.tools.markers import Markers
@@ -21,8 +21,6 @@ from octavo.text.tools.values import NotAValueError, dump_json, load_json
 
 _NAME = re.compile(NAME)
 _ARGUMENTS = ("arguments", "parameters")
-_PAIR_END = "</arg_value>"
-MAX_OPENERS = 64  # of a function's parameters that are looked for inside a value
 
 Reader = Callable[[Reading], Steps[None]]
 
@@ -76,30 +74,6 @@ def list_body() -> Body:
     return Body(_read_list, known=True)
 
 
-def xml_body(end: str, *, kept: bool = False) -> Body:
-    """<function=NAME> <parameter=KEY> text </parameter> ... </function>, once or more; `end` breaks a value off.
-
-    kept: with the line ends around values.  Models forget </parameter>: a value is over, too, where the function's next
-    parameter begins, or the call ends.  They write all parameters as one JSON object, too.
-    """
-    return Body(partial(_read_xml, _Tags("<function=", "</function>", "<parameter=", "</parameter>", kept=kept), end))
-
-
-def invoke_body(end: str, prefix: str = "") -> Body:
-    """<invoke name="NAME"> <parameter name="KEY"> text </parameter> ... </invoke>; likewise. prefix: of each tag.
-
-    A parameter's attribute string="true" or "false" tells what the text is, before the tool's schema.
-    """
-    call, value = f"{prefix}invoke", f"{prefix}parameter"
-    tags = _Tags(f'<{call} name="', f"</{call}>", f'<{value} name="', f"</{value}>", kept=True, quoted=True)
-    return Body(partial(_read_xml, tags, end))
-
-
-def pairs_body(end: str) -> Body:
-    """NAME <arg_key>KEY</arg_key> <arg_value>text</arg_value> ..., up to `end`."""
-    return Body(partial(_read_pairs, end, Markers([_PAIR_END, end])))
-
-
 def gemma_body(quote: str) -> Body:
     """call:NAME{key:value, ...}, strings within `quote`."""
     return Body(partial(_read_gemma, Markers([quote])))
@@ -143,7 +117,7 @@ def _json_call(reading: Reading, own_id: str | None = None, *, inner: bool = Fal
             yield from _json_call(reading, own_id, inner=True)
             done = True
         elif char == "{" and key in _ARGUMENTS and name is not None:
-            yield from _sent_json(reading, name, own_id)
+            yield from sent_json(reading, name, own_id)
             done = True
         else:
             value = yield from json_value(reading)
@@ -160,7 +134,7 @@ def _json_call(reading: Reading, own_id: str | None = None, *, inner: bool = Fal
         reading.end()
 
 
-def _sent_json(reading: Reading, name: str, own_id: str | None) -> Steps[None]:
+def sent_json(reading: Reading, name: str, own_id: str | None) -> Steps[None]:
     """Arguments as they come, of which the bracket is there."""
     reading.begin(name, own_id)
     reading.aside()
@@ -182,7 +156,7 @@ def _read_headed(pattern: re.Pattern[str], before: Pattern, reading: Reading) ->
     found = pattern.fullmatch(head.strip()) if reading.text[reading.at] == "{" else None
     if found is None:
         raise NotAValueError
-    yield from _sent_json(reading, found["name"], found.groupdict().get("id"))
+    yield from sent_json(reading, found["name"], found.groupdict().get("id"))
 
 
 _WORD = re.compile(r"[A-Za-z_][\w.\-]*")
@@ -223,91 +197,6 @@ def _python_calls(reading: Reading) -> Steps[None]:
         items.end()
         more = yield from reading.comma("]")
     reading.at += more
-
-
-_TAG_NAME = re.compile(r"[^<>\s\"]*")
-_TAG_KEY = re.compile(r"[^<>]*")
-_QUOTED = re.compile(r"[^<>\"]*")
-_TOLD: dict[str, dict[str, Any]] = {
-    "true": {"type": "string"},
-    "false": {"type": ["number", "boolean", "null", "array", "object"]},
-}
-
-
-@dataclass(frozen=True)
-class _Tags:
-    """What stands before a name and behind its call, before a key and behind its value. quoted: names are, in `"`."""
-
-    call: str
-    call_end: str
-    value: str
-    value_end: str
-    kept: bool
-    quoted: bool = False
-
-    def ends(self, end: str, key: str, items: Items) -> Markers:
-        """Of a value: its own, the call's, and what begins another one of the function's parameters."""
-        others = [other for other in items.missing(MAX_OPENERS) if other != key and _TAG_KEY.fullmatch(other)]
-        close = '"' if self.quoted else ">"
-        openers = (self.value + other + close for other in others)
-        # the call's end without its bracket, since one marker must not stand inside another
-        return Markers([self.value_end, end, f"{self.call_end}\n{end[:-1]}", *openers])
-
-
-def _read_xml(tags: _Tags, end: str, reading: Reading) -> Steps[None]:
-    more = yield from reading.starts(tags.call)
-    if not more:
-        raise NotAValueError
-    while more:
-        name = reading.named((yield from reading.word(_TAG_NAME)))
-        yield from _close_tag(tags, reading)
-        items = None
-        if (yield from reading.char()) == "{":
-            yield from _sent_json(reading, name, None)
-        else:
-            items = Items(reading, name)
-            yield from _read_values(tags, end, items)
-        if not (yield from reading.starts(tags.call_end)):
-            raise NotAValueError
-        if items is not None:
-            items.end()
-        more = yield from reading.starts(tags.call)
-
-
-def _read_values(tags: _Tags, end: str, items: Items) -> Steps[None]:
-    reading = items.reading
-    while (yield from reading.starts(tags.value)):
-        key = yield from reading.word(_QUOTED if tags.quoted else _TAG_KEY)
-        schema = yield from _close_tag(tags, reading)
-        ends = tags.ends(end, key, items)
-        yield from bare_value(items, key, ends, tags.value_end, end, kept=tags.kept, schema=schema)
-
-
-def _close_tag(tags: _Tags, reading: Reading) -> Steps[Mapping[str, Any] | None]:
-    """Pass over a tag's end, and tell the schema that it names."""
-    told = None
-    if tags.quoted:
-        yield from reading.need('"')
-        if (yield from reading.starts('string="')):
-            told = _TOLD.get((yield from reading.word(_TAG_NAME)))
-            yield from reading.need('"')
-    yield from reading.need(">")
-    return told
-
-
-_UNTAGGED = re.compile(r"[^<]*")
-
-
-def _read_pairs(end: str, ends: Markers, reading: Reading) -> Steps[None]:
-    items = Items(reading, reading.named((yield from reading.head(_UNTAGGED)).strip()))
-    while (yield from reading.starts("<arg_key>")):
-        key = (yield from reading.word(_TAG_KEY)).strip()
-        if not (yield from reading.starts("</arg_key>")) or not (yield from reading.starts("<arg_value>")):
-            raise NotAValueError
-        yield from bare_value(items, key, ends, _PAIR_END, end, kept=True)
-    if not (yield from reading.starts(end)):
-        raise NotAValueError
-    items.end()
 
 
 def _read_gemma(quote: Markers, reading: Reading) -> Steps[None]:

@@ -15,7 +15,7 @@ from octavo.base.errors import ConfigError
 from octavo.text import reasoning
 from octavo.text.reasoning import Reasoning
 from octavo.text.tools import formats
-from octavo.text.tools.formats import Format
+from octavo.text.tools.format import Format
 
 NONE = "none"
 TOOL_GROUP, REASONING_GROUP = "octavo.tool_parsers", "octavo.reasoning_parsers"

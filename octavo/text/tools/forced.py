@@ -15,7 +15,7 @@ from octavo.base.errors import UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.text.reasoning import Reasoning
 from octavo.text.tools.bound import Bound
-from octavo.text.tools.formats import Format, Spelling
+from octavo.text.tools.format import Format, Spelling
 from octavo.text.tools.lark import Function, Lark, quoted
 
 MOST_CALLS = 32

@@ -1,4 +1,4 @@
-"""The table of tool call formats, a row each. Names are those of vLLM's --tool-call-parser.
+"""The table of tool call formats, a row each, markup.py's among them. Names are those of vLLM's --tool-call-parser.
 
 A format is one that a family of models was trained on; where its chat template tells which, `signs` are what to look
 for in the template's text.
@@ -6,79 +6,19 @@ for in the template's text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from octavo.text.tools.bodies import (
-    Body,
     gemma_body,
     headed_body,
-    invoke_body,
     json_body,
     lines_body,
     list_body,
     message_body,
     mistral_body,
-    pairs_body,
     python_body,
-    xml_body,
 )
+from octavo.text.tools.format import Format, Spelling
+from octavo.text.tools.markup import MARKUP
 from octavo.text.tools.reading import NAME
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """How calls are to be written where they are forced. call: with $NAME and a place for the arguments.
-
-    $ARGUMENTS: a JSON object.  $KEYWORDS: key=JSON, ....  $NUMBER: digits.  $VALUES: bare values, each as `value` has
-    it, with $KEY, $VALUE and perhaps $STRING: whether it is one.  before, between, after: around all calls.
-    """
-
-    call: str
-    before: str = ""
-    between: str = "\n"
-    after: str = ""
-    value: str = ""
-
-
-@dataclass(frozen=True)
-class Format:
-    """One format.
-
-    begins: what a call starts with.  bare: a call's first character, where one may also start the answer without
-    any marker.  unmarked: what a call's text starts with where models leave its marker out, which is taken for a call
-    of functions in tools only.  closers: what may stand behind a call, in any order.  wraps: markers around calls,
-    shown to nobody.
-    between: what separates calls.  inner: further markers inside of calls that may be special tokens.
-    many: an answer may have several calls.  ids: how ids are made.
-    messages: the answer is made of messages with heads, as OpenAI's harmony has them.
-    signs: alternatives; a template with all strings of one is made for the format.  spelling: None where calls cannot
-    be forced.
-    """
-
-    name: str
-    body: Body
-    begins: tuple[str, ...] = ()
-    bare: str = ""
-    unmarked: tuple[str, ...] = ()
-    closers: tuple[str, ...] = ()
-    wraps: tuple[str, ...] = ()
-    between: str = ""
-    inner: tuple[str, ...] = ()
-    ids: Literal["openai", "mistral"] = "openai"
-    messages: bool = False
-    many: bool = True
-    spelling: Spelling | None = None
-    signs: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def tokens(self) -> tuple[str, ...]:
-        """Every marker: special tokens among them must reach the parser."""
-        return (*self.begins, *self.closers, *self.wraps, *self.inner, *(HARMONY if self.messages else ()))
-
-
-HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
-
 
 _PYTHONIC = "[func_name1("  # as Meta's prompts ask for it
 _OBJECT = '{"name": "$NAME", "arguments": $ARGUMENTS}'
@@ -99,79 +39,9 @@ def _deepseek(name: str, head: str, written: str, *signs: str) -> Format:
     )
 
 
-def _dsml(name: str, block: str) -> Format:
-    """DeepSeek's markup; a parameter says whether it is a string."""
-    begin, end, tag = f"<｜DSML｜{block}>", f"</｜DSML｜{block}>", "｜DSML｜"
-    return Format(
-        name,
-        invoke_body(end, tag),
-        (begin,),
-        unmarked=(f'<{tag}invoke name="',),
-        closers=(end,),
-        inner=(tag,),
-        spelling=Spelling(
-            f'<{tag}invoke name="$NAME">\n$VALUES</{tag}invoke>\n',
-            f"{begin}\n",
-            "",
-            end,
-            f'<{tag}parameter name="$KEY" string="$STRING">$VALUE</{tag}parameter>\n',
-        ),
-        signs=((tag, f"{block}>"),),
-    )
-
-
 # Told apart by their templates: the more special ones stand first.
 FORMATS: tuple[Format, ...] = (
-    Format(
-        "minimax_m2",
-        invoke_body("</minimax:tool_call>"),
-        ("<minimax:tool_call>",),
-        closers=("</minimax:tool_call>",),
-        spelling=Spelling(
-            '<invoke name="$NAME">\n$VALUES</invoke>\n',
-            "<minimax:tool_call>\n",
-            "",
-            "</minimax:tool_call>",
-            '<parameter name="$KEY">$VALUE</parameter>\n',
-        ),
-        signs=(("<minimax:tool_call>",),),
-    ),
-    _dsml("deepseek_v32", "function_calls"),
-    _dsml("deepseek_v4", "tool_calls"),
-    Format(
-        "qwen3_coder",
-        xml_body("</tool_call>"),
-        ("<tool_call>",),
-        unmarked=("<function=",),
-        closers=("</tool_call>",),
-        spelling=Spelling(
-            "<tool_call>\n<function=$NAME>\n$VALUES</function>\n</tool_call>",
-            value="<parameter=$KEY>\n$VALUE\n</parameter>\n",
-        ),
-        signs=(("<tool_call>", "<function="),),
-    ),
-    Format(
-        "glm45",
-        pairs_body("</tool_call>"),
-        ("<tool_call>",),
-        closers=("</tool_call>",),
-        inner=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
-        spelling=Spelling(
-            "<tool_call>$NAME\n$VALUES</tool_call>", value="<arg_key>$KEY</arg_key>\n<arg_value>$VALUE</arg_value>\n"
-        ),
-        signs=(("<tool_call>", "<arg_key>"),),
-    ),
-    Format(
-        "seed_oss",
-        xml_body("</seed:tool_call>", kept=True),
-        ("<seed:tool_call>",),
-        closers=("</seed:tool_call>",),
-        spelling=Spelling(
-            "<seed:tool_call>\n<function=$NAME>\n$VALUES</function>\n</seed:tool_call>",
-            value="<parameter=$KEY>$VALUE</parameter>\n",
-        ),
-        signs=(("<seed:tool_call>",),),
-    ),
+    *MARKUP,
     Format(
         "openai",
         message_body(rf".*\bto=(?:functions\.)?(?P<name>{NAME})(?:[\s<].*)?"),

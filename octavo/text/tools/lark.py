@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.base.errors import InputError, UnsupportedError
-from octavo.text.tools.formats import Spelling
+from octavo.text.tools.format import Spelling
 from octavo.text.tools.values import NOTES, listed_values, own_types, referred, schema_parts, schema_types
 
 _PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|VALUES|KEYWORDS))")

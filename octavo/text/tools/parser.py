@@ -17,7 +17,7 @@ from typing import Any
 from octavo.base.types.output import ToolCall
 from octavo.text.reasoning import Reasoning
 from octavo.text.tools.bodies import Body
-from octavo.text.tools.formats import HARMONY, Format
+from octavo.text.tools.format import HARMONY, Format
 from octavo.text.tools.markers import Markers
 from octavo.text.tools.reading import MAX_HEAD, SPACE, Reading, Steps, Tools, end_of
 from octavo.text.tools.values import NotAValueError

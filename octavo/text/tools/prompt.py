@@ -9,7 +9,7 @@ from typing import Any
 
 from octavo.base.errors import UnsupportedError
 from octavo.text.tools.choose import tool_format
-from octavo.text.tools.formats import Format, Spelling
+from octavo.text.tools.format import Format, Spelling
 
 TOLD = "hermes"  # the format of calls where neither template nor flag tells one, and the template no tools
 _TOOLS = re.compile(r"""(?<![\w.'"])tools(?![\w'"])""")
