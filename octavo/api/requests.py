@@ -212,7 +212,7 @@ def _bounded(params: SamplingParams, prompt_ids: list[int], limits: Limits) -> S
     bound = make_bound(budget, reasoning, tokenizer, vocab_size=limits.vocab_size)
     form = params.structured_outputs
     if reasoning is not None:  # or there is no bound
-        special = tokenizer.special_ids().keys()
+        special = tokenizer.special_ids()
         end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
         opened = bound.left_open(prompt_ids) or reasoning.opened(end)
         form = bounded_form(form, bound, special=special, reasoning=reasoning, opened=opened)

@@ -95,7 +95,7 @@ def answer_form(
         bound = make_bound(budget, reasoning, tokenizer, vocab_size=services.llm.model.spec.vocab_size)
     if parsing is None or tokenizer is None:
         return parsing, form
-    about: Any = {"special": tokenizer.special_ids().keys(), "reasoning": reasoning, "opened": parsing.open}
+    about: Any = {"special": tokenizer.special_ids(), "reasoning": reasoning, "opened": parsing.open}
     grammar = None
     if tool is not None and (forced is not None or form is not None):
         many = not (forced or parsing.single)

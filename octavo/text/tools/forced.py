@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ def forced_grammar(
     tool: Format,
     functions: Sequence[Function],
     *,
-    special: Collection[str],
+    special: Mapping[str, int],
     reasoning: Reasoning | None = None,
     opened: bool | None = False,
     bound: Bound | None = None,
@@ -35,8 +35,8 @@ def forced_grammar(
 ) -> str | None:
     """Answers that are calls and nothing else, perhaps behind reasoning.
 
-    special: the tokenizer's special tokens.  opened: whether the prompt began the reasoning; None if it ended it.
-    bound: of reasoning.  many: more than one call may come.  instead: the form of an answer that is no
+    special: the tokenizer's special tokens, spelling -> id.  opened: whether the prompt began the reasoning; None if
+    it ended it.  bound: of reasoning.  many: more than one call may come.  instead: the form of an answer that is no
     call; None where that cannot be told.  Raises InputError, UnsupportedError, naming the field.
     """
     lark = Lark(special)
@@ -57,7 +57,7 @@ def free_grammar(
     tool: Format,
     functions: Sequence[Function],
     *,
-    special: Collection[str],
+    special: Mapping[str, int],
     reasoning: Reasoning | None = None,
     opened: bool | None = False,
     bound: Bound | None = None,
@@ -120,7 +120,7 @@ def _free_messages(lark: Lark, spelling: Spelling, functions: Sequence[Function]
 def reasoned_grammar(
     params: StructuredOutputsParams,
     *,
-    special: Collection[str],
+    special: Mapping[str, int],
     reasoning: Reasoning,
     opened: bool | None,
     bound: Bound | None = None,
@@ -138,7 +138,7 @@ def bounded_form(
     form: StructuredOutputsParams | None,
     bound: Bound,
     *,
-    special: Collection[str],
+    special: Mapping[str, int],
     reasoning: Reasoning,
     opened: bool | None,
 ) -> StructuredOutputsParams:
@@ -216,7 +216,10 @@ def _reasoned(
     else:
         rest, begins = bound.rest, bound.begin
     lark.rule("reasoned", f"({rest}) /\\s{{0,4}}/")
-    return f"({begins})? reasoned" if opened else f"(({begins}) reasoned)?"
+    if opened:
+        return f"({begins})? reasoned"
+    alone = "".join(f" | {lark.text(marker)}" for marker in reasoning.ends) if reasoning.anywhere else ""
+    return f"(({begins}) reasoned{alone})?"
 
 
 def _wrapped(lark: Lark, reasoning: Reasoning | None, answer: str) -> str:

@@ -1,14 +1,14 @@
 """Rules of a grammar of answers, in llguidance's Lark; functions in, the rules of their calls out.
 
-Special tokens are named (<...>) where the tokenizer has them; other markers are text. Source of the syntax:
-llguidance's docs/syntax.md.
+Special tokens are named where the tokenizer has them, by their spelling (<...>) or else their id; other markers are
+text. Source of the syntax: llguidance's docs/syntax.md.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from octavo.base.errors import InputError, UnsupportedError
 from octavo.text.tools.format import Spelling
 from octavo.text.tools.values import NOTES, listed_values, own_types, referred, schema_parts, schema_types
 
-_PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|VALUES|KEYWORDS))")
+_PLACES = re.compile(r"(\$(?:ARGUMENTS|NUMBER|ID|VALUES|KEYWORDS))")
+_TYPES = ("number", "boolean", "null", "array", "object")  # of values that are no strings
+_TOKEN = re.compile(r"\S{3,}")
 _NAME = re.compile(r"<[^<>\s\[\]]+>")
 _UNENFORCED = ("pattern", "minLength", "maxLength", "format", "const", "enum", "not", "if")
 # fmt: off
@@ -47,11 +49,12 @@ class Function:
 
 
 class Lark:
-    """Rules of one grammar. named: the special tokens that it can name."""
+    """Rules of one grammar. special: tokens, spelling -> id."""
 
-    def __init__(self, special: Collection[str]) -> None:
-        self.named = sorted(filter(_NAME.fullmatch, special), key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, self.named)) + ")") if self.named else None
+    def __init__(self, special: Mapping[str, int]) -> None:
+        self._ids = special
+        spelled = sorted(filter(_TOKEN.fullmatch, special), key=len, reverse=True)
+        self._special = re.compile("(" + "|".join(map(re.escape, spelled)) + ")") if spelled else None
         self._rules: dict[str, str] = {"TEXT": r"/(?s:.*)/"}
 
     def rule(self, name: str, body: str) -> str:
@@ -66,15 +69,16 @@ class Lark:
     def text(self, text: str) -> str:
         """A fixed text."""
         parts = self._special.split(text) if self._special else [text]
-        return " ".join(
-            part if self._special and self._special.fullmatch(part) else quoted(part) for part in parts if part
-        )
+        return " ".join(self._named(part) if part in self._ids else quoted(part) for part in parts if part)
+
+    def _named(self, token: str) -> str:
+        return token if _NAME.fullmatch(token) else f"<[{self._ids[token]}]>"
 
     def upto(self, end: str, text: str = "TEXT") -> str:
         """Any text up to and with a marker, which does not occur before. text: the name of what any text is."""
         if self._special and (found := self._special.match(end)):
             rest = self.text(end[found.end() :])
-            return f"{text} {self.text(found[0])} {rest}"
+            return f"{text} {self._named(found[0])} {rest}"
         name = f"upto_{len(self._rules)}"
         self.rule(f"{name}[lazy]", f"{text} {quoted(end)}")
         return name
@@ -89,6 +93,8 @@ class Lark:
                     parts.append(self.json(schema))
                 case "$NUMBER":
                     parts.append("/[0-9]{1,3}/")
+                case "$ID":
+                    parts.append("/[a-z0-9]{10}/")
                 case "$KEYWORDS":
                     parts.append(self._keywords(schema, function))
                 case "$VALUES":
@@ -103,6 +109,9 @@ class Lark:
 
     def _keywords(self, schema: Mapping[str, Any], function: Function) -> str:
         """key=value, ...: two rules a key, for whether one stands before it."""
+        if function.free:
+            one = f"/[A-Za-z_][0-9A-Za-z_]{{0,127}}=/ {self.json({})}"
+            return f'({one} (", " {one})*)?'
         properties = list(_properties(schema, function, r"[A-Za-z_]\w*"))
         number = len(self._rules)
         first, later = [f"first_{number}_{i}" for i in range(len(properties) + 1)], ""
@@ -120,14 +129,26 @@ class Lark:
         """Strings as they are, other values as JSON."""
         char = r'[^<>"\n]' if '"$KEY"' in head else r"[^<>\n]"  # of a key
         if function.free:
-            before, after = head.replace("$STRING", "true").split("$KEY")
-            return f"({self.text(before)} /{char}{{1,128}}/ {self.text(after)} {self.upto(end)})*"
+            before, after = head.replace("$STRING", "true").replace("$TYPE", "string").split("$KEY")
+            rest = self.upto(end.partition("$KEY")[0])
+            rest += f" /{char}{{1,128}}/ {self.text(end.partition('$KEY')[2])}" if "$KEY" in end else ""
+            return f"({self.text(before)} /{char}{{1,128}}/ {self.text(after)} {rest})*"
         parts = []
         for key, sub, needed in _properties(schema, function, char + "+"):
-            value, is_string = self._bare_value(sub, function, key, end)
-            before = head.replace("$STRING", str(is_string).lower()).replace("$KEY", key)
-            parts.append(f"({self.text(before)} {value})" + ("" if needed else "?"))
+            value, is_string = self._bare_value(sub, function, key, end.replace("$KEY", key))
+            before = self._told(head.replace("$KEY", key), sub, function, is_string=is_string)
+            parts.append(f"({before} {value})" + ("" if needed else "?"))
         return " ".join(parts)
+
+    def _told(self, head: str, sub: Mapping[str, Any], function: Function, *, is_string: bool) -> str:
+        """What stands before a value, with what that says of the value's type."""
+        before, told, after = head.replace("$STRING", str(is_string).lower()).partition("$TYPE")
+        if not told:
+            return self.text(before)
+        kinds = {"number" if kind == "integer" else kind for kind in schema_types(sub, function.schema)}
+        named = [kind for kind in _TYPES if kind in kinds] or _TYPES
+        kind = quoted("string") if is_string else f"({' | '.join(map(quoted, named))})"
+        return f"{self.text(before)} {kind} {self.text(after)}"
 
     def _bare_value(self, sub: Mapping[str, Any], function: Function, key: str, end: str) -> tuple[str, bool]:
         """And whether it is a string."""
