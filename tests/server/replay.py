@@ -34,7 +34,9 @@ def replay_model(checkpoint: Path, folder: Path, scripts: Mapping[str, str]) -> 
     """A model folder and, in it, scripts.json for replay_engine.py. Markers of all formats are special tokens."""
     shutil.copytree(checkpoint, folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    markers = {token for row in (*FORMATS, *REASONINGS) for token in row.tokens if token.startswith(("<", "["))}
+    spelled = {token for row in (*FORMATS, *REASONINGS) for token in row.tokens}
+    parts = {token for token in spelled if token.startswith(("<", "[", "]"))}
+    markers = {token for token in parts if not any(other != token and other in token for other in parts)}
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in sorted(markers)])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = json.loads((folder / "config.json").read_text())

@@ -36,6 +36,7 @@ class Answer:
     reasoning_parser: str | None = None
 
 
+NS = "]<]minimax[>["
 WEATHER = ("get_weather", {"city": "Paris", "days": 2})
 SEARCH = ("search-all", {"tags": ["a", "b"], "deep": {"x": [1, None, True]}})
 _WEATHER_JSON = '{"city": "Paris", "days": 2}'
@@ -173,17 +174,21 @@ RECORDED = [
     *(
         Answer(
             name,
-            f"<think>Hm.</think>Ok.\n\n<｜DSML｜{block}>\n"
-            '<｜DSML｜invoke name="get_weather">\n'
-            '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
-            '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
-            f'<｜DSML｜invoke name="noop">\n</｜DSML｜invoke>\n</｜DSML｜{block}>',
+            f"<think>Hm.</think>Ok.\n\n<｜{tag}｜{block}>\n"
+            f'<｜{tag}｜invoke name="get_weather">\n'
+            f'<｜{tag}｜parameter name="city" string="true">Paris</｜{tag}｜parameter>\n'
+            f'<｜{tag}｜parameter name="days" string="false">2</｜{tag}｜parameter>\n</｜{tag}｜invoke>\n'
+            f'<｜{tag}｜invoke name="noop">\n</｜{tag}｜invoke>\n</｜{tag}｜{block}>',
             [WEATHER, ("noop", {})],
             "Ok.",
             "Hm.",
             "deepseek_v3",
         )
-        for name, block in (("deepseek_v32", "function_calls"), ("deepseek_v4", "tool_calls"))
+        for name, block, tag in (
+            ("deepseek_v32", "function_calls", "DSML"),
+            ("deepseek_v4", "tool_calls", "DSML"),
+            ("gigachat35", "tool_calls", "GCML"),
+        )
     ),
     Answer(
         "deepseek_v32",
@@ -193,6 +198,113 @@ RECORDED = [
     ),
     Answer(
         "qwen3_coder", f"<tool_call>\n<function=get_weather>\n{_WEATHER_JSON}\n</function>\n</tool_call>", [WEATHER]
+    ),
+    Answer(
+        "minimax_m3",
+        f'<mm:think>Hm.</mm:think>Ok.{NS}<tool_call>\n{NS}<invoke name="get_weather">{NS}<city>Paris{NS}</city>'
+        f'{NS}<days>2{NS}</days>{NS}</invoke>\n{NS}<invoke name="search-all">{NS}<tags>{NS}<item>a{NS}</item>\n'
+        f'{NS}<item>b{NS}</item>{NS}</tags>{NS}<deep>{{"x": [1, null, true]}}{NS}</deep>{NS}</invoke>'
+        f"\n{NS}</tool_call>",
+        [WEATHER, SEARCH],
+        "Ok.",
+        "Hm.",
+        "minimax_m3",
+    ),
+    Answer(
+        "kimi_k3",
+        "<|open|>think<|sep|>Hm.<|close|>think<|sep|><|open|>response<|sep|>Ok.<|close|>response<|sep|><|open|>tools"
+        '<|sep|><|open|>call tool="get_weather" index="1"<|sep|><|open|>argument key="city" type="string"<|sep|>Paris'
+        '<|close|>argument<|sep|><|open|>argument key="days" type="number"<|sep|>2<|close|>argument<|sep|><|close|>call'
+        '<|sep|><|open|>call tool="search-all" index="2"<|sep|><|open|>json type="object"<|sep|>'
+        f"{_SEARCH_JSON}<|close|>json<|sep|><|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>",
+        [WEATHER, SEARCH],
+        "Ok.",
+        "Hm.",
+        "kimi_k3",
+    ),
+    Answer(
+        "hy_v3",
+        "<think:opensource>Hm.</think:opensource>Ok.<tool_calls:opensource>\n<tool_call:opensource>get_weather"
+        "<tool_sep:opensource>\n<arg_key:opensource>city</arg_key:opensource>\n<arg_value:opensource>Paris"
+        "</arg_value:opensource>\n<arg_key:opensource>days</arg_key:opensource>\n<arg_value:opensource>2"
+        "</arg_value:opensource>\n</tool_call:opensource>\n<tool_call:opensource>noop<tool_sep:opensource>\n"
+        "</tool_call:opensource>\n</tool_calls:opensource>",
+        [WEATHER, ("noop", {})],
+        "Ok.",
+        "Hm.",
+        "hy_v3",
+    ),
+    *(
+        Answer(
+            "cohere_command3",
+            "<|START_THINKING|>Hm.<|END_THINKING|><|START_ACTION|>[\n"
+            f'    {{"tool_call_id": "0", "tool_name": "get_weather", "parameters": {_WEATHER_JSON}}},\n'
+            f'    {{"tool_call_id": "1", "tool_name": "search-all", "parameters": {_SEARCH_JSON}}}\n]<|END_ACTION|>',
+            [WEATHER, SEARCH],
+            reasoning="Hm.",
+            reasoning_parser=way,
+        )
+        for way in ("cohere_command3", "cohere_command4")
+    ),
+    Answer(
+        "cohere_command3",
+        "<|START_RESPONSE|>Hello!<|END_RESPONSE|>",
+        content="Hello!",
+        reasoning_parser="cohere_command3",
+    ),
+    Answer(
+        "solar_open",
+        "<|think|>Hm.<|end|><|begin|>assistant<|tool_calls|><|tool_call:begin|>a1b2c3d4e5<|tool_call:name|>get_weather"
+        f"<|tool_call:args|>{_WEATHER_JSON}<|tool_call:end|><|tool_call:begin|>f1b2c3d4e5<|tool_call:name|>search-all"
+        f"<|tool_call:args|>{_SEARCH_JSON}<|tool_call:end|><|calls|>",
+        [WEATHER, SEARCH],
+        reasoning="Hm.",
+        reasoning_parser="solar_open",
+    ),
+    Answer(
+        "solar_open",
+        "<|think|>Hm.<|end|><|begin|>assistant<|content|>Hello!<|end|>",
+        content="Hello!",
+        reasoning="Hm.",
+        reasoning_parser="solar_open",
+    ),
+    Answer(
+        "apertus",
+        f'<|inner_prefix|>Hm.<|tools_prefix|>[{{"get_weather": {_WEATHER_JSON}}}, {{"search-all": {_SEARCH_JSON}}}]'
+        "<|tools_suffix|>",
+        [WEATHER, SEARCH],
+        reasoning="Hm.",
+        reasoning_parser="apertus",
+    ),
+    *(
+        Answer(name, f"Ok.{before}{_json('get_weather', _WEATHER_JSON)}", [WEATHER], "Ok.")
+        for name in ("gigachat3", "gigachat30")
+        for before in ("<|function_call|>", "<|message_sep|>\n\nfunction call<|role_sep|>\n")
+    ),
+    Answer(
+        "olmo3",
+        "<think>Hm.</think>Ok.\n<function_calls>\nget_weather(city='Paris', days=2)\n"
+        'search-all(tags=[\'a\', "b"], deep={"x": [1, null, true]})\n</function_calls>',
+        [WEATHER, SEARCH],
+        "Ok.",
+        "Hm.",
+        "deepseek_v3",
+    ),
+    Answer(
+        "functionary_v31",
+        f"Ok.<function=get_weather>{_WEATHER_JSON}</function><function=search-all>{_SEARCH_JSON}</function>",
+        [WEATHER, SEARCH],
+        "Ok.",
+    ),
+    Answer("functionary_v31", "Say <function=other>{}</function>", content="Say <function=other>{}</function>"),
+    Answer(
+        "minicpm5",
+        '<think>\nHm.\n</think>\n\n<function name="get_weather"><param name="city"><![CDATA[Paris]]></param>'
+        '<param name="days">2</param></function>\n<function name="search-all"><param name="tags">[\'a\', \'b\']</param>'
+        "<param name=\"deep\">{'x': [1, None, True]}</param></function>",
+        [WEATHER, SEARCH],
+        reasoning="Hm.",
+        reasoning_parser="deepseek_v3",
     ),
     Answer("jamba", f"<tool_calls>[{_both()}]</tool_calls>", [WEATHER, SEARCH]),
     Answer(
@@ -342,6 +454,76 @@ def _pairs(calls: Calls) -> str:
     )
 
 
+def _tagged(calls: Calls) -> str:
+    """Lists as tags, in which strings stand; what has no schema as JSON."""
+    inner = "".join(
+        f'{NS}<invoke name="{name}">'
+        + "".join(f"{NS}<{key}>{_tagged_value(value)}{NS}</{key}>" for key, value in given.items())
+        + f"{NS}</invoke>\n"
+        for name, given in calls
+    )
+    return f"{NS}<tool_call>\n{inner}{NS}</tool_call>"
+
+
+def _tagged_value(value: Any) -> str:
+    return "".join(f"{NS}<item>{item}{NS}</item>" for item in value) if isinstance(value, list) else _bare(value)
+
+
+def _typed(calls: Calls) -> str:
+    kinds = {str: "string", int: "number", float: "number", bool: "boolean", list: "array", dict: "object"}
+    inner = "".join(
+        f'<|open|>call tool="{name}" index="{number}"<|sep|>'
+        + "".join(
+            f'<|open|>argument key="{key}" type="{kinds.get(type(value), "null")}"<|sep|>{_bare(value)}'
+            "<|close|>argument<|sep|>"
+            for key, value in given.items()
+        )
+        + "<|close|>call<|sep|>"
+        for number, (name, given) in enumerate(calls, 1)
+    )
+    return f"<|open|>tools<|sep|>{inner}<|close|>tools<|sep|>"
+
+
+def _hunyuan(calls: Calls) -> str:
+    inner = "".join(
+        f"<tool_call>{name}<tool_sep>\n"
+        + "".join(f"<arg_key>{key}</arg_key>\n<arg_value>VALUE</arg_value>\n" for key in given)
+        + "</tool_call>\n"
+        for name, given in calls
+    )
+    parts = f"<tool_calls>\n{inner}</tool_calls>".replace(">", ":opensource>").split("VALUE")
+    values = [_bare(value) for _, given in calls for value in given.values()]
+    return "".join(part + value for part, value in zip(parts, [*values, ""], strict=True))
+
+
+def _cdata(calls: Calls) -> str:
+    return "\n".join(
+        f'<function name="{name}">'
+        + "".join(f'<param name="{key}">{_cdata_value(value)}</param>' for key, value in given.items())
+        + "</function>"
+        for name, given in calls
+    )
+
+
+def _cdata_value(value: Any) -> str:
+    return f"<![CDATA[{value}]]>" if isinstance(value, str) and set(value) & set("<&\n") else _bare(value)
+
+
+def _solar(calls: Calls) -> str:
+    inner = "".join(
+        f"<|tool_call:begin|>a1b2c3d4e{i}<|tool_call:name|>{name}<|tool_call:args|>{_dump(given)}<|tool_call:end|>"
+        for i, (name, given) in enumerate(calls)
+    )
+    return f"<|tool_calls|>{inner}<|calls|>"
+
+
+def _cohere(calls: Calls) -> str:
+    inner = ",\n    ".join(
+        _dump({"tool_call_id": str(i), "tool_name": name, "parameters": given}) for i, (name, given) in enumerate(calls)
+    )
+    return f"<|START_ACTION|>[\n    {inner}\n]<|END_ACTION|>"
+
+
 def _gemma(value: Any, quote: str) -> str:
     if isinstance(value, str):
         return quote + value + quote
@@ -392,6 +574,7 @@ WRITERS: dict[str, Any] = {
     "minimax_m2": lambda calls: _invokes(calls, "minimax:tool_call"),
     "deepseek_v32": lambda calls: _invokes(calls, "｜DSML｜function_calls", "｜DSML｜", told=True),
     "deepseek_v4": lambda calls: _invokes(calls, "｜DSML｜tool_calls", "｜DSML｜", told=True),
+    "gigachat35": lambda calls: _invokes(calls, "｜GCML｜tool_calls", "｜GCML｜", told=True),
     "lfm2": lambda calls: f"<|tool_call_start|>{_python(calls)}<|tool_call_end|>",
     "nemotron_json": lambda calls: f"<TOOLCALL>[{', '.join(_json_calls(calls))}]</TOOLCALL>",
     "xlam": lambda calls: f"[{', '.join(_json_calls(calls))}]",
@@ -402,6 +585,21 @@ WRITERS: dict[str, Any] = {
     "jamba": lambda calls: f"<tool_calls>[{', '.join(_json_calls(calls))}]</tool_calls>",
     "minimax": lambda calls: "<tool_calls>\n" + "".join(f"{call}\n" for call in _json_calls(calls)) + "</tool_calls>",
     "openai": _harmony,
+    "minimax_m3": _tagged,
+    "kimi_k3": _typed,
+    "hy_v3": _hunyuan,
+    "functionary_v31": lambda calls: "".join(f"<function={name}>{_dump(given)}</function>" for name, given in calls),
+    "minicpm5": _cdata,
+    "cohere_command3": _cohere,
+    "internlm": lambda calls: "".join(f"<|action_start|><|plugin|>\n{c}<|action_end|>" for c in _json_calls(calls)),
+    "granite-20b-fc": lambda calls: "".join(f"<function_call> {call}" for call in _json_calls(calls)),
+    "solar_open": _solar,
+    "apertus": lambda calls: f"<|tools_prefix|>{_dump([{name: given} for name, given in calls])}<|tools_suffix|>",
+    "gigachat3": lambda calls: "\n".join(f"<|function_call|>{call}" for call in _json_calls(calls)),
+    "gigachat30": lambda calls: "<|message_sep|>\n\n".join(
+        f"function call<|role_sep|>\n{c}" for c in _json_calls(calls)
+    ),
+    "olmo3": lambda calls: "<function_calls>" + "\n".join(_python([one])[1:-1] for one in calls) + "</function_calls>",
     "gemma4": lambda calls: _wrapped(calls, "<|tool_call>", "<tool_call|>", '<|"|>'),
     "functiongemma": lambda calls: _wrapped(calls, "<start_function_call>", "<end_function_call>", "<escape>"),
 }

@@ -267,3 +267,72 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
         _user("Thanks"),
     ],
 }
+
+_FRAME = r"""
+{%- for entry in messages %}{{ '<|im_start|>' + entry.role + '\n' + (entry.content or '') }}
+    {%- if entry.tool_calls %}CALLS{% endif %}{{ '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+"""
+_CALLS = {
+    "kimi_k3": r"""<|open|>tools<|sep|>
+        {%- for one in entry.tool_calls %}
+            {{- '<|open|>call tool="' + one.function.name + '" index="' ~ loop.index ~ '"<|sep|>' }}
+            {%- for key, value in one.function.arguments.items() %}
+                {%- set kind = 'string' if value is string else 'object' if value is mapping else 'number' %}
+                {{- '<|open|>argument key="' + key + '" type="' + kind + '"<|sep|>' }}
+                {{- value if value is string else value | tojson }}<|close|>argument<|sep|>
+            {%- endfor %}<|close|>call<|sep|>
+        {%- endfor %}<|close|>tools<|sep|>""",
+    "hy_v3": r"""<tool_calls:opensource>
+        {%- for one in entry.tool_calls %}
+            {{- '\n<tool_call:opensource>' + one.function.name + '<tool_sep:opensource>\n' }}
+            {%- for key, value in one.function.arguments.items() %}
+                {{- '<arg_key:opensource>' + key + '</arg_key:opensource>\n<arg_value:opensource>' }}
+                {{- value if value is string else value | tojson }}{{ '</arg_value:opensource>\n' }}
+            {%- endfor %}</tool_call:opensource>
+        {%- endfor %}
+        {{- '\n</tool_calls:opensource>' }}""",
+    "cohere_command3": r"""<|START_ACTION|>[
+        {%- for one in entry.tool_calls %}
+            {{- '\n    {"tool_call_id": "' ~ loop.index0 }}", "tool_name": "{{ one.function.name }}", "parameters":
+            {{- ' ' }}
+            {{- one.function.arguments | tojson }}}{{ '' if loop.last else ',' }}
+        {%- endfor %}
+        {{- '\n' }}]<|END_ACTION|>""",
+    "solar_open": r"""<|tool_calls|>
+        {%- for one in entry.tool_calls %}
+            {{- '<|tool_call:begin|>' + one.id + '<|tool_call:name|>' + one.function.name + '<|tool_call:args|>' }}
+            {{- one.function.arguments | tojson }}<|tool_call:end|>
+        {%- endfor %}<|calls|>""",
+    "apertus": r"""<|tools_prefix|>[
+        {%- for one in entry.tool_calls %}
+            {{- '{"' + one.function.name + '": ' + one.function.arguments | tojson + '}' }}
+            {{- '' if loop.last else ', ' }}
+        {%- endfor %}]<|tools_suffix|>""",
+    "gigachat3": r"""
+        {%- set one = entry.tool_calls[0].function %}<|function_call|>
+        {{- '{"name": "' + one.name + '", "arguments": ' + one.arguments | tojson + '}' }}""",
+    "gigachat30": r"""
+        {%- set one = entry.tool_calls[0].function %}{{ '<|message_sep|>\n\nfunction call<|role_sep|>\n' }}
+        {{- '{"name": "' + one.name + '", "arguments": ' + one.arguments | tojson + '}' }}""",
+    "olmo3": r"""{{ '<function_calls>\n' }}
+        {%- for one in entry.tool_calls %}
+            {{- one.function.name }}(
+            {%- for key, value in one.function.arguments.items() %}{{ '' if loop.first else ', ' }}
+                {{- key + '=' }}{{ "'" + value + "'" if value is string else value | tojson }}
+            {%- endfor %}){{ '\n' }}
+        {%- endfor %}</function_calls>""",
+    "functionary_v31": r"""
+        {%- for one in entry.tool_calls %}
+            {{- '<function=' + one.function.name + '>' + one.function.arguments | tojson + '</function>' }}
+        {%- endfor %}""",
+    "minicpm5": r"""
+        {%- for one in entry.tool_calls %}{{ '<function name="' + one.function.name + '">' }}
+            {%- for key, value in one.function.arguments.items() %}{{ '<param name="' + key + '">' }}
+                {{- '<![CDATA[' + value + ']]>' if value is string else value }}</param>
+            {%- endfor %}</function>
+        {%- endfor %}""",
+}
+CALLING = {name: _FRAME.replace("CALLS", calls) for name, calls in _CALLS.items()}
+"""By the name of a format, templates that print calls as its models' own do."""

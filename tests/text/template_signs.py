@@ -31,6 +31,8 @@ _GRANITE = ("{%- if tools %}", "<|start_of_role|>assistant<|end_of_role|>", "<|e
 _MISTRAL = ("{%- if tools is not none", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]")
 _DEEPSEEK = ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>")
 
+_COHERE = ("<|START_ACTION|>[", '"tool_name": "', "<|START_THINKING|>", "<|END_THINKING|>")
+
 FAMILIES = (
     Family("Qwen2.5", "Qwen/Qwen2.5-7B-Instruct", (*_QWEN, '\'\\n<tool_call>\\n{"name": "\''), "hermes"),
     Family("Qwen3", "Qwen/Qwen3-8B", (*_QWEN, "<tool_call>", "'<think>\\n\\n</think>\\n\\n'"), "hermes", "qwen3"),
@@ -226,6 +228,125 @@ FAMILIES = (
         "vLLM tool_chat_template_xlam_llama.jinja",
         ("{%- if tools", '[{"name": "tool_call_name", "arguments": {"arg1": "value1"', "<|eot_id|>"),
         "xlam",
+    ),
+    Family(
+        "MiniMax-M3",
+        "llama.cpp MiniMax-M3.jinja",
+        (
+            "{%- if tools -%}",
+            "']<]minimax[>['",
+            "ns_token ~ '<tool_call>'",
+            "ns_token + '<invoke name=\"'",
+            "'<mm:think>'",
+        ),
+        "minimax_m3",
+        "minimax_m3",
+    ),
+    Family(
+        "Kimi K3",
+        "llama.cpp Kimi-K3.jinja",
+        ("{%- if tools is defined", "'<|open|>' + tag", "'<|sep|>'", "open_tag('tools')", "open_tag('think')"),
+        "kimi_k3",
+        "kimi_k3",
+    ),
+    Family(
+        "Hunyuan Hy3",
+        "llama.cpp tencent-Hy3.jinja",
+        ("{%- if tools %}", "':opensource'", "'<tool_call{}>'", "'<tool_sep{}>'", "'<arg_key{}>'", "'<think{}>'"),
+        "hy_v3",
+        "hy_v3",
+    ),
+    Family(
+        "Command R7B",
+        "llama.cpp CohereForAI-c4ai-command-r7b-12-2024-tool_use.jinja",
+        ("{% if tools or documents %}", *_COHERE, "<|START_RESPONSE|>"),
+        "cohere_command3",
+        "cohere_command3",
+    ),
+    Family(
+        "North Mini Code",
+        "llama.cpp Cohere2MoE.jinja",
+        ("{%- for tool in tools %}", *_COHERE, "<|START_TEXT|>"),
+        "cohere_command3",
+        "cohere_command4",
+    ),
+    Family(
+        "Solar Open",
+        "llama.cpp upstage-Solar-Open-100B.jinja",
+        (
+            "{%- for tool in tools %}",
+            "<|tool_call:begin|>",
+            "<|tool_call:args|>",
+            "<|think|>",
+            "<|content|>",
+            "<|end|>",
+        ),
+        "solar_open",
+        "solar_open",
+    ),
+    Family(
+        "Apertus",
+        "vLLM tool_chat_template_apertus.jinja",
+        ("{%- if tools is defined and tools -%}", "'<|tools_prefix|>'", "'<|inner_prefix|>'", "'<|inner_suffix|>'"),
+        "apertus",
+        "apertus",
+    ),
+    Family(
+        "GigaChat 3",
+        "llama.cpp GigaChat3-10B-A1.8B.jinja",
+        ("{%- if tools -%}", '"<|role_sep|>\\n"', "'role': 'function call'"),
+        "gigachat30",
+    ),
+    Family(
+        "GigaChat 3.1",
+        "llama.cpp GigaChat3.1-10B-A1.8B.jinja",
+        ("{%- if tools -%}", '"<|role_sep|>\\n"', '"<|function_call|>"'),
+        "gigachat3",
+    ),
+    Family(
+        "GigaChat 3.5",
+        "llama.cpp GigaChat3.5.jinja",
+        ("{%- if tools -%}", "'<｜GCML｜tool_calls>\\n'", '"<|role_sep|>\\n"', "'function call'", "'<think>'"),
+        "gigachat35",
+        "deepseek_v3",
+    ),
+    Family(
+        "OLMo 3",
+        "vLLM tool_chat_template_olmo3.jinja",
+        ("{%- if tools is not none", "function call wrapped in <function_calls></function_calls>", "<|im_start|>"),
+        "olmo3",
+    ),
+    Family(
+        "functionary 3.1",
+        "llama.cpp meetkai-functionary-medium-v3.1.jinja",
+        ("{%- if tools %}", "start with <function= and end with </function>", "<|eot_id|>", "'<|python_tag|>'"),
+        "functionary_v31",
+    ),
+    Family(
+        "MiniCPM5",
+        "llama.cpp openbmb-MiniCPM5-1B.jinja",
+        ("{%- if tools %}", '<function name="function-name"><param name="param-name">', "'<think>\\n\\n</think>"),
+        "minicpm5",
+        "deepseek_v3",
+    ),
+    Family(
+        "InternLM 2.5",
+        "vLLM tool_chat_template_internlm2_tool.jinja",
+        ("{%- if tools is not none %}", '"<|action_start|><|plugin|>\\n"', "<|im_start|>"),
+        "internlm",
+    ),
+    Family(
+        "Granite 20B, functions",
+        "vLLM tool_chat_template_granite_20b_fc.jinja",
+        ("{% if tools is iterable", "<|function_call_library|>", "'<function_call> '"),
+        "granite-20b-fc",
+    ),
+    Family(
+        "Hunyuan A13B, vLLM's",
+        "vLLM tool_chat_template_hunyuan_a13b.jinja",
+        ("{% if tools %}", "'<tool_calls>'", "'<|extra_0|>'", "'<think>\\n\\n</think>\\n'"),
+        "jamba",
+        "hunyuan_a13b",
     ),
     Family("Gemma 3", "google/gemma-3-4b-it", ("<start_of_turn>model", "<end_of_turn>"), None, shows=False),
     Family(

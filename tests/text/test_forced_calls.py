@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from answers import WRITERS
 
 from octavo.base.errors import InputError, UnsupportedError
 from octavo.base.types.structured import StructuredOutputsParams
@@ -232,6 +233,12 @@ def test_harmony_may_say_that_the_answer_is_json(vocabulary: Vocabularies) -> No
 STRICT = [FUNCTIONS[0], Function("noop", {"properties": {"x": {"type": "integer"}}}, "tools[1]", free=True)]
 
 
+NEWER = (
+    *("minimax_m3", "kimi_k3", "hy_v3", "functionary_v31", "minicpm5", "cohere_command3", "solar_open", "apertus"),
+    *("gigachat3", "olmo3", "internlm", "granite-20b-fc"),
+)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -247,6 +254,7 @@ STRICT = [FUNCTIONS[0], Function("noop", {"properties": {"x": {"type": "integer"
         "minimax_m2",
         "mistral",
         "lfm2",
+        *NEWER,
     ],
 )
 def test_strict_functions_in_free_text(name: str, vocabulary: Vocabularies) -> None:
@@ -353,7 +361,9 @@ CALLS: dict[str, Any] = {
 }
 
 
+CALLS.update({name: lambda name, given, write=WRITERS[name]: write([(name, given)]) for name in NEWER})
 CALLS["mistral"] = lambda name, given: f"[TOOL_CALLS][{_json_call(name, given)}]"
+CALLS["olmo3"] = lambda name, given: f"<function_calls>{_keyword_call(name, given)}</function_calls>"
 CALLS["lfm2"] = lambda name, given: f"<|tool_call_start|>[{_keyword_call(name, given)}]<|tool_call_end|>"
 
 
@@ -379,7 +389,7 @@ REFERRED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", ["qwen3_coder", "glm45"])
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "hy_v3", "minimax_m3", "minicpm5"])
 @pytest.mark.parametrize(
     ("schema", "values", "wrong"),
     [

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import random
+import re
 import sys
 import weakref
 from collections.abc import Iterable
@@ -19,8 +20,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from answers import HOSTILE, RECORDED, TOOLS, WRITERS, Answer, generated
-from chat_templates import ALL
+from answers import HOSTILE, NS, RECORDED, TOOLS, WRITERS, Answer, generated
+from chat_templates import ALL, CALLING
 
 from octavo.base.errors import ConfigError
 from octavo.base.types.output import ToolCall
@@ -605,6 +606,12 @@ def test_whether_a_prompt_began_the_reasoning() -> None:
 
 
 HOSTILE_UNITS = [
+    f'{NS}<tool_call>{NS}<invoke name="noop">{NS}<tags>{NS}<item>',
+    f"{NS}<item>",
+    NS,
+    '<|open|>tools<|sep|><|open|>call tool="noop" index="1"<|sep|><|open|>argument key="a" type="string"<|sep|>',
+    "<function_calls>noop(a=",
+    '<function name="noop"><param name="city"><![CDATA[',
     '<minimax:tool_call><invoke name="f"><parameter name="a">',
     '<parameter name="city">',
     *(
@@ -659,6 +666,10 @@ def test_time_is_linear(unit: str) -> None:
         "deepseek_v3",
         "llama3_json",
         "pythonic",
+        "minimax_m3",
+        "kimi_k3",
+        "olmo3",
+        "minicpm5",
     ):
         small, large = (steps(name, unit * (size // len(unit))) for size in (2_000, 4_000))
         assert large < 2.5 * small + 500, name
@@ -691,6 +702,75 @@ def test_rows_fit_together() -> None:
     assert ALIASES.keys().isdisjoint(NAMES)
     with pytest.raises(ValueError, match="stands inside"):
         Markers(["<a>", "x<a>y"])
+
+
+def test_special_tokens_inside_of_markers_are_kept() -> None:
+    """Those of which a marker is only made in part, too: they must reach the parser."""
+    for row in (*FORMATS, *REASONINGS):
+        inside = {token for marker in row.tokens for token in re.findall(r"<\|[^<>]*>", marker)}
+        assert inside <= set(row.tokens), row.name
+
+
+NESTED = {
+    "properties": {
+        "rows": {"type": "array", "items": {"$ref": "#/$defs/Row"}},
+        "one": {"$ref": "#/$defs/Row"},
+        "any": {},
+    },
+    "$defs": {
+        "Row": {
+            "type": "object",
+            "properties": {"n": {"type": "integer"}, "s": {"type": "string"}, "l": {"type": "array", "items": {}}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (
+            "<rows><item><n>1</n><s> 2\n</s></item><item><l></l></item></rows>",
+            {"rows": [{"n": 1, "s": " 2\n"}, {"l": []}]},
+        ),
+        ("<rows></rows><one></one>", {"rows": [], "one": {}}),
+        ("\n<one>\n<n>1</n>\n<l><item>a</item></l>\n</one>\n", {"one": {"n": 1, "l": ["a"]}}),
+        ('<rows>[{"n": 1}]</rows><one>{"s": "x"}</one>', {"rows": [{"n": 1}], "one": {"s": "x"}}),
+        ("<one><item>a</item></one>", {"one": {"item": "a"}}),
+        ("<any><item>a</item><item><k>v</k></item></any>", {"any": ["a", {"k": "v"}]}),
+        ("<any>" * 70, None),
+    ],
+)
+def test_values_inside_of_values_of_minimax_m3(text: str, value: Any) -> None:
+    call = f'<tool_call><invoke name="f">{text}</invoke></tool_call>'.replace("<", NS + "<")
+    for pieces in ([call], call):
+        content, _, calls = read(parser("minimax_m3", tools={"f": NESTED}), pieces)
+        if value is None:
+            assert (content, calls) == (call, [])
+        else:
+            assert (content, [json.loads(one.arguments) for one in calls]) == ("", [value])
+
+
+@pytest.mark.parametrize(
+    ("text", "open", "reasoning", "content"),
+    [
+        ("</mm:think>B", False, "", "B"),
+        ("<mm:think>A</mm:think>B", False, "A", "B"),
+        ("A</mm:think>B", True, "A", "B"),
+        ("B", False, "", "B"),
+    ],
+)
+def test_minimax_m3_may_say_that_it_does_not_reason(text: str, open: bool, reasoning: str, content: str) -> None:
+    for pieces in ([text], text):
+        assert read(parser("minimax_m3", "minimax_m3", open=open), pieces) == (content, reasoning, [])
+
+
+def test_answers_of_ernie_stand_within_markers() -> None:
+    text = (
+        'Hm.\n</think>\n\n<response>\nOk.\n</response>\n<tool_call>\n{"name": "noop", "arguments": {}}\n</tool_call>\n'
+    )
+    for pieces in ([text], text):
+        assert read(parser("ernie45", "ernie45", open=True), pieces) == ("Ok.", "Hm.", [ToolCall("noop", "{}")])
 
 
 def test_all_names_are_documented() -> None:
@@ -751,10 +831,13 @@ def test_a_parser_is_freed_with_its_request(name: str) -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize(("name", "source"), [("hermes", "qwen3"), ("mistral", "mistral"), ("llama3_json", "llama3")])
+PRINTED = [("hermes", ALL["qwen3"]), ("mistral", ALL["mistral"]), ("llama3_json", ALL["llama3"]), *CALLING.items()]
+
+
+@pytest.mark.parametrize(("name", "source"), PRINTED, ids=[name for name, _ in PRINTED])
 def test_what_a_template_prints_is_read(name: str, source: str, byte_level: Tokenizer) -> None:
     """Calls of earlier turns, as a template shows them to the model, are what the parser reads."""
-    template = ChatTemplate(ALL[source], byte_level)
+    template = ChatTemplate(source, byte_level)
     arguments = {"city": 'Zürich "<b>"', "days": 2, "deep": {"x": [1.5, None, True]}}
     call = {"id": "abcdef123", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
     before = [{"role": "user", "content": "Weather?"}]

@@ -20,6 +20,7 @@ from octavo.text.tools.reading import NAME, SPACE, Pattern, Reading, Steps
 from octavo.text.tools.values import NotAValueError, dump_json, load_json
 
 _NAME = re.compile(NAME)
+_NAMES = ("name", "tool_name")
 _ARGUMENTS = ("arguments", "parameters")
 
 Reader = Callable[[Reading], Steps[None]]
@@ -36,6 +37,11 @@ class Body:
 def json_body(*, known: bool = False) -> Body:
     """An object with name and arguments (or parameters), or a list of them."""
     return Body(_read_json, known)
+
+
+def keyed_body() -> Body:
+    """A list of objects whose one key is the function's name, and its value the arguments."""
+    return Body(_read_keyed)
 
 
 def lines_body() -> Body:
@@ -69,6 +75,11 @@ def python_body() -> Body:
     return Body(_read_python, known=True)
 
 
+def python_lines_body() -> Body:
+    """Such calls, one behind the other, without brackets around them."""
+    return Body(_read_python_lines, known=True)
+
+
 def list_body() -> Body:
     """Either of python_body and json_body."""
     return Body(_read_list, known=True)
@@ -85,6 +96,19 @@ def _read_json(reading: Reading) -> Steps[None]:
         return
     reading.at += 1
     yield from _json_calls(reading)
+
+
+def _read_keyed(reading: Reading) -> Steps[None]:
+    yield from reading.need("[", JSON_SPACE)
+    more = True
+    while more:
+        yield from reading.need("{", JSON_SPACE)
+        name = reading.named((yield from json_key(reading)))
+        if (yield from reading.char(JSON_SPACE)) != "{":
+            raise NotAValueError
+        yield from sent_json(reading, name, None)
+        yield from reading.need("}", JSON_SPACE)
+        more = yield from reading.comma("]", JSON_SPACE)
 
 
 def _read_lines(reading: Reading) -> Steps[None]:
@@ -121,7 +145,7 @@ def _json_call(reading: Reading, own_id: str | None = None, *, inner: bool = Fal
             done = True
         else:
             value = yield from json_value(reading)
-            if key == "name":
+            if key in _NAMES:
                 name = reading.named(value)
             elif key == "id" and isinstance(value, str) and _NAME.fullmatch(value):
                 own_id = value
@@ -180,23 +204,36 @@ def _python_calls(reading: Reading) -> Steps[None]:
     """What follows the list's bracket."""
     more = True
     while more and not (reading.told and (yield from reading.char()) == "]"):
-        yield from reading.char()
-        name = reading.named((yield from reading.word(_WORD)))
-        yield from reading.need("(")
-        items = Items(reading, name)
-        another = True
-        while another and (yield from reading.char()) != ")":
-            key = yield from reading.word(_WORD)
-            yield from reading.need("=")
-            if (yield from reading.char()) in ("'", '"'):
-                yield from sent_quoted(reading, items, key)
-            else:
-                items.add(key, (yield from literal(reading, ",)")))
-            another = yield from reading.comma(")")
-        reading.at += another  # the bracket, where no value stood before it
-        items.end()
+        yield from _python_call(reading)
         more = yield from reading.comma("]")
     reading.at += more
+
+
+def _read_python_lines(reading: Reading) -> Steps[None]:
+    more = True
+    while more:
+        yield from _python_call(reading)
+        reading.take()
+        char = yield from reading.char()
+        more = char == "_" or (char.isascii() and char.isalpha())
+
+
+def _python_call(reading: Reading) -> Steps[None]:
+    yield from reading.char()
+    name = reading.named((yield from reading.word(_WORD)))
+    yield from reading.need("(")
+    items = Items(reading, name)
+    another = True
+    while another and (yield from reading.char()) != ")":
+        key = yield from reading.word(_WORD)
+        yield from reading.need("=")
+        if (yield from reading.char()) in ("'", '"'):
+            yield from sent_quoted(reading, items, key)
+        else:
+            items.add(key, (yield from literal(reading, ",)")))
+        another = yield from reading.comma(")")
+    reading.at += another  # the bracket, where no value stood before it
+    items.end()
 
 
 def _read_gemma(quote: Markers, reading: Reading) -> Steps[None]:

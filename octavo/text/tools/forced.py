@@ -218,7 +218,7 @@ def _reasoned(
     lark.rule("reasoned", f"({rest}) /\\s{{0,4}}/")
     if opened:
         return f"({begins})? reasoned"
-    alone = "".join(f" | {lark.text(marker)}" for marker in reasoning.ends) if reasoning.anywhere else ""
+    alone = "".join(f" | {lark.text(end)}" for end in reasoning.ends) if reasoning.anywhere and bound is None else ""
     return f"(({begins}) reasoned{alone})?"
 
 

@@ -14,8 +14,9 @@ HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>"
 class Spelling:
     """How calls are to be written where they are forced. call: with $NAME and a place for the arguments.
 
-    $ARGUMENTS: a JSON object.  $KEYWORDS: key=JSON, ....  $NUMBER: digits.  $VALUES: bare values, each as `value` has
-    it, with $KEY, $VALUE and perhaps $STRING: whether it is one.  before, between, after: around all calls.
+    $ARGUMENTS: a JSON object.  $KEYWORDS: key=JSON, ....  $NUMBER: digits.  $ID: letters and digits.  $VALUES: bare
+    values, each as `value` has it, with $KEY, $VALUE and perhaps $STRING: whether it is one, or $TYPE: JSON's name of
+    its type.  before, between, after: around all calls.
     """
 
     call: str

@@ -10,11 +10,13 @@ from octavo.text.tools.bodies import (
     gemma_body,
     headed_body,
     json_body,
+    keyed_body,
     lines_body,
     list_body,
     message_body,
     mistral_body,
     python_body,
+    python_lines_body,
 )
 from octavo.text.tools.format import Format, Spelling
 from octavo.text.tools.markup import MARKUP
@@ -36,6 +38,20 @@ def _deepseek(name: str, head: str, written: str, *signs: str) -> Format:
             f"<｜tool▁call▁begin｜>{written}<｜tool▁call▁end｜>", "<｜tool▁calls▁begin｜>", "", "<｜tool▁calls▁end｜>"
         ),
         signs=(("<｜tool▁call▁begin｜>", *signs),),
+    )
+
+
+def _gigachat(name: str, spelling: str, sign: str) -> Format:
+    """Read alike: the calls of 3.1, and those of 3, which are messages of their own."""
+    return Format(
+        name,
+        json_body(),
+        ("<|function_call|>", "function call<|role_sep|>"),
+        wraps=("<|message_sep|>",),
+        inner=("<|role_sep|>",),
+        many=False,
+        spelling=Spelling(spelling),
+        signs=(("<|role_sep|>", sign),),
     )
 
 
@@ -91,6 +107,44 @@ FORMATS: tuple[Format, ...] = (
         signs=(("<|tool_call_begin|>", "<|tool_call_argument_begin|>"), ("<|im_middle|>", "tool_declare")),
     ),
     Format(
+        "cohere_command3",
+        json_body(),
+        ("<|START_ACTION|>",),
+        closers=("<|END_ACTION|>",),
+        spelling=Spelling(
+            '{"tool_call_id": "$NUMBER", "tool_name": "$NAME", "parameters": $ARGUMENTS}',
+            "<|START_ACTION|>[\n    ",
+            ",\n    ",
+            "\n]<|END_ACTION|>",
+        ),
+        signs=(("<|START_ACTION|>", "tool_name"),),
+    ),
+    Format(
+        "solar_open",
+        headed_body(rf"(?P<id>{NAME})<\|tool_call:name\|>(?P<name>{NAME})<\|tool_call:args\|>"),
+        ("<|tool_call:begin|>",),
+        closers=("<|tool_call:end|>",),
+        wraps=("<|begin|>assistant", "<|tool_calls|>", "<|calls|>"),
+        inner=("<|begin|>", "<|tool_call:name|>", "<|tool_call:args|>"),
+        spelling=Spelling(
+            "<|tool_call:begin|>$ID<|tool_call:name|>$NAME<|tool_call:args|>$ARGUMENTS<|tool_call:end|>",
+            "<|tool_calls|>",
+            "",
+            "<|calls|>",
+        ),
+        signs=(("<|tool_call:begin|>", "<|tool_call:args|>"),),
+    ),
+    Format(
+        "apertus",
+        keyed_body(),
+        ("<|tools_prefix|>",),
+        closers=("<|tools_suffix|>",),
+        spelling=Spelling('{"$NAME": $ARGUMENTS}', "<|tools_prefix|>[", ", ", "]<|tools_suffix|>"),
+        signs=(("<|tools_prefix|>",),),
+    ),
+    _gigachat("gigachat3", f"<|function_call|>{_OBJECT}", "<|function_call|>"),
+    _gigachat("gigachat30", f"<|message_sep|>\n\nfunction call<|role_sep|>\n{_OBJECT}", "'function call'"),
+    Format(
         "mistral",
         mistral_body(rf"(?P<name>{NAME})\s*(?:\[CALL_ID\](?P<id>[A-Za-z0-9]{{1,64}}))?\s*(?:\[ARGS\])?"),
         ("[TOOL_CALLS]",),
@@ -117,6 +171,14 @@ FORMATS: tuple[Format, ...] = (
         closers=("<|python_end|>",),
         spelling=Spelling("$NAME($KEYWORDS)", "<|python_start|>[", ", ", "]<|python_end|>"),
         signs=(("<|python_start|>",), ("<|header_start|>", _PYTHONIC)),
+    ),
+    Format(
+        "olmo3",
+        python_lines_body(),
+        ("<function_calls>",),
+        closers=("</function_calls>",),
+        spelling=Spelling("$NAME($KEYWORDS)", "<function_calls>", "\n", "</function_calls>"),
+        signs=(("<function_calls>",),),
     ),
     Format(
         "lfm2",
@@ -150,6 +212,22 @@ FORMATS: tuple[Format, ...] = (
         between=",",
         spelling=Spelling(_OBJECT, "<|tool_call|>[", ", ", "]"),
         signs=(("<|tool_call|>",),),
+    ),
+    Format(
+        "internlm",
+        json_body(),
+        ("<|action_start|><|plugin|>",),
+        closers=("<|action_end|>",),
+        inner=("<|action_start|>", "<|plugin|>"),
+        spelling=Spelling(f"<|action_start|><|plugin|>\n{_OBJECT}<|action_end|>", between=""),
+        signs=(("<|action_start|><|plugin|>",),),
+    ),
+    Format(
+        "granite-20b-fc",
+        json_body(),
+        ("<function_call>",),
+        spelling=Spelling(f"<function_call> {_OBJECT}", between=""),
+        signs=(("<function_call>",),),
     ),
     Format(
         "minimax",
@@ -193,8 +271,12 @@ FORMATS: tuple[Format, ...] = (
 
 ALIASES = {
     "qwen3_xml": "qwen3_coder",
+    "mimo": "qwen3_coder",
     "step3p5": "qwen3_coder",
     "glm47": "glm45",
+    "poolside_v1": "glm45",
+    "cohere_command4": "cohere_command3",
+    "ernie45": "hermes",
     "llama4_json": "llama3_json",
     "hunyuan_a13b": "jamba",
     "granite4": "hermes",

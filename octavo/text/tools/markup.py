@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from octavo.text.tools.format import Format, Spelling
-from octavo.text.tools.tags import invoke_body, pairs_body, xml_body
+from octavo.text.tools.tags import channel_body, function_body, invoke_body, nested_body, pairs_body, xml_body
 
 
-def _dsml(name: str, block: str) -> Format:
+def _dsml(name: str, block: str, tag: str = "｜DSML｜") -> Format:
     """DeepSeek's markup; a parameter says whether it is a string."""
-    begin, end, tag = f"<｜DSML｜{block}>", f"</｜DSML｜{block}>", "｜DSML｜"
+    begin, end = f"<{tag}{block}>", f"</{tag}{block}>"
     return Format(
         name,
         invoke_body(end, tag),
@@ -27,8 +27,58 @@ def _dsml(name: str, block: str) -> Format:
     )
 
 
+_M3 = "]<]minimax[>["  # before each tag of MiniMax-M3's calls
+_HY = ":opensource"  # behind each name of a tag of Hy3's, as it was published
+_HY_TAGS = (f"<tool_sep{_HY}>", f"<arg_key{_HY}>", f"</arg_key{_HY}>", f"<arg_value{_HY}>", f"</arg_value{_HY}>")
+
 # Told apart by their templates: the more special ones stand first.
 MARKUP: tuple[Format, ...] = (
+    Format(
+        "minimax_m3",
+        nested_body(_M3, f"{_M3}</tool_call>"),
+        (f"{_M3}<tool_call>",),
+        closers=(f"{_M3}</tool_call>",),
+        inner=(_M3, "<tool_call>", "</tool_call>"),
+        spelling=Spelling(
+            f'{_M3}<invoke name="$NAME">$VALUES{_M3}</invoke>\n',
+            f"{_M3}<tool_call>\n",
+            "",
+            f"{_M3}</tool_call>",
+            f"{_M3}<$KEY>$VALUE{_M3}</$KEY>",
+        ),
+        signs=((_M3, "<invoke name="),),
+    ),
+    Format(
+        "kimi_k3",
+        channel_body(),
+        ("<|open|>tools<|sep|>",),
+        closers=("<|close|>tools<|sep|>",),
+        inner=("<|open|>", "<|close|>", "<|sep|>"),
+        spelling=Spelling(
+            '<|open|>call tool="$NAME" index="$NUMBER"<|sep|>$VALUES<|close|>call<|sep|>',
+            "<|open|>tools<|sep|>",
+            "",
+            "<|close|>tools<|sep|>",
+            '<|open|>argument key="$KEY" type="$TYPE"<|sep|>$VALUE<|close|>argument<|sep|>',
+        ),
+        signs=(("<|open|>", "<|sep|>", "tools"),),
+    ),
+    Format(
+        "hy_v3",
+        pairs_body(f"</tool_call{_HY}>", suffix=_HY, behind_name=f"<tool_sep{_HY}>"),
+        (f"<tool_call{_HY}>",),
+        closers=(f"</tool_call{_HY}>",),
+        wraps=(f"<tool_calls{_HY}>", f"</tool_calls{_HY}>"),
+        inner=_HY_TAGS,
+        spelling=Spelling(
+            f"<tool_call{_HY}>$NAME<tool_sep{_HY}>\n$VALUES</tool_call{_HY}>\n",
+            f"<tool_calls{_HY}>\n",
+            "",
+            f"</tool_calls{_HY}>",
+            f"<arg_key{_HY}>$KEY</arg_key{_HY}>\n<arg_value{_HY}>$VALUE</arg_value{_HY}>\n",
+        ),
+        signs=(("<tool_call{}>", "<tool_sep{}>", _HY),),
+    ),
     Format(
         "minimax_m2",
         invoke_body("</minimax:tool_call>"),
@@ -45,6 +95,7 @@ MARKUP: tuple[Format, ...] = (
     ),
     _dsml("deepseek_v32", "function_calls"),
     _dsml("deepseek_v4", "tool_calls"),
+    _dsml("gigachat35", "tool_calls", "｜GCML｜"),
     Format(
         "qwen3_coder",
         xml_body("</tool_call>"),
@@ -78,5 +129,19 @@ MARKUP: tuple[Format, ...] = (
             value="<parameter=$KEY>$VALUE</parameter>\n",
         ),
         signs=(("<seed:tool_call>",),),
+    ),
+    Format(
+        "functionary_v31",
+        xml_body(""),
+        unmarked=("<function=",),
+        spelling=Spelling("<function=$NAME>$ARGUMENTS</function>", between=""),
+        signs=(("<function=", "</function>", "<|eot_id|>"),),
+    ),
+    Format(
+        "minicpm5",
+        function_body(),
+        unmarked=('<function name="',),
+        spelling=Spelling('<function name="$NAME">$VALUES</function>', value='<param name="$KEY">$VALUE</param>'),
+        signs=(('<function name="', '<param name="'),),
     ),
 )

@@ -364,7 +364,7 @@ def rules(tool: Format | None, reasoning: Reasoning | None) -> Rules:
     messages = (tool is not None and tool.messages) or (reasoning is not None and reasoning.messages)
     heads = (*_STARTS, "to=functions") if messages else ()
     begins = reasoning.begins if reasoning else ()
-    dropped = ((*tool.wraps,) if tool else ()) + ((*reasoning.wraps,) if reasoning else ())
+    dropped = (*(tool.wraps if tool else ()), *((*reasoning.wraps, *reasoning.dropped) if reasoning else ()))
     dropped += _ENDS if messages else ()
     dropped += reasoning.ends if reasoning and reasoning.anywhere else ()
     always = (*((*tool.begins, *tool.unmarked) if tool else ()), *dropped, *(heads[:2]))

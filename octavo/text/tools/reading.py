@@ -119,10 +119,16 @@ class Reading:
     def starts(self, literal: str) -> Steps[bool]:
         """Pass over white space, and over `literal` if it follows."""
         yield from self.char()
+        found = yield from self.next_is(literal)
+        if found:
+            self.at += len(literal)
+        return found
+
+    def next_is(self, literal: str) -> Steps[bool]:
+        """Whether `literal` follows; it stays."""
         while True:
             rest = self.text[self.at : self.at + len(literal)]
             if rest == literal:
-                self.at += len(literal)
                 return True
             if self.ended or not literal.startswith(rest):
                 return False
