@@ -18,10 +18,10 @@ class Reasoning:
     """One way. Reasoning begins with the answer, or behind a call, inside the answer's text only where `anywhere`.
 
     begins, ends: around reasoning.  implied: markers that end it without being its end: a call's.
-    wraps: markers around the answer, shown to nobody.  dropped: further ones.  inner: special tokens inside of these
-    markers.  open: the answer begins inside reasoning though nothing says
-    so, unless the prompt closed it.  anywhere: the markers are tokens that no text has; an end alone is shown to
-    nobody.  messages: by the heads of messages, as OpenAI's harmony has them.
+    wraps: markers around the answer, shown to nobody.  dropped: further ones, before it.  inner: special tokens inside
+    of these markers.  open: the answer begins inside reasoning though nothing says so, unless the prompt closed it.
+    anywhere: the markers are tokens that no text has; an end alone is shown to nobody.  messages: by the heads of
+    messages, as OpenAI's harmony has them.
     signs: alternatives; a template with all strings of one is made for it.
     """
 

@@ -35,7 +35,8 @@ SCHEMA: dict[str, Any] = {
 }
 FUNCTIONS = [Function("get_weather", SCHEMA, "tools[0]"), Function("noop", {}, "tools[1]")]
 SPELLED = {token for row in (*FORMATS, *REASONINGS) for token in row.tokens}
-MARKERS = sorted(token for token in SPELLED if token[0] in "<[]" and not any(one in token[1:] for one in SPELLED))
+PARTS = {token for token in SPELLED if token[0] in "<[]"}
+MARKERS = sorted(token for token in PARTS if not any(one != token and one in token for one in PARTS))
 EOS = 256
 NAMES = [row.name for row in FORMATS]
 
@@ -197,6 +198,26 @@ def test_answers_may_stand_within_the_markers_of_their_way(
                 assert (content, len(calls)) == (("", 1) if said == call else (answer, 0))
             for text in (f"{begin}{said}", f"{said}{end}", f"{begin}Hm{end}", begin + end):
                 assert not vocabulary.admits(grammar, thought + text)
+
+
+@pytest.mark.parametrize("begun", ["", "<|think|>Hm.<|end|><|begin|>assistant"])
+def test_what_solar_writes_before_calls_and_answers(begun: str, vocabulary: Vocabularies) -> None:
+    tool, reasoning = tool_format("solar_open", ""), reasoning_format("solar_open", "")
+    assert tool is not None
+    assert reasoning is not None
+    form = StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "integer"}}})
+    about: Any = {"special": vocabulary.special, "reasoning": reasoning, "opened": False}
+    call = WRITERS["solar_open"]([("noop", {"a": 1})])
+    for grammar, said in (
+        (forced_grammar(tool, FUNCTIONS, **about), call),
+        (forced_grammar(tool, FUNCTIONS, **about, instead=form), '<|content|>{"a": 1}'),
+        (reasoned_grammar(form, **about), '<|content|>{"a": 1}'),
+    ):
+        assert grammar is not None
+        assert vocabulary.admits(grammar, begun + said)
+        assert not vocabulary.admits(grammar, begun + "Hello" + said)
+        content, calls = reading("solar_open", begun + said, reasoning)
+        assert (content, len(calls)) == (("", 1) if said == call else ('{"a": 1}', 0))
 
 
 @pytest.mark.parametrize("way", ["granite", "hunyuan_a13b"])

@@ -224,7 +224,11 @@ def _reasoned(
 
 def _wrapped(lark: Lark, reasoning: Reasoning | None, answer: str) -> str:
     """The answer, perhaps within the markers that models put around theirs, which are shown to nobody."""
-    if reasoning is None or len(reasoning.wraps) != 2:
+    if reasoning is None:
+        return answer
+    if reasoning.dropped:
+        answer = f"({' | '.join(map(lark.text, reasoning.dropped))}){{0,{len(reasoning.dropped)}}} {answer}"
+    if len(reasoning.wraps) != 2:
         return answer
     begin, end = map(lark.text, reasoning.wraps)
     lark.rule("answer", answer)
