@@ -27,6 +27,7 @@ from octavo.base.types.sampling import (
     reasoning_budget,
 )
 from octavo.base.types.structured import StructuredOutputsParams
+from octavo.engine import process
 from octavo.engine.grammar.checker import Checker
 from octavo.models.spec import Pooling
 
@@ -107,7 +108,7 @@ def make_request(
     check_ids("allowed_token_ids", params.allowed_token_ids or (), limits.vocab_size)
     check_ids("logit_bias", params.logit_bias or (), limits.vocab_size)
     _check_logprobs("logprobs", params.logprobs, limits)
-    _check_logprobs("prompt_logprobs", params.prompt_logprobs, limits)
+    _check_logprobs("prompt_logprobs", params.prompt_logprobs, limits, positions=len(prompt_ids))
     if limits.tokenizer is None:
         _check_textless(params)
     else:
@@ -177,17 +178,25 @@ def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
         raise InputError(f"{name} holds token id {outside}; the vocabulary has 0 to {vocab_size - 1}", param=name)
 
 
-def _check_logprobs(name: str, asked: int | None, limits: Limits) -> None:
+def _check_logprobs(name: str, asked: int | None, limits: Limits, *, positions: int = 1) -> None:
+    """positions: tokens whose log probabilities come together."""
     if asked is None:
         return
     count = limits.vocab_size if asked == -1 else asked
     if count > limits.vocab_size:
         raise InputError(f"{name}={asked} is more than the vocabulary's {limits.vocab_size} tokens", param=name)
+    shown = f"{asked} (all)" if asked == -1 else asked
     if limits.max_logprobs != -1 and count > limits.max_logprobs:
-        shown = f"{asked} (all)" if asked == -1 else asked
         raise InputError(
             f"{name}={shown} is above max_logprobs={limits.max_logprobs}; ask for fewer, or start with a higher "
             f"max_logprobs",
+            param=name,
+        )
+    most = process.MAX_FRAME // process.LOGPROB_BYTES // positions - 2  # one is the token's own, one is for the rest
+    if count > most:
+        raise InputError(
+            f"{name}={shown}: {count} alternatives at each of the prompt's {positions} tokens are more than an answer "
+            f"can hold; ask for at most {most}, or shorten the prompt",
             param=name,
         )
 

@@ -45,6 +45,7 @@ from octavo.base.types.ports import Progress
 from octavo.engine.engine import Engine
 
 MAX_FRAME = 1 << 30
+LOGPROB_BYTES = 14  # of a frame, at most, for one log probability and its token
 HEARTBEAT = 1.0  # seconds between frames of an idle engine
 _BACKLOG = 64 << 20  # unsent bytes at which the engine waits for the other side
 HEAD = 4  # bytes of a frame's length
@@ -125,7 +126,10 @@ class _Connection:
         return len(self._out) > _BACKLOG
 
     def send(self, message: FromEngine) -> None:
-        data = encode(message)
+        self.write(encode(message))
+
+    def write(self, data: bytes) -> None:
+        """Send a frame."""
         if faults.ON and faults.hit("frame") == "truncate":
             self.sock.sendall(data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
@@ -224,7 +228,7 @@ def _last_words(error: Exception, *, started: bool) -> Fatal:
 
 def _serve(engine: Engine, connection: _Connection) -> None:
     def tell(outputs: list[Output]) -> None:
-        connection.send(Outputs(outputs, engine.stats()))
+        _tell(engine, connection, outputs)
 
     beat = time.monotonic()
     checked = True
@@ -249,6 +253,25 @@ def _serve(engine: Engine, connection: _Connection) -> None:
             beat = now
         else:
             connection.flush()
+
+
+def _tell(engine: Engine, connection: _Connection, outputs: list[Output]) -> None:
+    """Send outputs in as many frames as they take. One that no frame holds ends its request."""
+    body = msgspec.msgpack.encode(Outputs(outputs, engine.stats()))
+    if len(body) <= MAX_FRAME:
+        connection.write(frame(body))
+    elif len(outputs) > 1:
+        half = len(outputs) // 2
+        _tell(engine, connection, outputs[:half])
+        _tell(engine, connection, outputs[half:])
+    else:
+        request_id = outputs[0].request_id
+        engine.abort([request_id])
+        error = InputError(
+            f"the answer's {len(body)} bytes are more than the {MAX_FRAME} that an engine process can send at once; "
+            "shorten the prompt or ask for fewer log probabilities"
+        )
+        _tell(engine, connection, [_refusal(request_id, error)])
 
 
 def _handle(engine: Engine, connection: _Connection, message: ToEngine | Output) -> list[Output]:

@@ -12,6 +12,7 @@ from octavo.api.requests import Limits, make_request
 from octavo.base.errors import InputError
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
+from octavo.engine import process
 
 
 class Words:
@@ -129,6 +130,17 @@ def test_logprobs_without_a_cap() -> None:
     assert make(given=unlimited, logprobs=-1).params.logprobs == -1
     with pytest.raises(InputError, match="vocabulary's 90"):
         make(given=unlimited, logprobs=91)
+
+
+def test_logprobs_of_a_prompt_fit_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlimited = limits(max_logprobs=-1)
+    monkeypatch.setattr(process, "MAX_FRAME", 5000)
+    assert make([1] * 3, given=unlimited, prompt_logprobs=-1).params.prompt_logprobs == -1
+    assert make([1] * 30, given=unlimited, prompt_logprobs=9).params.prompt_logprobs == 9
+    assert make([1] * 30, given=unlimited, logprobs=-1).params.logprobs == -1
+    with pytest.raises(InputError, match=r"^prompt_logprobs=-1 \(all\): 90 alternatives .* 30 tokens") as caught:
+        make([1] * 30, given=unlimited, prompt_logprobs=-1)
+    assert caught.value.param == "prompt_logprobs"
 
 
 @pytest.mark.parametrize(("asked", "resolved"), [(None, 29), (5, 5), (29, 29), (30, 29), (10**9, 29)])

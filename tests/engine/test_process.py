@@ -288,6 +288,37 @@ def test_a_request_that_cannot_be_taken_in_ends_alone(peers: Callable[..., Peer]
     assert tokens(peer.outputs("a")) == right(make_request("a", [1], max_tokens=3))
 
 
+def test_more_than_a_frame_holds_goes_in_several(peers: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "MAX_FRAME", 500)
+    peer = peers()
+    gate = peer.executor.gate = threading.Semaphore(0)
+    requests = [make_request(f"request number {i}", [1], max_tokens=3, logprobs=0) for i in range(8)]
+    peer.send(*map(Add, requests))
+    gate.release(100)
+    got: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    while got != {request.request_id: right(request) for request in requests}:
+        for out in peer.until(lambda m: isinstance(m, Outputs)).outputs:
+            assert out.error is None
+            got[out.request_id] += out.token_ids
+
+
+def test_an_answer_that_no_frame_holds_ends_alone(peers: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "MAX_FRAME", 400)
+    peer = peers()
+    peer.send(Add(make_request("a", [1], max_tokens=20)), Add(make_request("b", [1] * 30, prompt_logprobs=0)))
+    got: dict[str, list[Output]] = {"a": [], "b": []}
+    while not all(found and found[-1].finish_reason for found in got.values()):
+        for out in peer.until(lambda m: isinstance(m, Outputs)).outputs:
+            got[out.request_id].append(out)
+    refused = got["b"][-1]
+    assert (refused.finish_reason, refused.error_kind) == ("error", "InputError")
+    assert "bytes are more than the 400 that" in (refused.error or "")
+    assert tokens(got["a"]) == right(make_request("a", [1], max_tokens=20))
+    peer.send(Call(1, "check"))
+    assert peer.reply(1) == Reply(1, value=True)
+    assert peer.until(lambda m: isinstance(m, Outputs)).stats.num_running == 0
+
+
 def test_abort_frees_within_one_step(peers: Callable[..., Peer]) -> None:
     peer = peers()
     gate = peer.executor.gate = threading.Semaphore(0)
