@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -89,18 +92,51 @@ def test_regexes_that_answers_can_follow(checker: Checker, regex: str) -> None:
     checker.check(StructuredOutputsParams(json={"properties": {"pattern": {"const": {"pattern": "(", "a": regex}}}}))
 
 
+PATTERNS = {f"p{i}": {"type": "string", "pattern": f"^[a-z]{{1,{i + 1}}}$"} for i in range(1500)}
+MANY = StructuredOutputsParams(json={"type": "object", "properties": PATTERNS})  # 0.7 s
+SHORT = 0.1
+
+
 def test_many_regexes_take_little_time(checker: Checker) -> None:
-    properties = {f"p{i}": {"type": "string", "pattern": f"^[a-z]{{1,{i + 1}}}$"} for i in range(1500)}
-    checker.check(StructuredOutputsParams(json={"type": "object", "properties": properties}))
+    checker.check(MANY)
 
 
 def test_one_that_takes_too_long_is_refused(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker_module, "DEADLINE_S", SHORT)
     checker.check(StructuredOutputsParams(regex="a"))
-    monkeypatch.setattr(checker_module, "DEADLINE_S", 0.0)
-    with pytest.raises(InputError, match="takes more than 0 s"):
-        checker.check(StructuredOutputsParams(json={"enum": [f"v{i}" for i in range(9000)]}))
+    with pytest.raises(InputError, match=r"takes more than 0\.1 s"):
+        checker.check(MANY)
     monkeypatch.undo()
     checker.check(StructuredOutputsParams(regex="b"))
+
+
+def test_time_that_the_process_does_not_run_is_not_the_grammars(
+    checker: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checker_module, "DEADLINE_S", SHORT)
+    checker.check(StructuredOutputsParams(regex="a"))
+    process = checker._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
+    awake = threading.Timer(4 * SHORT, process.send_signal, (signal.SIGCONT,))
+    awake.start()
+    checker.check(StructuredOutputsParams(regex="b"))
+    awake.join()
+    assert checker._process is process
+    monkeypatch.setattr(checker_module, "PATIENCE_S", SHORT)
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
+    with pytest.raises(OverloadedError, match="too busy"):
+        checker.check(StructuredOutputsParams(regex="c"))
+    monkeypatch.undo()
+    checker.check(StructuredOutputsParams(regex="c"))
+
+
+def test_many_short_ones_do_not_add_up(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker_module, "DEADLINE_S", SHORT)
+    for i in range(150):
+        checker.check(StructuredOutputsParams(regex=f"[a-z]{{1,{i + 1}}}"))
 
 
 def test_a_process_that_does_not_start_is_no_fault_of_the_grammars(
@@ -141,9 +177,12 @@ def test_what_a_lenient_form_left_out_is_judged_afterwards(checker: Checker) -> 
 
 
 def test_what_takes_too_long_to_judge_does_not_hold(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
-    checker.check(TAGS)
-    monkeypatch.setattr(checker_module, "DEADLINE_S", 0.0)
-    assert not checker.holds(TAGS, str([str(i) for i in range(100_000)]).replace("'", '"'))
+    monkeypatch.setattr(checker_module, "DEADLINE_S", SHORT)
+    items = {"type": "string", "not": {"pattern": "^(?:a|b|ab)*(?=c)$"}}
+    slow = StructuredOutputsParams(json={"type": "array", "items": items}, lenient=True)
+    checker.check(slow)
+    assert checker.holds(slow, '["abab"]')
+    assert not checker.holds(slow, str(["ab" * 15] * 300).replace("'", '"'))  # 1 s
     monkeypatch.undo()
     assert checker.holds(TAGS, "[]")
     monkeypatch.setattr(checker_module, "QUEUE_S", 0.01)

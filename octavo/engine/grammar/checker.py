@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 import threading
 from collections import OrderedDict
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     import subprocess
     from multiprocessing.connection import Connection
 
-DEADLINE_S = 2.0
+DEADLINE_S = 2.0  # of a processor's time
+PATIENCE_S = 10.0  # until a process that has used less of it is given up
 MAX_MEMORY = 64 << 20
 START_S = 30.0
 QUEUE_S = 10.0  # until a check that waits for others gives up
@@ -106,17 +108,24 @@ class Checker:
             raise InputError(verdict.message, param=verdict.param)
 
     def _ask(self, body: bytes, param: str) -> bytes | None:
-        """The child's answer; None where it died of the question, after which there is none."""
+        """The child's answer; None where it died of the question, after which there is none.
+
+        InputError where it ended after DEADLINE_S, OverloadedError where it got too little of a processor to.
+        """
         try:
             connection = self._connection or self._start()
             connection.send_bytes(body)
-            if connection.poll(DEADLINE_S):
+            if connection.poll(PATIENCE_S):
                 return connection.recv_bytes()
         except (EOFError, ConnectionError):
+            process = self._process
             self.close()
+            if process is not None and process.returncode == -signal.SIGPROF:
+                message = f"{param}: compiling it takes more than {DEADLINE_S:g} s; make it simpler"
+                raise InputError(message, param=param) from None
             return None
         self.close()
-        raise InputError(f"{param}: compiling it takes more than {DEADLINE_S:.0f} s; make it simpler", param=param)
+        raise OverloadedError("the machine is too busy to check a grammar; try again", retry_after=2)
 
     def _start(self) -> Connection:
         import subprocess  # here, as few processes come to it
@@ -134,7 +143,7 @@ class Checker:
             )
         self._connection = ours
         try:
-            ours.send_bytes(msgspec.msgpack.encode(self._vocabulary))
+            ours.send_bytes(msgspec.msgpack.encode((*self._vocabulary, DEADLINE_S)))
             started = ours.poll(START_S) and ours.recv_bytes()
         except (EOFError, ConnectionError):  # it has ended, but of no question
             started = False
