@@ -147,7 +147,6 @@ def test_names_of_other_local_servers_lead_to_those_here(shared: LiveServer) -> 
     for path, field, ours in (
         ("/v1/embeddings", "truncation", "did you mean 'truncate_prompt_tokens'"),
         ("/v1/embeddings", "output_dimension", "did you mean 'dimensions'"),
-        ("/v1/embeddings", "input_type", "/v2/embed"),
         ("/v1/rerank", "texts", "did you mean 'documents'"),
     ):
         body = {"input": "a"} if path == "/v1/embeddings" else {"query": "a"}

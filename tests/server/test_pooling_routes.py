@@ -226,6 +226,23 @@ def test_coheres_embeddings(embedder: LiveServer, expected: list[list[float]]) -
     refused(embedder, "/v2/embed", "output_dimension", "output_dimension must be", texts=["a"], output_dimension=0)
 
 
+@pytest.mark.parametrize("input_type", ["query", "search_query", "document", "passage", "search_document"])
+def test_input_types_of_other_apis(embedder: LiveServer, input_type: str) -> None:
+    begin = "query: " if "query" in input_type else ""  # the files have a prompt for queries alone
+    vectors = [one["embedding"] for one in ok(embedder, "/v1/embeddings", input=TEXTS, input_type=input_type)["data"]]
+    expected = ok(embedder, "/v1/embeddings", input=[begin + text for text in TEXTS])["data"]
+    np.testing.assert_allclose(vectors, [one["embedding"] for one in expected], atol=1e-6)
+    body = {"input": TEXTS[0], "input_type": input_type, "add_special_tokens": False}
+    bare = ok(embedder, "/v1/embeddings", input=begin + TEXTS[0], add_special_tokens=False)["data"][0]["embedding"]
+    np.testing.assert_allclose(ok(embedder, "/v1/embeddings", **body)["data"][0]["embedding"], bare, atol=1e-6)
+
+
+def test_input_types_are_of_texts(embedder: LiveServer, decoder: LiveServer) -> None:
+    refused(embedder, "/v1/embeddings", "input_type", "holds token ids", input=[[5, 6]], input_type="query")
+    refused(decoder, "/v1/embeddings", "input_type", "leave it out with messages", messages=CHAT, input_type="query")
+    refused(embedder, "/v1/embeddings", "input_type", "'query'", input="a", input_type="question")
+
+
 def test_scores_of_embeddings_are_cosines(embedder: LiveServer, expected: list[list[float]]) -> None:
     scores = [entry["score"] for entry in ok(embedder, "/score", text_1=TEXTS[0], text_2=TEXTS)["data"]]
     np.testing.assert_allclose(scores, np.array(expected) @ expected[0], atol=1e-6)

@@ -85,7 +85,6 @@ REASONS: dict[str, str] = {
     "prompt_cache_options": "prefixes are cached without being asked for",
     "prompt_cache_retention": "prefixes are kept in memory while there is room",
     "cache_prompt": "leave it out: prefixes are cached, but for a server started with --no-enable-prefix-caching",
-    "input_type": "POST /v2/embed takes it; put what texts are to begin with into the input",
     "store": "nothing is stored; leave it out or send false",
     "service_tier": "there is one tier; leave it out or send 'auto'",
     "tool_choice": 'send \'none\', \'auto\', \'required\', {"type": "function", "function": {"name": ...}}, or '

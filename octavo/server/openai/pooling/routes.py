@@ -11,7 +11,7 @@ from octavo.base.errors import InputError
 from octavo.base.types.pooling import PoolingParams
 from octavo.server.exchange import Exchange, Reply, json_reply
 from octavo.server.openai.pooling import replies
-from octavo.server.openai.pooling.run import check_count, head, inputs, read, run, shown, typed, usage
+from octavo.server.openai.pooling.run import beginning, check_count, head, inputs, read, run, shown, typed, usage
 from octavo.server.openai.pooling.types import (
     ClassifyRequest,
     Document,
@@ -26,13 +26,6 @@ from octavo.server.openai.pooling.types import (
 from octavo.server.openai.terms import in_terms
 from octavo.server.services import Services
 
-# Cohere's input types -> sentence-transformers' usual names of prompts, in order
-PROMPTS = {
-    "search_query": ("query", "search_query"),
-    "search_document": ("document", "passage", "search_document"),
-    "classification": ("classification", "Classification"),
-    "clustering": ("clustering", "Clustering"),
-}
 COHERES_NAMES = {"dimensions": "output_dimension", "truncate_prompt_tokens": "max_tokens"}
 
 
@@ -112,9 +105,7 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
         longest = -1
     kinds = list(dict.fromkeys(request.embedding_types or ["float"]))
     _check_bytes(kinds, request.output_dimension or services.llm.model.spec.vector_size())
-    known = services.llm.model.prompts
-    names = PROMPTS[request.input_type] if request.input_type else ()
-    prefix = next((known[name] for name in names if name in known), "")
+    prefix = beginning(services, request.input_type)
     prompts = [Prompt(prefix + text, None) for text in request.texts]
     try:
         with in_terms(COHERES_NAMES):
@@ -134,7 +125,9 @@ async def create_cohere_embeddings(services: Services, exchange: Exchange) -> Re
 
 async def _outputs(services: Services, request: InputRequest, *, task: Any) -> list[AnyPoolingOutput]:
     params = _params(request, task=task)
-    return await run(services, await inputs(services, request), params, name=request.source(), request=request)
+    input_type = request.input_type if isinstance(request, EmbeddingRequest) else None
+    prompts = await inputs(services, request, input_type=input_type)
+    return await run(services, prompts, params, name=request.source(), request=request)
 
 
 def _meta(tokens: int) -> replies.CohereMeta:

@@ -27,6 +27,17 @@ from octavo.server.services import Request, Services
 
 MAX_NUMBERS = 1 << 23  # of every token's vectors in one answer: a long prompt of a large model, 170 MB of JSON
 
+# Cohere's, Voyage's and NIM's input types -> sentence-transformers' usual names of prompts, in order
+_QUERY, _DOCUMENT = ("query", "search_query"), ("document", "passage", "search_document")
+_PROMPTS = {
+    "query": _QUERY,
+    "search_query": _QUERY,
+    "document": _DOCUMENT,
+    "passage": _DOCUMENT,
+    "search_document": _DOCUMENT,
+    "classification": ("classification", "Classification"),
+    "clustering": ("clustering", "Clustering"),
+}
 _OF_CHATS = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 
 
@@ -82,9 +93,17 @@ async def run(
         await end_all(tasks)
 
 
-async def inputs(services: Services, request: InputRequest) -> list[Prompt]:
+def beginning(services: Services, input_type: str | None) -> str:
+    """What texts of this type begin with; nothing where the model's files do not tell."""
+    known = services.llm.model.prompts
+    return next((known[name] for name in _PROMPTS.get(input_type or "", ()) if name in known), "")
+
+
+async def inputs(services: Services, request: InputRequest, *, input_type: str | None = None) -> list[Prompt]:
     """The field `input`, or the conversation in `messages`."""
     if request.messages is not None:
+        if input_type is not None:
+            raise InputError("input_type is for texts in input; leave it out with messages", param="input_type")
         return [Prompt(None, await _rendered(services, request, request.messages))]
     if request.input is None:
         raise InputError("input is required (or messages)", param="input")
@@ -92,6 +111,10 @@ async def inputs(services: Services, request: InputRequest) -> list[Prompt]:
     if unread is not None:
         raise InputError(f"{unread} is for messages, and there is an input; leave it out", param=unread)
     found = [parse_prompt(one) for one in split_prompts(request.input, "input")]
+    if input_type is not None:
+        if any(one.text is None for one in found):
+            raise InputError("input_type is for texts, and the input holds token ids; leave it out", param="input_type")
+        found = [Prompt(beginning(services, input_type) + (one.text or ""), None) for one in found]
     if request.add_special_tokens is not False:
         return found
     check_count(len(found), "input")

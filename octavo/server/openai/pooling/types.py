@@ -11,6 +11,7 @@ from octavo.server.strict import Strict
 
 Model = Annotated[str, Meta(max_length=512)] | None
 Texts = Annotated[list[str], Meta(min_length=1)]
+InputType = Literal["search_document", "search_query", "classification", "clustering"]
 Input = str | list[int | str | list[int]]
 """A text, token ids, or a list of either."""
 
@@ -48,14 +49,15 @@ class InputRequest(PoolingRequest, frozen=True, kw_only=True):
 
 class EmbeddingRequest(InputRequest, frozen=True, kw_only=True):
     """POST /v1/embeddings. normalize: vLLM's older name of use_activation.  drop_params: RAGFlow asks LiteLLM to leave
-    out what a model cannot do; what comes here can be done, or is refused.  input_type: Voyage's and NIM's.
+    out what a model cannot do; what comes here can be done, or is refused.  input_type: as in EmbedRequest, in
+    Voyage's and NIM's words, too.
     """
 
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     normalize: bool | None = None
     drop_params: bool | None = None
-    input_type: None = None
+    input_type: InputType | Literal["query", "document", "passage"] | None = None
 
 
 class PoolRequest(EmbeddingRequest, frozen=True, kw_only=True):
@@ -118,7 +120,7 @@ class EmbedRequest(Strict, frozen=True, kw_only=True):
 
     model: Model = None
     texts: Texts
-    input_type: Literal["search_document", "search_query", "classification", "clustering"] | None = None
+    input_type: InputType | None = None
     embedding_types: Annotated[list[Literal["float", "base64", "binary", "ubinary"]], Meta(min_length=1)] | None = None
     output_dimension: int | None = None
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
