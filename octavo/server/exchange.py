@@ -140,12 +140,10 @@ class Exchange:
     async def reply(self, reply: Reply) -> None:
         """Send a whole answer."""
         self.release()
-        headers = [
-            (b"content-type", reply.content_type),
-            *self.reply_headers,
-            *reply.headers,
-        ]
-        if reply.status != 304:  # there it would be the length of what is not sent
+        headers = [*self.reply_headers, *reply.headers]
+        if reply.status != 204:
+            headers.append((b"content-type", reply.content_type))
+        if reply.status not in (204, 304):  # of 304 it would be the length of what is not sent
             headers.append((b"content-length", str(len(reply.body)).encode()))
         self.status = reply.status
         await self._sender.send({"type": "http.response.start", "status": reply.status, "headers": headers})
