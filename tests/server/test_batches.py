@@ -258,6 +258,23 @@ def test_answers_outlive_their_input(tmp_path: Path, lost: str) -> None:
     assert not list(tmp_path.glob(f"{name}_*.data"))
 
 
+def test_what_a_crash_left_is_nobodys_and_goes(tmp_path: Path) -> None:
+    store = BatchStore(str(tmp_path))
+    kept = store.path(store.add_file(b"", b"12", filename="a").id)
+    mine, unread, nobodys = f"batch_{1:032x}", f"file-{2:032x}", f"file-{3:032x}"
+    for name in (f"{mine}.json", f"{unread}.json"):  # of a later version, perhaps
+        (tmp_path / name).write_text("{}")
+    staying = [f"{mine}_output.data", f"{mine}_errors.data", f"{unread}.data", "notes.data", "notes.torn"]
+    leaving = [f"{nobodys}.data", f"{nobodys}.torn", f"{mine}.torn", f"batch_{4:032x}_output.data"]
+    for name in staying + leaving:
+        (tmp_path / name).write_bytes(b"{")
+    (tmp_path / f"file-{5:032x}.data").mkdir()
+    BatchStore(str(tmp_path))
+    assert kept.read_bytes() == b"12"
+    assert [name for name in staying if not (tmp_path / name).exists()] == []
+    assert [name for name in leaving if (tmp_path / name).exists()] == []
+
+
 def test_the_next_process_lists_them_in_the_same_order(tmp_path: Path) -> None:
     store, kept = BatchStore(str(tmp_path)), []
     for number in range(3):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -26,6 +28,8 @@ MAX_FILES = 1024
 MAX_BATCHES = 1024
 MAX_BYTES = 4 << 30
 KEEP_S = 30 * 86400
+_OWN = re.compile(r"((?:file-|batch_)[0-9a-f]{32})(?:_output|_errors)?\.data")
+_OWN_TORN = re.compile(r"(?:file-|batch_)[0-9a-f]{32}\.torn")
 _GOING_ON = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -179,6 +183,7 @@ class BatchStore:
     def _load(self) -> None:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sweep(self.folder)
             found = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
         except OSError as error:
             raise ConfigError(f"--batch-dir {self.folder}: {error.strerror}", param="batch_dir") from None
@@ -190,6 +195,17 @@ class BatchStore:
                 log.warning("--batch-dir: %s is passed over: %s", path.name, error)
         for name, kept in sorted(read, key=lambda one: _created_at(one[1])):  # a batch was written again since
             self._note(name, kept)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process that crashed left: half-written files, and contents that no NAME.json tells of."""
+    for path in list(folder.iterdir()):  # before their NAME.json is looked for, which comes after them
+        own = _OWN.fullmatch(path.name)
+        nobodys = own is not None and not (folder / f"{own[1]}.json").exists()
+        if nobodys or _OWN_TORN.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
+                log.warning("--batch-dir: %s is removed: a process that crashed left it", path.name)
 
 
 def _created_at(kept: Kept) -> int:
