@@ -30,7 +30,7 @@ from octavo.api.requests import Limits
 from octavo.api.sampling_defaults import sampling_defaults
 from octavo.base import heap
 from octavo.base.config.config import AUTO_LENGTH, EngineConfig, ModelConfig
-from octavo.base.errors import ConfigError, InputError, ModelFormatError
+from octavo.base.errors import ConfigError, InputError
 from octavo.base.types.ports import Backend, Progress
 from octavo.base.types.tensor import Weights
 from octavo.models.spec import ModelSpec
@@ -200,7 +200,10 @@ def _open_template(config: ModelConfig, checkpoint: Checkpoint, tokenizer: Token
                 f"chat_template={text!r:.200}: no such file ({reason}), and no template's text, which has a '{{'",
                 param="chat_template",
             ) from None
-    return ChatTemplate(text, tokenizer)
+    template = ChatTemplate(text, tokenizer, late=config.chat_template is None)
+    if template.fault is not None:
+        logger.warning("%s; until then chats are refused", template.fault.message)
+    return template
 
 
 def _open_tool_template(config: ModelConfig, checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -209,10 +212,10 @@ def _open_tool_template(config: ModelConfig, checkpoint: Checkpoint, tokenizer: 
 
     if config.chat_template is not None or checkpoint.tool_template is None:
         return None
-    try:
-        return ChatTemplate(checkpoint.tool_template, tokenizer)
-    except ModelFormatError as error:
-        raise ModelFormatError(f"tool_use: {error.message}", param=error.param) from None
+    template = ChatTemplate(checkpoint.tool_template, tokenizer, late=True)
+    if template.fault is not None:
+        logger.warning("tool_use: %s; until then chats with tools are refused", template.fault.message)
+    return template
 
 
 def _eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None, vocab_size: int) -> tuple[int, ...]:

@@ -249,6 +249,8 @@ def _template(patient: Patient) -> Result:
         return "skipped", "a model that pools has no use for one", ""
     if patient.model.template is None:
         return "slow", "there is none: chats are refused, completions work", "--chat-template FILE"
+    if (tools := patient.model.tool_template) is not None and tools.fault is not None:
+        raise tools.fault
     ids = patient.model.render_chat([{"role": "user", "content": "Hello"}])
     return "ok", f"a greeting takes {len(ids)} tokens", ""
 

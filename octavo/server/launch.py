@@ -184,7 +184,7 @@ def _first_use(model: Model) -> str:
         return "score" if pooling.labels == 1 else default_task(pooling)
     if model.tokenizer is None:
         return "ids"
-    return "text" if model.template is None else "chat"
+    return "text" if model.template is None or model.template.fault is not None else "chat"
 
 
 _FIRST_REQUESTS = {

@@ -79,14 +79,21 @@ class _Float:
 class ChatTemplate:
     """A compiled template. Never changed once made: any number of threads may render at once.
 
-    source: the Jinja text.  Raises ModelFormatError if it does not parse.
+    source: the Jinja text.  Raises ModelFormatError if it does not parse; late: not until it is to be rendered.
+    fault: that error, of such a one.
     """
 
-    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, source: str, tokenizer: Tokenizer, *, late: bool = False) -> None:
         self.source = source
+        self.fault: ModelFormatError | None = None
         self._tokenizer = tokenizer
         self._environment = _environment()
-        _compile(self._environment, source)
+        try:
+            _compile(self._environment, source)
+        except ModelFormatError as error:
+            if not late:
+                raise
+            self.fault = error
         self._form = self._detect_form()
         self._turns = self._detect_turns()
 
@@ -152,6 +159,8 @@ class ChatTemplate:
 
     def _render(self, data: dict[str, Any], add_generation_prompt: bool, tag: str | None) -> str:
         """tag: a character found nowhere, if the text is to end where the last message's content does."""
+        if self.fault is not None:
+            raise ModelFormatError(self.fault.message, param=self.fault.param)
         if tag is not None:
             _tag_last(data["messages"], tag)
         try:
@@ -218,7 +227,7 @@ class ChatTemplate:
         try:
             data = {"messages": messages, "tools": tools, "documents": None}
             return self._render(data, add_generation_prompt=False, tag=None)
-        except InputError:
+        except (InputError, ModelFormatError):
             return ""
 
 

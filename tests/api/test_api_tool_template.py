@@ -109,12 +109,25 @@ def test_gguf(folder: Path, tmp_path: Path) -> None:
     assert text(ours, TOOLS).startswith("TOOLS [{")
 
 
-def test_a_broken_one_is_told_when_the_model_is_opened(folder: Path) -> None:
-    configure(folder, [NAMED[0], {"name": "tool_use", "template": "{% if %}"}])
-    with pytest.raises(ModelFormatError, match=r"^tool_use: the chat template does not parse") as caught:
-        opened(folder)
-    assert caught.value.param == "chat_template"
+def test_a_broken_one_is_told_where_it_is_wanted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = "{% if %}"
+    configure(folder, [NAMED[0], {"name": "tool_use", "template": broken}])
+    model = opened(folder)
+    assert "tool_use: the chat template does not parse" in caplog.text
+    assert text(model, None).endswith("<|user|>hi<|assistant|>")
+    for _ in range(2):
+        with pytest.raises(ModelFormatError, match=r"^the chat template does not parse") as caught:
+            text(model, TOOLS)
+        assert caught.value.param == "chat_template"
     assert text(opened(folder, chat_template=PLAIN), TOOLS).endswith("<|user|>hi<|assistant|>")
+    with pytest.raises(ModelFormatError, match="does not parse"):
+        opened(folder, chat_template=broken)
+    configure(folder, broken)
+    with LLM(str(folder), device="cpu") as llm:
+        assert llm.generate("hi", use_tqdm=False)[0].outputs[0].token_ids
+        with pytest.raises(ModelFormatError, match=r"; give another by chat_template \(--chat-template FILE\)$"):
+            llm.chat(SAID, use_tqdm=False)
+    assert "until then chats are refused" in caplog.text
     configure(folder, [NAMED[0], {"name": "tool_use", "template": 7}])
     with pytest.raises(ModelFormatError, match="chat_template must be"):
         opened(folder)

@@ -66,7 +66,7 @@ class FakeLLM:
             scheduler=SchedulerConfig(scheduling_policy=policy, max_num_seqs=max_num_seqs),
         )
         self.tokenizer = FakeTokenizer()
-        template = SimpleNamespace(source="")
+        template = SimpleNamespace(source="", fault=None)
         self.model = SimpleNamespace(
             sampling={},
             template=template,

@@ -63,3 +63,16 @@ def test_it_tells_the_format_of_calls(server: LiveServer) -> None:
 def test_a_template_of_the_requests_own_tells_it_instead(server: LiveServer) -> None:
     (call,) = chat(server, "qwen", chat_template=TEMPLATE + "{# <tool_call> #}")["tool_calls"]
     assert call["function"]["name"] == "noop"
+
+
+def test_a_broken_one_refuses_chats_alone(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = replay_model(checkpoint("llama"), tmp_path / "model", {"calls": "said"})
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "{% if %}"}))
+    with replay_server(folder, trust_request_chat_template=True) as live:
+        body = {"messages": [{"role": "user", "content": "calls"}], "max_tokens": 5}
+        refused = live.post("/v1/chat/completions", body)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith("the chat template does not parse")
+        assert live.post("/v1/chat/completions", {**body, "chat_template": PLAIN}).status_code == 200
+        assert live.post("/v1/completions", {"prompt": "calls", "max_tokens": 5}).status_code == 200
