@@ -109,8 +109,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answers to one conversation, or to each of a list of them; the model's chat template makes the prompts.
 
-        more: tool_call_parser, the format of calls that tools are told in where the template does not read them.
+        more: tool_call_parser, the format of calls that tools are told in where the template reads none; priority.
         """
+        priority = more.pop("priority", None)
         prompts = self._rows.chats(
             messages,
             tools=tools,
@@ -120,7 +121,7 @@ class LLM:
             chat_template_kwargs=chat_template_kwargs,
             **more,
         )
-        return self._generate(self._rows.generations(prompts, sampling_params), use_tqdm=use_tqdm)
+        return self._generate(self._rows.generations(prompts, sampling_params, priority), use_tqdm=use_tqdm)
 
     def beam_search(
         self,
@@ -363,8 +364,7 @@ class LLM:
         **unused: Any,
     ) -> list[AnyPoolingOutput]:
         check_unused(unused, *OF_CALLS)
-        rows = self._rows.poolings(prompts, pooling_params, task=task)
-        outputs = self._finish(rows, use_tqdm=use_tqdm)
+        outputs = self._finish(self._rows.poolings(prompts, pooling_params, task=task), use_tqdm=use_tqdm)
         with self._stepper.lock:
             for output in outputs:
                 self._requests.pooled(output)

@@ -59,6 +59,16 @@ def test_conversations_in_two_steps(llm: LLM) -> None:
     assert outputs[0].outputs[0].token_ids == whole.outputs[0].token_ids
 
 
+def test_chats_take_a_priority(llm: LLM) -> None:
+    first, second = llm.chat([SAID, SAID], PARAMS, use_tqdm=False, priority=[1, 0])
+    assert first.outputs[0].token_ids == second.outputs[0].token_ids
+    llm.chat(SAID, PARAMS, use_tqdm=False, priority=None)
+    for call in (llm.chat, llm.enqueue_chat):
+        with pytest.raises(InputError, match="2 values for 1 prompts") as caught:
+            call(SAID, PARAMS, use_tqdm=False, priority=[1, 0])
+        assert caught.value.param == "priority"
+
+
 def test_a_bar_of_the_callers(llm: LLM) -> None:
     made: list[dict[str, Any]] = []
 
