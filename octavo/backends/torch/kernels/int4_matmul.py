@@ -319,9 +319,11 @@ def _dot_step(x, words_ptr, zeros_ptr, group, acc, start, rows, width, K: tl.con
 
     A zero other than 8 is multiplied by the sum of x, in the matrix unit too, where it is in the right place at once.
     """
+    if K % BLOCK_K == 0 and not EVEN_K:
+        start = tl.minimum(start, K - BLOCK_K)  # beyond K, where x is 0, any block will do: less than a mask costs
     word = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
     at = words_ptr + ((word // 4).to(tl.int64) * width + rows[:, None]) * 4 + word % 4
-    if EVEN_K:
+    if K % BLOCK_K == 0:
         words = tl.load(at, eviction_policy="evict_first")
     else:
         words = tl.load(at, mask=word < K // 8, other=0, eviction_policy="evict_first")
