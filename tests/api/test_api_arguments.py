@@ -96,7 +96,7 @@ def test_harmless_options_warn(caplog: pytest.LogCaptureFixture) -> None:
         ("gpu_memory_utilization", 1.5, "<= 1"),
         ("hf_overrides", [], "object"),
         ("max_model_len", -2, ">= -1"),
-        ("reasoning_parser", "nope", "known are deepseek_r1, "),
+        ("reasoning_parser", "nope", "known are apertus, "),
     ],
 )
 def test_mistakes_name_option_and_remedy(name: str, value: Any, words: str) -> None:
