@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from peers.compare import SIDES, Samples, medians
@@ -31,7 +32,7 @@ def figures(row: Row, work: Work, samples: Samples, floor: Floor) -> dict[str, A
 
 
 def row_head(row: Row) -> dict[str, Any]:
-    return {"row": row.name, "model": row.model, "format": row.format, "file": row.file, "works": {}}
+    return {"row": row.name, "model": row.model, "format": row.format, "file": Path(row.file).name, "works": {}}
 
 
 COLUMNS = ("model", "work", "octavo", "llama.cpp", "ratio", "target", "met", "limit", "bound", "reached", "theirs")
