@@ -10,10 +10,12 @@ from typing import Any
 from peers import chart
 from peers.compare import Pair
 from peers.floors import floor, read_shape
-from peers.machine import Peaks, about_run, measure_peaks, usable_cores
+from peers.machine import Peaks, about_run, measure_peaks
 from peers.models import model_file
 from peers.results import figures, lines, row_head, table
 from peers.rows import VLLM, Row, pick_rows, pick_works
+
+from octavo.backends.cpu.host import default_threads
 
 HERE = Path(__file__).parent
 
@@ -23,7 +25,7 @@ def arguments_parser(description: str | None, *, out: str) -> argparse.ArgumentP
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer rounds: to see that it works, not to quote")
     parser.add_argument("--rounds", type=int, help="samples of each engine (default 7, with --quick 2)")
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="of each engine, pinned")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="of each engine, pinned")
     parser.add_argument("--octavo-args", type=json.loads, default={}, metavar="JSON", help="further LLM arguments")
     parser.add_argument("--models", type=Path, default=HERE.parent / ".models", help="folder of the model files")
     parser.add_argument("--out", type=Path, default=HERE / "results" / out, help="the JSON; the chart lies beside it")

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from octavo.backends.cpu.host import usable_cores
+
 SOURCE = Path(__file__).with_name("peaks.cpp")
 PACKAGES = ("octavo", "llama-cpp-python", "numpy")
 
@@ -47,10 +49,6 @@ def measure_peaks(threads: int) -> Peaks:
             raise SystemExit(f"no peaks without a C++17 compiler, name one in CXX: {error}") from None
         answer = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout
     return Peaks(**json.loads(answer))
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def about_machine() -> dict[str, Any]:

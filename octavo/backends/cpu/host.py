@@ -49,7 +49,7 @@ def fast_cores() -> list[int]:
     """A CPU of each physical core that this process may use; of two kinds of cores, of the fast ones alone.
 
     Two threads on one core share its multipliers, which one of them fills, and wait for each other; a slow core is
-    waited for. (llama.cpp and vLLM count so, too.) Where the system does not tell, all CPUs.
+    waited for. (llama.cpp counts so; vLLM takes one a core of x86.) Where the system does not tell, all CPUs.
     """
     cpus = _cpus()
     if sys.platform == "darwin":

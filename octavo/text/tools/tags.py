@@ -65,10 +65,9 @@ def channel_body() -> Body:
 _TAG_NAME = re.compile(r"[^<>\s\"]*")
 _TAG_KEY = re.compile(r"[^<>]*")
 _QUOTED = re.compile(r"[^<>\"]*")
-_TOLD: dict[str, dict[str, Any]] = {
-    "true": {"type": "string"},
-    "false": {"type": ["number", "boolean", "null", "array", "object"]},
-}
+_STRING: dict[str, Any] = {"type": "string"}
+_NO_STRING: dict[str, Any] = {"type": ["number", "boolean", "null", "array", "object"]}
+_TOLD = {"true": _STRING, "false": _NO_STRING}
 
 
 @dataclass(frozen=True)
@@ -245,10 +244,10 @@ def _inner_values(tags: _Nested, items: Items, close: str, schema: Mapping[str, 
     return dict(found)
 
 
-_ATTRIBUTES = re.compile(r"[^<>]*")
 _OPEN, _CLOSE, _SEP = "<|open|>", "<|close|>", "<|sep|>"
 _CALL, _CALL_END = f'{_OPEN}call tool="', f"{_CLOSE}call{_SEP}"
 _VALUE, _VALUE_END = f'{_OPEN}argument key="', f"{_CLOSE}argument{_SEP}"
+_VALUE_ENDS = Markers([_VALUE_END, _CALL_END])
 _WHOLE, _WHOLE_END = f"{_OPEN}json", f"{_CLOSE}json{_SEP}"
 
 
@@ -271,7 +270,7 @@ def _read_channel(reading: Reading) -> Steps[None]:
             items = Items(reading, name)
             while (yield from reading.starts(_VALUE)):
                 key = _unescaped((yield from reading.word(_QUOTED)))
-                schema = _TOLD[str('type="string"' in (yield from _to_sep(reading))).lower()]
+                schema = _STRING if 'type="string"' in (yield from _to_sep(reading)) else _NO_STRING
                 yield from bare_value(items, key, _VALUE_ENDS, _VALUE_END, _CALL_END, kept=True, schema=schema)
         if not (yield from reading.starts(_CALL_END)):
             raise NotAValueError
@@ -280,14 +279,11 @@ def _read_channel(reading: Reading) -> Steps[None]:
         more = yield from reading.starts(_CALL)
 
 
-_VALUE_ENDS = Markers([_VALUE_END, _CALL_END])
-
-
 def _to_sep(reading: Reading) -> Steps[str]:
     """The rest of a tag's attributes; pass over its end."""
     attributes = ""
     if (yield from reading.char()) != "<":
-        attributes = yield from reading.word(_ATTRIBUTES)
+        attributes = yield from reading.word(_TAG_KEY)
     if not (yield from reading.starts(_SEP)):
         raise NotAValueError
     return attributes
