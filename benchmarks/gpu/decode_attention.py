@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timing import graph_us
 
 from octavo.backends.torch.kernels import decode_attention as kernel
 from octavo.backends.torch.kernels.decode_choice import FEW, TILE, Choice, choose
@@ -217,26 +217,6 @@ def error(inputs: Inputs) -> float:
     return worst
 
 
-def seconds(launches: list[Callable[[], None]]) -> float:
-    """Of one launch: the median of seven runs of a graph of all of them."""
-    launches[0]()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    graph.replay()
-    times = []
-    for _ in range(7):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times) / len(launches) / 1000
-
-
 def report(kernel_name: str, case: str, **numbers: float | str) -> None:
     rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in numbers.items()}
     print(json.dumps({"kernel": kernel_name, "case": case, **rounded}), flush=True)
@@ -275,16 +255,16 @@ def measure(inputs: Inputs, case: str, choice: Choice) -> float:
     run(inputs, inputs.caches[0], space, choice)
     wrong = error(inputs)
     caches = inputs.caches * max(1, -(-4 // len(inputs.caches)))
-    took = seconds([lambda cache=cache: run(inputs, cache, space, choice) for cache in caches])
+    us = graph_us([lambda cache=cache: run(inputs, cache, space, choice) for cache in caches])
     left = int(space.arrived.abs().sum())
     report(
         "decode_attention",
         f"{case} {named(choice)}",
-        us=took * 1e6,
-        tb_s=inputs.bytes / took / 1e12,
+        us=us,
+        tb_s=inputs.bytes / us / 1e6,
         error=wrong if not left else f"counters left at {left}",
     )
-    return took * 1e6 if not left and wrong < 0.02 else float("inf")
+    return us if not left and wrong < 0.02 else float("inf")
 
 
 def in_step(inputs: Inputs, choice: Choice) -> float:
@@ -304,8 +284,8 @@ def in_step(inputs: Inputs, choice: Choice) -> float:
             run(inputs, cache, space, choice)
         y.mul_(0.5)
 
-    full = seconds([lambda i=i, cache=cache: layer(i, cache) for i, cache in enumerate(caches)])
-    return (full - seconds([lambda i=i: layer(i, None) for i in range(32)])) * 1e6
+    full = graph_us([lambda i=i, cache=cache: layer(i, cache) for i, cache in enumerate(caches)])
+    return full - graph_us([lambda i=i: layer(i, None) for i in range(32)])
 
 
 def compare(shape: str, load: str, block_size: int, kept: torch.dtype) -> None:
@@ -364,20 +344,20 @@ def build_all() -> None:
 def copy_speed() -> float:
     source = torch.empty(2**28, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    took = seconds([lambda: target.copy_(source)] * 3)
-    report("copy", "256 MB, read and written", us=took * 1e6, tb_s=2 * source.numel() / took / 1e12)
-    return took
+    us = graph_us([lambda: target.copy_(source)] * 3)
+    report("copy", "256 MB, read and written", us=us, tb_s=2 * source.numel() / us / 1e6)
+    return us
 
 
 def plan_time(batch: int, window: int | None) -> float:
     lengths = torch.randint(0, 3000, (batch,), dtype=torch.int32, device="cuda")
     out = torch.zeros(batch + 2, dtype=torch.int32, device="cuda")
-    took = seconds([lambda: kernel.plan_tiles(lengths, out, window=window, tile=TILE)] * 20)
+    us = graph_us([lambda: kernel.plan_tiles(lengths, out, window=window, tile=TILE)] * 20)
     low = (lengths - (window or 2**30)).clamp(min=0)
     counts = (lengths + TILE - 1) // TILE - low // TILE
     wrong = int((out[1:-1] - counts.cumsum(0)).abs().max())
-    report("plan_tiles", f"{batch} window {window}", us=took * 1e6, error=wrong)
-    return took
+    report("plan_tiles", f"{batch} window {window}", us=us, error=wrong)
+    return us
 
 
 def main() -> None:

@@ -9,8 +9,6 @@ many: 8192 and 512 rows in FP8 on both sides, beside bfloat16.  tb_s: bytes of E
 
 from __future__ import annotations
 
-import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 import triton
-from products import Lines, compile_all, compile_share, label
+from products import CACHE_BYTES, SHAPES, Lines, check_and_time, copies_of, copies_us, run, splits
 from torch import Tensor
 
 from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul
@@ -27,23 +25,12 @@ from octavo.backends.torch.kernels.skinny_choice import Variant, padded_rows
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, make_scratch, scratch_sizes, skinny_matmul
 from octavo.backends.torch.quant.fp8 import Fp8Matrix
 
-SHAPES = {  # name: (N, K)
-    "8b.qkv": (6144, 4096),
-    "8b.o": (4096, 4096),
-    "8b.gate_up": (28672, 4096),
-    "8b.down": (4096, 14336),
-    "q06.qkv": (4096, 1024),
-    "q06.o": (1024, 2048),
-    "q06.gate_up": (6144, 1024),
-    "q06.down": (1024, 3072),
-}
 FUSED = {"8b.qkv": "", "8b.gate_up": "silu", "q06.gate_up": "silu"}
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 SMALL_ROWS = (1, 8, 64)  # of Qwen3-0.6B
 FUSED_ROWS = (1, 4, 8, 16, 32, 64)
 BLOCK_ROWS = (1, 16)
 MANY = (512, 8192)
-CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
 EPS = 1e-5
 
 
@@ -93,12 +80,7 @@ def dots(m: int, n: int, k: int, *, gated: bool, columns: int) -> list[Variant]:
         bases = [replace(base, stages=min(base.stages, 4)) for base in bases]
     found = []
     for base in bases:
-        tiles = triton.cdiv(n // 2 if gated else n, base.block_n)
-        for wanted in (132, 264):
-            split = 1
-            while split < 8 and tiles * split * 2 <= wanted and k >= split * 4 * base.block_k:
-                split *= 2
-            found.append(replace(base, split=split))
+        found += splits(base, triton.cdiv(n // 2 if gated else n, base.block_n), k, (132, 264))
     return found
 
 
@@ -132,7 +114,7 @@ class Bench:
 
     def __init__(self, name: str, columns: int = 0, *, least: int = CACHE_BYTES, rows: int = max(ROWS)) -> None:
         self.n, self.k = SHAPES[name]
-        copies = max(2, triton.cdiv(least, self.n * self.k)) if least else 1
+        copies = copies_of(self.n * self.k, least)
         self.weights = torch.empty(copies, self.n, self.k, device="cuda", dtype=torch.float8_e4m3fn)
         for copy in self.weights if least else ():
             copy.copy_(torch.randn(self.n, self.k, device="cuda").clamp_(-4, 4) * 100)
@@ -146,8 +128,8 @@ class Bench:
     def matrix(self, copy: int = 0) -> Fp8Matrix:
         return Fp8Matrix(self.weights[copy], self.scale, self.group)
 
-    def launches(self, case: Case) -> tuple[Tensor, Callable[[int], Tensor]]:
-        """(out, launch(copy))."""
+    def launches(self, case: Case) -> Callable[[int], Tensor]:
+        """launch(copy), which gives its out."""
         x = self.x[: case.m]
         out = torch.full((case.m, self.n // 2 if case.act else self.n), float("nan"), device="cuda", dtype=x.dtype)
         self.x_out = torch.full_like(x, float("nan"))
@@ -159,7 +141,7 @@ class Bench:
             weight = Scaled(self.weights[copy], self.scale, self.group)
             return skinny_matmul(x, weight, out, plan, norm=norm, act=case.act)
 
-        return out, launch
+        return launch
 
     def wanted(self, act: str, norm: bool) -> Tensor:
         """float64 reference for all rows and the first copy of the weight, in pieces so that it stays small."""
@@ -173,24 +155,8 @@ class Bench:
         gate, up = y.chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def microseconds(self, launch: Callable[[int], object], least: int = 4) -> float:
-        """Median over replays of one captured graph with a launch for each copy of the weight."""
-        count = max(len(self.weights), least)
-        launch(0)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for i in range(count):
-                launch(i % len(self.weights))
-        times = []
-        for _ in range(6):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1000 / count)
-        return statistics.median(times[1:])
+    def microseconds(self, launch: Callable[[int], object]) -> float:
+        return copies_us(launch, len(self.weights))
 
     def libraries(self, m: int, plains: Tensor) -> tuple[float, float]:
         """Microseconds of the library's product in bfloat16 and with FP8 on both sides, x rounded first."""
@@ -201,19 +167,14 @@ class Bench:
         )
 
     def check_and_time(self, case: Case, wanted: Tensor) -> tuple[float, float]:
-        """(microseconds, error relative to the greatest value; infinite if x_out or a repetition is wrong)."""
-        out, launch = self.launches(case)
-        launch(0)
-        wanted = wanted[: case.m]
-        error = float((out.double() - wanted).abs().max() / wanted.abs().max())
-        if case.norm and not torch.equal(self.x_out, self.x[: case.m] + self.delta[: case.m]):
-            error = float("inf")
-        before = out.clone()
-        us = self.microseconds(launch)
-        out.fill_(float("nan"))
-        if not torch.equal(launch(0), before):
-            error = float("inf")
-        return us, error
+        """As products.check_and_time; x_out counts as well."""
+        m = case.m
+        launch = self.launches(case)
+
+        def exact() -> bool:
+            return not case.norm or torch.equal(self.x_out, self.x[:m] + self.delta[:m])
+
+        return check_and_time(launch, len(self.weights), wanted[:m], exact=exact)
 
 
 def distinct_cases(part: str) -> list[Case]:
@@ -239,25 +200,10 @@ class Report(Lines):
         extra = f"{'+norm' if first.norm else ''}{'+' + first.act if first.act else ''}"
         title = f"{first.name}{extra}{'+blocks' if first.columns else ''}"
         traffic = bench.n * bench.k / 1e6  # bytes / microsecond = MB / s; / 1e6 gives TB/s
-        timed: list[tuple[float, str]] = []
         chosen = choose_fp8(first.m, bench.n, bench.k, columns=first.columns, gated=bool(first.act))
-        at_choice = ""
-        for case in cases:
-            what = f"{title} m{case.m} {label(case.variant)}"
-            try:
-                us, error = bench.check_and_time(case, wanted)
-            except Exception as failure:
-                self.line(case=what, error=repr(failure)[:300])
-                self.rows.append(f"FAILED {what} {repr(failure)[:100]}")
-                continue
-            self.line(case=what, us=round(us, 2), tb_s=round(traffic / us, 3), error=error)
-            if not error < 0.02:
-                self.rows.append(f"WRONG {what} error {error}")
-                continue
-            timed.append((us, label(case.variant)))
-            if case.variant == chosen:
-                at_choice = f" choose {us:.1f} {label(case.variant)}"
-        timed.sort()
+        timed, at_choice = self.variants(
+            f"{title} m{first.m}", cases, lambda case: bench.check_and_time(case, wanted), traffic, chosen
+        )
         best = ", ".join(f"{name} {us:.1f}" for us, name in timed[:3])
         rate = f" {traffic / timed[0][0]:.2f} TB/s" if timed else ""
         self.rows.append(
@@ -327,24 +273,13 @@ def measure(part: str, report: Report, deadline: float) -> None:
 
 
 def main() -> None:
-    part = sys.argv[1] if len(sys.argv) > 1 else "all"
-    if "--compile" in sys.argv:
-        compile_share(
-            distinct_cases(part),
-            lambda case: Bench(case.name, case.columns, least=0).launches(case)[1](0),
-            int(sys.argv[-1]),
-        )
-        return
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 85.0
-    start = time.time()
-    if part != "many":
-        compile_all(__file__, part, seconds * 0.6)
-    report = Report()
-    try:
-        measure(part, report, start + seconds * 0.85)
-    finally:
-        print("\n".join(report.rows))
-        print(f"{time.time() - start:.1f} s")
+    run(
+        Report,
+        measure,
+        cases=distinct_cases,
+        launch=lambda case: Bench(case.name, case.columns, least=0).launches(case)(0),
+        seconds=85.0,
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Activations of small batches are in the L2 cache here as they are in a step; tho
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 import traceback
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timing import graph_us
 from torch import Tensor
 
 from octavo.backends.torch.kernels import gated, inputs, norm, rope_cache
@@ -44,27 +44,6 @@ def rand(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.randn(shape, device="cuda").to(dtype)
 
 
-def graph_us(calls: list[Callable[[], None]], size: int) -> float:
-    """Microseconds a launch: the median of several replays of a graph of many."""
-    for call in calls:
-        call()
-    launches = max(min(100, int(4e9 / max(size, 1))), len(calls), 4)
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        for i in range(launches):
-            calls[i % len(calls)]()
-    times = []
-    for _ in range(7):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1000 / launches)
-    return statistics.median(times[1:])
-
-
 def attempt(kernel: str, case: str, run: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
     """Prints what `run` gave or why it did not."""
     line: dict[str, Any] = {"kernel": kernel, "case": case}
@@ -84,7 +63,8 @@ def timed(make: Callable[..., Calls], *args: Any) -> dict[str, Any]:
     """make(*args, sets) gives the calls over that many sets of buffers."""
     size = make(*args, 1)[1]
     calls, size = make(*args, max(1, min(16, int(150e6 / max(size, 1)))))
-    us = graph_us(calls, size)
+    launches = max(min(100, int(4e9 / max(size, 1))), len(calls), 4)
+    us = graph_us([calls[i % len(calls)] for i in range(launches)])
     return {"us": round(us, 2), "tb_s": round(size / us / 1e6, 3)}
 
 

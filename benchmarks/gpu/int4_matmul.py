@@ -5,17 +5,14 @@ python benchmarks/gpu/int4_matmul.py [all | plain | gated] [seconds]; JSON lines
 
 from __future__ import annotations
 
-import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import triton
-from products import Lines, compile_all, compile_share
+from products import CACHE_BYTES, SHAPES, Lines, check_and_time, copies_of, copies_us, run, splits
 from torch import Tensor
 
 from octavo.backends.torch.kernels.gated import gated
@@ -30,12 +27,7 @@ from octavo.backends.torch.kernels.skinny_choice import padded_rows
 from octavo.backends.torch.kernels.skinny_matmul import make_scratch
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
-SHAPES = {  # name: (N, K)
-    "8b.qkv": (6144, 4096),
-    "8b.o": (4096, 4096),
-    "8b.gate_up": (28672, 4096),
-    "8b.down": (4096, 14336),
-}
+SHAPES = {name: shape for name, shape in SHAPES.items() if name.startswith("8b")}
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WHOLE_ROWS = (128, 256, 8192)  # dequantized, then the library's product
 GROUP = 128
@@ -74,7 +66,6 @@ DOTS = {  # padded M: variants before splitting
     64: (dot(64, 128, 4, 3), dot(128, 128, 8, 3), dot(64, 64, 4, 4)),
 }
 DOT_ROWS = {1: 3, 2: 3, 4: 3, 8: 3}  # at these M only the first few: the same kernels as at 16
-CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
 
 
 class Case(NamedTuple):
@@ -95,24 +86,13 @@ def label(v: Variant) -> str:
     return f"d{v.block_n}x{v.block_k}w{v.warps}s{v.stages}{end}"
 
 
-def splits(variant: Variant, m: int, outputs: int, k: int) -> list[Variant]:
-    """The variant split until the device has about two programs a multiprocessor, and four."""
-    found = []
-    tiles = triton.cdiv(m, 64) * triton.cdiv(outputs, variant.block_n)
-    for wanted in (264, 528):
-        split = 1
-        while split < 8 and tiles * split * 2 <= wanted and k >= split * 4 * variant.block_k:
-            split *= 2
-        found.append(replace(variant, split=split))
-    return found
-
-
 def group(name: str, m: int, act: str, zeros: bool) -> list[Case]:
     """All variants and what choose takes, without doubles."""
     n, k = SHAPES[name]
     variants = [v for v in VECTORS if m == 1 and (not act or v.repeat > 1)]
     for base in DOTS[min(padded_rows(m), 64)][: DOT_ROWS.get(m)]:
-        variants += splits(base, m, n // 2 if act else n, k)
+        tiles = triton.cdiv(m, 64) * triton.cdiv(n // 2 if act else n, base.block_n)
+        variants += splits(base, tiles, k, (264, 528))
     chosen = choose(m, n, k, gated=bool(act))
     if zeros:
         variants = variants[:2]
@@ -136,7 +116,7 @@ class Bench:
 
     def __init__(self, name: str, least: int = CACHE_BYTES) -> None:
         self.n, self.k = n, k = SHAPES[name]
-        copies = max(2, triton.cdiv(least, n * k // 2)) if least else 1
+        copies = copies_of(n * k // 2, least)
         bounds = (-(1 << 31), (1 << 31) - 1)
         words = torch.randint(*bounds, (copies, k // 32, n, 4), device="cuda", dtype=torch.int32)
         scales = (torch.rand(copies, k // GROUP, n, device="cuda") + 0.5) * (0.2 / k**0.5)
@@ -153,14 +133,14 @@ class Bench:
     def weight(self, i: int, zeros: bool) -> Int4Matrix:
         return Int4Matrix(self.words[i], self.scales[i], self.zeros[i] if zeros else None)
 
-    def launches(self, case: Case) -> tuple[Tensor, Callable[[int], Tensor]]:
-        """(out, launch(copy))."""
+    def launches(self, case: Case) -> Callable[[int], Tensor]:
+        """launch(copy), which gives its out."""
         x, v = self.x[: case.m], case.variant
         out = torch.full((case.m, self.n // 2 if case.act else self.n), float("nan"), device="cuda", dtype=x.dtype)
         elements, tiles = scratch_sizes(v, case.m, self.n, gated=bool(case.act))
         scratch = make_scratch(elements, tiles, "cuda") if tiles else None
         weights = [self.weight(i, case.zeros) for i in range(self.copies)]
-        return out, lambda i: int4_matmul(x, weights[i], out, v, scratch=scratch, act=case.act)
+        return lambda i: int4_matmul(x, weights[i], out, v, scratch=scratch, act=case.act)
 
     def wanted(self, act: str, zeros: bool) -> Tensor:
         """float64 reference for all rows and the first copy of the weight, in pieces so that it stays small."""
@@ -189,36 +169,10 @@ class Bench:
             less = 8.0 if w.zeros is None else w.zeros[:, here].T.double().repeat_interleave(GROUP, 1)
             yield (q - less) * scale
 
-    def microseconds(self, launch: Callable[[int], object], copies: int) -> float:
-        """Median over replays of one captured graph with a launch for each copy of the weight."""
-        launch(0)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for i in range(max(copies, 4)):
-                launch(i % copies)
-        times = []
-        for _ in range(6):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1000 / max(copies, 4))
-        return statistics.median(times[1:])
-
     def check_and_time(self, case: Case) -> tuple[float, float]:
-        """(microseconds, error relative to the greatest value; infinite if a repetition gives other bits)."""
-        out, launch = self.launches(case)
-        launch(0)
+        """As products.check_and_time."""
         wanted = self.wanted(case.act, case.zeros)[: case.m]
-        error = float((out.double() - wanted).abs().max() / wanted.abs().max())
-        before = out.clone()
-        us = self.microseconds(launch, self.copies)
-        out.fill_(float("nan"))
-        if not torch.equal(launch(0), before):
-            error = float("inf")
-        return us, error
+        return check_and_time(self.launches(case), self.copies, wanted)
 
 
 def distinct_cases(part: str) -> list[Case]:
@@ -236,32 +190,18 @@ class Report(Lines):
     """Times, and tells."""
 
     kernel = "int4_matmul"
+    label = staticmethod(label)
 
     def group(self, bench: Bench, cases: list[Case]) -> None:
         """Times all variants of one (shape, M, act, zeros), keeps the best three for the table."""
         first = cases[0]
         title = f"{first.name}{'+' + first.act if first.act else ''}{' zeros' if first.zeros else ''} m{first.m}"
         traffic = bench.n * bench.k / 2 / 1e6  # packed bytes / microsecond = MB / s; / 1e6 gives TB/s
-        timed: list[tuple[float, str]] = []
-        chosen, at_choice = choose(first.m, bench.n, bench.k, gated=bool(first.act)), ""
-        for case in cases:
-            what = f"{title} {label(case.variant)}"
-            try:
-                us, error = bench.check_and_time(case)
-            except Exception as failure:
-                self.line(case=what, error=repr(failure)[:300])
-                self.rows.append(f"FAILED {what} {repr(failure)[:100]}")
-                continue
-            self.line(case=what, us=round(us, 2), tb_s=round(traffic / us, 3), error=error)
-            if not error < 0.02:
-                self.rows.append(f"WRONG {what} error {error}")
-                continue
-            timed.append((us, label(case.variant)))
-            if case.variant == chosen:
-                at_choice = f" choose {us:.1f}"
-        best = " ".join(f"{us:.1f} {name}" for us, name in sorted(timed)[:3])
+        chosen = choose(first.m, bench.n, bench.k, gated=bool(first.act))
+        timed, at_choice = self.variants(title, cases, bench.check_and_time, traffic, chosen)
+        best = " ".join(f"{us:.1f} {name}" for us, name in timed[:3])
         if timed:
-            self.rows.append(f"{title} {traffic / min(timed)[0]:.2f} TB/s {best}{at_choice}")
+            self.rows.append(f"{title} {traffic / timed[0][0]:.2f} TB/s {best}{at_choice}")
 
     def whole(self, name: str, bench: Bench) -> None:
         """The matrix dequantized by itself, then with the library's product; the library's with bfloat16 weights."""
@@ -270,7 +210,7 @@ class Report(Lines):
         wanted = torch.cat([piece.bfloat16() for piece in bench.pieces(False)])
         if not torch.equal(scratch, wanted):
             self.rows.append(f"WRONG {name} dequantize, {int((scratch != wanted).sum())} weights")
-        us = bench.microseconds(lambda i: dequantize(bench.weight(i, False), scratch), bench.copies)
+        us = copies_us(lambda i: dequantize(bench.weight(i, False), scratch), bench.copies)
         self.line(
             case=f"{name} dequantize", us=round(us, 2), tb_s=round(2.5 * bench.n * bench.k / 1e6 / us, 3), error=0
         )
@@ -278,7 +218,7 @@ class Report(Lines):
         plain = torch.empty(3, bench.n, bench.k, device="cuda", dtype=torch.bfloat16).normal_(0, bench.k**-0.5)
         for m in (1, 16, *WHOLE_ROWS):
             x = torch.randn(m, bench.k, device="cuda", dtype=torch.bfloat16)
-            us = bench.microseconds(lambda i, x=x: F.linear(x, plain[i]), 3)
+            us = copies_us(lambda i, x=x: F.linear(x, plain[i]), 3)
             self.line(case=f"{name} m{m} torch", us=round(us, 2), error=0)
             row += f"; m{m} bf16 {us:.1f}"
             if m in WHOLE_ROWS:
@@ -286,13 +226,13 @@ class Report(Lines):
                 def both(i: int, x: Tensor = x) -> Tensor:
                     return F.linear(x, dequantize(bench.weight(i, False), scratch))
 
-                us = bench.microseconds(both, min(bench.copies, 4))
+                us = copies_us(both, min(bench.copies, 4))
                 self.line(case=f"{name} m{m} dequantize and torch", us=round(us, 2), error=0)
                 row += f" both {us:.1f}"
         y = torch.randn(1, bench.n, device="cuda", dtype=torch.bfloat16)
         if name == "8b.gate_up":
             acted = torch.empty(1, bench.n // 2, device="cuda", dtype=torch.bfloat16)
-            us = bench.microseconds(lambda i: gated(y, acted, "silu"), 8)
+            us = copies_us(lambda i: gated(y, acted, "silu"), 8)
             row += f"; gated m1 {us:.1f}"
         self.rows.append(row)
 
@@ -314,19 +254,7 @@ def measure(part: str, report: Report, deadline: float) -> None:
 
 
 def main() -> None:
-    part = sys.argv[1] if len(sys.argv) > 1 else "all"
-    if "--compile" in sys.argv:
-        compile_share(distinct_cases(part), lambda case: Bench(case.name, 0).launches(case)[1](0), int(sys.argv[-1]))
-        return
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 90.0
-    start = time.time()
-    compile_all(__file__, part, seconds * 0.55)
-    report = Report()
-    try:
-        measure(part, report, start + seconds * 0.92)
-    finally:
-        print("\n".join(report.rows))
-        print(f"{time.time() - start:.1f} s")
+    run(Report, measure, cases=distinct_cases, launch=lambda case: Bench(case.name, 0).launches(case)(0), seconds=90.0)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
+from timing import graph_us
 from torch import Tensor
 
 from octavo.backends.torch.kernels import moe_matmul, moe_routing
@@ -130,30 +131,6 @@ def product(x: Tensor, weight: Tensor, *, runs: moe_routing.Runs, out: Tensor, s
         expert_matmul(x, weight, runs=runs, out=out, blocks=blocks, gather_top_k=MOE.top_k, act=MOE.act)
     else:
         expert_matmul(x, weight, runs=runs, out=out, blocks=blocks, shares=shares)
-
-
-def measure(launches: list[Callable[[], object]], *, repeat: int = 7) -> float:
-    """Median microseconds of a launch, all of them captured in one graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for launch in launches[:2]:
-            launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    graph.replay()
-    times = []
-    for _ in range(repeat):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    del graph
-    return sorted(times)[repeat // 2] * 1000 / len(launches)
 
 
 def tell(kernel: str, case: str, **values: object) -> None:
@@ -269,7 +246,7 @@ def time_product(layer: Layer, *, gated: bool, blocks: Blocks, runs: list[moe_ro
         return lambda: product(x[i], weight, runs=runs[i], out=out, shares=layer.shares[i], blocks=blocks)
 
     launches = INPUTS if layer.tokens <= 256 else 2
-    return measure([launch(i) for i in range(launches)], repeat=7 if layer.tokens <= 256 else 3)
+    return graph_us([launch(i) for i in range(launches)], rounds=7 if layer.tokens <= 256 else 3)
 
 
 def compare(layer: Layer, best: dict[str, dict]) -> None:
@@ -324,7 +301,7 @@ def time_parts(layer: Layer) -> None:
     }
     for name, part in parts.items():
         with reported("moe_" + name, f"T={t}"):
-            us = measure([lambda i=i, part=part: part(i) for i in range(INPUTS if t <= 256 else 2)], repeat=5)
+            us = graph_us([lambda i=i, part=part: part(i) for i in range(INPUTS if t <= 256 else 2)], rounds=5)
             speeds = {"us": us}
             if name.startswith("mixture"):
                 size = 3 * MOE.width * HIDDEN
@@ -348,7 +325,7 @@ def time_apart(layer: Layer) -> None:
     for tile in dict.fromkeys(APART):
         case = f"T={layer.tokens} n{tile.n} k{tile.k} w{tile.warps} s{tile.stages}"
         with reported("moe_down_apart", case):
-            us = measure([lambda i=i, tile=tile: launch(i, tile) for i in range(INPUTS)])
+            us = graph_us([lambda i=i, tile=tile: launch(i, tile) for i in range(INPUTS)])
             tell("moe_down_apart", case, **layer.speeds(us, gated=False), chosen=tile == APART[0])
 
 
@@ -361,7 +338,7 @@ def time_grouped_mm(layer: Layer) -> None:
             ends = torch.searchsorted(experts, numbers, right=True, out_int32=True)
             weight = (layer.weights.gate_up if gated else layer.weights.down).transpose(-2, -1)
             x = torch.randn(len(experts), weight.shape[1], dtype=torch.bfloat16, device="cuda")
-            us = measure([lambda x=x, weight=weight, ends=ends: F.grouped_mm(x, weight, offs=ends)] * 2, repeat=5)
+            us = graph_us([lambda x=x, weight=weight, ends=ends: F.grouped_mm(x, weight, offs=ends)] * 2, rounds=5)
             tell("grouped_mm", f"T={layer.tokens} gated={gated}", **layer.speeds(us, gated=gated))
 
 

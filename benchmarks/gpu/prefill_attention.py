@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import json
-import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import triton
+from timing import graph_us
 
 from octavo.backends.torch.attention import flash4
 from octavo.backends.torch.kernels import prefill_attention as kernel
@@ -137,23 +137,8 @@ def flops(layer: Attention, spans: list) -> float:
 
 
 def timed(run) -> float:
-    """Microseconds a launch: median over replays of a graph of 2 * COPIES launches. run(i) launches on copy i."""
-    run(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(2 * COPIES):
-            run(i % COPIES)
-    graph.replay()
-    times = []
-    for _ in range(5):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / (2 * COPIES))
-    return statistics.median(times)
+    """Microseconds a launch, of 2 * COPIES. run(i) launches on copy i."""
+    return graph_us([functools.partial(run, i % COPIES) for i in range(2 * COPIES)], rounds=5)
 
 
 def say(**fields) -> None:

@@ -11,12 +11,13 @@ parts apart: a copy of the logits, masks and penalties, the draw, log probabilit
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 import triton
+from timing import graph_us
 from torch import Tensor
 
 from octavo.backends.torch.kernels import sampling as kernel
@@ -121,23 +122,9 @@ def check(case: SimpleNamespace, step: int = 32) -> dict[str, float]:
     return {"error": worst, "outside": outside, "flags": int(case.flags.count_nonzero())}
 
 
-def time_us(run: Callable[[int], None], calls: int, rounds: int = 7) -> float:
-    """Median time of run(0) .. run(calls - 1) in one graph, a call."""
-    run(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(calls):
-            run(i)
-    times = []
-    for _ in range(rounds):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / calls)
-    return statistics.median(times[1:])
+def time_us(run: Callable[[int], object], calls: int) -> float:
+    """Microseconds of one of run(0) .. run(calls - 1)."""
+    return graph_us([partial(run, i) for i in range(calls)])
 
 
 def bench(name: str, make: Callable[..., Tensor], batch: int, mode: str, dtype: torch.dtype = torch.float32) -> None:

@@ -5,17 +5,14 @@ python benchmarks/gpu/skinny_matmul.py [all | plain | fused] [seconds]; JSON lin
 
 from __future__ import annotations
 
-import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import triton
-from products import Lines, compile_all, compile_share, label
+from products import CACHE_BYTES, SHAPES, Lines, check_and_time, copies_of, copies_us, run, splits
 from torch import Tensor
 
 from octavo.backends.torch.kernels.gated import gated
@@ -23,15 +20,7 @@ from octavo.backends.torch.kernels.norm import add_rms_norm
 from octavo.backends.torch.kernels.skinny_choice import Variant, choose, padded_rows
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, make_scratch, scratch_sizes, skinny_matmul
 
-SHAPES = {  # name: (N, K)
-    "8b.qkv": (6144, 4096),
-    "8b.o": (4096, 4096),
-    "8b.gate_up": (28672, 4096),
-    "8b.down": (4096, 14336),
-    "q06.qkv": (4096, 1024),
-    "q06.o": (1024, 2048),
-    "q06.gate_up": (6144, 1024),
-    "q06.down": (1024, 3072),
+SHAPES = SHAPES | {
     "1b.qkv": (3072, 2048),
     "1b.o": (2048, 2048),
     "1b.gate_up": (16384, 2048),
@@ -59,7 +48,6 @@ GATED = {
     32: (dot(32, 128, 3), dot(64, 64, 4, "swap")),
     64: (dot(32, 128, 3), dot(64, 64, 4, "swap")),
 }
-CACHE_BYTES = 160 << 20  # weights rotated over: three times the L2 cache
 EPS = 1e-5
 
 
@@ -83,24 +71,12 @@ def vectors(m: int, k: int) -> list[Variant]:
     return [Variant("vector", n, block_k, warps) for n, block_k, warps in found]
 
 
-def splits(variant: Variant, outputs: int, k: int) -> list[Variant]:
-    """The variant split until the device has about one program a multiprocessor, and two."""
-    found = []
-    tiles = triton.cdiv(outputs, variant.block_n)
-    for wanted in (132, 264):
-        split = 1
-        while split < 8 and tiles * split * 2 <= wanted and k >= split * 4 * variant.block_k:
-            split *= 2
-        found.append(replace(variant, split=split))
-    return found
-
-
 def group(name: str, m: int, act: str, norm: bool, bases: tuple[Variant, ...]) -> list[Case]:
     """bases split, and what choose takes; without doubles."""
     n, k = SHAPES[name]
     variants = vectors(m, k)
     for base in bases:
-        variants += splits(base, n // 2 if act else n, k)
+        variants += splits(base, triton.cdiv(n // 2 if act else n, base.block_n), k, (132, 264))
     chosen = choose(m, n, k, gated=bool(act))
     if chosen is not None:
         variants.append(chosen)
@@ -124,7 +100,7 @@ class Bench:
 
     def __init__(self, name: str, least: int = CACHE_BYTES) -> None:
         self.n, self.k = SHAPES[name]
-        copies = max(2, triton.cdiv(least, self.n * self.k * 2)) if least else 1
+        copies = copies_of(self.n * self.k * 2, least)
         self.weights = torch.empty(copies, self.n, self.k, device="cuda", dtype=torch.bfloat16)
         if least:
             self.weights.normal_(0, self.k**-0.5)
@@ -136,14 +112,14 @@ class Bench:
         elements, tiles = scratch_sizes(case.variant, case.m, self.n, gated=bool(case.act))
         return Plan(case.variant, make_scratch(elements, tiles, "cuda") if tiles else None)
 
-    def launches(self, case: Case) -> tuple[Tensor, Callable[[int], Tensor]]:
-        """(out, launch(copy))."""
+    def launches(self, case: Case) -> Callable[[int], Tensor]:
+        """launch(copy), which gives its out."""
         x = self.x[: case.m]
         out = torch.full((case.m, self.n // 2 if case.act else self.n), float("nan"), device="cuda", dtype=x.dtype)
         self.x_out = torch.full_like(x, float("nan"))
         norm = Norm(self.scale, EPS, self.delta[: case.m], self.x_out) if case.norm else None
         plan = self.plan(case)
-        return out, lambda i: skinny_matmul(x, self.weights[i], out, plan, norm=norm, act=case.act)
+        return lambda i: skinny_matmul(x, self.weights[i], out, plan, norm=norm, act=case.act)
 
     def apart(self, m: int, act: str, norm: bool, variant: Variant | None) -> Callable[[int], Tensor]:
         """Separate launches: the norm's and the activation's own kernels, between them torch's product or `variant`."""
@@ -175,39 +151,18 @@ class Bench:
         gate, up = y.chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def microseconds(self, launch: Callable[[int], Tensor]) -> float:
-        """Median over replays of one captured graph with a launch for each copy of the weight."""
-        copies = self.weights.shape[0]
-        launch(0)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for i in range(max(copies, 4)):
-                launch(i % copies)
-        times = []
-        for _ in range(6):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1000 / max(copies, 4))
-        return statistics.median(times[1:])
+    def microseconds(self, launch: Callable[[int], object]) -> float:
+        return copies_us(launch, len(self.weights))
 
     def check_and_time(self, case: Case, wanted: Tensor) -> tuple[float, float]:
-        """(microseconds, error relative to the greatest value; infinite if x_out or a repetition is wrong)."""
-        out, launch = self.launches(case)
-        launch(0)
-        wanted = wanted[: case.m]
-        error = float((out.float() - wanted).abs().max() / wanted.abs().max())
-        if case.norm and not torch.equal(self.x_out, self.x[: case.m] + self.delta[: case.m]):
-            error = float("inf")
-        before = out.clone()
-        us = self.microseconds(launch)
-        out.fill_(float("nan"))
-        if not torch.equal(launch(0), before):
-            error = float("inf")
-        return us, error
+        """As products.check_and_time; x_out counts as well."""
+        m = case.m
+        launch = self.launches(case)
+
+        def exact() -> bool:
+            return not case.norm or torch.equal(self.x_out, self.x[:m] + self.delta[:m])
+
+        return check_and_time(launch, len(self.weights), wanted[:m], exact=exact)
 
 
 def distinct_cases(part: str) -> list[Case]:
@@ -240,26 +195,12 @@ class Report(Lines):
             us = bench.microseconds(bench.apart(first.m, first.act, first.norm, plain))
             self.line(case=f"{title} m{first.m} apart", us=round(us, 2), tb_s=round(traffic / us, 3), error=0)
             own = f" apart {us:.1f}"
-        timed: list[tuple[float, str]] = []
         chosen = choose(first.m, bench.n, bench.k, gated=bool(first.act))
-        at_choice = ""
-        for case in cases:
-            what = f"{title} m{case.m} {label(case.variant)}"
-            try:
-                us, error = bench.check_and_time(case, wanted)
-            except Exception as failure:
-                self.line(case=what, error=repr(failure)[:300])
-                self.rows.append(f"FAILED {what} {repr(failure)[:100]}")
-                continue
-            self.line(case=what, us=round(us, 2), tb_s=round(traffic / us, 3), error=error)
-            if not error < 0.02:
-                self.rows.append(f"WRONG {what} error {error}")
-                continue
-            timed.append((us, label(case.variant)))
-            if case.variant == chosen:
-                at_choice = f" choose {us:.1f}"
+        timed, at_choice = self.variants(
+            f"{title} m{first.m}", cases, lambda case: bench.check_and_time(case, wanted), traffic, chosen
+        )
         if timed:
-            us, name = min(timed)
+            us, name = timed[0]
             self.rows.append(
                 f"{title} {first.m} torch {library:.1f} best {us:.1f} {name} {traffic / us:.2f}{own}{at_choice}"
             )
@@ -284,19 +225,7 @@ def measure(part: str, report: Report, deadline: float) -> None:
 
 
 def main() -> None:
-    part = sys.argv[1] if len(sys.argv) > 1 else "all"
-    if "--compile" in sys.argv:
-        compile_share(distinct_cases(part), lambda case: Bench(case.name, 0).launches(case)[1](0), int(sys.argv[-1]))
-        return
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 60.0
-    start = time.time()
-    compile_all(__file__, part, seconds * 0.65)
-    report = Report()
-    try:
-        measure(part, report, start + seconds * 0.9)
-    finally:
-        print("\n".join(report.rows))
-        print(f"{time.time() - start:.1f} s")
+    run(Report, measure, cases=distinct_cases, launch=lambda case: Bench(case.name, 0).launches(case)(0), seconds=60.0)
 
 
 if __name__ == "__main__":
