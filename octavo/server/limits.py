@@ -65,6 +65,11 @@ class Traffic:
             if not self._exchanges:
                 self._idle.set()
 
+    def leave(self, exchange: Work) -> None:
+        """It is no work any more: it shows its client what another work in flight makes."""
+        self._exchanges.discard(exchange)
+        self._at_work.discard(exchange)
+
     def interrupt(self, names: Collection[str], error: OctavoError) -> list[str]:
         """End the requests that have one of these names with `error`; those names that were found."""
         found = {work: work.names.intersection(names) for work in self._exchanges}

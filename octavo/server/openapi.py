@@ -51,7 +51,9 @@ TABLE: dict[tuple[str, str], Described] = {
         response_replies.ResponseObject, response_types.ResponsesRequest, streams=True
     ),
     ("POST", "/v1/responses/input_tokens"): Described(response_replies.InputTokens, response_types.InputTokensRequest),
-    ("GET", "/v1/responses/{id}"): Described(response_replies.ResponseObject, query=response_types.ResponseQuery),
+    ("GET", "/v1/responses/{id}"): Described(
+        response_replies.ResponseObject, streams=True, query=response_types.ResponseQuery
+    ),
     ("DELETE", "/v1/responses/{id}"): Described(response_replies.DeletedResponse),
     ("POST", "/v1/responses/{id}/cancel"): Described(response_replies.ResponseObject),
     ("GET", "/v1/responses/{id}/input_items"): Described(listing.ItemList, query=listing.ItemQuery),

@@ -56,7 +56,7 @@ class ResponseBuilder:
 
     def __init__(self, request: ResponsesRequest, tools: ToolNames, generation: Generation) -> None:
         self._generation = generation
-        self._streamed = bool(request.stream)
+        self.streamed = bool(request.stream)
         self._count = UsageCount(generation)
         self._number = 0
         self._open: OutputItem | None = None  # the last of the output, while it is written
@@ -105,11 +105,10 @@ class ResponseBuilder:
         self._cut = self._open
         return self._close("incomplete") + self._over("failed")
 
-    def cancel(self) -> None:
+    def cancel(self) -> bytes:
         """The response ends as its client asked."""
         self._cut = self._open
-        self._close("incomplete")
-        self._over("cancelled")
+        return self._close("incomplete") + self._over("cancelled")
 
     def said(self) -> list[Message]:
         """What the model said, as messages of the conversation: without a call that came only in part."""
@@ -130,7 +129,8 @@ class ResponseBuilder:
         self.response.status = status
         self.response.completed_at = int(time.time()) if status == "completed" else None
         self.response.usage = self._usage()
-        return self._whole(f"response.{status}") + DONE
+        # there is no event of its own for "cancelled": readers with fixed types would break on one
+        return self._whole(f"response.{'incomplete' if status == 'cancelled' else status}") + DONE
 
     def _usage(self) -> ResponseUsage:
         counted = self._count.usage()
@@ -236,7 +236,7 @@ class ResponseBuilder:
         return self._event(kind, response=self.response)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        if not self._streamed:
+        if not self.streamed:
             return b""
         data = msgspec.json.encode({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1

@@ -10,7 +10,7 @@ from octavo.server.openai.conversation import render
 from octavo.server.openai.decode import decode_query
 from octavo.server.openai.functions import allowed, as_tools, named
 from octavo.server.openai.generate import send_stream
-from octavo.server.openai.responses.background import start
+from octavo.server.openai.responses.background import follow, start
 from octavo.server.openai.responses.build import ResponseBuilder, as_item
 from octavo.server.openai.responses.items import as_messages, read_items
 from octavo.server.openai.responses.replies import DeletedResponse, InputTokens
@@ -62,7 +62,11 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
         entry = Stored(exchange.owner, builder.response, messages)
         if request.background:
             start(services, exchange, generation, builder=builder, entry=entry)
-            return json_reply(builder.response)
+            if entry.events is None:
+                return json_reply(builder.response)
+            services.traffic.leave(exchange)
+            await follow(exchange, entry.events)
+            return None
         async with Results(services, generation) as results:
             if request.stream:
                 stream = _KeptStream(services, builder, entry)
@@ -92,10 +96,20 @@ async def count_input_tokens(services: Services, exchange: Exchange) -> Reply:
     return json_reply(InputTokens(len(ids)))
 
 
-async def show_response(services: Services, exchange: Exchange) -> Reply:
-    """A stored response, as far as it has come; 404 for one that is not, or not for this key."""
-    decode_query(exchange.query("include"), ResponseQuery)
+async def show_response(services: Services, exchange: Exchange) -> Reply | None:
+    """A stored response, as far as it has come; None where its events were streamed. 404 for one that is not, or not
+    for this key.
+    """
+    query = decode_query(exchange.query("include"), ResponseQuery)
     entry = services.responses.get(exchange.path_params["id"], exchange.owner)
+    if query.starting_after is not None and not query.stream:
+        raise InputError("starting_after needs stream=true", param="starting_after")
+    if query.stream:
+        if entry.events is None:
+            raise InputError("only responses made with background=true and stream=true can be streamed", param="stream")
+        exchange.watch()
+        await follow(exchange, entry.events, -1 if query.starting_after is None else query.starting_after)
+        return None
     if entry.job is not None:
         entry.job.update()
     return json_reply(entry.response)
@@ -126,8 +140,6 @@ def _check(request: ResponsesRequest) -> None:
         raise InputError("stream_options needs stream=true", param="stream_options")
     if request.top_logprobs and LOGPROBS not in (request.include or []):
         raise InputError(f"top_logprobs needs include=[{LOGPROBS!r}]", param="top_logprobs")
-    if request.background and request.stream:
-        raise InputError("background does not go with stream; ask GET /v1/responses/{id}", param="background")
     if request.background and request.store is False:
         raise InputError("background needs store: the answer is fetched from there", param="background")
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from octavo.server.errors import HttpError
+from octavo.server.openai.responses.events import EventLog, EventRoom
 from octavo.server.openai.responses.replies import OutputItem, ResponseObject
 from octavo.server.openai.types import Message
 
@@ -29,13 +30,15 @@ class Job(Protocol):
 class Stored:
     """One response. owner: the key it came with.  messages: the conversation up to and with it, without instructions.
 
-    job: what makes it in the background.  num_given: how many of messages were there before it.
+    job: what makes it in the background.  events: where it is streamed from there.  num_given: how many of messages
+    were there before it.
     """
 
     owner: bytes
     response: ResponseObject
     messages: list[Message]
     job: Job | None = None
+    events: EventLog | None = None
     size: int = 0
     expires_at: float = 0.0
     num_given: int = field(init=False)
@@ -45,20 +48,24 @@ class Stored:
 
 
 class ResponseStore:
-    """The oldest give way to new ones. Nobody sees what came with another key. jobs: those that run."""
+    """The oldest give way to new ones. Nobody sees what came with another key.
+
+    jobs: those that run.  room: that of streamed ones' events.
+    """
 
     def __init__(self) -> None:
         self._entries: OrderedDict[str, Stored] = OrderedDict()
         self._items: dict[str, str] = {}  # item -> response
         self.num_bytes = 0
         self.jobs: set[Job] = set()
+        self.room = EventRoom()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def put(self, entry: Stored) -> None:
         """Keep a response, or its next state, for KEEP_S seconds from now. One larger than all room is not kept."""
-        self._drop(entry.response.id)
+        self._take_out(entry.response.id)
         entry.size = len(msgspec.json.encode(entry.response)) + len(msgspec.json.encode(entry.messages))
         entry.expires_at = time.monotonic() + KEEP_S
         self._entries[entry.response.id] = entry
@@ -103,8 +110,14 @@ class ResponseStore:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, name: str) -> None:
+        entry = self._take_out(name)
+        if entry is not None and entry.events is not None:
+            self.room.forget(entry.events)
+
+    def _take_out(self, name: str) -> Stored | None:
         entry = self._entries.pop(name, None)
         if entry is not None:
             self.num_bytes -= entry.size
             for item in entry.response.output:
                 self._items.pop(item.id, None)
+        return entry

@@ -145,12 +145,15 @@ class PromptFields(Strict, frozen=True, kw_only=True):
 
 
 class ResponseQuery(Strict, frozen=True, kw_only=True):
-    """GET /v1/responses/{id}. What include may ask for is told anyhow."""
+    """GET /v1/responses/{id}. What include may ask for is told anyhow.
 
-    REASONS: ClassVar[dict[str, str]] = {"stream": "streams are not kept; ask again for what has come since"}
+    stream: the events of one made in the background as a stream, those after the sequence_number `starting_after`.
+    """
 
     include: list[Includable] | None = None
-    stream: Literal["false"] | None = None
+    stream: bool | None = None
+    starting_after: Annotated[int, Meta(ge=0)] | None = None
+    include_obfuscation: Literal["false"] | None = None
 
 
 class InputTokensRequest(PromptFields, frozen=True, kw_only=True):
