@@ -119,8 +119,8 @@ class PromptFields(Strict, frozen=True, kw_only=True):
         "truncation": "input that does not fit is refused; shorten it",
         "service_tier": "there is one tier; leave it out or send 'auto'",
         "moderation": "there is no moderation here",
-        "reasoning": "effort is one of none, minimal, low, medium, high, xhigh, max; summaries are not made, context "
-        "is 'auto', mode 'standard'",
+        "reasoning": "effort is one of none, minimal, low, medium, high, xhigh, max; summary is left out or 'auto', as "
+        "no summary is made and the whole reasoning is told (reasoning_text); context is 'auto', mode 'standard'",
         "text": "format is of type 'text', 'json_object' or 'json_schema', and verbosity 'medium'",
         "tools": "tools are functions that the client carries out, {'type': 'function', 'name': ...}, alone or in a "
         "namespace; leave out what a provider would (Codex: docs/protocols.md tells how)",
