@@ -148,6 +148,7 @@ class World:
         self.engine = make_engine(shape, self.executor)
         self.followed: dict[tuple[str, int], Followed] = {}
         self.names: list[str] = []
+        self.resumed: set[str] = set()
         self.prefixes: Counter[tuple[str, tuple[int, ...]]] = Counter()
         self.doomed: set[tuple[str, int]] = set()
         self.num_steps = self.num_tokens = self.num_errors = self.num_cached = self.quiet = 0
@@ -165,12 +166,19 @@ class World:
         waiting = len({seq.request.request_id for seq in self.engine.scheduler.waiting})
         bound = self.shape.max_queued
         full = bound is not None and waiting >= max(bound, 1)
+        least = self._least_urgent(request) if full else None
+        told: list[Output] = []
         try:
-            self.engine.add(request)
+            self.engine.add(request, tell=told.extend)
         except OverloadedError:
             assert full, "refused though the queue has room"
+            assert least is None, "refused though a less urgent one waits"
             return False
-        assert not full, "taken though the queue is full"
+        assert not full or least is not None, "taken though the queue is full"
+        for out in told:
+            assert (out.request_id, out.error_kind, out.retry_after > 0) == (least, "OverloadedError", True)
+            self.followed[out.request_id, out.index].ended = "refused"
+        assert [f.ended for f in self.followed.values() if f.request.request_id == least] == ["refused"] * len(told)
         self.names.append(request.request_id)
         assert len({seq.sampling.seed for seq in make_sequences(request, 0)}) == request.params.n
         known: set[tuple[int, ...]] = set()
@@ -183,6 +191,17 @@ class World:
             known |= {tuple(whole[:end]) for end in range(size, len(whole) + 1, size)}
         self.prefixes.update((request.cache_salt, prefix) for prefix in known)
         return True
+
+    def _least_urgent(self, request: Request) -> str | None:
+        """Who has to give way to it: of those of whom nothing has begun, the last of all, if it is less urgent."""
+        begun = {seq.request.request_id for seq in self.engine.scheduler.running} | self.resumed
+        begun |= {f.request.request_id for f in self.followed.values() if f.got or f.ended is not None}
+        begun |= {seq.request.request_id for seq in self.engine.scheduler.waiting if seq.times.scheduled}
+        fresh = [seq for seq in self.engine.scheduler.waiting if seq.request.request_id not in begun]
+        last = max(fresh, key=self._urgency, default=None)
+        if last is None or self.shape.policy != "priority" or last.request.priority <= request.priority:
+            return None
+        return last.request.request_id
 
     def add_again(self, name: str) -> None:
         """A request id in use is refused and changes nothing."""
@@ -241,6 +260,7 @@ class World:
         self.last_stats, self.num_tokens, self.quiet = self.engine.stats(), 0, 0
         self.doomed = {key for key in self.doomed if self.followed[key].ended is not None}
         going_on = {f.request.request_id: f.request for f in self.followed.values() if f.ended is None}
+        self.resumed |= going_on.keys()
         for name, request in going_on.items():
             all_n = [self.followed[name, index] for index in range(request.params.n)]
             self.engine.add(request, [None if f.ended is not None else list(f.got) for f in all_n])

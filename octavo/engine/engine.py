@@ -22,7 +22,7 @@ from octavo.engine.grammar.grammar import Grammars
 from octavo.engine.retry import QueueRate
 from octavo.engine.scheduler import Limits, Scheduled, Scheduler
 from octavo.engine.sequence import Sequence, Status, make_sequences
-from octavo.engine.update import fail_step, split_rows, take_rows
+from octavo.engine.update import fail, fail_step, split_rows, take_rows
 
 Tell = Callable[[list[Output]], None]
 
@@ -73,25 +73,49 @@ class Engine:
         self._generation_tokens = self._iteration_tokens = self._numerical_errors = 0
         self._iterations = [0] * (len(ITERATION_SIZES) + 1)
 
-    def add(self, request: Request, emitted: list[list[int] | None] | None = None) -> None:
+    def add(self, request: Request, emitted: list[list[int] | None] | None = None, *, tell: Tell | None = None) -> None:
         """Queue a request. InputError: it can never run here. OverloadedError: the queue is full.
 
         emitted: as in messages.Add; such a request was let in before, and is let in however full the queue is.
+        tell: gets the end of a less urgent one that gives way where the queue is full; without it none does.
         """
         if request.request_id in self._requests:
             raise InputError(f"request id {request.request_id!r} is in use", param="request_id")
         _check_request(request, self.max_model_len)
         if emitted is not None:
             _check_emitted(request, emitted)
-        elif self._max_queued is not None and self.num_waiting >= max(self._max_queued, 1):
+        full = emitted is None and self._max_queued is not None and self.num_waiting >= max(self._max_queued, 1)
+        least = self._least_urgent(request) if full and tell is not None else []
+        if full and not least:
             raise OverloadedError(f"{self.num_waiting} requests are waiting", retry_after=self._retry_after())
         self._queue_rate.note(self.scheduler.num_prompt_tokens, empty=not len(self.scheduler.waiting))
         self._order += 1
         sequences = make_sequences(request, self._order, emitted)
         self._constraints.begin(sequences)
+        if least and tell is not None:
+            tell(self._refuse(least))
         self._requests[request.request_id] = sequences
         for seq in sequences:
             self.scheduler.add(seq)
+
+    def _least_urgent(self, request: Request) -> list[Sequence]:
+        """The least urgent that waits and has not begun; nothing where it is as urgent as this one."""
+        if self.scheduler.limits.policy == "priority":
+            for seq in reversed(self.scheduler.waiting):
+                if seq.request.priority <= request.priority:
+                    break
+                group = self._requests[seq.request.request_id]
+                if not any(map(_has_begun, group)):
+                    return group
+        return []
+
+    def _refuse(self, group: list[Sequence]) -> list[Output]:
+        """End a request that was queued, as one that comes too late ends."""
+        reason, seconds = f"{self.num_waiting} requests are waiting, and a more urgent one came", self._retry_after()
+        outputs = [fail(self.scheduler, seq, reason, kind=OverloadedError.__name__) for seq in group]
+        for out in outputs:
+            out.retry_after = seconds
+        return self._account(outputs)
 
     def abort(self, request_ids: list[str]) -> None:
         """Forget requests ("id") or single sequences ("id:index") in any state; unknown ones are passed over."""
@@ -248,6 +272,10 @@ class Engine:
         """End the executor; idempotent."""
         self._constraints.close()
         self.executor.close()
+
+
+def _has_begun(seq: Sequence) -> bool:
+    return seq.let_in_before or bool(seq.times.scheduled) or seq.status is Status.FINISHED
 
 
 def _check_request(request: Request, max_model_len: int) -> None:

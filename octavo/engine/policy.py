@@ -62,5 +62,8 @@ class SequenceQueue:
     def __len__(self) -> int:
         return len(self._items)
 
+    def __reversed__(self) -> Iterator[Sequence]:
+        return reversed(self._items)
+
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._items)

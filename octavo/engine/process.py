@@ -42,7 +42,7 @@ from octavo.base.types.messages import (
 )
 from octavo.base.types.output import Output
 from octavo.base.types.ports import Progress
-from octavo.engine.engine import Engine
+from octavo.engine.engine import Engine, Tell
 
 MAX_FRAME = 1 << 30
 LOGPROB_BYTES = 14  # of a frame, at most, for one log probability and its token
@@ -243,7 +243,7 @@ def _serve(engine: Engine, connection: _Connection) -> None:
         for message in messages:
             if isinstance(message, Stop):
                 return
-            for out in _handle(engine, connection, message):
+            for out in _handle(engine, connection, message, tell):
                 tell([out])
         outputs = engine.step(tell) if busy else []
         checked = checked and not busy
@@ -274,15 +274,17 @@ def _tell(engine: Engine, connection: _Connection, outputs: list[Output]) -> Non
         _tell(engine, connection, [_refusal(request_id, error)])
 
 
-def _handle(engine: Engine, connection: _Connection, message: ToEngine | Output) -> list[Output]:
-    """Carry one message out; what it refuses becomes the request's own output."""
+def _handle(engine: Engine, connection: _Connection, message: ToEngine | Output, tell: Tell) -> list[Output]:
+    """Carry one message out; what it refuses becomes the request's own output. tell: as Engine.add's."""
     if isinstance(message, Output):
         return [message]
     if isinstance(message, Add):
         try:
-            engine.add(message.request, message.emitted)
+            engine.add(message.request, message.emitted, tell=tell)
         except OctavoError as error:
             return [_refusal(message.request.request_id, error)]
+        except _GoneError:
+            raise
         except Exception as error:  # one request's fault is its own
             _log.exception("a request was not taken")
             failed = RequestFailedError(f"the request was not taken ({type(error).__name__})")

@@ -36,6 +36,7 @@ class Sequence:
 
     `life` counts preemptions, so that a result of an earlier life is told apart.  preempted_at: since when it has had
     no token because of one (time.monotonic(); 0: that is over).  tells_times: the next output is to carry `times`.
+    let_in_before: it goes on from another engine, or with a search that is under way (messages.Add.emitted).
     parent: the sequence of the same prompt whose blocks this one shares once that has run the prompt (n > 1); None for
     index 0 and after admission.
     ending: tokens that may end it.  grammar: where it stands in the one it is constrained by; None until that is
@@ -64,6 +65,7 @@ class Sequence:
     life: int = 0
     preempted_at: float = 0.0
     tells_times: bool = False
+    let_in_before: bool = False
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     times: RequestTimes = field(default_factory=RequestTimes)
     num_prompt: int = field(init=False)
@@ -135,6 +137,7 @@ def make_sequences(request: Request, order: int, emitted: list[list[int] | None]
                 sampling=sampling,
                 tokens=request.prompt_token_ids + known,
                 parent=sequences[0] if index and emitted is None else None,
+                let_in_before=emitted is not None,
                 allowed=allowed,
                 ignored=ignored,
                 prompt_logprobs=[None] * len(request.prompt_token_ids) if asked else [],

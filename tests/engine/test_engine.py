@@ -9,6 +9,7 @@ import pytest
 from simulation import VOCAB, Shape, World, make_engine, make_request
 
 from octavo.base.errors import ConfigError, InputError, OverloadedError, UnsupportedError
+from octavo.base.types.output import Output
 from octavo.engine.engine import Engine
 from octavo.engine.fake import ScriptedExecutor
 from octavo.engine.retry import LONGEST, QueueRate
@@ -83,6 +84,58 @@ def test_the_queue_is_bounded(bound: int) -> None:
     assert caught.value.retry_after >= 1
     run(made)
     made.add(make_request("late", [1]))
+
+
+def test_the_least_urgent_gives_way() -> None:
+    made = engine(max_queued=2, max_num_seqs=1, policy="priority")
+    made.add(make_request("runs", [1], priority=9))
+    made.step()
+    for name, priority in (("a", 1), ("b", 3)):
+        made.add(make_request(name, [1], n=2, temperature=1.0, priority=priority), tell=refuse_all)
+    told: list[Output] = []
+    with pytest.raises(OverloadedError):
+        made.add(make_request("same", [1], priority=3), tell=refuse_all)
+    with pytest.raises(OverloadedError):  # nobody would hear of it
+        made.add(make_request("offline", [1], priority=0))
+    made.add(make_request("urgent", [1], priority=2), tell=told.extend)
+    assert [(out.request_id, out.index, out.error_kind, out.retry_after) for out in told] == [
+        ("b", 0, "OverloadedError", 2),
+        ("b", 1, "OverloadedError", 2),
+    ]
+    assert made.num_waiting == 2
+    assert told[0].error == "2 requests are waiting, and a more urgent one came"
+    made.check()
+    made.add(make_request("b", [1], priority=0), tell=told.extend)  # its name is free again
+    assert [out.request_id for out in told[2:]] == ["urgent"]
+    ended = [out.request_id for out in run(made) if out.finish_reason]
+    assert ended == ["runs", "b", "a", "a"]
+
+
+def test_what_has_begun_does_not_give_way() -> None:
+    """One of n that runs, one that was preempted, and one that another engine had begun."""
+    made = engine(max_queued=1, max_num_seqs=1, policy="priority")
+    made.add(make_request("n", [1], n=2, temperature=1.0, priority=9))
+    made.step()
+    with pytest.raises(OverloadedError):
+        made.add(make_request("urgent", [1], priority=0), tell=refuse_all)
+    run(made)
+    for emitted in ([[1]], [[]], [[1], None], [None, []]):
+        request = make_request("before", [1], n=len(emitted), temperature=1.0, priority=9)
+        made.add(request, emitted)
+        with pytest.raises(OverloadedError):
+            made.add(make_request("urgent", [1], priority=0), tell=refuse_all)
+        run(made)
+
+
+def test_by_arrival_nobody_gives_way() -> None:
+    made = engine(max_queued=1)
+    made.add(make_request("a", [1], priority=9))
+    with pytest.raises(OverloadedError):
+        made.add(make_request("b", [1], priority=0), tell=refuse_all)
+
+
+def refuse_all(outputs: list[Output]) -> None:
+    raise AssertionError(outputs)
 
 
 def test_retry_after_grows_with_the_queue() -> None:

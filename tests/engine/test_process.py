@@ -272,10 +272,10 @@ def test_a_request_that_cannot_be_taken_in_ends_alone(peers: Callable[..., Peer]
         made = make_engine(SHAPE, Executor())
         add = made.add
 
-        def fault(request: Request, emitted: Any = None) -> None:
+        def fault(request: Request, emitted: Any = None, **more: Any) -> None:
             if request.request_id == "odd":
                 raise MemoryError
-            add(request, emitted)
+            add(request, emitted, **more)
 
         made.add = fault  # type: ignore[method-assign]
         return made

@@ -323,6 +323,37 @@ def test_a_full_queue_is_told(clean: LiveServer) -> None:
     assert len(refused) <= 60 - 16
 
 
+def test_the_urgent_get_a_place_in_a_full_queue(checkpoint: Callable[[str], Path]) -> None:
+    """However many come: each of them drives one out that waits and is less urgent, and none that has begun."""
+    told: dict[int, list[httpx.Response]] = {0: [], 5: []}
+    limits: dict[str, Any] = {"max_num_seqs": 2, "max_num_queued_reqs": 6}
+    with start(checkpoint("llama"), scheduling_policy="priority", **limits) as server:
+
+        def ask(priority: int, number: int) -> None:
+            body = {**CONTROL, "prompt": f"{number}", "max_tokens": 200, "priority": priority}
+            with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+                told[priority].append(client.post("/v1/completions", json=body))
+
+        later = [threading.Thread(target=ask, args=(5, number)) for number in range(12)]
+        for thread in later:
+            thread.start()
+        wait_for(lambda: server.llm.stats.num_waiting == 6 and len(told[5]) >= 4)
+        before = len(told[5])
+        urgent = [threading.Thread(target=ask, args=(0, number)) for number in range(5)]
+        for thread in urgent:
+            thread.start()
+        for thread in [*urgent, *later]:
+            thread.join()
+        assert [answer.status_code for answer in told[0]] == [200] * 5
+        assert server.run(lambda: server.llm.call("check")) is True
+    gave_way = [answer for answer in told[5][before:] if answer.status_code == 503]
+    assert len(gave_way) >= 3  # the two that ran may have ended meanwhile
+    for answer in gave_way:
+        assert "a more urgent one came" in answer.json()["error"]["message"]
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert sum(answer.status_code == 200 for answer in told[5]) >= 2
+
+
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_streams_outlive_a_killed_engine(checkpoint: Callable[[str], Path], path: str) -> None:
     """Clients see a pause, and the same text and usage; one that meets a second crash is told so, its like later."""

@@ -115,7 +115,7 @@ class EngineMachine(RuleBasedStateMachine):
     def overload(self) -> None:
         for _ in range(self.world.shape.max_queued or 0):
             self.world.add(make_request(f"r{len(self.world.names)}", [0, 1, 1, 0, 1], max_tokens=4))
-        assert not self.world.add(make_request("refused", [0]))
+        assert not self.world.add(make_request("refused", [0], priority=9))
 
     @rule()
     def crash(self) -> None:
