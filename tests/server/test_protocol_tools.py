@@ -341,6 +341,19 @@ def test_messages(theirs: anthropic.Anthropic, script: str, thinking: bool) -> N
         final = stream.get_final_message()
     assert blocks(final) == blocks(whole)
     assert (final.stop_reason, final.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)
+    assert final.usage.output_tokens_details == whole.usage.output_tokens_details
+    thought = whole.usage.output_tokens_details.thinking_tokens  # type: ignore[union-attr]
+    assert (thought > 0) == (script in ("all", "thought"))
+    assert thought < whole.usage.output_tokens
+
+
+def test_thinking_is_signed_in_a_stream_too(server: LiveServer) -> None:
+    """The AI SDK sends back no thinking of which it got no signature, be it an empty one."""
+    events = server.events("/v1/messages", messages_of("thought", thinking={"type": "adaptive"}))
+    told = [event.get("delta", event) for event in events if event.get("index") == 0]
+    kinds = [one["type"] for one in told]
+    assert kinds[:2] + kinds[-2:] == ["content_block_start", "thinking_delta", "signature_delta", "content_block_stop"]
+    assert told[-2]["signature"] == ""
 
 
 def test_a_loop_of_uses(theirs: anthropic.Anthropic) -> None:

@@ -6,11 +6,13 @@ import uuid
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET
 
 from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
 from octavo.server.anthropic.replies import (
     MessageReply,
     MessageUsage,
+    OutputTokensDetails,
     ReplyBlock,
     StopReason,
     TextReply,
@@ -67,11 +69,13 @@ class MessageBuilder:
 
     def _usage(self) -> MessageUsage:
         counted = self._count.usage()
+        details = counted.completion_tokens_details
         cached = min(counted.prompt_tokens_details.cached_tokens, counted.prompt_tokens)
         return MessageUsage(
             input_tokens=counted.prompt_tokens - cached,
             cache_read_input_tokens=cached,
             output_tokens=counted.completion_tokens,
+            output_tokens_details=UNSET if details is UNSET else OutputTokensDetails(details.reasoning_tokens),
         )
 
     @property
@@ -107,15 +111,17 @@ class MessageBuilder:
     def _close(self) -> bytes:
         if not self._kind:
             return b""
-        text, block = "".join(self._pieces), self.message.content[-1]
+        text, block, events = "".join(self._pieces), self.message.content[-1], b""
         if isinstance(block, ToolUseReply):
             block.input = msgspec.json.decode(text)
         elif isinstance(block, ThinkingReply):
             block.thinking = text
+            delta = {"type": "signature_delta", "signature": block.signature}
+            events = _event("content_block_delta", index=self._index, delta=delta)
         else:
             block.text = text
         self._kind, self._pieces = "", []
-        return _event("content_block_stop", index=self._index)
+        return events + _event("content_block_stop", index=self._index)
 
 
 def _stop(choice: CompletionOutput, *, called: bool) -> tuple[StopReason, str | None]:

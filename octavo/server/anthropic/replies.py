@@ -35,6 +35,12 @@ class ToolUseReply(msgspec.Struct, kw_only=True, tag="tool_use", tag_field="type
 ReplyBlock = TextReply | ThinkingReply | ToolUseReply
 
 
+class OutputTokensDetails(msgspec.Struct, frozen=True):
+    """thinking_tokens: of output_tokens, those of the thinking, be it told or not."""
+
+    thinking_tokens: int
+
+
 class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts. What was found in the prefix cache is told apart and not part of input_tokens."""
 
@@ -42,6 +48,7 @@ class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: OutputTokensDetails | UnsetType = UNSET
     service_tier: str = "standard"
 
 
