@@ -8,7 +8,7 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
-from fake_llm import ANSWER, FakeLLM
+from fake_llm import ANSWER, MAX_MODEL_LEN, FakeLLM
 from serving import LiveServer, parse_events
 from test_bad_input import LEAKS, VALUES, WRONG_FOR_ALL, with_field
 
@@ -49,6 +49,27 @@ def test_stream_helper(client: anthropic.Anthropic) -> None:
     assert text == final.content[0].text == ANSWER[: ANSWER.index("lazy")]  # type: ignore[union-attr]
     assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", "lazy")
     assert (final.usage.input_tokens, final.usage.output_tokens) == (8, len(text))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_end_of_the_context_is_no_end_of_max_tokens(client: anthropic.Anthropic, stream: bool) -> None:
+    """Agents make the conversation shorter after the one, and ask for more tokens after the other."""
+    told = {}
+    room = MAX_MODEL_LEN - 12
+    for most in (room - 1, room, room + 1, 64_000):
+        ask = {**ASK, "max_tokens": most}
+        if stream:
+            with client.messages.stream(**ask) as events:
+                message = events.get_final_message()
+        else:
+            message = client.messages.create(**ask, timeout=30)
+        told[most] = (message.stop_reason, message.usage.output_tokens)
+    assert told == {
+        room - 1: ("max_tokens", room - 1),
+        room: ("max_tokens", room),
+        room + 1: ("model_context_window_exceeded", room),
+        64_000: ("model_context_window_exceeded", room),
+    }
 
 
 def test_the_events(shared: LiveServer) -> None:

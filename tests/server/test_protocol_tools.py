@@ -207,7 +207,7 @@ def test_events_follow_the_text() -> None:
     chat, response, message = (
         ChatForm(made),
         ResponseBuilder(ResponsesRequest(input="x", stream=True), ToolNames([]), made),
-        MessageBuilder(made, with_thinking=False),
+        MessageBuilder(made, with_thinking=False, max_model_len=9),
     )
     told = [(chat.pieces(0, one), response.piece(0, one), message.piece(0, one)) for one in outputs(text)]
     chunks = [json.loads(piece)["delta"]["tool_calls"][0] for pieces, *_ in told[1:] for piece in pieces]

@@ -26,14 +26,18 @@ from octavo.server.openai.parsing import call_id
 
 
 class MessageBuilder:
-    """Takes outputs, deltas or the whole, and keeps the message up to date. Its methods return what a stream sends."""
+    """Takes outputs, deltas or the whole, and keeps the message up to date. Its methods return what a stream sends.
+
+    max_model_len: the context, whose end is told apart from that of max_tokens.
+    """
 
     idle = NAMED_EVENT % (b"ping", b'{"type":"ping"}')
 
-    def __init__(self, generation: Generation, *, with_thinking: bool) -> None:
+    def __init__(self, generation: Generation, *, with_thinking: bool, max_model_len: int) -> None:
         self._count = UsageCount(generation)
         self._tool = None if generation.parsing is None else generation.parsing.tool
         self._with_thinking = with_thinking
+        self._max_tokens, self._max_model_len = generation.request.max_tokens or max_model_len, max_model_len
         self._kind = ""  # of the block that is being written
         self._pieces: list[str] = []
         self._broken = False  # some call has broken off
@@ -56,8 +60,7 @@ class MessageBuilder:
                 events.append(self._write("text", choice.text))
             events += [self._call(call) for call in begun]
             if choice.finish_reason is not None:
-                called = any(isinstance(block, ToolUseReply) for block in self.message.content)
-                self.message.stop_reason, self.message.stop_sequence = _stop(choice, called=called and not self._broken)
+                self.message.stop_reason, self.message.stop_sequence = self._stop(choice)
         return b"".join(events)
 
     def end(self) -> bytes:
@@ -77,6 +80,16 @@ class MessageBuilder:
             output_tokens=counted.completion_tokens,
             output_tokens_details=UNSET if details is UNSET else OutputTokensDetails(details.reasoning_tokens),
         )
+
+    def _stop(self, choice: CompletionOutput) -> tuple[StopReason, str | None]:
+        if choice.finish_reason == "length":
+            counted = self._count.usage()
+            full = counted.completion_tokens < self._max_tokens and counted.total_tokens >= self._max_model_len
+            return "model_context_window_exceeded" if full else "max_tokens", None
+        if isinstance(choice.stop_reason, str):
+            return "stop_sequence", choice.stop_reason
+        called = any(isinstance(block, ToolUseReply) for block in self.message.content)
+        return "tool_use" if called and not self._broken else "end_turn", None
 
     @property
     def _index(self) -> int:
@@ -122,14 +135,6 @@ class MessageBuilder:
             block.text = text
         self._kind, self._pieces = "", []
         return events + _event("content_block_stop", index=self._index)
-
-
-def _stop(choice: CompletionOutput, *, called: bool) -> tuple[StopReason, str | None]:
-    if choice.finish_reason == "length":
-        return "max_tokens", None
-    if isinstance(choice.stop_reason, str):
-        return "stop_sequence", choice.stop_reason
-    return "tool_use" if called else "end_turn", None
 
 
 def _event(kind: str, **fields: Any) -> bytes:

@@ -23,7 +23,11 @@ async def create_message(services: Services, exchange: Exchange) -> Reply | None
     chat = with_thinking(services, request.thinking, as_chat(request, edited(services, request)))
     with in_terms(terms(request)):
         generation = await convert.chat(services, exchange, chat)
-        builder = MessageBuilder(generation, with_thinking=is_told(request.thinking))
+        builder = MessageBuilder(
+            generation,
+            with_thinking=is_told(request.thinking),
+            max_model_len=services.llm.info["max_model_len"],
+        )
         exchange.names.add(builder.message.id)
         async with Results(services, generation) as results:
             if request.stream:
