@@ -71,9 +71,10 @@ ELSEWHERE: dict[str, str] = {
 
 NOT_HERE: dict[str, str] = {
     "/v1/responses/compact": "conversations are not compacted here; shorten the input yourself",
+    "/v1/messages/batches": "batches are OpenAI's: /v1/files and /v1/batches, with the url /v1/messages",
     "/v1/conversations": "conversations are not kept; use previous_response_id, or send all items in input",
 }
-"""Paths of OpenAI's that its clients may try -> what to do instead."""
+"""Paths of OpenAI's and Anthropic's that their clients may try -> what to do instead."""
 
 WORK: dict[str, Handler] = {
     "/v1/completions": create_completion,

@@ -410,3 +410,4 @@ def test_clients_are_told_to_go_on_without_a_thread(shared: LiveServer) -> None:
 def test_paths_that_are_not_there_and_wrong_methods(shared: LiveServer) -> None:
     assert shared.client.get("/v1/messages").json()["error"]["type"] == "invalid_request_error"
     assert shared.client.post("/v1/messages/x").json()["error"]["type"] == "not_found_error"
+    assert "/v1/batches" in shared.client.post("/v1/messages/batches").json()["error"]["message"]

@@ -345,6 +345,13 @@ def test_a_refusal_names_the_place(shared: LiveServer) -> None:
     tools = [{"type": "function", "name": "f"}, {"type": "custom", "name": "g"}]
     for change, place in (({"tools": tools}, "tools[1].type"), ({"text": {"verbosity": "low"}}, "text.verbosity")):
         assert f"value of {place} is" in check_form(shared.post("/v1/responses", {**ASK, **change}))["message"]
+    image = {"type": "input_image", "image_url": "data:"}
+    for item in (
+        {"role": "user", "content": [image]},
+        {"type": "function_call_output", "call_id": "c", "output": [image]},
+    ):
+        told = check_form(shared.post("/v1/responses", {**ASK, "input": [item]}))
+        assert told["message"].endswith("content of type 'input_image' is not supported; send text")
 
 
 def test_what_there_is_none_of_is_led_elsewhere(client: openai.OpenAI) -> None:

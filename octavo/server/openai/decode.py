@@ -81,7 +81,7 @@ def explain(text: str, kind: type[msgspec.Struct], *, where: str = "") -> InputE
     if top is not None and top[0] in reasons:
         name = top[0]
         return UnsupportedError(f"this value of {path} is not supported: {reasons[name]}", param=name)
-    if re.search(r"\.content\[\d+\]\.type$", path):
+    if re.search(r"\.(content|output)\[\d+\]\.type$", path):
         kind_of = what.removeprefix("Invalid value ")[:_SHOWN]
         return UnsupportedError(f"{path}: content of type {kind_of} is not supported; send text", param=path)
     reason = what.replace("`", "").replace(" | null", "")[:_SHOWN]

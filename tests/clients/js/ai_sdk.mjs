@@ -54,6 +54,7 @@ const thinking = streamText({ model: scripted, prompt: "Think" });
 await thinking.consumeStream();
 assert.deepEqual([await thinking.reasoningText, await thinking.text], ["Two and two.", "Four."]);
 
+const thoughts = ({ messages }) => messages.flatMap(({ content }) => content).filter(({ type }) => type === "reasoning");
 const messages = createAnthropic({ baseURL: replay, apiKey: "none" })("scripted");
 const budget = { anthropic: { thinking: { type: "enabled", budgetTokens: 1024 } } };
 const asked = { model: messages, maxOutputTokens: 2048, tools, stopWhen: stepCountIs(3), providerOptions: budget };
@@ -66,6 +67,7 @@ for (const [question, answer, reasoning] of [
   const telling = streamText({ ...asked, prompt: question });
   await telling.consumeStream();
   assert.deepEqual([await telling.text, await telling.reasoningText], [answer, reasoning]);
+  assert.deepEqual(thoughts(await telling.response), thoughts(told.response)); // what a later turn sends back
 }
 
 const { embeddings } = await embedMany({ model: connect(minilm).textEmbeddingModel("minilm"), values: ["a cat", "a kitten"] });
