@@ -88,6 +88,7 @@ class FakeLLM:
         self.failure: Exception = EngineDeadError("the engine process ended")
         self.row_error: str | None = None
         self.overloaded = False
+        self.retry_after = 7
         self.start_error: Exception | None = None
         self.start_gate: asyncio.Event | None = None
         self.most_running = 0
@@ -152,7 +153,7 @@ class FakeLLM:
         judged: Any = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         if self.overloaded:
-            raise OverloadedError("the queue is full", retry_after=7)
+            raise OverloadedError("the queue is full", retry_after=self.retry_after)
         limits = Limits(vocab_size=258, max_model_len=MAX_MODEL_LEN, tokenizer=self.tokenizer, eos_token_ids=(EOS,))
         request = make_request(
             prompt, params, limits=limits, request_id=request_id, priority=priority, cache_salt=cache_salt

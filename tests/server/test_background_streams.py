@@ -35,7 +35,9 @@ def test_a_stream_is_left_and_gone_on_with(server: LiveServer, llm: FakeLLM) -> 
     llm.delay = 0.01
     with server.openai() as client:
         name, seen = begin(client, 10, max_output_tokens=40)
-        assert [event.type for event in seen[:2]] == ["response.created", "response.in_progress"]
+        kinds = ["response.created", "response.queued", "response.in_progress"]
+        assert [event.type for event in seen[:3]] == kinds
+        assert [event.response.status for event in seen[:3]] == ["queued", "queued", "in_progress"]
         assert seen[0].response.background
         assert llm.running  # nobody reads it
         rest = list(client.responses.retrieve(name, stream=True, starting_after=seen[-1].sequence_number))
@@ -118,6 +120,26 @@ def test_failures(server: LiveServer, llm: FakeLLM) -> None:
         assert last.type == "response.failed"
         assert "shutting down" in last.response.error.message  # type: ignore[union-attr]
         wait_for(lambda: not len(server.app.traffic))
+
+
+def test_a_full_queue_is_waited_for(server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there to send it again."""
+    llm.overloaded, llm.retry_after = True, 0
+    with server.openai() as client:
+        name, _ = begin(client, 2, max_output_tokens=3)
+        other = client.responses.create(**ASK, max_output_tokens=3).id
+        assert [client.responses.retrieve(one).status for one in (name, other)] == ["queued", "queued"]
+        ended = client.responses.create(**ASK, max_output_tokens=3).id
+        assert client.responses.cancel(ended).status == "cancelled"
+        llm.overloaded = False
+        assert list(client.responses.retrieve(name, stream=True))[-1].response.output_text == ANSWER[:3]  # type: ignore[union-attr]
+        wait_for(lambda: client.responses.retrieve(other).status == "incomplete")
+        llm.overloaded, llm.retry_after = True, 7
+        monkeypatch.setattr("octavo.server.openai.responses.background.PATIENCE_S", 5.0)
+        failed = list(client.responses.create(**ASK, stream=True))[-1]
+        assert failed.type == "response.failed"
+        assert failed.response.error.message == "the queue is full"  # type: ignore[union-attr]
+        assert not llm.running
 
 
 def test_it_stays_alive(server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from octavo.base.errors import OctavoError, OverloadedError
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import RequestOutputKind
+from octavo.server.batch.run import PATIENCE_S
 from octavo.server.errors import describe
 from octavo.server.exchange import Exchange
 from octavo.server.openai.convert import Generation
@@ -109,5 +110,13 @@ class _Job:
         self._keep(self._builder.piece(number, output))
 
     async def _make(self) -> None:
-        async with Results(self._services, self._generation) as results:
-            await results.collect(self._take)
+        patience = PATIENCE_S
+        while True:
+            try:
+                async with Results(self._services, self._generation) as results:
+                    return await results.collect(self._take)
+            except OverloadedError as error:
+                patience -= error.retry_after
+                if self._builder.response.status != "queued" or patience < 0 or self._services.traffic.draining:
+                    raise
+                await asyncio.sleep(error.retry_after)

@@ -69,12 +69,12 @@ class ResponseBuilder:
 
     def start(self) -> bytes:
         """The first two events."""
-        return self._whole("response.created") + self._whole("response.in_progress")
+        return self._whole("response.created") + self._whole(f"response.{self.response.status}")
 
     def piece(self, number: int, output: RequestOutput) -> bytes:
         """The events of an output."""
         self._count.take(number, output)
-        events = []
+        events = [self._begun()]
         for choice in output.outputs:
             begun = [call for call in choice.tool_calls if call.name]
             events += [self._call(call) for call in choice.tool_calls if not call.name]
@@ -86,6 +86,12 @@ class ResponseBuilder:
             if choice.finish_reason is not None:
                 self._finish = choice
         return b"".join(events)
+
+    def _begun(self) -> bytes:
+        if self.response.status != "queued":
+            return b""
+        self.response.status = "in_progress"
+        return self._whole("response.in_progress")
 
     def end(self) -> bytes:
         """The last item is done, and so is the response."""
@@ -265,7 +271,7 @@ def new_response(request: ResponsesRequest, generation: Generation) -> ResponseO
     return ResponseObject(
         id=new_id("resp"),
         created_at=generation.created,
-        status="in_progress",
+        status="queued" if request.background else "in_progress",
         background=bool(request.background),
         instructions=request.instructions,
         max_output_tokens=request.max_output_tokens,
