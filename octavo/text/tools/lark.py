@@ -53,8 +53,7 @@ class Lark:
 
     def __init__(self, special: Mapping[str, int]) -> None:
         self._ids = special
-        spelled = sorted(filter(_TOKEN.fullmatch, special), key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, spelled)) + ")") if spelled else None
+        self._lengths = sorted({len(token) for token in special}, reverse=True)
         self._rules: dict[str, str] = {"TEXT": r"/(?s:.*)/"}
 
     def rule(self, name: str, body: str) -> str:
@@ -68,17 +67,28 @@ class Lark:
 
     def text(self, text: str) -> str:
         """A fixed text."""
-        parts = self._special.split(text) if self._special else [text]
-        return " ".join(self._named(part) if part in self._ids else quoted(part) for part in parts if part)
+        parts, begin, at = [], 0, 0
+        while at < len(text):
+            token = self._token(text, at)
+            if token:
+                parts += [quoted(text[begin:at])] * (begin < at) + [self._named(token)]
+                begin = at + len(token)
+            at += len(token) or 1
+        return " ".join(parts + [quoted(text[begin:])] * (begin < at))
+
+    def _token(self, text: str, at: int = 0) -> str:
+        """The longest special token that stands there; "" where none does."""
+        # by lengths, not by one pattern of all: there may be thousands, of few lengths
+        found = (text[at : at + length] for length in self._lengths)
+        return next((part for part in found if part in self._ids and _TOKEN.fullmatch(part)), "")
 
     def _named(self, token: str) -> str:
         return token if _NAME.fullmatch(token) else f"<[{self._ids[token]}]>"
 
     def upto(self, end: str, text: str = "TEXT") -> str:
         """Any text up to and with a marker, which does not occur before. text: the name of what any text is."""
-        if self._special and (found := self._special.match(end)):
-            rest = self.text(end[found.end() :])
-            return f"{text} {self._named(found[0])} {rest}"
+        if token := self._token(end):
+            return f"{text} {self._named(token)} {self.text(end[len(token) :])}"
         name = f"upto_{len(self._rules)}"
         self.rule(f"{name}[lazy]", f"{text} {quoted(end)}")
         return name
