@@ -25,7 +25,7 @@ from octavo.api.pooling import (
     default_task,
     match_pairs,
 )
-from octavo.api.progress import Bar, GenerationBar, LoadingBar
+from octavo.api.progress import Bar, GenerationBar, LoadingBar, PromptBar
 from octavo.api.prompts import Prompt, PromptType, parse_conversations, parse_prompts
 from octavo.api.rows import Rows
 from octavo.api.stepper import Row, Stepper
@@ -215,16 +215,23 @@ class LLM:
         known = {text.text: out for text, out in zip(texts, found, strict=True)}
         return [cosine_score(known[pair.first], known[pair.second]) for pair in pairs]
 
-    def stream(self, prompt: PromptType, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
-        """One prompt's RequestOutputs as they come (params.output_kind says whole or deltas). Closing it aborts."""
+    def stream(
+        self, prompt: PromptType, sampling_params: SamplingParams | None = None, *, use_tqdm: bool = False
+    ) -> Iterator[RequestOutput]:
+        """One prompt's RequestOutputs as they come (params.output_kind says whole or deltas). Closing it aborts.
+
+        use_tqdm: whether to show on a terminal how much of the prompt has been read, until there is an output.
+        """
         (row,) = parse_prompts(prompt)
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         progress = self._rows.generation(row, params)
         self._open_engine()
         recorder = self._record(progress, streaming=True)
+        bar = PromptBar(len(progress.request.prompt_token_ids), shown=use_tqdm)
         try:
-            with closing(self._stepper.stream(progress)) as outputs:
+            with closing(bar), closing(self._stepper.stream(progress, on_step=bar.update)) as outputs:
                 for output in outputs:
+                    bar.close()
                     with self._stepper.lock:  # of other threads' requests, too, there is one registry
                         recorder.take(output)
                     yield output
@@ -355,16 +362,10 @@ class LLM:
         return self._engine
 
     def _encode(
-        self,
-        prompts: Sequence[Prompt | Pair],
-        pooling_params: Any,
-        *,
-        task: PoolingTask | None,
-        use_tqdm: Bar,
-        **unused: Any,
+        self, prompts: Sequence[Prompt | Pair], params: Any, *, task: PoolingTask | None, use_tqdm: Bar, **unused: Any
     ) -> list[AnyPoolingOutput]:
         check_unused(unused, *OF_CALLS)
-        outputs = self._finish(self._rows.poolings(prompts, pooling_params, task=task), use_tqdm=use_tqdm)
+        outputs = self._finish(self._rows.poolings(prompts, params, task=task), use_tqdm=use_tqdm)
         with self._stepper.lock:
             for output in outputs:
                 self._requests.pooled(output)
@@ -389,7 +390,6 @@ class LLM:
         return RequestRecorder(self._requests, row.request.params, streaming=streaming)
 
     def _finish(self, rows: Sequence[Row[Result]], *, use_tqdm: Bar) -> list[Result]:
-        """Run rows to their ends."""
         with GenerationBar(len(rows), shown=use_tqdm) as bar:
             return self._stepper.run(rows, on_end=bar.update)
 

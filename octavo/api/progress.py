@@ -1,4 +1,5 @@
-"""Progress in, bars on a terminal out: LoadingBar while a model is read, GenerationBar while a batch runs."""
+"""Progress in, bars out: LoadingBar while a model is read, PromptBar while a prompt is, GenerationBar while a batch
+runs."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from octavo.api.pooling import PoolingProgress
 
 Bar = bool | Callable[..., Any]
 """Whether to show a bar, or what makes one in place of tqdm: called with total, desc and dynamic_ncols."""
+QUICK = 128  # tokens of a prompt that are read before anybody wonders
 
 
 class LoadingBar:
@@ -42,6 +44,31 @@ class LoadingBar:
         self._close()
 
     def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class PromptBar:
+    """How much of a prompt has been read, until there is an answer; silent where stderr is no terminal."""
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        self._bar: Any = None
+        self._total = total
+        self._shown = shown and sys.stderr is not None and sys.stderr.isatty()
+
+    def update(self, done: int) -> None:
+        """So many of its tokens have been read, or were found in the cache."""
+        left = self._total - done
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        elif self._shown and left > QUICK:
+            name, unit = "Reading the prompt", " tokens"
+            self._bar = _tqdm(total=self._total, initial=done, desc=name, unit=unit, leave=False, dynamic_ncols=True)
+
+    def close(self) -> None:
+        """There is an answer: take it off the terminal, for good."""
+        self._shown = False
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -70,8 +70,10 @@ class Stepper:
             self._forget(batch)
         return [result for row in rows if (result := row.take()) is not None]
 
-    def stream(self, row: Row[Result]) -> Generator[Result, None, None]:
-        """What comes of a row, as it comes. Closing it aborts."""
+    def stream(
+        self, row: Row[Result], *, on_step: Callable[[int], None] = lambda num_read: None
+    ) -> Generator[Result, None, None]:
+        """What comes of a row, as it comes. Closing it aborts. on_step: called after steps, with Engine.num_read."""
         batch = _Batch([row], lambda row: None)
         try:
             while True:
@@ -83,7 +85,7 @@ class Stepper:
                 if batch.error is not None:
                     raise batch.error
                 if result is None:
-                    self._advance(batch)
+                    on_step(self._advance(batch).num_read(row.request.request_id))
         finally:
             self._forget(batch)
 
@@ -93,7 +95,7 @@ class Stepper:
             raise ConfigError("the LLM of this call is gone")
         return open_engine()
 
-    def _advance(self, batch: _Batch) -> None:
+    def _advance(self, batch: _Batch) -> Engine:
         """Queue what the engine takes of the batch, then run one step, for whichever batches are under way."""
         with self.lock, interrupt_after():
             engine = self._engine()
@@ -104,6 +106,7 @@ class Stepper:
                 raise RequestFailedError(f"the engine is idle and {batch.left} requests have not ended")
             for output in engine.step():
                 self._take(engine, output)
+        return engine
 
     def _take(self, engine: Engine, output: Output) -> None:
         row, batch = self._alive.get(output.request_id, (None, None))

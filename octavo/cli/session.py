@@ -48,8 +48,9 @@ class Speed:
         """For people: tokens, their rate after the first, the time to the first, why it ended."""
         rate = (self.tokens - 1) / (self._last - self._first) if self._last > self._first else 0.0
         speed = f", {rate:.1f} tokens/s" if rate else ""
+        first = f", first after {self._first - self._start:.2f} s" if self._first else ""
         why = {"length": ", cut off by the length limit", None: ", stopped"}.get(finish_reason, "")
-        return f"[{self.tokens} tokens{speed}, first after {max(self._first - self._start, 0):.2f} s{why}]"
+        return f"[{self.tokens} tokens{speed}{first}{why}]"
 
 
 def write_answer(llm: LLM, prompt: str | list[int], params: SamplingParams, *, speed: bool, once: bool = True) -> str:
@@ -61,7 +62,7 @@ def write_answer(llm: LLM, prompt: str | list[int], params: SamplingParams, *, s
     meter, pieces = Speed(), []
     reason: str | None = None
     interrupted = False
-    stream = llm.stream(prompt, params)
+    stream = llm.stream(prompt, params, use_tqdm=True)
     try:
         for output in stream:
             if output.error is not None:

@@ -210,6 +210,11 @@ class Engine:
         """Requests of which any sequence waits, whatever runs of them; `stats` and the metrics count sequences."""
         return self.scheduler.waiting.num_requests
 
+    def num_read(self, request_id: str) -> int:
+        """Tokens of a request's first sequence that steps have run, or that were found cached; 0 where it has ended."""
+        sequences = self._requests.get(request_id)
+        return sequences[0].num_confirmed if sequences else 0
+
     def _retry_after(self) -> int:
         """Seconds until what waits now has begun, at the rate of late.
 

@@ -19,14 +19,14 @@ def resolved(max_position: int = 512, **given: Any) -> EngineConfig:
 def test_defaults() -> None:
     config = resolved()
     assert config.model.max_model_len == 512
-    assert config.scheduler.max_num_batched_tokens == 2048
+    assert config.scheduler.max_num_batched_tokens == 512
     assert config.scheduler.max_num_mixed_tokens == 256
     assert config.scheduler.max_num_queued_reqs == 256
     assert resolved(max_num_seqs=100).scheduler.max_num_queued_reqs == 400
     assert resolved(max_num_seqs=4000).scheduler.max_num_batched_tokens == 4000
     whole = resolved(9000, enable_chunked_prefill=False).scheduler
     assert (whole.max_num_batched_tokens, whole.max_num_mixed_tokens) == (9000, 9000)
-    assert resolved(max_num_mixed_tokens=9000).scheduler.max_num_mixed_tokens == 2048
+    assert resolved(max_num_mixed_tokens=9000).scheduler.max_num_mixed_tokens == 512
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,20 @@ def test_stats_count() -> None:
     assert (stats.prompt_tokens, stats.prefix_queries, stats.prefix_hits) == (27, 18, 8)  # c is not looked up
 
 
+def test_num_read_counts_steps_that_are_done_and_what_was_cached() -> None:
+    made = engine(max_num_tokens=8)
+    made.add(make_request("a", [1] * 20, max_tokens=2))
+    seen = []
+    while made.has_work():
+        made.step()
+        seen.append(made.num_read("a"))
+    assert seen == [0, 8, 16, 20, 0]
+    made.add(make_request("b", [1] * 20, max_tokens=2))
+    made.step()
+    assert (made.num_read("b"), made.num_read("nobody")) == (16, 0)
+    run(made)
+
+
 def test_calls() -> None:
     made = engine()
     made.add(make_request("a", [1] * 9, max_tokens=3))

@@ -137,7 +137,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     max_num_seqs: Annotated[int, _d("Most sequences in one step.", ge=1, le=4096)] = 64
     max_num_batched_tokens: Annotated[
-        Positive | None, _d("Most tokens in one step; where not given 2048 on a CPU and 8192 on a GPU.")
+        Positive | None, _d("Most tokens in one step; where not given 512 on a CPU and 8192 on a GPU.")
     ] = None
     max_num_mixed_tokens: Annotated[
         Positive | None,

@@ -12,7 +12,7 @@ from octavo.base.config.config import AUTO_LENGTH, PARTS, EngineConfig, ModelCon
 from octavo.base.config.options import build_struct
 from octavo.base.errors import ConfigError
 
-DEFAULT_BATCHED_TOKENS, DEFAULT_BATCHED_TOKENS_GPU = 2048, 8192
+DEFAULT_BATCHED_TOKENS, DEFAULT_BATCHED_TOKENS_GPU = 512, 8192
 DEFAULT_MIXED_TOKENS = 256
 MIXED_PROMPT_TOKENS_GPU = 640  # a step of 256 rows of a small model takes 1.4 times as long with them
 DEFAULT_BLOCK_SIZE, DEFAULT_BLOCK_SIZE_GPU = 16, 64
