@@ -6,6 +6,7 @@ Concrete classes are imported where they are made, so that a CPU never imports a
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -87,11 +88,12 @@ def open_model(
     located = locate(engine, progress=progress, with_weights=with_weights, on_listing=sizes.append).model
     path = Path(located.model)
     wanted = with_text and not config.skip_tokenizer_init
+    ours = path.is_file() and os.path.exists(os.path.expanduser(config.model))  # no header of the hub's: it is whole
     checkpoint = open_checkpoint(
         path,
         load_format=config.load_format,
         hf_overrides=config.hf_overrides,
-        with_weights=with_weights,
+        with_weights=with_weights or ours,
         with_tokenizer=wanted and located.tokenizer is None,
     )
     spec, labels, files = _build_spec(config, checkpoint)
@@ -193,7 +195,7 @@ def _open_template(config: ModelConfig, checkpoint: Checkpoint, tokenizer: Token
         return None
     if text is config.chat_template and "{" not in text and "\n" not in text:
         try:
-            text = Path(text).read_text("utf-8")
+            text = Path(os.path.expanduser(text)).read_text("utf-8")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "no text in UTF-8"
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The engine process's entry: `python -m octavo.api.engine_main FD DEVICE LOG_FORM`.
+"""The engine process's entry: `python -m octavo.api.engine_main FD DEVICE LOG_FORM LOG_LEVEL`.
 
 The first frame on FD is the EngineConfig.
 
@@ -36,15 +36,15 @@ def _read_exactly(sock: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def main(fd: int, device: str, form: LogForm) -> int:
+def main(fd: int, device: str, form: LogForm, level: str) -> int:
     """Serve the engine on the socket `fd`; the exit code.
 
-    device: what the config is going to name.  form: of log lines.
+    device: what the config is going to name.  form, level: of log lines.
     """
     # Ctrl-C and a service manager's SIGTERM reach the whole process group, but draining needs the engine
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    set_up_logging(form=form)
+    set_up_logging(level, form=form)
     with socket.socket(fileno=fd) as sock:
         prepare(device)
         try:
@@ -55,4 +55,4 @@ def main(fd: int, device: str, form: LogForm) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2], "json" if sys.argv[3] == "json" else "text"))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2], "json" if sys.argv[3] == "json" else "text", sys.argv[4]))

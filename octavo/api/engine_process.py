@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from octavo.api.log import log_form
+from octavo.api.log import log_form, log_level
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,14 @@ class EngineProcess:
 def spawn(device: str) -> EngineProcess:
     """Start engine_main.py, which imports what the device (DeviceConfig.device) needs while it waits for its config.
 
-    It imports from where this process does, and logs in the same form.
+    It imports from where this process does, and logs in the same form and at the same level.
     """
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
     ours, theirs = socket.socketpair()
     with theirs:
+        arguments = [str(theirs.fileno()), device, log_form(), log_level()]
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "octavo.api.engine_main", str(theirs.fileno()), device, log_form()],
+            [sys.executable, "-P", "-m", "octavo.api.engine_main", *arguments],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment,

@@ -73,3 +73,8 @@ def log_form() -> LogForm:
     """The form that was set up: a child process logs in the same."""
     handlers = logging.getLogger("octavo").handlers
     return "json" if any(isinstance(handler.formatter, JsonFormatter) for handler in handlers) else "text"
+
+
+def log_level() -> str:
+    """The level that was set up, for a child process, too; INFO in a program that has set none."""
+    return logging.getLevelName(logging.getLogger("octavo").level or logging.INFO)

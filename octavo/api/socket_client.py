@@ -197,7 +197,8 @@ class SocketClient(asyncio.Protocol):
             for message in self._messages:
                 self._handle(message)
         if self._process is not None and not self._closing:
-            threading.Thread(target=_reap, args=(self._process,), name="octavo-reap", daemon=True).start()
+            given = (self._process, self._fatal is not None)
+            threading.Thread(target=_reap, args=given, name="octavo-reap", daemon=True).start()
         self._lose(self._fatal or EngineDeadError("the engine process ended; try again"))
 
     def _lose(self, error: OctavoError) -> None:
@@ -213,6 +214,8 @@ class SocketClient(asyncio.Protocol):
             self._on_lost(error)
 
 
-def _reap(process: EngineProcess) -> None:
-    """The socket closed: see the process ended, and say how."""
-    logger.error("the engine process %d ended with exit code %d", process.pid, process.end(2.0))
+def _reap(process: EngineProcess, told: bool) -> None:
+    """The socket closed: see the process ended, and say how, unless it has told why."""
+    code = process.end(2.0)
+    if not told:
+        logger.error("the engine process %d ended with exit code %d", process.pid, code)

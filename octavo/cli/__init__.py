@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
 def _dispatch(arguments: list[str], *, debug: bool) -> int:
     """The exit code; what was printed is written out by then, so that a failure of it is met here."""
     try:
+        if arguments[:1] == ["help"] and len(arguments) > 1:
+            arguments = [*arguments[1:], "--help"]
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(_help())
             return 0 if arguments else USER_ERROR

@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
         question = read_stdin()
     if question is not None and not (question := question.strip()):
         raise InputError("the question is empty", param="question")
+    take_sampling(values, SamplingParams())  # a mistake ends it before the model
     with open_llm(config) as llm:
         params = take_sampling(values, _unlimited(llm))
         conversation = Conversation(llm, params, system=values.get("system"))
@@ -64,15 +65,19 @@ class Conversation:
 
     def ask(self, question: str, *, once: bool = False) -> str:
         """Stream the answer to stdout; a question that fails is not kept. once: Ctrl-C is the end, not the answer's."""
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        asked = [*self.messages, {"role": "user", "content": question}]
-        ids = self._llm.render_chat([*system, *asked])
+        ids = self.render(question)
         answer = write_answer(self._llm, ids, self._params, speed=sys.stderr.isatty(), once=once)
-        self.messages = [*asked, {"role": "assistant", "content": answer}]
+        self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return answer
+
+    def render(self, question: str) -> list[int]:
+        """The prompt of a question, in token ids."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return self._llm.render_chat([*system, *self.messages, {"role": "user", "content": question}])
 
 
 def _talk(conversation: Conversation) -> int:
+    conversation.render(HELP)  # a model that cannot chat says so now
     _line_editing()
     print(HELP, file=sys.stderr)
     while True:

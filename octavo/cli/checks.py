@@ -188,7 +188,7 @@ def _options(patient: Patient) -> Result:
     if server.otlp_traces_endpoint is not None:
         check_endpoint(server.otlp_traces_endpoint)
     if server.batch_dir is not None:
-        status, cause, _ = _writable(Path(server.batch_dir), "batches cannot be kept", "")
+        status, cause, _ = _writable(Path(os.path.expanduser(server.batch_dir)), "batches cannot be kept", "")
         if status != "ok":
             return "fails", cause, _OPTIONS["batch_dir"]
     return "ok", "none is refused", ""

@@ -7,6 +7,7 @@ import sys
 import msgspec
 
 from octavo.base.errors import InputError
+from octavo.base.types.sampling import SamplingParams
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_sampling
 from octavo.cli.session import open_llm, take_varied, write_answer
 from octavo.cli.streams import read_stdin
@@ -27,6 +28,7 @@ def main(arguments: list[str]) -> int:
     text = read_stdin().removesuffix("\n") if text in (None, "-") else text
     if not text:
         raise InputError("the text to continue is empty", param="text")
+    take_sampling(values, SamplingParams())  # a mistake ends it before the model
     with open_llm(config) as llm:
         default = msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=MAX_TOKENS)
         write_answer(llm, text, take_sampling(values, default), speed=sys.stderr.isatty())

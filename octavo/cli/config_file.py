@@ -8,6 +8,7 @@ from typing import Any
 
 from octavo.base.errors import ConfigError, OctavoError
 from octavo.cli.flags import Parser
+from octavo.cli.output import as_path
 
 _NOT_THERE = ("config", "debug", "help", "json")
 
@@ -18,7 +19,7 @@ def with_file(parser: Parser, values: dict[str, Any]) -> dict[str, Any]:
     if path is None:
         return values
     given = {name: value for name, value in values.items() if value is not None}
-    found = {name: value for name, value in _read(parser, Path(path)).items() if value is not None}
+    found = {name: value for name, value in _read(parser, as_path(path)).items() if value is not None}
     if given.keys() & {"model", "model_argument"}:
         found.pop("model", None)
     return {**found, **given}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
@@ -15,7 +14,7 @@ from octavo.base.errors import ConfigError, InputError
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_engine, take_sampling
-from octavo.cli.output import check_writable, replacing
+from octavo.cli.output import as_path, check_writable, replacing
 from octavo.cli.session import open_llm
 from octavo.cli.streams import read_stdin
 
@@ -58,7 +57,7 @@ def _read_prompts(given: list[str], path: str | None) -> list[Any]:
     if given:
         return list(given)
     try:
-        text = read_stdin() if path in (None, "-") else Path(str(path)).read_text("utf-8-sig")
+        text = read_stdin() if path in (None, "-") else as_path(str(path)).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--input {path} cannot be read: {error}", param="--input") from None
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]  # no other character ends a line
@@ -99,7 +98,7 @@ def _check_output(given: str | None, path: str | None) -> None:
     if path in (None, "-"):
         return
     check_writable("--output", path)
-    source, target = Path(str(given)), Path(str(path)).expanduser()
+    source, target = as_path(str(given)), as_path(str(path))
     if given not in (None, "-") and source.exists() and target.exists() and source.samefile(target):
         raise ConfigError(f"--output {path} is the input file, too; name another file", param="--output")
 

@@ -13,11 +13,16 @@ from typing import TextIO
 from octavo.base.errors import ConfigError
 
 
+def as_path(text: str) -> Path:
+    """A path of the command line; a shell leaves the ~ of --option=~/file to us."""
+    return Path(os.path.expanduser(text))  # Path.expanduser() raises where there is no such user
+
+
 def check_writable(name: str, path: str | None) -> None:
     """ConfigError, before anything is run, where the file could not be written. name: the flag."""
     if path is None:
         return
-    target = Path(path).expanduser()
+    target = as_path(path)
     folder = target.absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"{name} {path}: the folder {folder} does not exist; make it first", param=name)
@@ -41,7 +46,7 @@ def replacing(path: str) -> Iterator[TextIO]:
 
     A pipe or a device is written as it is.
     """
-    target = Path(path).expanduser()
+    target = as_path(path)
     if _is_special(target):
         with target.open("w", encoding="utf-8") as file:
             yield file

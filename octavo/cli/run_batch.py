@@ -18,6 +18,7 @@ from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.config.options import build_struct, options
 from octavo.base.errors import ConfigError, EngineDeadError, InputError
 from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
+from octavo.cli.output import as_path
 
 if TYPE_CHECKING:
     from octavo.server.batch.lines import BatchLine, BatchResult
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
     add_options(parser.add_argument_group("request options"), [table[name] for name in OPTIONS])
     add_engine(parser)
     values = parser.parse(arguments)
-    source, target = Path(values.pop("input_file")), Path(values.pop("output_file"))
+    source, target = as_path(values.pop("input_file")), as_path(values.pop("output_file"))
     server: ServerConfig = build_struct(ServerConfig, {name: values.pop(name) for name in OPTIONS if name in values})
     config = take_engine(values)
     known = _check(source, target, server.max_body_bytes)
@@ -126,6 +127,8 @@ def _go_on(target: Path, known: set[str]) -> tuple[_Count, frozenset[str]]:
     """What the output holds already, without a torn last line."""
     from octavo.server.batch.lines import cut_off, read_done
 
+    if target.is_char_device():  # /dev/null, a terminal: nothing was kept, and reading might not end
+        return _Count(len(known), 0, 0), frozenset()
     try:
         found = read_done(target)
         if not found.answers.keys() <= known:

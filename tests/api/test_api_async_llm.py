@@ -496,7 +496,7 @@ def test_close_does_not_wait_for_one_that_wakes_up(llama: str, monkeypatch: pyte
     ],
 )
 def test_what_stops_the_engine_from_starting_is_raised_by_its_class(
-    llama: str, options: dict[str, Any], error: type[Exception], words: str
+    llama: str, options: dict[str, Any], error: type[Exception], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
         llm = AsyncLLM(llama, **{**OPTIONS, **options})
@@ -505,6 +505,10 @@ def test_what_stops_the_engine_from_starting_is_raised_by_its_class(
         assert llm.state == "dead"
 
     asyncio.run(body())
+    for thread in threading.enumerate():
+        if thread.name == "octavo-reap":
+            thread.join(10)
+    assert "exit code" not in caplog.text  # that it was killed then is no news, and reads as a crash
 
 
 def test_errors_cross_by_name() -> None:

@@ -33,7 +33,6 @@ PROMPT = b"> "
 
 def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    assert all(name in capsys.readouterr().out or not name for name in [""])
     assert main([]) == 2
     shown = capsys.readouterr().out
     assert all(name in shown for name in COMMANDS)
@@ -235,6 +234,7 @@ def test_chat_conversation(llama: str, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert main(["chat", llama, "--max-tokens", "4", *SMALL]) == 0
     roles = [[message["role"] for message in messages] for messages in rendered]
     assert roles == [
+        ["user"],  # whether the model can chat
         ["user"],
         ["user", "assistant", "user"],
         ["system", "user"],

@@ -53,6 +53,6 @@ def test_the_engine_process_logs_in_the_same_form(lines: Lines) -> None:
     assert log_form() == "json"
     process = spawn("cpu")
     try:
-        assert process.process.args[-1] == "json"  # type: ignore[index]
+        assert process.process.args[-2:] == ["json", "DEBUG"]  # type: ignore[index]
     finally:
         process.drop()

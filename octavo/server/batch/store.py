@@ -51,7 +51,7 @@ class BatchStore:
         self._kept: dict[str, Kept] = {}
         self._num_files = self._num_bytes = 0
         if folder is not None:
-            self._folder = Path(folder)
+            self._folder = Path(os.path.expanduser(folder))
             self._load()
 
     @property
