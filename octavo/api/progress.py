@@ -17,7 +17,7 @@ QUICK = 128  # tokens of a prompt that are read before anybody wonders
 
 
 class LoadingBar:
-    """A base.types.ports.Progress: one tqdm bar for each thing that is loaded; silent where stderr is no terminal.
+    """A base.types.ports.Progress: one tqdm bar for the bytes of each thing; silent where stderr is no terminal.
 
     draws: whether it shows bars; what calls it then shows none of its own.
     """
@@ -33,7 +33,7 @@ class LoadingBar:
             return
         if what != self._what or self._bar is None:
             self._close()
-            self._what, self._bar = what, _tqdm(total=total, desc=what, leave=False, unit_scale=True)
+            self._what, self._bar = what, _tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False)
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 

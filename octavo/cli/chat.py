@@ -114,7 +114,8 @@ def _command(conversation: Conversation, line: str) -> bool:
         conversation.system, conversation.messages = rest.strip() or None, []
         print("(a new conversation, with this system prompt)" if rest.strip() else "(none)", file=sys.stderr)
     else:
-        print(HELP, file=sys.stderr)
+        known = name in ("/help", "/?")
+        print(HELP if known else f"there is no command {name}; {HELP}", file=sys.stderr)
     return True
 
 

@@ -32,7 +32,9 @@ def give_up() -> None:
 
 
 def read_stdin() -> str:
-    """All of stdin. ConfigError where it is no text."""
+    """All of stdin, which a person who types is told of. ConfigError where it is no text."""
+    if sys.stdin.isatty():
+        print("(reading from the terminal: Ctrl-D on a line of its own ends it)", file=sys.stderr)
     try:
         text = sys.stdin.read()
         text.encode()  # in some locales, bytes that are no text come as surrogates

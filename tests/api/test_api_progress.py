@@ -78,6 +78,16 @@ def test_what_is_read_at_once_and_what_no_terminal_shows(stepping: LLM, monkeypa
     assert not bars
 
 
+def test_what_is_loaded_is_told_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[dict[str, Any]] = []
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "_tqdm", lambda **given: options.append(given) or Bar(initial=0, **given))
+    with progress.LoadingBar() as bar:
+        bar("weights", 0, 10)
+    assert [(given["desc"], given["unit"], given["leave"]) for given in options] == [("weights", "B", False)]
+
+
 def test_an_interrupt_takes_the_bar_away(stepping: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     bars = watch(monkeypatch)
 

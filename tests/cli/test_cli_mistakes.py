@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from weight_files import write_gguf
 
-from octavo.cli import COMMANDS, main, run_batch
+from octavo.cli import COMMANDS, chat, main, run_batch
 from octavo.cli.output import as_path
 
 SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M"]
@@ -48,6 +49,26 @@ def test_a_model_that_cannot_chat_says_so_before_it_asks(
     assert main(["chat", str(folder), *SMALL]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no chat template" in line
+
+
+def test_who_types_is_told_what_is_waited_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("complete", "generate"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+        assert main([name, "/nowhere"]) == 2
+        hint, fault = capsys.readouterr().err.splitlines()
+        assert "Ctrl-D" in hint
+        assert fault.startswith(f"octavo {name}: ")
+
+
+def test_a_question_that_looks_like_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    conversation: Any = None
+    assert chat._command(conversation, "/etc/hosts: what is it?")
+    assert capsys.readouterr().err.startswith("there is no command /etc/hosts:; /exit leaves")
+    assert chat._command(conversation, "/help")
+    assert capsys.readouterr().err == chat.HELP + "\n"
 
 
 @pytest.fixture
