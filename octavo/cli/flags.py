@@ -54,6 +54,8 @@ class Parser(argparse.ArgumentParser):
         """argparse calls this for a mistake on the command line."""
         for name, text in self._texts.items():
             message = message.replace(name, text)
+        # unknown flags were refused before: these are texts
+        message = message.replace("unrecognized arguments", "too many arguments (a text of several words needs quotes)")
         raise ConfigError(f"{message} ({self.prog} --help lists the options)")
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:

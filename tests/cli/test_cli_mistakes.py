@@ -63,6 +63,11 @@ def test_who_types_is_told_what_is_waited_for(
         assert fault.startswith(f"octavo {name}: ")
 
 
+def test_a_text_without_quotes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "m", "what", "is", "love"]) == 2
+    assert "too many arguments (a text of several words needs quotes): is love" in capsys.readouterr().err
+
+
 def test_a_question_that_looks_like_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     conversation: Any = None
     assert chat._command(conversation, "/etc/hosts: what is it?")
