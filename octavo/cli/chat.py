@@ -32,11 +32,11 @@ def main(arguments: list[str]) -> int:
     values = parser.parse(arguments)
     shift_model(values, "question")
     config, question = take_varied(values), values.pop("question")
+    take_sampling(values, SamplingParams())  # a mistake ends it before a text is asked for, or the model loaded
     if question == "-" or (question is None and not sys.stdin.isatty()):
         question = read_stdin()
     if question is not None and not (question := question.strip()):
         raise InputError("the question is empty", param="question")
-    take_sampling(values, SamplingParams())  # a mistake ends it before the model
     with open_llm(config) as llm:
         params = take_sampling(values, _unlimited(llm))
         conversation = Conversation(llm, params, system=values.get("system"))

@@ -25,10 +25,10 @@ def main(arguments: list[str]) -> int:
     values = parser.parse(arguments)
     shift_model(values, "text")
     config, text = take_varied(values), values.pop("text")
+    take_sampling(values, SamplingParams())  # a mistake ends it before a text is asked for, or the model loaded
     text = read_stdin().removesuffix("\n") if text in (None, "-") else text
     if not text:
         raise InputError("the text to continue is empty", param="text")
-    take_sampling(values, SamplingParams())  # a mistake ends it before the model
     with open_llm(config) as llm:
         default = msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=MAX_TOKENS)
         write_answer(llm, text, take_sampling(values, default), speed=sys.stderr.isatty())

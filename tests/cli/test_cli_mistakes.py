@@ -29,9 +29,13 @@ def test_help_of_a_command_by_its_name(name: str, capsys: pytest.CaptureFixture[
     assert "did you mean plan?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["chat", "complete", "generate"])
-def test_sampling_is_checked_before_the_model(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name, "/nowhere", "text", "--top-p", "3"]) == 2
+@pytest.mark.parametrize("arguments", [["chat", "/nowhere", "-"], ["complete", "/nowhere"], ["generate", "/nowhere"]])
+def test_sampling_is_checked_before_anything_is_read(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("text"))
+    monkeypatch.setattr(sys.stdin, "read", lambda: pytest.fail("it is read"), raising=False)
+    assert main([*arguments, "--top-p", "3"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "top_p must be" in line
 
