@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-WINDOW = 30.0  # seconds over which the rate is measured
+WINDOW = 30.0  # seconds over which the rate is measured, or longer where samples are further apart
 _APART = 1.0  # seconds between samples, and least time to measure over
 _STILL = 10.0  # seconds in which nothing begins that tell of a jam: before, long answers may just hold every place
 LONGEST = 60
@@ -30,7 +30,7 @@ class QueueRate:
             self._samples.clear()
         if not self._samples or now - self._samples[-1][0] >= _APART:
             self._samples.append((now, done))
-        while now - self._samples[0][0] > WINDOW and len(self._samples) > 1:
+        while len(self._samples) > 1 and now - self._samples[1][0] >= WINDOW:
             self._samples.popleft()
 
     def seconds(self, waiting: int, done: int) -> int | None:

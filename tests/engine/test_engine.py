@@ -62,6 +62,8 @@ def test_an_id_in_use_is_refused_and_free_again_afterwards() -> None:
     assert caught.value.param == "request_id"
     made.step()
     made.abort(["a"])
+    made.add(make_request("a", [1], n=2, temperature=1.0))
+    made.abort(["a:0", "a:1"])
     made.add(make_request("a", [1], max_tokens=1))
     assert [out.finish_reason for out in run(made)] == ["length"]
 
@@ -158,16 +160,30 @@ def test_retry_after_is_what_waits_over_the_measured_rate() -> None:
     now += 1.5
     rate.note(400, empty=False)
     assert rate.seconds(1000, 400) == 5  # 200 a second
-    assert rate.seconds(1, 400) == 1
+    assert rate.seconds(0, 400) == rate.seconds(1, 400) == 1
     assert rate.seconds(10**9, 400) == LONGEST
-    for _ in range(100):  # ten times slower for longer than the window
+    for done in range(420, 2420, 20):  # ten times slower for longer than the window
         now += 1.0
-        rate.note(400 + 20, empty=False)
-    assert rate.seconds(1000, 420) == LONGEST, "nothing has moved"
-    rate.note(420, empty=True)
+        rate.note(done, empty=False)
+    assert rate.seconds(1000, 2400) == 50
+    for _ in range(100):
+        now += 1.0
+        rate.note(2400, empty=False)
+    assert rate.seconds(1000, 2400) == LONGEST, "nothing has moved"
+    rate.note(2400, empty=True)
     now += 2.0
-    assert rate.seconds(1000, 420) is None, "all places may be taken by long answers"
-    assert rate.seconds(100, 520) == 2, "from the time on at which a queue began"
+    assert rate.seconds(1000, 2400) is None, "all places may be taken by long answers"
+    assert rate.seconds(100, 2500) == 2, "from the time on at which a queue began"
+
+
+def test_retry_after_is_measured_where_prompts_leave_further_apart_than_the_window() -> None:
+    now = 0.0
+    rate = QueueRate(lambda: now)
+    rate.note(0, empty=True)
+    for done in (1000, 2000, 3000):
+        now += 40.0
+        rate.note(done, empty=False)
+        assert rate.seconds(500, done) == 20
 
 
 def test_a_refusal_tells_the_measured_time() -> None:
@@ -180,7 +196,7 @@ def test_a_refusal_tells_the_measured_time() -> None:
         made.step()
     now = 4.0  # two prompts of ten tokens in four seconds
     for i in range(2):
-        made.add(make_request(f"s{i}", [1] * 10, max_tokens=1))
+        made.add(make_request(f"s{i}", [1] * 10, max_tokens=1, n=2, temperature=1.0))  # of one prompt
     with pytest.raises(OverloadedError) as caught:
         made.add(make_request("late", [1]))
     assert caught.value.retry_after == 8
@@ -190,7 +206,7 @@ def test_without_a_bound_everyone_may_wait() -> None:
     made = engine(max_queued=None)
     for i in range(500):
         made.add(make_request(f"r{i}", [1]))
-    assert made.num_waiting == 500
+    assert made.num_waiting == made.stats().num_waiting == 500
 
 
 @pytest.mark.parametrize(
@@ -257,12 +273,11 @@ def test_abort_of_what_is_not_known_is_passed_over(name: str) -> None:
 
 
 def test_a_request_id_may_look_like_a_sequences_name() -> None:
-    world = World(Shape())
-    world.add(make_request("a", [1] * 3, max_tokens=3))
-    world.add(make_request("b:0", [1] * 3, max_tokens=3))
-    world.abort("b:0")
-    world.drain()
-    assert world.followed["a", 0].ended == "length"
+    made = engine()
+    for name in ("a", "a:0"):
+        made.add(make_request(name, [1] * 3, max_tokens=3))
+    made.abort(["a:0"])
+    assert {out.request_id for out in run(made)} == {"a"}
 
 
 def test_stats_count() -> None:
@@ -324,7 +339,7 @@ def test_check_sees_a_request_that_is_lost() -> None:
     made.add(make_request("a", [1]))
     made._requests.clear()
     with pytest.raises(ValueError, match="0 live sequences are known, 1 are queued"):
-        made.check()
+        made.call("check")
 
 
 def test_close_reaches_the_executor() -> None:
