@@ -96,7 +96,7 @@ class Decoder(Generic[Message]):
     def _decode(self, body: bytes) -> Message:
         try:
             return cast(Message, self._decoder.decode(body))
-        except (msgspec.MsgspecError, OctavoError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             valid = isinstance(error, msgspec.ValidationError)
             other = self._instead(body, str(error)) if valid and self._instead is not None else None
             if other is None:
@@ -164,10 +164,9 @@ class _Connection:
             return
 
     def wait(self, seconds: float) -> None:
-        """Until something can be read, or written that waits to be."""
+        """Until something can be read, or `flush` can write."""
         self._selector.modify(self.sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0))
         self._selector.select(seconds)
-        self.flush()
 
     def close(self) -> None:
         """Stop watching the socket; it stays its owner's to close."""

@@ -76,8 +76,7 @@ class Sequence:
         """What is fixed for its life, and asked for at each step."""
         request = self.request
         self.num_prompt = len(request.prompt_token_ids)
-        # a vector comes where a token would: after the prompt, once
-        self.max_length = self.num_prompt + (request.max_tokens if request.pooling is None else 1)
+        self.max_length = self.num_prompt + request.max_tokens
         self.ending = frozenset(request.eos_token_ids).union(request.params.stop_token_ids or ())
 
     @property
@@ -99,7 +98,7 @@ class Sequence:
     @property
     def wants_prompt_logprobs(self) -> bool:
         """True while prompt log probabilities are asked for and not complete: then no prefix may be skipped."""
-        return self.sampling.prompt_logprobs is not None and any(e is None for e in self.prompt_logprobs[1:])
+        return any(e is None for e in self.prompt_logprobs[1:])
 
     @property
     def row_sampling(self) -> RowSampling:

@@ -131,7 +131,6 @@ def _take_token(scheduler: Scheduler, seq: Sequence, token: int, entry: TokenLog
 
 
 def _take_pooled(scheduler: Scheduler, seq: Sequence, pooled: bytes, now: float) -> Output:
-    seq.num_pending -= 1
     seq.times.first_token = seq.times.last_token = now
     out = _output(seq, [])
     out.finish_reason, out.pooled, out.times = "stop", pooled, seq.times
