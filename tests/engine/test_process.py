@@ -401,6 +401,14 @@ def test_the_other_side_is_gone(peers: Callable[..., Peer]) -> None:
     assert peer.executor.num_closed == 1
 
 
+def test_the_other_side_is_gone_with_what_it_had_not_read(peers: Callable[..., Peer]) -> None:
+    """The socket then says that the connection was reset, instead of that it is at its end."""
+    peer = peers()
+    assert peer.sock.recv(1, socket.MSG_PEEK)
+    peer.sock.close()
+    assert peer.exit_code() == 1
+
+
 def test_a_stop_counts_though_nobody_waits_for_the_end(peers: Callable[..., Peer]) -> None:
     peer = peers()
     peer.ready()

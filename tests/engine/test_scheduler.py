@@ -164,6 +164,17 @@ def test_a_preempted_sequence_is_resumed_from_its_tokens() -> None:
     assert (row.start, row.count, row.sample) == (0, len(resumed[0].token_ids), True)
 
 
+def test_a_preempted_sequence_finds_what_it_has_computed() -> None:
+    made, plans = engine(num_blocks=11, max_num_seqs=2)
+    for name, token in (("a", 1), ("b", 0)):
+        made.add(make_request(name, [token] * 18, max_tokens=6 if name == "a" else 12))
+    while made.has_work():
+        run(made, 1)
+    (resumed,) = [begin for plan in plans for begin in plan.begins if len(begin.token_ids) > begin.num_prompt]
+    row = next(row for plan in plans if resumed in plan.begins for row in plan.rows if row.row == resumed.row)
+    assert row.start >= 16
+
+
 @pytest.mark.parametrize("prefix_caching", [False, True])
 def test_log_probabilities_of_a_prompt_are_made_once(prefix_caching: bool) -> None:
     made, plans = engine(num_blocks=10, max_num_seqs=2, prefix_caching=prefix_caching)
@@ -218,6 +229,13 @@ def test_a_prompt_that_may_preempt_begins_where_its_first_chunk_has_room() -> No
     assert made.stats().num_preemptions == 1
 
 
+def test_one_that_needs_every_block_begins_where_nobody_runs() -> None:
+    """Beside others some blocks are left to them."""
+    made, _ = engine(num_blocks=200, block_size=1, max_model_len=200, max_num_tokens=200)
+    made.add(make_request("a", [1] * 199, max_tokens=1))
+    assert [out.finish_reason for out in made.step()] == ["length"]
+
+
 def test_a_prefix_hit_leaves_one_token() -> None:
     made, plans = engine()
     made.add(make_request("a", [1] * 16, max_tokens=1))
@@ -237,6 +255,14 @@ def test_a_fork_waits_until_the_parent_has_the_prompt() -> None:
     shared, partial = plans[0].begins[0].blocks, plans[1].updates[0].blocks[0]
     assert [begin.blocks[:2] for begin in plans[2].begins] == [shared, shared]
     assert plans[2].copies == [(partial, begin.blocks[2]) for begin in plans[2].begins]
+
+
+def test_a_fork_waits_for_all_of_the_prompt_but_its_last_token() -> None:
+    for length, begins in ((9, [1, 2]), (10, [1, 0, 2])):
+        made, plans = engine(max_num_tokens=8)
+        made.add(make_request("a", [1] * length, max_tokens=2, n=3, temperature=1.0))
+        run(made, len(begins))
+        assert [len(plan.begins) for plan in plans] == begins
 
 
 def test_forks_take_the_hashes_of_the_prompt_from_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:

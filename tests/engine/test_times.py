@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 from simulation import VOCAB, Shape, make_engine, make_request
@@ -63,6 +64,30 @@ def test_preempted_before_the_first_token(monkeypatch: pytest.MonkeyPatch) -> No
     told = times(made)["b"]
     assert told.prefill_preempted == told.preempted > 0
     assert check(told)["prefill"] > 0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_preemption_is_told_with_the_token_that_ends_it(monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
+    """And so to whoever ends a request by its text. It lasts from one token to the next, one under way included."""
+    clock = iter(range(1, 100_000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    shape = Shape(ahead=ahead, num_blocks=10, max_num_seqs=2, max_num_tokens=64)
+    made = make_engine(shape, ScriptedExecutor(num_blocks=10, block_size=4, vocab_size=VOCAB))
+    made.add(make_request("a", [1] * 16, max_tokens=20))
+    made.add(make_request("b", [2] * 16, max_tokens=20))
+    told: list[RequestTimes | None] = []
+    ends: list[float] = []
+    while made.has_work():
+        for out in made.step():
+            if out.request_id == "b":
+                told.append(out.times)
+                assert told[0] is not None
+                ends.append(told[0].last_token)
+    gaps = [after - before for before, after in pairwise(ends)]
+    assert [at for at, one in enumerate(told) if one is not None] == [0, 1 + gaps.index(max(gaps)), 19]
+    assert told[0] is not None
+    assert 0 <= max(gaps) - told[0].preempted <= (0 if ahead else 3)
+    assert told[0].num_preemptions == made.stats().num_preemptions == 1
 
 
 def test_a_token_under_way_is_not_waited_for() -> None:
