@@ -14,6 +14,7 @@ from test_api_async_llm import LONG, last, stream, until, with_llm
 
 from octavo import AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams, StructuredOutputsParams
 from octavo.api import poison, supervisor
+from octavo.api.engine_process import spawn
 from octavo.api.socket_client import SocketClient
 from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError, RequestFailedError
 from octavo.base.types.messages import EngineStats
@@ -170,7 +171,7 @@ def test_a_request_sent_while_the_connection_closes_is_answered_by_the_next_proc
             whole = [first, *[output async for output in outputs]][-1]
         assert whole.outputs[0].token_ids == expected
 
-    with_llm(llama, test)
+    with_llm(llama, test, process=spawn("cpu"))  # ahead of the start, as octavo serve does
 
 
 def test_what_a_process_counted_is_told_before_it_is_forgotten(llama: str) -> None:

@@ -175,9 +175,10 @@ def test_stop_string_ends_only_its_own_sequence(llm: LLM) -> None:
 def test_stop_token_ids_and_min_tokens(llm: LLM) -> None:
     free = tokens(llm)
     third = free[2]
-    stopped = run(llm, stop_token_ids=[third]).outputs[0]
+    stopped = run(llm, stop_token_ids=[third], logprobs=0).outputs[0]
     end = free.index(third) + 1
     assert stopped.token_ids == free[:end]
+    assert [token for token, _ in stopped.text_logprobs or ()] == free[: end - 1], "of those that are text"
     assert (stopped.finish_reason, stopped.stop_reason) == ("stop", third)
     longer = tokens(llm, stop_token_ids=[third], min_tokens=8)
     assert len(longer) >= 8
@@ -229,8 +230,10 @@ def test_penalties_end_repetition(llm: LLM, penalty: dict[str, float]) -> None:
 @pytest.mark.parametrize("kind", list(RequestOutputKind))
 def test_stream_in_every_kind_is_the_same_text(llm: LLM, kind: RequestOutputKind) -> None:
     whole = run(llm).outputs[0]
-    params = SamplingParams(temperature=0, max_tokens=12, output_kind=kind)
+    params = SamplingParams(temperature=0, max_tokens=12, output_kind=kind, prompt_logprobs=0)
     seen = list(llm.stream(PROMPT, params))
+    delta = kind is RequestOutputKind.DELTA
+    assert [output.prompt_logprobs is not None for output in seen] == [True] + [not delta] * (len(seen) - 1)
     assert [output.finished for output in seen] == [False] * (len(seen) - 1) + [True]
     if kind is RequestOutputKind.DELTA:
         assert [token for output in seen for token in output.outputs[0].token_ids] == whole.token_ids

@@ -90,6 +90,40 @@ def test_refusals_name_field_and_value(prompt: Any, params: dict[str, Any], fiel
 
 
 @pytest.mark.parametrize(
+    ("field", "bad", "good"),
+    [
+        ("n", [0, 129, True, 1.0, None], [1, 128]),
+        ("top_k", [-2, 2**63], [-1, 2**63 - 1]),
+        ("seed", [-(2**63) - 1, 2**63], [None, -(2**63), 2**63 - 1]),
+        ("max_tokens", [0], [1, None]),
+        ("min_tokens", [-1, 17], [0, 16]),  # of max_tokens=16
+        ("logprobs", [-2], [-1, 0]),
+        ("thinking_token_budget", [-2, 2**31], [-1, 2**31 - 1]),
+        ("temperature", [-0.1, 100.1, float("nan"), "1", True], [0, 100]),
+        ("top_p", [0, 1.1], [0.1, 1]),
+        ("min_p", [-0.1, 1.1], [0, 1]),
+        ("presence_penalty", [-2.1, 2.1], [-2, 2]),
+        ("repetition_penalty", [0, -1, 1e7, float("inf")], [0.1, 1e6]),
+        ("ignore_eos", [1, None], [True]),
+        ("output_kind", [1], []),
+        ("stop", ["", [""], [7], ["x"] * 65], [None, "x", ["x"] * 64]),
+        ("bad_words", ["x", [""], ["x"] * 129], [[], ["x"] * 128]),
+        ("stop_token_ids", [7, [-1], [True], [2**63], [1] * 1025], [[], [2**63 - 1], [1] * 1024]),
+        ("allowed_token_ids", [[], [1.0], "12"], [[0]]),
+        ("logit_bias", [[1], {True: 1}, {-1: 1}, {2**63: 1}, {1: 101}, {1: float("nan")}], [{0: -100, 2**63 - 1: 100}]),
+        ("structured_outputs", [{"regex": "a"}], []),
+    ],
+)
+def test_what_a_field_takes(field: str, bad: list[Any], good: list[Any]) -> None:
+    for value in good:
+        assert getattr(SamplingParams(**{field: value}), field) == value
+    for value in bad:
+        with pytest.raises(InputError) as caught:
+            SamplingParams(**{field: value})
+        assert caught.value.param == field, value
+
+
+@pytest.mark.parametrize(
     ("label", "field"),
     [
         ({"priority": True}, "priority"),

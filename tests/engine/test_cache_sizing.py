@@ -57,6 +57,17 @@ def test_the_machines_own_memory_is_taken_modestly() -> None:
     assert size(memory=plenty, max_num_seqs=10_000, on_host=True, kv_cache_memory_bytes=8000 * MIB) == 8000
 
 
+def test_a_devices_own_memory_is_taken_whole() -> None:
+    assert size(memory=memory(90_000, 100_000), max_num_seqs=10_000) == 80_000
+
+
+@pytest.mark.parametrize("ordered", [{"num_gpu_blocks_override": 2000}, {"kv_cache_memory_bytes": 2000 * MIB}])
+def test_more_than_the_device_has_is_refused_by_the_field_that_orders_it(ordered: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"orders 1\.95 GiB of KV cache, and the device has 0\.98 GiB") as caught:
+        size(**ordered)
+    assert [caught.value.param] == list(ordered)
+
+
 def test_exactly_one_context_is_enough() -> None:
     assert size(num_gpu_blocks_override=64) == 64
 

@@ -353,6 +353,7 @@ def test_a_slow_reader_stops_steps_only_at_the_bound(
     peers: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "_BACKLOG", 1 << 20)
+    monkeypatch.setattr(process, "HEARTBEAT", PATIENCE)  # nothing goes out because of one
     shape = Shape(num_blocks=8 * 2500, max_model_len=10_000, max_num_seqs=8, max_num_tokens=64, prefix_caching=False)
     executor = Executor(shape)
     peer = peers(lambda progress: make_engine(shape, executor))
