@@ -31,7 +31,8 @@ class Span:
 class ControlTokens:
     """The control tokens of a backend tokenizer, which is not changed. Safe to use from several threads.
 
-    spellings: of those that find() tells in some places only, which a text around this one may make of others.
+    spellings: of those that find() tells in some places only, which a text around this one may make of others; None
+    where there are none.
     """
 
     def __init__(self, backend: Tokenizer) -> None:
@@ -49,7 +50,8 @@ class ControlTokens:
         self._found = {self._finder.token_to_id(content): token_id for content, token_id in self.ids.items()}
         # Where normalized text has one depends on what stands before it.
         moved = [token.content for token in added.values() if token.special and token.normalized and backend.normalizer]
-        self.spellings = re.compile("|".join(map(re.escape, sorted(moved, key=len, reverse=True))) or "(?!)")
+        spelled = "|".join(map(re.escape, sorted(moved, key=len, reverse=True)))
+        self.spellings = re.compile(spelled) if spelled else None
         others = {token.content: token_id for token_id, token in sorted(added.items()) if not token.special}
         self._plain = self._face(backend, [added[token_id] for token_id in others.values()])
         # The library gives the second face's added tokens ids of its own, which tokens of a vocabulary with gaps may

@@ -71,7 +71,8 @@ class Seal:
 
         A begun one could be completed by what the template puts behind it: its last character is replaced.
         """
-        text = self._tokenizer.control_spellings.sub(lambda found: self._char(found[0]), text)
+        if (spellings := self._tokenizer.control_spellings) is not None:
+            text = spellings.sub(lambda found: self._char(found[0]), text)
         parts, position = [], 0
         for span in self._tokenizer.find_control(text):
             parts += [text[position : span.start], self._char(text[span.start : span.stop])]

@@ -45,7 +45,7 @@ class Tokenizer:
     vocab_size: ids are below it.  special_tokens: role (bos_token ...) -> spelling, as templates want them.
     eos_token_ids: what ends a text or a turn, the tokenizer's own eos first.  backend: the library's own, which is not
     to be changed.  settings: SETTINGS of tokenizer_config.json, those that are there, and extra_special_tokens.
-    control_spellings: what may be a control token in another text than find_control() was given.
+    control_spellings: what may be a control token in another text than find_control() was given, if anything may.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class Tokenizer:
         kept_tokens: Set[int] = frozenset(),
     ) -> TextStream:
         """decode(), token by token, for a text that goes on from prompt_ids. kept_tokens are shown, special or not."""
-        skipped = self._skipped_ids(skip_special_tokens, spaces_between_special_tokens) - kept_tokens
-        return TextStream(self._pieces, prompt_ids, skipped=skipped)
+        skipped = self._skipped_ids(skip_special_tokens, spaces_between_special_tokens)
+        return TextStream(self._pieces, prompt_ids, skipped=skipped - kept_tokens if kept_tokens else skipped)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to a text, which may be part of a character; b"" outside the vocabulary."""

@@ -50,7 +50,7 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
     tokenizer = services.llm.tokenizer
     if tokenizer is None or (tool is None and reasoning is None):
         return None
-    tokens = {*(tool.tokens if tool else ()), *(reasoning.tokens if reasoning else ())}
+    tokens, ids = (*(tool.tokens if tool else ()), *(reasoning.tokens if reasoning else ())), tokenizer.special_ids()
     end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
     said = message_text(request.messages[-1]) if request.continue_final_message else None
     return Parsing(
@@ -59,7 +59,7 @@ def answer_parsing(services: Services, request: ChatRequest, prompt_ids: list[in
         tools={one.function.name: one.function.parameters or {} for one in tools},
         open=False if reasoning is None else reasoning.opened(end, said),
         single=request.parallel_tool_calls is False,
-        kept_tokens=frozenset(number for text, number in tokenizer.special_ids().items() if text in tokens),
+        kept_tokens=frozenset(ids[text] for text in tokens if text in ids),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from octavo.base.errors import UnsupportedError
@@ -18,6 +19,7 @@ _RESULT_END = "</tool_response>"
 _HOW = "To call a function, answer with its name and its arguments in exactly this form:"
 
 
+@lru_cache(maxsize=32)
 def shows_tools(template: str) -> bool:
     """True if the template reads `tools`: not only a message's, as Phi-4-mini's does."""
     return _TOOLS.search(template) is not None
