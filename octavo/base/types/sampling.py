@@ -84,14 +84,15 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             raise InputError("top_p must be above 0 and at most 1; for greedy use temperature=0", param="top_p")
         if not isinstance(self.output_kind, RequestOutputKind):
             raise InputError(f"output_kind is no RequestOutputKind: {_show(self.output_kind)}", param="output_kind")
-        _check_stop(self.stop_strings, self.detokenize)
+        if self.stop is not None:
+            _check_stop(self.stop_strings, self.detokenize)
         _check_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         _check_ids("allowed_token_ids", self.allowed_token_ids, None)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InputError("allowed_token_ids is empty: no token could be sampled", param="allowed_token_ids")
         _check_bias(self.logit_bias)
         _check_strings("bad_words", self.bad_words, MAX_BAD_WORDS)
-        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputsParams):
             raise InputError("structured_outputs must be StructuredOutputsParams", param="structured_outputs")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InputError(
@@ -169,11 +170,11 @@ def check_integer(name: str, value: object, low: int | None, high: int) -> None:
 
 def check_number(name: str, value: object, low: float, high: float) -> None:
     """InputError unless it is finite and from low to high."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise InputError(f"{name} must be a number, got {_show(value)}", param=name)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name} must be finite, got {value}", param=name)
     if not low <= value <= high:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} must be finite, got {value}", param=name)
         raise InputError(f"{name} must be between {low:g} and {high:g}, got {_show(value)}", param=name)
 
 

@@ -121,8 +121,8 @@ async def _chat(services: Services, exchange: Exchange, request: ChatRequest) ->
         await services.llm.check(params)
     if form is not None or demands_form(request):
         parsing, form = await asyncio.to_thread(answer_form, services, request, parsing, form)
-    params = msgspec.structs.replace(params, structured_outputs=form, thinking_token_budget=None)  # which form holds
-    return replace(_generation(services, exchange, request, [prompt], params, "chatcmpl-", parsing), judged=judged)
+        params = msgspec.structs.replace(params, structured_outputs=form, thinking_token_budget=None)  # form holds it
+    return _generation(services, exchange, request, [prompt], params, "chatcmpl-", parsing=parsing, judged=judged)
 
 
 def _generation(
@@ -132,7 +132,9 @@ def _generation(
     prompts: list[Prompt],
     params: SamplingParams,
     prefix: str,
+    *,
     parsing: Parsing | None = None,
+    judged: StructuredOutputsParams | None = None,
 ) -> Generation:
     shown = request.logprobs if isinstance(request, CompletionRequest) else params.logprobs
     tokenizer = services.llm.tokenizer
@@ -152,6 +154,7 @@ def _generation(
         internal=f"{prefix}{next(_NUMBERS)}",
         created=int(time.time()),
         parsing=parsing,
+        judged=judged,
         route=exchange.route,
         timing=exchange.timing,
         length_penalty=length_penalty(request, params),
