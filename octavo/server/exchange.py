@@ -20,8 +20,6 @@ from octavo.server.sending import Outbox, Send, Sender
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-STALL_S = 30.0  # a client that takes nothing for so long is given up
-
 
 @dataclass(frozen=True)
 class Reply:
@@ -66,14 +64,18 @@ class Exchange:
         self.owner = b""
         self.errors: ErrorForm = OpenAIErrors()
         self.timing: Timing | None = None
-        self.gone = False
+        self._closed = False
         self.interruption: OctavoError | None = None
         self._receive = receive
         self._kept: bytes | None = None
-        self._sender = Sender(send, outbox)
         self._task = asyncio.current_task()
-        self._watcher: asyncio.Task[None] | None = None
-        self._stall_check: asyncio.TimerHandle | None = None
+        self._sender = Sender(send, outbox, self._task)
+        self._watcher: asyncio.Future[MutableMapping[str, Any]] | None = None
+
+    @property
+    def gone(self) -> bool:
+        """The client closed the connection, or was given up."""
+        return self._closed or self._sender.stalled
 
     def header_values(self, name: bytes) -> list[bytes]:
         """Every value of a header, in order; names are lower case."""
@@ -112,20 +114,25 @@ class Exchange:
         """The next piece of the body, and whether more follows. ClientGoneError if it will never come."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self.gone = True
+            self._closed = True
             raise ClientGoneError
         return message.get("body", b""), message.get("more_body", False)
 
     def watch(self) -> None:
         """From now on a closed connection cancels the task that answers. Call once the body is read."""
         if self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch())
+            self._watcher = asyncio.ensure_future(self._receive())  # no task, where the server gives a future
+            self._watcher.add_done_callback(self._heard)
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        self._cancel()
+    def _heard(self, message: asyncio.Future[MutableMapping[str, Any]]) -> None:
+        if message is not self._watcher or message.cancelled():  # released
+            return
+        self._watcher = None
+        if message.result()["type"] == "http.disconnect":
+            self._closed = True
+            self._cancel()
+        else:
+            self.watch()
 
     def interrupt(self, error: OctavoError) -> None:
         """End the answer with `error`, now."""
@@ -155,7 +162,6 @@ class Exchange:
         with path.open("rb") as file:
             self.status = 200
             headers = [(b"content-type", b"application/octet-stream"), (b"content-length", str(size).encode())]
-            self._check_stall()
             await self._sender.send(
                 {"type": "http.response.start", "status": 200, "headers": headers + self.reply_headers}
             )
@@ -177,7 +183,6 @@ class Exchange:
             (b"x-accel-buffering", b"no"),
             *self.reply_headers,
         ]
-        self._check_stall()
         self._sender.push({"type": "http.response.start", "status": 200, "headers": headers})
 
     def push_events(self, data: bytes) -> asyncio.Future[None] | None:
@@ -191,19 +196,9 @@ class Exchange:
             self.release()
         await self._sender.send({"type": "http.response.body", "body": data, "more_body": not last})
 
-    def _check_stall(self) -> None:
-        since = self._sender.since
-        if since is not None and time.monotonic() - since > STALL_S:
-            self.gone = True
-            self._cancel()
-            return
-        self._stall_check = asyncio.get_running_loop().call_later(STALL_S / 4, self._check_stall)
-
     def release(self) -> None:
         """Stop watching; idempotent. Before the last bytes, since a finished answer reads as a closed connection."""
         if self._watcher is not None:
-            self._watcher.cancel()
-            self._watcher = None  # it has this exchange in its frames: a cycle would be left to the collector
-        if self._stall_check is not None:
-            self._stall_check.cancel()
+            watcher, self._watcher = self._watcher, None  # else a cycle would be left to the collector
+            watcher.cancel()
         self._sender.close()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from typing import Any
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
+
+STALL_S = 30.0  # a client that takes nothing for so long is given up
 
 
 class Outbox:
@@ -32,12 +33,13 @@ class Outbox:
 
 
 class Sender:
-    """One client's messages. since: when the one was begun that it does not take; None where it takes all."""
+    """One client's messages. task: what is cancelled where the client is given up.  stalled: it was."""
 
-    def __init__(self, send: Send, outbox: Outbox) -> None:
-        self.since: float | None = None
+    def __init__(self, send: Send, outbox: Outbox, task: asyncio.Task[Any] | None = None) -> None:
+        self.stalled = False
         self._send = send
         self._outbox = outbox
+        self._task = task
         self._full: asyncio.Future[None] | None = None
         self._waiting: deque[Message] = deque()
 
@@ -52,9 +54,8 @@ class Sender:
     async def send(self, message: Message) -> None:
         """Send, after all that was pushed; waits while the client's buffers are full."""
         await self.drain()
-        self.since = time.monotonic()
-        await self._send(message)
-        self.since = None
+        self.begin(message)
+        await self.drain()
 
     async def drain(self) -> None:
         """Return once the client has taken what was pushed. Raises what sending it raised."""
@@ -82,13 +83,23 @@ class Sender:
     async def _empty(self, rest: Awaitable[None]) -> None:
         """Send what waits, one after the other, as the client takes it."""
         try:
-            self.since = time.monotonic()
-            await rest
+            await self._taken(rest)
             while self._waiting:
-                self.since = time.monotonic()
-                await self._send(self._waiting.popleft())
+                await self._taken(self._send(self._waiting.popleft()))
         finally:
-            self.since = self._full = None
+            self._full = None
+
+    async def _taken(self, rest: Awaitable[None]) -> None:
+        stall = asyncio.get_running_loop().call_later(STALL_S, self._give_up)
+        try:
+            await rest
+        finally:
+            stall.cancel()
+
+    def _give_up(self) -> None:
+        self.stalled = True
+        if self._task is not None:
+            self._task.cancel()
 
     def close(self) -> None:
         """Send nothing more of what waits."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from octavo.server import sending
 from octavo.server.sending import Message, Outbox, Sender
 
 
@@ -45,20 +46,19 @@ def test_order_and_fullness() -> None:
         assert server.taken == []  # when what runs now has run
         await asyncio.sleep(0)
         assert server.taken == [0, 1, 2]
-        assert sender.since is None
         assert [sender.push(message(n)) for n in (3, 4)] == [None] * 2
         await asyncio.sleep(0)
         full = sender.push(message(5))
         assert full is not None
         await asyncio.sleep(0.01)
-        assert (server.taken, full.done(), sender.since is None) == ([0, 1, 2], False, False)
+        assert (server.taken, full.done()) == ([0, 1, 2], False)
         last = asyncio.create_task(sender.send(message(6)))
         server.take(2)
         await asyncio.sleep(0.01)
         assert (server.taken, full.done()) == ([0, 1, 2, 3, 4], False)
         server.take(2)
         await last
-        assert (server.taken, full.done(), sender.since) == ([*range(7)], True, None)
+        assert (server.taken, full.done()) == ([*range(7)], True)
         assert sender.push(message(7)) is None
 
     asyncio.run(test())
@@ -94,7 +94,7 @@ def test_a_failure_while_it_waits_and_an_end() -> None:
         await asyncio.wait([full])
         with pytest.raises(OSError, match="gone"):
             full.result()
-        assert (server.taken, sender.since) == ([], None)
+        assert server.taken == []
         server.room = 0
         sender.push(message(3))
         outbox.flush()
@@ -104,7 +104,37 @@ def test_a_failure_while_it_waits_and_an_end() -> None:
         await asyncio.wait([full])
         server.take(5)
         await asyncio.sleep(0.01)
-        assert (full.cancelled(), server.taken, sender.since) == (True, [], None)
+        assert (full.cancelled(), server.taken) == (True, [])
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, pushed: bool) -> None:
+    """Whether its messages are waited for or not; one that takes some in time is not."""
+    monkeypatch.setattr(sending, "STALL_S", 0.2)
+
+    async def answer(server: Server, senders: list[Sender]) -> None:
+        sender = Sender(server, Outbox(), asyncio.current_task())
+        senders.append(sender)
+        for n in range(4):
+            if pushed:
+                sender.push(message(n))
+            else:
+                await sender.send(message(n))
+        await sender.drain()
+
+    async def test() -> None:
+        server, senders = Server(0), list[Sender]()
+        answering = asyncio.create_task(answer(server, senders))
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            server.take(1)
+        await asyncio.sleep(0.1)
+        assert (server.taken, answering.done(), senders[0].stalled) == ([0, 1, 2], False, False)
+        await asyncio.wait([answering])
+        assert (server.taken, answering.cancelled(), senders[0].stalled) == ([0, 1, 2], True, True)
+        senders[0].close()
 
     asyncio.run(test())
 

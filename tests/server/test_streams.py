@@ -13,7 +13,7 @@ from fake_llm import ANSWER, FakeLLM
 from serving import LiveServer, parse_events, wait_for
 
 from octavo.base.errors import NOT_FINITE, EngineDeadError, RequestFailedError
-from octavo.server import exchange as exchange_module
+from octavo.server import sending
 from octavo.server.openai import generate
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 400}
@@ -168,7 +168,7 @@ def test_a_stream_lives_while_what_comes_shows_nothing(
 
 
 def test_a_reader_that_stops_is_given_up(server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange_module, "STALL_S", 0.4)
+    monkeypatch.setattr(sending, "STALL_S", 0.4)
     request = {"prompt": "x", "max_tokens": 400, "n": 128, "logprobs": 5, "stream": True}
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
