@@ -23,7 +23,7 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (Unix), level, logger, message; request_id in a request; error where there is one.
 
-    A record's `fields` (`extra={"fields": {...}}`) are members of the object too.
+    What a record's `fields` (a function, in `extra`) tells are members of the object too.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -36,7 +36,7 @@ class JsonFormatter(logging.Formatter):
         }
         if REQUEST_ID.get():
             line["request_id"] = REQUEST_ID.get()
-        line.update(getattr(record, "fields", {}))
+        line.update(getattr(record, "fields", dict)())
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from starlette.routing import Match, Route
@@ -77,8 +78,8 @@ NOT_HERE: dict[str, str] = {
 """Paths of OpenAI's and Anthropic's that their clients may try -> what to do instead."""
 
 WORK: dict[str, Handler] = {
-    "/v1/completions": create_completion,
     "/v1/chat/completions": create_chat_completion,
+    "/v1/completions": create_completion,
     "/v1/responses": responses.create_response,
     "/v1/responses/input_tokens": responses.count_input_tokens,
     "/v1/messages": create_message,
@@ -160,10 +161,10 @@ class App:
         page = {} if config.disable_ui else PAGE
         self.keys = Keys([*config.api_key, env.read("OCTAVO_API_KEY")], also_open=files.files() if page else ())
         self._managed = [Route(path, handler, methods=[method]) for method, path, handler in managed]
-        self.routes = [
-            *(Route(path, handler, methods=["GET"]) for path, handler in page.items()),
+        self.routes = [  # each is tried until one matches: what is asked most stands first
             *(Route(path, handler, methods=["POST"]) for path, handler in WORK.items()),
             *(Route(path, handler, methods=["GET"]) for path, handler in ASK.items()),
+            *(Route(path, handler, methods=["GET"]) for path, handler in page.items()),
             *(Route(path, handler, methods=[method]) for method, path, handler in CONTROL),
             *self._managed,
         ]
@@ -225,7 +226,7 @@ class App:
     async def ask(self, path: str, body: bytes, *, owner: bytes = b"") -> Answer:
         """Answer a POST of this process to itself as one over HTTP. owner: a key's digest, as Exchange's."""
         call = InsideCall(path, body)
-        exchange = Exchange(call.scope, call.receive, call.send, request_id=uuid.uuid4().hex, outbox=self._outbox)
+        exchange = Exchange(call.scope, call.receive, call.send, request_id=secrets.token_hex(16), outbox=self._outbox)
         exchange.owner = owner
         await self._handle(exchange, self._answer(call.scope, exchange))
         retry_after = float(call.headers.get(b"retry-after", b"1"))
@@ -331,25 +332,29 @@ class App:
         level = logging.INFO if exchange.route in WORK else logging.DEBUG
         if self.tracer is not None and exchange.route in WORK:
             self.tracer.record(exchange, seconds)
-        shown = exchange.status or "closed by the client"
-        fields: dict[str, Any] = {
-            "method": exchange.method if exchange.method in METHODS else "other",
-            "route": exchange.route,
-            "status": exchange.status or None,
-            "seconds": round(seconds, 6),
-        }
-        if exchange.timing is not None and (metrics := exchange.timing.metrics()) is not None:
-            fields["metrics"] = metrics
         log.log(
             level,
             "%s %s: %s in %.3f s, request %s",
             exchange.method,
             exchange.route,
-            shown,
+            exchange.status or "closed by the client",
             seconds,
             exchange.request_id,
-            extra={"fields": fields},
+            extra={"fields": partial(_fields, exchange, seconds)},
         )
+
+
+def _fields(exchange: Exchange, seconds: float) -> dict[str, Any]:
+    """Of a JSON line."""
+    fields: dict[str, Any] = {
+        "method": exchange.method if exchange.method in METHODS else "other",
+        "route": exchange.route,
+        "status": exchange.status or None,
+        "seconds": round(seconds, 6),
+    }
+    if exchange.timing is not None and (metrics := exchange.timing.metrics()) is not None:
+        fields["metrics"] = metrics
+    return fields
 
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -358,4 +363,4 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 def _request_id(scope: Scope) -> str:
     """The client's X-Request-Id where it is one that can be logged and repeated as it is; else a new one."""
     given = next((value for name, value in scope["headers"] if name.lower() == b"x-request-id"), b"")
-    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)

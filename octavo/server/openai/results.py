@@ -36,7 +36,6 @@ class Results:
     def __init__(self, services: Services, generation: Generation) -> None:
         self._services = services
         self._generation = generation
-        self._slots = asyncio.Semaphore(min(len(generation.prompts), services.llm.config.scheduler.max_num_seqs))
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Results:
@@ -65,7 +64,13 @@ class Results:
         if len(prompts) == 1:
             await self._run(0, prompts[0], take)
             return
-        self._tasks = [asyncio.create_task(self._run(index, prompt, take)) for index, prompt in enumerate(prompts)]
+        slots = asyncio.Semaphore(self._services.llm.config.scheduler.max_num_seqs)
+
+        async def run(index: int, prompt: Prompt) -> None:
+            async with slots:
+                await self._run(index, prompt, take)
+
+        self._tasks = [asyncio.create_task(run(index, prompt)) for index, prompt in enumerate(prompts)]
         for task in (await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION))[0]:
             task.result()
 
@@ -79,8 +84,7 @@ class Results:
 
     async def _run(self, index: int, prompt: Prompt, take: Take) -> None:
         try:
-            async with self._slots:
-                await self._generate(index, prompt, take)
+            await self._generate(index, prompt, take)
         except InputError as error:
             raise in_terms_of(self._generation.request, error) from None
 
@@ -163,7 +167,7 @@ def _log_request(generation: Generation) -> None:
         generation.route,
         sizes,
         repr(params)[:MOST_LOGGED],
-        extra={"fields": {"route": generation.route, "model": generation.model, "prompt_tokens": sum(sizes)}},
+        extra={"fields": lambda: {"route": generation.route, "model": generation.model, "prompt_tokens": sum(sizes)}},
     )
 
 
