@@ -169,11 +169,13 @@ def _check_prompt(prompt_ids: list[int], limits: Limits) -> None:
 
 def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
     """InputError for what is no token id of the vocabulary; name: the field they stand in."""
+    if not ids:
+        return
     # the set of types first: a bool is an int, and an id of another type could not be compared
     if not {int} >= set(map(type, ids)):
         wrong = next(i for i in ids if type(i) is not int)
         raise InputError(f"{name} holds {wrong!r:.80}; token ids are integers", param=name)
-    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+    if min(ids) < 0 or max(ids) >= vocab_size:
         outside = next(i for i in ids if not 0 <= i < vocab_size)
         raise InputError(f"{name} holds token id {outside}; the vocabulary has 0 to {vocab_size - 1}", param=name)
 

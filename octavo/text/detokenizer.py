@@ -33,8 +33,8 @@ class Detokenizer:
             spaces_between_special_tokens=params.spaces_between_special_tokens,
             kept_tokens=kept_tokens,
         )
-        self._stops = bool(params.stop_strings)
-        self._matcher = StopMatcher(params.stop_strings)
+        stops = params.stop_strings
+        self._matcher = StopMatcher(stops) if stops else None
         self._min_tokens = params.min_tokens
         self._include_stop = params.include_stop_str_in_output
         self._held: deque[str] = deque()
@@ -49,7 +49,7 @@ class Detokenizer:
         """
         self.num_tokens += 1
         text = self._stream.feed(token_id)
-        return self._pass(text) if self._stops else text
+        return text if self._matcher is None else self._pass(text)
 
     def finish(self) -> str:
         """The rest, once the sequence has ended otherwise: held text, and U+FFFD for half a character."""
@@ -60,8 +60,8 @@ class Detokenizer:
 
     def _pass(self, text: str) -> str:
         """What can be shown of the text and of what was held before it: all that cannot become a stop string."""
-        if not text:
-            return ""
+        if not text or self._matcher is None:
+            return text
         match = self._matcher.feed(text, armed=self.num_tokens > self._min_tokens)
         if match is None and not self._held and not self._matcher.held:
             return text

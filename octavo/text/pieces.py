@@ -114,6 +114,9 @@ _CLEAN = (
 )
 
 
+_Decoder = codecs.getincrementaldecoder("utf-8")
+
+
 class TextStream:
     """Text that grows token by token; what was fed and finished joins to Pieces.join of the same tokens.
 
@@ -127,7 +130,7 @@ class TextStream:
         self._raw = pieces.raw
         self._whole = pieces.whole
         self._skipped = skipped
-        self._decoder: Any = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder: Any = _Decoder("replace")
         tail = self._tail(prompt_ids)
         self._leading_spaces = 0 if tail else pieces.leading_spaces
         # Only up to three bytes of an unfinished character stay behind; UTF-8 synchronizes itself.

@@ -19,13 +19,12 @@ class StopMatcher:
     """Knuth, Morris and Pratt's automaton for each stop string, all fed alike.
 
     The match that ends first wins, and of those that end together the longest: so the result does not depend on
-    how the text was cut into pieces.
+    how the text was cut into pieces.  stops: one at least, none of them empty.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._automata = [_Automaton(stop) for stop in dict.fromkeys(stops)]
-        first = "".join({re.escape(stop[0]) for stop in stops})
-        self._first = re.compile(f"[{first}]") if first else None
+        self._first = re.compile(f"[{''.join({re.escape(stop[0]) for stop in stops})}]")
         self.held = 0
 
     def feed(self, text: str, *, armed: bool = True) -> Match | None:
@@ -33,8 +32,6 @@ class StopMatcher:
 
         `held` is then the number of last characters, over all texts fed, that may still become a stop string.
         """
-        if self._first is None:
-            return None
         position, end = 0, len(text)
         while position < end:
             if not self.held:

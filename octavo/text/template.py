@@ -138,7 +138,8 @@ class ChatTemplate:
         placeholders = Placeholders(data, self.source)
         seal = Seal(self._tokenizer, placeholders)
         tag = placeholders.next() if continue_final_message else None
-        return seal.encode(self._render(map_strings(data, seal.close), add_generation_prompt, tag))
+        sealed = {name: map_strings(value, seal.close) for name, value in data.items()}
+        return seal.encode(self._render(sealed, add_generation_prompt, tag))
 
     def _variables(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from typing import cast
 
 import msgspec
@@ -57,7 +57,7 @@ class ChatForm:
         self._broken: set[int] = set()  # choices with a call that has broken off
         self._tool = generation.parsing.tool if generation.parsing else None
         self._begun: set[int] = set()
-        self._calls: Counter[int] = Counter()  # choice -> calls shown
+        self._calls = defaultdict[int, int](int)  # choice -> calls shown
 
     def reply(self, outputs: list[RequestOutput], usage: Usage) -> bytes:
         """The whole reply, of the one prompt's output."""

@@ -112,8 +112,9 @@ def _thinking(services: Services, request: ChatRequest) -> dict[str, Any]:
     given = {name: on for name, on in asked.items() if on is not None}
     if len({*given.values()}) > 1:
         raise InputError("thinking and enable_thinking contradict each other; send one of them", param="thinking")
-    source, found = template_source(services, request), dict[str, Any]()
+    found = dict[str, Any]()
     for name, on in given.items():
+        source = template_source(services, request)
         found = switched(source, on)
         if not found and on != (known_reasoning(services, source) is not None):
             raise UnsupportedError(
@@ -143,7 +144,7 @@ def _message(index: int, message: Message) -> dict[str, Any]:
     """The message without what was not given: templates ask whether a field is there."""
     if message.content is None and message.role not in ("assistant", "tool"):
         raise InputError(f"messages[{index}].content is required", param=f"messages[{index}].content")
-    shown = _given({name: getattr(message, name) for name in _SHOWN})
+    shown: dict[str, Any] = {name: value for name in _SHOWN if (value := getattr(message, name)) is not None}
     if message.role == "tool":
         shown.setdefault("content", "")  # nothing came of the call: go-openai leaves out what is empty
     if "reasoning" not in shown and "reasoning_content" not in shown and message.reasoning_details:
