@@ -83,7 +83,8 @@ class Exchange:
 
     def header(self, name: bytes) -> bytes | None:
         """A header's first value."""
-        return next(iter(self.header_values(name)), None)
+        values = self._values.get(name)
+        return values[0] if values else None
 
     def query(self, *lists: str) -> dict[str, str | list[str]]:
         """The URL's query; InputError where a name comes twice. lists: names that may, also as `name[]`."""

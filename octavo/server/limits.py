@@ -141,11 +141,16 @@ class Traffic:
 
 
 async def _next_piece(exchange: Exchange) -> tuple[bytes, bool]:
+    stall = asyncio.get_running_loop().call_later(BODY_STALL_S, _give_up, exchange)
     try:
-        async with asyncio.timeout(BODY_STALL_S):
-            return await exchange.receive_body()
-    except TimeoutError:
-        raise HttpError(408, f"the body did not arrive within {BODY_STALL_S:g} s", kind="RequestTimeoutError") from None
+        return await exchange.receive_body()
+    finally:
+        stall.cancel()
+
+
+def _give_up(exchange: Exchange) -> None:
+    what = f"the body did not arrive within {BODY_STALL_S:g} s"
+    exchange.interrupt(HttpError(408, what, kind="RequestTimeoutError"))
 
 
 def _check_head(exchange: Exchange, most: int, kind: bytes) -> None:
