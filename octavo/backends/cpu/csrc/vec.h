@@ -5,6 +5,8 @@
 #include <cstdint>
 #if OCT_WIDTH > 4
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -61,6 +63,14 @@ inline vf load(const uint16_t* p) {
     __builtin_memcpy(&h, p, sizeof h);
     return from_bits(__builtin_convertvector(h, vi) << 16);
 }
+#if defined(__aarch64__) && !defined(__clang__)
+inline vf load(const int8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return reinterpret_cast<vf>(vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))));
+}
+#else
 inline vf load(const int8_t* p) {
     typedef int8_t bytes __attribute__((vector_size(OCT_WIDTH)));
     typedef int16_t half __attribute__((vector_size(OCT_WIDTH * 2)));
@@ -68,6 +78,7 @@ inline vf load(const int8_t* p) {
     __builtin_memcpy(&b, p, sizeof b);
     return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, half), vi), vf);
 }
+#endif
 #endif
 
 // Rounded to bfloat16, to nearest even, in the lower half of each lane; a NaN stays one.
