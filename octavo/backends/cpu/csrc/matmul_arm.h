@@ -1,7 +1,9 @@
 // The products for ARM with the dot product instructions; included by matmul_neon.cpp and matmul_i8mm.cpp.
 //
 // A call takes whole panels: rows of activations four or two 4-lane passes at a time, so that few rows (where memory is
-// the limit) read each weight once. With i8mm and bf16, two rows share an instruction; a last odd row is its own partner.
+// the limit) read each weight once; whole tiles read a panel that is unpacked once. With i8mm and bf16, two rows share an
+// instruction: of bfloat16 always, a last odd row being its own partner; of codes from an unpacked panel alone, as making
+// operands of two rows takes longer than it saves where each call unpacks.
 // Integer sums are exact and bfmmla adds each output's pairs in order of k, so a row's result is the same either way.
 #pragma once
 
@@ -51,7 +53,9 @@ struct Quad {
     static OCT_INLINE inline C codes(const uint8_t *p) { return vld1q_u8(p); }
     static OCT_INLINE inline C add(C a, C b) { return vaddq_u8(a, b); }
     static OCT_INLINE inline C mask(C a, int bits) { return vandq_u8(a, vdupq_n_u8((uint8_t)bits)); }
-    static OCT_INLINE inline C merge(C base, C a, int bits) { return vorrq_u8(base, mask(a, bits)); }
+    // Of a base without these bits: one instruction.
+    static OCT_INLINE inline C merge(C base, C a, int bits) { return vbslq_u8(vdupq_n_u8((uint8_t)bits), a, base); }
+    static OCT_INLINE inline C upper_halves(C a) { return vshrq_n_u8(a, 4); }
     template <int count> static OCT_INLINE inline C shift(C a) {
         if constexpr (count > 0) return vshrq_n_u8(a, count);
         if constexpr (count < 0) return vshlq_n_u8(a, -count);
@@ -94,7 +98,7 @@ struct Quad {
 };
 
 struct Arm {
-    static constexpr int kLanes = kPanel, kRows = 8, kAhead = 1024, kUnpackTiles = 0;
+    static constexpr int kLanes = kPanel, kRows = 8, kAhead = 1024, kUnpackTiles = 1;
 
     static void pairs(const float *x, uint32_t *out) { pairs_portable(x, kUnits, out); }
     static OCT_INLINE inline void range(const float *x, float &low, float &high) {
@@ -131,6 +135,9 @@ constexpr int passes_together(int rows) { return rows <= 4 ? 4 : 2; }
 // Keeps the compiler from unpacking the next pass's weights before this one's are used: they do not fit in together.
 OCT_INLINE inline void in_turn() { asm volatile("" ::: "memory"); }
 
+// Keeps Clang from putting off what is added to a sum until all of a call's dot products are made: they do not fit in.
+OCT_INLINE inline void settle(float32x4_t &sum) { asm volatile("" : "+w"(sum)); }
+
 // What two rows have at `a` and `b`, 16 bytes each, as two operands of a pair instruction: 8 bytes of each row.
 OCT_INLINE inline void interleave(const uint8_t *a, const uint8_t *b, int8x16_t (&pair)[2]) {
     const int64x2_t x = vreinterpretq_s64_u8(vld1q_u8(a)), y = vreinterpretq_s64_u8(vld1q_u8(b));
@@ -150,8 +157,7 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
     using I = Quad::I;
     using Weights = Group<Quad, scheme>;
     static constexpr Format f = kFormats[scheme];
-    static constexpr bool kTwo = kPairs && M > 1;
-    static constexpr int P = passes_together(M);
+    static constexpr int P = passes_together(M), kUnpacked = kPanel / 4 * Weights::kUnpacked;
 
     // A group's activations of the rows of a call.
     struct Part {
@@ -161,13 +167,14 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
             : codes(act + r.first * kGroup), factors(act + r.rows * kGroup + r.first * factor_bytes(f)) {}
         OCT_INLINE const uint8_t *factor(int m) const { return factors + m * factor_bytes(f); }
         OCT_INLINE const uint8_t *aux_at(int m, int s) const { return factor(m) + 8 + s * 4; }
-        OCT_INLINE int32_t start(int m, int s) const { return Weights::kOffset ? int_at(aux_at(m, s)) : 0; }
     };
 
+    // offset: whether the codes still have theirs.
+    template <bool offset>
     static OCT_INLINE inline void dots(const int8x16_t (&quads)[8], const Part &x, int m, I (&dot)[f.subs]) {
         const int8x16_t codes[2] = {vreinterpretq_s8_u8(vld1q_u8(x.codes + m * kGroup)),
                                     vreinterpretq_s8_u8(vld1q_u8(x.codes + m * kGroup + 16))};
-        each<f.subs>([&](auto s) OCT_INLINE { dot[s] = Quad::splat(x.start(m, s)); });
+        each<f.subs>([&](auto s) OCT_INLINE { dot[s] = Quad::splat(offset ? int_at(x.aux_at(m, s)) : 0); });
         each<8>([&](auto q) OCT_INLINE {
             constexpr int quad = decltype(q)::value, s = quad * f.subs / 8;
             dot[s] = vdotq_laneq_s32(dot[s], quads[quad], codes[quad / 4], quad % 4);
@@ -175,19 +182,26 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
     }
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
-    // quads: after widen_words.
-    static OCT_INLINE inline void two_dots(const int8x16_t (&quads)[8], const Part &x, int a, int b, I (&dot_a)[f.subs],
-                                           I (&dot_b)[f.subs]) {
-        int8x16_t codes[2][2];
+    // The codes of rows a and b, 8 of each in turns.
+    static OCT_INLINE inline void two_rows(const Part &x, int a, int b, int8x16_t (&codes)[4]) {
         each<2>([&](auto h) OCT_INLINE {
-            interleave(x.codes + a * kGroup + h * 16, x.codes + b * kGroup + h * 16, codes[h]);
+            int8x16_t pair[2];
+            interleave(x.codes + a * kGroup + h * 16, x.codes + b * kGroup + h * 16, pair);
+            codes[2 * h] = pair[0], codes[2 * h + 1] = pair[1];
         });
+    }
+
+    // quads: as unpack_panel keeps them. codes: of two_rows.
+    static OCT_INLINE inline void two_dots(const uint8_t *quads, const int8x16_t (&codes)[4], I (&dot_a)[f.subs],
+                                           I (&dot_b)[f.subs]) {
+        const auto quad = [&](int q) OCT_INLINE { return vreinterpretq_s8_u8(vld1q_u8(quads + q * 16)); };
         each<f.subs>([&](auto s) OCT_INLINE {
-            I low = vcombine_s32(vdup_n_s32(x.start(a, s)), vdup_n_s32(x.start(b, s))), high = low;
+            I low = Quad::splat(0), high = low;
             each<4 / f.subs>([&](auto i) OCT_INLINE {
                 constexpr int eight = s * 4 / f.subs + i;
-                low = vmmlaq_s32(low, codes[eight / 2][eight % 2], quads[2 * eight]);
-                high = vmmlaq_s32(high, codes[eight / 2][eight % 2], quads[2 * eight + 1]);
+                low = vmmlaq_s32(low, codes[eight], quad(2 * eight));
+                high = vmmlaq_s32(high, codes[eight], quad(2 * eight + 1));
+                in_turn();
             });
             const int64x2_t l = vreinterpretq_s64_s32(low), h = vreinterpretq_s64_s32(high);
             dot_a[s] = vreinterpretq_s32_s64(vzip1q_s64(l, h));
@@ -204,32 +218,26 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
         if constexpr (f.minimum)
             each<f.subs>([&](auto s) OCT_INLINE { acc = Quad::fma(w.minimum[s], float_at(x.aux_at(m, s)), acc); });
         acc = Quad::fma(w.total, float_at(x.factor(m) + 4), acc);
+        settle(acc);
     }
 
-    // acc[m] += a group's part, for lanes lane..lane + 4 of the panel; its block at `block`, itself at p.
+    // A group's four lanes from `lane` of the panel on; its block at `block`, itself at p. quads: its signed codes.
+    static OCT_INLINE inline void unpack_lanes(const uint8_t *block, const uint8_t *p, int lane, Weights &w,
+                                               int8x16_t (&quads)[8]) {
+        w.unpack_from(p + lane, p + lane * 4, Quad::halves(block + lane * 2), Weights::minima(block, lane));
+        each<8>([&](auto q) OCT_INLINE { quads[q] = Quad::as_signed<Weights::kWide>(w.quads[q]); });
+    }
+
+    // acc[m] += the group's part, for these lanes.
     static OCT_INLINE inline void group(const uint8_t *block, const uint8_t *p, int lane, const Part &x, F (&acc)[M]) {
         Weights w;
-        w.unpack_from(p + lane, p + lane * 4, Quad::halves(block + lane * 2), Weights::minima(block, lane));
         int8x16_t quads[8];
-        each<8>([&](auto q) OCT_INLINE { quads[q] = Quad::as_signed<Weights::kWide>(w.quads[q]); });
-        I dot[f.subs];
-        if constexpr (kTwo) {
-#if defined(__ARM_FEATURE_MATMUL_INT8)
-            each<4>([&](auto i) OCT_INLINE { widen_words(quads[2 * i], quads[2 * i + 1]); });
-            I other[f.subs];
-            each<(M + 1) / 2>([&](auto i) OCT_INLINE {
-                constexpr int a = 2 * i, b = a + 1 < M ? a + 1 : a;
-                two_dots(quads, x, a, b, dot, other);
-                add(dot, w, x, a, acc[a]);
-                if constexpr (b != a) add(other, w, x, b, acc[b]);
-            });
-#endif
-        } else {
-            each<M>([&](auto m) OCT_INLINE {
-                dots(quads, x, m, dot);
-                add(dot, w, x, m, acc[m]);
-            });
-        }
+        unpack_lanes(block, p, lane, w, quads);
+        each<M>([&](auto m) OCT_INLINE {
+            I dot[f.subs];
+            dots<Weights::kOffset>(quads, x, m, dot);
+            add(dot, w, x, m, acc[m]);
+        });
     }
 
     // P passes from `lane` on.
@@ -240,8 +248,42 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
         });
     }
 
-    // The outliers times their columns, row by row in turn.
-    static OCT_INLINE inline void add_outliers(const Rows &r, int lane, F (&acc)[P][M]) {
+    // As passes, from a group that unpack_panel made, of which the first pass's lanes lie at p.
+    static OCT_INLINE inline void passes_unpacked(const uint8_t *p, const Part &x, F (&acc)[P][M]) {
+        Weights w;
+        I dot[f.subs];
+        if constexpr (kPairs) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+            I other[f.subs];
+            int8x16_t codes[4];
+            each<M / 2>([&](auto i) OCT_INLINE {
+                two_rows(x, 2 * i, 2 * i + 1, codes);
+                each<P>([&](auto pass) OCT_INLINE {
+                    const uint8_t *at = p + pass * Weights::kUnpacked;
+                    two_dots(at, codes, dot, other);
+                    w.take(at);
+                    add(dot, w, x, 2 * i, acc[pass][2 * i]);
+                    add(other, w, x, 2 * i + 1, acc[pass][2 * i + 1]);
+                    in_turn();
+                });
+            });
+#endif
+        } else {
+            int8x16_t quads[8];
+            each<P>([&](auto pass) OCT_INLINE {
+                w.take(p + pass * Weights::kUnpacked);
+                each<8>([&](auto q) OCT_INLINE { quads[q] = vreinterpretq_s8_u8(w.quads[q]); });
+                each<M>([&](auto m) OCT_INLINE {
+                    dots<false>(quads, x, m, dot);
+                    add(dot, w, x, m, acc[pass][m]);
+                });
+                in_turn();
+            });
+        }
+    }
+
+    // Adds the outliers times their columns, row by row in turn, and writes acc.
+    static OCT_INLINE inline void finish(F (&acc)[P][M], int lane, const Rows &r, const Target &to) {
         const Turn *turns = r.turns + r.first;
         for (int turn = 0; turn < r.most; turn++, turns += kTile)
             each<M>([&](auto m) OCT_INLINE {
@@ -250,6 +292,11 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
                     acc[i][m] = Quad::fma(vld1q_f32(column + 4 * i), turns[m].value, acc[i][m]);
                 });
             });
+        each<P * M>([&](auto i) OCT_INLINE {
+            const int at = lane + i / M * 4;
+            const float *bias = to.bias ? to.bias + at : nullptr;
+            Quad::store(to.y + i % M * to.ldy + at, acc[i / M][i % M], bias, to.lo - at, to.hi - at);
+        });
     }
 
     static void run(const uint8_t *panel, int, const Rows &r, int64_t k, const Target &to) {
@@ -268,12 +315,45 @@ template <int scheme, int M> struct QuantTile<Arm, scheme, M> {
                 }
             }
             if (r.unread) each<P>([&](auto i) OCT_INLINE { Weights::read_columns(panel, lane + 4 * i, r.columns); });
-            add_outliers(r, lane, acc);
-            each<P * M>([&](auto i) OCT_INLINE {
-                const int at = lane + i / M * 4;
-                Quad::store(to.y + i % M * to.ldy + at, acc[i / M][i % M], to.bias ? to.bias + at : nullptr, to.lo - at,
-                            to.hi - at);
-            });
+            finish(acc, lane, r, to);
+        }
+    }
+
+    // As run, on a panel that unpack_panel made ready.
+    static void run_unpacked(const uint8_t *panel, const Rows &r, int64_t k, const Target &to) {
+        const int64_t step = (int64_t)r.rows * act_group_bytes(f);
+        for (int lane = 0; lane < kPanel; lane += 4 * P) {
+            if (to.hi <= lane || to.lo >= lane + 4 * P) continue;
+            F acc[P][M];
+            each<P * M>([&](auto i) OCT_INLINE { acc[i / M][i % M] = Quad::zero(); });
+            const uint8_t *p = panel + lane / 4 * Weights::kUnpacked, *x = r.act;
+            for (int64_t left = k / kGroup; left > 0; left--, p += kUnpacked, x += step) passes_unpacked(p, Part(x, r), acc);
+            finish(acc, lane, r, to);
+        }
+    }
+
+    static OCT_INLINE inline void read_columns(const uint8_t *panel, const Columns &columns) {
+        for (int lane = 0; lane < kPanel; lane += 4) Weights::read_columns(panel, lane, columns);
+    }
+
+    // A panel's groups as run_unpacked reads them: codes less their offset, with i8mm after widen_words.
+    static void unpack_panel(const uint8_t *panel, int64_t k, uint8_t *out) {
+        for (int64_t block = k / kGroup / f.span; block > 0; block--) {
+            const uint8_t *head = panel;
+            panel += head_bytes(f);
+            for (int g = 0; g < f.span; g++, panel += group_bytes(f))
+                for (int lane = 0; lane < kPanel; lane += 4, out += Weights::kUnpacked) {
+                    Weights w;
+                    int8x16_t quads[8];
+                    for (int line = lane * 16; line < group_bytes(f); line += 256)
+                        __builtin_prefetch(panel + line + Arm::kAhead);
+                    unpack_lanes(head, panel, lane, w, quads);
+                    const int8x16_t offset = vdupq_n_s8(Weights::kOffset ? (int8_t)f.offset : 0);
+                    each<8>([&](auto q) OCT_INLINE { quads[q] = vsubq_s8(quads[q], offset); });
+                    if constexpr (kPairs) each<4>([&](auto i) OCT_INLINE { widen_words(quads[2 * i], quads[2 * i + 1]); });
+                    each<8>([&](auto q) OCT_INLINE { w.quads[q] = vreinterpretq_u8_s8(quads[q]); });
+                    w.keep(out);
+                }
         }
     }
 };

@@ -36,7 +36,10 @@ template <class V, Codes kind> OCT_INLINE inline void unpack(const uint8_t *p, t
         each<4>([&](auto q) OCT_INLINE {
             const typename V::C both = V::codes(p + q * 64);
             quads[q] = V::mask(both, 15);
-            quads[q + 4] = V::mask(V::template shift<4>(both), 15);
+            if constexpr (requires { V::upper_halves(both); })
+                quads[q + 4] = V::upper_halves(both);
+            else
+                quads[q + 4] = V::mask(V::template shift<4>(both), 15);
             if constexpr (kind == Codes::kLevels) {
                 quads[q] = V::levels(quads[q]);
                 quads[q + 4] = V::levels(quads[q + 4]);
@@ -137,7 +140,7 @@ template <class V, int scheme> struct Group {
     static constexpr Format f = kFormats[scheme];
     static constexpr bool kWide = f.codes == Codes::kBytes || f.codes == Codes::kLevels;
     static constexpr bool kOffset = f.offset != 0 && !(kWide && V::kSignedWide);
-    static constexpr int kUnpacked = 8 * 64 + (1 + f.subs * (f.minimum ? 2 : 1)) * 64;
+    static constexpr int kVector = sizeof(C), kUnpacked = (8 + 1 + f.subs * (f.minimum ? 2 : 1)) * kVector;
 
     static constexpr int kAdded = quads_added(f.codes, 8 / f.subs);
 
@@ -187,19 +190,19 @@ template <class V, int scheme> struct Group {
         }
     }
 
-    // To and from kUnpacked bytes; whole panels only.
+    // To and from kUnpacked bytes.
     OCT_INLINE inline void keep(uint8_t *at) const {
-        memcpy(at, quads, 512);
-        memcpy(at + 512, &total, 64);
-        memcpy(at + 576, scale, 64 * f.subs);
-        if constexpr (f.minimum) memcpy(at + 576 + 64 * f.subs, minimum, 64 * f.subs);
+        memcpy(at, quads, 8 * kVector);
+        memcpy(at + 8 * kVector, &total, kVector);
+        memcpy(at + 9 * kVector, scale, kVector * f.subs);
+        if constexpr (f.minimum) memcpy(at + (9 + f.subs) * kVector, minimum, kVector * f.subs);
     }
     OCT_INLINE inline void take(const uint8_t *at) {
-        each<8>([&](auto q) OCT_INLINE { quads[q] = V::codes(at + q * 64); });
-        total = V::floats(at + 512);
+        each<8>([&](auto q) OCT_INLINE { quads[q] = V::codes(at + q * kVector); });
+        total = V::floats(at + 8 * kVector);
         each<f.subs>([&](auto s) OCT_INLINE {
-            scale[s] = V::floats(at + 576 + 64 * s);
-            if constexpr (f.minimum) minimum[s] = V::floats(at + 576 + 64 * (f.subs + s));
+            scale[s] = V::floats(at + (9 + s) * kVector);
+            if constexpr (f.minimum) minimum[s] = V::floats(at + (9 + f.subs + s) * kVector);
         });
     }
 };
@@ -212,6 +215,8 @@ template <class V, int scheme, int M> struct QuantTile {
     static constexpr Format f = kFormats[scheme];
 
     static constexpr bool kHalved = V::kPairs && Weights::kWide;  // wide codes as 16 * high + low, which fit into pairs
+
+    static constexpr int kUnpacked = Weights::kUnpacked;  // bytes of a group of a panel
 
     // Rows whose integer sums grow side by side, so that none waits for its own.
     static constexpr int kAbreast = M % 4 == 0 && !kHalved ? 4 : M % 3 == 0 ? 3 : M % 2 == 0 ? 2 : 1;
@@ -322,6 +327,10 @@ template <class V, int scheme, int M> struct QuantTile {
             multiply(w, act, r, acc);
         }
         finish(acc, 0, r, to);
+    }
+
+    static OCT_INLINE inline void read_columns(const uint8_t *panel, const Columns &columns) {
+        Weights::read_columns(panel, 0, columns);
     }
 
     static void unpack_panel(const uint8_t *panel, int64_t k, uint8_t *out) {
@@ -439,7 +448,7 @@ void panel_unpacked(const Product &p, int64_t n, const Rows *tiles, int64_t coun
     using Tile = QuantTile<V, scheme, V::kRows>;
     const uint8_t *panel = p.packed + n / kPanel * panel_bytes(scheme, p.k);
     Tile::unpack_panel(panel, p.k, room);
-    Group<V, scheme>::read_columns(panel, 0, tiles->columns);
+    Tile::read_columns(panel, tiles->columns);
     const int lo = (int)(p.n_begin > n ? p.n_begin - n : 0), hi = (int)(p.n_end - n < kPanel ? p.n_end - n : kPanel);
     for (int64_t i = 0; i < count; i++, row += kTile)
         for (Rows rows = tiles[i]; rows.first < kTile; rows.first += V::kRows) {
@@ -468,7 +477,7 @@ template <class V, int scheme> void panel_of_chunk(const Product &p, Found &foun
         whole = count - (tiles[count - 1].rows < kTile);
         whole = whole < V::kUnpackTiles ? 0 : whole;
         if (whole) {
-            const size_t bytes = (size_t)(p.k / kGroup * Group<V, scheme>::kUnpacked);
+            const size_t bytes = (size_t)(p.k / kGroup * QuantTile<V, scheme, V::kRows>::kUnpacked);
             if (found.room.size() < bytes) found.room.resize(bytes);
             panel_unpacked<V, scheme>(p, n, tiles, whole, row, found.room.data());
         }
