@@ -151,6 +151,9 @@ def test_continuous_usage(server: LiveServer) -> None:
     events = server.events("/v1/completions", {"prompt": "a", "max_tokens": 3, "stream_options": options})
     assert [event["usage"]["completion_tokens"] for event in events[:-1]] == [1, 2, 3, 3]
     assert [len(event["choices"]) for event in events[:-1]] == [1, 1, 1, 0]
+    options = {"continuous_usage_stats": True}
+    events = server.events("/v1/completions", {"prompt": "a", "max_tokens": 3, "stream_options": options})
+    assert [event["usage"]["completion_tokens"] for event in events[:-1]] == [1, 2, 3]
 
 
 def test_what_the_template_gets(server: LiveServer, llm: FakeLLM) -> None:

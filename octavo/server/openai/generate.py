@@ -117,7 +117,7 @@ class _ChunkStream:
         self._generation = generation
         options = generation.request.stream_options
         self._with_usage = options is not None and bool(options.include_usage)
-        self._always = self._with_usage and options is not None and bool(options.continuous_usage_stats)
+        self._always = options is not None and bool(options.continuous_usage_stats)
         self._chunks = Chunks(
             id=generation.id,
             object=form.chunk_object,
