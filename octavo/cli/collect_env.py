@@ -12,7 +12,7 @@ from octavo import __version__
 from octavo.api.devices import choose_device, device_memory
 from octavo.backends.cpu.host import default_threads, usable_cores
 from octavo.base.config.config import DeviceConfig
-from octavo.base.config.env import VARIABLES, read
+from octavo.base.config.env import VARIABLES, ordered_threads, read
 from octavo.cli.flags import Parser
 
 PACKAGES = (
@@ -37,12 +37,13 @@ def main(arguments: list[str]) -> int:
     Parser("collect-env", "Print versions, hardware and settings, for a bug report.").parse(arguments)
     device, reasons = choose_device(DeviceConfig())
     memory = device_memory(device)
+    threads = ordered_threads() or default_threads()
     rows = [
         ("octavo", __version__),
         ("python", f"{sys.version.split()[0]} ({platform.python_implementation()}, {sys.executable})"),
         ("system", platform.platform()),
         ("processor", _processor()),
-        ("cores", f"{usable_cores()} usable of {os.cpu_count()}, {default_threads()} threads by default"),
+        ("cores", f"{usable_cores()} usable of {os.cpu_count()}, {threads} threads by default"),
         ("device", f"{device} ({'; '.join(reasons)})"),
         ("memory", f"{memory.free / 2**30:.1f} GiB free of {memory.total / 2**30:.1f} GiB"),
     ]

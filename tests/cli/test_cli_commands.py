@@ -319,12 +319,14 @@ def test_collect_env_hides_secrets(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
     monkeypatch.setenv("HF_ENDPOINT", "https://me:hf_secret_value@example.org/x")
     monkeypatch.setenv("OCTAVO_LOG_LEVEL", "WARNING")
+    monkeypatch.setenv("OMP_NUM_THREADS", "97")
     assert main(["collect-env"]) == 0
     shown = capsys.readouterr().out
     assert "hf_secret_value" not in shown
     assert "https://***@example.org/x" in shown
     assert octavo.__version__ in shown
     assert "numpy" in shown
+    assert "97 threads by default" in shown
 
 
 def _read_until(fd: int, words: bytes) -> bytes:
