@@ -49,7 +49,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        _d("Type of the arithmetic (or half, float); auto is float32 on a CPU, the checkpoint's own elsewhere."),
+        _d(
+            "Type of the arithmetic (or half, float); auto is float32 on a CPU, the checkpoint's own elsewhere. Device "
+            "cpu takes float32 alone."
+        ),
     ] = "auto"
     quantization: Annotated[
         Literal["fp8", "compressed-tensors", "gptq", "awq", "gguf", "fbgemm_fp8", "modelopt"] | None,
@@ -123,9 +126,9 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "int8_per_token_head"],
         _d(
             "Type of K and V in the cache; auto is the arithmetic's; bfloat16 where a CPU rounds activations, unless "
-            "the checkpoint is float32. "
-            "int8_per_token_head is for device cpu. fp8 (E4M3, the same as fp8_e4m3) is for torch:cpu and for cuda "
-            "from compute capability 8.9; its scales are 1, whatever a checkpoint says."
+            "the checkpoint is float32. int8_per_token_head is for device cpu, which takes no float16. fp8 (E4M3, the "
+            "same as fp8_e4m3) is for torch:cpu and for cuda from compute capability 8.9; its scales are 1, whatever "
+            "a checkpoint says."
         ),
     ] = "auto"
     num_gpu_blocks_override: Annotated[Positive | None, _d("Exactly this many blocks.")] = None
