@@ -1,4 +1,4 @@
-"""docs/python.md: every public name and every field of what comes back is there, and its examples run."""
+"""docs/python.md: every public name and every field of what comes back is there. Examples of all pages run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ import pytest
 import octavo
 from octavo import LLM, AsyncLLM, BeamSearchParams
 
-PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "python.md").read_text()
 WORDS = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", PAGE))))
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+EXAMPLES = BLOCK.findall(PAGE)
+OTHERS = {"README.md": 1, "docs/structured-outputs.md": 1, "docs/pooling.md": 1, "docs/tool-calling.md": 1}
+"""Pages -> how many examples they have that ask no server."""
 SMALL = {"device": "cpu", "threads": 1, "kv_cache_memory_bytes": 2 << 20, "max_num_seqs": 8}
 
 
@@ -46,3 +50,23 @@ def test_examples_run(checkpoint: Callable[[str], Path], monkeypatch: pytest.Mon
         exec(example, scope)
     assert len(scope["outputs"]) == len(scope["names"]) == 2
     scope["llm"].close()
+
+
+@pytest.mark.parametrize("page", OTHERS)
+def test_examples_of_other_pages_run(
+    page: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**SMALL, "runner": "pooling" if "pooling" in page else "generate"}
+    made: list[LLM] = []
+
+    def small(model: str) -> LLM:
+        made.append(LLM(str(checkpoint("llama")), **options))
+        return made[-1]
+
+    monkeypatch.setitem(vars(octavo), "LLM", small)
+    found = [block for block in BLOCK.findall((ROOT / page).read_text()) if "base_url" not in block]
+    assert len(found) == OTHERS[page]
+    for example in found:
+        exec(example, {})
+    for llm in made:
+        llm.close()
