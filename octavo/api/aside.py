@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from octavo.base.errors import OverloadedError
+from octavo.base.errors import EngineDeadError
 
 Value = TypeVar("Value")
 
@@ -37,18 +37,18 @@ async def aside(function: Callable[..., Value], *arguments: Any, **options: Any)
 
 
 async def in_pool(pool: Executor, function: Callable[..., Value], *arguments: Any, **options: Any) -> Value:
-    """In one of a pool's threads. OverloadedError where the pool is shut down before it comes to that."""
+    """In one of a pool's threads. EngineDeadError where the pool is shut down before it comes to that."""
     try:
         work = asyncio.get_running_loop().run_in_executor(pool, partial(function, *arguments, **options))
     except RuntimeError:
-        raise OverloadedError("the engine has ended") from None
+        raise EngineDeadError("the engine has ended") from None
     try:
         return await work
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise OverloadedError("the engine has ended") from None
+        raise EngineDeadError("the engine has ended") from None
     finally:
         del work  # it holds its error, and the error this frame: a cycle would be left to the collector
 

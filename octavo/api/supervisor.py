@@ -40,7 +40,6 @@ _REASONS: dict[State, str] = {
     "restarting": "the engine is restarting; try again",
     "sleeping": "the engine is asleep",
     "draining": "the server is shutting down",
-    "dead": "the engine has ended",
 }
 
 
@@ -91,9 +90,11 @@ class Supervisor:
         return time.monotonic() - self.client.last_heard if self.client else 0.0
 
     def admit(self) -> SocketClient:
-        """The client that takes requests now, or OverloadedError saying what is going on."""
+        """The client that takes requests now. OverloadedError, saying what is going on; EngineDeadError for good."""
         if self.state == "ready" and self.client is not None:
             return self.client
+        if self.state == "dead":
+            raise EngineDeadError("the engine has ended")
         raise OverloadedError(_REASONS.get(self.state, "the engine is not ready"), retry_after=2)
 
     def open(self, stream: Stream, *, further: bool = False) -> None:

@@ -243,7 +243,7 @@ def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: 
         assert len(starts) == supervisor.FAILED_STARTS
         with pytest.raises(EngineDeadError, match="does not start again"):
             await task
-        with pytest.raises(OverloadedError, match="ended"):
+        with pytest.raises(EngineDeadError, match="ended"):
             await last(llm)
         checker = llm._limits.checker if llm._limits is not None else None
         assert checker is not None
@@ -263,7 +263,7 @@ def test_closing_while_it_restarts_leaves_no_process(llama: str) -> None:
         await until(lambda: llm.state == "restarting")
         await llm.close(0)
         assert llm.state == "dead"
-        with pytest.raises(OverloadedError, match="ended"):
+        with pytest.raises(EngineDeadError, match="ended"):
             await last(llm)
 
     with_llm(llama, test)
