@@ -58,6 +58,10 @@ class Parser(argparse.ArgumentParser):
         message = message.replace("unrecognized arguments", "too many arguments (a text of several words needs quotes)")
         raise ConfigError(f"{message} ({self.prog} --help lists the options)")
 
+    def print_help(self, file: Any = None) -> None:
+        """OSError where it cannot be written, which argparse passes over."""
+        print(self.format_help(), end="", file=file)
+
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """What was given, by name; texts may stand before, between and after flags. ConfigError or UnsupportedError
         name the flag at fault."""
