@@ -106,6 +106,22 @@ def test_deleted_while_it_is_followed(server: LiveServer, llm: FakeLLM) -> None:
         assert server.app._services.responses.room.num_bytes == 0
 
 
+def test_one_given_up_while_it_is_made_leaves_no_events(
+    server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who follows it sees its end all the same."""
+    llm.delay = 0.02
+    with server.openai() as client, client.responses.create(**ASK, stream=True, max_output_tokens=30) as stream:
+        name = next(iter(stream)).response.id  # type: ignore[union-attr]
+        monkeypatch.setattr("octavo.server.openai.responses.store.MAX_ENTRIES", 1)
+        client.responses.create(model=MODEL, input="x", max_output_tokens=1)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(name)
+        assert list(stream)[-1].type == "response.incomplete"
+        wait_for(lambda: not len(server.app.traffic))
+        assert server.app._services.responses.room.num_bytes == 0
+
+
 def test_failures(server: LiveServer, llm: FakeLLM) -> None:
     llm.fail_at, llm.failure = 3, KeyError("secret")
     with server.openai() as client:

@@ -96,10 +96,13 @@ class _Job:
             events = builder.end()
             entry.messages = [*entry.messages, *builder.said()]
         entry.job = None
-        self._services.responses.jobs.discard(self)
-        if builder.response.id in self._services.responses:
-            self._services.responses.put(entry)
+        responses, name = self._services.responses, builder.response.id
+        responses.jobs.discard(self)
+        if name in responses:
+            responses.put(entry)
         self._keep(events, over=True)
+        if entry.events is not None and name not in responses:  # it gave way; who follows it is told of the end first
+            asyncio.get_running_loop().call_soon(responses.room.forget, entry.events)
         self._in_flight.close()
 
     def _keep(self, events: bytes, *, over: bool = False) -> None:

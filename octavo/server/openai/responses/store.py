@@ -111,7 +111,7 @@ class ResponseStore:
 
     def _drop(self, name: str) -> None:
         entry = self._take_out(name)
-        if entry is not None and entry.events is not None:
+        if entry is not None and entry.events is not None and entry.job is None:  # else at the job's end
             self.room.forget(entry.events)
 
     def _take_out(self, name: str) -> Stored | None:
