@@ -602,6 +602,7 @@ def test_whether_a_prompt_began_the_reasoning() -> None:
     assert eager.opened("<｜Assistant｜>") is True
     assert eager.opened("<｜Assistant｜>So", said="So") is True
     assert eager.opened("<｜Assistant｜>Hm</think>So", said="Hm</think>So") is False
+    assert eager.opened("</think>So", said="</think>So") is False
     assert eager.opened("<think>\n\n</think>\n\n") is None
 
 

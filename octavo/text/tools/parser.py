@@ -247,17 +247,14 @@ class OutputParser:
             self._content.border()
             self._state = OutputParser._in_reasoning
             return at
-        if marker in rules.heads:
+        if marker in rules.heads or self._tool is None:
             reading = Reading({}, known=False, index=0, single=False, passed=[marker])
             self._section = _Section(reading, _read_head(reading), "", head=True)
-        elif self._tool is not None:
+        else:
             own = marker == self._tool.bare or marker in self._tool.unmarked  # the call's text itself
             body = replace(self._tool.body, known=True) if own else self._tool.body
             self._begin_call(body, "" if own else marker)
             at -= len(marker) if own else 0
-        else:
-            self._say(marker)
-            return at
         self._state = OutputParser._in_section
         return at
 
