@@ -137,6 +137,14 @@ def test_text_that_may_become_a_stop_is_held_and_then_released(byte_level: Token
     assert detokenizer.finish() == "EN"
 
 
+def test_a_token_of_which_only_the_end_may_become_a_stop(byte_level: Tokenizer) -> None:
+    [the] = byte_level.encode(" the")
+    detokenizer = Detokenizer(byte_level, SamplingParams(stop=["he the!", "hex"]), [])
+    assert [_push(detokenizer, [the]) for _ in range(3)] == [" t", "", "he t"]
+    assert detokenizer.num_held == len("he the")
+    assert detokenizer.finish() == "he the"
+
+
 @pytest.mark.parametrize(
     ("min_tokens", "text", "count"), [(0, "", 2), (1, "", 2), (2, "aba", 5), (3, "aba", 5), (5, "abaaba", 8)]
 )

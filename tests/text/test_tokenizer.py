@@ -339,6 +339,42 @@ def test_damaged_and_unsupported_files(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="CTC"):
         Tokenizer.from_checkpoint(wrap(TokenizerFiles(path, {})))
 
+    state["decoder"] = {"type": "Strip", "content": " ", "start": 0, "stop": 1}
+    path.write_text(json.dumps(state))
+    with pytest.raises(UnsupportedError, match="Strip"):
+        Tokenizer.from_checkpoint(wrap(TokenizerFiles(path, {})))
+
+
+def test_control_tokens_that_begin_otherwise_than_others_are_found(tmp_path: Path) -> None:
+    """Mistral's [INST] beside <s>."""
+    backend = byte_level_backend()
+    backend.add_special_tokens([AddedToken("[INST]", normalized=False, special=True)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_checkpoint(wrap(TokenizerFiles(tmp_path / "tokenizer.json", {})))
+    [span] = tokenizer.find_control("a[INST]b")
+    assert (span.start, span.stop, span.token_id) == (1, 7, backend.token_to_id("[INST]"))
+    assert tokenizer.begins_control("a[INS")
+    assert not tokenizer.begins_control("a[INST]")
+
+
+def test_added_tokens_of_characters_that_stand_for_no_byte(tmp_path: Path) -> None:
+    """DeepSeek's <｜end▁of▁sentence｜>: stored as it is, in a vocabulary of bytes."""
+    backend = byte_level_backend()
+    backend.add_tokens(["<｜a▁b｜>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_checkpoint(wrap(TokenizerFiles(tmp_path / "tokenizer.json", {})))
+    ids = tokenizer.encode("x<｜a▁b｜>y", add_special_tokens=False)
+    assert tokenizer.decode(ids) == backend.decode(ids) == "x<｜a▁b｜>y"
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_a_space_that_metaspace_puts_before_a_text_is_taken_away(tmp_path: Path, scheme: str) -> None:
+    backend = tokenizers.Tokenizer(models.WordLevel({"▁the": 0, "<unk>": 1}, "<unk>"))
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_checkpoint(wrap(TokenizerFiles(tmp_path / "tokenizer.json", {})))
+    assert tokenizer.decode([0, 0]) == backend.decode([0, 0]) == (" " * (scheme == "never") + "the the")
+
 
 def test_a_tokenizer_without_decoder_joins_words(tmp_path: Path) -> None:
     backend = tokenizers.Tokenizer(models.WordLevel({"the": 0, "dog": 1, "<unk>": 2}, "<unk>"))
