@@ -6,12 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from fake_llm import FakeLLM
+from fake_llm import FakeLLM, FakeTokenizer
 from serving import LiveServer, wait_for
 
-from octavo.base.errors import EngineDeadError, RequestFailedError, UnsupportedError
+from octavo.base.errors import EngineDeadError, InputError, RequestFailedError, UnsupportedError
 from octavo.base.types.messages import EngineStats
-from octavo.server.canary import Canary
+from octavo.server.canary import PROMPT, TOKENS, Canary
 
 
 def check(server: LiveServer) -> tuple[int, dict[str, Any]]:
@@ -97,6 +97,30 @@ def test_nothing_of_it_is_cached(server: LiveServer, llm: FakeLLM) -> None:
     assert len(set(salts)) == 2
     assert all(salts)
     assert all(params.max_tokens == 8 and params.temperature == 0 for _, params, _, _ in llm.seen)
+
+
+def test_a_model_whose_context_is_too_short_for_it_is_well(server: LiveServer, llm: FakeLLM) -> None:
+    llm.fail_at, llm.failure = 0, InputError("the prompt is longer than the context")
+    seen: list[str] = []
+
+    async def watch() -> str | None:
+        canary = Canary(llm, idle=lambda: True, count=seen.append, interval=0.01)  # type: ignore[arg-type]
+        canary.start()
+        await asyncio.sleep(0.1)
+        await canary.close()
+        return canary.fault
+
+    assert server.run(watch) is None
+    assert (len(llm.started), seen) == (1, [])
+
+
+def test_without_a_tokenizer_it_asks_by_tokens(
+    server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(server)
+    monkeypatch.setattr(llm, "tokenizer", None)
+    check(server)
+    assert [prompt for prompt, _, _, _ in llm.seen] == [FakeTokenizer().encode(PROMPT), [*TOKENS]]
 
 
 def test_it_runs_when_idle_only(server: LiveServer, llm: FakeLLM) -> None:

@@ -60,7 +60,8 @@ def test_content_types(small: LiveServer, kind: str) -> None:
     for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
         answer = small.client.post(path, content=content, headers={"content-type": kind})
         assert answer.status_code == 415
-        assert "application/json" in answer.json()["error"]["message"]
+        told = answer.json()["error"]["message"]
+        assert told == "send JSON, with the header 'Content-Type: application/json'"
     fine = {"content-type": "Application/JSON; charset=utf-8"}
     assert small.client.post("/v1/completions", content=content, headers=fine).status_code == 200
 
@@ -84,6 +85,14 @@ def test_a_stalled_body_times_out(small: LiveServer, monkeypatch: pytest.MonkeyP
     answer = small.raw(POST + b"content-length: 100\r\n\r\n{")
     assert answer.startswith(b"HTTP/1.1 408"), answer[:60]
     wait_for(lambda: len(small.app.traffic) == 0)
+
+
+def test_an_answer_may_take_longer_than_a_body(
+    server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BODY_STALL_S", 0.2)
+    llm.delay = 0.5
+    assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 1}).status_code == 200
 
 
 def test_bodies_together_are_bounded(small: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from octavo.server import sending
+from octavo.server.exchange import Exchange
 from octavo.server.sending import Message, Outbox, Sender
 
 
@@ -160,3 +161,28 @@ def test_an_awaitable_that_is_no_coroutine() -> None:
         await draining
 
     asyncio.run(test())
+
+
+def test_a_client_that_leaves_is_noticed_until_the_answer_ends() -> None:
+    """What else the server tells meanwhile is passed over; behind the last bytes a closing means nothing."""
+
+    async def answer(receive: asyncio.Queue[Message], *, whole: bool) -> str:
+        async def send(message: Message) -> None: ...
+
+        scope = {"method": "POST", "path": "/", "headers": []}
+        exchange = Exchange(scope, receive.get, send, request_id="r", outbox=Outbox())
+        exchange.watch()
+        exchange.begin_stream()
+        if whole:
+            await exchange.send_events(b"", last=True)
+        for kind in ("http.request", "http.disconnect"):
+            receive.put_nowait({"type": kind})
+            await asyncio.sleep(0.01)
+        return "answered"
+
+    async def test(*, whole: bool) -> str:
+        return await asyncio.create_task(answer(asyncio.Queue(), whole=whole))
+
+    assert asyncio.run(test(whole=True)) == "answered"
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(test(whole=False))
