@@ -195,12 +195,58 @@ SCHEMAS: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"type": "integer", "exclusiveMaximum": 10**18}, [10**17], [10**18]),
     ({"type": "integer", "exclusiveMinimum": -(10**18)}, [-(10**17)], [-(10**18)]),
     ({"type": "integer", "maximum": 2**60 + 129}, [2**59], [2**60 + 256]),
+    ({"not": {"type": ["integer", "number"]}}, ["a", []], [1, 2.5]),
 ]
 
 
 @pytest.mark.parametrize(("schema", "valid", "invalid"), SCHEMAS)
 def test_what_is_said_in_other_words(schema: dict[str, Any], valid: list[Any], invalid: list[Any]) -> None:
     assert judge(schema, valid + invalid) == ([], [])
+
+
+A, B = {"type": "string", "pattern": "^a"}, {"type": "string", "pattern": "^b"}  # whose opposites have no words
+WITH_A = {"type": "object", "properties": {"k": A}, "required": ["k"]}
+APART: list[tuple[dict[str, Any], dict[str, Any], list[Any], list[Any]]] = [
+    ({"enum": ["a", []]}, {"enum": ["b"], **B}, ["a", [], "b"], ["c", [1]]),
+    (
+        WITH_A,
+        {"type": "object", "properties": {"k": {"type": "array", "items": B}}, "required": ["k"]},
+        [{"k": "a"}, {"k": ["b"]}],
+        [{"k": "b"}, {"k": ["a"]}, {}],
+    ),
+    (
+        {**WITH_A, "additionalProperties": False},
+        {"type": "object", "properties": {"l": B}, "required": ["l"]},
+        [{"k": "a"}, {"l": "b"}, {"k": "b", "l": "b"}],
+        [{"k": "a", "m": 1}, {}],
+    ),
+    (
+        {"type": "array", "items": A, "maxItems": 1},
+        {"type": "array", "items": B, "minItems": 2},
+        [[], ["a"], ["b", "b"]],
+        [["b"], ["a", "a"]],
+    ),
+    (
+        {"type": "array", "prefixItems": [{}, A], "items": False},
+        {"type": "array", "items": B, "minItems": 3},
+        [[], [1, "a"], ["b"] * 3],
+        [["b", "b"], [1, "a", 1]],
+    ),
+    (
+        {"type": "array", "prefixItems": [{}, A], "minItems": 2},
+        {"type": "array", "prefixItems": [{}, {"type": "array", "items": B}], "minItems": 2},
+        [[1, "a"], [1, ["b"]]],
+        [[1], [1, "b"], [1, ["a"]]],
+    ),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "valid", "invalid"), APART)
+def test_options_that_no_value_matches_together(
+    one: dict[str, Any], other: dict[str, Any], valid: list[Any], invalid: list[Any]
+) -> None:
+    for options in ([one, other], [other, one]):
+        assert judge({"oneOf": options}, valid + invalid) == ([], [])
 
 
 FORMATTED = {
@@ -236,6 +282,9 @@ def _python(pattern: str) -> str:
 def test_what_came_is_not_lost_where_it_cannot_be_said() -> None:
     for schema in (
         {"not": {"pattern": "a"}},
+        {"not": {"type": "integer"}},
+        {"not": {"const": "a" * 101}},
+        {"not": {"$ref": "#/$defs/a"}, "$defs": {"a": {"$id": "urn:a", "type": "string"}}},
         {"if": {"items": {"type": "string"}}, "then": {"minItems": 1}},
         {"type": "array", "uniqueItems": True, "items": {"type": "string"}},
         {"type": "array", "uniqueItems": True, "items": {"enum": list("abcdef")}},
@@ -265,6 +314,8 @@ def test_malformed_and_multiplying_schemas_are_left_to_the_library() -> None:
     for _ in range(400):
         schema = {key: rng.choice(wrong) for key in rng.sample([*keys, "propertyNames", "format", "minItems"], 3)}
         rewrite({"oneOf": [schema, {"not": schema, "uniqueItems": True, "items": schema}], "propertyNames": schema})
+    chain = {"type": "object", "properties": {"k": {"$ref": "#/$defs/c"}}, "required": ["k"]}
+    rewrite({"oneOf": [{"$ref": "#/$defs/c"}] * 2, "$defs": {"c": chain}})
     many = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 9} for i in range(9)}
     left = {"not": {"$ref": "#/$defs/d0"}, "$defs": {**many, "d9": {"const": 1}}}
     assert rewrite(left)["not"] == left["not"]
