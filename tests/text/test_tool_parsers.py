@@ -334,6 +334,14 @@ for _ in range(90):
 PAIR = {"type": "object", "properties": {"a": INTEGER}, "required": ["a"], "additionalProperties": False}
 
 
+@pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "{'a':" * 3000 + "1" + "}" * 3000, "9" * 500, "-" * 9])
+def test_a_bare_value_that_no_reader_can_hold_stays_text(value: str) -> None:
+    for kind in ("array", "object", "integer", "number"):
+        tools = {"f": {"properties": {"v": {"type": kind}}}}
+        text = f"<tool_call><function=f><parameter=v>{value}</parameter></function></tool_call>"
+        assert read(parser("qwen3_coder", tools=tools), [text])[2] == [ToolCall("f", json.dumps({"v": value}))]
+
+
 @pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "minimax_m2"])
 @pytest.mark.parametrize(
     ("schema", "text", "value"),
@@ -487,6 +495,12 @@ def test_gpt_oss_may_speak_to_itself() -> None:
     )
     for pieces in ([text], text):
         assert read(parser("openai", "openai_gptoss"), pieces) == ("Hello", "Hm.", [])
+
+
+def test_keys_of_gemma_4_may_be_quoted() -> None:
+    text = '<|tool_call>call:noop{<|"|>a b<|"|>:1,c:{<|"|>d: {e<|"|>:2}}<tool_call|>'
+    for pieces in ([text], text):
+        assert read(parser("gemma4"), pieces)[2] == [ToolCall("noop", '{"a b": 1, "c": {"d: {e": 2}}')]
 
 
 def test_a_broken_head_takes_no_other_call_along() -> None:

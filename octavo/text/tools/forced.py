@@ -95,8 +95,7 @@ def free_grammar(
 def _calls_or_text(lark: Lark, tool: Format, spelling: Spelling, functions: Sequence[Function]) -> str:
     """An answer that begins like a call is one."""
     lark.rule("call", " | ".join(lark.call(spelling, function) for function in functions))
-    marks = [marker for marker in (*tool.begins, *tool.closers) if marker]
-    head, after = (_without(text, marks) for text in (spelling.before, spelling.after))
+    head, after = (_without(text, (*tool.begins, *tool.closers)) for text in (spelling.before, spelling.after))
     begins, closers = (" | ".join(map(lark.text, some)) for some in (tool.begins, tool.closers))
     calls = f"{lark.text(head)} call ({lark.text(spelling.between)} call)* {lark.text(after)}"
     text = lark.rule("FREE", rf"/\s*[^\s\{tool.bare}](?s:.*)/ & {_SAID}")

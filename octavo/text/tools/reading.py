@@ -83,7 +83,6 @@ class Reading:
         if self._open:
             self._pieces.append(self._closing)
             self._tell("incomplete")
-            self._open = False
             self.index += 1
             if self.ended:
                 self.at = len(self.text)
