@@ -497,6 +497,16 @@ def test_gpt_oss_may_speak_to_itself() -> None:
         assert read(parser("openai", "openai_gptoss"), pieces) == ("Hello", "Hm.", [])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_text_that_ends_like_the_beginning_of_a_marker_is_content(name: str) -> None:
+    row = tool_format(name, "")
+    assert row is not None
+    for marker in row.tokens:
+        for length in range(1, len(marker)):
+            text = "a " + marker[:length]
+            assert read(parser(name), [text]) == (text, "", [])
+
+
 def test_keys_of_gemma_4_may_be_quoted() -> None:
     text = '<|tool_call>call:noop{<|"|>a b<|"|>:1,c:{<|"|>d: {e<|"|>:2}}<tool_call|>'
     for pieces in ([text], text):
