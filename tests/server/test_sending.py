@@ -113,7 +113,7 @@ def test_a_failure_while_it_waits_and_an_end() -> None:
 @pytest.mark.parametrize("pushed", [True, False])
 def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, pushed: bool) -> None:
     """Whether its messages are waited for or not; one that takes some in time is not."""
-    monkeypatch.setattr(sending, "STALL_S", 0.2)
+    monkeypatch.setattr(sending, "STALL_S", 0.8)
 
     async def answer(server: Server, senders: list[Sender]) -> None:
         sender = Sender(server, Outbox(), asyncio.current_task())
@@ -129,9 +129,9 @@ def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
         server, senders = Server(0), list[Sender]()
         answering = asyncio.create_task(answer(server, senders))
         for _ in range(3):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
             server.take(1)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.25)
         assert (server.taken, answering.done(), senders[0].stalled) == ([0, 1, 2], False, False)
         await asyncio.wait([answering])
         assert (server.taken, answering.cancelled(), senders[0].stalled) == ([0, 1, 2], True, True)
