@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from octavo.base.config import env
 from octavo.base.config.config import PARTS, EngineConfig, ServerConfig
 from octavo.base.config.options import options
 from octavo.base.errors import OctavoError
+from octavo.cli.output import as_path
 from octavo.cli.plan import make_report
 
 Status = Literal["ok", "slow", "fails", "skipped"]
@@ -160,7 +160,7 @@ def _downloads(patient: Patient) -> Result:
     name = next((one for one in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME") if env.read(one)), "HF_HOME")
     name = "--download-dir" if patient.config.model.download_dir else name
     remedy = f"give it rights, or let {name} name a folder that has them"
-    folder = Path(os.path.expanduser(chosen))  # as huggingface_hub does, which minds no missing home
+    folder = as_path(chosen)  # as huggingface_hub does, which minds no missing home
     return _writable(folder, "models cannot be downloaded", remedy)
 
 
@@ -188,7 +188,7 @@ def _options(patient: Patient) -> Result:
     if server.otlp_traces_endpoint is not None:
         check_endpoint(server.otlp_traces_endpoint)
     if server.batch_dir is not None:
-        status, cause, _ = _writable(Path(os.path.expanduser(server.batch_dir)), "batches cannot be kept", "")
+        status, cause, _ = _writable(as_path(server.batch_dir), "batches cannot be kept", "")
         if status != "ok":
             return "fails", cause, _OPTIONS["batch_dir"]
     return "ok", "none is refused", ""

@@ -34,14 +34,20 @@ def check(told: RequestTimes) -> dict[str, float]:
     return parts
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_queue_and_preemption(monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
+def preempting(monkeypatch: pytest.MonkeyPatch, ahead: bool) -> Engine:
+    """Two requests for whose tokens there is no room together; a clock that goes on whenever it is asked."""
     clock = iter(range(1, 100_000))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     shape = Shape(ahead=ahead, num_blocks=10, max_num_seqs=2, max_num_tokens=64)
     made = make_engine(shape, ScriptedExecutor(num_blocks=10, block_size=4, vocab_size=VOCAB))
     made.add(make_request("a", [1] * 16, max_tokens=20))
     made.add(make_request("b", [2] * 16, max_tokens=20))
+    return made
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_queue_and_preemption(monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
+    made = preempting(monkeypatch, ahead)
     made.add(make_request("c", [3] * 3, max_tokens=2))
     told = times(made)
     parts = {name: check(one) for name, one in told.items()}
@@ -69,12 +75,7 @@ def test_preempted_before_the_first_token(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_preemption_is_told_with_the_token_that_ends_it(monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
     """And so to whoever ends a request by its text. It lasts from one token to the next, one under way included."""
-    clock = iter(range(1, 100_000))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    shape = Shape(ahead=ahead, num_blocks=10, max_num_seqs=2, max_num_tokens=64)
-    made = make_engine(shape, ScriptedExecutor(num_blocks=10, block_size=4, vocab_size=VOCAB))
-    made.add(make_request("a", [1] * 16, max_tokens=20))
-    made.add(make_request("b", [2] * 16, max_tokens=20))
+    made = preempting(monkeypatch, ahead)
     told: list[RequestTimes | None] = []
     ends: list[float] = []
     while made.has_work():
