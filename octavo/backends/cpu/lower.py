@@ -20,9 +20,9 @@ JOINED = 64
 """Tokens from which on gate and up are one product: fewer lose more than not writing them gains."""
 
 
-def short_registers(body: tuple[Step, ...], packed: Packed) -> frozenset[str]:
+def short_registers(steps: tuple[Step, ...], packed: Packed) -> frozenset[str]:
     """The registers that are written for fewer than JOINED tokens only."""
-    return frozenset(str(step.arguments[0]) for step, after in pairwise(body) if _joins(step, after, packed))
+    return frozenset(str(step.arguments[0]) for step, after in pairwise(steps) if _joins(step, after, packed))
 
 
 def _joins(step: Step, after: Step, packed: Packed) -> bool:
@@ -169,7 +169,7 @@ class Lowering:
         softcap: float | None,
     ) -> None:
         cache = self._cache(keys, values, qkv)
-        shape = (cache["heads"], cache["kv_heads"], window)
+        shape = (cache["heads"], cache["kv_heads"], window, self._tails)
         if shape not in self._shapes:
             self._shapes.append(shape)
         given = {"out": self.arrays[out], "in_": self.arrays[qkv], "ld_in": self._width(qkv), "window": window or 0}

@@ -11,7 +11,7 @@ from octavo.backends.cpu import ops
 from octavo.backends.cpu.attention import SCORES, AttentionPlan
 from octavo.backends.cpu.cache import Cells, copy_blocks, make_cells
 from octavo.backends.cpu.program import Instruction, Program
-from octavo.backends.cpu.rows import Batch
+from octavo.backends.cpu.rows import Batch, Span, tail_spans
 from octavo.backends.cpu.sampler import Draw, choose
 from octavo.backends.cpu.team import Team
 
@@ -37,7 +37,7 @@ def tail_rows(program: Program, max_tokens: int) -> int:
     """Tokens whose logits are made at once, no more than a step has; 0 in a program without logits."""
     if not program.tail:
         return 0
-    return min(max_tokens, max(1, LOGIT_BYTES // (4 * program.tail_registers["logits"][0])))
+    return min(max_tokens, max(1, LOGIT_BYTES // (4 * program.tail_registers["tail.logits"][0])))
 
 
 class Machine:
@@ -66,6 +66,7 @@ class Machine:
         self._scratch = np.empty((team.size, max(SCORES, program.heads * (max_model_len + 1))), np.float32)
         self._inv_freq = [np.array(rope.inv_freq, np.float64) for rope in program.ropes]
         self._caches: dict[str, Cells] = {}
+        self._spans: list[Span] = []
 
     @property
     def weight_bytes(self) -> int:
@@ -95,11 +96,12 @@ class Machine:
         copy_blocks(self._caches.values(), copies)
 
     def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
-        """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where
-        all are) and the heads of its tails; as many as tail_rows."""
+        """Write the batch's K and V into the cache. Returns which of the states that the last layer reads are finite
+        (bool [T]; None where all are) and the heads of its tails; as many as tail_rows."""
+        self._spans = batch.spans
         arrays, finite = batch.arrays(), np.ones(batch.num_tokens, np.bool_)
         names = self._names(len(finite)) | {"tokens": arrays.tokens, "slots": arrays.slots, "finite": finite}
-        names["plan"] = AttentionPlan(batch.spans, self.block_size, self.program.heads, self._scratch, self._team)
+        names["plan"] = self._plan(batch.spans)
         for i, rope in enumerate(self.program.ropes):
             names[f"cos.{i}"], names[f"sin.{i}"] = ops.rope_tables(
                 arrays.positions, self._inv_freq[i], attention_factor=rope.attention_factor
@@ -113,12 +115,13 @@ class Machine:
         return self._registers[self.program.states][:count]
 
     def heads(self, tails: list[int]) -> Heads:
-        """The heads of further tokens of the last batch, as many as tail_rows."""
+        """The heads of further tokens of the last batch, as many as tail_rows. tails: ascending."""
         if not self.program.tail:
             return NO_HEADS
         names = self._names(self.max_tokens)
         names |= {name: array[: len(tails)] for name, array in self._tail.items()}
-        heads = Heads(names["logits"], np.empty(len(tails), np.bool_), np.empty(len(tails), np.int64))
+        names["plan"] = self._plan(tail_spans(self._spans, tails))
+        heads = Heads(names["tail.logits"], np.empty(len(tails), np.bool_), np.empty(len(tails), np.int64))
         if tails:
             self._walk(self.program.tail, names | {"tails": tails, "tails_finite": heads.finite, "best": heads.best})
         return heads
@@ -135,6 +138,9 @@ class Machine:
     def close(self) -> None:
         """End the threads."""
         self._team.close()
+
+    def _plan(self, spans: list[Span]) -> AttentionPlan:
+        return AttentionPlan(spans, self.block_size, self.program.heads, self._scratch, self._team)
 
     def _names(self, tokens: int) -> dict[str, Any]:
         return {name: array[:tokens] for name, array in self._registers.items()} | self._weights | self._caches

@@ -18,7 +18,7 @@ from octavo.base.errors import ConfigError
 from octavo.base.types.tensor import SCHEMES
 
 _log = logging.getLogger(__name__)
-_ABI = 9
+_ABI = 10
 LIBRARY = Path(__file__).with_name("libocta_cpu.so")
 PACKED_ONLY = ("BF16_SHORT",)
 """Schemes of packed matrices that no file has: BF16_SHORT is BF16 in 12 bits a weight, none lost."""

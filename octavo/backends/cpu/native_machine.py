@@ -39,9 +39,11 @@ class NativeMachine:
         self.tail_rows = tail_rows(program, max_tokens)
         self._pool = pool
         self._packed = packed
-        short, few = short_registers(program.body, packed), min(max_tokens, JOINED)
-        self._arrays = {n: _floats(few if n in short else max_tokens, *s) for n, s in program.registers.items()}
-        self._arrays |= {n: _floats(self.tail_rows, *s) for n, s in program.tail_registers.items()}
+        steps = program.body + program.tail
+        short, self._arrays = short_registers(steps, packed), {}
+        for rows, registers in ((max_tokens, program.registers), (self.tail_rows, program.tail_registers)):
+            for name, shape in registers.items():
+                self._arrays[name] = _floats(min(rows, JOINED) if name in short else rows, *shape)
         for i, rope in enumerate(program.ropes):
             self._arrays[f"inv_freq.{i}"] = np.array(rope.inv_freq, np.float64)
             for name in ("cos", "sin"):
@@ -58,7 +60,7 @@ class NativeMachine:
         self._tails_finite = np.empty(self.tail_rows, np.bool_)
         self._best = np.empty(self.tail_rows, np.int64)
         self._types = np.zeros(max_tokens, np.int64)
-        self._typed = any("types" in step.arguments for step in program.body)
+        self._typed = any("types" in step.arguments for step in steps)
         self._batch = BatchArrays(
             block_size=block_size,
             spans=pointer(self._spans),
@@ -68,9 +70,12 @@ class NativeMachine:
             best=pointer(self._best),
             types=pointer(self._types),
         )
-        # what the body's products work in belongs to work_bytes before there is a cache
-        products = tuple(step for step in program.body if step.op in ("linear", "experts"))
-        Lowering(self._arrays, packed, self._act, self._room).lower(products)
+        # what products work in belongs to work_bytes before there is a cache
+        body, tail = (
+            tuple(step for step in some if step.op in ("linear", "experts", "head"))
+            for some in (program.body, program.tail)
+        )
+        Lowering(self._arrays, packed, self._act, self._room).lower(body, tail)
 
     @property
     def weight_bytes(self) -> int:
@@ -109,8 +114,8 @@ class NativeMachine:
         copy_blocks(self._caches.values(), copies)
 
     def forward(self, batch: Batch) -> tuple[np.ndarray | None, Heads]:
-        """Write the batch's K and V into the cache. Returns which of its hidden states are finite (bool [T]; None where
-        all are) and the heads of its tails; as many as tail_rows."""
+        """Write the batch's K and V into the cache. Returns which of the states that the last layer reads are finite
+        (bool [T]; None where all are) and the heads of its tails; as many as tail_rows."""
         arrays, width, known = self._batch, batch.blocks.shape[1], batch.tokens.shape[1]
         if batch.tokens is not self._known or batch.blocks is not self._table:  # once, when the rows are new
             self._known, self._table = batch.tokens, batch.blocks
@@ -125,7 +130,7 @@ class NativeMachine:
         return (self._finite[: batch.num_tokens] if arrays.not_finite else None), heads
 
     def heads(self, tails: list[int]) -> Heads:
-        """The heads of further tokens of the last batch, as many as tail_rows."""
+        """The heads of further tokens of the last batch, as many as tail_rows. tails: ascending."""
         return self._run(tails, body=False)
 
     def _run(self, tails: list[int], *, body: bool) -> Heads:
@@ -136,7 +141,7 @@ class NativeMachine:
         self._pool.run(self._lowered, self._batch, body=body)
         if not self.program.tail:
             return NO_HEADS
-        return Heads(self._arrays["logits"][:count], self._tails_finite[:count], self._best[:count])
+        return Heads(self._arrays["tail.logits"][:count], self._tails_finite[:count], self._best[:count])
 
     def states(self, count: int) -> np.ndarray:
         """Final states [count, hidden] of the last batch, in a program that pools. Good until the next one."""

@@ -52,11 +52,12 @@ class Pack:
 
 @dataclass(frozen=True)
 class Program:
-    """body: all tokens, from `tokens` to the residual stream `x`.  tail: chosen tokens, from `x` to `logits`; empty in
-    a model that pools, whose body ends with all tokens' final states in register `states`.
+    """body: all tokens, from `tokens` to the keys and values of the last layer.  tail: chosen tokens, from there to
+    `logits`; empty in a model that pools, whose body ends with all tokens' final states in register `states`.
 
-    registers: name -> shape a token; those of the tail are kept apart.  ropes: distinct, cos.{i} belongs to ropes[i].
-    caches: (kv_heads, head_dim) by layer.  heads: most query heads of a layer.
+    registers: name -> shape a token; those of the tail are kept apart, since it runs for some tokens after others.
+    ropes: distinct, cos.{i} belongs to ropes[i].  caches: (kv_heads, head_dim) by layer.  heads: most query heads of
+    a layer.
     """
 
     body: tuple[Instruction, ...]
@@ -76,13 +77,15 @@ def build_program(spec: ModelSpec) -> Program:
     builder.embed()
     for index, layer in enumerate(spec.layers):
         builder.layer(index, layer)
-    states = builder.finish_body()
-    tail, tail_registers = builder.tail(spec.head) if spec.head else ((), {})
+    states = builder.final_norm()
+    if spec.head:
+        builder.head(spec.head, states)
+    met = {name for instruction in builder.body for name in instruction.arguments}
     return Program(
         body=tuple(builder.body),
-        tail=tail,
-        registers=builder.registers,
-        tail_registers=tail_registers,
+        tail=tuple(builder.tail),
+        registers={name: shape for name, shape in builder.registers.items() if name in met},
+        tail_registers=builder.tail_registers,
         packs=builder.packs,
         ropes=tuple(builder.ropes),
         caches=tuple((layer.mixer.kv_heads, layer.mixer.head_dim) for layer in spec.layers if layer.mixer.causal),
@@ -92,11 +95,16 @@ def build_program(spec: ModelSpec) -> Program:
 
 
 class _Builder:
-    """The residual stream is register `x`; a branch's result waits in `y` until the next norm adds it."""
+    """The residual stream is register `x`; a branch's result waits in `y` until the next norm adds it.
+
+    In the tail each register stands for its like there.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.body: list[Instruction] = []
+        self.tail: list[Instruction] = []
+        self.tail_registers: dict[str, tuple[int, ...]] = {}
         hidden = (spec.hidden_size,)
         self.registers: dict[str, tuple[int, ...]] = {"x": hidden, "h": hidden, "y": hidden}
         self.packs: dict[str, Pack] = {}
@@ -125,32 +133,15 @@ class _Builder:
         self._norm_out(prefix + "post_ffn", layer.post_ffn)
         self._norm_after(prefix + "after_ffn", layer.after_ffn)
 
-    def finish_body(self) -> str:
-        """The register that holds the last layer's states, or where the model pools the final ones."""
-        states = "x"
-        if self.spec.pooling and self.spec.final_norm:
-            states = self._norm_in("final_norm", self.spec.final_norm)
-        elif self.waiting:
-            self._emit("add", "x", "y")
-        if not self.spec.pooling:  # there the vectors are looked at
-            self._emit("check", "finite", states)
-        return states
+    def final_norm(self) -> str:
+        """The register that the head reads, or what is pooled."""
+        return self._norm_in("final_norm", self.spec.final_norm)
 
-    def tail(self, head: Head) -> tuple[tuple[Instruction, ...], dict[str, tuple[int, ...]]]:
-        spec = self.spec
-        norm: tuple[Instruction, ...] = ()
-        if spec.final_norm:
-            self._pack("final_norm", "final_norm")
-            options = {"eps": spec.final_norm.eps, "offset": spec.final_norm.offset}
-            norm = (Instruction("rms_norm", ("last", "last", "final_norm"), options),)
+    def head(self, head: Head, states: str) -> None:
         weight = "embed" if head.tied else self._pack("head", "head")
-        tail = (
-            Instruction("gather", ("last", "x", "tails")),
-            *norm,
-            Instruction("head", ("logits", "last", weight), {"scale": head.scale, "softcap": head.softcap}),
-            Instruction("scan", ("tails_finite", "best", "logits")),
-        )
-        return tail, {"last": (spec.hidden_size,), "logits": (spec.vocab_size,)}
+        self.registers["logits"] = (self.spec.vocab_size,)
+        self._emit("head", "logits", states, weight, scale=head.scale, softcap=head.softcap)
+        self._emit("scan", "tails_finite", "best", "logits")
 
     def _learned(self, learned: LearnedEmbedding) -> None:
         places = self._pack("embed_positions", "positions")
@@ -186,12 +177,23 @@ class _Builder:
         if a.causal:
             keys, values = f"keys.{index}", f"values.{index}"
             self._emit("write_kv", keys, values, qkv, "slots")
+            if self.spec.head and index == len(self.spec.layers) - 1:
+                self._keep_tails("x", qkv)
             options: dict[str, Any] = {"scale": a.scale, "window": a.window, "softcap": a.softcap}
             self._emit("paged_attention", attended, qkv, keys, values, "plan", **options)
         else:
             self._emit("span_attention", attended, qkv, "plan", scale=a.scale, window=a.window)
         output_bias = self._pack(prefix + "o_bias", prefix + "o_bias") if a.output_bias else None
         self._emit("linear", "y", attended, self._pack(prefix + "o", prefix + "o"), output_bias)
+
+    def _keep_tails(self, *registers: str) -> None:
+        """The rest is the tail: other tokens have left all that anything asks of them in the cache."""
+        self._emit("check", "finite", "x")
+        self.tail += [Instruction("gather", (self._of_tails(name), name, "tails")) for name in registers]
+
+    def _of_tails(self, name: str) -> str:
+        self.tail_registers[f"tail.{name}"] = self.registers[name]
+        return f"tail.{name}"
 
     def _plain_mlp(self, prefix: str, f: MLP, source: str) -> None:
         up, wide = self._register("up", f.width), self._register("wide", f.width)
@@ -258,4 +260,6 @@ class _Builder:
         return name
 
     def _emit(self, op: str, *arguments: str | None, **options: Any) -> None:
-        self.body.append(Instruction(op, arguments, options))
+        if self.tail:
+            arguments = tuple(self._of_tails(name) if name in self.registers else name for name in arguments)
+        (self.tail or self.body).append(Instruction(op, arguments, options))

@@ -8,7 +8,9 @@ Arrays that outlive steps, one line a row:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,7 +71,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Batch:
-    """A step of spans, which follow each other from 0. tails: those of its tokens whose logits are wanted.
+    """A step of spans, which follow each other from 0. tails: those of its tokens whose logits are wanted, ascending.
 
     tokens [rows, max_model_len + 1], blocks [rows, max blocks]: of all rows.
     """
@@ -101,6 +103,20 @@ class Batch:
             if span.second:
                 types[span.first + max(0, span.second - span.start) : span.first + span.count] = 1
         return types
+
+
+def tail_spans(spans: Sequence[Span], tails: Sequence[int]) -> list[Span]:
+    """Chosen tokens of these spans, ascending, as spans of a batch of their own."""
+    found: list[Span] = []
+    firsts, before = [span.first for span in spans], -2
+    for i, tail in enumerate(tails):
+        whole = spans[bisect_right(firsts, tail) - 1]
+        if tail == before + 1 and tail > whole.first:
+            found[-1] = replace(found[-1], count=found[-1].count + 1)
+        else:
+            found.append(replace(whole, first=i, start=whole.start + tail - whole.first, count=1))
+        before = tail
+    return found
 
 
 class Rows:

@@ -108,14 +108,19 @@ def tables(rows: int, length: int) -> np.ndarray:
     return TABLES[: rows * each].reshape(rows, each)
 
 
-def step(machine: Any, shares: list[tuple[int, int, int]], blocks: np.ndarray) -> list[np.ndarray]:
-    """(sequence, start, count) each: logits [count, vocab] each."""
+def batch_of(shares: list[tuple[int, int, int]], blocks: np.ndarray, tails: list[int] | None = None) -> Batch:
+    """(sequence, start, count) each; tails: all tokens where None."""
     spans, first = [], 0
     for sequence, start, count in shares:
         table = blocks[sequence][: -(-(start + count) // SIZE)]
         spans.append(Span(sequence, first, start, count, True, table))
         first += count
-    finite, heads = machine.forward(Batch(spans, list(range(first)), TOKENS, blocks, SIZE))
+    return Batch(spans, list(range(first)) if tails is None else tails, TOKENS, blocks, SIZE)
+
+
+def step(machine: Any, shares: list[tuple[int, int, int]], blocks: np.ndarray) -> list[np.ndarray]:
+    """As batch_of: logits [count, vocab] each."""
+    finite, heads = machine.forward(batch_of(shares, blocks))
     assert finite is None
     logits = heads.logits.copy()
     return np.split(logits, np.cumsum([count for _, _, count in shares])[:-1])
@@ -126,6 +131,29 @@ def whole(machine: Any, sequence: int, length: int, blocks: np.ndarray) -> np.nd
 
 
 KV_DTYPES = pytest.mark.parametrize("kv_cache_dtype", cpu_tiny.KV_DTYPES)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_tails_alone_are_what_they_are_among_all(native: bool) -> None:
+    """The last layer runs for them alone, over the keys of all; some of a batch's tails come after others."""
+    made = backend("mixed" if native else "F32", native=native, kv_cache_dtype="float32")
+    shares, blocks, random = (
+        [(0, 0, 90), (1, 0, 1), (2, 0, 1), (3, 0, 200), (4, 0, 7)],
+        tables(5, 200),
+        np.random.default_rng(5),
+    )
+    expected = np.concatenate(step(made._machine, shares, blocks))
+    for tails in ([], [89], [90], [89, 90, 91], [0, 88, 91, 92, 93, 291], [*range(40, 140)], [298]):
+        random.shuffle(blocks)
+        heads = made._machine.forward(batch_of(shares, blocks, tails))[1]
+        found = [heads.logits.copy()] if tails else []
+        more = sorted(random.choice(len(expected), 20, replace=False).tolist())
+        found.append(made._machine.heads(more).logits.copy())
+        kept = expected[tails + more]
+        if native:
+            np.testing.assert_array_equal(np.concatenate(found), kept)
+        else:
+            np.testing.assert_allclose(np.concatenate(found), kept, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("form", "kv_cache_dtype"), [("mixed", "float32"), *(("F32", d) for d in cpu_tiny.KV_DTYPES)])

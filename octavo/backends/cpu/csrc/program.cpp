@@ -51,6 +51,7 @@ struct Machine {
         : pool(threads, cores), candidates(static_cast<size_t>(pool.size())) {}
     Pool pool;
     std::vector<int64_t> ids, positions, slots;
+    std::vector<OctSpan> tail_spans;
     std::vector<Found> found;
     std::vector<std::vector<octa::Candidate>> candidates;
     std::vector<std::vector<float>> scratch;
@@ -79,6 +80,25 @@ OctBatch filled(Machine& machine, OctBatch batch) {
     return batch;
 }
 
+// The batch's tails as a batch of their own.
+OctBatch tails_of(Machine& machine, OctBatch batch) {
+    std::vector<OctSpan>& made = machine.tail_spans;
+    made.clear();
+    const OctSpan* whole = batch.spans;
+    for (int64_t i = 0; batch.num_spans && i < batch.num_tails; i++) {
+        const int64_t tail = batch.tails[i];
+        while (tail >= whole->first + whole->count) whole++;
+        if (i && tail == batch.tails[i - 1] + 1 && tail > whole->first)
+            made.back().count++;
+        else
+            made.push_back({i, whole->start + tail - whole->first, 1, whole->blocks, whole->tokens});
+    }
+    batch.tokens = batch.num_tails;
+    batch.spans = made.data();
+    batch.num_spans = static_cast<int64_t>(made.size());
+    return batch;
+}
+
 struct Step {
     Machine& machine;
     const Ops& ops;
@@ -86,9 +106,11 @@ struct Step {
     int64_t num_groups;
     const OctInstruction* instructions;
     OctBatch batch;
-    OctBatch tails;  // as the batch, with its tails for tokens
+    OctBatch tails;
     int64_t act_ids;  // of the activations that group 0 reads; one more for each group
     std::vector<Tasks> shapes;
+
+    const OctBatch& of(const OctGroup& group) const { return group.tails ? tails : batch; }
 };
 
 // What the next attention will read of the cache, for products to bring near, as they leave the memory idle. A member
@@ -110,6 +132,7 @@ private:
     const Step& step;
     const int member, members;
     const OctInstruction* o = nullptr;
+    const OctBatch* batch = nullptr;
     int64_t left = 0;               // bytes that may still be asked for
     int64_t item = 0;               // of the attention's tasks, for each KV head
     int64_t block = 0, blocks = 0;  // of the task in work
@@ -121,6 +144,7 @@ constexpr int64_t kComing = int64_t{8} << 20;  // bytes of all members that stay
 void Coming::look(int64_t g) {
     while (g < step.num_groups && step.groups[g].kind != OCT_ATTEND) g++;
     o = g < step.num_groups ? step.instructions + step.groups[g].first : nullptr;
+    batch = o ? &step.of(step.groups[g]) : nullptr;
     left = kComing / members;
     item = member - members;
     block = blocks = 0;
@@ -136,16 +160,16 @@ void Coming::take_task() {
     }
     const AttentionTask& task = tasks[item / o->kv_heads];
     const int64_t first = o->window ? std::max<int64_t>(0, task.position - o->window + 1) : 0;
-    block = std::max(first, task.split * kSplit) / step.batch.block_size;
+    block = std::max(first, task.split * kSplit) / batch->block_size;
     const int64_t keys = std::min(task.position + task.count, task.split_end * kSplit);
-    blocks = (keys + step.batch.block_size - 1) / step.batch.block_size;
+    blocks = (keys + batch->block_size - 1) / batch->block_size;
 }
 
 void Coming::next(oct_ahead* self) {
     Coming& c = *static_cast<Coming*>(self);
     while (c.left > 0 && !c.values && c.block >= c.blocks) c.take_task();
     if (c.left <= 0) return;
-    const OctBatch& batch = c.step.batch;
+    const OctBatch& batch = *c.batch;
     const int64_t dim = c.o->dim, size = batch.block_size;
     const int64_t cell = c.o->flag == OCT_FLOAT32 ? 4 : c.o->flag == OCT_BFLOAT16 ? 2 : 1;
     const int64_t keys = cell * (c.o->flag == OCT_BFLOAT16 ? octa::paired_keys(dim, size) : dim * size);
@@ -246,7 +270,7 @@ void prepare(Step& step) {
         if (step.groups[g].kind != OCT_ATTEND) continue;
         if (static_cast<size_t>(o.shape) >= step.shapes.size()) step.shapes.resize(o.shape + 1);
         Tasks& tasks = step.shapes[o.shape];
-        if (!tasks.made) cut(o, step.batch, machine.pool.size(), tasks);
+        if (!tasks.made) cut(o, step.of(step.groups[g]), machine.pool.size(), tasks);
         const int64_t group = o.heads / o.kv_heads;
         sums = std::max(sums, tasks.parts * o.kv_heads * octa::partial_floats(group, o.dim));
         scratch = std::max(scratch, octa::attention_scratch(std::max(kRows, group), o.dim));
@@ -353,7 +377,7 @@ void run_attention(Step& step, const OctGroup& group, Pool& pool, int member) {
     for (HeadTask now = take(), next; now.task; now = next) {
         next = take();
         float* place = now.task->partial < 0 ? nullptr : sums + (now.head * tasks.parts + now.task->partial) * room;
-        step.ops.attend(o, step.batch, now, next, place, scratch);
+        step.ops.attend(o, step.of(group), now, next, place, scratch);
     }
     if (tasks.unmerged.empty()) return;
     pool.barrier();
@@ -378,7 +402,7 @@ void walk(void* argument, Pool& pool, int member) {
     Coming coming(step, member, pool.size());
     for (int64_t g = 0; g < step.num_groups; g++) {
         const OctGroup& group = step.groups[g];
-        const OctBatch& batch = group.tails ? step.tails : step.batch;
+        const OctBatch& batch = step.of(group);
         if (group.kind == OCT_ROWS)
             run_rows(step, group, batch, pool);
         else if (group.kind == OCT_PRODUCTS)
@@ -432,7 +456,7 @@ void draw(void* argument, Pool& pool, int member) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 9; }
+int32_t oct_abi() { return 10; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 
@@ -455,8 +479,7 @@ void oct_run(void* machine, const OctGroup* groups, int64_t num_groups, const Oc
     Machine& m = *static_cast<Machine*>(machine);
     const OctBatch full = filled(m, *batch);
     static std::atomic<int64_t> act_ids{1};
-    Step step{m, current_ops(), groups, num_groups, instructions, full, full, act_ids.fetch_add(num_groups), {}};
-    step.tails.tokens = batch->num_tails;
+    Step step{m, current_ops(), groups, num_groups, instructions, full, tails_of(m, full), act_ids.fetch_add(num_groups), {}};
     prepare(step);
     m.pool.run(walk, &step);
     batch->not_finite = 0;

@@ -51,7 +51,7 @@ enum OctOp : int32_t {
 enum OctCells : int32_t { OCT_FLOAT32 = 0, OCT_BFLOAT16 = 1, OCT_INT8 = 2 };
 
 typedef struct {
-    // shape: attention instructions with equal kv_heads, heads, window share one
+    // shape: attention instructions with equal kv_heads, heads, window and tails share one
     int32_t op, scheme, flag, shape;
     int64_t n, k, heads, kv_heads, dim, window, ld_out, ld_in;
     float a, b;
@@ -101,7 +101,7 @@ typedef struct {
     const OctSpan* spans;
     const int64_t* table;
     const int64_t* known;
-    const int64_t* tails;  // [N], tokens of the batch
+    const int64_t* tails;  // [N], tokens of the batch, ascending
     uint8_t* finite;
     uint8_t* tails_finite;
     int64_t* best;
