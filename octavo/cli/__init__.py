@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from octavo.cli import streams
+from octavo.cli.interrupt import INTERRUPTED
 
 COMMANDS: dict[str, str] = {
     "serve": "Serve a model over HTTP (OpenAI's protocol)",
@@ -22,7 +23,6 @@ COMMANDS: dict[str, str] = {
 
 FAILED = 1
 USER_ERROR = 2
-INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:

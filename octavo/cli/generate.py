@@ -14,6 +14,7 @@ from octavo.base.errors import ConfigError, InputError
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_engine, take_sampling
+from octavo.cli.interrupt import second_interrupt_exits
 from octavo.cli.output import as_path, check_writable, replacing
 from octavo.cli.session import open_llm
 from octavo.cli.streams import read_stdin
@@ -83,6 +84,7 @@ def _parse_line(number: int, line: str) -> Any:
     return value
 
 
+@second_interrupt_exits()
 def _run(llm: LLM, prompts: list[Any], params: SamplingParams) -> list[RequestOutput]:
     rows: list[Any] = [
         {"prompt_token_ids": llm.render_chat(prompt["messages"])}

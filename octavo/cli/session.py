@@ -15,8 +15,10 @@ from octavo.base.config.config import EngineConfig
 from octavo.base.errors import RequestFailedError
 from octavo.base.types.sampling import RequestOutputKind, SamplingParams
 from octavo.cli.flags import take_engine
+from octavo.cli.interrupt import second_interrupt_exits
 
 
+@second_interrupt_exits()
 def open_llm(config: EngineConfig) -> LLM:
     """The model; its warnings go to stderr."""
     set_up_logging("WARNING")
@@ -53,6 +55,7 @@ class Speed:
         return f"[{self.tokens} tokens{speed}{first}{why}]"
 
 
+@second_interrupt_exits()
 def write_answer(llm: LLM, prompt: str | list[int], params: SamplingParams, *, speed: bool, once: bool = True) -> str:
     """Stream one answer to stdout and return it; Ctrl-C ends it and keeps what has come.
 

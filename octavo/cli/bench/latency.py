@@ -16,6 +16,7 @@ from octavo.cli.bench.foreign import OFFLINE
 from octavo.cli.bench.options import DatasetOptions, LatencyOptions, OutputOptions, add_struct, take_struct
 from octavo.cli.bench.throughput import check_room
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine
+from octavo.cli.interrupt import second_interrupt_exits
 from octavo.cli.output import check_writable
 from octavo.cli.session import open_llm
 
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+@second_interrupt_exits()
 def _measure(llm: LLM, options: LatencyOptions, *, seed: int) -> list[float]:
     random = DatasetOptions(
         num_prompts=options.batch_size, random_input_len=options.input_len, random_output_len=options.output_len

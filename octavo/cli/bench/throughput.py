@@ -17,6 +17,7 @@ from octavo.cli.bench.figures import report_errors, write_json
 from octavo.cli.bench.foreign import THROUGHPUT
 from octavo.cli.bench.options import DatasetOptions, OutputOptions, ThroughputOptions, add_struct, take_struct
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine
+from octavo.cli.interrupt import second_interrupt_exits
 from octavo.cli.output import check_writable
 from octavo.cli.session import open_llm
 
@@ -65,6 +66,7 @@ def check_room(llm: LLM, prompt_len: int, output_len: int) -> None:
         )
 
 
+@second_interrupt_exits()
 def _run(llm: LLM, samples: list[Sample], options: ThroughputOptions, *, shown: bool) -> list[RequestOutput]:
     if not samples:
         return []
