@@ -12,7 +12,7 @@ from octavo.base.errors import InputError, OctavoError
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_sampling
 from octavo.cli.session import open_llm, take_varied, write_answer
-from octavo.cli.streams import read_stdin
+from octavo.cli.streams import PIPED, read_stdin
 
 HELP = "/exit leaves, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
 PROMPT = "> "
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     """Talk until /exit or the end of the input; the exit code."""
     parser = Parser("chat", "Talk to a model in the terminal. " + HELP + ". " + SAMPLING_HELP)
     add_model(parser)
-    parser.add_argument("question", nargs="?", metavar="QUESTION", help="ask this (-: stdin), and leave")
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help=f"ask this, and leave; {PIPED}")
     parser.add_argument("--system", metavar="TEXT", help="system prompt", default=None)
     add_sampling(parser)
     add_engine(parser)
@@ -33,8 +33,7 @@ def main(arguments: list[str]) -> int:
     shift_model(values, "question")
     config, question = take_varied(values), values.pop("question")
     take_sampling(values, SamplingParams())  # a mistake ends it before a text is asked for, or the model loaded
-    if question == "-" or (question is None and not sys.stdin.isatty()):
-        question = read_stdin()
+    question = _read_question(question)
     if question is not None and not (question := question.strip()):
         raise InputError("the question is empty", param="question")
     with open_llm(config) as llm:
@@ -44,6 +43,15 @@ def main(arguments: list[str]) -> int:
             conversation.ask(question, once=True)
             return 0
         return _talk(conversation)
+
+
+def _read_question(given: str | None) -> str | None:
+    """With what is piped in before it; None for a conversation."""
+    if given == "-":
+        return read_stdin()
+    if sys.stdin.isatty():
+        return given
+    return "\n\n".join(text for text in (read_stdin().strip(), given) if text)
 
 
 def _unlimited(llm: LLM) -> SamplingParams:

@@ -10,7 +10,7 @@ from octavo.base.errors import InputError
 from octavo.base.types.sampling import SamplingParams
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_sampling
 from octavo.cli.session import open_llm, take_varied, write_answer
-from octavo.cli.streams import read_stdin
+from octavo.cli.streams import PIPED, read_stdin
 
 MAX_TOKENS = 256
 
@@ -19,14 +19,17 @@ def main(arguments: list[str]) -> int:
     """Print the continuation; the exit code."""
     parser = Parser("complete", "Continue a text, streaming.")
     add_model(parser)
-    parser.add_argument("text", nargs="?", metavar="TEXT", help="what to continue; from stdin where not given or -")
+    parser.add_argument("text", nargs="?", metavar="TEXT", help=f"what to continue; {PIPED}")
     add_sampling(parser, max_tokens=MAX_TOKENS)
     add_engine(parser)
     values = parser.parse(arguments)
     shift_model(values, "text")
     config, text = take_varied(values), values.pop("text")
     take_sampling(values, SamplingParams())  # a mistake ends it before a text is asked for, or the model loaded
-    text = read_stdin().removesuffix("\n") if text in (None, "-") else text
+    if text in (None, "-"):
+        text = read_stdin().removesuffix("\n")
+    elif not sys.stdin.isatty():
+        text = read_stdin() + text
     if not text:
         raise InputError("the text to continue is empty", param="text")
     with open_llm(config) as llm:

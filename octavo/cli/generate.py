@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     """Run all prompts as one batch; exit code 1 if any of them failed."""
     parser = Parser("generate", "Run prompts from arguments, a file or stdin (one a line) as one batch.")
     add_model(parser)
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="a prompt; several make a batch")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="a prompt; several make a batch; -: stdin")
     parser.add_argument(
         "-i", "--input", metavar="FILE", help='one prompt a line; .jsonl: {"prompt": ...} or {"messages": ...} a line'
     )
@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _read_prompts(given: list[str], path: str | None) -> list[Any]:
+    if given == ["-"]:  # stdin, as for other commands
+        given = []
     if given and path:
         raise ConfigError("prompts are given as arguments and as --input; give one of the two", param="--input")
     if given:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from contextlib import suppress
 
 from octavo.base.errors import ConfigError
+
+PATIENCE = 2.0
+PIPED = "piped stdin comes before it, and is all where it is left out or -"  # in helps
 
 
 def prepare() -> None:
@@ -32,9 +36,12 @@ def give_up() -> None:
 
 
 def read_stdin() -> str:
-    """All of stdin, which a person who types is told of. ConfigError where it is no text."""
+    """All of stdin, which a person who types is told of, and one who waits for a pipe that stays open. ConfigError
+    where it is no text."""
     if sys.stdin.isatty():
         print("(reading from the terminal: Ctrl-D on a line of its own ends it)", file=sys.stderr)
+    elif _is_silent():
+        print("(reading stdin, which is open and brings nothing yet; </dev/null is none)", file=sys.stderr)
     try:
         text = sys.stdin.read()
         text.encode()  # in some locales, bytes that are no text come as surrogates
@@ -45,3 +52,11 @@ def read_stdin() -> str:
             param="stdin",
         ) from None
     return text.removeprefix("\ufeff")
+
+
+def _is_silent() -> bool:
+    """Nothing has come, nor an end, for a while."""
+    try:
+        return not select.select([sys.stdin], [], [], PATIENCE)[0]
+    except (OSError, ValueError):  # no descriptor, or none that can be waited for
+        return False

@@ -1,7 +1,8 @@
-"""The small llama's folder, and a live server over a FakeLLM (tests/server), for the tests of commands."""
+"""An empty stdin, the small llama's folder, and a live server over a FakeLLM (tests/server): for tests of commands."""
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,11 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
+
+
+@pytest.fixture(autouse=True)
+def stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
 
 
 @pytest.fixture(scope="session")

@@ -103,9 +103,10 @@ def test_generate_text_and_jsonl(llama: str, capsys: pytest.CaptureFixture[str],
 def test_generate_reads_lines_from_stdin(
     llama: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\ntwo\n"))
-    assert main(["generate", llama, "--max-tokens", "3", "--jsonl", *SMALL]) == 0
-    assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
+    for more in ([], ["-"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\ntwo\n"))
+        assert main(["generate", llama, *more, "--max-tokens", "3", "--jsonl", *SMALL]) == 0
+        assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
 
 
 def test_only_a_newline_ends_a_line(llama: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -192,6 +193,32 @@ def test_chat_answers_one_question(
     monkeypatch.setattr(sys, "stdin", io.StringIO(" "))
     assert main(["chat", llama, *asked]) == 2
     assert "empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "piped", "asked", "continued"),
+    [
+        ([], " a\nb\n", "a\nb", " a\nb"),
+        (["-"], " a\nb\n", "a\nb", " a\nb"),
+        (["c? "], " a\nb\n", "a\nb\n\nc?", " a\nb\nc? "),
+        (["c?"], "", "c?", "c?"),
+    ],
+)
+def test_what_is_piped_in_comes_before_the_text(
+    given: list[str], piped: str, asked: str, continued: str, llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def note(self: octavo.LLM, prompt: Any, *more: Any, **options: Any) -> Any:
+        seen.append(prompt)
+        return iter(())
+
+    monkeypatch.setattr(octavo.LLM, "stream", note)
+    monkeypatch.setattr(octavo.LLM, "render_chat", lambda self, messages: messages[-1]["content"])
+    for name in ("chat", "complete"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
+        assert main([name, llama, *given, *SMALL]) == 0
+    assert seen == [asked, continued]
 
 
 @pytest.mark.parametrize("name", ["complete", "chat"])

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -65,6 +66,16 @@ def test_stdin_that_is_no_text(
 def test_a_byte_order_mark_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfhi"), encoding="utf-8"))
     assert streams.read_stdin() == "hi"
+
+
+def test_a_pipe_that_stays_open_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(streams, "PATIENCE", 0.1)
+    reader, writer = os.pipe()
+    threading.Timer(1.0, os.close, [writer]).start()
+    with open(reader) as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        assert streams.read_stdin() == ""
+    assert "</dev/null" in capsys.readouterr().err
 
 
 def test_what_the_system_does_not_grant_is_one_line(
