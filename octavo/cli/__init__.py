@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -23,6 +24,7 @@ COMMANDS: dict[str, str] = {
 
 FAILED = 1
 USER_ERROR = 2
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,8 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         streams.give_up()
+        hint = "; make room, then run this again" if error.errno in FULL else ""
         with suppress(OSError):
-            print(f"octavo {arguments[0]}: {error}", file=sys.stderr)
+            print(f"octavo {arguments[0]}: {error}{hint}", file=sys.stderr)
         return FAILED
 
 

@@ -41,24 +41,35 @@ def check_writable(name: str, path: str | None) -> None:
 
 
 @contextmanager
-def replacing(path: str) -> Iterator[TextIO]:
+def naming(path: str | Path) -> Iterator[None]:
+    """An OSError of the block names the file that is written in it: writes themselves do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
     """A file that takes the path's place when the block has ended well; until then what is there stays.
 
-    A pipe or a device is written as it is.
+    A pipe or a device is written as it is. OSErrors name the path.
     """
-    target = as_path(path)
+    target = as_path(str(path))
     if _is_special(target):
-        with target.open("w", encoding="utf-8") as file:
+        with naming(path), target.open("w", encoding="utf-8") as file:
             yield file
         return
     target = target.resolve()  # a link stays one
     fresh = _beside(target)
     try:
-        with fresh.open("w", encoding="utf-8") as file:
-            yield file
-        if target.exists():
-            shutil.copymode(target, fresh)
-        fresh.replace(target)
+        with naming(path):
+            with fresh.open("w", encoding="utf-8") as file:
+                yield file
+            if target.exists():
+                shutil.copymode(target, fresh)
+            fresh.replace(target)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise

@@ -18,7 +18,7 @@ from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.config.options import build_struct, options
 from octavo.base.errors import ConfigError, EngineDeadError, InputError
 from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
-from octavo.cli.output import as_path
+from octavo.cli.output import as_path, naming
 
 if TYPE_CHECKING:
     from octavo.server.batch.lines import BatchLine, BatchResult
@@ -111,7 +111,7 @@ def _claim(target: Path) -> Iterator[BinaryIO]:
         file = target.open("ab")
     except OSError as error:
         raise ConfigError(f"{target}: {error.strerror or error}") from None
-    with file:
+    try:
         try:
             import fcntl
 
@@ -121,6 +121,9 @@ def _claim(target: Path) -> Iterator[BinaryIO]:
         except (ImportError, OSError):
             pass  # the system or the file system has no locks
         yield file
+    finally:
+        with naming(target):  # what a full disk did not take is tried again
+            file.close()
 
 
 def _go_on(target: Path, known: set[str]) -> tuple[_Count, frozenset[str]]:
@@ -178,8 +181,9 @@ async def _run(
         if is_busy(result):  # the next run asks for it again
             count.left += 1
             return
-        file.write(msgspec.json.encode(result) + b"\n")
-        file.flush()
+        with naming(file.name):
+            file.write(msgspec.json.encode(result) + b"\n")
+            file.flush()
         count.failed += result.error is not None
         bar.update()
 

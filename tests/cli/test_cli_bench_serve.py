@@ -99,9 +99,9 @@ def test_concurrency_is_bounded_and_results_append(server: Any, llama: str, tmp_
 
 def test_appended_results_begin_a_line(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    write_json("--x", path, {"a": 1})
+    write_json(path, {"a": 1})
     for number in (2, 3):
-        write_json("--x", path, {"a": number}, append=True)
+        write_json(path, {"a": number}, append=True)
     assert path.read_text().endswith('}\n{"a": 2}\n{"a": 3}\n')
 
 

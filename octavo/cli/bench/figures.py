@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from octavo.base.errors import ConfigError
+from octavo.cli.output import as_path, naming, replacing
 
 WIDTH = 50
 PERCENTAGES = (10, 25, 50, 75, 90, 99)
@@ -53,17 +53,16 @@ def row(label: str, value: float | str) -> str:
     return f"{label:<40} {value:<10.2f}" if isinstance(value, float) else f"{label:<40} {value:<10}"
 
 
-def write_json(name: str, path: str | Path, result: dict[str, Any], *, append: bool = False) -> None:
-    """The result as a JSON object; one a line where appended."""
-    try:
-        with Path(path).expanduser().open("a" if append else "w", encoding="utf-8") as file:
-            if append:
-                torn = file.tell() and not Path(path).expanduser().read_bytes().endswith(b"\n")
-                file.write(("\n" if torn else "") + json.dumps(result) + "\n")
-            else:
-                json.dump(result, file, indent=4)
-    except OSError as error:
-        raise ConfigError(f"{name} {path} cannot be written: {error}", param=name) from None
+def write_json(path: str | Path, result: dict[str, Any], *, append: bool = False) -> None:
+    """The result as a JSON object; one a line where appended. OSErrors name the path."""
+    if not append:
+        with replacing(path) as file:
+            json.dump(result, file, indent=4)
+        return
+    target = as_path(str(path))
+    with naming(path), target.open("a", encoding="utf-8") as file:
+        torn = file.tell() and not target.read_bytes().endswith(b"\n")
+        file.write(("\n" if torn else "") + json.dumps(result) + "\n")
 
 
 def report_errors(errors: Sequence[str]) -> int:

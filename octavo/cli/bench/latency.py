@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     result = summarise(latencies)
     _print(result)
     if output.output_json is not None:
-        write_json("--output-json", output.output_json, {"model_id": config.model.model, **result})
+        write_json(output.output_json, {"model_id": config.model.model, **result})
     if output.plot is not None:
         about = (
             f"{Path(config.model.model).name}: {options.batch_size} × {options.input_len} in, {options.output_len} out"

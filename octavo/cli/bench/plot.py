@@ -10,7 +10,7 @@ from typing import Any
 from octavo.base.errors import ConfigError
 from octavo.cli.bench.figures import mean, percentile
 from octavo.cli.bench.report import METRICS, Spans, Timings, running_over_time
-from octavo.cli.output import check_writable
+from octavo.cli.output import check_writable, replacing
 
 SUFFIXES = (".png", ".svg", ".pdf")
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8f98"
@@ -138,7 +138,5 @@ def _share_below(axes: Any, seconds: Sequence[float], label: str) -> None:
 
 
 def _save(figure: Any, path: str) -> None:
-    try:
-        figure.savefig(Path(path).expanduser(), dpi=130)
-    except OSError as error:
-        raise ConfigError(f"--plot {path} cannot be written: {error}", param="--plot") from None
+    with replacing(path) as file:
+        figure.savefig(file.buffer, format=Path(path).suffix[1:], dpi=130)

@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
     print_table(result, options, wanted)
     if options.save_result or options.append_result:
         path = result_path(options, run.model, result["date"])
-        write_json("--result-filename", path, result, append=options.append_result)
+        write_json(path, result, append=options.append_result)
         print(f"Written to {path}")
     if options.plot is not None:
         plot.serve(

@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         result.update(summarise(phase, starts))
     _print(phases)
     if output.output_json is not None:
-        write_json("--output-json", output.output_json, result)
+        write_json(output.output_json, result)
     if output.plot is not None:
         times = {phase: [(start.ready, start.first_token) for start in starts] for phase, starts in phases.items()}
         plot.startup(output.plot, times, title=Path(config.model.model).name)

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     result = summarise(outputs, elapsed)
     _print(result)
     if output.output_json is not None:
-        write_json("--output-json", output.output_json, {"model_id": config.model.model, **result})
+        write_json(output.output_json, {"model_id": config.model.model, **result})
     if output.plot is not None:
         title = f"{Path(config.model.model).name}: {_sentence(result)}"
         plot.throughput(output.plot, *timeline(outputs, start), title=title)
