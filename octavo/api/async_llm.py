@@ -24,7 +24,7 @@ from octavo.api.streams import Stream, Take, hand_out
 from octavo.api.supervisor import State, Supervisor
 from octavo.api.unused import check_sleep, check_wake_up
 from octavo.base.config.config import EngineConfig
-from octavo.base.errors import ConfigError, OverloadedError
+from octavo.base.errors import ConfigError
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.pooling import PoolingParams
@@ -72,13 +72,12 @@ class AsyncLLM:
         self._pool = ThreadPoolExecutor(TEXT_THREADS, "octavo-text")
         self._grammar_pool = ThreadPoolExecutor(GRAMMAR_THREADS, "octavo-grammar")
         self._turning = asyncio.Lock()  # to sleep, or awake
-        self._started = False
 
     async def start(self) -> None:
         """Load the model, once; returns when it is ready. Raises what prevents it, after which the state is dead."""
-        if self._started or self.state != "loading":
+        if self._supervisor.started or self.state != "loading":
             raise ConfigError("this AsyncLLM was started, or closed, before; make a new one")
-        self._started = True
+        self._supervisor.started = True
         try:
             await self._supervisor.unless_closed(self._load())
         except BaseException:
@@ -129,9 +128,9 @@ class AsyncLLM:
 
     @property
     def model(self) -> Model:
-        """The opened model: spec, tokenizer, template. OverloadedError before it is known."""
+        """The opened model: spec, tokenizer, template. Before it is known, raises as `generate`."""
         if self._model is None:
-            raise OverloadedError("the model is loading; try again", retry_after=2)
+            raise self._supervisor.refusal()
         return self._model
 
     @property
@@ -172,8 +171,8 @@ class AsyncLLM:
 
         Closing the iterator aborts the request.  parsing: how the text is parted into content, reasoning and tool
         calls.  judged: a lenient form that was made part of another.
-        Raises InputError, OverloadedError (busy, loading, restarting, draining), EngineDeadError. A request that fails
-        by itself ends with `error` set.
+        Raises InputError, OverloadedError (busy, loading, restarting, draining), EngineDeadError, ConfigError before
+        `start`. A request that fails by itself ends with `error` set.
         """
         self._supervisor.admit()
         judge = self._known_limits().judge(sampling_params, judged)
@@ -338,7 +337,7 @@ class AsyncLLM:
 
     def _known_limits(self) -> Limits:
         if self._limits is None:
-            raise OverloadedError("the model is loading; try again", retry_after=2)
+            raise self._supervisor.refusal()
         return self._limits
 
     async def _progress(

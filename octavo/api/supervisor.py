@@ -21,7 +21,7 @@ from octavo.api.socket_client import SocketClient
 from octavo.api.streams import Stream
 from octavo.base.config.config import EngineConfig
 from octavo.base.config.resolve import fixed_length
-from octavo.base.errors import EngineDeadError, OctavoError, OverloadedError, RequestFailedError
+from octavo.base.errors import ConfigError, EngineDeadError, OctavoError, OverloadedError, RequestFailedError
 from octavo.base.types.messages import EngineStats, Loading, Outputs
 
 logger = logging.getLogger(__name__)
@@ -48,12 +48,14 @@ class Supervisor:
 
     process: one that was spawned ahead, for the first life.  watchdog_timeout: seconds of silence after which a
     process is taken to hang and is killed.  hung: that happened, and no new one is ready yet.  on_life_end: called
-    before what a process counted is forgotten.  Other attributes are AsyncLLM's.  All methods belong to one event loop.
+    before what a process counted is forgotten.  started: AsyncLLM.start was called.  Other attributes are AsyncLLM's.
+    All methods belong to one event loop.
     """
 
     def __init__(self, config: EngineConfig, process: EngineProcess | None, *, watchdog_timeout: float) -> None:
         self.config = config
         self.state: State = "loading"
+        self.started = False
         self.loading: tuple[str, int, int] = ("starting", 0, 1)
         self.info: dict[str, Any] = {}
         self.stats = EngineStats()
@@ -90,12 +92,18 @@ class Supervisor:
         return time.monotonic() - self.client.last_heard if self.client else 0.0
 
     def admit(self) -> SocketClient:
-        """The client that takes requests now. OverloadedError, saying what is going on; EngineDeadError for good."""
+        """The client that takes requests now. Raises `refusal()`."""
         if self.state == "ready" and self.client is not None:
             return self.client
+        raise self.refusal()
+
+    def refusal(self) -> OctavoError:
+        """OverloadedError, saying what is going on; EngineDeadError for good; ConfigError where nothing was begun."""
         if self.state == "dead":
-            raise EngineDeadError("the engine has ended")
-        raise OverloadedError(_REASONS.get(self.state, "the engine is not ready"), retry_after=2)
+            return EngineDeadError("the engine has ended")
+        if not self.started:
+            return ConfigError("this AsyncLLM was not started; await its start() first")
+        return OverloadedError(_REASONS.get(self.state, "the engine is not ready"), retry_after=2)
 
     def open(self, stream: Stream, *, further: bool = False) -> None:
         """Send a stream's request; `forget` it afterwards, whatever becomes of it.

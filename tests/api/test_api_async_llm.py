@@ -349,6 +349,9 @@ def test_close_cuts_requests_off(llama: str) -> None:
 def test_requests_while_loading_are_refused(llama: str) -> None:
     async def body() -> None:
         llm = AsyncLLM(llama, **OPTIONS)
+        for ask in (last(llm), llm.get_tokenizer(), llm.render_chat([{"role": "user", "content": "Hi"}])):
+            with pytest.raises(ConfigError, match=r"await its start\(\) first"):
+                await ask
         starting = asyncio.create_task(llm.start())
         await asyncio.sleep(0)
         assert llm.state == "loading"
