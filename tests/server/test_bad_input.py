@@ -137,6 +137,27 @@ def test_null_beside_the_other_form_of_tokenize(shared: LiveServer) -> None:
     assert check_form(shared.post("/tokenize", {"prompt": "hi", "messages": MESSAGES}))["param"] == "prompt"
 
 
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        *dict.fromkeys(("temp", "Temperature", "temprature", "temperature_"), "temperature").items(),
+        *dict.fromkeys(("max_len", "max_length", "max_new_tokens"), "max_").items(),
+        *dict.fromkeys(("maxTokens", "max_tokens_to_sample"), "max_").items(),
+        *dict.fromkeys(("topp", "topP", "top-p"), "top_p").items(),
+        ("topk", "top_k"),
+        *dict.fromkeys(("rep_penalty", "repeat_penalty", "rep_pen"), "repetition_penalty").items(),
+        *dict.fromkeys(("stop_sequences", "stop_strings", "stops"), "stop'").items(),
+        *dict.fromkeys(("random_seed", "seeds"), "seed").items(),
+        ("eos_token_id", "stop_token_ids"),
+        *dict.fromkeys(("typical_p", "system", "api_key", "do_sample", "t", "", "é", "_", "-"), "").items(),
+    ],
+)
+def test_an_unknown_name_leads_to_the_likely_one(name: str, ours: str, shared: LiveServer) -> None:
+    for path, base in (("/v1/completions", {"prompt": "a"}), ("/v1/responses", {"input": "a"})):
+        error = check_form(shared.post(path, {**base, name: 1}))
+        assert (f"did you mean '{ours}" in error["message"]) if ours else ("leave it out" in error["message"])
+
+
 def test_names_of_other_local_servers_lead_to_those_here(shared: LiveServer) -> None:
     chat = {"messages": MESSAGES, "max_tokens": 1}
     for field, ours in (("n_predict", "max_tokens"), ("num_predict", "max_tokens"), ("repeat_penalty", "repetition_")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,8 @@ import msgspec
 from msgspec import inspect
 
 from octavo.base.errors import InputError, UnsupportedError
-from octavo.server.openai.refused import REASONS
+from octavo.server.openai.near import nearest
+from octavo.server.openai.refused import REASONS, UnsupportedFields
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -20,14 +20,18 @@ _UNKNOWN = "Object contains unknown field `"
 _MISSING = "Object missing required field `"
 _NO_CHOICE = ("Invalid enum value", "Invalid value")
 _ELSEWHERE = {
-    **dict.fromkeys(("n_predict", "num_predict"), "max_tokens"),
+    **dict.fromkeys(("n_predict", "num_predict", "max_length", "max_len", "max_gen_len"), "max_tokens"),
+    "min_length": "min_tokens",
+    "num_return_sequences": "n",
     "repeat_penalty": "repetition_penalty",
     **dict.fromkeys(("truncate", "truncation"), "truncate_prompt_tokens"),
     "output_dimension": "dimensions",
     "embedding_type": "encoding_format",
     "texts": "documents",
 }
-"""Fields of llama.cpp, Ollama, and of APIs that pool (Voyage's, Jina's, NIM's, TEI's) -> ours that do the same."""
+"""Fields of llama.cpp, Ollama, Transformers, Llama's own code, and of APIs that pool (Voyage's, Jina's, NIM's, TEI's)
+-> ours that do the same.
+"""
 _SUGGEST_UP_TO = 40  # characters of an unknown name that a likely one is sought for
 _SHOWN = 200  # characters of a client's own text in a message
 
@@ -129,10 +133,9 @@ def _unknown(name: str, path: str, kind: type[msgspec.Struct]) -> InputError:
     shown = name[:_SUGGEST_UP_TO]
     hint = "leave it out"
     if not path and name == shown:
-        ours = _ELSEWHERE.get(name)
-        known = kind.__struct_fields__
-        near = [ours] if ours in known else difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else hint
+        refused = UnsupportedFields.__struct_fields__
+        near = nearest(_ELSEWHERE.get(name, name), kind.__struct_fields__, refused=refused)
+        hint = f"did you mean {near!r}?" if near else hint
     where = f" in {path}" if path else ""
     return InputError(f"unknown field {shown!r}{where}; {hint}", param=_joined(path, shown))
 
