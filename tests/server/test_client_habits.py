@@ -203,6 +203,13 @@ def test_what_codex_sends(server: LiveServer, llm: FakeLLM) -> None:
     _, _, said, told = llm.rendered[1][0]
     assert said["tool_calls"][0]["function"] == {"name": "mcp__maps__f", "arguments": "{}"}
     assert told == {"role": "tool", "content": "sunny", "tool_call_id": "c"}
+    for summary in (
+        "concise",
+        "detailed",
+    ):  # model_reasoning_summary; Copilot and Vercel's AI SDK ask for detailed ones
+        asked_for = {**body, "stream": False, "reasoning": {"summary": summary}, "truncation": "auto"}
+        reply = server.post("/v1/responses", asked_for).json()
+        assert (reply["reasoning"]["summary"], reply["truncation"]) == (summary, "auto")
     for wrong in ({"type": "web_search", "external_web_access": False}, {"type": "local_shell"}):
         error = server.post("/v1/responses", {**body, "tools": [wrong]}).json()["error"]
         assert (error["param"], "Codex" in error["message"]) == ("tools", True)

@@ -291,6 +291,7 @@ def new_response(request: ResponsesRequest, generation: Generation) -> ResponseO
         tools=request.tools or [],
         top_logprobs=request.top_logprobs or 0,
         top_p=params.top_p,
+        truncation=request.truncation or "disabled",
         user=request.user,
         metadata=request.metadata or {},
     )

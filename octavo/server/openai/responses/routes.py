@@ -16,6 +16,7 @@ from octavo.server.openai.responses.items import as_messages, read_items
 from octavo.server.openai.responses.replies import DeletedResponse, InputTokens
 from octavo.server.openai.responses.store import Stored
 from octavo.server.openai.responses.tools import ToolNames
+from octavo.server.openai.responses.truncate import is_too_long, truncated
 from octavo.server.openai.responses.types import (
     LOGPROBS,
     AllowedChoice,
@@ -56,7 +57,7 @@ async def create_response(services: Services, exchange: Exchange) -> Reply | Non
     names = ToolNames(request.tools or [])
     with in_terms({**TERMS, **names.terms()}):
         messages = _messages(services, exchange, request)
-        generation = await convert.chat(services, exchange, _chat(request, messages, names))
+        generation = await _generation(services, exchange, request, _chat(request, messages, names))
         builder = ResponseBuilder(request, names, generation)
         exchange.names.add(builder.response.id)
         entry = Stored(exchange.owner, builder.response, messages)
@@ -92,7 +93,10 @@ async def count_input_tokens(services: Services, exchange: Exchange) -> Reply:
             messages = _earlier(services, exchange, request)
         else:
             messages = _messages(services, exchange, request)
-        ids = await render(services, _chat(request, messages, names))
+        chat = _chat(request, messages, names)
+        ids = await render(services, chat)
+        if request.truncation == "auto" and is_too_long(services, len(ids)):
+            ids = await render(services, await truncated(services, chat, max_tokens=None))
     return json_reply(InputTokens(len(ids)))
 
 
@@ -142,6 +146,17 @@ def _check(request: ResponsesRequest) -> None:
         raise InputError(f"top_logprobs needs include=[{LOGPROBS!r}]", param="top_logprobs")
     if request.background and request.store is False:
         raise InputError("background needs store: the answer is fetched from there", param="background")
+
+
+async def _generation(
+    services: Services, exchange: Exchange, request: ResponsesRequest, chat: ChatRequest
+) -> convert.Generation:
+    """The chat made ready, cut where the client lets it be."""
+    generation = await convert.chat(services, exchange, chat)
+    if request.truncation != "auto" or not is_too_long(services, len(generation.prompts[0].token_ids)):
+        return generation
+    chat = await truncated(services, chat, max_tokens=generation.params.max_tokens)
+    return await convert.chat(services, exchange, chat)
 
 
 def _messages(services: Services, exchange: Exchange, request: ResponsesRequest) -> list[Message]:

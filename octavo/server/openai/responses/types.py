@@ -68,13 +68,13 @@ class AllowedChoice(Tagged, frozen=True, kw_only=True, tag="allowed_tools"):
 
 
 class ReasoningConfig(Strict, frozen=True, kw_only=True):
-    """effort goes to the chat template, which decides on earlier turns' reasoning, too. The whole reasoning is told, so
-    that "auto" asks for no summary beside it.
+    """effort goes to the chat template, which decides on earlier turns' reasoning, too. summary: none is made, as of
+    some of OpenAI's models, whatever is asked for: the whole reasoning is told.
     """
 
     effort: ReasoningEffort | None = None
-    summary: Literal["auto", "none"] | None = None
-    generate_summary: Literal["auto"] | None = None
+    summary: Literal["auto", "concise", "detailed", "none"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
     context: Literal["auto"] | None = None
     mode: Literal["standard"] | None = None
 
@@ -116,11 +116,11 @@ class PromptFields(Strict, frozen=True, kw_only=True):
         "personality": "ask for it in instructions",
         "prompt": "there are no stored prompts; send instructions and input",
         "include": "it is a list of OpenAI's names, of which message.output_text.logprobs adds to answers",
-        "truncation": "input that does not fit is refused; shorten it",
+        "truncation": "it is 'auto', which leaves out the beginning of a conversation that does not fit, or 'disabled'",
         "service_tier": "there is one tier; leave it out or send 'auto'",
         "moderation": "there is no moderation here",
-        "reasoning": "effort is one of none, minimal, low, medium, high, xhigh, max; summary is left out or 'auto', as "
-        "no summary is made and the whole reasoning is told (reasoning_text); context is 'auto', mode 'standard'",
+        "reasoning": "effort is one of none, minimal, low, medium, high, xhigh, max; summary one of auto, concise, "
+        "detailed (none is made: the whole reasoning is told, as reasoning_text); context is 'auto', mode 'standard'",
         "text": "format is of type 'text', 'json_object' or 'json_schema', and verbosity 'medium'",
         "tools": "tools are functions that the client carries out, {'type': 'function', 'name': ...}, alone or in a "
         "namespace; leave out what a provider would (Codex: docs/protocols.md tells how)",
@@ -139,7 +139,7 @@ class PromptFields(Strict, frozen=True, kw_only=True):
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedChoice | None = None
     reasoning: ReasoningConfig | None = None
     parallel_tool_calls: bool | None = None
-    truncation: Literal["disabled"] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     conversation: None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
