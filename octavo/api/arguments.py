@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import msgspec
 from octavo.base.config.config import PARTS, EngineConfig
 from octavo.base.config.resolve import from_options
 from octavo.base.errors import ConfigError, UnsupportedError
+from octavo.base.near import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -184,29 +184,35 @@ def check_foreign(name: str, value: Any, *, shown: str | None = None, table: dic
 
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("m", "hf", "hf_repo", "model_path"), "model"),
-    **dict.fromkeys(("c", "ctx_size", "n_ctx", "num_ctx"), "max_model_len"),
+    **dict.fromkeys(("c", "ctx", "ctx_size", "n_ctx", "num_ctx", "context_length"), "max_model_len"),
+    **dict.fromkeys(("max_len", "max_length", "max_seq_len", "max_seq_length"), "max_model_len"),
     **dict.fromkeys(("n", "predict", "n_predict", "num_predict"), "max_tokens"),
     **dict.fromkeys(("t", "n_threads", "num_thread"), "threads"),
     **dict.fromkeys(("ngl", "gpu_layers", "n_gpu_layers"), "device"),
-    **dict.fromkeys(("np", "parallel"), "max_num_seqs"),
-    **dict.fromkeys(("b", "batch_size", "n_batch"), "max_num_batched_tokens"),
+    **dict.fromkeys(("np", "parallel", "max_running_requests"), "max_num_seqs"),
+    **dict.fromkeys(("b", "batch_size", "n_batch", "chunked_prefill_size"), "max_num_batched_tokens"),
+    **dict.fromkeys(("tp", "tp_size"), "tensor_parallel_size"),
     **dict.fromkeys(("ctk", "cache_type_k", "type_k"), "kv_cache_dtype"),
     **dict.fromkeys(("sys", "system_prompt"), "system"),
     **dict.fromkeys(("a", "alias"), "served_model_name"),
+    "mem_fraction_static": "gpu_memory_utilization",
     "temp": "temperature",
     "repeat_penalty": "repetition_penalty",
     "chat_template_file": "chat_template",
 }
-"""Options of llama.cpp, its Python binding and Ollama -> ours that do the same."""
+"""Options of llama.cpp, its Python binding, Ollama, SGLang and Transformers -> ours that do the same."""
 
 
-def suggest(name: str, known: list[str]) -> str:
-    """ "; did you mean X?" for what another program's option is called here or the nearest known name, or nothing."""
-    ours = ELSEWHERE.get(name.lstrip("-").replace("-", "_"))
+def suggest(name: str, known: list[str], *, refused: list[str] | None = None) -> str:
+    """ "; did you mean X?" for what another program's option is called here or the nearest known name, or nothing.
+
+    refused: names that are known, too, and are refused.
+    """
+    ours, every = ELSEWHERE.get(name.lstrip("-").replace("-", "_")), [*known, *(refused or [])]
     if ours is not None:
-        return next((f"; did you mean {one}?" for one in known if one.lstrip("-").replace("-", "_") == ours), "")
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+        return next((f"; did you mean {one}?" for one in every if one.lstrip("-").replace("-", "_") == ours), "")
+    near = nearest(name, every, refused=refused or [])
+    return "" if near is None else f"; did you mean {near}?"
 
 
 OPTION_NAMES: list[str] = [name for part in PARTS.values() for name in part.__struct_fields__]

@@ -116,8 +116,9 @@ class Parser(argparse.ArgumentParser):
         negated = name.startswith("no_") and name.removeprefix("no_") in self._foreign
         name = name.removeprefix("no_") if negated else name
         if name not in self._foreign:
-            known = [*self._option_string_actions, *("--" + key.replace("_", "-") for key in self._foreign)]
-            hint = suggest(flag, known) or f" ({self.prog} --help lists the options)"
+            refused = ["--" + key.replace("_", "-") for key in self._foreign]
+            hint = suggest(flag, [*self._option_string_actions], refused=refused)
+            hint = hint or f" ({self.prog} --help lists the options)"
             raise ConfigError(f"unknown option {flag}{hint}", param=flag)
         parsed: Any = not negated
         if value is None and not negated and rest and not _looks_like_flag(rest[0]) and not self._is_switch(name):

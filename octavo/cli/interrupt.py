@@ -48,7 +48,7 @@ def _watch(reader: socket.socket) -> None:
         try:
             numbers = reader.recv(64)
         except TimeoutError:
-            print("\n(stops when this step has ended; Ctrl-C again leaves at once)", file=sys.stderr, flush=True)
+            print("\n(stopping as soon as it can; Ctrl-C again leaves at once)", file=sys.stderr, flush=True)
             reader.settimeout(None)
             continue
         if not numbers:

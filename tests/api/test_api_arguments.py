@@ -85,6 +85,8 @@ def test_harmless_options_warn(caplog: pytest.LogCaptureFixture) -> None:
     ("name", "value", "words"),
     [
         ("max_modle_len", 5, "did you mean max_model_len"),
+        ("context_length", 5, "did you mean max_model_len"),
+        ("gpu_memory", 5, "did you mean gpu_memory_utilization"),
         ("colour", 5, "unknown option 'colour'"),
         ("max_num_seqs", 0, ">= 1"),
         ("max_num_seqs", "8", "int"),

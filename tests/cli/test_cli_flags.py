@@ -78,6 +78,12 @@ def test_harmless_foreign_flags_warn(caplog: pytest.LogCaptureFixture) -> None:
         ("--ctx_size", "--max-model-len"),
         ("-ngl", "--device"),
         ("-t", "--threads"),
+        ("--context-length", "--max-model-len"),
+        ("--tp-size", "--tensor-parallel-size"),
+        ("--gpu-memory", "--gpu-memory-utilization"),
+        ("--max-batch", "--max-num-batched-tokens"),
+        ("--tensor-parallel", "--tensor-parallel-size"),
+        ("--eager", "--enforce-eager"),
     ],
 )
 def test_options_of_other_programs_are_told_by_their_name_here(flag: str, ours: str) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import inspect
 
 from octavo.base.errors import InputError, UnsupportedError
-from octavo.server.openai.near import nearest
+from octavo.base.near import nearest
 from octavo.server.openai.refused import REASONS, UnsupportedFields
 
 T = TypeVar("T", bound=msgspec.Struct)

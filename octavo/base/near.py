@@ -8,9 +8,10 @@ import re
 from collections.abc import Collection
 
 _ENOUGH = 0.55  # 0.5 is one word of two, as of use_cache and cache_salt
-_ALIKE = 0.7  # letters of two words
-_ABBREVIATED = 0.9
+_ALIKE = 0.75  # letters of two words
+_ABBREVIATED, _LENGTHENED = 0.9, 0.8
 _SHORTEST = 3  # letters of an abbreviation
+_SURE = 0.75  # of names that are refused
 
 
 def nearest(name: str, known: Collection[str], *, refused: Collection[str] = ()) -> str | None:
@@ -21,8 +22,9 @@ def nearest(name: str, known: Collection[str], *, refused: Collection[str] = ())
     words = _words(name)
     best, found = (0.0, 0.0), None
     for one in known:
-        share = 1.0 if "".join(words) == one.replace("_", "") else _share(words, _words(one))
-        if share < (_ABBREVIATED if one in refused else _ENOUGH) or share < best[0]:
+        others = _words(one)
+        share = 1.0 if "".join(words) == "".join(others) else _share(words, others)
+        if share < (_SURE if one in refused else _ENOUGH) or share < best[0]:
             continue
         score = (share, difflib.SequenceMatcher(None, one, name).ratio())
         if score > best:
@@ -46,6 +48,8 @@ def _likeness(word: str, other: str) -> float:
         return 1.0
     if len(word) >= _SHORTEST and other.startswith(word):
         return _ABBREVIATED
+    if len(other) > _SHORTEST and word.startswith(other):
+        return _LENGTHENED
     if 2 * min(len(word), len(other)) < _ALIKE * (len(word) + len(other)):
         return 0.0
     letters = difflib.SequenceMatcher(None, other, word)
