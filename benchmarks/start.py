@@ -78,11 +78,13 @@ def read_until(process: subprocess.Popen[bytes], wanted: Callable[[bytes], bool]
     return text
 
 
-def spawn(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def spawn(
+    arguments: list[str], environment: dict[str, str], *, stdin: int = subprocess.PIPE
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, *arguments],
         env=environment,
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -97,16 +99,16 @@ def measure_help(_model: str, _dtype: str, environment: dict[str, str]) -> Figur
 
 def measure_complete(model: str, dtype: str, environment: dict[str, str]) -> Figures:
     given = ["--activation-dtype", dtype, "--temperature", "0", "--max-tokens", "200", "--ignore-eos"]
-    return _measure(["-m", "octavo.cli", "complete", model, PROMPT, *given], environment)
+    return _measure(["-m", "octavo.cli", "complete", model, PROMPT, *given], environment, stdin=subprocess.DEVNULL)
 
 
 def measure_llm(model: str, dtype: str, environment: dict[str, str]) -> Figures:
     return _measure(["-c", SCRIPT, model, dtype, PROMPT], environment)
 
 
-def _measure(arguments: list[str], environment: dict[str, str]) -> Figures:
+def _measure(arguments: list[str], environment: dict[str, str], *, stdin: int = subprocess.PIPE) -> Figures:
     start = time.perf_counter()
-    with spawn(arguments, environment) as process:
+    with spawn(arguments, environment, stdin=stdin) as process:
         read_until(process, bool)
         figures = {"seconds": time.perf_counter() - start, **memory(process.pid)}
         process.communicate()

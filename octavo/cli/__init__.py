@@ -8,7 +8,6 @@ from contextlib import suppress
 from importlib import import_module
 
 from octavo.cli import streams
-from octavo.cli.interrupt import INTERRUPTED
 
 COMMANDS: dict[str, str] = {
     "serve": "Serve a model over HTTP (OpenAI's protocol)",
@@ -24,6 +23,7 @@ COMMANDS: dict[str, str] = {
 
 FAILED = 1
 USER_ERROR = 2
+INTERRUPTED = 130
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-INTERRUPTED = 130  # what a shell tells of a command that SIGINT ended
+from octavo.cli import INTERRUPTED
+
 PATIENCE = 1.0
 
 
