@@ -208,13 +208,17 @@ def as_table(entry: TokenLogprobs, vocab_size: int) -> np.ndarray:
 
 
 def check_against(seq: Seq, logits: np.ndarray, *, tolerance: float = 1e-4) -> None:
-    """Every position of a sequence run with EVERYTHING against reference logits [tokens - 1 or more, vocab]."""
+    """Every position whose log probabilities were asked for, of the whole vocabulary, against reference logits.
+
+    logits: [tokens - 1 or more, vocab].
+    """
     assert seq.failed is None
     logits = logits.astype(np.float64)
     peak = logits.max(axis=-1, keepdims=True)
     expected = logits - peak - np.log(np.exp(logits - peak).sum(axis=-1, keepdims=True))
     found = {**seq.prompt, **seq.sampled}
-    assert sorted(found) == list(range(1, len(seq.tokens)))
+    first = 1 if seq.prompt or seq.sampling.prompt_logprobs is not None else seq.num_prompt
+    assert sorted(found) == list(range(first, len(seq.tokens)))
     for position, entry in found.items():
         table = as_table(entry, logits.shape[-1])
         difference = np.abs(table - expected[position - 1]).max()

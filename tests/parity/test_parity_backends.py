@@ -54,19 +54,20 @@ def test_chunked_prompt(model: tuple[Drive, Path], chunk: int) -> None:
     check(folder, seq)
 
 
-def test_mixed_batch(model: tuple[Drive, Path]) -> None:
+@pytest.mark.parametrize("asked", [EVERYTHING, RowSampling(logprobs=-1)], ids=["everything", "outputs alone"])
+def test_mixed_batch(model: tuple[Drive, Path], asked: RowSampling) -> None:
     """Rows that decode, rows that begin and rows in mid-prompt share steps; rows and shuffled blocks are used again."""
     drive, folder = model
     drive.shuffle(7)
-    first, second = drive.add(prompt(9, seed=11)), drive.add(prompt(30, seed=12))
+    first, second = drive.add(prompt(9, seed=11), asked), drive.add(prompt(30, seed=12), asked)
     drive.step([(first, 9), (second, 5)])
     drive.step([(second, 11), (first, 1)])
-    third = drive.add(prompt(1, seed=13))
+    third = drive.add(prompt(1, seed=13), asked)
     drive.step([(first, 1), (third, 1), (second, 14)])
     drive.decode(third, second, first, steps=4)
     drive.end(second)
     drive.decode(first, third, steps=2)
-    fourth = drive.add(prompt(17, seed=14))
+    fourth = drive.add(prompt(17, seed=14), asked)
     assert fourth.row == second.row
     drive.step([(third, 1), (fourth, 17), (first, 1)])
     drive.decode(first, third, fourth, steps=9)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,15 +15,12 @@ from octavo.base.types.plan import RowStep
 from octavo.models.spec import Rope
 
 
-@dataclass(frozen=True)
-class Batch:
-    """n rows with all their tokens one after the other; those that run one token come first, num_single of them.
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """n rows with tokens that attend, one after the other; rows of one token come first, num_single of them.
 
     steps: the rows', in this order.   rows, seq_lens: int32 [n]; seq_lens counts the step's tokens in.
-    last: int64 [n], the index of a row's last token.   row_index: int64 [tokens], 0..n-1.
-    token_ids, positions: int32 [tokens].   slots: int64 [tokens], places in the KV cache; -1: none (padding).
     block_tables: int32 [all rows, max_blocks], of which `rows` are these.
-    turns: what layers with the same rope share.
     tiles: what port.CapturableAttention.span_tiles says, int32 [any, 4] each (all zero: nothing), where the steps do
     not tell; rows and tokens may then be padding (row -1 of length 0; token 0 at position 0).
     """
@@ -32,14 +29,8 @@ class Batch:
     num_single: int
     rows: Tensor
     seq_lens: Tensor
-    last: Tensor
-    row_index: Tensor
-    token_ids: Tensor
-    positions: Tensor
-    slots: Tensor
     block_tables: Tensor
     block_size: int
-    turns: dict[Rope, Turns] = field(default_factory=dict)
     tiles: Mapping[int, Tensor] | None = None
 
     def row_slots(self, index: int, length: int) -> Tensor:
@@ -48,6 +39,34 @@ class Batch:
         offsets = torch.arange(self.block_size, device=self.rows.device)
         table = self.block_tables[self.steps[index].row, :num_blocks, None].long()
         return (table * self.block_size + offsets).flatten()[:length]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends(Queries):
+    """The tokens of a batch that are sampled from, in its order, as rows of one token; padding may follow.
+
+    tokens: int64 [n], their indices in the batch; 0 for padding.
+    """
+
+    tokens: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Queries):
+    """All tokens of rows, and what the layers read of them.
+
+    row_index: int64 [tokens], 0..n-1.   token_ids, positions: int32 [tokens].
+    slots: int64 [tokens], places in the KV cache; -1: none (padding).
+    turns: what layers with the same rope share.
+    ends: where something is asked of these tokens alone; None: of any.
+    """
+
+    row_index: Tensor
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    turns: dict[Rope, Turns] = field(default_factory=dict)
+    ends: Ends | None = None
 
 
 def make_batch(steps: list[RowStep], rows: Rows) -> Batch:
@@ -66,7 +85,6 @@ def make_batch(steps: list[RowStep], rows: Rows) -> Batch:
         num_single=sum(step.count == 1 for step in steps),
         rows=row_ids.int(),
         seq_lens=(starts + counts).int(),
-        last=ends - 1,
         row_index=row_index,
         token_ids=rows.tokens[at, positions],
         positions=positions.int(),
@@ -74,6 +92,30 @@ def make_batch(steps: list[RowStep], rows: Rows) -> Batch:
         block_tables=rows.block_tables,
         block_size=size,
     )
+
+
+def with_ends(batch: Batch, room: Callable[[int], int]) -> Batch:
+    """The batch with its ends, which are padded to room(their number)."""
+    steps, entries, first = [], [], 0
+    for step in batch.steps:
+        first += step.count
+        if step.sample:
+            end = step.start + step.count
+            steps.append(RowStep(step.row, end - 1, 1, True))
+            entries.append((step.row, end, first - 1))
+    size = room(len(steps))
+    entries += [(-1, 0, 0)] * (size - len(steps))
+    rows, seq_lens, tokens = upload(entries, torch.int64, batch.rows.device).view(size, 3).unbind(1)
+    ends = Ends(
+        steps=steps,
+        num_single=size,
+        rows=rows.int(),
+        seq_lens=seq_lens.int(),
+        tokens=tokens,
+        block_tables=batch.block_tables,
+        block_size=batch.block_size,
+    )
+    return replace(batch, ends=ends)
 
 
 def padded_sizes(most: int) -> list[int]:

@@ -71,7 +71,6 @@ class DecodeStep:
             num_single=size,
             rows=rows,
             seq_lens=seq_lens,
-            last=every,
             row_index=every,
             token_ids=token_ids,
             positions=starts,
@@ -79,8 +78,8 @@ class DecodeStep:
             block_tables=held.block_tables,
             block_size=held.block_size,
         )
-        h, finite = self._decoder.finish(self._decoder.forward(batch, self._cache, self._attention), every)
-        return h, finite
+        stream, _ = self._decoder.forward(batch, self._cache, self._attention)
+        return self._decoder.finish(stream, every)
 
     def logits(self, h: Tensor) -> Tensor:
         """float32 [size, vocab] of states."""
@@ -171,18 +170,23 @@ class DecodeSteps:
 
         return draw
 
-    def draw(self, logits: Tensor, rows: list[int], positions: list[int], download: Download) -> Sampled:
-        """As part of an eager step, for rows of which none is beyond the kernels. logits: overwritten."""
+    def draw(
+        self, logits: Tensor, finite: Tensor, rows: list[int], positions: list[int], download: Download
+    ) -> Sampled:
+        """As part of an eager step, for rows of which none is beyond the kernels. logits: overwritten.
+
+        finite: bool [n], whether the rows' states were.
+        """
         both = upload([rows, positions], torch.int32, self._rows.device)
         kind = self._rows.kinds.of(rows)
         made = make_results(len(rows), kind, both.device)
         self._step.sample(logits, both[0], both[1], made, kind)
         flags = unpack(made, len(rows)).flags
-        finite, empty = download.add(flags != sampling.NOT_FINITE), download.add(flags == sampling.NONE_LEFT)
+        finite, empty = finite & (flags != sampling.NOT_FINITE), download.add(flags == sampling.NONE_LEFT)
         host = unpack(download.add(made), len(rows))
         counts = self._counts(rows, kind)
         logprobs = [] if counts is None else [(list(range(len(rows))), _packed(host, counts))]
-        return Sampled(rows, host.tokens, finite, empty, logprobs)
+        return Sampled(rows, host.tokens, download.add(finite), empty, logprobs)
 
     def warm(self) -> None:
         """Go through what the sizes differ in, for the sake of the kernels that are met (device/compile.py): first

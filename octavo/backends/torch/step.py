@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
-from octavo.backends.torch.batch import Batch, make_batch
+from octavo.backends.torch.batch import Batch, make_batch, with_ends
 from octavo.backends.torch.device.memory import MOST_APART, PROMPT_TILE_ELEMENTS
 from octavo.backends.torch.device.transfer import Download, upload
-from octavo.backends.torch.layers.decoder import Decoder
+from octavo.backends.torch.layers.decoder import Decoder, Passed, finite_tokens
 from octavo.backends.torch.layers.encoder import Encoder
 from octavo.backends.torch.ops.port import Stream
 from octavo.backends.torch.pooling import Span, Vectors, pool
@@ -53,6 +53,13 @@ class Sampled:
     finite: Tensor
     empty: Tensor
     logprobs: Sequence[tuple[list[int], Logprobs | PackedLogprobs]]
+
+
+class End(NamedTuple):
+    """A row that samples. place: of its last token in the stream."""
+
+    step: RowStep
+    place: int
 
 
 @dataclass
@@ -141,7 +148,30 @@ class StepRunner:
         if self._model.spec.pooling is not None:
             self._pool(batch, self._model.spec.pooling, launched)
             return None
+        if self._ends_alone(steps):
+            batch = with_ends(batch, partial(self._room, len(batch.token_ids)))
         return partial(self._finish, batch, self._forward(batch), launched)
+
+    def _ends_alone(self, steps: list[RowStep]) -> bool:
+        """Whether there are tokens of which nothing is asked."""
+        every = all(step.sample and step.count == 1 for step in steps)
+        return not every and all(self._prompt_end(step) == step.start for step in steps)
+
+    def _prompt_end(self, step: RowStep) -> int:
+        """Behind the last of the step's tokens that the next one's log probability is asked of; its start: of none."""
+        state = self._rows.state(step.row)
+        if state.sampling.prompt_logprobs is None:
+            return step.start
+        return max(step.start, min(step.start + step.count, state.num_prompt - 1))
+
+    def _room(self, tokens: int, ends: int) -> int:
+        size = self._size(ends)
+        return size if self._forwards is None else self._forwards.room(tokens, size)
+
+    def _size(self, count: int) -> int:
+        """What so many rows are padded to, a number that decode steps have: the product of another may be by a kernel
+        that was not needed yet, and to load one takes 20 ms, which a step with prompts would take longer."""
+        return self._decodes.size(count) if count and self._decodes is not None else count
 
     def _pool(self, batch: Batch, pooling: Pooling, launched: Launched) -> None:
         asked = [self._rows.state(step.row).pooling for step in batch.steps]
@@ -176,23 +206,24 @@ class StepRunner:
             for span in spans:
                 self._pool_isolated(states, [span], pooling, asked, launched)
 
-    def _finish(self, batch: Batch, stream: Stream, launched: Launched) -> None:
+    def _finish(self, batch: Batch, passed: Passed, launched: Launched) -> None:
+        stream = passed.stream
         launched.ran = [step.row for step in batch.steps]
-        launched.finite = launched.download.add(_finite_rows(stream, batch))
-        for indices in self._sampling(batch):
-            self._sample_isolated(indices, batch, stream, launched)
+        launched.finite = launched.download.add(_finite_rows(passed, batch))
+        for ends in self._sampling(batch):
+            self._sample_isolated(ends, stream, launched)
         for i, step in enumerate(batch.steps):
             count = self._rows.state(step.row).sampling.prompt_logprobs
-            if count is None:
+            if count is None or self._prompt_end(step) == step.start:
                 continue
             try:
                 self._prompt_logprobs(i, count, batch, stream, launched)
             except Exception as error:
                 _fail(launched, step.row, "prompt log probabilities", error)
 
-    def _forward(self, batch: Batch) -> Stream:
-        stream = None if self._forwards is None else self._forwards.run(batch)
-        return self._decoder.forward(batch, self._cache, self._attention) if stream is None else stream
+    def _forward(self, batch: Batch) -> Passed:
+        passed = None if self._forwards is None else self._forwards.run(batch)
+        return self._decoder.forward(batch, self._cache, self._attention) if passed is None else passed
 
     @property
     def _decoder(self) -> Decoder:
@@ -200,35 +231,42 @@ class StepRunner:
             raise RuntimeError("an encoder samples nothing")
         return self._model
 
-    def _sampling(self, batch: Batch) -> list[list[int]]:
-        """Indices of the steps that sample; where there are kernels, those beyond them apart, a part at a time."""
-        sampling = [i for i, step in enumerate(batch.steps) if step.sample]
+    def _sampling(self, batch: Batch) -> list[list[End]]:
+        """Rows that sample; where there are kernels, those beyond them apart, a part at a time."""
+        sampling: list[End] = []
+        first = 0
+        for step in batch.steps:
+            first += step.count
+            if step.sample:
+                sampling.append(End(step, first - 1 if batch.ends is None else len(sampling)))
         beyond = self._rows.kinds.beyond if self._decodes is not None else set[int]()
-        apart = [i for i in sampling if batch.steps[i].row in beyond]
+        apart = [end for end in sampling if end.step.row in beyond]
         groups = (apart[first : first + MOST_APART] for first in range(0, len(apart), MOST_APART))
-        return [group for group in ([i for i in sampling if i not in apart], *groups) if group]
+        return [group for group in ([end for end in sampling if end.step.row not in beyond], *groups) if group]
 
-    def _sample_isolated(self, indices: list[int], batch: Batch, stream: Stream, launched: Launched) -> None:
+    def _sample_isolated(self, ends: list[End], stream: Stream, launched: Launched) -> None:
         """All rows at once; where that fails one by one, so that the one at fault fails alone."""
         try:
-            launched.sampled.append(self._sample(indices, batch, stream, launched.download))
+            launched.sampled.append(self._sample(ends, stream, launched.download))
         except Exception as error:
-            if len(indices) == 1:
-                _fail(launched, batch.steps[indices[0]].row, "sampling", error)
+            if len(ends) == 1:
+                _fail(launched, ends[0].step.row, "sampling", error)
                 return
-            for i in indices:
-                self._sample_isolated([i], batch, stream, launched)
+            for end in ends:
+                self._sample_isolated([end], stream, launched)
 
-    def _sample(self, indices: list[int], batch: Batch, stream: Stream, download: Download) -> Sampled:
-        """Sample for the batch's rows at `indices` and write the tokens behind the rows' own."""
-        at = upload(indices, torch.int64, self._rows.device)
-        rows = [batch.steps[i].row for i in indices]
-        row_ids = upload(rows, torch.int64, self._rows.device)
-        positions = [batch.steps[i].start + batch.steps[i].count for i in indices]
-        logits = self._logits(stream, self._padded(batch.last[at]))[: len(indices)]
+    def _sample(self, ends: list[End], stream: Stream, download: Download) -> Sampled:
+        """Sample for these rows and write the tokens behind the rows' own."""
+        rows = [end.step.row for end in ends]
+        positions = [end.step.start + end.step.count for end in ends]
+        places = [end.place for end in ends]
+        places += places[:1] * (self._size(len(places)) - len(places))
+        logits, finite = self._logits(stream, upload(places, torch.int64, self._rows.device))
+        logits, finite = logits[: len(ends)], finite[: len(ends)] != 0
         if self._decodes is not None and self._rows.kinds.beyond.isdisjoint(rows):
-            return self._decodes.draw(logits, rows, positions, download)
-        finite = logits.isfinite().all(-1)
+            return self._decodes.draw(logits, finite, rows, positions, download)
+        row_ids, behind = upload([rows, positions], torch.int64, self._rows.device)
+        finite &= logits.isfinite().all(-1)
         group = self._group(rows, row_ids, positions)
         raw = _raw_logits(logits, group)
         tokens, empty = choose_tokens(logits, group)
@@ -237,20 +275,13 @@ class StepRunner:
             (which, token_logprobs(kept, tokens[upload(which, torch.int64, tokens.device)], count).download(download))
             for count, which, kept in raw
         ]
-        self._rows.tokens[row_ids, batch.positions[batch.last[at]].long() + 1] = tokens.int()
+        self._rows.tokens[row_ids, behind] = tokens.int()
         return Sampled(rows, download.add(tokens), download.add(finite), download.add(empty), logprobs)
 
-    def _padded(self, tokens: Tensor) -> Tensor:
-        """Repeated up to a number of rows that decode steps have: the product of another number may be by a kernel
-        that was not needed yet, and to load one takes 20 ms, which a step with prompts would take longer."""
-        if self._decodes is None:
-            return tokens
-        more = self._decodes.size(len(tokens)) - len(tokens)
-        return torch.cat((tokens, tokens[:1].expand(more)))
-
-    def _logits(self, stream: Stream, tokens: Tensor) -> Tensor:
-        h, _ = self._decoder.finish(stream, tokens)
-        return self._decoder.logits(h)
+    def _logits(self, stream: Stream, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the tokens there, and as of Decoder.finish whether the stream is finite."""
+        h, finite = self._decoder.finish(stream, places)
+        return self._decoder.logits(h), finite
 
     def _group(self, rows: list[int], row_ids: Tensor, positions: list[int]) -> Group:
         states = [self._rows.state(row) for row in rows]
@@ -272,16 +303,14 @@ class StepRunner:
     def _prompt_logprobs(self, index: int, count: int, batch: Batch, stream: Stream, launched: Launched) -> None:
         """Entries for the prompt's positions after each of the row's tokens: p's comes from the state at p - 1."""
         step = batch.steps[index]
-        end = min(step.start + step.count, self._rows.state(step.row).num_prompt - 1)
-        if end <= step.start:
-            return
+        end = self._prompt_end(step)
         first = sum(before.count for before in batch.steps[:index])
         tile = max(1, PROMPT_TILE_ELEMENTS // self._model.spec.vocab_size)
         parts: list[Logprobs] = []
         for low in range(step.start, end, tile):
             high = min(low + tile, end)
             places = torch.arange(first + low - step.start, first + high - step.start, device=self._rows.device)
-            logits = self._logits(stream, places)
+            logits, _ = self._logits(stream, places)
             tokens = self._rows.tokens[step.row, low + 1 : high + 1].long()
             parts.append(token_logprobs(logits, tokens, count).download(launched.download))
         launched.prompt[step.row] = (step.start + 1, parts)
@@ -337,9 +366,10 @@ def _with_failed(result: StepResult, failed: dict[int, str]) -> StepResult:
     return msgspec.structs.replace(result, failed=result.failed | failed) if failed else result
 
 
-def _finite_rows(stream: Stream, batch: Batch) -> Tensor:
-    """bool [n]: no token of the row has a value that is not finite."""
-    bad = (~stream.total().isfinite().all(-1)).int()
+def _finite_rows(passed: Passed, batch: Batch) -> Tensor:
+    """bool [n]: no token of the row has a value that is not finite; of ends, `_sample` looks at what comes behind."""
+    finite = finite_tokens(passed.stream.total()) if passed.finite is None else passed.finite
+    bad = (~finite).int()
     return torch.zeros_like(batch.rows).index_add_(0, batch.row_index, bad) == 0
 
 

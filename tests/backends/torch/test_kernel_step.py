@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from torch_driver import BLOCK, MAX_LEN, VOCAB, Driver, arrays, layer, rope, spec, vector
-from torch_forward import forward
+from torch_forward import forward, log_softmax
 
 from octavo.backends.torch import forward_graphs
 from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch import step as step_module
 from octavo.backends.torch.attention import paged, select
-from octavo.backends.torch.batch import make_batch, padded_sizes, padded_tokens
+from octavo.backends.torch.batch import make_batch, padded_sizes, padded_tokens, with_ends
 from octavo.backends.torch.kernels import int4_matmul
 from octavo.backends.torch.ops.fused import FusedOps
 from octavo.backends.torch.quant import ONLINE
@@ -289,11 +289,33 @@ def test_failures_stay_with_their_row(kept: str) -> None:
     assert list(beyond.failed) == [2]
 
 
+@pytest.mark.parametrize("asked", [2, None])
+def test_log_probabilities_of_a_prompt_beside_one_that_fails_early(asked: int | None) -> None:
+    """With all tokens' states and with those alone that are sampled from."""
+    model: ModelSpec = MODELS["plain"]()
+    weights = arrays(model)
+    weights["embed"][7, 3] = np.nan
+    driver = Driver(model, weights, device=DEVICE)
+    prompts = [[4, 9, 2, 5], [3, 7, 9, 4], [6] * 5]
+    begins = [driver.begin(row, ids, logprobs=None, prompt_logprobs=asked) for row, ids in enumerate(prompts)]
+    result = driver.step([(row, 0, len(ids), True) for row, ids in enumerate(prompts)], begins)
+    assert list(result.failed) == [1]
+    for row in (0, 2):
+        expected = forward(model, weights, prompts[row])
+        assert result.tokens[row] == expected[-1].argmax()
+        if asked is not None:
+            _, entries = result.prompt_logprobs[row]
+            found = [entry.logprobs[0] for entry in entries]
+            wanted = log_softmax(expected)[range(len(entries)), prompts[row][1:]]
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("counts", "few"), [((2, 1, 7), 8), ((1, 40), 8), ((33, 1, 1), 1), ((3, 1, 2, 9), 2)])
 def test_padded_batches_equal_those_as_they_are(
     counts: tuple[int, ...], few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Singles first, then spans; what is behind them is neither read nor kept, whatever the cache held before."""
+    """Singles first, then spans; what is behind them is neither read nor kept, whatever the cache held before. So are
+    ends of all rows, of one, of none, with what the whole batch has in their places."""
     monkeypatch.setattr(forward_graphs, "FEW_SPANS", few)
     driver, _, _ = make_driver("gemma")
     begins = [driver.begin(row, list(range(1, n + 9)), logprobs=None) for row, n in enumerate(counts)]
@@ -306,10 +328,28 @@ def test_padded_batches_equal_those_as_they_are(
         padded = runner._forwards.run(batch)
         assert padded is not None
         kept = [runner._cache.layer(i).clone() for i in range(2)]
-        plain = runner._decoder.forward(batch, runner._cache, runner._attention)
-        torch.testing.assert_close(padded.total(), plain.total(), rtol=1e-5, atol=1e-5)
-        for i, cache in enumerate(kept):
-            torch.testing.assert_close(cache, runner._cache.layer(i), rtol=1e-5, atol=1e-5, equal_nan=True)
+        plain, finite = runner._decoder.forward(batch, runner._cache, runner._attention)
+        assert finite is padded.finite is None
+        torch.testing.assert_close(padded.stream.total(), plain.total(), rtol=1e-5, atol=1e-5)
+        last = {
+            step.row: sum(before.count for before in batch.steps[: i + 1]) - 1 for i, step in enumerate(batch.steps)
+        }
+        for rows in (range(len(counts)), [1], []):
+            steps = [RowStep(row, 8, n, row in rows) for row, n in enumerate(counts)]
+            ended = with_ends(make_batch(steps, runner._rows), partial(runner._room, sum(counts)))
+            assert ended.ends is not None
+            for i in range(2):
+                runner._cache.slots(i)[:, batch.slots] = float("nan")
+            passed = runner._forwards.run(ended)
+            assert passed is not None
+            assert passed.finite is not None
+            assert passed.finite.tolist() == [True] * sum(counts)
+            assert len(passed.stream.x) == (8 if rows else 0)
+            places = [last[step.row] for step in ended.ends.steps]
+            found = passed.stream.total()[: len(places)]
+            torch.testing.assert_close(found, plain.total()[places], rtol=1e-5, atol=1e-5)
+            for i, cache in enumerate(kept):
+                torch.testing.assert_close(cache, runner._cache.layer(i), rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def test_steps_above_the_most_are_not_padded() -> None:
@@ -321,6 +361,22 @@ def test_steps_above_the_most_are_not_padded() -> None:
     runner._forwards._most = 8
     with torch.inference_mode():
         assert runner._forwards.run(make_batch([RowStep(0, 0, 9, True)], runner._rows)) is None
+    assert [runner._room(9, ends) for ends in (0, 1, 3, 5)] == [0, 1, 4, 8]
+
+
+@pytest.mark.parametrize("most", [3, 12, 64, 100, 500])
+def test_ends_of_padded_steps_have_few_sizes_that_decode_steps_have(most: int) -> None:
+    driver, _, _ = make_driver("plain", rows=most)
+    runner = driver.backend._runner
+    assert runner is not None
+    sizes = padded_sizes(most)
+    for tokens in (2, 30, 100, 256, 511):
+        rooms = {ends: runner._room(tokens, ends) for ends in range(min(tokens, most) + 1)}
+        assert all(room >= ends for ends, room in rooms.items())
+        assert rooms.pop(0) == 0
+        assert len(set(rooms.values())) <= 3
+        assert set(rooms.values()) <= set(sizes)
+        assert rooms[1] == min(forward_graphs.FEW_ENDS, most)
 
 
 def test_graphs_are_given_the_memory_that_is_set_aside_for_them(monkeypatch: pytest.MonkeyPatch) -> None:

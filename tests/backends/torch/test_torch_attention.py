@@ -15,7 +15,7 @@ from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.gather import TILE
 from octavo.backends.torch.attention.port import Case, Implementation
 from octavo.backends.torch.attention.select import IMPLEMENTATIONS, AttentionStack, choose
-from octavo.backends.torch.batch import make_batch
+from octavo.backends.torch.batch import make_batch, with_ends
 from octavo.backends.torch.rows import Rows
 from octavo.base.errors import UnsupportedError
 from octavo.base.types.plan import RowBegin, RowSampling, RowStep, StepPlan
@@ -123,7 +123,11 @@ def test_batch_arrays() -> None:
     assert batch.row_index.tolist() == [0, 1, 1, 1, 2, 2]
     assert batch.positions.tolist() == [0, 5, 6, 7, 9, 10]
     assert batch.seq_lens.tolist() == [1, 8, 11]
-    assert batch.last.tolist() == [0, 3, 5]
+    ends = with_ends(batch, lambda count: count + 2).ends
+    assert ends is not None
+    assert ends.steps == [RowStep(2, 7, 1, True), RowStep(3, 10, 1, True)]
+    assert (ends.num_single, ends.tokens.tolist()) == (4, [3, 5, 0, 0])
+    assert (ends.rows.tolist(), ends.seq_lens.tolist()) == ([2, 3, -1, -1], [8, 11, 0, 0])
     pairs = [(0, 0), (2, 5), (2, 6), (2, 7), (3, 9), (3, 10)]
     expected = [int(tables[row, p // BLOCK]) * BLOCK + p % BLOCK for row, p in pairs]
     assert batch.slots.tolist() == expected

@@ -52,19 +52,22 @@ MODELS: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("asked", [-1, None])
 @pytest.mark.parametrize("name", MODELS)
-def test_prompt_chunks_and_decode(name: str) -> None:
-    """Prompt log probabilities in two chunks, then a decode step whose token the engine has not seen."""
+def test_prompt_chunks_and_decode(name: str, asked: int | None) -> None:
+    """Log probabilities of a prompt in two chunks, or what follows it alone, then a decode step whose token the engine
+    has not seen."""
     model: ModelSpec = MODELS[name]()
     weights = arrays(model)
     driver = Driver(model, weights)
     ids = np.random.default_rng(1).integers(0, VOCAB, 21).tolist()
-    begin = driver.begin(3, ids, prompt_logprobs=-1)
+    begin = driver.begin(3, ids, prompt_logprobs=asked)
     first = driver.step([(3, 0, 13, False)], [begin])
     second = driver.step([(3, 13, 8, True)])
     third = driver.step([(3, 21, 1, True)])
     expected = forward(model, weights, [*ids, *second.tokens])
-    for result, start in ((first, 1), (second, 14)):
+    position = len(ids)
+    for result, start in ((first, 1), (second, 14)) if asked else ():
         position, entries = result.prompt_logprobs[3]
         assert position == start
         for entry in entries:
@@ -77,6 +80,32 @@ def test_prompt_chunks_and_decode(name: str) -> None:
     close(third.logprobs[0], expected[21])
     assert second.tokens == [int(expected[20].argmax())]
     assert third.prompt_logprobs == {}
+    assert bool(first.prompt_logprobs) == bool(second.prompt_logprobs) == bool(asked)
+
+
+def test_the_last_layer_feeds_forward_what_something_is_asked_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = spec(layer(), layer(ffn={"width": 24}))
+    driver, fed = Driver(model, arrays(model)), []
+    run = PlainOps.norm_mlp
+
+    def norm_mlp(self: PlainOps, stream: Any, *more: Any) -> Any:
+        fed.append(len(stream.x))
+        return run(self, stream, *more)
+
+    monkeypatch.setattr(PlainOps, "norm_mlp", norm_mlp)
+    begins = [driver.begin(row, list(range(1, 12))) for row in range(3)]
+    for step, counts in (
+        ([(0, 0, 5, False), (1, 0, 11, True), (2, 0, 11, True)], [27, 2]),
+        ([(0, 5, 4, False)], [4]),
+        ([(0, 9, 1, False), (2, 11, 1, True)], [2, 1]),
+        ([(1, 11, 1, True), (0, 10, 1, True)], [2, 2]),
+        ([(3, 0, 4, False), (1, 12, 1, True)], [5, 5]),
+        ([(3, 4, 3, True), (1, 13, 1, True)], [4, 2]),
+    ):
+        assert not driver.step(step, begins).failed
+        assert fed == counts
+        fed.clear()
+        begins = [driver.begin(3, list(range(1, 8)), num_prompt=4, prompt_logprobs=0)] if step[0][0] == 1 else []
 
 
 def test_of_equal_experts_the_lowest_are_taken() -> None:

@@ -49,11 +49,12 @@ def poison(driver: Driver, slots: slice) -> None:
         runner._cache.slots(index)[:, slots] = float("nan")
 
 
-def test_mixed_batch_against_the_forward_pass(driver: Driver) -> None:
+@pytest.mark.parametrize("asked", [-1, None])
+def test_mixed_batch_against_the_forward_pass(driver: Driver, asked: int | None) -> None:
     """Decode, a chunk with history, a first chunk and a whole prompt in one step, over a poisoned cache."""
     poison(driver, slice(None))
     a, b, c, d = (prompt(length, seed) for seed, length in enumerate((17, 30, 12, 1)))
-    driver.step([(5, 0, 17, True), (0, 0, 11, False)], [driver.begin(5, a), driver.begin(0, b, prompt_logprobs=-1)])
+    driver.step([(5, 0, 17, True), (0, 0, 11, False)], [driver.begin(5, a), driver.begin(0, b, prompt_logprobs=asked)])
     first = driver.step(
         [(2, 0, 7, False), (5, 17, 1, True), (0, 11, 19, True), (7, 0, 1, True)],
         [driver.begin(2, c), driver.begin(7, d)],
@@ -65,10 +66,11 @@ def test_mixed_batch_against_the_forward_pass(driver: Driver) -> None:
     close(first.logprobs[0], forward(MODEL, WEIGHTS, [*a, a_next])[-1])
     close(first.logprobs[1], forward(MODEL, WEIGHTS, b)[-1])
     close(first.logprobs[2], forward(MODEL, WEIGHTS, d)[-1])
-    position, entries = first.prompt_logprobs[0]
-    assert (position, len(entries)) == (12, 18)
-    for entry, logits in zip(entries, forward(MODEL, WEIGHTS, b)[11:], strict=False):
-        close(entry, logits)
+    assert list(first.prompt_logprobs) == ([0] if asked else [])
+    for position, entries in first.prompt_logprobs.values():
+        assert (position, len(entries)) == (12, 18)
+        for entry, logits in zip(entries, forward(MODEL, WEIGHTS, b)[11:], strict=False):
+            close(entry, logits)
     close(second.logprobs[0], forward(MODEL, WEIGHTS, [*d, first.tokens[2]])[-1])
     close(second.logprobs[1], forward(MODEL, WEIGHTS, c)[-1])
     close(second.logprobs[2], forward(MODEL, WEIGHTS, [*b, first.tokens[1]])[-1])
@@ -202,14 +204,15 @@ def crowd(driver: Driver, bad: RowBegin, *, rows: tuple[int, ...] = (0, 4)) -> S
     return result
 
 
+@pytest.mark.parametrize("asked", [0, None])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_non_finite_numbers_fail_their_row_alone(value: float) -> None:
+def test_non_finite_numbers_fail_their_row_alone(value: float, asked: int | None) -> None:
     weights = {**WEIGHTS, "embed": WEIGHTS["embed"].copy()}
     clean = [token for token in range(VOCAB) if token != 7]
     weights["embed"][7, 3] = value
     driver = Driver(MODEL, weights)
     good = [clean[token % len(clean)] for token in prompt(9)]
-    begins = [driver.begin(row, good) for row in (0, 2)] + [driver.begin(1, [3, 7, 9], prompt_logprobs=0)]
+    begins = [driver.begin(row, good) for row in (0, 2)] + [driver.begin(1, [3, 7, 9], prompt_logprobs=asked)]
     result = driver.step([(0, 0, 9, True), (1, 0, 3, True), (2, 0, 9, True)], begins)
     assert "finite" in result.failed[1]
     assert list(result.failed) == [1]
@@ -221,6 +224,20 @@ def test_non_finite_numbers_fail_their_row_alone(value: float) -> None:
     assert not later.failed
     # a chunk that does not sample fails too
     assert list(driver.step([(1, 0, 3, False)], [driver.begin(1, [3, 7, 9, 4])]).failed) == [1]
+
+
+@pytest.mark.parametrize("asked", [0, None])
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_keys_and_values_that_overflow_fail_their_row_though_none_reads_them(name: str, asked: int | None) -> None:
+    """The last layer's, of a token that nothing is asked of and none that something is asked of sees."""
+    model = spec(layer({"window": 1}))
+    weights = arrays(model)
+    weights["embed"][:, 3] = 0
+    weights["embed"][7, 3] = 2
+    weights[f"layers.0.{name}"][:, 3] = 65000
+    driver = Driver(model, weights, dtype="float16")
+    begins = [driver.begin(row, ids, prompt_logprobs=asked) for row, ids in ((0, [4, 5, 9]), (1, [3, 7, 9, 4]))]
+    assert list(driver.step([(0, 0, 3, True), (1, 0, 3, False)], begins).failed) == [1]
 
 
 def test_poisoned_history_fails_its_row_alone(driver: Driver) -> None:

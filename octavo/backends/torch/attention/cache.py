@@ -6,7 +6,8 @@ E4M3 (torch.float8_e4m3fn) has a scale of 1: K and V as they are, rounded to 3 b
 
 Where kernels multiply all of a block's values, the unseen by zero, values must be finite: 0 * NaN would reach another
 sequence. Then the cache is zeros at first, and a value that is not finite is kept as 0 with NaN for its key: every
-token sees its own key, so the row at fault fails, and it alone, as unseen keys are never used.
+token sees its own key (or its keys and values are looked at, layers/decoder.py), so the row at fault fails, and it
+alone, as unseen keys are never used.
 """
 
 from __future__ import annotations

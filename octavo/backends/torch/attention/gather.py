@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
-from octavo.backends.torch.batch import Batch
+from octavo.backends.torch.batch import Queries
 from octavo.models.spec import Attention
 
 TILE = 128
@@ -52,11 +52,11 @@ class GatherAttention:
 
     def __init__(self, layers: Mapping[int, Attention], cache: KVCache, kernel: Kernel) -> None:
         self._layers, self._cache, self._kernel = layers, cache, kernel
-        self._batch: Batch | None = None
+        self._batch: Queries | None = None
         self._spans: list[_Span] = []
         self._tiles: dict[int | None, list[list[_Tile]]] = {}
 
-    def plan(self, batch: Batch) -> None:
+    def plan(self, batch: Queries) -> None:
         """Slots of every row, and for each distinct window the tiles with their masks."""
         self._batch = batch
         self._spans = []

@@ -10,7 +10,7 @@ from torch import Tensor
 from octavo.backends.torch.attention import flash4
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import CapturableAttention, Case, Implementation, Tile
-from octavo.backends.torch.batch import Batch
+from octavo.backends.torch.batch import Queries
 from octavo.backends.torch.device.device import CACHE_DTYPES
 from octavo.backends.torch.device.transfer import upload
 from octavo.models.spec import Attention
@@ -50,7 +50,7 @@ class KernelAttention:
         """Spans run by these kernels, by layer, from the next plan on; those of other layers by our own."""
         self._flash = {layer: kernel for layer, kernel in kernels.items() if layer in self._layers}
 
-    def plan(self, batch: Batch) -> None:
+    def plan(self, batch: Queries) -> None:
         """As port.PagedAttention.plan."""
         self._num_single, self._plans, self._tiles, self._spans = batch.num_single, {}, {}, None
         self._whole = batch.tiles is None
@@ -69,7 +69,7 @@ class KernelAttention:
         if flash4.WHOLE in self._tiles:
             self._spans = flash4.make_spans(self._tiles[flash4.WHOLE], batch.block_tables)
 
-    def span_tiles(self, batch: Batch) -> dict[int, list[Tile]]:
+    def span_tiles(self, batch: Queries) -> dict[int, list[Tile]]:
         """As port.CapturableAttention.span_tiles."""
         first, spans = batch.num_single, []
         for step in batch.steps[batch.num_single :]:

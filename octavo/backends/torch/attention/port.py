@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
-from octavo.backends.torch.batch import Batch
+from octavo.backends.torch.batch import Queries
 from octavo.models.spec import Attention
 
 
@@ -31,7 +31,7 @@ Tile = tuple[int, int, int, int]
 class PagedAttention(Protocol):
     """`plan` once a step, then `run` once a layer."""
 
-    def plan(self, batch: Batch) -> None:
+    def plan(self, batch: Queries) -> None:
         """Prepare what all layers share."""
 
     def run(self, q: Tensor, layer: int) -> Tensor:
@@ -47,7 +47,7 @@ class CapturableAttention(PagedAttention, Protocol):
     So a graph can hold them.
     """
 
-    def span_tiles(self, batch: Batch) -> dict[int, list[Tile]]:
+    def span_tiles(self, batch: Queries) -> dict[int, list[Tile]]:
         """Rows that run several tokens, cut into tiles of at most so many queries as the key says."""
 
 

@@ -14,7 +14,7 @@ from octavo.backends.torch.attention.paged import KERNELS, KernelAttention
 from octavo.backends.torch.attention.port import CapturableAttention, Case, Implementation, PagedAttention, Tile
 from octavo.backends.torch.attention.reference import REFERENCE
 from octavo.backends.torch.attention.sdpa import SDPA
-from octavo.backends.torch.batch import Batch
+from octavo.backends.torch.batch import Queries
 from octavo.base.errors import UnsupportedError
 from octavo.models.spec import Attention, ModelSpec
 
@@ -71,12 +71,12 @@ class AttentionStack:
         flash = {i for i in kernels if self.names[i] == KERNELS.name}
         self.spans = [flash4.NAME if i in flash else name for i, name in enumerate(self.names)]
 
-    def plan(self, batch: Batch) -> None:
+    def plan(self, batch: Queries) -> None:
         """As port.PagedAttention.plan."""
         for attention in self._used:
             attention.plan(batch)
 
-    def span_tiles(self, batch: Batch) -> dict[int, list[Tile]]:
+    def span_tiles(self, batch: Queries) -> dict[int, list[Tile]]:
         """As port.CapturableAttention.span_tiles."""
         used = cast(list[CapturableAttention], self._used)
         return {queries: tiles for attention in used for queries, tiles in attention.span_tiles(batch).items()}

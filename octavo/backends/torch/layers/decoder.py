@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from math import inf
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.attention.port import PagedAttention
-from octavo.backends.torch.batch import Batch
+from octavo.backends.torch.batch import Batch, Ends
 from octavo.backends.torch.layers.encoder import attend, equal_spans
 from octavo.backends.torch.layers.mlp import ACTIVATIONS
 from octavo.backends.torch.ops.plain import turned_heads
@@ -22,6 +23,18 @@ from octavo.models.spec import MLP, Attention, GatedMLP, Layer, LayerNorm, Model
 
 WORDS = (Attention, GatedMLP, MoE, RMSNorm)
 ENCODER_WORDS = (Attention, MLP, LayerNorm)
+
+
+class Passed(NamedTuple):
+    """What a pass over the layers leaves. stream: before the final norm, of all tokens; where the batch has ends, of
+    those alone.
+
+    finite: bool [tokens], whether all is finite that the last layer reads of a token and keeps of it; None without
+    ends.
+    """
+
+    stream: Stream
+    finite: Tensor | None
 
 
 class Decoder:
@@ -45,24 +58,25 @@ class Decoder:
         finally:
             self._walk = range(len(layers))
 
-    def forward(self, batch: Batch, cache: KVCache, attention: PagedAttention) -> Stream:
-        """The residual stream before the final norm; keys and values go to the cache."""
+    def forward(self, batch: Batch, cache: KVCache, attention: PagedAttention) -> Passed:
+        """Keys and values go to the cache. With ends, the last layer is run for those alone once they are there."""
         attention.plan(batch)
         spans = equal_spans(batch, self.spec) if self._whole else []
         stream = Stream(self.ops.embed(batch.token_ids, self.weights.embed, self.spec.embedding_scale), None)
+        finite = None
         for i in self._walk:
             layer, weights = self.spec.layers[i], self.weights.layers[i]
-            x, qkv = self._project(stream, layer, weights)
             if layer.mixer.causal:
-                q = self.ops.attention_inputs(qkv, weights, layer.mixer, batch, cache=cache, layer=i)
-                attended = attention.run(q, i).flatten(1)
+                ends = batch.ends if i == self._walk[-1] else None
+                stream, finite = self._attend(i, stream, batch, ends, cache=cache, attention=attention)
             else:
+                x, qkv = self._project(stream, layer, weights)
                 attended = attend(*turned_heads(qkv, weights, layer.mixer, batch), layer.mixer, spans)
-            out = self.ops.linear(attended, weights.o, weights.o_bias)
-            stream = Stream(x, self._norm_out(out, weights.post_mixer, layer.post_mixer))
-            x, out = self._feed(stream, layer, weights)
-            stream = Stream(x, self._norm_out(out, weights.post_ffn, layer.post_ffn))
-        return stream
+                stream = self._mixed(x, attended, layer, weights)
+            if len(stream.x):
+                x, out = self._feed(stream, layer, weights)
+                stream = Stream(x, self._norm_out(out, weights.post_ffn, layer.post_ffn))
+        return Passed(stream, finite)
 
     def finish(self, stream: Stream, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """For tokens int64 [n]: what the head reads, [n, hidden], and int32 [n]: 1 where the stream is finite."""
@@ -73,7 +87,7 @@ class Decoder:
 
     def states(self, batch: Batch, cache: KVCache, attention: PagedAttention, types: Tensor | None) -> Tensor:
         """Every token's final state, [tokens, hidden], for a model that pools. types: not for decoders."""
-        stream = self.forward(batch, cache, attention)
+        stream, _ = self.forward(batch, cache, attention)
         return self.finish(stream, torch.arange(len(batch.token_ids), device=batch.token_ids.device))[0]
 
     def logits(self, h: Tensor) -> Tensor:
@@ -88,6 +102,28 @@ class Decoder:
         if head.softcap is not None:
             logits.div_(head.softcap).tanh_().mul_(head.softcap)
         return logits
+
+    def _attend(
+        self, i: int, stream: Stream, batch: Batch, ends: Ends | None, *, cache: KVCache, attention: PagedAttention
+    ) -> tuple[Stream, Tensor | None]:
+        """The stream behind the mixer of layer i, of all tokens or of these ends, and with ends Passed.finite."""
+        layer, weights = self.spec.layers[i], self.weights.layers[i]
+        x, qkv = self._project(stream, layer, weights)
+        q = self.ops.attention_inputs(qkv, weights, layer.mixer, batch, cache=cache, layer=i)
+        finite = None
+        if ends is not None:
+            # before rows are gathered: attention reads its plan before it waits for the kernel just before (pdl.py)
+            attention.plan(ends)
+            finite = finite_tokens(x) & finite_tokens(qkv[:, layer.mixer.heads * layer.mixer.head_dim :])
+            x, q = x.index_select(0, ends.tokens), q.index_select(0, ends.tokens)
+            if not len(x):
+                return Stream(x, None), finite
+        return self._mixed(x, attention.run(q, i).flatten(1), layer, weights), finite
+
+    def _mixed(self, x: Tensor, attended: Tensor, layer: Layer, weights: LayerWeights) -> Stream:
+        """x, to which what the mixer makes of it is to be added."""
+        out = self.ops.linear(attended, weights.o, weights.o_bias)
+        return Stream(x, self._norm_out(out, weights.post_mixer, layer.post_mixer))
 
     def _project(self, stream: Stream, layer: Layer, weights: LayerWeights) -> tuple[Tensor, Tensor]:
         """x, and q, k and v of what the mixer reads."""
@@ -111,6 +147,12 @@ class Decoder:
         if isinstance(ffn, MoEWeights):
             return x, self.ops.mixture(h, ffn, cast(MoE, layer.ffn))
         return x, self.ops.mlp(h, ffn, layer.ffn.act)
+
+
+def finite_tokens(x: Tensor) -> Tensor:
+    """bool [tokens] of x [tokens, any]: whether all of a token's numbers are finite; nothing of x's size is made."""
+    lowest, highest = x.aminmax(dim=-1)  # both NaN where there is one
+    return (lowest > -inf) & (highest < inf)
 
 
 def check_words(spec: ModelSpec) -> None:
