@@ -47,10 +47,11 @@ class ForwardGraphs:
         device = rows.device
         self._token_ids, self._positions = torch.zeros((2, most), dtype=torch.int32, device=device)
         self._slots = torch.full((most,), -1, dtype=torch.int64, device=device)
-        self._row_ids, self._seq_lens = torch.zeros((2, len(rows.states)), dtype=torch.int32, device=device)
-        self._end_sizes = padded_sizes(len(rows.states))
         # each begins at a multiple of 16 bytes: kernels are compiled for such
-        self._end_rows, self._end_lens = (torch.zeros_like(self._row_ids) for _ in range(2))
+        self._row_ids, self._seq_lens, self._end_rows, self._end_lens = (
+            torch.zeros(len(rows.states), dtype=torch.int32, device=device) for _ in range(4)
+        )
+        self._end_sizes = padded_sizes(len(rows.states))
         self._end_tokens = torch.zeros(len(rows.states), dtype=torch.int64, device=device)
         self._tiles: dict[int, Tensor] = {}
         # where every graph leaves its streams: those of each size would add up (a byte a token, `finite`, does not)

@@ -369,6 +369,9 @@ def test_ends_of_padded_steps_have_few_sizes_that_decode_steps_have(most: int) -
     driver, _, _ = make_driver("plain", rows=most)
     runner = driver.backend._runner
     assert runner is not None
+    assert runner._forwards is not None
+    for held in ("_row_ids", "_seq_lens", "_end_rows", "_end_lens"):  # else kernels would be compiled anew
+        assert getattr(runner._forwards, held).data_ptr() % 16 == 0
     sizes = padded_sizes(most)
     for tokens in (2, 30, 100, 256, 511):
         rooms = {ends: runner._room(tokens, ends) for ends in range(min(tokens, most) + 1)}
