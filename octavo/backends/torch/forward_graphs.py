@@ -63,15 +63,14 @@ class ForwardGraphs:
         """What so many ends of a pass of `tokens` tokens are padded to, for `run`.
 
         Each of these is a graph of its own, so there are few: none, as in the middle of a long prompt, which ends
-        behind the last layer's keys and values; FEW_ENDS; an eighth of the tokens, so that no more than an eighth of a
-        layer is for nothing; as many as there can be. All are sizes of decode steps, whose kernels are ready.
+        behind the last layer's keys and values; FEW_ENDS; as many as there can be. All are sizes of decode steps, whose
+        kernels are ready.
         """
         if tokens > self._most or not ends:
             return ends
-        size, most = padded_tokens(tokens, self._most), self._end_sizes[-1]
-        wanted = (min(count, most) for count in (FEW_ENDS, size // 8, size))
-        rooms = (next(room for room in self._end_sizes if room >= count) for count in wanted)
-        return next((room for room in rooms if room >= ends), most)
+        most = min(padded_tokens(tokens, self._most), self._end_sizes[-1])
+        wanted = min(FEW_ENDS, most) if ends <= FEW_ENDS else most
+        return next(room for room in self._end_sizes if room >= wanted)
 
     def run(self, batch: Batch) -> Passed | None:
         """As Decoder.forward, until the next call; None where the batch is too large. Ends are padded to a `room`."""
