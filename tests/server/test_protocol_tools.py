@@ -199,7 +199,6 @@ def test_events_follow_the_text() -> None:
         SamplingParams(),
         "id",
         "m",
-        None,
         "internal",
         0,
         Parsing(tool_format("hermes", ""), None),

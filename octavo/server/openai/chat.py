@@ -172,9 +172,9 @@ class ChatForm:
         return [msgspec.json.encode(ChatDelta(index=choice.index, delta=delta)) for delta in deltas]
 
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
-        if self._generation.logprobs is None or choice.logprobs is None:
+        most, token_bytes = self._generation.params.logprobs, self._generation.token_bytes
+        if most is None or choice.logprobs is None:
             return None
-        most, token_bytes = self._generation.logprobs, self._generation.token_bytes
         as_ids = bool(self._generation.request.return_tokens_as_token_ids)
         return chat_logprobs(choice.token_ids, choice.logprobs, most=most, token_bytes=token_bytes, as_ids=as_ids)
 

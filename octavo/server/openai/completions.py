@@ -95,7 +95,7 @@ class CompletionForm:
         )
 
     def _logprobs(self, number: int, output: RequestOutput, choice: CompletionOutput) -> CompletionLogprobs | None:
-        most = self._generation.logprobs
+        most = self._generation.params.logprobs
         if most is None or choice.logprobs is None:
             return None
         index = self._index(number, choice)

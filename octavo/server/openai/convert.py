@@ -55,9 +55,8 @@ class Prompt:
 class Generation:
     """One HTTP request, made ready. id: shown to the client; internal: the engine's name for it, never the client's.
 
-    logprobs: alternatives to show a token, None for none.  parsing: how a chat's answers are read.  judged: a lenient
-    form that params.structured_outputs holds with other things.
-    route: its path, as in the route table.  timing: where its time goes, where it is one completion.
+    parsing: how a chat's answers are read.  judged: a lenient form that params.structured_outputs holds with other
+    things.  route: its path, as in the route table.  timing: where its time goes, where it is one completion.
     length_penalty: of a beam search, whose width is params.n; None where it is none.  token_bytes: what a token adds to
     a text; None without a tokenizer.
     """
@@ -67,7 +66,6 @@ class Generation:
     params: SamplingParams
     id: str
     model: str
-    logprobs: int | None
     internal: str
     created: int
     parsing: Parsing | None = None
@@ -136,7 +134,6 @@ def _generation(
     parsing: Parsing | None = None,
     judged: StructuredOutputsParams | None = None,
 ) -> Generation:
-    shown = request.logprobs if isinstance(request, CompletionRequest) else params.logprobs
     tokenizer = services.llm.tokenizer
     if len(prompts) == params.n == 1:
         exchange.timing = Timing(exchange.started_at)
@@ -150,7 +147,6 @@ def _generation(
         params=params,
         id=prefix + name,
         model=services.names.first,
-        logprobs=shown,
         internal=f"{prefix}{next(_NUMBERS)}",
         created=int(time.time()),
         parsing=parsing,

@@ -151,10 +151,10 @@ class ResponseBuilder:
 
     def _told_logprobs(self, choice: CompletionOutput) -> list[TokenLogprob]:
         """Of the text, with which they come."""
-        if self._generation.logprobs is None or choice.text_logprobs is None:
+        most, token_bytes = self._generation.params.logprobs, self._generation.token_bytes
+        if most is None or choice.text_logprobs is None:
             return []
         ids, entries = [token for token, _ in choice.text_logprobs], [entry for _, entry in choice.text_logprobs]
-        most, token_bytes = self._generation.logprobs, self._generation.token_bytes
         return chat_logprobs(ids, entries, most=most, token_bytes=token_bytes).content
 
     def _reasoning(self, text: str) -> bytes:

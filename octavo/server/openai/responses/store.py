@@ -72,7 +72,7 @@ class ResponseStore:
         self._items.update((item.id, entry.response.id) for item in entry.response.output)
         self.num_bytes += entry.size
         self._expire()
-        while self._entries and (len(self._entries) > MAX_ENTRIES or self.num_bytes > MAX_BYTES):
+        while len(self._entries) > MAX_ENTRIES or self.num_bytes > MAX_BYTES:
             self._drop(next(iter(self._entries)))
 
     def get(self, name: str, owner: bytes, *, param: str | None = None) -> Stored:
