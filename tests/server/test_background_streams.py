@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -159,6 +160,8 @@ def test_a_full_queue_is_waited_for(server: LiveServer, llm: FakeLLM, monkeypatc
 
 
 def test_it_stays_alive(server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm.delay = 0.01
+    assert "keep-alive" not in server.post("/v1/responses", {**ASK, "stream": True, "max_output_tokens": 9}).text
     monkeypatch.setattr("octavo.server.openai.responses.background.KEEP_ALIVE_S", 0.05)
     llm.delay = 0.3
     text = server.post("/v1/responses", {**ASK, "stream": True, "max_output_tokens": 2}).text
@@ -203,6 +206,7 @@ def test_events_are_bounded(server: LiveServer, monkeypatch: pytest.MonkeyPatch)
         first = int(told["message"].partition("starting_after=")[2].partition(" ")[0])
         rest = list(client.responses.retrieve(name, stream=True, starting_after=first))
         assert rest[0].sequence_number == first + 1
+        check_form(server.client.get(f"/v1/responses/{name}?stream=true&starting_after={first - 1}"))
         assert rest[-1].type == "response.incomplete"
         assert client.responses.retrieve(name).output_text == ANSWER[:200]
 
@@ -223,3 +227,20 @@ def test_a_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert newer.since(19) == [b"event: a\ndata: 19\n\n"]
     room.forget(newer)
     assert room.num_bytes == 0
+    gone = weakref.ref(newer)
+    del newer
+    assert gone() is None
+
+
+def test_the_oldest_gives_up_its_older_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = EventRoom()
+    older, newer = EventLog(room), EventLog(room)
+    older.add(b"event: a\ndata: 1\n\n" * 4)
+    monkeypatch.setattr(kept, "MAX_BYTES", room.num_bytes + kept.OVERHEAD + 18)
+    newer.add(b"event: a\ndata: 1\n\n")  # all room may be taken
+    assert (len(older), len(newer)) == (4, 1)
+    newer.add(b"event: a\ndata: 2\n\n")
+    assert (len(older), len(newer)) == (2, 2)
+    assert len(older.since(2)) == 2
+    with pytest.raises(InputError, match="starting_after=1 "):
+        older.since(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
@@ -18,9 +18,10 @@ from octavo.base.types.output import RequestOutput
 from octavo.server.errors import HttpError
 from octavo.server.openai.responses import background
 from octavo.server.openai.responses.build import ResponseBuilder
+from octavo.server.openai.responses.events import EventLog
 from octavo.server.openai.responses.items import as_messages, read_items
-from octavo.server.openai.responses.replies import ResponseObject
-from octavo.server.openai.responses.store import ResponseStore, Stored
+from octavo.server.openai.responses.replies import OutputMessage, ResponseObject
+from octavo.server.openai.responses.store import Job, ResponseStore, Stored
 from octavo.server.openai.responses.types import ReasoningConfig
 from octavo.server.openai.types import Message
 
@@ -243,10 +244,13 @@ def test_background_failures(server: LiveServer, llm: FakeLLM, monkeypatch: pyte
         wait_for(lambda: len(server.app.traffic) == 1)
         server.loop.call_soon_threadsafe(server.app.traffic.interrupt_all, RequestFailedError("shutting down"))
         wait_for(lambda: client.responses.retrieve(reply.id).status == "failed")
-        monkeypatch.setattr(background, "MAX_RUNNING", 0)
+        monkeypatch.setattr(background, "MAX_RUNNING", 1)
+        running = client.responses.create(**ASK, background=True)
         with pytest.raises(openai.InternalServerError) as caught:
             client.responses.create(**ASK, background=True)
         assert caught.value.response.headers["retry-after"] == "5"
+        client.responses.cancel(running.id)
+        assert client.responses.create(**ASK, background=True).status == "queued"
 
 
 def test_a_stream_that_fails(server: LiveServer, llm: FakeLLM) -> None:
@@ -422,3 +426,48 @@ def test_the_store_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HttpError):
         store.get("3", b"")
     assert (len(store), store.num_bytes) == (0, 0)
+
+
+def test_a_long_conversation_takes_room_and_all_of_it_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, long = ResponseStore(), entry("1")
+    long.messages[0] = Message(role="user", content="x" * 30_000)
+    store.put(long)
+    assert store.num_bytes > 30_000
+    monkeypatch.setattr("octavo.server.openai.responses.store.MAX_BYTES", store.num_bytes)
+    store.put(long)
+    assert "1" in store
+    monkeypatch.setattr("octavo.server.openai.responses.store.MAX_BYTES", store.num_bytes - 1)
+    store.put(long)
+    assert "1" not in store
+
+
+def test_items_are_found_until_their_response_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.server.openai.responses.store.KEEP_S", 0.05)
+    store, one = ResponseStore(), entry("1")
+    one.response.output += [OutputMessage(id=name, status="completed", content=[]) for name in ("a", "b")]
+    store.put(one)
+    assert store.item("b", b"", param="p") is one.response.output[1]
+    with pytest.raises(HttpError):
+        store.item("b", b"another", param="p")
+    with pytest.raises(HttpError):
+        store.delete("1", b"another")
+    assert "1" in store
+    asyncio.run(asyncio.sleep(0.06))
+    with pytest.raises(HttpError):
+        store.item("b", b"", param="p")
+    assert not store._items
+    store.put(one)
+    asyncio.run(asyncio.sleep(0.06))
+    store.put(entry("2"))
+    assert len(store) == 1
+
+
+def test_events_of_one_that_gave_way_while_it_is_made_stay_for_who_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.server.openai.responses.store.MAX_ENTRIES", 1)
+    store, making = ResponseStore(), entry("1")
+    making.job, making.events = cast(Job, object()), EventLog(store.room)
+    making.events.add(b"event: a\ndata: 1\n\n")
+    store.put(making)
+    store.put(entry("2"))
+    assert "1" not in store
+    assert making.events.since(0) == [b"event: a\ndata: 1\n\n"]
