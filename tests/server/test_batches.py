@@ -106,6 +106,7 @@ def test_a_large_file_comes_whole(client: openai.OpenAI, server: LiveServer) -> 
         ([line("a"), b"", b" \r", line("b", url="/v1/responses")], "endpoint", 4),
         ([line("a"), {"custom_id": "b"}], "method is required", 2),
         ([line("a"), line("a")], "came before", 2),
+        ([line("a"), b"\xef\xbb\xbf" + content(line("b"))], "not valid JSON", 2),
         ([], "no request", None),
     ],
 )
@@ -208,6 +209,57 @@ def test_what_ask_raises_ends_the_lines_and_loses_no_result() -> None:
     with pytest.raises(EngineDeadError):
         asyncio.run(run.run_lines(ask, asked, lambda row: written.append(row.custom_id), urls=(URL,), at_once=4))
     assert sorted(written) == ["a", "b"]
+
+
+def test_a_busy_answer_is_waited_for_as_long_as_it_says() -> None:
+    times: list[float] = []
+
+    async def ask(path: str, body: bytes) -> run.Answer:
+        times.append(time.monotonic())
+        return run.Answer(503 if len(times) == 1 else 200, b"{}", "r", retry_after=0.2)
+
+    asked = lines.BatchLine(custom_id="a", method="POST", url=URL, body=Raw(b"{}"))
+    written: list[lines.BatchResult] = []
+    asyncio.run(run.run_lines(ask, [asked], written.append, urls=(URL,), at_once=1))
+    assert [row.error for row in written] == [None]
+    assert times[1] - times[0] >= 0.19
+
+
+def test_a_body_that_is_no_object_is_told_by_its_route(client: openai.OpenAI) -> None:
+    batch = ended(client, begin(client, {**line("list"), "body": []}, line("a")))
+    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 1, 1)
+    assert [row["error"]["code"] for row in rows(client, batch.error_file_id)] == ["400"]
+
+
+def test_what_is_under_way_has_ended_when_the_run_has() -> None:
+    under_way: list[bytes] = []
+
+    async def ask(path: str, body: bytes) -> run.Answer:
+        under_way.append(body)
+        try:
+            await asyncio.sleep(0.01 if b"dead" in body else 60)
+            raise EngineDeadError("it has ended")
+        finally:
+            under_way.remove(body)
+
+    async def test() -> None:
+        asked = [
+            lines.BatchLine(custom_id=name, method="POST", url=URL, body=Raw(json.dumps({"prompt": name}).encode()))
+            for name in ("long", "dead", "longer")
+        ]
+        with pytest.raises(EngineDeadError):
+            await run.run_lines(ask, asked, lambda row: None, urls=(URL,), at_once=3)
+        assert not under_way
+
+    asyncio.run(test())
+
+
+def test_a_batch_of_too_many_requests(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_LINES", 2)
+    assert ended(client, begin(client, line("a"), line("b"))).status == "completed"
+    batch = ended(client, begin(client, line("a"), line("b"), line("c")))
+    assert (batch.status, batch.errors.data[0].line) == ("failed", 3)
+    assert "at most 2" in batch.errors.data[0].message
 
 
 def test_the_next_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
