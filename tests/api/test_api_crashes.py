@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from octavo import AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams, S
 from octavo.api import poison, supervisor
 from octavo.api.engine_process import spawn
 from octavo.api.socket_client import SocketClient
+from octavo.base.config.config import EngineConfig, ModelConfig
 from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError, RequestFailedError
 from octavo.base.types.messages import EngineStats
 from octavo.base.types.request import Request
@@ -254,6 +256,27 @@ def test_an_engine_that_does_not_come_back_is_given_up(llama: str, monkeypatch: 
         await until(lambda: not any(thread.name.startswith(own) for thread in {*threading.enumerate()} - others))
 
     with_llm(llama, test, hf_overrides=LONGER)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "pauses"), [(1, [0.0, 0.2, 0.4, 0.8, 1.6]), (2, [0.2, 0.4, 0.8, 1.6, 3.2]), (12, [30.0] * 5)]
+)
+def test_pauses_before_new_starts_double(monkeypatch: pytest.MonkeyPatch, deaths: int, pauses: list[float]) -> None:
+    slept: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def refuse() -> None:
+        raise OSError("no more processes")
+
+    one = supervisor.Supervisor(EngineConfig(model=ModelConfig(model="none")), None, watchdog_timeout=1)
+    monkeypatch.setattr(supervisor, "asyncio", SimpleNamespace(sleep=pause))
+    monkeypatch.setattr(one, "spawn", refuse)
+    one._deaths = deaths
+    asyncio.run(one._start_again())
+    assert slept == pauses
+    assert one.state == "dead"
 
 
 def test_closing_while_it_restarts_leaves_no_process(llama: str) -> None:
