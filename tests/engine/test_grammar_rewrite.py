@@ -196,6 +196,7 @@ SCHEMAS: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"type": "integer", "exclusiveMinimum": -(10**18)}, [-(10**17)], [-(10**18)]),
     ({"type": "integer", "maximum": 2**60 + 129}, [2**59], [2**60 + 256]),
     ({"not": {"type": ["integer", "number"]}}, ["a", []], [1, 2.5]),
+    ({"not": {"properties": {"a": False}}}, [{"a": 1}], [{}, {"b": 1}, 1]),
 ]
 
 
@@ -238,6 +239,7 @@ APART: list[tuple[dict[str, Any], dict[str, Any], list[Any], list[Any]]] = [
         [[1, "a"], [1, ["b"]]],
         [[1], [1, "b"], [1, ["a"]]],
     ),
+    ({"minItems": 2, "items": A}, {"maxItems": 1}, [["a", "a"], [], ["b"]], [["b", "b"], "x", 1, {}]),
 ]
 
 
@@ -289,6 +291,7 @@ def test_what_came_is_not_lost_where_it_cannot_be_said() -> None:
         {"type": "array", "uniqueItems": True, "items": {"type": "string"}},
         {"type": "array", "uniqueItems": True, "items": {"enum": list("abcdef")}},
         {"oneOf": [{"pattern": "a"}, {"pattern": "b"}]},
+        {"oneOf": [{"type": "number"}, {"type": "integer"}]},
         {"type": "string", "format": "regex"},
     ):
         assert rewrite(schema) == schema

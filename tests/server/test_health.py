@@ -112,10 +112,13 @@ def test_requests_that_are_cut_off_are_counted(server: LiveServer, llm: FakeLLM)
     for llm.failure in (RequestFailedError("a step failed"), KeyError("no name")):
         assert server.post("/v1/completions", {"prompt": "abc"}).status_code == 500
     assert ended("error") == 2
+    llm.failure = OverloadedError("the engine was put to sleep")
+    assert "put to sleep" in server.post("/v1/completions", {"prompt": "abc", "stream": True}).text
+    assert ended("error") == 3  # it had begun
     llm.fail_at, llm.failure = 0, OverloadedError("the queue is full")
     assert server.post("/v1/completions", {"prompt": "abc"}).status_code == 503
     assert server.post("/v1/completions", {"prompt": "a" * 9000}).status_code == 400
-    assert (ended("error"), ended("abort"), ended("length"), ended("stop")) == (2, 2, 0, 0)
+    assert (ended("error"), ended("abort"), ended("length"), ended("stop")) == (3, 2, 0, 0)
 
 
 def test_a_first_token_is_counted_when_it_comes(server: LiveServer, llm: FakeLLM) -> None:

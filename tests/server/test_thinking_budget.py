@@ -14,6 +14,7 @@ import httpx
 import pytest
 from replay import TEMPLATE, replay_model
 from serving import LiveServer
+from test_bad_input import check_form
 
 from octavo import LLM, SamplingParams
 from octavo.api.async_llm import AsyncLLM
@@ -113,6 +114,9 @@ def test_a_lenient_form_behind_reasoning_is_not_judged_with_it(llm: LLM, server:
     chat: Any = {"messages": ASKED, "chat_template_kwargs": {"opening": OPENING}, "thinking_token_budget": 4}
     reply = ask(server, "/v1/chat/completions", **chat, **lenient).json()
     assert reply["choices"][0]["structured_outputs_valid"] is True
+    lenient["structured_outputs"]["json"] = {"contains": {"$ref": "http://127.0.0.1:9/"}}  # nothing judges it
+    refused = check_form(server.post("/v1/chat/completions", {**chat, **lenient}))
+    assert refused["param"] == "structured_outputs.json"
 
 
 def test_errors(llm: LLM, folder: Path) -> None:

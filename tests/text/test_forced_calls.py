@@ -19,7 +19,7 @@ from octavo.text.reasoning import REASONINGS, Reasoning
 from octavo.text.tools.choose import reasoning_format, tool_format
 from octavo.text.tools.forced import forced_grammar, free_grammar, reasoned_grammar
 from octavo.text.tools.formats import FORMATS
-from octavo.text.tools.lark import Function
+from octavo.text.tools.lark import Function, Lark
 from octavo.text.tools.parser import OutputParser
 
 SCHEMA: dict[str, Any] = {
@@ -503,3 +503,9 @@ def test_what_cannot_be_forced_is_refused_by_name() -> None:
     assert caught.value.param == "tool_choice"
     with pytest.raises(InputError, match="type must be 'object'"):
         forced_grammar(hermes, [Function("f", {"type": "array"}, "tools[0]")], special={})
+
+
+def test_special_tokens_that_texts_have_too_are_texts() -> None:
+    """Some vocabularies list blanks, single characters and phrases among them."""
+    special = {"{": 1, "\n": 2, "a b": 3, "<t>": 4, "[T]": 5}
+    assert Lark(special).text("{a b\n<t>x[T]") == r'"{a b\n" <t> "x" <[5]>'

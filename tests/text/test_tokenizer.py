@@ -377,11 +377,12 @@ def test_a_space_that_metaspace_puts_before_a_text_is_taken_away(tmp_path: Path,
 
 
 def test_a_tokenizer_without_decoder_joins_words(tmp_path: Path) -> None:
-    backend = tokenizers.Tokenizer(models.WordLevel({"the": 0, "dog": 1, "<unk>": 2}, "<unk>"))
+    backend = tokenizers.Tokenizer(models.WordLevel({"the": 0, "dog": 1, "<unk>": 2, " a": 3}, "<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.from_checkpoint(wrap(TokenizerFiles(tmp_path / "tokenizer.json", {})))
     assert tokenizer.decode(tokenizer.encode("the dog the")) == backend.decode([0, 1, 0]) == "the dog the"
+    assert tokenizer.decode([3, 3]) == backend.decode([3, 3]) == " a  a"
     with pytest.raises(UnsupportedError, match="spaces_between_special_tokens"):
         tokenizer.decode([0], skip_special_tokens=False, spaces_between_special_tokens=False)
 

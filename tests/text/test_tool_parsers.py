@@ -36,6 +36,7 @@ from octavo.text.tools.format import Format
 from octavo.text.tools.formats import ALIASES, FORMATS
 from octavo.text.tools.markers import Markers
 from octavo.text.tools.parser import OutputParser, rules
+from octavo.text.tools.values import MAX_DEPTH
 
 SPLITS = int(os.environ.get("OCTAVO_TEST_SPLITS", "100"))
 NAMES = [row.name for row in FORMATS]
@@ -340,6 +341,13 @@ def test_a_bare_value_that_no_reader_can_hold_stays_text(value: str) -> None:
         tools = {"f": {"properties": {"v": {"type": kind}}}}
         text = f"<tool_call><function=f><parameter=v>{value}</parameter></function></tool_call>"
         assert read(parser("qwen3_coder", tools=tools), [text])[2] == [ToolCall("f", json.dumps({"v": value}))]
+
+
+def test_a_bare_value_may_be_as_deep_as_a_reader_holds() -> None:
+    tools, deep = {"f": {"properties": {"v": {"type": "array"}}}}, "[" * MAX_DEPTH + "'a'" + "]" * MAX_DEPTH
+    text = f"<tool_call><function=f><parameter=v>{deep}</parameter></function></tool_call>"
+    told = json.dumps({"v": json.loads(deep.replace("'", '"'))})
+    assert read(parser("qwen3_coder", tools=tools), [text])[2] == [ToolCall("f", told)]
 
 
 @pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "minimax_m2"])
