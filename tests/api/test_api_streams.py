@@ -142,6 +142,26 @@ def test_a_lost_process_has_nothing_that_is_not_told_and_no_heartbeat(monkeypatc
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("ending", [False, True])
+def test_a_drain_goes_on_with_a_new_process_until_it_ends(monkeypatch: pytest.MonkeyPatch, ending: bool) -> None:
+    async def start() -> None:
+        started.append(True)
+
+    async def test() -> None:
+        one = Case().supervisor
+        one.state, one._ending = "draining", ending
+        monkeypatch.setattr(one, "spawn", start)
+        one._on_lost(ModelFormatError("a frame is not a message"))
+        if one._restart is not None:
+            await one._restart
+        assert one.state == "draining"  # who comes now is refused, as before
+        assert started == [True] * (not ending)
+        assert {type(stream.failure) for stream in one.streams.values()} == {EngineDeadError if ending else type(None)}
+
+    started: list[bool] = []
+    asyncio.run(test())
+
+
 def test_a_damaged_frame_that_waited_ends_the_connection() -> None:
     class Transport(asyncio.Transport):
         def abort(self) -> None:
@@ -193,6 +213,8 @@ def test_further_work_waits_for_a_process_that_is_being_started_again() -> None:
         with pytest.raises(OverloadedError, match="restarting"):
             supervisor.open(Stream(cast(Any, Part("new"))))
         supervisor.open(Stream(cast(Any, Part("further"))), further=True)
+        supervisor.streams["whole"] = whole = Stream(cast(Any, Part("whole")))
+        cast(Any, whole.progress).finished = True
         supervisor.client = cast(Any, Client())
         supervisor._resume()
         assert added == [("further", [[]])]
