@@ -382,6 +382,8 @@ def test_strict_functions(by_flag: openai.OpenAI) -> None:
     assert reply.choices[0].message.content == SCRIPTS["plain"]
     (call, *_) = by_flag.chat.completions.create(**ask(script(TWO), tools=strict)).choices[0].message.tool_calls or []
     assert json.loads(call.function.arguments).keys() == {"city", "days"}
+    reply = by_flag.chat.completions.create(**ask("plain", tools=strict, tool_choice="none"))  # then none is strict
+    assert reply.choices[0].message.content == SCRIPTS["plain"]
 
 
 def test_a_form_and_tools(without_reasoning: openai.OpenAI) -> None:
