@@ -302,7 +302,7 @@ def test_a_conversation_with_calls_goes_back(by_flag: openai.OpenAI) -> None:
     assert reply.choices[0].message.content == SCRIPTS["plain"]
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"enum": ["Paris"]}, "days": {"type": "integer", "minimum": 0, "maximum": 9}},
     "required": ["city", "days"],
@@ -382,6 +382,10 @@ def test_strict_functions(by_flag: openai.OpenAI) -> None:
     assert reply.choices[0].message.content == SCRIPTS["plain"]
     (call, *_) = by_flag.chat.completions.create(**ask(script(TWO), tools=strict)).choices[0].message.tool_calls or []
     assert json.loads(call.function.arguments).keys() == {"city", "days"}
+    other: Any = {**SMALL, "properties": {**SMALL["properties"], "city": {"enum": ["Oslo"]}}}
+    strict[0] = {"type": "function", "function": {"name": "get_weather", "parameters": other, "strict": True}}
+    (call, *_) = by_flag.chat.completions.create(**ask(script(TWO), tools=strict)).choices[0].message.tool_calls or []
+    assert json.loads(call.function.arguments)["city"] == "Oslo"  # not what the model would say
     reply = by_flag.chat.completions.create(**ask("plain", tools=strict, tool_choice="none"))  # then none is strict
     assert reply.choices[0].message.content == SCRIPTS["plain"]
 
