@@ -101,7 +101,7 @@ class Supervisor:
         """OverloadedError, saying what is going on; EngineDeadError for good; ConfigError where nothing was begun."""
         if self.state == "dead":
             return EngineDeadError("the engine has ended")
-        if not self.started:
+        if self.state == "loading" and not self.started:
             return ConfigError("this AsyncLLM was not started; await its start() first")
         return OverloadedError(_REASONS.get(self.state, "the engine is not ready"), retry_after=2)
 
