@@ -22,7 +22,7 @@ LOGIT_BYTES = 64 << 20
 class Heads:
     """Of N tokens: logits [N, vocab], whether all of a row is finite [N], and where its largest comes first [N].
 
-    Good until the next call.
+    Good until the next call. logits: nothing where best_only.
     """
 
     logits: np.ndarray
@@ -114,8 +114,8 @@ class Machine:
         """Final states [count, hidden] of the last batch, in a program that pools. Good until the next one."""
         return self._registers[self.program.states][:count]
 
-    def heads(self, tails: list[int]) -> Heads:
-        """The heads of further tokens of the last batch, as many as tail_rows. tails: ascending."""
+    def heads(self, tails: list[int], *, best_only: bool = False) -> Heads:
+        """The heads of further tokens of the last batch, as many as tail_rows. tails, best_only: as in Batch."""
         if not self.program.tail:
             return NO_HEADS
         names = self._names(self.max_tokens)

@@ -18,7 +18,7 @@ from octavo.base.errors import ConfigError
 from octavo.base.types.tensor import SCHEMES
 
 _log = logging.getLogger(__name__)
-_ABI = 10
+_ABI = 11
 LIBRARY = Path(__file__).with_name("libocta_cpu.so")
 PACKED_ONLY = ("BF16_SHORT",)
 """Schemes of packed matrices that no file has: BF16_SHORT is BF16 in 12 bits a weight, none lost."""
@@ -94,7 +94,8 @@ class BatchArrays(ctypes.Structure):
     its tokens in `known`. ids, positions and slots are made from these unless they are given."""
 
     _fields_ = [
-        *((name, _LONG) for name in ("tokens", "num_spans", "num_tails", "block_size", "num_blocks", "not_finite")),
+        *((name, _LONG) for name in ("tokens", "num_spans", "num_tails", "block_size", "num_blocks")),
+        *((name, _LONG) for name in ("not_finite", "best_only")),
         *((name, _POINTER) for name in ("ids", "positions", "slots", "spans", "table", "known", "tails")),
         *((name, _POINTER) for name in ("finite", "tails_finite", "best", "types")),
     ]

@@ -126,18 +126,19 @@ class NativeMachine:
         arrays.tokens, arrays.num_spans = batch.num_tokens, len(batch.spans)
         if self._typed:
             self._types[: batch.num_tokens] = batch.types()
-        heads = self._run(batch.tails, body=True)
+        heads = self._run(batch.tails, best_only=batch.best_only, body=True)
         return (self._finite[: batch.num_tokens] if arrays.not_finite else None), heads
 
-    def heads(self, tails: list[int]) -> Heads:
-        """The heads of further tokens of the last batch, as many as tail_rows. tails: ascending."""
-        return self._run(tails, body=False)
+    def heads(self, tails: list[int], *, best_only: bool = False) -> Heads:
+        """The heads of further tokens of the last batch, as many as tail_rows. tails, best_only: as in Batch."""
+        return self._run(tails, best_only=best_only, body=False)
 
-    def _run(self, tails: list[int], *, body: bool) -> Heads:
+    def _run(self, tails: list[int], *, best_only: bool, body: bool) -> Heads:
         if self._lowered is None:
             raise RuntimeError("allocate comes first")
         count = self._batch.num_tails = len(tails)
         self._tails[:count] = tails
+        self._batch.best_only = best_only
         self._pool.run(self._lowered, self._batch, body=body)
         if not self.program.tail:
             return NO_HEADS

@@ -72,6 +72,7 @@ class Arrays:
 @dataclass(frozen=True)
 class Batch:
     """A step of spans, which follow each other from 0. tails: those of its tokens whose logits are wanted, ascending.
+    best_only: of these no more than the largest.
 
     tokens [rows, max_model_len + 1], blocks [rows, max blocks]: of all rows.
     """
@@ -81,6 +82,7 @@ class Batch:
     tokens: np.ndarray
     blocks: np.ndarray
     block_size: int
+    best_only: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -208,6 +210,6 @@ class Rows:
         second = row.pooling.second if row.pooling else 0
         return Span(step.row, first, step.start, step.count, step.sample, self.blocks[step.row, :needed], second)
 
-    def batch(self, spans: list[Span], tails: list[int]) -> Batch:
+    def batch(self, spans: list[Span], tails: list[int], *, best_only: bool = False) -> Batch:
         """A step of these spans."""
-        return Batch(spans, tails, self.tokens, self.blocks, self.block_size)
+        return Batch(spans, tails, self.tokens, self.blocks, self.block_size, best_only)

@@ -166,7 +166,8 @@ class Steps:
     def _forward(self, spans: list[Span], started: Started) -> None:
         started.wishes = wishes = [wish for span in spans for wish in self._wishes(span)]
         first = wishes[: self.machine.tail_rows]
-        finite, started.heads = self.machine.forward(self.rows.batch(spans, [wish.index for wish in first]))
+        batch = self.rows.batch(spans, [wish.index for wish in first], best_only=_best_only(first))
+        finite, started.heads = self.machine.forward(batch)
         if finite is not None:
             for span in spans:
                 hidden = finite[span.first : span.first + span.count]
@@ -179,7 +180,8 @@ class Steps:
         self._grant(first, heads, outcome)
         for at in range(0, len(others), rows):
             some = others[at : at + rows]
-            self._grant(some, self.machine.heads([wish.index for wish in some]), outcome)
+            heads = self.machine.heads([wish.index for wish in some], best_only=_best_only(some))
+            self._grant(some, heads, outcome)
 
     def _wishes(self, span: Span) -> Iterator[Wish]:
         row = self.rows.get(span.row)
@@ -245,6 +247,11 @@ class Steps:
         count = wish.row.sampler.sampling.prompt_logprobs or 0
         entry = token_logprobs(logits, int(self.rows.tokens[index, wish.position]), count)
         outcome.prompts.setdefault(index, (wish.position, []))[1].append(entry)
+
+
+def _best_only(wishes: list[Wish]) -> bool:
+    """Whether nothing is asked of logits but the largest's place."""
+    return all(wish.sample and wish.row.sampler.plain and wish.row.sampler.sampling.logprobs is None for wish in wishes)
 
 
 def _no_mask() -> None:

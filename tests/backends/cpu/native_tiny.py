@@ -85,7 +85,7 @@ def run(
 ) -> None:
     """One step, or some in turn, over named arrays; given: ids, positions, slots, types, spans, num_blocks, finite.
 
-    With tails, the step is of a program's tail, and tails_finite and best are given.
+    With tails, the step is of a program's tail, and tails_finite and best are given, best_only where that is all.
     """
     acts: list[np.ndarray] = []
 
@@ -118,6 +118,7 @@ def run(
         num_tails=len(kept.get("tails", ())),
         block_size=block_size,
         num_blocks=given.get("num_blocks", 0),
+        best_only=given.get("best_only", False),
     )
     for name, array in kept.items():
         setattr(batch, name, pointer(array))

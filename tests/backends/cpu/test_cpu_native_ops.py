@@ -88,7 +88,9 @@ def test_linear_of_several_matrices(pool: Pool, tokens: int, with_bias: bool) ->
     close(out, expected, 1e-5)
 
 
-def run_head(pool: Pool, weight: np.ndarray, x: np.ndarray, **options: float | None) -> tuple[np.ndarray, ...]:
+def run_head(
+    pool: Pool, weight: np.ndarray, x: np.ndarray, *, best_only: bool = False, **options: float | None
+) -> tuple[np.ndarray, ...]:
     """(logits, finite, best), computed in pieces by two threads."""
     rows = len(x)
     out, finite, best = poisoned(rows, len(weight)), np.full(rows, 7, np.uint8), np.full(rows, -7)
@@ -96,32 +98,38 @@ def run_head(pool: Pool, weight: np.ndarray, x: np.ndarray, **options: float | N
         Instruction("head", ("logits", "last", "w"), options),
         Packed({}, {"w": native_tiny.pack(pool, weight)}),
     )
-    given = {"tails": np.arange(rows), "tails_finite": finite, "best": best}
+    given = {"tails": np.arange(rows), "tails_finite": finite, "best": best, "best_only": best_only}
     native_tiny.run(pool, step, {"logits": out, "last": x}, packed=packed, tokens=rows, **given)
     return out, finite, best
 
 
 @covers("head")
 @covers("scan")
+@pytest.mark.parametrize("rows", [3, 100])
 @pytest.mark.parametrize("vocab", [1, 15, 61, 2001])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (-1.5, 3.0)])
-def test_head(pool: Pool, vocab: int, scale: float, softcap: float | None) -> None:
-    weight, x, expected = rand(vocab, 8), rand(3, 8, seed=1), poisoned(3, vocab)
+def test_head(pool: Pool, vocab: int, scale: float, softcap: float | None, rows: int) -> None:
+    """With 100 rows, few columns are near at a time."""
+    weight, x, expected = rand(vocab, 8), rand(rows, 8, seed=1), poisoned(rows, vocab)
     weight[vocab // 2 :] = weight[: vocab - vocab // 2]  # the largest is there twice, far apart
     out, finite, best = run_head(pool, weight, x, scale=scale, softcap=softcap)
     ops.head(expected, x, weight.T, scale=scale, softcap=softcap)
     close(out, expected, 1e-5)
-    assert finite.tolist() == [1, 1, 1]
+    assert finite.tolist() == [1] * rows
     assert best.tolist() == [row.tolist().index(row.max()) for row in out]
+    unwritten, *alone = run_head(pool, weight, x, scale=scale, softcap=softcap, best_only=True)
+    assert np.isnan(unwritten).all()
+    np.testing.assert_array_equal(alone, [finite, best])
 
 
+@pytest.mark.parametrize("best_only", [False, True])
 @pytest.mark.parametrize("at", [0, 1000, 2000])
-def test_head_finds_what_is_not_finite(pool: Pool, at: int) -> None:
+def test_head_finds_what_is_not_finite(pool: Pool, at: int, best_only: bool) -> None:
     weight, x = rand(2001, 8), rand(5, 8, seed=1)
     weight[:, 0] = 0
     weight[at, 0] = 1e30
     x[:, 0] = [1, 1e30, -1e30, np.nan, 0]
-    finite = run_head(pool, weight, x, scale=1.0, softcap=None)[1]
+    finite = run_head(pool, weight, x, best_only=best_only, scale=1.0, softcap=None)[1]
     assert finite.tolist() == [1, 0, 0, 0, 1]
 
 

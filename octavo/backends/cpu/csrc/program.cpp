@@ -39,9 +39,10 @@ struct Tasks {
     int64_t parts = 0;
 };
 
-// Of one tail's logits in one piece of the head's product.
+// Of one tail's logits in one piece of the head's product. value: of the best.
 struct Found {
     int64_t best;
+    float value;
     bool finite;
 };
 
@@ -254,15 +255,25 @@ struct Cut {
     int64_t panels, large, small, larges;
 };
 
-// Cut the attention of every shape, and make room for its sums and for the findings of the head.
+constexpr int64_t kNear = int64_t{128} << 10;  // bytes of logits that stay in a core's second-level cache
+
+// Panels of the head whose logits stay near.
+int64_t panels_near(const OctBatch& tails) { return std::max<int64_t>(1, kNear / (tails.tokens * OCT_PANEL * 4)); }
+
+// Floats between rows of logits that are not kept. Not a multiple of 4 KiB, at which lines would push each other out.
+int64_t row_near(const OctBatch& tails) { return (panels_near(tails) + 1) * OCT_PANEL; }
+
+// Cut the attention of every shape, and make room for its sums, for the findings of the head, and for logits that are
+// not kept.
 void prepare(Step& step) {
     Machine& machine = step.machine;
     int64_t sums = 0, scratch = 0;
     for (int64_t g = 0; g < step.num_groups; g++) {
         const OctInstruction& o = step.instructions[step.groups[g].first];
         if (o.op == OCT_HEAD) {
-            const Cut cut(panels_of(o), machine.pool.size(), step.batch.num_tails);
-            machine.found.resize(static_cast<size_t>(cut.pieces() * step.batch.num_tails));
+            const Cut cut(panels_of(o), machine.pool.size(), step.tails.tokens);
+            machine.found.resize(static_cast<size_t>(cut.pieces() * step.tails.tokens));
+            if (step.tails.best_only) scratch = std::max(scratch, step.tails.tokens * row_near(step.tails));
         }
         if (step.groups[g].kind == OCT_SPANS)
             for (int64_t s = 0; s < step.batch.num_spans; s++)
@@ -281,14 +292,25 @@ void prepare(Step& step) {
         if (room.size() < static_cast<size_t>(scratch)) room.resize(scratch);
 }
 
-// While these columns of the logits are near: scale and cap them, and find the best. place: of the piece's findings.
-void finish_head(Step& step, const OctInstruction& o, int64_t tails, OctRange columns, int64_t place) {
-    for (int64_t t = 0; t < tails; t++) {
-        Found& found = step.machine.found[place + t];
-        float* logits = o.out + t * o.ld_out;
-        step.ops.finish(logits + columns.begin, columns.size(), o.a, o.b);
-        found.finite = step.ops.scan(logits + columns.begin, columns.size(), &found.best);
-        found.best += columns.begin;
+// Panels `piece` of the head, some at a time, which are scaled, capped and searched while they are near.
+void run_head(Step& step, const OctInstruction& o, int64_t act_id, OctRange piece, int64_t taken, int member) {
+    const OctBatch& tails = step.tails;
+    Found* found = step.machine.found.data() + taken * tails.tokens;
+    float* room = step.machine.scratch[static_cast<size_t>(member)].data();
+    for (int64_t t = 0; t < tails.tokens; t++) found[t] = {0, -__builtin_inff(), true};
+    for (int64_t panel = piece.begin, many = panels_near(tails); panel < piece.end; panel += many) {
+        const int64_t begin = panel * OCT_PANEL, end = std::min(std::min(panel + many, piece.end) * OCT_PANEL, o.n);
+        float* out = tails.best_only ? room - begin : o.out;
+        const int64_t ld_out = tails.best_only ? row_near(tails) : o.ld_out;
+        oct_matmul(o.scheme, o.weight, o.act, act_id, out, ld_out, tails.tokens, o.k, begin, end, o.bias, nullptr);
+        for (int64_t t = 0; t < tails.tokens; t++) {
+            float* logits = out + t * ld_out + begin;
+            int64_t best;
+            step.ops.finish(logits, end - begin, o.a, o.b);
+            found[t].finite &= step.ops.scan(logits, end - begin, &best);
+            if (logits[best] > found[t].value || panel == piece.begin)
+                found[t] = {begin + best, logits[best], found[t].finite};
+        }
     }
 }
 
@@ -297,15 +319,16 @@ void sum_up(const Step& step, const OctInstruction& o) {
     const OctBatch& batch = step.batch;
     const int64_t pieces = Cut(panels_of(o), step.machine.pool.size(), batch.num_tails).pieces();
     for (int64_t t = 0; t < batch.num_tails; t++) {
-        const float* logits = o.out + t * o.ld_out;
         const Found* found = step.machine.found.data() + t;
-        batch.best[t] = found->best;
-        batch.tails_finite[t] = found->finite;
+        Found all = *found;
         for (int64_t p = 1; p < pieces; p++) {
             found += batch.num_tails;
-            if (logits[found->best] > logits[batch.best[t]]) batch.best[t] = found->best;
-            batch.tails_finite[t] &= found->finite;
+            const bool finite = all.finite && found->finite;
+            if (found->value > all.value) all = *found;
+            all.finite = finite;
         }
+        batch.best[t] = all.best;
+        batch.tails_finite[t] = all.finite;
     }
 }
 
@@ -322,7 +345,7 @@ void run_rows(Step& step, const OctGroup& group, const OctBatch& batch, Pool& po
 bool apart(const OctInstruction& o, int64_t tokens) { return o.op == OCT_GATE_UP && tokens < o.window; }
 
 // Panels `piece` of one product, or of gate and up one after the other.
-void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, int64_t act_id, OctRange piece, int64_t taken,
+void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, int64_t act_id, OctRange piece,
                  oct_ahead* ahead) {
     const int64_t tokens = batch.tokens;
     if (apart(o, tokens)) {
@@ -343,11 +366,11 @@ void run_product(Step& step, const OctInstruction& o, const OctBatch& batch, int
                                 ahead);
     }
     oct_matmul(o.scheme, o.weight, o.act, act_id, o.out, o.ld_out, tokens, o.k, begin, end, o.bias, ahead);
-    if (o.op == OCT_HEAD) finish_head(step, o, tokens, {begin, end}, taken * tokens);
 }
 
-void run_products(Step& step, int64_t g, const OctBatch& batch, Pool& pool, oct_ahead* ahead) {
+void run_products(Step& step, int64_t g, Pool& pool, int member, oct_ahead* ahead) {
     const OctGroup& group = step.groups[g];
+    const OctBatch& batch = step.of(group);
     const OctInstruction* products = step.instructions + group.first;
     const auto panels_in = [&](const OctInstruction& o) { return panels_of(o) * (apart(o, batch.tokens) ? 2 : 1); };
     int64_t panels = 0;
@@ -358,7 +381,11 @@ void run_products(Step& step, int64_t g, const OctBatch& batch, Pool& pool, oct_
         for (int64_t i = 0, before = 0; i < group.count && before < piece.end; before += panels_in(products[i++])) {
             const int64_t begin = std::max(piece.begin - before, int64_t{0});
             const int64_t end = std::min(piece.end - before, panels_in(products[i]));
-            if (begin < end) run_product(step, products[i], batch, step.act_ids + g, {begin, end}, taken, ahead);
+            if (begin >= end) continue;
+            if (products[i].op == OCT_HEAD)
+                run_head(step, products[i], step.act_ids + g, {begin, end}, taken, member);
+            else
+                run_product(step, products[i], batch, step.act_ids + g, {begin, end}, ahead);
         }
     }
 }
@@ -406,7 +433,7 @@ void walk(void* argument, Pool& pool, int member) {
         if (group.kind == OCT_ROWS)
             run_rows(step, group, batch, pool);
         else if (group.kind == OCT_PRODUCTS)
-            run_products(step, g, batch, pool, coming.ahead());
+            run_products(step, g, pool, member, coming.ahead());
         else if (group.kind == OCT_MIX)
             octa::run_experts(*static_cast<const OctExperts*>(step.instructions[group.first].weight), step.ops, batch,
                               pool, member);
@@ -456,7 +483,7 @@ void draw(void* argument, Pool& pool, int member) {
 extern "C" {
 
 // Raised with every change of a struct or a function here; native.py asks for its own.
-int32_t oct_abi() { return 10; }
+int32_t oct_abi() { return 11; }
 
 int64_t oct_instruction_bytes() { return sizeof(OctInstruction); }
 

@@ -38,7 +38,7 @@ enum OctOp : int32_t {
     // cut otherwise
     OCT_MATMUL = 20,     // out [T, n] (rows ld_out apart) = in [T, k] @ weight [n, k].T + bias
     OCT_ATTENTION = 21,  // out [T, heads, D] of queries in [T, ld_in] over the cache; a scale, b softcap (0: none), flag: OctCells
-    OCT_HEAD = 22,       // as OCT_MATMUL, then out * a, then b * tanh(out / b) where b is not 0; and what is best in it
+    OCT_HEAD = 22,       // as OCT_MATMUL, then out * a, then b * tanh(out / b) where b is not 0; and what is best in it; best_only: out is not written
     // out [T, n] = act(in @ weight.T + bias) * (in @ second.weight.T + its bias); flag: as OCT_GATED. Fewer tokens than window
     // have both sides go to delta [T, 2 n] instead, for an OCT_GATED that follows
     OCT_GATE_UP = 24,
@@ -92,9 +92,9 @@ typedef struct {
 
 // ids, positions, slots: [T], made from the spans where null.  types: [T], for what looks them up.
 // What the step leaves beside its registers: finite [T], and how many are not; and for each tail, whether its logits are finite and where the
-// first of the largest stands.
+// first of the largest stands. best_only: the logits themselves are not wanted.
 typedef struct {
-    int64_t tokens, num_spans, num_tails, block_size, num_blocks, not_finite;
+    int64_t tokens, num_spans, num_tails, block_size, num_blocks, not_finite, best_only;
     const int64_t* ids;
     const int64_t* positions;
     const int64_t* slots;
