@@ -39,7 +39,7 @@ from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.base.types.plan import RowStep, StepPlan, StepResult
 from octavo.base.types.ports import DeviceMemory, Progress
 from octavo.base.types.tensor import Weights
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import ModelSpec, MoE
 
 if TYPE_CHECKING:
     from octavo.backends.torch.graphs import DecodeSteps
@@ -243,10 +243,19 @@ class TorchBackend:
         forwards = ForwardGraphs(decoder, rows, cache, attention, most=most, pool=pool)
         if self._device.type == "cuda":
             with compile_only(), decoder.kinds_only():
-                for count in {min(self._max_num_tokens, self._max_model_len, n) for n in (100, 2048)}:
+                for count in self._walked_tokens(decoder):
                     decoder.forward(make_batch([RowStep(0, 0, count, True)], rows), cache, attention)
                 decodes.warm()
         return decodes, forwards
+
+    def _walked_tokens(self, decoder: Decoder) -> set[int]:
+        """Numbers of tokens of prompts that between them meet all kernels of prompts."""
+        from octavo.backends.torch.kernels.moe_matmul import unlike_tokens
+
+        most, element = min(self._max_num_tokens, self._max_model_len), decoder.weights.embed.element_size()
+        mixtures = {layer.ffn for layer in decoder.spec.layers if isinstance(layer.ffn, MoE)}
+        met = {n for moe in mixtures for n in unlike_tokens(moe, most, element_size=element)}
+        return {min(most, 100), min(most, 2048)} | met
 
     def _graph_sizes(self, decoder: Decoder | Encoder) -> dict[str, int]:
         """As graph_bytes and pool_bytes take them."""

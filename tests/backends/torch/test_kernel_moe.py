@@ -316,6 +316,21 @@ def test_both_products_have_the_same_rows_a_block(tokens, experts, top_k, size):
     assert gated.m == down.m >= 16
 
 
+@pytest.mark.parametrize(("experts", "top_k"), [(128, 8), (8, 2), (64, 6), (512, 10)])
+def test_kernels_of_all_numbers_of_tokens_are_met_ahead(experts, top_k):
+    moe = MoE(experts=experts, top_k=top_k, width=64, act="silu", renormalize=True)
+    walked = moe_matmul.unlike_tokens(moe, 8192, element_size=2)
+
+    def met(tokens):
+        sizes = {"top_k": top_k, "experts": experts}
+        rows = moe_matmul.cut_sort(tokens * top_k)
+        few = moe_matmul.apart(tokens, top_k=top_k, experts=experts)
+        return few, rows[0] > 1, rows[1], *(moe_matmul.choose_blocks(tokens, gated=g, **sizes) for g in (True, False))
+
+    assert {met(tokens) for tokens in range(32, 8193, 32)} == {met(tokens) for tokens in walked}
+    assert len(walked) < 10
+
+
 def test_runs_of_route_apart():
     logits = random(3, 10)
     shares = torch.full((3, 4), float("nan"), device=DEVICE)

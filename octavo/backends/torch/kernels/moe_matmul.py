@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.backends.torch.kernels import pdl
-from octavo.backends.torch.kernels.moe_routing import Runs, route, route_apart, sort_by_expert
+from octavo.backends.torch.kernels.moe_routing import Runs, cut_sort, route, route_apart, sort_by_expert
 from octavo.backends.torch.kernels.skinny_matmul import activate
 from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import gated_mlp
@@ -86,6 +86,17 @@ def choose_tile(inputs: int, *, element_size: int) -> Tile:
 def apart(tokens: int, *, top_k: int, experts: int) -> bool:
     """Are tokens so few that each of their experts is read for itself, unsorted: common ones are rare, launches not."""
     return tokens == 1 or tokens * top_k * 8 <= experts
+
+
+def unlike_tokens(moe: MoE, most: int, *, element_size: int) -> list[int]:
+    """Numbers of tokens from 32 to `most`, one for each set of kernels that `mixture` may take: those of prompts."""
+    sizes = {"top_k": moe.top_k, "experts": moe.experts, "element_size": element_size}
+    found: dict[object, int] = {}
+    for tokens in range(32, most + 1, 32):
+        groups, block = cut_sort(tokens * moe.top_k)
+        blocks = [choose_blocks(tokens, gated=gated, **sizes) for gated in (True, False)]
+        found.setdefault((apart(tokens, top_k=moe.top_k, experts=moe.experts), groups > 1, block, *blocks), tokens)
+    return list(found.values())
 
 
 def mixture(x: Tensor, logits: Tensor, weights: MoEWeights, moe: MoE) -> Tensor:

@@ -74,8 +74,7 @@ def sort_by_expert(experts: Tensor, *, num_experts: int, block_m: int) -> Runs:
     runs = Runs(order, block_experts, block_m)
     if rows == 0:
         return runs
-    groups = triton.cdiv(rows, GROUP)
-    block = min(GROUP, 256 if rows <= 256 else 1024 if rows <= 1024 else GROUP)  # few variants, whatever tokens are
+    groups, block = cut_sort(rows)
     bins = max(64, triton.next_power_of_2(num_experts))
     counts = block_experts  # not read with a single group
     if groups > 1:
@@ -86,6 +85,11 @@ def sort_by_expert(experts: Tensor, *, num_experts: int, block_m: int) -> Runs:
         SINGLE=groups == 1, BLOCK=block, BINS=bins, BLOCK_M=block_m, num_warps=4, **pdl.options(),
     )  # fmt: skip
     return runs
+
+
+def cut_sort(rows: int) -> tuple[int, int]:
+    """Groups of rows that are sorted side by side, and what a group is padded to: few variants, whatever tokens are."""
+    return triton.cdiv(rows, GROUP), min(GROUP, 256 if rows <= 256 else 1024 if rows <= 1024 else GROUP)
 
 
 def _launch_route(
