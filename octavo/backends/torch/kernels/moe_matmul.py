@@ -92,7 +92,7 @@ def unlike_tokens(moe: MoE, most: int, *, element_size: int) -> list[int]:
     """Numbers of tokens from 32 to `most`, one for each set of kernels that `mixture` may take: those of prompts."""
     sizes = {"top_k": moe.top_k, "experts": moe.experts, "element_size": element_size}
     found: dict[object, int] = {}
-    for tokens in range(32, most + 1, 32):
+    for tokens in range(32, most + 1, 8):  # with 8 experts and more, sets are wider than 8
         groups, block = cut_sort(tokens * moe.top_k)
         blocks = [choose_blocks(tokens, gated=gated, **sizes) for gated in (True, False)]
         found.setdefault((apart(tokens, top_k=moe.top_k, experts=moe.experts), groups > 1, block, *blocks), tokens)
