@@ -51,7 +51,7 @@ class LiveServer:
         if not self._ready.wait(60):
             raise TimeoutError("the server did not start")
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         return self
 
     def __exit__(self, *_error: object) -> None:
