@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import chart
+from peers.calm import Calm
 from peers.compare import Pair
 from peers.floors import floor, read_shape
 from peers.machine import Peaks, about_run, measure_peaks
@@ -32,12 +33,12 @@ def arguments_parser(description: str | None, *, out: str) -> argparse.ArgumentP
     return parser
 
 
-def measure_row(row: Row, arguments: argparse.Namespace, peaks: Peaks) -> dict[str, Any]:
+def measure_row(row: Row, arguments: argparse.Namespace, peaks: Peaks, calm: Calm) -> dict[str, Any]:
     """One model file's figures, printed as they come."""
     path = model_file(row, arguments.models)
     shape = read_shape(path)
     result = row_head(row) | {"bytes": path.stat().st_size}
-    with Pair(path, threads=arguments.threads, octavo_options=arguments.octavo_args) as pair:
+    with Pair(path, threads=arguments.threads, octavo_options=arguments.octavo_args, calm=calm) as pair:
         for work in arguments.works:
             samples = pair.measure(work, arguments.rounds)
             result["works"][work.name] = figures(row, work, samples, floor(shape, work, peaks, products=row.products))
@@ -61,7 +62,7 @@ def main() -> None:
     rows, arguments.works = pick_rows(arguments.rows), pick_works(arguments.works)
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 7)
     print("Measuring the machine's peaks ...", flush=True)
-    peaks = measure_peaks(arguments.threads)
+    peaks, calm = measure_peaks(arguments.threads), Calm(arguments.threads)
     results: dict[str, Any] = {
         **about_run(arguments, peaks),
         "vllm": {"note": "vLLM 0.32 CPU on the same processor; constants, not measured in this run", **VLLM},
@@ -69,7 +70,8 @@ def main() -> None:
     }
     for number, row in enumerate(rows, 1):
         print(f"[{number}/{len(rows)}] {row.model} {row.format}", flush=True)
-        results["rows"].append(measure_row(row, arguments, peaks))
+        results["rows"].append(measure_row(row, arguments, peaks, calm))
+        results["calm"] = {"waited_s": round(calm.waited, 1), "samples_taken_again": calm.again}
         save(results, arguments.out)
     print("\n" + table(results))
     chart.draw_rows(results, arguments.out.with_suffix(".png"))

@@ -9,6 +9,7 @@ from typing import Any
 
 from cpu import arguments_parser, save
 from peers import chart
+from peers.calm import Calm
 from peers.compare import Pair
 from peers.floors import Shape, floor, read_shape
 from peers.machine import Peaks, about_run, measure_peaks
@@ -59,9 +60,9 @@ def measure_series(series: Series, pair: Pair, row: Row, shape: Shape, peaks: Pe
 
 def measure(row: Row, arguments: Namespace) -> dict[str, Any]:
     """All panels of one model file."""
-    peaks = measure_peaks(arguments.threads)
+    peaks, calm = measure_peaks(arguments.threads), Calm(arguments.threads)
     path = model_file(row, arguments.models)
-    with Pair(path, threads=arguments.threads, octavo_options=arguments.octavo_args) as pair:
+    with Pair(path, threads=arguments.threads, octavo_options=arguments.octavo_args, calm=calm) as pair:
         shape = read_shape(path)
         panels = [measure_series(series, pair, row, shape, peaks, arguments.rounds) for series in SERIES]
         about = pair.about()

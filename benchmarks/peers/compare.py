@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from peers.calm import Calm
 from peers.rows import Work
 
 SIDES = ("octavo", "llama.cpp")
@@ -86,9 +87,10 @@ def medians(samples: Samples) -> dict[str, float]:
 
 
 class Pair:
-    """Both engines with one model."""
+    """Both engines with one model. calm: when their samples are taken."""
 
-    def __init__(self, model: Path, *, threads: int, octavo_options: Mapping[str, Any]) -> None:
+    def __init__(self, model: Path, *, threads: int, octavo_options: Mapping[str, Any], calm: Calm) -> None:
+        self._calm = calm
         options: dict[str, Mapping[str, Any]] = {"octavo": octavo_options, "llama.cpp": {}}
         self._stack = ExitStack()
         self._workers = {
@@ -97,7 +99,10 @@ class Pair:
         }
 
     def measure(self, work: Work, rounds: int) -> Samples:
-        return alternate({side: lambda w=worker: w.speed(work) for side, worker in self._workers.items()}, rounds)
+        def side(worker: Worker) -> Callable[[], float]:
+            return lambda: self._calm.measure(lambda: worker.speed(work))
+
+        return alternate({name: side(worker) for name, worker in self._workers.items()}, rounds)
 
     def about(self) -> dict[str, Any]:
         return {side: worker.call("about") for side, worker in self._workers.items()}
