@@ -26,10 +26,10 @@ COMMON = (
     *("-std=c++20", "-O3", "-fPIC", "-pthread"),
     *("-fno-math-errno", "-fno-trapping-math", "-DNDEBUG"),
 )
-_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mprfchw")
 _AVX512 = (
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
-    *("-mfma", "-mf16c", "-mprefer-vector-width=512"),
+    *("-mfma", "-mf16c", "-mprfchw", "-mprefer-vector-width=512"),
 )
 _NEW = "-mavxvnni"
 """What compilers before GCC 11 and Clang 12 do not know."""

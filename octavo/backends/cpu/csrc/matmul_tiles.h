@@ -207,6 +207,11 @@ template <class V, int scheme> struct Group {
     }
 };
 
+// Asks for the lines that M rows will be written to: one written to before it is near keeps those after it waiting.
+template <class V, int M> OCT_INLINE inline void ask_to_write(const Target &to) {
+    if constexpr (M == V::kRows) each<M>([&](auto m) OCT_INLINE { __builtin_prefetch(to.y + m * to.ldy, 1); });
+}
+
 // One pass of a panel times M rows.
 template <class V, int scheme, int M> struct QuantTile {
     using F = typename V::F;
@@ -300,6 +305,7 @@ template <class V, int scheme, int M> struct QuantTile {
         F acc[M];
         Weights w;
         each<M>([&](auto m) OCT_INLINE { acc[m] = V::zero(); });
+        ask_to_write<V, M>(to);
         const uint8_t *at = panel, *act = r.act;
         const int64_t step = (int64_t)r.rows * act_group_bytes(f);
         for (int64_t block = k / kGroup / f.span; block > 0; block--) {
@@ -321,6 +327,7 @@ template <class V, int scheme, int M> struct QuantTile {
         F acc[M];
         Weights w;
         each<M>([&](auto m) OCT_INLINE { acc[m] = V::zero(); });
+        ask_to_write<V, M>(to);
         const uint8_t *act = r.act;
         for (int64_t g = 0; g < k / kGroup; g++, act += r.rows * act_group_bytes(f)) {
             w.take(panel + g * Weights::kUnpacked);
@@ -366,6 +373,7 @@ template <class V, int scheme, int M> struct DenseTile {
         constexpr int bytes = dense_step_bytes(scheme);
         F acc[M];
         each<M>([&](auto m) OCT_INLINE { acc[m] = V::zero(); });
+        ask_to_write<V, M>(to);
         alignas(64) uint8_t near[scheme == OCT_BF16_SHORT ? 2 * kUnits * bytes : 1];
         Steps<V, scheme, V::kLanes, 4 * V::kAhead> steps(panel, k, lane, r.room ? r.room : near, r.room);
         const uintptr_t far = scheme == OCT_BF16 && r.room ? (uintptr_t)r.after - (uintptr_t)r.room : 4 * V::kAhead;

@@ -184,12 +184,25 @@ void write_kv(const OctInstruction& o, const OctBatch& batch, OctRange range) {
     }
 }
 
+// Asks for the lines that write_pairs writes a token's keys and values to: a key has one for every pair of d.
+void ask_for_pairs(const OctInstruction& o, const OctBatch& batch, int64_t slot) {
+    const int64_t size = batch.block_size, dim = o.dim, offset = slot % size;
+    for (int64_t h = 0; h < o.kv_heads; h++) {
+        const int64_t at = h * batch.num_blocks + slot / size;
+        const uint16_t* key = static_cast<const uint16_t*>(o.keys) + at * paired_keys(dim, size) + offset * 2;
+        const uint16_t* value = static_cast<const uint16_t*>(o.values) + at * paired_values(dim, size) + offset / 2 * 2 * dim;
+        for (int64_t d = 0; d < dim; d += 2) __builtin_prefetch(key + d * size, 1);
+        for (int64_t d = 0; d < 2 * dim; d += 32) __builtin_prefetch(value + d, 1);
+    }
+}
+
 // As write_kv, of bfloat16. Where no token of this step has the slot that makes a pair with a token's, that slot's value
 // is made zero: it is multiplied, if only by zero.
 void write_pairs(const OctInstruction& o, const OctBatch& batch, OctRange range) {
     const int64_t size = batch.block_size, dim = o.dim;
     for (int64_t t = range.begin; t < range.end; t++) {
         const int64_t block = batch.slots[t] / size, offset = batch.slots[t] % size;
+        if (t + 1 < range.end && batch.slots[t + 1] / size != block) ask_for_pairs(o, batch, batch.slots[t + 1]);
         const bool alone = offset % 2 == 0 && (t + 1 == batch.tokens || batch.slots[t + 1] != batch.slots[t] + 1);
         const float* k = o.in + t * o.ld_in + o.heads * dim;
         const float* v = k + o.kv_heads * dim;
@@ -221,8 +234,11 @@ void gated(const OctInstruction& o, OctRange range) {
 
 template <vf (*act)(vf)>
 void combine_rows(const float* gate, const float* up, float* out, int64_t ldo, int64_t rows, int64_t columns) {
-    for (int64_t r = 0; r < rows; r++, gate += OCT_PANEL, up += OCT_PANEL, out += ldo)
+    constexpr int64_t ahead = 16;  // rows whose lines are asked for before they are written
+    for (int64_t r = 0; r < rows; r++, gate += OCT_PANEL, up += OCT_PANEL, out += ldo) {
+        if (r + ahead < rows) __builtin_prefetch(out + ahead * ldo, 1);
         over(columns, [&](int64_t i, int64_t n) { put(out + i, act(get(gate + i, n)) * get(up + i, n), n); });
+    }
 }
 
 void combine(int32_t act, const float* gate, const float* up, float* out, int64_t ldo, int64_t rows, int64_t columns) {
