@@ -1,4 +1,4 @@
-"""Samples taken while the machine's memory is at its fastest: other guests of a host slow it for seconds to minutes.
+"""Samples taken while the machine's memory is as fast as it mostly is: other guests of a host halve it for a while.
 
 Both engines' samples are chosen alike, by the memory alone, never by what they show.
 """
@@ -6,15 +6,16 @@ Both engines' samples are chosen alike, by the memory alone, never by what they 
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 WORDS = 8 << 20  # of 8 bytes, a thread: beyond any cache
-LEAST = 0.75  # of the fastest reading so far
+LEAST = 0.75  # of the median of all looks so far
 PAUSE = 0.5  # seconds between two looks
-PATIENCE = 60.0  # seconds a sample waits at most
+PATIENCE = 20.0  # seconds a sample waits at most
 TURNS = 3  # times a sample is taken at most
 
 
@@ -24,7 +25,7 @@ class Calm:
     def __init__(self, threads: int) -> None:
         self._memory = [np.ones(WORDS, np.int64) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads)
-        self._best = max(self._read() for _ in range(20))
+        self._looks = sorted(self._read() for _ in range(20))
         self.waited, self.again = 0.0, 0
 
     def measure(self, sample: Callable[[], float]) -> float:
@@ -45,8 +46,8 @@ class Calm:
 
     def _is_fast(self) -> bool:
         speed = self._read()
-        self._best = max(self._best, speed)
-        return speed >= LEAST * self._best
+        insort(self._looks, speed)
+        return speed >= LEAST * self._looks[len(self._looks) // 2]
 
     def _read(self) -> float:
         """Bytes read a second by all threads, the best of three."""
