@@ -20,7 +20,10 @@ TURNS = 3  # times a sample is taken at most
 
 
 class Calm:
-    """Reads memory before and after samples. waited: seconds; again: samples that were taken once more."""
+    """Reads memory before and after samples.
+
+    waited: seconds, those of the looks before samples among them.  again: samples that were taken once more.
+    """
 
     def __init__(self, threads: int) -> None:
         self._memory = [np.ones(WORDS, np.int64) for _ in range(threads)]
