@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from octavo.base.errors import ConfigError, UnsupportedError
-from octavo.base.types.tensor import MatrixScheme
+from octavo.base.types.tensor import MatrixScheme, QuantizedTensor
 
 if TYPE_CHECKING:
     from octavo.api.model import Model
@@ -55,16 +55,18 @@ def weight_bytes(model: Model, *, device: str, element: int, activation_dtype: s
     for name, parameter in model.spec.parameters().items():
         scheme = None
         if name.rsplit(".", 1)[-1] in _MATRICES and ".experts." not in name:
-            scheme = ONLINE[online] if online else _stored_scheme(model, names[name], parameter.shape)
+            stored = None if online else _stored(model, names[name], parameter.shape)
+            scheme = ONLINE[online] if online else stored.scheme if isinstance(stored, QuantizedTensor) else stored
         size = prod(parameter.shape) * element
         total += size if scheme is None else scheme.num_bytes(parameter.shape)
     return total
 
 
 def _host_bytes(model: Model, *, element: int, activation_dtype: str) -> int:
-    """Native kernels keep what the files have, and bfloat16 of what is no format of theirs; NumPy has numbers of
-    `element` bytes, as have exact products."""
+    """Native kernels keep what the files have, and blocks or bfloat16 of what is no format of theirs; NumPy has numbers
+    of `element` bytes, as have exact products."""
     from octavo.backends.cpu.native import rounds
+    from octavo.backends.cpu.packed import kept_bytes
 
     numbers = model.spec.num_parameters()
     if not rounds(activation_dtype):
@@ -73,8 +75,13 @@ def _host_bytes(model: Model, *, element: int, activation_dtype: str) -> int:
         return numbers * 2
     plain = 4 if model.spec.dtype == "float32" else 2
     if model.checkpoint.quantization is not None:
-        sizes = {name: prod(parameter.shape) for name, parameter in model.spec.parameters().items()}
-        return sum(size * (2 if name.rsplit(".", 1)[-1] in _MATRICES else plain) for name, size in sizes.items())
+        names, total = model.tensor_names(), 0
+        for name, parameter in model.spec.parameters().items():
+            matrix = name.rsplit(".", 1)[-1] in _MATRICES
+            stored = _stored(model, names[name], parameter.shape) if matrix else None
+            size = prod(parameter.shape) * plain
+            total += size if stored is None else kept_bytes(stored, parameter.shape)
+        return total
     return min(model.stored_bytes or numbers * plain, numbers * element)
 
 
@@ -96,13 +103,10 @@ def _stored_method(model: Model) -> str | None:
     return None if quantization is None else quantization.method
 
 
-def _stored_scheme(model: Model, name: str, shape: tuple[int, ...]) -> MatrixScheme | None:
-    """Of the tensor `name`; by the config alone where no tensor is here."""
+def _stored(model: Model, name: str, shape: tuple[int, ...]) -> QuantizedTensor | MatrixScheme | None:
+    """The matrix `name` if it is quantized; how config.json says that it is stored where no tensor is here."""
     quantization, tensors = model.checkpoint.quantization, model.checkpoint.tensors
     if quantization is None:
         return None
     module = name.removesuffix(".weight")
-    if not tensors:
-        return quantization.scheme(module)
-    found = quantization.find(tensors, module, shape)
-    return None if found is None else found.scheme
+    return quantization.find(tensors, module, shape) if tensors else quantization.scheme(module)

@@ -25,12 +25,17 @@ LAYOUTS = ("gptq", "gptq_v2", "awq", "packed")
 SYMMETRIC = 8
 """The zero where none is stored."""
 
+_WORD = 8
+"""Elements of an int32."""
 _IN_ORDER = tuple(range(0, 32, 4))
 _AWQ = (0, 16, 4, 20, 8, 24, 12, 28)
 """How far the nibble of output 0, 1, .. 7 of a word stands to the left."""
 
 Array = Any
 """NumPy's, or what has the same operators (a torch.Tensor)."""
+
+Stack = Callable[[list[Array], int], Array]
+"""An array library's function of that name."""
 
 
 class Int4Numbers(NamedTuple):
@@ -41,26 +46,40 @@ class Int4Numbers(NamedTuple):
     zero: Array | None
 
 
-def unpack_int4(layout: str, parts: Mapping[str, Array], out: int, stack: Callable[[list[Array], int], Array]) -> Any:
+def unpack_int4(layout: str, parts: Mapping[str, Array], out: int, stack: Stack) -> Any:
     """Int4Numbers of a matrix of `out` rows; integers are int32, the scale of its own type.
 
     parts: words, scale and, if there are any, zeros, of one array library; stack: its function of that name.
     """
-
-    def spread(words: Array, axis: int, shifts: tuple[int, ...] = _IN_ORDER) -> Array:
-        shape = list(words.shape)
-        shape[axis] *= 8
-        return stack([(words >> shift) & 15 for shift in shifts], axis + 1).reshape(shape)
-
     words, scale, zeros = parts["words"], parts["scale"], parts.get("zeros")
+    zero = None if zeros is None else unpack_zeros(layout, zeros, out, stack)
     if layout == "packed":
-        return Int4Numbers(spread(words, 1), scale, None if zeros is None else spread(zeros, 0)[:out])
-    shifts = _AWQ if layout == "awq" else _IN_ORDER
-    q = spread(words, 1 if layout == "awq" else 0, shifts)
-    zero = None
-    if zeros is not None:
-        zero = spread(zeros, 1, shifts)[:, :out].T + (layout == "gptq")
+        return Int4Numbers(_spread(words, 1, _IN_ORDER, stack), scale, zero)
+    q = _spread(words, 1, _AWQ, stack) if layout == "awq" else _spread(words, 0, _IN_ORDER, stack)
     return Int4Numbers(q.T, scale.T, zero)
+
+
+def unpack_zeros(layout: str, zeros: Array, out: int, stack: Stack) -> Array:
+    """int32 [out, groups] of 0 to 16."""
+    if layout == "packed":
+        return _spread(zeros, 0, _IN_ORDER, stack)[:out]
+    shifts = _AWQ if layout == "awq" else _IN_ORDER
+    return _spread(zeros, 1, shifts, stack)[:, :out].T + (layout == "gptq")
+
+
+def unpack_columns(words: np.ndarray) -> np.ndarray:
+    """awq's qweight [in, out / 8] -> uint8 [out, in]."""
+    width, across = words.shape
+    q = np.empty((across, _WORD, width), np.uint8)
+    for at, shift in enumerate(_AWQ):
+        q[:, at] = (words >> shift).astype(np.uint8).T & 15
+    return q.reshape(across * _WORD, width)
+
+
+def _spread(words: Array, axis: int, shifts: tuple[int, ...], stack: Stack) -> Array:
+    shape = list(words.shape)
+    shape[axis] *= _WORD
+    return stack([(words >> shift) & 15 for shift in shifts], axis + 1).reshape(shape)
 
 
 def _int4(tensor: QuantizedTensor) -> np.ndarray:

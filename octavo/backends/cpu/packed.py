@@ -17,8 +17,10 @@ from octavo.backends.cpu.native import Pool
 from octavo.backends.cpu.packed_file import Part
 from octavo.backends.cpu.program import Pack
 from octavo.base.types.ports import Progress
-from octavo.base.types.tensor import SCHEMES, QuantizedTensor, StoredTensor, Weights, stored_parts
-from octavo.quant import as_plain, dequantize
+from octavo.base.types.tensor import SCHEMES, MatrixScheme, QuantizedTensor, StoredTensor, Weights, stored_parts
+from octavo.quant import dequantize
+from octavo.quant.as_blocks import AS_STORED_VERSION, as_stored, block_scheme
+from octavo.quant.int4 import LAYOUTS as INT4
 from octavo.weights.files import release
 
 EXACT = ("F32", "F16")
@@ -85,7 +87,7 @@ def load_packed(
 
     exact: matrices whose products would round activations are made float32 first.
     folder: where an earlier load has left the packed matrices, or this one leaves them; not where exact.
-    A QuantizedTensor becomes bfloat16, or float32 where exact, and is kept in no file.
+    A QuantizedTensor takes the form that quant.block_scheme names, else bfloat16, or float32 where exact.
     Matrices in bfloat16 become BF16_SHORT where they can, and where that is faster.
     """
     sources = {name: [weights[source] for source in pack.sources] for name, pack in packs.items()}
@@ -96,9 +98,8 @@ def load_packed(
         if len(tensor.shape) > 1
     ]
     file = None
-    plain = [(tensor, scheme) for tensor, scheme in chosen if isinstance(tensor, StoredTensor)]
-    if folder is not None and not exact and len(plain) == len(chosen):
-        file = packed_file.locate(folder, [tensor for tensor, _ in plain], layout=_layout(plain, pool))
+    if folder is not None and not exact:
+        file = packed_file.locate(folder, [tensor for tensor, _ in chosen], layout=_layout(chosen, pool))
     parts = None if file is None else file.read(partial(_size, chosen, pool))
     saving, mapped = None, sum(matrix.nbytes for _, matrix in parts or ())
     if parts is None:
@@ -119,16 +120,28 @@ def load_packed(
 
 def _scheme(tensor: StoredTensor | QuantizedTensor, *, exact: bool) -> str:
     """The scheme to pack it in, as in Chosen."""
-    stored = tensor.scheme.name if isinstance(tensor, StoredTensor) else "BF16"
+    stored = tensor.scheme.name if isinstance(tensor, StoredTensor) else block_scheme(tensor) or "BF16"
     return "F32" if exact and stored not in EXACT else stored
 
 
-def _layout(plain: Sequence[tuple[StoredTensor, str]], pool: Pool) -> str:
+def kept_bytes(stored: QuantizedTensor | MatrixScheme, shape: tuple[int, ...]) -> int:
+    """About how many a matrix in parts takes when packed, where products may round, by what headers or a config say."""
+    scheme = stored.scheme if isinstance(stored, QuantizedTensor) else stored
+    if scheme.layout not in INT4 or (isinstance(stored, QuantizedTensor) and "g_idx" in stored.parts):
+        return prod(shape) * 2
+    block = SCHEMES["Q4_1" if scheme.zeros else "Q4_0"]
+    return prod(shape) // block.group * block.group_bytes
+
+
+def _layout(chosen: Sequence[Chosen], pool: Pool) -> str:
     """What tells one packed form from another: its version, and how a probe of each format comes out when packed in
-    the scheme that it is to have."""
+    the scheme that it is to have. What a matrix in parts becomes before has a version of its own."""
     n, k = 33, 512
     digest = blake2b(str(pool.layout).encode(), digest_size=16)
-    for stored, scheme in sorted({(tensor.scheme.name, scheme) for tensor, scheme in plain}):
+    if any(isinstance(tensor, QuantizedTensor) for tensor, _ in chosen):
+        digest.update(AS_STORED_VERSION)
+    kinds = {(t.scheme.name if isinstance(t, StoredTensor) else scheme, scheme) for t, scheme in chosen}
+    for stored, scheme in sorted(kinds):
         size = n * k // SCHEMES[stored].group * SCHEMES[stored].group_bytes
         # Knuth's multiplicative hash: no byte like the next
         probe = (np.arange(size, dtype=np.uint32) * 2654435761 >> 24).astype(np.uint8)
@@ -157,7 +170,7 @@ def _pack(chosen: Sequence[Chosen], pool: Pool, *, progress: Progress | None) ->
     parts = stored_parts({str(i): tensor for i, (tensor, _) in enumerate(chosen)})
     owners = list({id(part.data.obj): part.data for part in parts}.values())
     for tensor, scheme in chosen:
-        plain = tensor if isinstance(tensor, StoredTensor) else as_plain(tensor, scheme)
+        plain = tensor if isinstance(tensor, StoredTensor) else as_stored(tensor, scheme)
         shorten = scheme == "BF16" and pool.variant not in SLOW
         short = pool.pack_short(plain.data, **_shape(plain)) if shorten else None
         if short is not None:

@@ -27,7 +27,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from octavo.base.types.tensor import StoredTensor
+from octavo.base.types.tensor import QuantizedTensor, StoredTensor, stored_parts
 from octavo.weights.files import MappedFile, identity_of
 
 MAGIC = b"octavoP2"
@@ -153,18 +153,20 @@ class PackedFile:
         return True
 
 
-def locate(folder: Path, tensors: Sequence[StoredTensor], *, layout: str) -> PackedFile | None:
+def locate(folder: Path, tensors: Sequence[StoredTensor | QuantizedTensor], *, layout: str) -> PackedFile | None:
     """The file for these matrices in the packed form `layout`. None where they lie in no file, or are few bytes."""
-    owners = [tensor.data.obj for tensor in tensors]
+    parts = stored_parts({str(i): tensor for i, tensor in enumerate(tensors)})
+    owners = [part.data.obj for part in parts]
     sources = tuple({id(owner): owner for owner in owners if isinstance(owner, MappedFile)}.values())
-    if sum(tensor.nbytes for tensor in tensors) < LEAST or not all(isinstance(owner, MappedFile) for owner in owners):
+    if sum(part.nbytes for part in parts) < LEAST or not all(isinstance(owner, MappedFile) for owner in owners):
         return None
-    about = [(tensor.name, tensor.scheme.name, tensor.shape) for tensor in tensors]
+    about = [(part.name, part.scheme.name, part.shape) for part in parts]
+    about += [(t.name, str(t.scheme), t.shape) for t in tensors if isinstance(t, QuantizedTensor)]
     digest = hashlib.blake2b(digest_size=_DIGEST)
     digest.update(msgspec.msgpack.encode((layout, [source.identity for source in sources], about)))
-    for tensor in tensors:
-        middle = tensor.data.nbytes // 2
-        digest.update(tensor.data[middle : middle + _SAMPLE])
+    for part in parts:
+        middle = part.data.nbytes // 2
+        digest.update(part.data[middle : middle + _SAMPLE])
     key = digest.hexdigest()
     return PackedFile(folder / f"{_name(sources[0].path)}-{key}{SUFFIX}", key, sources, len(tensors))
 

@@ -1,0 +1,78 @@
+"""Matrices in parts as formats of blocks: the same numbers, or a format that has them is not named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from quantized_checkpoints import INT4_FORMATS, read
+from torch import Tensor
+
+from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, QuantizedTensor, Scheme, StoredTensor
+from octavo.quant import dequantize, dequantize_matrix
+from octavo.quant.as_blocks import as_stored, block_scheme
+
+KINDS: dict[torch.dtype, Scheme] = {
+    torch.int32: PART_SCHEMES["I32"],
+    torch.float16: SCHEMES["F16"],
+    torch.bfloat16: SCHEMES["BF16"],
+    torch.float32: SCHEMES["F32"],
+}
+SYMMETRIC = ("gptq", "packed_group", "packed_sharded", "packed_channel")
+
+
+def made(name: str, shape: tuple[int, int], **replaced: Tensor) -> QuantizedTensor:
+    """A random matrix in the format. replaced: parts by their last name, in place of what belongs to it."""
+    torch.manual_seed(sum(shape))
+    config, quantizer = INT4_FORMATS[name]
+    parts, _ = quantizer(torch.randn(shape) / 8)
+    tensors = {}
+    for key, value in {**parts, **replaced}.items():
+        if value.dtype in KINDS:
+            raw = memoryview(value.contiguous().view(torch.uint8).numpy().tobytes())
+            tensors[f"m.{key}"] = StoredTensor(f"m.{key}", KINDS[value.dtype], tuple(value.shape), raw)
+    found = read(config).find(tensors, "m", shape)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (24, 192), (11, 128), (40, 256)])
+@pytest.mark.parametrize("name", INT4_FORMATS)
+def test_the_numbers_are_the_same(name: str, shape: tuple[int, int]) -> None:
+    if shape[0] % 8 and name.startswith("awq"):
+        pytest.skip("a word has eight rows")
+    matrix = made(name, shape)
+    scheme = block_scheme(matrix)
+    if "g_idx" in matrix.parts:
+        assert scheme is None
+        return
+    assert scheme == ("Q4_0" if name in SYMMETRIC else "Q4_1")
+    stored = as_stored(matrix, scheme)
+    assert (stored.name, stored.shape, stored.scheme.name) == (matrix.name, shape, scheme)
+    got, want = dequantize(stored), dequantize_matrix(matrix)
+    if scheme == "Q4_0":
+        np.testing.assert_array_equal(got, want)
+    else:
+        steps = dequantize(matrix.parts["scale"])
+        assert np.abs(got - want).max() <= 0.004 * steps.max()
+
+
+def test_zeros_that_are_all_the_middle_are_none() -> None:
+    zeros = torch.full((2, 3), 0x88888888 - (1 << 32), dtype=torch.int32)
+    assert block_scheme(made("gptq_v2", (24, 64), qzeros=zeros)) == "Q4_0"
+    zeros[1, 2] += 1
+    assert block_scheme(made("gptq_v2", (24, 64), qzeros=zeros)) == "Q4_1"
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_scales_that_float16_would_move_keep_another_form(kind: torch.dtype) -> None:
+    """Tiny ones beside large ones of their row do no harm; a row of tiny ones, infinite ones and NaN would."""
+    scale = torch.full((24, 2), 0.01, dtype=kind)
+    scale[3, 1] = 1e-9
+    assert block_scheme(made("packed_group", (24, 64), weight_scale=scale)) == "Q4_0"
+    for wrong in (torch.tensor([1e-7, 1.3e-9]), torch.tensor([1e5, 0.1]), torch.tensor([float("nan"), 0.1])):
+        scale[5] = wrong.to(kind)
+        matrix = made("packed_group", (24, 64), weight_scale=scale)
+        assert block_scheme(matrix) is None
+        plain = as_stored(matrix, "F32")
+        np.testing.assert_array_equal(dequantize(plain), dequantize_matrix(matrix))
