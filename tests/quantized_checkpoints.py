@@ -176,6 +176,81 @@ INT4_FORMATS: dict[str, tuple[dict[str, Any], Quantizer]] = {
 }  # fmt: skip
 """As FORMATS. Modules whose rows are no multiple of 32 long stay plain."""
 
+
+def to_int8(matrix: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """group: -1 for a row. q: -127..127 [out, in], scale: float32 [out, groups], and what they mean."""
+    out, width = matrix.shape
+    groups = matrix.reshape(out, -1, width if group == -1 else group)
+    scale = groups.abs().amax(2) / 127
+    q = (groups / scale[:, :, None]).round()
+    return q.reshape(out, width).to(torch.int8), scale, (q * scale[:, :, None]).reshape(out, width)
+
+
+def bytes_in_words(q: Tensor) -> Tensor:
+    """int8 [rows, n] -> int32 [rows, n / 4]: q + 128, from a word's lowest byte up."""
+    four = (q.long() + 128).unflatten(1, (-1, 4))
+    word = sum(four[:, :, at] << 8 * at for at in range(4))
+    return torch.where(word >= 1 << 31, word - (1 << 32), word).int()
+
+
+def int8_rows(kind: torch.dtype) -> Quantizer:
+    def quantize(matrix: Tensor) -> tuple[Parts, Tensor]:
+        q, scale, _ = to_int8(matrix, -1)
+        return {"weight": q, "weight_scale": scale.to(kind)}, q.float() * scale.to(kind).float()
+
+    return quantize
+
+
+def int8_tensor(matrix: Tensor) -> tuple[Parts, Tensor]:
+    q, scale, means = to_int8(matrix.reshape(1, -1), -1)
+    return {"weight": q.reshape(matrix.shape), "weight_scale": scale.reshape(1)}, means.reshape(matrix.shape)
+
+
+def int8_packed(group: int) -> Quantizer:
+    def quantize(matrix: Tensor) -> tuple[Parts, Tensor]:
+        q, scale, means = to_int8(matrix, group)
+        shape = torch.tensor(matrix.shape)
+        return {"weight_packed": bytes_in_words(q), "weight_scale": scale, "weight_shape": shape}, means
+
+    return quantize
+
+
+def int8_gptq(group: int, *, zero: int = 127) -> Quantizer:
+    def quantize(matrix: Tensor) -> tuple[Parts, Tensor]:
+        q, scale, _ = to_int8(matrix, group)
+        scale = scale.half()
+        groups = scale.shape[1]
+        zeros = bytes_in_words(torch.full((groups, -(-len(q) // 4) * 4), zero - 128, dtype=torch.int8))
+        index = torch.arange(q.shape[1]) // (q.shape[1] // groups)
+        parts = {"qweight": bytes_in_words(q).T, "qzeros": zeros, "scales": scale.T, "g_idx": index.int()}
+        return parts, q.float() * scale.float()[:, index]
+
+    return quantize
+
+
+def eight_bits(strategy: str, **more: Any) -> dict[str, Any]:
+    """quantization_config of compressed-tensors for 8-bit integers on both sides."""
+    config = integers(strategy, **{"num_bits": 8, **more})
+    config["config_groups"]["group_0"]["input_activations"] = {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "token",
+        "dynamic": True,
+    }
+    return {**config, "format": "int-quantized"}
+
+
+INT8_FORMATS: dict[str, tuple[dict[str, Any], Quantizer]] = {
+    "int8_channel": (eight_bits("channel"), int8_rows(torch.bfloat16)),
+    "int8_tensor": (eight_bits("tensor"), int8_tensor),
+    "int8_packed": (integers("channel", num_bits=8), int8_packed(-1)),
+    "int8_gptq": ({**GPTQ, "bits": 8, "group_size": -1}, int8_gptq(-1)),
+    "int8_gptq_v2": ({**GPTQ, "bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"}, int8_gptq(-1, zero=128)),
+}
+"""As INT4_FORMATS."""
+
+WORDS = (*INT4_FORMATS, *INT8_FORMATS)
 SHARDED = ("packed_sharded",)
 """Those that are written as two files and an index."""
 
@@ -199,11 +274,11 @@ def quantize_folder(plain: Path, name: str, folder: Path) -> tuple[Path, Path]:
 
     The last layer's down projection stays plain, as a module that is to be ignored.
     """
-    config, quantizer = {**FORMATS, **INT4_FORMATS}[name]
+    config, quantizer = {**FORMATS, **INT4_FORMATS, **INT8_FORMATS}[name]
     stored, means = Parts(), Parts()
     for key, tensor in load_file(plain / "model.safetensors").items():
         match = LINEAR.match(key)
-        if match is None or "layers.1.mlp.down_proj" in key or (name in INT4_FORMATS and tensor.shape[1] % 32):
+        if match is None or "layers.1.mlp.down_proj" in key or (name in WORDS and tensor.shape[1] % 32):
             stored[key] = means[key] = tensor
             continue
         parts, means[key] = quantizer(tensor.float())

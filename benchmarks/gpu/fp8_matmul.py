@@ -23,7 +23,7 @@ from torch import Tensor
 from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul
 from octavo.backends.torch.kernels.skinny_choice import Variant, padded_rows
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, make_scratch, scratch_sizes, skinny_matmul
-from octavo.backends.torch.quant.fp8 import Fp8Matrix
+from octavo.backends.torch.quant.scaled import ScaledMatrix
 
 FUSED = {"8b.qkv": "", "8b.gate_up": "silu", "q06.gate_up": "silu"}
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -125,8 +125,8 @@ class Bench:
         self.delta = torch.randn_like(self.x)
         self.norm = torch.rand(self.k, device="cuda") + 0.5
 
-    def matrix(self, copy: int = 0) -> Fp8Matrix:
-        return Fp8Matrix(self.weights[copy], self.scale, self.group)
+    def matrix(self, copy: int = 0) -> ScaledMatrix:
+        return ScaledMatrix(self.weights[copy], self.scale, self.group)
 
     def launches(self, case: Case) -> Callable[[int], Tensor]:
         """launch(copy), which gives its out."""

@@ -1,6 +1,6 @@
 """Stored bytes in, float32 out: importing this package registers the dequantizer of every scheme that Octavo reads."""
 
-from octavo.quant import fp8, gguf, gguf_k, int4, plain
+from octavo.quant import fp8, gguf, gguf_k, int4, int8, plain
 from octavo.quant.matrix import MATRICES, as_plain, dequantize_matrix
 from octavo.quant.scheme import DEQUANTIZERS, dequantize, dequantizer
 
@@ -15,5 +15,6 @@ __all__ = [
     "gguf",
     "gguf_k",
     "int4",
+    "int8",
     "plain",
 ]

@@ -1,7 +1,7 @@
 """A matrix in parts (QuantizedTensor) in; its numbers as a format of blocks, which the CPU's kernels multiply, out.
 
 Blocks of 32 elements have a scale in float16, and in Q4_1 what is added to all (ggml-common.h of llama.cpp): an
-integer q stands for d * (q - 8) in Q4_0 and for d * q + m in Q4_1. Larger groups repeat theirs.
+integer q stands for d * q in Q8_0, d * (q - 8) in Q4_0 and d * q + m in Q4_1. Larger groups repeat theirs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from octavo.base.types.tensor import SCHEMES, QuantizedTensor, StoredTensor
-from octavo.quant.int4 import LAYOUTS, SYMMETRIC, unpack_columns, unpack_zeros
+from octavo.quant.int4 import LAYOUTS as INT4
+from octavo.quant.int4 import SYMMETRIC, unpack_columns, unpack_zeros
+from octavo.quant.int8 import LAYOUTS as INT8
+from octavo.quant.int8 import int8_numbers
 from octavo.quant.matrix import as_plain
 from octavo.quant.scheme import dequantize
 
@@ -24,32 +27,41 @@ _TOO_LARGE = 4096.0
 
 
 def block_scheme(tensor: QuantizedTensor) -> str | None:
-    """Q4_0 where every zero is the middle, else Q4_1; None where no format of blocks has these numbers.
+    """Q8_0 of 8-bit integers; of 4-bit ones Q4_0 where every zero is the middle, else Q4_1; None where no format of
+    blocks has these numbers.
 
-    Q4_0 has them as they are where scales are float16. In Q4_1 m is rounded by 2^-12 of it, 0.4 % of d at most.
+    Q8_0 and Q4_0 have them as they are where scales are float16. In Q4_1 m is rounded, by 0.4 % of d at most.
     """
-    if tensor.scheme.layout not in LAYOUTS or "g_idx" in tensor.parts or tensor.shape[1] % BLOCK:
+    layout = tensor.scheme.layout
+    if layout not in (*INT4, *INT8) or "g_idx" in tensor.parts or tensor.shape[1] % BLOCK:
         return None
-    scale, zero = _scales(tensor)
+    scale, zero = (int8_numbers(tensor)[1], None) if layout in INT8 else _scales(tensor)
     largest = np.abs(scale).max(1, keepdims=True)
     if not (largest < _TOO_LARGE).all():  # NaN is not, either
         return None
     moved = np.abs(scale.astype(np.float16).astype(np.float32) - scale)
     if (moved > _MOST_MOVED * largest).any():
         return None
+    if layout in INT8:
+        return "Q8_0"
     return "Q4_0" if zero is None else "Q4_1"
 
 
 def as_stored(tensor: QuantizedTensor, scheme: str) -> StoredTensor:
     """The matrix in memory of its own: as block_scheme says, or plain, F32 or BF16."""
-    if scheme not in ("Q4_0", "Q4_1"):
+    (out, width), blocks = tensor.shape, tensor.shape[1] // BLOCK
+    if scheme == "Q8_0":
+        q, scale = int8_numbers(tensor)
+        head, elements = scale[..., None], q.reshape(out, blocks, BLOCK).view(np.uint8)
+    elif scheme in ("Q4_0", "Q4_1"):
+        scale, zero = _scales(tensor)
+        head = scale[..., None] if zero is None else np.stack((scale, -scale * zero), 2)
+        elements = _nibbles(tensor)
+    else:
         return as_plain(tensor, scheme)
-    scale, zero = _scales(tensor)
-    head = scale[..., None] if zero is None else np.stack((scale, -scale * zero), 2)
-    blocks = tensor.shape[1] // BLOCK
-    heads = head.astype(np.float16).repeat(blocks // head.shape[1], 1)
-    data: np.ndarray = np.concatenate((heads.view(np.uint8), _nibbles(tensor)), 2)
-    return StoredTensor(tensor.name, SCHEMES[scheme], tensor.shape, data.reshape(-1).data)
+    heads = head.astype(np.float16).repeat(blocks // head.shape[1], 1).repeat(out // len(head), 0)
+    data: np.ndarray = np.concatenate((heads.view(np.uint8), elements), 2)
+    return StoredTensor(tensor.name, SCHEMES[scheme], (out, width), data.reshape(-1).data)
 
 
 def _scales(tensor: QuantizedTensor) -> tuple[np.ndarray, np.ndarray | None]:

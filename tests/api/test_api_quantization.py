@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 import weight_files as make
-from quantized_checkpoints import FORMATS, INT4_FORMATS, compressed, quantize_folder
+from quantized_checkpoints import FORMATS, INT4_FORMATS, INT8_FORMATS, compressed, quantize_folder
 
 from octavo import LLM, SamplingParams
 from octavo.api.build import _weights as model_weights
 from octavo.api.build import open_model
 from octavo.api.quantization import online_quantization, weight_bytes
 from octavo.backends.cpu.runner import CpuBackend
-from octavo.backends.torch.quant.fp8 import Fp8Matrix
 from octavo.backends.torch.quant.int4 import Int4Matrix
+from octavo.backends.torch.quant.scaled import ScaledMatrix
 from octavo.backends.torch.weights import load_weights
 from octavo.base.config.config import ModelConfig
 from octavo.base.errors import ConfigError, OctavoError, UnsupportedError
@@ -39,7 +39,7 @@ def plain(checkpoint: Callable[[str], Path]) -> Path:
     return checkpoint("llama")
 
 
-@pytest.fixture(params=["fp8_block", "compressed_channel", "gptq", "awq_64"])
+@pytest.fixture(params=["fp8_block", "compressed_channel", "gptq", "awq_64", "int8_channel"])
 def quantized(request: pytest.FixtureRequest, plain: Path, tmp_path: Path) -> Path:
     return quantize_folder(plain, request.param, tmp_path)[0]
 
@@ -133,7 +133,9 @@ def test_bytes_on_the_device(plain: Path, tmp_path: Path) -> None:
     assert exact == 2 * whole
 
 
-@pytest.mark.parametrize("form", ["plain", "compressed_channel", "gptq_v2", "gptq_shuffled", "packed_group", "dummy"])
+@pytest.mark.parametrize(
+    "form", ["plain", "compressed_channel", "gptq_v2", "gptq_shuffled", "packed_group", "int8_gptq", "dummy"]
+)
 def test_bytes_on_a_cpu(plain: Path, tmp_path: Path, form: str) -> None:
     """Native kernels keep bfloat16, in 16 bits or in 12, and make it of what they have no blocks for."""
     folder = plain if form in ("plain", "dummy") else quantize_folder(plain, form, tmp_path / "a")[0]
@@ -162,11 +164,18 @@ def test_a_wrong_config_is_told_before_weights_are_read(plain: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("gptq", Int4Matrix), ("packed_zeros", Int4Matrix), ("fp8_block", Fp8Matrix)]
+    ("name", "kind"),
+    [
+        ("gptq", Int4Matrix),
+        ("packed_zeros", Int4Matrix),
+        ("fp8_block", ScaledMatrix),
+        ("int8_channel", ScaledMatrix),
+        ("int8_gptq", ScaledMatrix),
+    ],
 )
 def test_dummy_weights_are_made_as_the_config_says(plain: Path, tmp_path: Path, name: str, kind: type) -> None:
     settings = json.loads((plain / "config.json").read_text())
-    config = {**FORMATS, **INT4_FORMATS}[name][0]
+    config = {**FORMATS, **INT4_FORMATS, **INT8_FORMATS}[name][0]
     settings |= {"quantization_config": config, "intermediate_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     for device in ("torch:cpu", "cpu"):

@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 from checkpoints import hf_logits, prompt
 from parity.drive import EVERYTHING, PROGRAMS, Drive, check_against, load_checkpoint, make_backend
-from quantized_checkpoints import FORMATS, INT4_FORMATS, quantize_folder
+from quantized_checkpoints import FORMATS, INT4_FORMATS, INT8_FORMATS, quantize_folder
 
-CASES = [("llama", name) for name in (*FORMATS, *INT4_FORMATS)]
-CASES += [("llama_bias", "fp8_block"), ("qwen3_moe", "compressed_channel"), ("qwen3_moe", "gptq_shuffled")]
+CASES = [("llama", name) for name in (*FORMATS, *INT4_FORMATS, *INT8_FORMATS)]
+CASES += [
+    ("llama_bias", "fp8_block"),
+    ("qwen3_moe", "compressed_channel"),
+    ("qwen3_moe", "gptq_shuffled"),
+    ("qwen3_moe", "int8_channel"),
+]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda p: "-".join(p))

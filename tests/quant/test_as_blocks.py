@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from quantized_checkpoints import INT4_FORMATS, read
+from quantized_checkpoints import INT4_FORMATS, INT8_FORMATS, int8_gptq, read
 from torch import Tensor
 
 from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, QuantizedTensor, Scheme, StoredTensor
@@ -14,17 +14,24 @@ from octavo.quant.as_blocks import as_stored, block_scheme
 
 KINDS: dict[torch.dtype, Scheme] = {
     torch.int32: PART_SCHEMES["I32"],
+    torch.int8: PART_SCHEMES["I8"],
     torch.float16: SCHEMES["F16"],
     torch.bfloat16: SCHEMES["BF16"],
     torch.float32: SCHEMES["F32"],
 }
+FORMATS = {
+    **INT4_FORMATS,
+    **INT8_FORMATS,
+    "int8_groups": ({**INT8_FORMATS["int8_gptq"][0], "group_size": 128}, int8_gptq(128)),
+}
+EXACT = ("int8_gptq", "int8_gptq_v2", "int8_groups")
 SYMMETRIC = ("gptq", "packed_group", "packed_sharded", "packed_channel")
 
 
 def made(name: str, shape: tuple[int, int], **replaced: Tensor) -> QuantizedTensor:
     """A random matrix in the format. replaced: parts by their last name, in place of what belongs to it."""
     torch.manual_seed(sum(shape))
-    config, quantizer = INT4_FORMATS[name]
+    config, quantizer = FORMATS[name]
     parts, _ = quantizer(torch.randn(shape) / 8)
     tensors = {}
     for key, value in {**parts, **replaced}.items():
@@ -37,21 +44,23 @@ def made(name: str, shape: tuple[int, int], **replaced: Tensor) -> QuantizedTens
 
 
 @pytest.mark.parametrize("shape", [(8, 64), (24, 192), (11, 128), (40, 256)])
-@pytest.mark.parametrize("name", INT4_FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_the_numbers_are_the_same(name: str, shape: tuple[int, int]) -> None:
-    if shape[0] % 8 and name.startswith("awq"):
-        pytest.skip("a word has eight rows")
+    if (shape[0] % 8 and name.startswith("awq")) or (shape[1] % 128 and name == "int8_groups"):
+        pytest.skip("a word has eight rows, a group 128 columns")
     matrix = made(name, shape)
     scheme = block_scheme(matrix)
     if "g_idx" in matrix.parts:
         assert scheme is None
         return
-    assert scheme == ("Q4_0" if name in SYMMETRIC else "Q4_1")
+    assert scheme == ("Q8_0" if name in INT8_FORMATS or name in EXACT else "Q4_0" if name in SYMMETRIC else "Q4_1")
     stored = as_stored(matrix, scheme)
     assert (stored.name, stored.shape, stored.scheme.name) == (matrix.name, shape, scheme)
     got, want = dequantize(stored), dequantize_matrix(matrix)
-    if scheme == "Q4_0":
+    if name in (*SYMMETRIC, *EXACT):
         np.testing.assert_array_equal(got, want)
+    elif scheme == "Q8_0":  # scales of other types than float16
+        np.testing.assert_allclose(got, want, rtol=2**-11)
     else:
         steps = dequantize(matrix.parts["scale"])
         assert np.abs(got - want).max() <= 0.004 * steps.max()

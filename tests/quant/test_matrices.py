@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from quantized_checkpoints import INT4_FORMATS
+from quantized_checkpoints import INT4_FORMATS, INT8_FORMATS
 
 from octavo.base.errors import UnsupportedError
 from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, MatrixScheme, QuantizedTensor, Scheme, StoredTensor
@@ -25,7 +25,8 @@ def fp8(codes: np.ndarray, scale: np.ndarray, group: tuple[int, int]) -> Quantiz
 
 
 def test_every_layout_has_a_test() -> None:
-    assert set(MATRICES) == {"fp8", "gptq", "gptq_v2", "awq", "packed"}
+    int8 = {"int8", "int8_packed", "int8_gptq", "int8_gptq_v2"}
+    assert set(MATRICES) == {"fp8", "gptq", "gptq_v2", "awq", "packed", *int8}
 
 
 def test_e4m3_is_what_torch_says_it_is() -> None:
@@ -52,13 +53,13 @@ def test_fp8(group: tuple[int, int], shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(got, want, rtol=2**-23)
 
 
-@pytest.mark.parametrize("name", INT4_FORMATS)
+@pytest.mark.parametrize("name", {**INT4_FORMATS, **INT8_FORMATS})
 @pytest.mark.parametrize("shape", [(8, 64), (24, 192), (11, 128)])
-def test_int4(name: str, shape: tuple[int, int]) -> None:
+def test_integers(name: str, shape: tuple[int, int]) -> None:
     if shape[0] % 8 and name.startswith("awq"):
         pytest.skip("a word has eight rows")
     torch.manual_seed(shape[1])
-    config, quantizer = INT4_FORMATS[name]
+    config, quantizer = {**INT4_FORMATS, **INT8_FORMATS}[name]
     stored, means = quantizer(torch.randn(shape) / 8)
     tensors = {f"m.{key}": named(f"m.{key}", value) for key, value in stored.items() if value.dtype != torch.int64}
     quantization = read_quantization({"quantization_config": config})
@@ -71,8 +72,10 @@ def test_int4(name: str, shape: tuple[int, int]) -> None:
 
 
 def named(name: str, values: torch.Tensor) -> StoredTensor:
-    scheme = {torch.int32: PART_SCHEMES["I32"], torch.float16: SCHEMES["F16"]}[values.dtype]
-    return StoredTensor(name, scheme, tuple(values.shape), memoryview(values.contiguous().numpy().tobytes()))
+    names = {torch.int8: "I8", torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+    scheme = {**SCHEMES, **PART_SCHEMES}[names[values.dtype]]
+    raw = values.contiguous().view(torch.uint8).numpy().tobytes()
+    return StoredTensor(name, scheme, tuple(values.shape), memoryview(raw))
 
 
 def test_as_plain_rounds_to_bfloat16() -> None:

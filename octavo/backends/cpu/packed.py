@@ -21,6 +21,7 @@ from octavo.base.types.tensor import SCHEMES, MatrixScheme, QuantizedTensor, Sto
 from octavo.quant import dequantize
 from octavo.quant.as_blocks import AS_STORED_VERSION, as_stored, block_scheme
 from octavo.quant.int4 import LAYOUTS as INT4
+from octavo.quant.int8 import LAYOUTS as INT8
 from octavo.weights.files import release
 
 EXACT = ("F32", "F16")
@@ -127,9 +128,10 @@ def _scheme(tensor: StoredTensor | QuantizedTensor, *, exact: bool) -> str:
 def kept_bytes(stored: QuantizedTensor | MatrixScheme, shape: tuple[int, ...]) -> int:
     """About how many a matrix in parts takes when packed, where products may round, by what headers or a config say."""
     scheme = stored.scheme if isinstance(stored, QuantizedTensor) else stored
-    if scheme.layout not in INT4 or (isinstance(stored, QuantizedTensor) and "g_idx" in stored.parts):
+    shuffled = isinstance(stored, QuantizedTensor) and "g_idx" in stored.parts
+    if scheme.layout not in (*INT4, *INT8) or shuffled:
         return prod(shape) * 2
-    block = SCHEMES["Q4_1" if scheme.zeros else "Q4_0"]
+    block = SCHEMES["Q8_0" if scheme.layout in INT8 else "Q4_1" if scheme.zeros else "Q4_0"]
     return prod(shape) // block.group * block.group_bytes
 
 

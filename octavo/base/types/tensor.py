@@ -42,7 +42,9 @@ SCHEMES: dict[str, Scheme] = {
     )
 }
 
-PART_SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (Scheme("F8_E4M3", 1, 1), Scheme("I32", 1, 4))}
+PART_SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme for scheme in (Scheme("F8_E4M3", 1, 1), Scheme("I8", 1, 1), Scheme("I32", 1, 4))
+}
 """Of parts of a QuantizedTensor, which are no numbers of the model's without the other parts."""
 
 

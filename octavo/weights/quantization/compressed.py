@@ -7,15 +7,21 @@ from typing import Any
 
 from octavo.base.types.tensor import MatrixScheme
 from octavo.weights.quantization.fp8 import float_scheme
-from octavo.weights.quantization.int4 import packed_scheme
+from octavo.weights.quantization.integers import int_scheme, packed_scheme
 from octavo.weights.quantization.rules import Rule, bad, matcher, names_of
+
+
+def _naive_scheme(weights: Mapping[str, Any]) -> MatrixScheme:
+    return (int_scheme if weights.get("type") == "int" else float_scheme)(weights)
+
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], MatrixScheme]] = {
     "float-quantized": float_scheme,
-    "naive-quantized": float_scheme,
+    "int-quantized": int_scheme,
+    "naive-quantized": _naive_scheme,
     "pack-quantized": packed_scheme,
 }
-"""A format's name -> from a group's `weights` to a scheme. The naive one stores floats as the first does."""
+"""A format's name -> from a group's `weights` to a scheme. The naive one stores numbers as the first two do."""
 
 IN_WEIGHTS = ("weight_input", "weight_output")
 """Where a transform is multiplied into the weights; elsewhere activations are rotated while the model runs."""

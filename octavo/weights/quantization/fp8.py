@@ -13,10 +13,11 @@ from math import prod
 from typing import Any
 
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor
-from octavo.weights.quantization.rules import Rule, Tensors, bad, matcher, misshapen, names_of, part_of
+from octavo.weights.quantization.rules import SCALES, Rule, Tensors, bad, matcher, misshapen, names_of, part_of
 
 LAYOUT = "fp8"
-_SCALES = ("F32", "BF16", "F16")
+ELEMENTS = {LAYOUT: "F8_E4M3", "int8": "I8"}
+"""Layout -> the type of a weight of one byte an element, which has its scale beside it."""
 
 
 def fp8_rules(config: Mapping[str, Any]) -> list[Rule]:
@@ -58,10 +59,10 @@ def float_scheme(weights: Mapping[str, Any]) -> MatrixScheme:
     return MatrixScheme(LAYOUT, 8, groups[strategy])
 
 
-def find_fp8(tensors: Tensors, module: str, scheme: MatrixScheme, shape: tuple[int, ...]) -> QuantizedTensor | None:
+def find_bytes(tensors: Tensors, module: str, scheme: MatrixScheme, shape: tuple[int, ...]) -> QuantizedTensor | None:
     """rules.Find. The scale gets the shape that scheme.scale_shape tells."""
     weight = tensors.get(f"{module}.weight")
-    if weight is None or weight.scheme.name != "F8_E4M3":
+    if weight is None or weight.scheme.name != ELEMENTS[scheme.layout]:
         return None
     if weight.shape != shape or len(shape) != 2:
         raise misshapen(weight, str(list(shape)))
@@ -70,8 +71,8 @@ def find_fp8(tensors: Tensors, module: str, scheme: MatrixScheme, shape: tuple[i
         scheme = replace(scheme, group=(1, 0))
     wanted = scheme.scale_shape(shape)
     flat = tuple(size for size in scale.shape if size != 1)
-    if flat != tuple(size for size in wanted if size != 1) or scale.scheme.name not in _SCALES:
-        raise misshapen(scale, f"{list(wanted)} of {', '.join(_SCALES)}")
+    if flat != tuple(size for size in wanted if size != 1) or scale.scheme.name not in SCALES:
+        raise misshapen(scale, f"{list(wanted)} of {', '.join(SCALES)}")
     return QuantizedTensor(weight.name, scheme, shape, {"weight": weight, "scale": replace(scale, shape=wanted)})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor
 from octavo.weights.files import read_json
-from octavo.weights.quantization import compressed, fp8, int4
+from octavo.weights.quantization import compressed, fp8, integers
 from octavo.weights.quantization.rules import Find, Rule, Tensors
 
 METHODS: dict[str, Callable[[Mapping[str, Any]], list[Rule]]] = {
@@ -18,12 +18,15 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], list[Rule]]] = {
     "fbgemm_fp8": fp8.fp8_rules,
     "modelopt": fp8.modelopt_rules,
     "compressed-tensors": compressed.compressed_rules,
-    "gptq": int4.gptq_rules,
-    "awq": int4.awq_rules,
+    "gptq": integers.gptq_rules,
+    "awq": integers.awq_rules,
 }
 """quant_method -> from quantization_config to the rules, of which the first that matches a module holds."""
 
-LAYOUTS: dict[str, Find] = {fp8.LAYOUT: fp8.find_fp8, **dict.fromkeys(int4.PARTS, int4.find_int4)}
+LAYOUTS: dict[str, Find] = {
+    **dict.fromkeys(fp8.ELEMENTS, fp8.find_bytes),
+    **dict.fromkeys(integers.PARTS, integers.find_words),
+}
 """MatrixScheme.layout -> how its parts are found."""
 
 

@@ -10,6 +10,8 @@ from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor
 from octavo.weights.quantization.patterns import compile_pattern
 
+SCALES = ("F32", "BF16", "F16")
+"""Types that scales are stored in."""
 Tensors = Mapping[str, StoredTensor]
 Find = Callable[[Tensors, str, MatrixScheme, tuple[int, ...]], QuantizedTensor | None]
 """(tensors, module, scheme, [out, in]) -> the module's matrix, None where it is stored plainly. ModelFormatError where

@@ -1,4 +1,4 @@
-"""Products with E4M3 weights against float64 of the numbers that they hold: every form of kernel and of scale."""
+"""Products with weights in bytes, E4M3 and int8, against float64 of what they hold: every form of kernel and scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, 
 from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Scaled, scratch_sizes, skinny_matmul
-from octavo.backends.torch.quant.fp8 import Fp8Matrix, quantize_fp8
+from octavo.backends.torch.ops.products import gated_product, product_of
+from octavo.backends.torch.quant.fp8 import quantize_fp8
+from octavo.backends.torch.quant.scaled import ScaledMatrix
 
 EPS = 1e-5
 WHOLE = Variant("vector", 32, 512, 4)
@@ -29,22 +31,29 @@ GROUPS = [(1, 0), (128, 128), (1, 128)]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
-def matrix(n: int, k: int, group: tuple[int, int]) -> Fp8Matrix:
+def matrix(n: int, k: int, group: tuple[int, int]) -> ScaledMatrix:
     """Any finite elements; scales that tell groups apart, inside a wider tensor of NaN."""
     codes = torch.randint(0, 256, (n, k), dtype=torch.uint8)
     codes[(codes & 0x7F) == 0x7F] = 8
     rows, columns = (-(-size // step) if step else 1 for size, step in zip((n, k), group, strict=True))
     wide = poisoned(rows, columns + 1, dtype=torch.float32)
     wide[:, :columns] = (torch.rand(rows, columns) * 10 + 0.1).to(DEVICE) / 448
-    return Fp8Matrix(codes.view(torch.float8_e4m3fn).to(DEVICE), wide[:, :columns], group)
+    return ScaledMatrix(codes.view(torch.float8_e4m3fn).to(DEVICE), wide[:, :columns], group)
 
 
-def scaled(weight: Fp8Matrix) -> Scaled:
+def integers(n: int, k: int, group: tuple[int, int]) -> ScaledMatrix:
+    """As matrix, of all 256 integers."""
+    weight = torch.randint(-128, 128, (n, k), dtype=torch.int8)
+    weight.view(-1)[:256] = torch.arange(-128, 128)
+    return ScaledMatrix(weight.to(DEVICE), matrix(n, k, group).scale, group)
+
+
+def scaled(weight: ScaledMatrix) -> Scaled:
     scale = weight.scale.contiguous() if weight.group[1] == 0 else weight.scale
     return Scaled(weight.weight, scale, weight.group)
 
 
-def product(x: torch.Tensor, weight: Fp8Matrix, bias: torch.Tensor | None = None) -> torch.Tensor:
+def product(x: torch.Tensor, weight: ScaledMatrix, bias: torch.Tensor | None = None) -> torch.Tensor:
     """float64."""
     return F.linear(x.double(), weight.dequantize(torch.float64), None if bias is None else bias.double())
 
@@ -64,6 +73,28 @@ def test_the_product_alone_of_odd_shapes(form: str, group: tuple[int, int]) -> N
     skinny_matmul(x, scaled(weight), out[:m], plan_of(FORMS[form], m, n))
     check(out[:m], product(x, weight), TOLERANCE[dtype])
     assert out[m].isnan().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("group", [(1, 0), (1, 128)], ids=str)
+def test_integers(form: str, group: tuple[int, int]) -> None:
+    m = 3 if FORMS[form].form == "vector" else 17
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = random(m, 400, dtype=dtype), integers(135, 400, group)
+        out = poisoned(m, 135, dtype=dtype)
+        skinny_matmul(x, scaled(weight), out, plan_of(FORMS[form], m, 135))
+        check(out, product(x, weight), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("group", [(1, 0), (1, 128)], ids=str)
+def test_many_tokens_with_integers_are_not_rounded(group: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fp8_matmul, "_has_scaled_mm", lambda device: True)
+    weight, x = integers(48, 256, group), random(70, 256, dtype=torch.bfloat16)
+    check(product_of(weight).many(x, weight, None), product(x, weight), 2e-2)
+    inner = random(70, 512, dtype=torch.bfloat16)
+    gate, up = inner.chunk(2, dim=-1)
+    wanted = product((F.silu(gate) * up), weight)
+    check(gated_product(inner, weight, None, "silu"), wanted, 2e-2)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -97,7 +128,7 @@ def test_every_element_has_its_value(form: str) -> None:
     """All 254 numbers of E4M3 exactly, subnormals and zeros of both signs among them."""
     codes = torch.arange(256, dtype=torch.uint8)
     codes[(codes & 0x7F) == 0x7F] = 0
-    weight = Fp8Matrix(
+    weight = ScaledMatrix(
         codes.view(16, 16).to(DEVICE).view(torch.float8_e4m3fn), torch.ones(16, 1, device=DEVICE), (1, 0)
     )
     out = poisoned(4, 16, dtype=torch.float32)
@@ -126,9 +157,9 @@ def test_rows_behind_a_gate(act: str) -> None:
 @pytest.mark.parametrize("group", GROUPS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_widening(group: tuple[int, int], dtype: torch.dtype) -> None:
-    weight = matrix(135, 272, group)
-    out = widen(weight.weight, weight.scale, group, dtype)
-    assert torch.equal(out, weight.dequantize(dtype))
+    for weight in (matrix(135, 272, group), integers(135, 272, group)):
+        out = widen(weight.weight, weight.scale, group, dtype)
+        assert torch.equal(out, weight.dequantize(dtype))
 
 
 @pytest.mark.parametrize("k", [16, 100, 513])

@@ -20,8 +20,8 @@ from octavo.backends.torch.ops.plain import PlainOps
 from octavo.backends.torch.ops.port import Stream
 from octavo.backends.torch.ops.products import product_of
 from octavo.backends.torch.quant import ONLINE
-from octavo.backends.torch.quant.fp8 import Fp8Matrix
 from octavo.backends.torch.quant.int4 import Int4Matrix, quantize_int4
+from octavo.backends.torch.quant.scaled import ScaledMatrix
 from octavo.backends.torch.weights import load_weights
 from octavo.base.types.tensor import MatrixScheme
 from octavo.models.spec import RMSNorm
@@ -100,7 +100,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
 
 MATRICES = {
     "plain": meta(4096, 4096),
-    "fp8": Fp8Matrix(meta(4096, 4096, dtype=torch.float8_e4m3fn), meta(32, 32, dtype=torch.float32), (128, 128)),
+    "fp8": ScaledMatrix(meta(4096, 4096, dtype=torch.float8_e4m3fn), meta(32, 32, dtype=torch.float32), (128, 128)),
     "int4": Int4Matrix(meta(128, 4096, 4, dtype=torch.int32), meta(32, 4096), None),
 }
 

@@ -1,5 +1,7 @@
 """Products with E4M3 weights: of many tokens in FP8 on both sides; of few, the variant of kernels/skinny_matmul.py.
 
+8-bit integers take the same variants, as they are as many bytes.
+
 Rows of x get a scale each, x = row scale * E4M3; scales by row of both sides multiply the product's sums.
 """
 
@@ -17,6 +19,7 @@ from octavo.backends.torch.kernels import pdl
 from octavo.backends.torch.kernels.gated import activate
 from octavo.backends.torch.kernels.norm import row_shape
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, split_k
+from octavo.backends.torch.kernels.skinny_matmul import raw, widened
 
 WIDEN_ROWS, WIDEN_COLUMNS = 32, 128
 """Of a program; columns do not cross a block's border."""
@@ -92,12 +95,12 @@ def _has_scaled_mm(device: torch.device) -> bool:
 
 
 def widen(weight: Tensor, scale: Tensor, group: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """weight * scale in dtype, newly made. weight: float8_e4m3fn [N, K], contiguous; scale, group: as of Scaled."""
+    """weight * scale in dtype, newly made; all as of Scaled, the weight contiguous."""
     n, k = weight.shape
     out = torch.empty((n, k), dtype=dtype, device=weight.device)
     grid = (triton.cdiv(n, WIDEN_ROWS), triton.cdiv(k, WIDEN_COLUMNS))
     _widen[grid](
-        weight.view(torch.uint8), scale, out, n, k, scale.stride(0), GROUP_N=group[0], GROUP_K=group[1] or k,
+        raw(weight), scale, out, n, k, scale.stride(0), GROUP_N=group[0], GROUP_K=group[1] or k,
         BLOCK_N=WIDEN_ROWS, BLOCK_K=WIDEN_COLUMNS, num_warps=4, **pdl.options(),
     )  # fmt: skip
     return out
@@ -127,7 +130,7 @@ def _widen(
     columns = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     inside = (rows < N) & (columns < K)
     at = rows.to(tl.int64) * K + columns
-    elements = tl.load(weight + at, mask=inside, other=0).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    elements = widened(tl.load(weight + at, mask=inside, other=0), tl.float32)
     # of a program's columns all are of one group
     first = tl.program_id(1) * BLOCK_K // GROUP_K
     values = elements * tl.load(scale + rows // GROUP_N * scale_stride + first, mask=rows < N, other=0)

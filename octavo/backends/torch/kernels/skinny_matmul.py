@@ -1,7 +1,7 @@
 """Few tokens times a big weight matrix: x [M, K], weight [N, K] -> out [M, N] or [M, N / 2], M <= 64, in one launch.
 
 Around it, if asked: RMSNorm of x + delta before the product; bias, gated activation, float32 logits after it.
-Weights are of x's type, or E4M3 with scales (Scaled): widened in registers, the sums multiplied by the scales.
+Weights are of x's type, or E4M3 or int8 with scales (Scaled): widened in registers, sums multiplied by the scales.
 """
 
 # ruff: noqa: N803, N806, RUF005 (in capitals: what a kernel is compiled for; Triton knows no starred tuples)
@@ -50,8 +50,8 @@ class Norm(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """A weight in E4M3. weight: float8_e4m3fn [N, K].  scale: float32 [N, 1], group (1, 0); or by blocks of `group`
-    rows and columns, [ceil(N / rows), ceil(K / columns)]. Rows of both are contiguous.
+    """A weight in bytes. weight: float8_e4m3fn or int8 [N, K].  scale: float32 [N, 1], group (1, 0); or by blocks of
+    `group` rows and columns, [ceil(N / rows), ceil(K / columns)]. Rows of both are contiguous.
 
     With blocks a variant's block_k is a multiple of their columns ("vector") or divides them ("dot").
     """
@@ -59,6 +59,11 @@ class Scaled(NamedTuple):
     weight: Tensor
     scale: Tensor
     group: tuple[int, int]
+
+
+def raw(weight: Tensor) -> Tensor:
+    """E4M3 as uint8, of which the zeros beyond an end are zeros; others as they are."""
+    return weight.view(torch.uint8) if weight.dtype == torch.float8_e4m3fn else weight
 
 
 def make_scratch(elements: int, tiles: int, device: torch.device | str) -> Scratch:
@@ -99,8 +104,7 @@ def skinny_matmul(
     variant = plan.variant
     n = out.shape[1]
     matrix, scale, group = weight if isinstance(weight, Scaled) else (weight, None, (1, 0))
-    if scale is not None:
-        matrix = matrix.view(torch.uint8)  # of which the zeros beyond its end are zeros
+    matrix = raw(matrix)
     strides = (x.stride(0), matrix.stride(0), 0 if scale is None else scale.stride(0), out.stride(0))
     groups = {"GROUP_N": group[0], "GROUP_K": group[1]}
     tiles = triton.cdiv(n, variant.block_n)
@@ -176,11 +180,13 @@ def _load_once(at, mask):
 
 
 @triton.jit
-def _widened(weights, DTYPE: tl.constexpr):
-    """Weights as they were loaded, in DTYPE; bytes are E4M3."""
+def widened(weights, DTYPE: tl.constexpr):
+    """Weights as they were loaded, in DTYPE; uint8 are E4M3."""
+    # by way of float32: straight to bfloat16 takes an instruction of a quarter of the rate, one element at a time
     if weights.dtype == tl.uint8:
-        # by way of float32: straight to bfloat16 takes an instruction of a quarter of the rate, one element at a time
         wide = weights.to(tl.float8e4nv, bitcast=True).to(tl.float32).to(DTYPE)
+    elif weights.dtype == tl.int8:
+        wide = weights.to(tl.float32).to(DTYPE)
     else:
         wide = weights.to(DTYPE)
     return wide
@@ -202,7 +208,7 @@ def _load_scales(scale_ptr, rows, column, scale_stride, K: tl.constexpr, COUNT: 
 @triton.jit
 def _scaled(weights, scales, GROUP_K: tl.constexpr):
     """Weights [BLOCK_N, BLOCK_K] in float32, times the scales of their blocks if they have such."""
-    wide = _widened(weights, tl.float32)
+    wide = widened(weights, tl.float32)
     if GROUP_K > 0:
         BLOCK_N: tl.constexpr = weights.shape[0]
         BLOCK_K: tl.constexpr = weights.shape[1]
@@ -561,7 +567,7 @@ def _turned(acc, SWAP: tl.constexpr):
 @triton.jit
 def _dot(x, weights, acc, SWAP: tl.constexpr):
     """acc + x @ weights.T, or its transpose."""
-    weights = _widened(weights, x.dtype)
+    weights = widened(weights, x.dtype)
     if _INTERPRETED:
         x = x.to(tl.float32)
         weights = weights.to(tl.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,9 +13,9 @@ from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, choose
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, scratch_sizes, skinny_matmul
 from octavo.backends.torch.ops.int4 import Int4
-from octavo.backends.torch.quant.fp8 import Fp8Matrix
 from octavo.backends.torch.quant.int4 import Int4Matrix
 from octavo.backends.torch.quant.matrix import Matrix
+from octavo.backends.torch.quant.scaled import ScaledMatrix
 from octavo.base.errors import UnsupportedError
 
 
@@ -83,8 +84,8 @@ class Dense:
         return F.linear(x, weight, bias)
 
 
-class Fp8(Dense):
-    """Few tokens keep their 16 bits; of many each is rounded to E4M3 where scales are by row and the device can."""
+class Bytes(Dense):
+    """Activations keep their 16 bits; many with E4M3 are rounded to E4M3 where scales are by row and the device can."""
 
     norms = False  # a norm hides behind what a plain product reads, not behind half of it
 
@@ -98,15 +99,20 @@ class Fp8(Dense):
 
     def many(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """As Product."""
-        out = scaled_matmul(x, weight.weight, weight.scale, bias) if weight.group[1] == 0 else None
+        out = scaled_matmul(x, weight.weight, weight.scale, bias) if _both_sides(weight) else None
         if out is None:
             out = F.linear(x, widen(weight.weight, weight.scale, weight.group, x.dtype), bias)
         return out
 
 
+def _both_sides(weight: Matrix) -> bool:
+    """Whether activations may be rounded to E4M3 as its elements are."""
+    return isinstance(weight, ScaledMatrix) and weight.weight.dtype == torch.float8_e4m3fn and weight.group[1] == 0
+
+
 def gated_product(inner: Tensor, weight: Matrix, bias: Tensor | None, act: str) -> Tensor:
     """act(first half of inner's columns) * second half, times weight.T: for any number of tokens."""
-    if isinstance(weight, Fp8Matrix) and weight.group[1] == 0:
+    if isinstance(weight, ScaledMatrix) and _both_sides(weight):
         out = scaled_matmul(inner, weight.weight, weight.scale, bias, act=act)
         if out is not None:
             return out
@@ -115,7 +121,7 @@ def gated_product(inner: Tensor, weight: Matrix, bias: Tensor | None, act: str) 
     return product_of(weight).many(y, weight, bias)
 
 
-PRODUCTS: dict[type, Product] = {Tensor: Dense(), Fp8Matrix: Fp8(), Int4Matrix: Int4()}
+PRODUCTS: dict[type, Product] = {Tensor: Dense(), ScaledMatrix: Bytes(), Int4Matrix: Int4()}
 """By class of matrix."""
 
 

@@ -44,6 +44,7 @@ ELEMENTS: dict[str, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "I8": torch.int8,
     "I32": torch.int32,
 }
 

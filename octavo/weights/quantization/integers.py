@@ -1,4 +1,7 @@
-"""4-bit checkpoints: quant_method gptq and awq, pack-quantized of compressed-tensors. quant/int4 tells the layouts."""
+"""Checkpoints of integers: quant_method gptq and awq, pack-quantized and int-quantized of compressed-tensors.
+
+quant/int4 and quant/int8 tell the layouts.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,23 @@ from typing import Any
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor
 from octavo.weights.quantization.patterns import compile_pattern
-from octavo.weights.quantization.rules import Rule, Tensors, bad, matcher, misshapen, names_of, part_of
+from octavo.weights.quantization.rules import SCALES, Rule, Tensors, bad, matcher, misshapen, names_of, part_of
 
-_SCALES = ("F16", "BF16", "F32")
-_WORD = 8
-"""Elements of an int32."""
 _CHUNK = 32
 """Columns that the kernels read at once: a matrix has a multiple of them."""
+_GPTQ, _PACKED = ("qweight", "scales", "qzeros"), ("weight_packed", "weight_scale", "weight_zero_point")
 PARTS = {
-    "gptq": ("qweight", "scales", "qzeros"),
-    "gptq_v2": ("qweight", "scales", "qzeros"),
-    "awq": ("qweight", "scales", "qzeros"),
-    "packed": ("weight_packed", "weight_scale", "weight_zero_point"),
+    "gptq": _GPTQ,
+    "gptq_v2": _GPTQ,
+    "awq": _GPTQ,
+    "packed": _PACKED,
+    "int8_gptq": _GPTQ,
+    "int8_gptq_v2": _GPTQ,
+    "int8_packed": _PACKED,
 }
 """Layout -> the names of words, scales and zeros; the columns' groups are g_idx or weight_g_idx."""
+_MIDDLE = {"int8_gptq": 127, "int8_gptq_v2": 128, "int8_packed": 128}
+"""Layout -> a byte of its zeros where they are the middle."""
 
 
 def gptq_rules(config: Mapping[str, Any]) -> list[Rule]:
@@ -53,9 +59,11 @@ def _gptq_scheme(config: Mapping[str, Any]) -> MatrixScheme:
         form = "marlin"
     if form not in ("gptq", "gptq_v2"):
         raise bad("checkpoint_format", form, "gptq or gptq_v2")
+    if config.get("bits") == 8:
+        return MatrixScheme(f"int8_{form}", 8, _group(config.get("group_size", 128), bits=8))
     group = _group(config.get("group_size", 128))
     zeros = config.get("sym") is not True
-    return MatrixScheme(form, _bits("bits", config.get("bits")), group, zeros)
+    return MatrixScheme(form, _bits("bits", config.get("bits"), "4 or 8"), group, zeros)
 
 
 def awq_rules(config: Mapping[str, Any]) -> list[Rule]:
@@ -63,7 +71,7 @@ def awq_rules(config: Mapping[str, Any]) -> list[Rule]:
     version = str(config.get("version", "gemm")).lower()
     if version != "gemm":
         raise bad("version", version, "gemm")
-    bits = _bits("bits", config.get("bits", config.get("w_bit")))
+    bits = _bits("bits", config.get("bits", config.get("w_bit")), "4")
     group = _group(config.get("group_size", config.get("q_group_size", 128)))
     ignored = matcher(names_of(config, "modules_to_not_convert"), inside=True)
     scheme = MatrixScheme("awq", bits, group, config.get("zero_point") is not False)
@@ -77,46 +85,76 @@ def packed_scheme(weights: Mapping[str, Any]) -> MatrixScheme:
     strategy = weights.get("strategy")
     if strategy not in ("group", "channel"):
         raise bad("strategy", strategy, "group or channel")
-    group = _group(weights.get("group_size") if strategy == "group" else -1)
-    bits = _bits("num_bits", weights.get("num_bits"))
-    return MatrixScheme("packed", bits, group, weights.get("symmetric") is not True)
+    size = weights.get("group_size") if strategy == "group" else -1
+    if weights.get("num_bits") == 8:
+        return MatrixScheme("int8_packed", 8, _group(size, bits=8))
+    bits = _bits("num_bits", weights.get("num_bits"), "4 or 8")
+    return MatrixScheme("packed", bits, _group(size), weights.get("symmetric") is not True)
 
 
-def find_int4(tensors: Tensors, module: str, scheme: MatrixScheme, shape: tuple[int, ...]) -> QuantizedTensor | None:
-    """rules.Find. Parts are words, scale and, where stored, zeros; g_idx where the groups are not in order."""
-    layout = scheme.layout
+def int_scheme(weights: Mapping[str, Any]) -> MatrixScheme:
+    """`weights` of a group of compressed-tensors whose format is int-quantized. What activations are to be rounded to
+    is not read: 8 bits a token is what products make of them, or finer."""
+    if (weights.get("num_bits"), weights.get("type", "int")) != (8, "int"):
+        raise bad("weights", f"{weights.get('num_bits')} bits of {weights.get('type')}", "8 bits of int")
+    if weights.get("symmetric") is False:
+        raise bad("symmetric", False, "true")
+    groups = {"tensor": (0, 0), "channel": (1, 0)}
+    strategy = weights.get("strategy")
+    if not isinstance(strategy, str) or strategy not in groups:
+        raise bad("strategy", strategy, "tensor or channel")
+    return MatrixScheme("int8", 8, groups[strategy])
+
+
+def find_words(tensors: Tensors, module: str, scheme: MatrixScheme, shape: tuple[int, ...]) -> QuantizedTensor | None:
+    """rules.Find. Parts are words and scale, of 4 bits zeros where stored and g_idx where groups are not in order."""
+    layout, word = scheme.layout, 32 // scheme.bits
     words_name, scale_name, zeros_name = PARTS[layout]
     words = tensors.get(f"{module}.{words_name}")
     if words is None:
         return None
     if len(shape) != 2 or shape[1] % _CHUNK:
         raise ModelFormatError(
-            f"tensor {words.name}: 4-bit matrices whose rows are not a multiple of {_CHUNK} long are not supported "
+            f"tensor {words.name}: matrices in words whose rows are not a multiple of {_CHUNK} long are not supported "
             f"({list(shape)}); take the unquantized model or a GGUF file of it"
         )
     out, width = shape
-    down = -(-out // _WORD)
+    down = -(-out // word)
     if width % (scheme.group[1] or width):
         raise misshapen(words, f"rows that split into groups of {scheme.group[1]}, not {list(shape)}")
     _, groups = scheme.scale_shape(shape)
-    packed = {"awq": (width, down), "packed": (out, width // _WORD)}.get(layout, (width // _WORD, out))
+    across = PARTS[layout] is _PACKED
+    placed = (out, width // word) if across else (width, down) if layout == "awq" else (width // word, out)
     parts = {
-        "words": _checked(words, packed, "I32"),
-        "scale": _checked(part_of(tensors, module, scale_name), _turned((groups, out), layout), *_SCALES),
+        "words": _checked(words, placed, "I32"),
+        "scale": _checked(part_of(tensors, module, scale_name), (out, groups) if across else (groups, out), *SCALES),
     }
     zeros = tensors.get(f"{module}.{zeros_name}")
     if zeros is not None:
-        parts["zeros"] = _checked(zeros, _turned((groups, down), layout), "I32")
+        parts["zeros"] = _checked(zeros, (down, groups) if across else (groups, down), "I32")
     elif scheme.zeros:
         part_of(tensors, module, zeros_name)
     index = tensors.get(f"{module}.g_idx") or tensors.get(f"{module}.weight_g_idx")
     if index is not None and _in_disorder(_checked(index, (width,), "I32"), groups):
         parts["g_idx"] = index
+    if layout in _MIDDLE:
+        _check_8_bits(parts, _MIDDLE[layout])
     return QuantizedTensor(words.name, replace(scheme, zeros=zeros is not None), shape, parts)
 
 
-def _turned(shape: tuple[int, int], layout: str) -> tuple[int, int]:
-    return shape[::-1] if layout == "packed" else shape
+def _check_8_bits(parts: dict[str, StoredTensor], middle: int) -> None:
+    """What 4 bits may have: zeros are to be the middle, and are taken out; columns are to be in order."""
+    zeros, words = parts.pop("zeros", None), parts["words"]
+    if zeros is not None and set(zeros.data.cast("B")) != {middle}:
+        what = "zeros other than the middle"
+    elif "g_idx" in parts:
+        what = "columns in an order of their own (desc_act)"
+    else:
+        return
+    raise ModelFormatError(
+        f"tensor {words.name}: 8-bit matrices with {what} are not supported; take the unquantized model or a GGUF file "
+        "of it"
+    )
 
 
 def _checked(part: StoredTensor, shape: tuple[int, ...], *schemes: str) -> StoredTensor:
@@ -138,15 +176,16 @@ def _in_disorder(index: StoredTensor, groups: int) -> bool:
     return values != ordered
 
 
-def _bits(key: str, value: Any) -> int:
+def _bits(key: str, value: Any, wanted: str) -> int:
     if value != 4:
-        raise bad(key, value, "4")
+        raise bad(key, value, wanted)
     return 4
 
 
-def _group(size: Any) -> tuple[int, int]:
-    """32, 64 and multiples of 128; -1: a row."""
-    known = isinstance(size, int) and (size in (-1, 32, 64) or (size > 1 and not size % 128))
+def _group(size: Any, *, bits: int = 4) -> tuple[int, int]:
+    """Multiples of 128; -1: a row; of 4 bits also 32 and 64."""
+    smaller = (32, 64) if bits == 4 else ()
+    known = isinstance(size, int) and (size in (-1, *smaller) or (size > 1 and not size % 128))
     if not known:
-        raise bad("group_size", size, "-1, 32, 64 or a multiple of 128")
+        raise bad("group_size", size, f"-1{', 32, 64' if smaller else ''} or a multiple of 128")
     return 1, max(size, 0)

@@ -1,4 +1,4 @@
-"""quantization_config of 4-bit checkpoints: what is read, what is refused by name, parts that do not fit."""
+"""quantization_config of checkpoints of integers: what is read, what is refused by name, parts that do not fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quantized_checkpoints import AWQ, GPTQ, integers, read
+from quantized_checkpoints import AWQ, GPTQ, eight_bits, integers, read
 
 from octavo.base.errors import ModelFormatError
 from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, MatrixScheme, QuantizedTensor, StoredTensor
@@ -19,6 +19,7 @@ OUT, IN = 24, 128
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 IN_GPTQ: Shapes = {"qweight": ("I32", (16, 24)), "qzeros": ("I32", (4, 3)), "scales": ("F16", (4, 24))}
 IN_AWQ: Shapes = {"qweight": ("I32", (128, 3)), "qzeros": ("I32", (4, 3)), "scales": ("F16", (4, 24))}
+IN_GPTQ_8: Shapes = {"qweight": ("I32", (32, 24)), "scales": ("F16", (1, 24))}
 IN_PACKED: Shapes = {"weight_packed": ("I32", (24, 16)), "weight_scale": ("BF16", (24, 4))}
 PACKED = integers("group", group_size=32)
 
@@ -59,6 +60,27 @@ def find(config: dict[str, Any], stored: dict[str, StoredTensor], *, width: int 
             {**IN_PACKED, "weight_zero_point": ("I32", (3, 4))},
             MatrixScheme("packed", 4, (1, 32), zeros=True),
         ),
+        ({**GPTQ, "bits": 8, "group_size": 128}, IN_GPTQ_8, MatrixScheme("int8_gptq", 8, (1, 128))),
+        (
+            {**GPTQ, "bits": 8, "group_size": -1, "format": "gptq_v2"},
+            IN_GPTQ_8,
+            MatrixScheme("int8_gptq_v2", 8, (1, 0)),
+        ),
+        (
+            integers("channel", num_bits=8),
+            {"weight_packed": ("I32", (24, 32)), "weight_scale": ("BF16", (24, 1))},
+            MatrixScheme("int8_packed", 8, (1, 0)),
+        ),
+        (
+            eight_bits("channel"),
+            {"weight": ("I8", (24, 128)), "weight_scale": ("BF16", (24, 1))},
+            MatrixScheme("int8", 8, (1, 0)),
+        ),
+        (
+            {**eight_bits("tensor"), "format": "naive-quantized"},
+            {"weight": ("I8", (24, 128)), "weight_scale": ("F32", ())},
+            MatrixScheme("int8", 8, (0, 0)),
+        ),
     ],
 )
 def test_parts(config: dict[str, Any], shapes: Shapes, scheme: MatrixScheme | None) -> None:
@@ -91,7 +113,7 @@ def test_groups_of_other_sizes_are_refused(index: np.ndarray) -> None:
         (GPTQ, {**IN_GPTQ, "qweight": ("I32", (24, 16))}, r"m\.q\.qweight.*\[16, 24\] of I32"),
         (GPTQ, {**IN_GPTQ, "qweight": ("F32", (16, 24))}, r"qweight.*of I32"),
         (GPTQ, {**IN_GPTQ, "qweight": ("I32", (32, 24))}, r"qweight.*\[16, 24\]"),
-        (GPTQ, {**IN_GPTQ, "scales": ("F16", (2, 24))}, r"m\.q\.scales.*\[4, 24\] of F16, BF16, F32"),
+        (GPTQ, {**IN_GPTQ, "scales": ("F16", (2, 24))}, r"m\.q\.scales.*\[4, 24\] of F32, BF16, F16"),
         (GPTQ, {**IN_GPTQ, "qzeros": ("I32", (4, 24))}, r"m\.q\.qzeros.*\[4, 3\]"),
         (GPTQ, {**IN_GPTQ, "g_idx": ("I32", (64,))}, r"m\.q\.g_idx.*\[128\]"),
         (AWQ, IN_GPTQ, r"qweight.*\[128, 3\]"),
@@ -188,21 +210,30 @@ def test_rows_that_are_no_multiple_of_a_chunk_or_group_long() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({**GPTQ, "bits": 8}, "bits '8' is not supported, only 4"),
+        ({**GPTQ, "bits": 3}, "bits '3' is not supported, only 4 or 8"),
+        ({**GPTQ, "bits": 8}, "group_size '32' is not supported, only -1 or a multiple of 128"),
         ({**GPTQ, "bits": None}, "bits 'None'"),
         ({**GPTQ, "group_size": 96}, "group_size '96'"),
         ({**GPTQ, "group_size": 1}, "group_size '1'"),
         ({**GPTQ, "group_size": "128"}, "group_size '128'"),
         ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
         ({**GPTQ, "is_marlin_format": True}, "checkpoint_format 'marlin'"),
-        ({**GPTQ, "dynamic": {"+:.*down_proj": {"bits": 8}}}, "bits '8' is not supported, only 4"),
+        ({**GPTQ, "dynamic": {"+:.*down_proj": {"bits": 2}}}, "bits '2' is not supported, only 4 or 8"),
         ({**GPTQ, "dynamic": ["-:.*"]}, "dynamic"),
         ({**GPTQ, "dynamic": {"-:.*": None}}, "dynamic"),
         ({**GPTQ, "dynamic": {"-:(": {}}}, "pattern"),
         ({**AWQ, "bits": 3}, "bits '3'"),
         ({**AWQ, "version": "gemv"}, "version 'gemv'"),
         ({**AWQ, "modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
-        (integers("group", group_size=32, num_bits=8), "num_bits '8'"),
+        (
+            integers("group", group_size=32, num_bits=8),
+            "group_size '32' is not supported, only -1 or a multiple of 128",
+        ),
+        (integers("group", group_size=32, num_bits=3), "num_bits '3'"),
+        ({**AWQ, "bits": 8}, "bits '8' is not supported, only 4"),
+        (eight_bits("group"), "strategy 'group'"),
+        (eight_bits("channel", num_bits=4), "4 bits of int"),
+        (eight_bits("channel", symmetric=False), "symmetric 'False'"),
         (integers("group", group_size=32, type="float"), "type 'float'"),
         (integers("tensor"), "strategy 'tensor'"),
         (integers("group"), "group_size 'None'"),
@@ -214,7 +245,27 @@ def test_what_cannot_be_run_is_refused_by_name(config: dict[str, Any], words: st
     assert caught.value.param == "quantization_config"
 
 
-def test_integers_with_integer_activations_are_refused() -> None:
+@pytest.mark.parametrize(("form", "middle"), [("gptq", 127), ("gptq_v2", 128)])
+def test_zeros_of_8_bits_are_the_middle_and_columns_in_order(form: str, middle: int) -> None:
+    config = {**GPTQ, "bits": 8, "group_size": 64 * 2, "sym": False, "checkpoint_format": form}
+    shapes = {"qweight": ("I32", (64, 24)), "scales": ("F16", (2, 24)), "qzeros": ("I32", (2, 6))}
+    stored = tensors(shapes)
+
+    def with_zeros(*values: int) -> dict[str, StoredTensor]:
+        raw = memoryview(bytes(values))
+        return {**stored, "m.q.qzeros": replace(stored["m.q.qzeros"], data=raw)}
+
+    right = with_zeros(*[middle] * 48)
+    assert set(find(config, right, width=256).parts) == {"words", "scale"}
+    with pytest.raises(ModelFormatError, match=r"m\.q\.qweight: 8-bit matrices with zeros other than the middle"):
+        find(config, with_zeros(*[middle] * 47, middle + 1), width=256)
+    index = (np.arange(256) // 128)[::-1].astype("<i4")
+    part = StoredTensor("m.q.g_idx", PART_SCHEMES["I32"], (256,), memoryview(index.tobytes()))
+    with pytest.raises(ModelFormatError, match="desc_act"):
+        find(config, {**right, "m.q.g_idx": part}, width=256)
+
+
+def test_packed_integers_with_integer_activations_are_refused() -> None:
     config = integers("channel")
     config["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "type": "int"}
     with pytest.raises(ModelFormatError, match="input_activations"):
