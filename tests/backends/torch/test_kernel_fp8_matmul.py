@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from products_inputs import DEVICE, plan_of, poisoned, random
 
-from octavo.backends.torch.kernels import fp8_matmul
+from octavo.backends.torch.kernels import fp8_matmul, int8_matmul
 from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul, widen
 from octavo.backends.torch.kernels.gated import gated
+from octavo.backends.torch.kernels.int8_matmul import takes
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Scaled, scratch_sizes, skinny_matmul
+from octavo.backends.torch.ops import products
 from octavo.backends.torch.ops.products import gated_product, product_of
 from octavo.backends.torch.quant.fp8 import quantize_fp8
 from octavo.backends.torch.quant.scaled import ScaledMatrix
@@ -87,14 +91,47 @@ def test_integers(form: str, group: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("group", [(1, 0), (1, 128)], ids=str)
-def test_many_tokens_with_integers_are_not_rounded(group: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fp8_matmul, "_has_scaled_mm", lambda device: True)
-    weight, x = integers(48, 256, group), random(70, 256, dtype=torch.bfloat16)
+def test_many_tokens_beside_integers_of_weights_alone_are_not_rounded(group: tuple[int, int]) -> None:
+    weight, x = replace(integers(48, 256, group), both=False), random(70, 256, dtype=torch.bfloat16)
     check(product_of(weight).many(x, weight, None), product(x, weight), 2e-2)
     inner = random(70, 512, dtype=torch.bfloat16)
     gate, up = inner.chunk(2, dim=-1)
-    wanted = product((F.silu(gate) * up), weight)
-    check(gated_product(inner, weight, None, "silu"), wanted, 2e-2)
+    check(gated_product(inner, weight, None, "silu"), product(F.silu(gate) * up, weight), 2e-2)
+
+
+@pytest.mark.parametrize("tokens", [17, 70])
+def test_integers_on_both_sides(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """PyTorch has the product on a CPU too."""
+    monkeypatch.setattr(products, "takes", lambda x, weight: True)
+    monkeypatch.setattr(int8_matmul, "_PIECE", 32)
+    weight, bias = integers(48, 256, (1, 0)), random(48, dtype=torch.bfloat16)
+    weight = replace(weight, scale=weight.scale.contiguous())
+    x = random(tokens, 256, dtype=torch.bfloat16)
+    x[3] = 0
+    rows, scale = quantize_rows(x, dtype=torch.int8)
+    assert (rows.float() - x.float() / scale).abs().max() <= 0.5001
+    out = product_of(weight).many(x, weight, bias)
+    check(out, product(rows.double() * scale, weight, bias), 1e-2)
+    check(out, product(x, weight, bias), 5e-2)
+    inner = random(tokens, 512, dtype=torch.bfloat16)
+    gate, up = inner.chunk(2, dim=-1)
+    check(gated_product(inner, weight, None, "silu"), product(F.silu(gate) * up, weight), 5e-2)
+    x[5, 7] = float("nan")
+    made = product_of(weight).many(x, weight, None)
+    assert made[5].isnan().all()
+    assert made[:5].isfinite().all()
+    assert made[6:].isfinite().all()
+
+
+def test_where_integers_are_not_for_both_sides() -> None:
+    weight = torch.zeros(48, 256, dtype=torch.int8, device=DEVICE)
+    able = DEVICE == "cuda" and torch.version.hip is None
+    x = random(17, 256, dtype=torch.bfloat16)
+    assert takes(x, weight) == able
+    assert not takes(x[:16], weight)
+    assert not takes(x, weight[:20])
+    assert not takes(x[:, :100], weight[:, :100])
+    assert not takes(x.half(), weight)
 
 
 @pytest.mark.parametrize("form", FORMS)

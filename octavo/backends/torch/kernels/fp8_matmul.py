@@ -5,7 +5,7 @@
 Rows of x get a scale each, x = row scale * E4M3; scales by row of both sides multiply the product's sums.
 """
 
-# ruff: noqa: N803 (in capitals: what a kernel is compiled for)
+# ruff: noqa: N803, N806 (in capitals: what a kernel is compiled for)
 from __future__ import annotations
 
 from functools import cache
@@ -106,14 +106,15 @@ def widen(weight: Tensor, scale: Tensor, group: tuple[int, int], dtype: torch.dt
     return out
 
 
-def quantize_rows(x: Tensor, *, act: str = "") -> tuple[Tensor, Tensor]:
-    """x: [M, K], contiguous -> E4M3 [M, K] and float32 [M, 1], whose product is x. A row of zeros gets the scale 1.
+def quantize_rows(x: Tensor, *, act: str = "", dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
+    """x: [M, K], contiguous -> E4M3 (or int8) [M, K] and float32 [M, 1], whose product is x. A row of zeros gets the
+    scale 1.
 
     One that is not finite throughout gets NaN.  act: x is [M, 2 * K] and what kernels/gated.py makes of it is meant.
     """
     m, k = x.shape
     k = k // 2 if act else k
-    out = torch.empty((m, k), dtype=torch.float8_e4m3fn, device=x.device)
+    out = torch.empty((m, k), dtype=dtype, device=x.device)
     scale = torch.empty((m, 1), dtype=torch.float32, device=x.device)
     if m:
         block, warps = row_shape(k)
@@ -156,11 +157,14 @@ def _quantize_rows(
     largest = tl.max(tl.abs(values), axis=0)
     # the comparison is false of a NaN as well, which a maximum may pass over
     wild = tl.max(tl.where(tl.abs(values) < float("inf"), 0, 1), axis=0) > 0
-    by = tl.where((largest == 0.0) | wild, 1.0, largest / 448.0)
+    MOST: tl.constexpr = 127.0 if out.dtype.element_ty == tl.int8 else 448.0
+    by = tl.where((largest == 0.0) | wild, 1.0, largest / MOST)
     values = tl.where(wild, 0.0, values / by)
-    if _INTERPRETED:
+    if out.dtype.element_ty == tl.int8:
+        values = (values + 12582912.0) - 12582912.0  # 1.5 * 2^23: a sum keeps whole ones, ties to even
+    elif _INTERPRETED:
         values = _nearest(values)
-    tl.store(out + row * K + column, values.to(tl.float8e4nv), mask=inside)
+    tl.store(out + row * K + column, values.to(out.dtype.element_ty), mask=inside)
     tl.store(scale + row, tl.where(wild, float("nan"), by))
 
 

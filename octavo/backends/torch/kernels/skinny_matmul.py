@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.int8_matmul import bytes_as_float
 from octavo.backends.torch.kernels.skinny_choice import Variant, padded_rows
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter's tl.dot takes bfloat16 for integers
@@ -208,7 +209,10 @@ def _load_scales(scale_ptr, rows, column, scale_stride, K: tl.constexpr, COUNT: 
 @triton.jit
 def _scaled(weights, scales, GROUP_K: tl.constexpr):
     """Weights [BLOCK_N, BLOCK_K] in float32, times the scales of their blocks if they have such."""
-    wide = widened(weights, tl.float32)
+    if weights.dtype == tl.int8:
+        wide = bytes_as_float(weights)
+    else:
+        wide = widened(weights, tl.float32)
     if GROUP_K > 0:
         BLOCK_N: tl.constexpr = weights.shape[0]
         BLOCK_K: tl.constexpr = weights.shape[1]

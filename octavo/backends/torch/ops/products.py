@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, scaled_matmul, widen
+from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul, widen
 from octavo.backends.torch.kernels.gated import gated
+from octavo.backends.torch.kernels.int8_matmul import integer_matmul, takes
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, choose
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, scratch_sizes, skinny_matmul
 from octavo.backends.torch.ops.int4 import Int4
@@ -85,7 +86,8 @@ class Dense:
 
 
 class Bytes(Dense):
-    """Activations keep their 16 bits; many with E4M3 are rounded to E4M3 where scales are by row and the device can."""
+    """Few tokens keep their 16 bits; of many each is rounded as the weight is, where its scales are by row, the format
+    has it so and the device can."""
 
     norms = False  # a norm hides behind what a plain product reads, not behind half of it
 
@@ -99,21 +101,31 @@ class Bytes(Dense):
 
     def many(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """As Product."""
-        out = scaled_matmul(x, weight.weight, weight.scale, bias) if _both_sides(weight) else None
+        out = _on_both_sides(x, weight, bias)
         if out is None:
             out = F.linear(x, widen(weight.weight, weight.scale, weight.group, x.dtype), bias)
         return out
 
 
-def _both_sides(weight: Matrix) -> bool:
-    """Whether activations may be rounded to E4M3 as its elements are."""
-    return isinstance(weight, ScaledMatrix) and weight.weight.dtype == torch.float8_e4m3fn and weight.group[1] == 0
+def _on_both_sides(x: Tensor, weight: ScaledMatrix, bias: Tensor | None, act: str = "") -> Tensor | None:
+    """The product with x rounded by row to what the weight's elements are; None where it is not to be, or cannot.
+
+    act: x is what quantize_rows takes with it.
+    """
+    if weight.group[1] or not weight.both:
+        return None
+    if weight.weight.dtype != torch.int8:
+        return scaled_matmul(x, weight.weight, weight.scale, bias, act=act)
+    if not takes(x, weight.weight):
+        return None
+    rows, row_scale = quantize_rows(x, act=act, dtype=torch.int8)
+    return integer_matmul(rows, row_scale, weight.weight, weight.scale, bias, x.dtype)
 
 
 def gated_product(inner: Tensor, weight: Matrix, bias: Tensor | None, act: str) -> Tensor:
     """act(first half of inner's columns) * second half, times weight.T: for any number of tokens."""
-    if isinstance(weight, ScaledMatrix) and _both_sides(weight):
-        out = scaled_matmul(inner, weight.weight, weight.scale, bias, act=act)
+    if isinstance(weight, ScaledMatrix):
+        out = _on_both_sides(inner, weight, bias, act)
         if out is not None:
             return out
     y = inner.new_empty(len(inner), inner.shape[1] // 2)

@@ -20,11 +20,13 @@ class ScaledMatrix:
 
     group: rows and columns that share a scale.  (1, 0): scale is [out, 1].  (rows, 128): [ceil(out / rows),
     ceil(in / 128)], rows 1 or 128.
+    both: activations may be rounded to what its elements are.
     """
 
     weight: Tensor
     scale: Tensor
     group: tuple[int, int]
+    both: bool = True
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -34,8 +36,8 @@ class ScaledMatrix:
 
     @property
     def kind(self) -> Hashable:
-        """By element and group."""
-        return (self.weight.dtype, self.group)
+        """By element, group and what becomes of activations."""
+        return (self.weight.dtype, self.group, self.both)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Both."""
@@ -69,7 +71,7 @@ def join_scaled(stored: Sequence[QuantizedTensor], device: torch.device) -> Scal
     if any(each.shape[0] % down for each in stored[:-1]):
         scales = [scale.repeat_interleave(down, 0)[: e.shape[0]] for scale, e in zip(scales, stored, strict=True)]
         down = 1
-    return ScaledMatrix(weight, torch.cat(scales).to(device), (down, across))
+    return ScaledMatrix(weight, torch.cat(scales).to(device), (down, across), _both(stored[0].scheme))
 
 
 def quantize_int8(matrix: Tensor, scheme: MatrixScheme) -> ScaledMatrix:
@@ -79,13 +81,17 @@ def quantize_int8(matrix: Tensor, scheme: MatrixScheme) -> ScaledMatrix:
     groups = matrix.float().reshape(out, -1, columns)
     scale = (groups.abs().amax(2, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     weight = (groups / scale).round_().to(torch.int8).view(out, width)
-    return ScaledMatrix(weight, scale[:, :, 0].contiguous(), (1, 128 if scheme.group[1] else 0))
+    return ScaledMatrix(weight, scale[:, :, 0].contiguous(), (1, 128 if scheme.group[1] else 0), _both(scheme))
 
 
 def _group(stored: QuantizedTensor) -> tuple[int, int]:
     """Of ScaledMatrix: scales of a whole matrix are spread over its rows, those of more than 128 columns repeated."""
     rows, columns = stored.scheme.group
     return max(rows, 1), 128 if columns else 0
+
+
+def _both(scheme: MatrixScheme) -> bool:
+    return scheme.layout in ("fp8", "int8")  # integers in words are weights alone
 
 
 def _element(stored: QuantizedTensor) -> torch.dtype:
