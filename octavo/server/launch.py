@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import NoReturn
 
 from octavo.api.async_llm import AsyncLLM
@@ -74,7 +74,7 @@ async def run(llm: AsyncLLM, config: ServerConfig, *, listener: socket.socket) -
     address = _url(config.host, listener.getsockname()[1])
     app = App(llm, config)
     http = HttpServer(app, listener)
-    with _stop_signals() as signals:
+    with _stop_signals() as signals, closing(app.batches.store):  # last: an upload may outlive the drain
         app.batches.resume()  # they wait for the model; what comes from now on begins by itself
         serving = asyncio.create_task(http.serve())
         starting = asyncio.create_task(_start(llm))

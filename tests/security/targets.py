@@ -92,6 +92,7 @@ class Targets:
             for app, llm in zip(self.apps, self._llms, strict=True):
                 await app.batches.close()
                 await llm.close(0)
+                app.batches.store.close()
 
     async def _control(self) -> Any:
         call = Call("POST", "/v1/completions", b"", JSON_HEAD, json.dumps(CONTROL).encode())

@@ -45,6 +45,7 @@ class LiveServer:
         await serving
         await self.app.batches.close()
         await self.llm.close(0)
+        self.app.batches.store.close()
 
     def __enter__(self) -> LiveServer:
         self._thread.start()

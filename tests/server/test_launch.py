@@ -10,6 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from serving import parse_events, wait_for
 
 from octavo.base.config.config import ServerConfig
 from octavo.base.errors import ConfigError
-from octavo.server.launch import banner, say
+from octavo.server.launch import LAST_ARRIVALS_S, banner, say
 from octavo.server.listener import listen
 
 HERE = Path(__file__).parent
@@ -117,6 +120,23 @@ def test_a_drain_lets_streams_end_and_takes_no_new_ones() -> None:
         assert [events[-1] for events in found] == ["[DONE]"] * 5
         assert [len(events) for events in found] == [101] * 5
         assert served.end()[0] == 0
+
+
+def test_an_upload_that_ends_after_the_drain_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with Process() as served:
+        assert served.line().startswith("Ready")
+
+        def body() -> Iterator[bytes]:
+            yield b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+            served.process.send_signal(signal.SIGTERM)
+            time.sleep(LAST_ARRIVALS_S + 0.2)
+            yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nmine\r\n--b--'
+
+        with suppress(httpx.TransportError):  # a busy machine may have cut it off
+            served.client.post("/v1/files", content=body(), headers={"content-type": "multipart/form-data; boundary=b"})
+        assert served.end()[0] == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("twice", [False, True])

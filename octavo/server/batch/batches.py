@@ -80,13 +80,12 @@ class Batches:
             task.cancel()
 
     async def close(self) -> None:
-        """End all tasks; a store that stays goes on with its batches in the next process."""
+        """End all tasks; a store that stays goes on with its batches in the next process. It is not closed."""
         tasks = list(self._tasks.values())
         self._tasks.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.store.close()
 
     def _start(self, kept: Kept) -> None:
         name = _batch(kept).id

@@ -62,12 +62,9 @@ class BatchStore:
         return self._folder
 
     def close(self) -> None:
-        """Remove a temporary folder."""
+        """Remove a temporary folder; nothing can be kept any more."""
         if self._given is None and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-            self._kept.clear()
-            self._num_files = self._num_bytes = 0
 
     def files(self, owner: bytes) -> list[FileObject]:
         """All files, the newest first."""
