@@ -53,6 +53,10 @@ def test_a_stream_is_left_and_gone_on_with(server: LiveServer, llm: FakeLLM) -> 
         assert list(client.responses.retrieve(name, stream=True, starting_after=last)) == []
         gone_on = client.responses.create(model=MODEL, input="x", previous_response_id=name, max_output_tokens=2)
         assert gone_on.output_text == ANSWER[:2]
+        assert [message["content"] for message in llm.rendered[-1][0]] == ["Hello", ANSWER[:40], "x"]
+        named: Any = {"type": "item_reference", "id": rest[-1].response.output[0].id}
+        client.responses.create(model=MODEL, input=[named], max_output_tokens=2)
+        assert [message["content"] for message in llm.rendered[-1][0]] == [ANSWER[:40]]
 
 
 def test_the_helper_resumes(server: LiveServer, llm: FakeLLM) -> None:
