@@ -163,6 +163,23 @@ def test_a_full_queue_is_waited_for(server: LiveServer, llm: FakeLLM, monkeypatc
         assert not llm.running
 
 
+def test_one_of_which_text_has_come_is_not_begun_anew(server: LiveServer, llm: FakeLLM) -> None:
+    llm.fail_at, llm.failure = 3, OverloadedError("the engine was put to sleep", retry_after=0)
+    with server.openai() as client:
+        name = client.responses.create(**ASK).id
+        wait_for(lambda: client.responses.retrieve(name).status == "failed")
+        assert client.responses.retrieve(name).output_text == ANSWER[:3]
+    assert len(llm.started) == 1
+
+
+def test_a_drain_ends_what_waits_for_a_full_queue(server: LiveServer, llm: FakeLLM) -> None:
+    llm.overloaded, llm.retry_after = True, 0
+    with server.openai() as client:
+        name = client.responses.create(**ASK).id
+        server.app.traffic.draining = True
+        wait_for(lambda: client.responses.retrieve(name).status == "failed")
+
+
 def test_it_stays_alive(server: LiveServer, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     llm.delay = 0.01
     assert "keep-alive" not in server.post("/v1/responses", {**ASK, "stream": True, "max_output_tokens": 9}).text
