@@ -20,8 +20,8 @@ from test_bad_input import check_form
 
 from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError
 from octavo.server.batch import batches, lines, run
-from octavo.server.batch.store import BatchStore, Kept
-from octavo.server.batch.types import BatchObject, RequestCounts
+from octavo.server.batch.store import KEEP_S, BatchStore, Kept, new_name
+from octavo.server.batch.types import BatchObject, BatchStatus, RequestCounts
 from octavo.server.errors import HttpError
 
 URL = "/v1/completions"
@@ -312,12 +312,13 @@ def test_answers_outlive_their_input(tmp_path: Path, lost: str) -> None:
 
 def test_what_a_crash_left_is_nobodys_and_goes(tmp_path: Path) -> None:
     store = BatchStore(str(tmp_path))
-    kept = store.path(store.add_file(b"", b"12", filename="a").id)
+    kept, lost = (store.path(store.add_file(b"", b"12", filename="a").id) for _ in range(2))
+    lost.with_suffix(".json").unlink()
     mine, unread, nobodys = f"batch_{1:032x}", f"file-{2:032x}", f"file-{3:032x}"
     for name in (f"{mine}.json", f"{unread}.json"):  # of a later version, perhaps
         (tmp_path / name).write_text("{}")
     staying = [f"{mine}_output.data", f"{mine}_errors.data", f"{unread}.data", "notes.data", "notes.torn"]
-    leaving = [f"{nobodys}.data", f"{nobodys}.torn", f"{mine}.torn", f"batch_{4:032x}_output.data"]
+    leaving = [lost.name, f"{nobodys}.data", f"{nobodys}.torn", f"{mine}.torn", f"{new_name('batch')}_output.data"]
     for name in staying + leaving:
         (tmp_path / name).write_bytes(b"{")
     (tmp_path / f"file-{5:032x}.data").mkdir()
@@ -329,9 +330,12 @@ def test_what_a_crash_left_is_nobodys_and_goes(tmp_path: Path) -> None:
 
 def test_the_next_process_lists_them_in_the_same_order(tmp_path: Path) -> None:
     store, kept = BatchStore(str(tmp_path)), []
+    files = [store.add_file(b"", b"", filename=str(number)).id for number in range(5)]  # within a second
+    for number, file in enumerate(files):
+        os.utime(tmp_path / f"{file}.json", (number, number))
     for number in range(3):
         batch = BatchObject(
-            id=f"batch_{number}",
+            id=f"batch_{9 - number}",
             endpoint="/v1/completions",
             input_file_id="f",
             completion_window="24h",
@@ -344,9 +348,12 @@ def test_the_next_process_lists_them_in_the_same_order(tmp_path: Path) -> None:
         store.add_batch(kept[-1])
         os.utime(tmp_path / f"{batch.id}.json", (number, number))
     store.save(kept[0])
-    names = ["batch_2", "batch_1", "batch_0"]
+    names = ["batch_7", "batch_8", "batch_9"]
     assert [batch.id for batch in store.batches(b"")] == names
-    assert [batch.id for batch in BatchStore(str(tmp_path)).batches(b"")] == names
+    again = BatchStore(str(tmp_path))
+    assert [batch.id for batch in again.batches(b"")] == names
+    assert [file.id for file in again.files(b"")] == files[::-1]
+    assert again.unfinished() == []  # what has ended is not run again
 
 
 def test_what_comes_too_late_is_left(client: openai.OpenAI, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,13 +537,16 @@ def test_the_store_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(f"octavo.server.batch.store.{name}", most)
     store = BatchStore(str(tmp_path))
     first = store.add_file(b"", b"12345", filename="a")
-    with pytest.raises(HttpError, match="no room"):
+    with pytest.raises(HttpError, match="no room") as caught:
         store.add_file(b"", b"123456", filename="b")
+    assert caught.value.status == 413
     store.add_file(b"", b"", filename="b")
     with pytest.raises(HttpError, match="no room"):
         store.add_file(b"", b"", filename="c")
     store.delete_file(first.id, b"")
     store.add_file(b"", b"1234567890", filename="c", keep_s=1)
+    with pytest.raises(HttpError, match="no room"):
+        store.add_file(b"", b"", filename="d")
     batch = BatchObject(
         id="batch_1",
         endpoint=URL,
@@ -547,9 +557,11 @@ def test_the_store_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         request_counts=RequestCounts(),
     )
     store.add_batch(Kept(owner=b"", batch=batch))
-    with pytest.raises(HttpError):
+    with pytest.raises(HttpError) as caught:
         store.add_batch(Kept(owner=b"", batch=batch))
+    assert caught.value.status == 413
     (tmp_path / "torn.json").write_text("{")
+    (tmp_path / "folder.json").mkdir()
     (tmp_path / "garbled.json").write_bytes(b'{"owner": "", "file": {"id": "\xff"}}')
     again = BatchStore(str(tmp_path))
     assert sorted(file.filename for file in again.files(b"")) == ["b", "c"]
@@ -559,3 +571,45 @@ def test_the_store_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not list(tmp_path.glob("*.data"))
     with pytest.raises(ConfigError, match="batch-dir"):
         BatchStore(str(tmp_path / "torn.json"))
+
+
+def test_what_has_expired_is_gone_and_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(name: str, status: BatchStatus) -> None:
+        batch = BatchObject(
+            id=name,
+            endpoint=URL,
+            input_file_id="",
+            completion_window="24h",
+            status=status,
+            created_at=int(now),
+            expires_at=int(now) + 9,
+            request_counts=RequestCounts(),
+        )
+        store.add_batch(Kept(owner=b"", batch=batch))
+
+    now = 1000.0
+    monkeypatch.setattr("octavo.server.batch.store.time.time", lambda: now)
+    monkeypatch.setattr("octavo.server.batch.store.MAX_FILES", 1)
+    monkeypatch.setattr("octavo.server.batch.store.MAX_BATCHES", 2)
+    store = BatchStore(str(tmp_path / "made" / "here"))
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+    file = store.add_file(b"", b"x", filename="a", keep_s=3600)
+    add("batch_ended", "completed")
+    add("batch_going_on", "in_progress")
+    now += 3599
+    assert store.file(file.id, b"") == file
+    now += 1
+    with pytest.raises(HttpError) as caught:
+        store.file(file.id, b"")
+    assert caught.value.status == 404
+    store.add_file(b"", b"x", filename="b", keep_s=60)
+    now += 60
+    store.add_file(b"", b"x", filename="c")
+    now = 999.0 + KEEP_S
+    assert store.batch("batch_ended", b"").batch is not None
+    now += 1
+    assert [batch.id for batch in store.batches(b"")] == ["batch_going_on"]
+    add("batch_2", "failed")
+    now += KEEP_S
+    add("batch_3", "cancelled")
+    assert {path.stem for path in store.folder.iterdir()} == {"batch_going_on", "batch_3"}

@@ -157,7 +157,7 @@ class BatchStore:
         self._note(name, kept)
 
     def _note(self, name: str, kept: Kept) -> None:
-        if kept.file is not None and name not in self._kept:
+        if kept.file is not None:  # put once, a batch often
             self._num_files, self._num_bytes = self._num_files + 1, self._num_bytes + kept.file.bytes
         self._kept[name] = kept
 
