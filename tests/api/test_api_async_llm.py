@@ -187,7 +187,7 @@ def test_closing_the_iterator_aborts(llama_engine: Any) -> None:
 @pytest.mark.parametrize("kind", RequestOutputKind)
 def test_requests_are_aborted_by_their_ids(llama_engine: Any, kind: RequestOutputKind) -> None:
     async def test(llm: AsyncLLM) -> None:
-        names = ["a", "b", "b", "c"]
+        names, before = ["a", "b", "b", "c"], llm.stats.generation_tokens
         options = {"n": 2, "output_kind": kind, **LONG}
         tasks = [asyncio.create_task(last(llm, request_id=name, **options)) for name in names]
         await until(lambda: len(llm._supervisor.streams) == len(names))
@@ -200,7 +200,21 @@ def test_requests_are_aborted_by_their_ids(llama_engine: Any, kind: RequestOutpu
         reasons = [[one.finish_reason for one in output.outputs] for output in ended]
         assert {*reasons[0]} == {"length"}
         assert reasons[1:] == [["abort"] * 2] * 3
+        await until(lambda: llm.stats.num_running == 0)
+        assert llm.stats.generation_tokens - before < 4 * LONG["max_tokens"]  # of a, and few of the six others
         assert await llm.call("check") is True
+
+    llama_engine(test)
+
+
+def test_a_stop_string_ends_the_work_for_it(llama_engine: Any) -> None:
+    async def test(llm: AsyncLLM) -> None:
+        text = (await last(llm, **LONG)).outputs[0].text
+        before = llm.stats.generation_tokens
+        output = await last(llm, stop=text[5:8], **LONG)
+        assert output.outputs[0].finish_reason == "stop"
+        await until(lambda: llm.stats.num_running == 0)
+        assert llm.stats.generation_tokens - before < LONG["max_tokens"]
 
     llama_engine(test)
 
@@ -335,11 +349,12 @@ def test_close_waits_for_running_requests(llama: str) -> None:
     with_llm(llama, test)
 
 
-def test_close_cuts_requests_off(llama: str) -> None:
+@pytest.mark.parametrize("seconds", [0, 0.01])
+def test_close_cuts_requests_off(llama: str, seconds: float) -> None:
     async def test(llm: AsyncLLM) -> None:
         task = asyncio.create_task(last(llm, **LONG))
         await until(lambda: llm.stats.num_running > 0)
-        await llm.close(0)
+        await llm.close(seconds)
         with pytest.raises(EngineDeadError, match="shutting down"):
             await task
 
@@ -410,6 +425,12 @@ def test_a_start_that_is_overtaken_by_close_leaves_no_process(llama: str) -> Non
         assert (llm.state, llm.engine_pid) == ("dead", None)
 
     asyncio.run(body())
+
+
+def test_closing_before_the_start_ends_the_process_that_was_spawned_ahead(llama: str) -> None:
+    process = spawn("cpu")
+    asyncio.run(AsyncLLM(llama, process=process).close())
+    assert process.process.poll() is not None
 
 
 def test_close_does_not_wait_for_a_process_that_starts(llama: str) -> None:

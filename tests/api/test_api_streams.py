@@ -21,6 +21,8 @@ from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
 from octavo.engine.process import encode
 
+CONFIG = EngineConfig(model=ModelConfig(model="none"))
+
 
 class Progress:
     """Takes what comes."""
@@ -40,7 +42,7 @@ class Case:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
-        self.supervisor = Supervisor(EngineConfig(model=ModelConfig(model="none")), None, watchdog_timeout=1)
+        self.supervisor = Supervisor(CONFIG, None, watchdog_timeout=1)
         for name in "abc":
             self.supervisor.streams[name] = stream = Stream(cast(Any, Progress(self.seen, name)))
             stream.tell = partial(self._tell, name)
@@ -208,7 +210,7 @@ def test_further_work_waits_for_a_process_that_is_being_started_again() -> None:
             added.append((request.request_id, emitted))
 
     async def test() -> None:
-        supervisor = Supervisor(EngineConfig(model=ModelConfig(model="none")), None, watchdog_timeout=1)
+        supervisor = Supervisor(CONFIG, None, watchdog_timeout=1)
         supervisor.state = "restarting"
         with pytest.raises(OverloadedError, match="restarting"):
             supervisor.open(Stream(cast(Any, Part("new"))))
@@ -223,4 +225,42 @@ def test_further_work_waits_for_a_process_that_is_being_started_again() -> None:
             supervisor.open(Stream(cast(Any, Part("further"))), further=True)
 
     added: list[tuple[str, object]] = []
+    asyncio.run(test())
+
+
+def test_a_process_that_ends_while_the_rest_is_loaded_is_told() -> None:
+    async def load() -> None:
+        """Its process was ready, and was lost since."""
+
+    with pytest.raises(EngineDeadError):
+        asyncio.run(Supervisor(CONFIG, None, watchdog_timeout=1).unless_closed(load()))
+
+
+def test_a_process_that_ends_as_it_tells_that_it_is_ready_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(self: SocketClient, config: EngineConfig, process: object) -> dict[str, Any]:
+        self.lost = True
+        return {"max_model_len": 9}
+
+    monkeypatch.setattr(SocketClient, "start", start)
+    one = Supervisor(CONFIG, None, watchdog_timeout=1)
+    with pytest.raises(EngineDeadError):
+        asyncio.run(one.spawn())
+    assert one.client is None
+
+
+def test_a_process_that_is_lost_while_it_is_closed_is_not_started_again() -> None:
+    async def test() -> None:
+        one = Case().supervisor
+
+        async def watch() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                one._on_lost(EngineDeadError("it ended"))
+
+        one._watchdog = asyncio.create_task(watch())
+        await asyncio.sleep(0)
+        await one.close(0)
+        assert one._restart is None
+
     asyncio.run(test())
