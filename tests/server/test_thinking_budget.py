@@ -30,6 +30,7 @@ from octavo.server.openai.types import ChatRequest, Message
 OPENING = "<think>\n"
 SIGNS = "{# <think> </think> #}"
 ASKED: Any = [{"role": "user", "content": "plain"}]
+STRICT: Any = [{"type": "function", "function": {"name": "noop", "strict": True}}]
 
 
 @pytest.fixture(scope="module")
@@ -175,11 +176,21 @@ def test_served(server: LiveServer) -> None:
     reply = ask(server, "/v1/chat/completions", **chat, response_format=form).json()
     assert reply["choices"][0]["message"]["content"].strip() == "12"
     tools = [{"type": "function", "function": {"name": "noop"}}]
-    refused = ask(server, "/v1/chat/completions", **chat, tools=tools, tool_choice="required", chat_template=TEMPLATE)
-    assert refused.status_code == 400
+    for more in ({"tool_choice": "required"}, {"tools": STRICT}):  # its template does not tell how it writes calls
+        refused = ask(server, "/v1/chat/completions", **{**chat, "tools": tools, **more})
+        assert check_form(refused)["param"] in ("tool_choice", "tools[0].function.strict")
     for more in ({}, {"tools": tools}):
         refused = ask(server, "/v1/chat/completions", **chat, **more, structured_outputs={"regex": "a+"})
         assert refused.json()["error"]["param"] == "thinking_token_budget"
+
+
+def test_calls_that_are_demanded_come_behind_reasoning_that_is_bounded(folder: Path) -> None:
+    model = AsyncLLM(str(folder), load_format="dummy", device="cpu", chat_template=TEMPLATE + SIGNS)
+    chat: Any = {"messages": ASKED, "chat_template_kwargs": {"opening": OPENING}, "thinking_token_budget": 4}
+    with LiveServer(model, tool_call_parser="hermes") as live:
+        for choice in ("required", "auto"):
+            reply = ask(live, "/v1/chat/completions", **chat, tools=STRICT, tool_choice=choice).json()
+            assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 5
 
 
 def test_its_grammar_is_not_tried_out_in_the_event_loop(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
