@@ -248,7 +248,7 @@ def test_a_process_that_ends_as_it_tells_that_it_is_ready_is_not_taken(monkeypat
     assert one.client is None
 
 
-def test_a_process_that_is_lost_while_it_is_closed_is_not_started_again() -> None:
+def test_a_close_cuts_off_in_time_and_a_process_that_is_lost_meanwhile_is_not_started_again() -> None:
     async def test() -> None:
         one = Case().supervisor
 
@@ -260,7 +260,8 @@ def test_a_process_that_is_lost_while_it_is_closed_is_not_started_again() -> Non
 
         one._watchdog = asyncio.create_task(watch())
         await asyncio.sleep(0)
-        await one.close(0)
+        await one.close(0.01)
         assert one._restart is None
+        assert {type(stream.failure) for stream in one.streams.values()} == {EngineDeadError}
 
     asyncio.run(test())
