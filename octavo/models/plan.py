@@ -30,7 +30,7 @@ class PlanReport:
     flops_per_token: without a context;  flops_per_token_full: the last token of a full context, attention included.
     free_bytes: what weights and cache may take together;  sequences: full ones that fit in what the weights leave
     (None if free_bytes is not known); of a model that caches nothing 1, or 0 where the weights do not fit.
-    reason: why there are none, with a remedy, where more is known than these sizes tell.
+    reason: why there are none although the weights fit, with a remedy.
     cache_bytes: of the cache that an engine makes and these sequences fit in, which may be less than what the weights
     leave; None if not known.
     """
@@ -74,7 +74,7 @@ def plan_report(
     parts = _parts(spec)
     token = sum(part.flops for part in parts)
     full = kv_bytes_per_token * max_model_len
-    left = None if free_bytes is None else max(0, free_bytes - weight_bytes)
+    left = None if free_bytes is None else free_bytes - weight_bytes
     return PlanReport(
         family=spec.family,
         layers=len(spec.layers),
@@ -88,7 +88,7 @@ def plan_report(
         flops_per_token=token,
         flops_per_token_full=token + _attention_flops(spec, max_model_len),
         free_bytes=free_bytes,
-        sequences=None if left is None else left // full if full else int(left > 0),
+        sequences=None if left is None else max(0, left) // full if full else int(left >= 0),
         parts=parts,
     )
 
@@ -122,11 +122,8 @@ def _verdict(report: PlanReport) -> str:
         return f"Does not fit: the weights take {_bytes(report.weight_bytes)}, {free} are free."
     if not report.kv_bytes_per_token:
         return f"Fits: {_bytes(report.weight_bytes)} of weights in {free}; nothing is cached."
-    if not report.sequences and report.reason:
-        return f"The weights fit in {free}, a full context does not: {report.reason}."
     if not report.sequences:
-        tokens = (report.free_bytes - report.weight_bytes) // report.kv_bytes_per_token
-        return f"The weights fit in {free}, a full context does not: lower max_model_len to {tokens:,} or less."
+        return f"The weights fit in {free}, a full context does not: {report.reason}."
     fits = f"Fits: {report.sequences:,} sequences of {report.max_model_len:,} tokens"
     if report.cache_bytes is None:
         return f"{fits} beside the weights in {free}."

@@ -30,6 +30,8 @@ def test_numbers_by_hand() -> None:
     assert report.parameters == parameters == 107_200
     assert report.kv_bytes_per_token == kv == 512
     assert report.kv_bytes_full == 51_200
+    token = plan_report(LLAMA, weight_bytes=1, kv_bytes_per_token=512, max_model_len=1, free_bytes=None)
+    assert token.kv_bytes_full == 512
     assert report.sequences == 3
     assert report.flops_per_token == 2 * (EMBEDDING + ATTENTION + FEED_FORWARD)
     assert report.flops_per_token_full == report.flops_per_token + 2 * 4 * 64 * 100
@@ -90,14 +92,20 @@ def test_a_context_that_the_model_does_not_have(length: int) -> None:
     [
         (None, None, "memory of the device is not known"),
         (1 << 20, 20, "Fits: 20 sequences of 100 tokens beside the weights in 1 MiB"),
-        (15_000, 0, "lower max_model_len to 27 or less"),
+        (1000, 0, "The weights fit in 1000 B, a full context does not: no room."),
         (999, 0, "Does not fit: the weights take 1000 B, 999 B are free"),
     ],
 )
 def test_the_verdict(free: int | None, sequences: int | None, said: str) -> None:
     report = plan_report(LLAMA, weight_bytes=1000, kv_bytes_per_token=512, max_model_len=100, free_bytes=free)
     assert report.sequences == sequences
-    assert said in render(report)
+    assert said in render(replace(report, reason="no room"))
+
+
+@pytest.mark.parametrize(("free", "sequences", "said"), [(1000, 1, "Fits"), (999, 0, "Does not fit")])
+def test_what_caches_nothing_needs_room_for_its_weights_alone(free: int, sequences: int, said: str) -> None:
+    report = plan_report(LLAMA, weight_bytes=1000, kv_bytes_per_token=0, max_model_len=100, free_bytes=free)
+    assert (report.sequences, render(report).splitlines()[-1].partition(":")[0]) == (sequences, said)
 
 
 def test_the_verdict_names_the_cache_that_the_sequences_fit_in() -> None:
