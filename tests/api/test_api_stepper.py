@@ -36,6 +36,7 @@ def test_one_calls_error_leaves_the_others_their_outputs(llm: LLM, monkeypatch: 
     *_, last = stream
     assert last.outputs[0].token_ids == expected[0]
     assert [output.outputs[0].token_ids for output in llm._stepper.run(rows(llm, 2))] == expected
+    assert llm._stepper.idle
 
 
 def test_an_error_that_another_thread_met_is_raised_by_its_own_call(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +53,24 @@ def test_an_error_that_another_thread_met_is_raised_by_its_own_call(llm: LLM, mo
         list(stream)
     assert llm._engine is not None
     assert llm._engine.stats().num_running == 0
+    assert llm._stepper.idle
+
+
+def test_a_row_that_another_thread_ends_before_its_own_steps_is_whole(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = rows(llm, 1)
+    (expected,) = llm._stepper.run(rows(llm, 1))
+    stream = llm._stepper.stream(row)
+    next(stream)
+    take = row.take
+
+    def overtaken() -> Any:
+        result = take()
+        if not row.finished:
+            llm._stepper.run(rows(llm, 1))
+        return result
+
+    monkeypatch.setattr(row, "take", overtaken)
+    *_, last = stream
+    assert last.outputs[0].token_ids == expected.outputs[0].token_ids
