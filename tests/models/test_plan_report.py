@@ -50,6 +50,8 @@ def test_parts_add_up(name: str) -> None:
     report = plan_report(spec, weight_bytes=1, kv_bytes_per_token=256, max_model_len=9, free_bytes=None)
     assert sum(part.parameters for part in report.parts) == report.parameters == spec.num_parameters()
     assert report.parts[-1].flops == 2 * spec.vocab_size * spec.hidden_size
+    vectors = [one.shape for name, one in spec.parameters().items() if not name.endswith("_bias")]
+    assert report.parts[3].parameters == sum(shape[0] for shape in vectors if len(shape) == 1)  # norms
 
 
 def test_experts_by_hand() -> None:
