@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from octavo.api.streams import Stream
 from octavo.api.supervisor import Supervisor
 from octavo.base.config.config import EngineConfig, ModelConfig
 from octavo.base.errors import EngineDeadError, ModelFormatError, OverloadedError
-from octavo.base.types.messages import EngineStats, Outputs
+from octavo.base.types.messages import EngineStats, Loading, Outputs
 from octavo.base.types.output import Output
 from octavo.base.types.request import Request
 from octavo.base.types.sampling import SamplingParams
@@ -142,6 +143,31 @@ def test_a_lost_process_has_nothing_that_is_not_told_and_no_heartbeat(monkeypatc
 
     started: list[bool] = []
     asyncio.run(test())
+
+
+@pytest.mark.parametrize(("made", "deaths"), [({}, 4), ({"token_ids": [1]}, 1), ({"pooled": bytes(4)}, 1)])
+def test_deaths_count_anew_where_something_was_made(
+    monkeypatch: pytest.MonkeyPatch, made: dict[str, Any], deaths: int
+) -> None:
+    async def start() -> None:
+        """No process."""
+
+    async def test() -> None:
+        one = Case().supervisor
+        monkeypatch.setattr(one, "_start_again", start)
+        one.state, one._born, one._deaths = "ready", time.monotonic(), 3
+        for outputs in ([Output(request_id="a"), Output(request_id="b", **made)], []):
+            one._on_message(Outputs(outputs, EngineStats()))
+        one._on_lost(EngineDeadError("it ended"))
+        assert one._deaths == deaths
+
+    asyncio.run(test())
+
+
+def test_what_is_loaded_is_told() -> None:
+    case = Case()
+    case.client.data_received(encode(Loading("weights", 3, 10)))
+    assert case.supervisor.loading == ("weights", 3, 10)
 
 
 @pytest.mark.parametrize("ending", [False, True])
