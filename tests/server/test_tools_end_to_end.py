@@ -313,13 +313,14 @@ FORCED: list[Any] = [
     {"type": "function", "function": {"name": "noop", "parameters": {"type": "object", "additionalProperties": False}}},
 ]
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+NOOP: Any = {"type": "function", "function": {"name": "noop"}}
 
 
 @pytest.mark.parametrize("script", ["plain", "other", "broken", script(TWO)])
 def test_a_call_is_forced(without_reasoning: openai.OpenAI, script: str) -> None:
     """Whatever the model would say, what comes is a call of the schema."""
     by_flag = without_reasoning
-    for choice in ("required", NAMED):
+    for choice in ("required", NAMED, NOOP):
         request = ask(script, tools=FORCED, tool_choice=choice)
         if choice == "required":  # a named one is called once
             request["parallel_tool_calls"] = False
@@ -327,8 +328,9 @@ def test_a_call_is_forced(without_reasoning: openai.OpenAI, script: str) -> None
         assert reply.choices[0].finish_reason == "tool_calls"
         (call,) = reply.choices[0].message.tool_calls or []
         given = json.loads(call.function.arguments)
-        if call.function.name == "get_weather" or choice is NAMED:
-            assert call.function.name == "get_weather"
+        if choice != "required":
+            assert call.function.name == choice["function"]["name"]
+        if call.function.name == "get_weather":
             assert given["city"] == "Paris"
             assert given["days"] in range(10)
         else:
@@ -384,6 +386,8 @@ def test_strict_functions(by_flag: openai.OpenAI) -> None:
     assert reply.choices[0].message.content == SCRIPTS["plain"]
     (call, *_) = by_flag.chat.completions.create(**ask(script(TWO), tools=strict)).choices[0].message.tool_calls or []
     assert json.loads(call.function.arguments).keys() == {"city", "days"}
+    (call, *_) = by_flag.chat.completions.create(**ask("long", tools=strict)).choices[0].message.tool_calls or []
+    assert "text" in json.loads(call.function.arguments)  # noop is not strict: its parameters are not enforced
     other: Any = {**SMALL, "properties": {**SMALL["properties"], "city": {"enum": ["Oslo"]}}}
     strict[0] = {"type": "function", "function": {"name": "get_weather", "parameters": other, "strict": True}}
     (call, *_) = by_flag.chat.completions.create(**ask(script(TWO), tools=strict)).choices[0].message.tool_calls or []
