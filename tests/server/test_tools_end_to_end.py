@@ -422,6 +422,7 @@ def test_a_form_and_tools(without_reasoning: openai.OpenAI) -> None:
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "not in tools"),
         ({"tool_choice": "sometimes"}, "tool_choice", "required"),
         ({"tool_choice": allowed("auto", "noop", "x")}, "tool_choice", "not in tools"),
+        ({"tool_choice": allowed("auto", "noop"), "tools": None}, "tool_choice", "not in tools"),
         ({"tool_choice": allowed("required")}, "tool_choice", "allowed_tools"),
         ({"tool_choice": {**allowed("auto", "noop"), "function": {"name": "noop"}}}, "tool_choice", "allowed_tools"),
         (
