@@ -99,7 +99,7 @@ def blocks(message: Any) -> list[Any]:
     return [block.model_dump(include={"type", "thinking", "text", "name", "input"}) for block in message.content]
 
 
-EXPECTED = {
+EXPECTED: dict[str, list[Any]] = {
     "all": [
         ("reasoning", "Hm, let me."),
         ("message", "I look."),
@@ -108,6 +108,16 @@ EXPECTED = {
     "calls": [("function_call", "look", place) for place in PLACES],
     "thought": [("reasoning", "Hm, let me."), ("message", "Hello!")],
     "plain": [("message", "A plain answer.")],
+    "behind": [
+        ("reasoning", "Hm."),
+        *(("function_call", "look", place) for place in PLACES),
+        ("message", "So <b>it</b> is."),
+    ],
+    "around": [
+        ("message", "I look."),
+        *(("function_call", "look", place) for place in PLACES),
+        ("message", "So it is."),
+    ],
 }
 
 
@@ -124,7 +134,7 @@ def test_responses(ours: openai.OpenAI, script: str) -> None:
     assert final.usage.output_tokens == whole.usage.output_tokens  # type: ignore[union-attr]
     told = whole.usage.output_tokens_details.reasoning_tokens  # type: ignore[union-attr]
     assert final.usage.output_tokens_details.reasoning_tokens == told  # type: ignore[union-attr]
-    assert (told > 0) == (script in ("all", "thought"))
+    assert (told > 0) == (script in ("all", "thought", "behind"))
     names = [event.type for event in events]
     for kind, *_ in EXPECTED[script]:
         part = {"reasoning": "reasoning_text", "message": "output_text", "function_call": "function_call_arguments"}
@@ -228,11 +238,11 @@ def test_events_follow_the_text() -> None:
 
 
 def test_a_call_that_breaks_off(ours: openai.OpenAI, theirs: anthropic.Anthropic) -> None:
-    rest, call = ours.responses.create(**respond("broken")).output
+    call, rest = ours.responses.create(**respond("broken")).output
     assert (call.arguments, call.status) == ('{"at": "x"}', "incomplete")  # type: ignore[union-attr]
     assert rest.type == "message"
     message = theirs.messages.create(**messages_of("broken"))
-    assert [block.type for block in message.content] == ["text", "tool_use"]
+    assert [block.type for block in message.content] == ["tool_use", "text"]
     assert message.stop_reason == "end_turn"
 
 
@@ -342,7 +352,7 @@ def test_messages(theirs: anthropic.Anthropic, script: str, thinking: bool) -> N
     assert (final.stop_reason, final.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)
     assert final.usage.output_tokens_details == whole.usage.output_tokens_details
     thought = whole.usage.output_tokens_details.thinking_tokens  # type: ignore[union-attr]
-    assert (thought > 0) == (script in ("all", "thought"))
+    assert (thought > 0) == (script in ("all", "thought", "behind"))
     assert thought < whole.usage.output_tokens
 
 

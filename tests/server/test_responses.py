@@ -23,7 +23,7 @@ from octavo.server.openai.responses.items import as_messages, read_items
 from octavo.server.openai.responses.replies import OutputMessage, ResponseObject
 from octavo.server.openai.responses.store import Job, ResponseStore, Stored
 from octavo.server.openai.responses.types import ReasoningConfig
-from octavo.server.openai.types import Message
+from octavo.server.openai.types import Message, TextPart
 
 MODEL = "fake/model"
 ASK: dict[str, Any] = {"model": MODEL, "input": "Hello"}
@@ -295,17 +295,22 @@ def test_items_become_messages() -> None:
             {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "2"}]},
             {"role": "assistant", "content": "a"},
             {"role": "assistant", "content": "b"},
+            {"type": "function_call", "call_id": "c3", "name": "f", "arguments": "{}"},
+            {"role": "assistant", "content": "behind"},
+            {"type": "function_call_output", "call_id": "c3", "output": "3"},
         ],
         lambda name, param: pytest.fail("nothing is named"),
     )
     messages = as_messages(items)
     assert [message.role for message in messages] == [
-        *("developer", "user", "assistant", "tool", "tool", "assistant", "assistant")
+        *("developer", "user", "assistant", "tool", "tool", "assistant", "assistant", "tool")
     ]
     turn = messages[2]
     assert (turn.reasoning, turn.content) == ("hm", "t")
     assert [(call.id, call.function.name) for call in turn.tool_calls or []] == [("c1", "f"), ("c2", "g")]
     assert [(message.tool_call_id, message.content) for message in messages[3:5]] == [("c1", "1"), ("c2", "2")]
+    assert messages[-2].content == [TextPart("b"), TextPart("behind")]  # the output follows its call
+    assert [call.id for call in messages[-2].tool_calls or []] == ["c3"]
 
 
 @pytest.mark.parametrize(

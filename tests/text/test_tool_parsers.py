@@ -103,6 +103,14 @@ def test_ids_that_models_give() -> None:
     assert [call.id for call in holds(mistral)[2]] == ["abcDEF123", None]
 
 
+def test_an_id_that_a_model_gives_twice_is_the_first_calls() -> None:
+    """By two of one id openai's stream helper fails, and their results cannot be told apart."""
+    call = '<tool_call>{"name": "noop", "id": "a", "arguments": {}}</tool_call>'
+    for text in (2 * call, call + "\nSo.\n" + call):
+        for pieces in ([text], text):
+            assert [call.id for call in read(parser("hermes"), pieces)[2]] == ["a", None]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_generated_in_random_pieces(name: str) -> None:
     rng = random.Random(name)
@@ -524,7 +532,7 @@ def test_keys_of_gemma_4_may_be_quoted() -> None:
 def test_a_broken_head_takes_no_other_call_along() -> None:
     broken = "<|tool_call>call:noop now<tool_call|>"
     for pieces in ([broken + "<|tool_call>call:noop{}<tool_call|>"], broken + "<|tool_call>call:noop{}<tool_call|>"):
-        assert read(parser("gemma4"), pieces) == (broken, "", [ToolCall("noop", "{}")])
+        assert read(parser("gemma4"), pieces) == (broken, "", [ToolCall("noop", "{}", text_offset=len(broken))])
 
 
 def test_one_call_where_only_one_is_wanted() -> None:
@@ -803,7 +811,8 @@ def test_answers_of_ernie_stand_within_markers() -> None:
         'Hm.\n</think>\n\n<response>\nOk.\n</response>\n<tool_call>\n{"name": "noop", "arguments": {}}\n</tool_call>\n'
     )
     for pieces in ([text], text):
-        assert read(parser("ernie45", "ernie45", open=True), pieces) == ("Ok.", "Hm.", [ToolCall("noop", "{}")])
+        call = ToolCall("noop", "{}", text_offset=len("Ok."))
+        assert read(parser("ernie45", "ernie45", open=True), pieces) == ("Ok.", "Hm.", [call])
 
 
 def test_all_names_are_documented() -> None:

@@ -83,8 +83,9 @@ class ToolCall(msgspec.Struct, frozen=True):
     """A function that the model calls; with output_kind DELTA what came to one.
 
     name: "" in a delta to a call that an earlier one began.  arguments: a JSON object as text, in deltas a piece of it.
-    id: where the model gives one itself.  index: which of the answer's calls.  status: in_progress until it is whole;
-    incomplete where its arguments broke off or went on as no JSON does: they end with the last certain value, closed.
+    id: where the model gives one itself that no earlier call has.  index: which of the answer's calls.  status:
+    in_progress until it is whole; incomplete where its arguments broke off or went on as no JSON does: they end with
+    the last certain value, closed.  text_offset: characters of the answer's text that stand before it.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ToolCall(msgspec.Struct, frozen=True):
     id: str | None = None
     index: int = 0
     status: ToolCallStatus = "completed"
+    text_offset: int = 0
 
 
 @dataclass

@@ -22,7 +22,7 @@ from octavo.server.anthropic.replies import (
 from octavo.server.errors import NAMED_EVENT
 from octavo.server.openai.convert import Generation
 from octavo.server.openai.generate import UsageCount
-from octavo.server.openai.parsing import call_id
+from octavo.server.openai.parsing import call_id, in_order
 
 
 class MessageBuilder:
@@ -40,6 +40,7 @@ class MessageBuilder:
         self._max_tokens, self._max_model_len = generation.request.max_tokens or max_model_len, max_model_len
         self._kind = ""  # of the block that is being written
         self._pieces: list[str] = []
+        self._num_told = 0  # characters of text
         self._broken = False  # some call has broken off
         self.message = MessageReply(id=f"msg_{uuid.uuid4().hex}", model=generation.model, usage=self._usage())
 
@@ -52,13 +53,12 @@ class MessageBuilder:
         self._count.take(number, output)
         events = []
         for choice in output.outputs:
-            begun = [call for call in choice.tool_calls if call.name]
             events += [self._call(call) for call in choice.tool_calls if not call.name]
             if choice.reasoning and self._with_thinking:
                 events.append(self._write("thinking", choice.reasoning))
-            if choice.text:
-                events.append(self._write("text", choice.text))
-            events += [self._call(call) for call in begun]
+            for part in in_order(choice, self._num_told):
+                events.append(self._call(part) if isinstance(part, ToolCall) else self._write("text", part))
+            self._num_told += len(choice.text)
             if choice.finish_reason is not None:
                 self.message.stop_reason, self.message.stop_sequence = self._stop(choice)
         return b"".join(events)

@@ -117,6 +117,19 @@ def chat_logprobs(
     return ChatLogprobs(content)
 
 
+def that_make(told: Sequence[TokenLogprob], text: str) -> list[TokenLogprob]:
+    """The first of these tokens, of which the text is made but for white space: beside calls some is not shown."""
+    left, count = len(_solid(text.encode())), 0
+    while left > 0 and count < len(told):
+        left -= len(_solid(bytes(told[count].bytes)))
+        count += 1
+    return list(told[:count])
+
+
+def _solid(text: bytes) -> bytes:
+    return text.translate(None, b" \t\r\n")
+
+
 def prompt_logprobs(entries: Sequence[Entry | None]) -> PromptLogprobs:
     """One entry a prompt token; the first has none."""
     return [

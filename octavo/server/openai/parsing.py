@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 import string
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from octavo.base.config.config import ModelConfig, ServerConfig
 from octavo.base.errors import ConfigError, InputError, UnsupportedError
-from octavo.base.types.output import ToolCall
+from octavo.base.types.output import CompletionOutput, ToolCall
 from octavo.base.types.sampling import reasoning_budget
 from octavo.base.types.structured import StructuredOutputsParams
 from octavo.server.openai.conversation import known_reasoning, message_text, template_source
@@ -173,6 +174,22 @@ def call_id(call: ToolCall, tool: Format | None) -> str:
     if tool is not None and tool.ids == "mistral":
         return "".join(secrets.choice(_MISTRAL_ID) for _ in range(9))
     return "call_" + secrets.token_hex(12)
+
+
+def in_order(choice: CompletionOutput, num_told: int) -> Iterator[str | ToolCall]:
+    """A choice's text and the calls that begin beside it, as the model wrote them; more of an open call comes before.
+
+    num_told: characters of the answer's text that came before this one.
+    """
+    at = 0
+    for call in choice.tool_calls:
+        if call.name:
+            if call.text_offset - num_told > at:
+                yield choice.text[at : call.text_offset - num_told]
+                at = call.text_offset - num_told
+            yield call
+    if at < len(choice.text):
+        yield choice.text[at:]
 
 
 def _tools(request: ChatRequest) -> list[Tool]:

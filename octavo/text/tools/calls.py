@@ -14,6 +14,7 @@ class _Call:
     id: str | None
     index: int
     status: ToolCallStatus
+    text_offset: int
     pieces: list[str]
 
 
@@ -28,7 +29,7 @@ class JoinedCalls:
         for delta in deltas:
             call = self._calls[-1] if self._calls else None
             if call is None or call.index != delta.index:
-                call = _Call(delta.name, delta.id, delta.index, delta.status, [])
+                call = _Call(delta.name, delta.id, delta.index, delta.status, delta.text_offset, [])
                 self._calls.append(call)
             call.status = delta.status
             call.pieces.append(delta.arguments)
@@ -38,7 +39,7 @@ class JoinedCalls:
         shown = []
         for call in self._calls:
             call.pieces = ["".join(call.pieces)]
-            shown.append(ToolCall(call.name, call.pieces[0], call.id, call.index, call.status))
+            shown.append(ToolCall(call.name, call.pieces[0], call.id, call.index, call.status, call.text_offset))
         if delta:
             self._calls = []
         return shown

@@ -110,6 +110,8 @@ class OutputParser:
         self._said: list[str] = []
         self._reasoned: list[str] = []
         self._calls: list[ToolCall] = []
+        self._num_said = 0  # characters of content
+        self._ids: set[str] = set()  # of the calls
         # functions, not methods: bound to what holds them they would be a cycle, left to the collector
         self._state: State = OutputParser._in_opening if open else OutputParser._at_start
 
@@ -163,6 +165,7 @@ class OutputParser:
     def _say(self, text: str) -> None:
         if text:
             self._said.append(self._content.push(text))
+            self._num_said += len(self._said[-1])
 
     def _reason(self, text: str) -> None:
         if text:
@@ -248,7 +251,7 @@ class OutputParser:
             self._state = OutputParser._in_reasoning
             return at
         if marker in rules.heads or self._tool is None:
-            reading = Reading({}, known=False, index=0, single=False, passed=[marker])
+            reading = Reading({}, known=False, index=0, single=False, ids=set(), text_offset=0, passed=[marker])
             self._section = _Section(reading, _read_head(reading), "", head=True)
         else:
             own = marker == self._tool.bare or marker in self._tool.unmarked  # the call's text itself
@@ -259,7 +262,15 @@ class OutputParser:
         return at
 
     def _begin_call(self, body: Body, marker: str, *passed: str) -> None:
-        reading = Reading(self._tools, known=body.known, index=self._num_calls, single=self._single, passed=passed)
+        reading = Reading(
+            self._tools,
+            known=body.known,
+            index=self._num_calls,
+            single=self._single,
+            ids=self._ids,
+            text_offset=self._num_said,
+            passed=passed,
+        )
         self._section = _Section(reading, body.read(reading), marker, head=False)
 
     def _take_head(self, section: _Section) -> int:

@@ -37,13 +37,25 @@ class Reading:
     """One section of an answer, which begins with a call's marker.
 
     known: only functions in tools are called.  index: the first call's.  single: of the answer's calls only the
-    first is told of.  passed: the section's text so far.  ended: no more will come.  told: some call has been told of.
+    first is told of.  ids: of the answer's calls.  text_offset: theirs.  passed: the section's text so far.  ended: no
+    more will come.  told: some call has been told of.
     """
 
-    def __init__(self, tools: Tools, *, known: bool, index: int, single: bool, passed: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        *,
+        known: bool,
+        index: int,
+        single: bool,
+        ids: set[str],
+        text_offset: int,
+        passed: Iterable[str],
+    ) -> None:
         self.tools, self.index = tools, index
         self.text, self.at, self.ended, self.told = "", 0, False, False
         self._known, self._single = known, single
+        self._ids, self._text_offset = ids, text_offset
         self._calls: list[ToolCall] = []
         self._from = 0  # text[_from:at], behind _passed, has been passed and is in no call yet
         self._passed: list[str] = [*passed]
@@ -205,7 +217,11 @@ class Reading:
 
     def _tell(self, status: ToolCallStatus) -> None:
         name, own_id = (self._name, self._id) if self._fresh else ("", None)
+        if own_id in self._ids:  # the results of calls are told apart by it
+            own_id = None
+        elif own_id is not None:
+            self._ids.add(own_id)
         if not (self._single and self.index):
-            self._calls.append(ToolCall(name, "".join(self._pieces), own_id, self.index, status))
+            self._calls.append(ToolCall(name, "".join(self._pieces), own_id, self.index, status, self._text_offset))
         self._fresh = False
         self._pieces = []

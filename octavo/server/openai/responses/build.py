@@ -13,8 +13,8 @@ from octavo.base.types.output import CompletionOutput, RequestOutput, ToolCall
 from octavo.server.errors import DONE, NAMED_EVENT, ErrorReply
 from octavo.server.openai.convert import Generation
 from octavo.server.openai.generate import UsageCount
-from octavo.server.openai.logprobs import chat_logprobs
-from octavo.server.openai.parsing import call_id
+from octavo.server.openai.logprobs import chat_logprobs, that_make
+from octavo.server.openai.parsing import call_id, in_order
 from octavo.server.openai.replies import TokenLogprob
 from octavo.server.openai.responses.items import (
     FunctionCallItem,
@@ -63,6 +63,7 @@ class ResponseBuilder:
         self._cut: OutputItem | None = None  # what was open when it all ended with an error
         self._pieces: list[str] = []
         self._said_logprobs: list[TokenLogprob] = []
+        self._num_told = 0  # characters of text
         self._finish: CompletionOutput | None = None
         self._tools = tools
         self.response = new_response(request, generation)
@@ -76,16 +77,27 @@ class ResponseBuilder:
         self._count.take(number, output)
         events = [self._begun()]
         for choice in output.outputs:
-            begun = [call for call in choice.tool_calls if call.name]
             events += [self._call(call) for call in choice.tool_calls if not call.name]
             if choice.reasoning:
                 events.append(self._reasoning(choice.reasoning))
-            if choice.text:
-                events.append(self._text(choice.text, self._told_logprobs(choice)))
-            events += [self._call(call) for call in begun]
+            events += self._shown(choice)
             if choice.finish_reason is not None:
                 self._finish = choice
         return b"".join(events)
+
+    def _shown(self, choice: CompletionOutput) -> list[bytes]:
+        """Text and calls that begin."""
+        events, told, left = [], self._told_logprobs(choice), len(choice.text)
+        for part in in_order(choice, self._num_told):
+            if isinstance(part, ToolCall):
+                events.append(self._call(part))
+                continue
+            left -= len(part)
+            some = that_make(told, part) if left else told
+            told = told[len(some) :]
+            events.append(self._text(part, some))
+        self._num_told += len(choice.text)
+        return events
 
     def _begun(self) -> bytes:
         if self.response.status != "queued":

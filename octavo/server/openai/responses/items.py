@@ -193,30 +193,30 @@ class _Turn:
 
     def _clear(self) -> None:
         self._reasoning: list[str] = []
-        self._content: str | list[MessagePart] | None = None
+        self._texts: list[str | list[MessagePart]] = []
         self._calls: list[ToolCall] = []
 
     def is_over(self, item: MessageItem | FunctionCallItem | ReasoningItem) -> bool:
-        """True if the item cannot follow what has come: reasoning begins a turn, text comes before calls."""
-        if isinstance(item, FunctionCallItem):
+        """True if the item begins a turn: reasoning does, and text behind text. Behind calls it is more of theirs."""
+        if isinstance(item, FunctionCallItem) or (isinstance(item, MessageItem) and self._calls):
             return False
-        return self._content is not None or bool(self._calls)
+        return bool(self._texts or self._calls)
 
     def take(self, item: MessageItem | FunctionCallItem | ReasoningItem) -> None:
         if isinstance(item, ReasoningItem):
             self._reasoning += [part.text for part in item.content or item.summary]
         elif isinstance(item, MessageItem):
-            self._content = _text(item.content)
+            self._texts.append(_text(item.content))
         else:
             self._calls.append(_call(item))
 
     def end(self) -> list[Message]:
         """The message, if anything was taken."""
-        if self._content is None and not self._calls and not self._reasoning:
+        if not self._texts and not self._calls and not self._reasoning:
             return []
         message = Message(
             role="assistant",
-            content=self._content,
+            content=_joined(self._texts),
             tool_calls=self._calls or None,
             reasoning="".join(self._reasoning) or None,
         )
@@ -226,6 +226,12 @@ class _Turn:
 
 def _call(item: FunctionCallItem) -> ToolCall:
     return ToolCall(function=FunctionCall(joined(item.namespace, item.name), item.arguments), id=item.call_id)
+
+
+def _joined(texts: Sequence[str | list[MessagePart]]) -> str | list[MessagePart] | None:
+    if len(texts) < 2:
+        return texts[0] if texts else None
+    return [part for text in texts for part in ([TextPart(text)] if isinstance(text, str) else text)]
 
 
 def _text(content: str | Sequence[Part]) -> str | list[MessagePart]:
