@@ -189,7 +189,8 @@ def test_continuing_a_message(server: LiveServer, llm: FakeLLM) -> None:
     messages = [*MESSAGES, {"role": "assistant", "content": "Once"}]
     ask = {"messages": messages, "continue_final_message": True, "echo": True, "max_tokens": 3}
     reply = server.post("/v1/chat/completions", ask).json()
-    assert reply["choices"][0]["message"] == {"role": "assistant", "content": "Once" + ANSWER[:3]}
+    message = {"role": "assistant", "content": "Once" + ANSWER[:3], "refusal": None}
+    assert reply["choices"][0]["message"] == message
     assert llm.rendered[0][1]["add_generation_prompt"] is False
     events = server.events("/v1/chat/completions", ask)
     assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": "Once"}

@@ -231,6 +231,7 @@ def test_events_follow_the_text() -> None:
     kinds = ["output_item.added", *["function_call_arguments.delta"] * len(pieces)]
     kinds += ["function_call_arguments.done", "output_item.done"]
     assert [event["type"] for event in events][: len(kinds)] == [f"response.{kind}" for kind in kinds]
+    assert events[len(kinds) - 2]["name"] == "look"
     events = [json.loads(line[6:]) for *_, sent in told for line in sent.decode().splitlines() if line[:1] == "d"]
     kinds = ["content_block_start", *["content_block_delta"] * len(pieces), "content_block_stop"]
     assert [event["type"] for event in events][: len(kinds)] == kinds

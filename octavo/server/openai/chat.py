@@ -104,6 +104,7 @@ class ChatForm:
         return ReplyMessage(
             role=self._role,
             content=content if content or not (calls or choice.reasoning) else None,
+            refusal=None,
             reasoning=self._unless("reasoning", reasoning),
             reasoning_content=self._unless("reasoning_content", reasoning),
             tool_calls=calls or UNSET,

@@ -76,6 +76,7 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     """Log probabilities of a message's tokens."""
 
     content: list[TokenLogprob]
+    refusal: None = None
 
 
 class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,11 +123,13 @@ class ReplyToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message, or in a stream what comes to it. Reasoning has both its names, today's and the older one, unless
-    ServerConfig.reasoning_field says otherwise; null where there is none, of a model that may have some.
+    ServerConfig.reasoning_field says otherwise; null where there is none, of a model that may have some. refusal is
+    never told apart from content, but OpenAI's types want the field in whole messages.
     """
 
     role: str | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
+    refusal: UnsetType | None = UNSET
     reasoning: str | UnsetType | None = UNSET
     reasoning_content: str | UnsetType | None = UNSET
     tool_calls: list[ReplyToolCall] | UnsetType = UNSET

@@ -229,7 +229,7 @@ class ResponseBuilder:
         self.fill()
         item.status = status
         if isinstance(item, OutputCall):
-            events = self._about("response.function_call_arguments.done", arguments=item.arguments)
+            events = self._about("response.function_call_arguments.done", name=item.name, arguments=item.arguments)
         elif isinstance(item, OutputMessage):
             part = item.content[0]
             events = self._part("response.output_text.done", text=part.text, logprobs=part.logprobs)

@@ -21,7 +21,7 @@ class SchemaFormat(Tagged, frozen=True, kw_only=True, tag="json_schema"):
     """JSON of a schema. It is enforced whatever `strict` says; name and description are the client's own."""
 
     schema: dict[str, Any]
-    name: Annotated[str, Meta(max_length=64)] | None = None
+    name: Annotated[str, Meta(max_length=64)] | None = ""
     description: str | None = None
     strict: bool | None = None
 
@@ -51,7 +51,7 @@ class NamespaceTool(Tagged, frozen=True, kw_only=True, tag="namespace"):
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)]
-    description: str | None = None
+    description: str | None = ""
 
 
 class FunctionChoice(Tagged, frozen=True, kw_only=True, tag="function"):
