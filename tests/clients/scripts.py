@@ -13,5 +13,6 @@ SCRIPTS = {
     "Begin Ada": _CALL.format("PartialPerson", '{"name": "Ada", "age": 36}'),
     "Give Ada": _CALL.format("final_result", '{"name": "Ada", "age": 36}'),
     "Hello": "Hello, there!",
+    "Call and say": _CALL.format("get_weather", '{"city": "Paris"}') + "\nSo it is.",
     "Both": "<think>\nI look.\n</think>\n\n" + _CALL.format("get_weather", '{"city": "Paris"}'),
 }
