@@ -14,6 +14,7 @@ import httpx2
 import openai
 import pytest
 from anthropic.types import ErrorResponse, Message, MessageTokensCount, ModelInfo, RawMessageStreamEvent
+from anthropic.types.beta import BetaMessage, BetaRawMessageStreamEvent
 from cohere.types import EmbedByTypeResponse
 from cohere.v2.types.v2rerank_response import V2RerankResponse
 from conftest import ADMIN_KEY
@@ -55,6 +56,7 @@ EXTRAS: dict[Any, set[str]] = {
     },
     ResponseItemList: {".data[].phase", ".data[].content[].parsed"},  # null
     RawMessageStreamEvent: {".usage.service_tier"},
+    BetaRawMessageStreamEvent: {".usage.service_tier"},
     Model: {".root", ".parent", ".max_model_len"},
     CreateEmbeddingResponse: {".id", ".created", ".usage.completion_tokens", ".usage.prompt_tokens_details"},
     V2RerankResponse: {".model", ".usage", ".results[].document"},
@@ -217,6 +219,8 @@ def test_messages(replay: LiveServer, script: str) -> None:
     for more in MESSAGES:
         body = {"model": "scripted", "messages": said(script), "max_tokens": 2000, **more}
         whole, events, text = ask(replay, "/v1/messages", body, Message, RawMessageStreamEvent)
+        check(BetaMessage, whole)
+        assert [check(BetaRawMessageStreamEvent, event) for event in events if event["type"] != "ping"]
         client = anthropic.Anthropic(api_key="none", http_client=replayed(text))
         with client.messages.stream(model="scripted", messages=said(script), max_tokens=9) as stream:
             theirs = stream.get_final_message().to_dict()
@@ -236,9 +240,9 @@ def test_counts_and_models(replay: LiveServer) -> None:
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": said("Hi")},
-    "/v1/completions": {"prompt": "Hi", "max_tokens": 99},
+    "/v1/completions": {"prompt": "Hi", "max_tokens": 400},
     "/v1/responses": {"input": "Hi"},
-    "/v1/messages": {"messages": said("Hi"), "max_tokens": 99, "model": "fake/model"},
+    "/v1/messages": {"messages": said("Hi"), "max_tokens": 400, "model": "fake/model"},
 }
 
 
