@@ -175,6 +175,8 @@ class ResponseBuilder:
         return events + self._part("response.reasoning_text.delta", delta=text)
 
     def _text(self, text: str, told: list[TokenLogprob]) -> bytes:
+        if self.response.output and not isinstance(self._open, OutputMessage):
+            text = text.lstrip()  # a chat has it between its texts, here it borders on a call
         events = self._go_on("message")
         self._pieces.append(text)
         self._said_logprobs += told
