@@ -98,7 +98,8 @@ class MessageBuilder:
     def _write(self, kind: Literal["text", "thinking"], text: str) -> bytes:
         events = b""
         if self._kind != kind:
-            text = text.lstrip() if self.message.content else text  # a chat has it between its texts
+            if kind == "text" and self.message.content:
+                text = text.lstrip()  # a chat has it between its texts; that of thoughts parts them when they come back
             events = self._close() + self._begin(TextReply(text="") if kind == "text" else ThinkingReply(thinking=""))
             self._kind = kind
         self._pieces.append(text)
