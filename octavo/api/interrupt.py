@@ -1,4 +1,5 @@
-"""Ctrl-C held back while a step runs: the engine is never left half way through one."""
+"""Ctrl-C, and SIGTERM where something catches it, held back while a step runs: the engine is never left half way
+through one."""
 
 from __future__ import annotations
 
@@ -11,23 +12,21 @@ from types import FrameType
 
 @contextmanager
 def interrupt_after() -> Iterator[None]:
-    """KeyboardInterrupt is raised at the end of the block instead of in it (the main thread, where it arises)."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield
-        return
-    came = False
+    """The signals' handlers are called at the end of the block instead of in it (the main thread, where they run)."""
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    held = {int(number): handler for number, handler in handlers.items() if callable(handler)}
+    came: dict[int, FrameType | None] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
+        came[number] = frame
 
-    signal.signal(signal.SIGINT, note)
+    for number in held:
+        signal.signal(number, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came:
-        raise KeyboardInterrupt
+        for number, handler in held.items():
+            signal.signal(number, handler)
+    for number, frame in came.items():
+        held[number](number, frame)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
@@ -13,7 +12,7 @@ from octavo.api.arguments import engine_config, offline_config
 from octavo.api.beam_search import run_searches
 from octavo.api.build import build_engine, make_limits, open_model
 from octavo.api.model import Model
-from octavo.api.outputs import RequestProgress
+from octavo.api.outputs import OnOutput, RequestProgress
 from octavo.api.pooling import (
     AnyPoolingOutput,
     Pair,
@@ -81,18 +80,20 @@ class LLM:
         *,
         use_tqdm: Bar = True,
         priority: int | list[int] | None = None,
+        on_output: OnOutput = None,
         **unused: Any,
     ) -> list[RequestOutput]:
         """Completions of each prompt, in order.
 
         prompts: text, token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a list of those.
         use_tqdm: whether to show progress, or what makes the bar in place of tqdm.
+        on_output: called with each output once it is whole. It calls nothing of the LLM; what it raises ends this call.
         unused: what vLLM takes beside these (lora_request, tokenization_kwargs), here and below, may be None.
         Raises InputError before anything runs. A request that fails later has `error` set and leaves the others be.
         """
         check_unused(unused, *OF_CALLS)
         rows = self._rows.generations(parse_prompts(prompts), sampling_params, priority)
-        return self._generate(rows, use_tqdm=use_tqdm)
+        return self._run(rows, use_tqdm=use_tqdm, on_output=on_output)
 
     def chat(
         self,
@@ -121,7 +122,7 @@ class LLM:
             chat_template_kwargs=chat_template_kwargs,
             **more,
         )
-        return self._generate(self._rows.generations(prompts, sampling_params, priority), use_tqdm=use_tqdm)
+        return self._run(self._rows.generations(prompts, sampling_params, priority), use_tqdm=use_tqdm)
 
     def beam_search(
         self,
@@ -317,7 +318,7 @@ class LLM:
         """Run all that was enqueued; its outputs, in order."""
         self._open_engine()  # while there is none they go on waiting
         rows, self._enqueued = self._enqueued, []
-        return self._generate(rows, use_tqdm=use_tqdm)
+        return self._run(rows, use_tqdm=use_tqdm)
 
     def sleep(self, level: int = 1, mode: str = "abort") -> None:
         """Free weights and cache until `wake_up` loads them again: both of vLLM's levels do. Nothing may be running."""
@@ -375,23 +376,21 @@ class LLM:
         self._enqueued += rows
         return [row.request_id for row in rows]
 
-    def _generate(self, rows: list[RequestProgress], *, use_tqdm: Bar) -> list[RequestOutput]:
-        outputs: list[RequestOutput] = []
+    def _run(self, rows: list[RequestProgress], *, use_tqdm: Bar, on_output: OnOutput = None) -> list[RequestOutput]:
         self._open_engine()  # what never begins is no abort
         try:
-            outputs = self._finish(rows, use_tqdm=use_tqdm)
+            return self._finish(rows, use_tqdm=use_tqdm, on_output=on_output)
         finally:  # Ctrl-C: some have ended
             with self._stepper.lock:
-                for row, output in itertools.zip_longest(rows, outputs):
-                    self._record(row).end(output or row.take(), now=row.ended_at)
-        return outputs
+                for row in rows:
+                    self._record(row).end(row.take(), now=row.ended_at)
 
     def _record(self, row: RequestProgress, *, streaming: bool = False) -> RequestRecorder:
         return RequestRecorder(self._requests, row.request.params, streaming=streaming)
 
-    def _finish(self, rows: Sequence[Row[Result]], *, use_tqdm: Bar) -> list[Result]:
+    def _finish(self, rows: Sequence[Row[Result]], *, use_tqdm: Bar, on_output: OnOutput = None) -> list[Result]:
         with GenerationBar(len(rows), shown=use_tqdm) as bar:
-            return self._stepper.run(rows, on_end=bar.update)
+            return self._stepper.run(rows, on_end=bar.update, on_output=on_output)
 
 
 def _free(engine: Engine) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from octavo.text.tools.calls import JoinedCalls
 if TYPE_CHECKING:
     from octavo.api.judging import Judge
     from octavo.text.tools.parser import OutputParser, Parsing
+
+OnOutput = Callable[[RequestOutput], None] | None
 
 
 class TokenTexts:
@@ -131,6 +133,7 @@ class RequestProgress:
         self._num_going_on = len(self._completions)
         self._delta = request.params.output_kind is RequestOutputKind.DELTA
         self._final_only = request.params.output_kind is RequestOutputKind.FINAL_ONLY
+        self._whole: RequestOutput | None = None
         self._with_logprobs = request.params.logprobs is not None
 
     @property
@@ -161,9 +164,12 @@ class RequestProgress:
         return []
 
     def take(self) -> RequestOutput | None:
-        """What came since the last call, in the form that params.output_kind asks for; None if there is nothing."""
-        if self._final_only and self._num_going_on:
-            return None
+        """What came since the last call, in the form that params.output_kind asks for; None if there is nothing.
+
+        With FINAL_ONLY, the whole, as often as it is called.
+        """
+        if self._final_only and (self._num_going_on or self._whole is not None):
+            return self._whole
         changed = [completion for completion in self._completions if completion.changed]
         if not changed:
             return None
@@ -174,7 +180,7 @@ class RequestProgress:
             self.judge.see(outputs)
         if delta:
             self._prompt_logprobs = None
-        return RequestOutput(
+        output = RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
             prompt_token_ids=self.request.prompt_token_ids,
@@ -185,6 +191,9 @@ class RequestProgress:
             num_cached_tokens=self._num_cached_tokens,
             error=self.error.error if self.error else None,
         )
+        if self._final_only:
+            self._whole = output
+        return output
 
     def resume(self) -> list[list[int] | None]:
         """Another engine is to go on with it: output tokens by sequence, None where it has ended (messages.Add)."""

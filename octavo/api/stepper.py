@@ -58,9 +58,22 @@ class Stepper:
         """True if the engine has nothing of anybody's."""
         return not self._alive
 
-    def run(self, rows: Sequence[Row[Result]], *, on_end: Callable[[Any], None] = lambda row: None) -> list[Result]:
-        """Run rows to their ends; what came of them, in order. on_end: called with each row that ends."""
-        batch = _Batch(rows, on_end)
+    def run(
+        self,
+        rows: Sequence[Row[Result]],
+        *,
+        on_end: Callable[[Any], None] = lambda row: None,
+        on_output: Callable[[Any], None] | None = None,
+    ) -> list[Result]:
+        """Run rows to their ends; what came of them, in order. on_end: called with each row that ends; on_output: with
+        what came of it, which the row must give again."""
+
+        def end(row: Row[Result]) -> None:
+            on_end(row)
+            if on_output is not None:
+                on_output(row.take())
+
+        batch = _Batch(rows, end)
         try:
             while batch.left and batch.error is None:
                 self._advance(batch)

@@ -24,7 +24,12 @@ COMMANDS: dict[str, str] = {
 FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
+TERMINATED = 143
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where a command catches it."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,10 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     streams.prepare()
     try:
         return _dispatch(arguments, debug=debug)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if debug:
             raise
-        return INTERRUPTED
+        if notes := _notes(error):
+            _tell(f"octavo {arguments[0]}: {notes}")
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     except BrokenPipeError:  # the reader of our output is gone
         streams.give_up()
         return FAILED
@@ -46,9 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         streams.give_up()
-        hint = "; make room, then run this again" if error.errno in FULL else ""
-        with suppress(OSError):
-            print(f"octavo {arguments[0]}: {error}{hint}", file=sys.stderr)
+        hint = _notes(error) or ("make room, then run this again" if error.errno in FULL else "")
+        _tell(f"octavo {arguments[0]}: {error}", hint)
         return FAILED
 
 
@@ -80,8 +86,19 @@ def _run(name: str, arguments: list[str], *, debug: bool) -> int:
     except OctavoError as error:
         if debug:
             raise
-        print(f"octavo {name}: {error.message}", file=sys.stderr)
+        _tell(f"octavo {name}: {error.message}", _notes(error))
         return USER_ERROR
+
+
+def _notes(error: BaseException) -> str:
+    """What a command added to what ended it: how much was done."""
+    return "; ".join(getattr(error, "__notes__", []))
+
+
+def _tell(*parts: str) -> None:
+    """Those that are not empty, as a line."""
+    with suppress(OSError):
+        print("; ".join(filter(None, parts)), file=sys.stderr)
 
 
 def _help() -> str:

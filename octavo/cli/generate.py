@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
-from typing import Any, TextIO
+from contextlib import closing
+from typing import Any
 
 import msgspec
 
 from octavo.api.llm import LLM
 from octavo.base.errors import ConfigError, InputError
-from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
+from octavo.cli.answers import Answers
 from octavo.cli.flags import Parser, add_engine, add_model, add_sampling, shift_model, take_engine, take_sampling
-from octavo.cli.interrupt import second_interrupt_exits
-from octavo.cli.output import as_path, check_writable, replacing
+from octavo.cli.interrupt import second_interrupt_exits, sigterm_interrupts
+from octavo.cli.output import as_path, check_writable
 from octavo.cli.session import open_llm
 from octavo.cli.streams import read_stdin
 
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "-i", "--input", metavar="FILE", help='one prompt a line; .jsonl: {"prompt": ...} or {"messages": ...} a line'
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="write here in place of stdout")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write here in place of stdout, as answers come")
     parser.add_argument("--jsonl", action="store_true", help="write a JSON object a prompt in place of its text")
     parser.add_argument("-n", "--n", type=int, metavar="N", help="completions a prompt", default=1)
     add_sampling(parser, max_tokens=MAX_TOKENS)
@@ -42,14 +42,12 @@ def main(arguments: list[str]) -> int:
     take_sampling(values, SamplingParams(max_tokens=MAX_TOKENS), n=values["n"])  # a mistake ends it before the model
     _check_output(values["input"], output)
     prompts = _read_prompts(values.pop("prompts"), values.pop("input"))
-    with open_llm(config) as llm:
+    answers = Answers(prompts, None if output == "-" else output, jsonl=values["jsonl"])
+    with open_llm(config) as llm, closing(answers):
         default = msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=MAX_TOKENS)
         params = take_sampling(values, default, n=values["n"])
-        outputs = _run(llm, prompts, params)
-    with nullcontext(sys.stdout) if output in (None, "-") else replacing(output) as out:
-        for one in outputs:
-            _write(out, one, jsonl=values["jsonl"])
-    return FAILED if any(one.error is not None for one in outputs) else 0
+        _run(llm, prompts, params, answers)
+    return FAILED if answers.failed else 0
 
 
 def _read_prompts(given: list[str], path: str | None) -> list[Any]:
@@ -87,14 +85,21 @@ def _parse_line(number: int, line: str) -> Any:
 
 
 @second_interrupt_exits()
-def _run(llm: LLM, prompts: list[Any], params: SamplingParams) -> list[RequestOutput]:
+@sigterm_interrupts()
+def _run(llm: LLM, prompts: list[Any], params: SamplingParams, answers: Answers) -> None:
+    """What ends it early loses no answer that was made."""
     rows: list[Any] = [
         {"prompt_token_ids": llm.render_chat(prompt["messages"])}
         if isinstance(prompt, dict) and "messages" in prompt
         else prompt
         for prompt in prompts
     ]
-    return llm.generate(rows, params, use_tqdm=sys.stderr.isatty())
+    try:
+        llm.generate(rows, params, use_tqdm=sys.stderr.isatty(), on_output=answers.add)
+    except BaseException as error:
+        if told := answers.stop():
+            error.add_note(told)
+        raise
 
 
 def _check_output(given: str | None, path: str | None) -> None:
@@ -105,28 +110,3 @@ def _check_output(given: str | None, path: str | None) -> None:
     source, target = as_path(str(given)), as_path(str(path))
     if given not in (None, "-") and source.exists() and target.exists() and source.samefile(target):
         raise ConfigError(f"--output {path} is the input file, too; name another file", param="--output")
-
-
-def _write(out: TextIO, output: RequestOutput, *, jsonl: bool) -> None:
-    if output.error is not None:
-        print(f"prompt {output.request_id} failed: {output.error}", file=sys.stderr)
-    if not jsonl:
-        for completion in output.outputs:
-            out.write(completion.text + "\n")
-        return
-    row = {
-        "prompt": output.prompt,
-        "num_prompt_tokens": len(output.prompt_token_ids),
-        "error": output.error,
-        "outputs": [
-            {
-                "index": completion.index,
-                "text": completion.text,
-                "token_ids": completion.token_ids,
-                "finish_reason": completion.finish_reason,
-                "stop_reason": completion.stop_reason,
-            }
-            for completion in output.outputs
-        ],
-    }
-    out.write(json.dumps(row, ensure_ascii=False) + "\n")

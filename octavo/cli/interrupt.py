@@ -1,4 +1,4 @@
-"""A second Ctrl-C, which ends the command at once, whatever native code the first one waits for."""
+"""A second Ctrl-C, which ends the command at once, whatever native code the first one waits for; SIGTERM as a first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from octavo.cli import INTERRUPTED
+from octavo.cli import INTERRUPTED, Terminated
 
 PATIENCE = 1.0
 
@@ -40,6 +40,23 @@ def second_interrupt_exits() -> Iterator[None]:
         writer.close()
         watcher.join()
         reader.close()
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM in the block raises Terminated there, so that what has been done can be kept."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _watch(reader: socket.socket) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
 
 from octavo.api.llm import LLM
 from octavo.api.outputs import RequestProgress
+from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
@@ -74,3 +76,43 @@ def test_a_row_that_another_thread_ends_before_its_own_steps_is_whole(
     monkeypatch.setattr(row, "take", overtaken)
     *_, last = stream
     assert last.outputs[0].token_ids == expected.outputs[0].token_ids
+
+
+def test_each_output_is_told_as_soon_as_it_is_whole(llm: LLM) -> None:
+    told: list[RequestOutput] = []
+    params = [SamplingParams(temperature=0, max_tokens=count, ignore_eos=True) for count in (6, 2, 4)]
+    outputs = llm.generate([[5, 6, 7]] * 3, params, use_tqdm=False, on_output=told.append)
+    assert [len(output.outputs[0].token_ids) for output in told] == [2, 4, 6]
+    assert [told[index] for index in (2, 0, 1)] == outputs
+
+    def full(output: RequestOutput) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        llm.generate([[5, 6, 7]] * 3, params, use_tqdm=False, on_output=full)
+    assert llm._stepper.idle
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_steps_end(number: signal.Signals, llm: LLM) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(*_: Any) -> None:
+        raise Ended
+
+    told: list[RequestOutput] = []
+
+    def tell(output: RequestOutput) -> None:
+        signal.raise_signal(number)
+        told.append(output)
+
+    before = signal.signal(number, end)
+    try:
+        with pytest.raises(Ended):
+            llm.generate([[5, 6, 7]] * 2, PARAMS, use_tqdm=False, on_output=tell)
+        assert signal.getsignal(number) is end
+    finally:
+        signal.signal(number, before)
+    assert len(told) == 2
+    assert llm._stepper.idle
