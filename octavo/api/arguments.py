@@ -156,7 +156,7 @@ def _own(engine_args: dict[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {}
     for name, value in engine_args.items():
         if name not in OPTION_NAMES and name not in FOREIGN:
-            raise ConfigError(f"unknown option {name!r}{suggest(name, OPTION_NAMES)}", param=name)
+            raise ConfigError(f"unknown option {name!r}{suggest(name, OPTION_NAMES, refused=[*FOREIGN])}", param=name)
         if value is None:
             continue
         if name in OPTION_NAMES:
@@ -182,36 +182,12 @@ def check_foreign(name: str, value: Any, *, shown: str | None = None, table: dic
     raise UnsupportedError(f"{shown}={value!r} is not supported: {foreign.remedy}", param=name)
 
 
-ELSEWHERE: dict[str, str] = {
-    **dict.fromkeys(("m", "hf", "hf_repo", "model_path"), "model"),
-    **dict.fromkeys(("c", "ctx", "ctx_size", "n_ctx", "num_ctx", "context_length"), "max_model_len"),
-    **dict.fromkeys(("max_len", "max_length", "max_seq_len", "max_seq_length"), "max_model_len"),
-    **dict.fromkeys(("n", "predict", "n_predict", "num_predict"), "max_tokens"),
-    **dict.fromkeys(("t", "n_threads", "num_thread"), "threads"),
-    **dict.fromkeys(("ngl", "gpu_layers", "n_gpu_layers"), "device"),
-    **dict.fromkeys(("np", "parallel", "max_running_requests"), "max_num_seqs"),
-    **dict.fromkeys(("b", "batch_size", "n_batch", "chunked_prefill_size"), "max_num_batched_tokens"),
-    **dict.fromkeys(("tp", "tp_size"), "tensor_parallel_size"),
-    **dict.fromkeys(("ctk", "cache_type_k", "type_k"), "kv_cache_dtype"),
-    **dict.fromkeys(("sys", "system_prompt"), "system"),
-    **dict.fromkeys(("a", "alias"), "served_model_name"),
-    "mem_fraction_static": "gpu_memory_utilization",
-    "temp": "temperature",
-    "repeat_penalty": "repetition_penalty",
-    "chat_template_file": "chat_template",
-}
-"""Options of llama.cpp, its Python binding, Ollama, SGLang and Transformers -> ours that do the same."""
-
-
 def suggest(name: str, known: list[str], *, refused: list[str] | None = None) -> str:
-    """ "; did you mean X?" for what another program's option is called here or the nearest known name, or nothing.
+    """ "; did you mean X?" for the known name that it is likely meant for, or nothing.
 
     refused: names that are known, too, and are refused.
     """
-    ours, every = ELSEWHERE.get(name.lstrip("-").replace("-", "_")), [*known, *(refused or [])]
-    if ours is not None:
-        return next((f"; did you mean {one}?" for one in every if one.lstrip("-").replace("-", "_") == ours), "")
-    near = nearest(name, every, refused=refused or [])
+    near = nearest(name, [*known, *(refused or [])], refused=refused or [])
     return "" if near is None else f"; did you mean {near}?"
 
 

@@ -19,19 +19,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 _UNKNOWN = "Object contains unknown field `"
 _MISSING = "Object missing required field `"
 _NO_CHOICE = ("Invalid enum value", "Invalid value")
-_ELSEWHERE = {
-    **dict.fromkeys(("n_predict", "num_predict", "max_length", "max_len", "max_gen_len"), "max_tokens"),
-    "min_length": "min_tokens",
-    "num_return_sequences": "n",
-    "repeat_penalty": "repetition_penalty",
-    **dict.fromkeys(("truncate", "truncation"), "truncate_prompt_tokens"),
-    "output_dimension": "dimensions",
-    "embedding_type": "encoding_format",
-    "texts": "documents",
-}
-"""Fields of llama.cpp, Ollama, Transformers, Llama's own code, and of APIs that pool (Voyage's, Jina's, NIM's, TEI's)
--> ours that do the same.
-"""
 _SUGGEST_UP_TO = 40  # characters of an unknown name that a likely one is sought for
 _SHOWN = 200  # characters of a client's own text in a message
 
@@ -134,7 +121,7 @@ def _unknown(name: str, path: str, kind: type[msgspec.Struct]) -> InputError:
     hint = "leave it out"
     if not path and name == shown:
         refused = UnsupportedFields.__struct_fields__
-        near = nearest(_ELSEWHERE.get(name, name), kind.__struct_fields__, refused=refused)
+        near = nearest(name, kind.__struct_fields__, refused=refused)
         hint = f"did you mean {near!r}?" if near else hint
     where = f" in {path}" if path else ""
     return InputError(f"unknown field {shown!r}{where}; {hint}", param=_joined(path, shown))
