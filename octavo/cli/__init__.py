@@ -53,8 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         streams.give_up()
-        hint = _notes(error) or ("make room, then run this again" if error.errno in FULL else "")
-        _tell(f"octavo {arguments[0]}: {error}", hint)
+        notes = _notes(error)
+        hint = "make room" + ("" if notes else ", then run this again")
+        _tell(f"octavo {arguments[0]}: {error}", hint if error.errno in FULL else "", notes)
         return FAILED
 
 

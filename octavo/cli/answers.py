@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -11,7 +10,7 @@ from io import FileIO
 from typing import Any
 
 from octavo.base.types.output import RequestOutput
-from octavo.cli.output import as_path, naming
+from octavo.cli.output import as_path, naming, write_whole
 
 RANGES = 8  # of numbers that a person reads
 
@@ -98,25 +97,13 @@ class Answers:
             with naming(self._path):
                 if self._file is None:
                     self._file = as_path(self._path).open("wb", buffering=0)
-                _put_whole(self._file, text.encode(errors="backslashreplace"))
+                write_whole(self._file, text.encode(errors="backslashreplace"))
         self._broken = False
 
     def close(self) -> None:
         """Of the file, which holds all that was written."""
         if self._file is not None:
             self._file.close()
-
-
-def _put_whole(file: FileIO, data: bytes) -> None:
-    """All of it, or, where it can be taken back, nothing."""
-    done = 0
-    try:
-        while done < len(data):
-            done += file.write(data[done:]) or 0
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(file.fileno(), os.lseek(file.fileno(), -done, os.SEEK_CUR))
-        raise
 
 
 def _above_bars() -> Any:

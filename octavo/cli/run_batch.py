@@ -10,15 +10,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from octavo.api.arguments import OFF, SWITCH, Foreign
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.config.options import build_struct, options
 from octavo.base.errors import ConfigError, EngineDeadError, InputError
 from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
-from octavo.cli.output import as_path, naming
+from octavo.cli.output import as_path, naming, write_whole
 
 if TYPE_CHECKING:
     from octavo.server.batch.lines import BatchLine, BatchResult
@@ -42,8 +43,9 @@ FOREIGN: dict[str, Foreign] = {
 @dataclass
 class _Count:
     lines: int
-    done: int
+    done: int  # by earlier runs
     failed: int
+    new: int = 0  # by this one
     left: int = 0  # without an answer: the engine was busy to the last
     seen: int = 0  # of the lines, when they were read for their answers
 
@@ -65,7 +67,13 @@ def main(arguments: list[str]) -> int:
     with _claim(target) as file:
         count, skipped = _go_on(target, known)
         if count.done < count.lines:
-            asyncio.run(_run(config, server, _lines(source, server, count, skipped), file, count))
+            try:
+                asyncio.run(_run(config, server, _lines(source, server, count, skipped), file, count))
+            except BaseException as error:
+                if answered := count.done + count.new:
+                    told = f"{answered} of {count.lines} requests are answered, in {target}; run this again to go on"
+                    error.add_note(told)
+                raise
     return _conclude(count, source)
 
 
@@ -105,13 +113,13 @@ def _check(source: Path, target: Path, max_body_bytes: int) -> set[str]:
 
 
 @contextmanager
-def _claim(target: Path) -> Iterator[BinaryIO]:
-    """The output, open for appending; a second run on it at the same time is refused."""
+def _claim(target: Path) -> Iterator[FileIO]:
+    """The output, open for appending and unbuffered; a second run on it at the same time is refused."""
     try:
-        file = target.open("ab")
+        file = target.open("ab", buffering=0)
     except OSError as error:
         raise ConfigError(f"{target}: {error.strerror or error}") from None
-    try:
+    with file:
         try:
             import fcntl
 
@@ -121,9 +129,6 @@ def _claim(target: Path) -> Iterator[BinaryIO]:
         except (ImportError, OSError):
             pass  # the system or the file system has no locks
         yield file
-    finally:
-        with naming(target):  # what a full disk did not take is tried again
-            file.close()
 
 
 def _go_on(target: Path, known: set[str]) -> tuple[_Count, frozenset[str]]:
@@ -157,7 +162,7 @@ def _lines(source: Path, server: ServerConfig, count: _Count, skipped: frozenset
 
 
 async def _run(
-    config: EngineConfig, server: ServerConfig, lines: Iterator[BatchLine], file: BinaryIO, count: _Count
+    config: EngineConfig, server: ServerConfig, lines: Iterator[BatchLine], file: FileIO, count: _Count
 ) -> None:
     import msgspec
 
@@ -174,7 +179,7 @@ async def _run(
     async def ask(path: str, body: bytes) -> Answer:
         answer = await app.ask(path, body)
         if answer.status >= 500 and llm.state == "dead":
-            raise EngineDeadError("the engine has ended and does not come back; run this again to go on")
+            raise EngineDeadError("the engine has ended and does not come back")
         return answer
 
     def write(result: BatchResult) -> None:
@@ -182,8 +187,8 @@ async def _run(
             count.left += 1
             return
         with naming(file.name):
-            file.write(msgspec.json.encode(result) + b"\n")
-            file.flush()
+            write_whole(file, msgspec.json.encode(result) + b"\n")
+        count.new += 1
         count.failed += result.error is not None
         bar.update()
 

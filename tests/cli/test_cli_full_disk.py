@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,35 @@ def test_the_file_is_named(
     (told,) = capsys.readouterr().err.splitlines()
     reason = "[Errno 28] No space left on device: '/dev/full'; make room, then run this again"
     assert told == f"octavo {arguments[0]}: {reason}"
+
+
+def test_a_batch_goes_on_where_the_disk_was_full(llama: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    body = {"prompt": "Hello", "max_tokens": 2}
+    lines = [{"custom_id": f"{n}", "method": "POST", "url": "/v1/completions", "body": body} for n in range(8)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
+    files = ["-i", str(source), "-o", str(out)]
+    counts = []
+    for room in (1500, 2800, 1 << 20):  # the system's limit of a file's bytes, as a disk has one
+        ended = subprocess.run(
+            [sys.executable, "-m", "octavo.cli", "run-batch", *files, "--model", llama, *SMALL, "--max-num-seqs", "1"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment,
+            text=True,
+            check=False,
+            preexec_fn=lambda room=room: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+        )
+        found = [json.loads(line)["custom_id"] for line in out.read_text().splitlines()]
+        counts.append(len(found))
+        if room < 1 << 20:
+            assert ended.returncode == 1
+            told = f"'{out}'; {len(found)} of 8 requests are answered, in {out}; run this again to go on"
+            assert ended.stderr.splitlines()[-1].endswith(told)
+    assert ended.returncode == 0
+    assert 0 < counts[0] < counts[1] < 8
+    assert sorted(found) == [line["custom_id"] for line in lines]
 
 
 def test_results_replace_older_ones_when_they_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

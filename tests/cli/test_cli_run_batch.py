@@ -8,13 +8,15 @@ import os
 import subprocess
 import sys
 import time
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from octavo.api.async_llm import AsyncLLM
-from octavo.cli import main
+from octavo.cli import main, run_batch
+from octavo.cli.output import write_whole
 from octavo.server.batch import run
 
 SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--served-model-name", "gpt"]
@@ -187,6 +189,26 @@ def test_lines_that_the_engine_did_not_take_are_left_to_the_next_run(
     assert all(row["error"] is None for row in rows)
     assert main(command) == 0
     assert sorted(row["custom_id"] for row in read(out)) == names
+
+
+def test_ctrl_c_tells_how_many_are_answered(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write(tmp_path / "in", [line(str(number)) for number in range(4)]), tmp_path / "out"
+    command = ["run-batch", "-i", source, "-o", str(out), "--model", llama, *SMALL, "--max-num-seqs", "1"]
+
+    def interrupted(file: FileIO, data: bytes) -> None:
+        if out.read_bytes().count(b"\n") == 2:
+            raise KeyboardInterrupt
+        write_whole(file, data)
+
+    monkeypatch.setattr(run_batch, "write_whole", interrupted)
+    assert main(command) == 130
+    told = f"2 of 4 requests are answered, in {out}; run this again to go on"
+    assert capsys.readouterr().err.splitlines()[-1] == f"octavo run-batch: {told}"
+    monkeypatch.undo()
+    assert main(command) == 0
+    assert sorted(row["custom_id"] for row in read(out)) == ["0", "1", "2", "3"]
 
 
 def test_a_pipe_is_no_input_and_no_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
