@@ -9,8 +9,9 @@ from contextlib import nullcontext, suppress
 from io import FileIO
 from typing import Any
 
+from octavo.base.files import write_whole
 from octavo.base.types.output import RequestOutput
-from octavo.cli.output import as_path, naming, write_whole
+from octavo.cli.output import as_path, naming
 
 RANGES = 8  # of numbers that a person reads
 

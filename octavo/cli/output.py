@@ -1,5 +1,4 @@
-"""A path in; whether a file can be written there, told before any work is done, and a file or lines that appear there
-whole."""
+"""A path in; whether a file can be written there, told before any work is done, and a file that appears there whole."""
 
 from __future__ import annotations
 
@@ -7,8 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from io import FileIO
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -74,19 +72,6 @@ def replacing(path: str | Path) -> Iterator[TextIO]:
             fresh.replace(target)
     except BaseException:
         fresh.unlink(missing_ok=True)
-        raise
-
-
-def write_whole(file: FileIO, data: bytes) -> None:
-    """All of it, or, where the file can be cut, nothing of it and an OSError."""
-    done = 0
-    try:
-        while done < len(data):
-            done += file.write(data[done:]) or 0
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(file.fileno(), os.lseek(file.fileno(), 0, os.SEEK_CUR) - done)
-            os.lseek(file.fileno(), 0, os.SEEK_END)
         raise
 
 

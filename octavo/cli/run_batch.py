@@ -18,8 +18,9 @@ from octavo.api.arguments import OFF, SWITCH, Foreign
 from octavo.base.config.config import EngineConfig, ServerConfig
 from octavo.base.config.options import build_struct, options
 from octavo.base.errors import ConfigError, EngineDeadError, InputError
+from octavo.base.files import write_whole
 from octavo.cli.flags import Parser, add_engine, add_model, add_options, take_engine
-from octavo.cli.output import as_path, naming, write_whole
+from octavo.cli.output import as_path, naming
 
 if TYPE_CHECKING:
     from octavo.server.batch.lines import BatchLine, BatchResult

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from octavo.api.async_llm import AsyncLLM
+from octavo.base.files import write_whole
 from octavo.cli import main, run_batch
-from octavo.cli.output import write_whole
 from octavo.server.batch import run
 
 SMALL = ["--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "2M", "--served-model-name", "gpt"]

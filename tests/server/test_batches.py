@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from serving import LiveServer, wait_for
 from test_bad_input import check_form
 
 from octavo.base.errors import ConfigError, EngineDeadError, OverloadedError
+from octavo.base.files import write_whole
 from octavo.server.batch import batches, lines, run
+from octavo.server.batch import store as store_module
 from octavo.server.batch.store import KEEP_S, BatchStore, Kept, new_name
 from octavo.server.batch.types import BatchObject, BatchStatus, RequestCounts
 from octavo.server.errors import HttpError
@@ -412,6 +415,40 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space"):
         store.add_file(b"", b"12345", filename="a")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_loses_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room: list[None] = []
+
+    def put(file: FileIO, data: bytes) -> None:
+        if not room:
+            raise OSError(28, "No space left on device")
+        room.pop()
+        write_whole(file, data)
+
+    for module in (batches, store_module):
+        monkeypatch.setattr(module, "write_whole", put)
+    with LiveServer(FakeLLM(), batch_dir=str(tmp_path)) as first, first.openai() as client:
+        with pytest.raises(openai.APIStatusError, match="the disk is full") as refused:
+            client.with_options(max_retries=0).files.create(file=("f", b"x"), purpose="batch")
+        assert refused.value.status_code == 507
+        room += [None] * 7  # two for the file, two states of the batch, then three answers
+        name = begin(client, *[line(str(number)) for number in range(6)])
+        batch = ended(client, name)
+        assert (batch.status, batch.errors.data[0].code, batch.request_counts.completed) == (
+            "failed",
+            "storage_full",
+            3,
+        )
+        assert batch.output_file_id is None
+        assert client.batches.cancel(name).status == "failed"
+    room += [None] * 100
+    asked = FakeLLM()
+    with LiveServer(asked, batch_dir=str(tmp_path)) as second, second.openai() as client:
+        batch = ended(client, name)
+        assert (batch.status, batch.request_counts.completed) == ("completed", 6)
+        assert sorted(row["custom_id"] for row in rows(client, batch.output_file_id)) == list("012345")
+    assert 100 - len(room) == 6  # two states, three answers, the file of results
 
 
 def test_a_temporary_folder_is_gone_afterwards(llm: FakeLLM) -> None:

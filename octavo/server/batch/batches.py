@@ -7,15 +7,17 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import msgspec
 
 from octavo.base.errors import InputError
+from octavo.base.files import write_whole
 from octavo.server.batch.lines import BatchLine, BatchResult, LineError, cut_off, read_done, read_lines
 from octavo.server.batch.run import Answer, run_lines
-from octavo.server.batch.store import BatchStore, Kept, new_name, open_private
+from octavo.server.batch.store import BatchStore, Kept, new_name, open_private, telling_full
 from octavo.server.batch.types import BatchFault, BatchFaults, BatchObject, RequestCounts
 from octavo.server.errors import HttpError
 
@@ -76,8 +78,8 @@ class Batches:
         task = self._tasks.get(batch.id)
         if task is not None and batch.status in ("validating", "in_progress"):
             batch.status, batch.cancelling_at = "cancelling", _now()
-            self.store.save(kept)
             task.cancel()
+            self.store.save(kept)
 
     async def close(self) -> None:
         """End all tasks; a store that stays goes on with its batches in the next process. It is not closed."""
@@ -103,14 +105,12 @@ class Batches:
         if (error := task.exception()) is not None:
             log.error("batch %s failed", batch.id, exc_info=error)
             _fail(batch, BatchFault("server_error", "internal error; the server's log has it under the batch's id"))
-            self._finish(kept)
-        self.store.save(kept)
+            self._keep(kept)
 
     def _cancelled(self, kept: Kept) -> None:
         batch = _batch(kept)
-        self._finish(kept)
         batch.status, batch.cancelled_at = "cancelled", _now()
-        self.store.save(kept)
+        self._keep(kept)
 
     async def _run(self, kept: Kept) -> None:
         batch = _batch(kept)
@@ -121,15 +121,15 @@ class Batches:
         except InputError as error:
             line = error.number if isinstance(error, LineError) else None
             _fail(batch, BatchFault("invalid_request", error.message, line, error.param))
-            self._finish(kept)
+            self._keep(kept)
             return
         except OSError:
             _fail(batch, BatchFault("invalid_file", "the input file is not there any more"))
-            self._finish(kept)
+            self._keep(kept)
             return
         batch.status, batch.in_progress_at = "in_progress", batch.in_progress_at or _now()
-        self.store.save(kept)
         try:
+            self.store.save(kept)
             async with asyncio.timeout(batch.expires_at - time.time()):
                 await self._answer(kept, source, done)
             batch.finalizing_at = batch.completed_at = _now()
@@ -138,7 +138,7 @@ class Batches:
             batch.status, batch.expired_at = "expired", _now()
         except HttpError as error:
             _fail(batch, BatchFault("storage_full", error.message))
-        self._finish(kept)
+        self._keep(kept)
 
     def _check(self, batch: BatchObject, source: Path) -> int:
         """Lines of the input; LineError for the first that cannot be run."""
@@ -170,15 +170,15 @@ class Batches:
                 return await self._ask(path, body, owner=kept.owner)
 
         with ExitStack() as files:
-            outputs: dict[bool, BinaryIO] = {
+            outputs: dict[bool, FileIO] = {
                 True: files.enter_context(open_private(good, "ab")),
                 False: files.enter_context(open_private(bad, "ab")),
             }
 
             def write(result: BatchResult) -> None:
                 fine = result.error is None
-                outputs[fine].write(msgspec.json.encode(result) + b"\n")
-                outputs[fine].flush()
+                with telling_full():
+                    write_whole(outputs[fine], msgspec.json.encode(result) + b"\n")
                 self.store.check_room(outputs[True].tell() + outputs[False].tell())
                 counts.completed, counts.failed = counts.completed + fine, counts.failed + (not fine)
 
@@ -191,12 +191,18 @@ class Batches:
     def _results(self, batch: BatchObject) -> tuple[Path, Path]:
         return self.store.path(f"{batch.id}_output"), self.store.path(f"{batch.id}_errors")
 
-    def _finish(self, kept: Kept) -> None:
-        """What was written becomes files that can be fetched."""
+    def _keep(self, kept: Kept) -> None:
+        """The last state; what was written becomes files that can be fetched. Where the disk takes neither, the next
+        process finds all as it was."""
         batch = _batch(kept)
         good, bad = self._results(batch)
-        batch.output_file_id = self._adopt(kept, good, f"{batch.id}_output.jsonl")
-        batch.error_file_id = self._adopt(kept, bad, f"{batch.id}_errors.jsonl")
+        try:
+            batch.output_file_id = self._adopt(kept, good, f"{batch.id}_output.jsonl")
+            batch.error_file_id = self._adopt(kept, bad, f"{batch.id}_errors.jsonl")
+            self.store.save(kept)
+        except HttpError as error:
+            log.error("batch %s: %s; the next start goes on with it", batch.id, error.message)
+            _fail(batch, BatchFault("storage_full", f"{error.message}; its next start goes on with the batch"))
 
     def _adopt(self, kept: Kept, path: Path, filename: str) -> str | None:
         name = new_name("file")
@@ -204,7 +210,11 @@ class Batches:
             path.unlink(missing_ok=True)
             return None
         path.rename(self.store.path(name))
-        self.store.adopt(kept.owner, name, filename=filename, purpose="batch_output", keep_s=kept.keep_results_s)
+        try:
+            self.store.adopt(kept.owner, name, filename=filename, purpose="batch_output", keep_s=kept.keep_results_s)
+        except BaseException:
+            self.store.path(name).rename(path)  # else nothing tells of it, and the next start removes it
+            raise
         return name
 
 

@@ -5,6 +5,7 @@ For each, NAME.json tells what it is, and for a file NAME.data is its content. N
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -12,13 +13,16 @@ import shutil
 import tempfile
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import msgspec
 
 from octavo.base.errors import ConfigError
+from octavo.base.files import write_whole
 from octavo.server.batch.types import BatchObject, FileObject, Purpose
 from octavo.server.errors import HttpError
 
@@ -30,6 +34,7 @@ MAX_BYTES = 4 << 30
 KEEP_S = 30 * 86400
 _OWN = re.compile(r"((?:file-|batch_)[0-9a-f]{32})(?:_output|_errors)?\.data")
 _OWN_TORN = re.compile(r"(?:file-|batch_)[0-9a-f]{32}\.torn")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GOING_ON = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -102,7 +107,7 @@ class BatchStore:
         return kept if kept is not None and kept.owner == owner else Kept(owner=owner)
 
     def add_file(self, owner: bytes, content: bytes, *, filename: str, keep_s: int = KEEP_S) -> FileObject:
-        """Keep an uploaded file; a 413 where there is no room."""
+        """Keep an uploaded file; a 413 where there is no room, a 507 where the disk is full."""
         self._expire()
         self.check_room(len(content))
         name = new_name("file")
@@ -114,7 +119,7 @@ class BatchStore:
             raise
 
     def adopt(self, owner: bytes, name: str, *, filename: str, purpose: Purpose, keep_s: int) -> FileObject:
-        """Make a file of what `path(name)` holds."""
+        """Make a file of what `path(name)` holds; a 507 where the disk has no room to tell of it."""
         now = int(time.time())
         made = FileObject(
             id=name,
@@ -140,7 +145,7 @@ class BatchStore:
         self.save(kept)
 
     def save(self, kept: Kept) -> None:
-        """Keep a batch's state as it is now."""
+        """Keep a batch's state as it is now; a 507 where the disk is full."""
         if kept.batch is not None:
             self._put(kept.batch.id, kept)
 
@@ -219,17 +224,28 @@ def _missing(kind: str, name: str, param: str | None) -> HttpError:
     return HttpError(404, f"there is no {kind} {name[:80]!r}; it may have expired", kind="NotFoundError", param=param)
 
 
-def open_private(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO:
-    """Open a file for writing that only this user may read, whatever the folder lets others do."""
-    return open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))
+def open_private(path: Path, mode: Literal["wb", "ab"]) -> FileIO:
+    """Open a file for writing, unbuffered, that only this user may read, whatever the folder lets others do."""
+    return open(path, mode, buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+@contextmanager
+def telling_full() -> Iterator[None]:
+    """A 507 in place of an OSError that says that there is no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise HttpError(507, "the disk is full; make room on the server", kind="InsufficientStorage") from None
 
 
 def _write(path: Path, content: bytes) -> None:
     """All of it, or nothing."""
     torn = path.with_suffix(".torn")
     try:
-        with open_private(torn, "wb") as file:
-            file.write(content)
+        with telling_full(), open_private(torn, "wb") as file:
+            write_whole(file, content)
         os.replace(torn, path)
     except BaseException:
         torn.unlink(missing_ok=True)
