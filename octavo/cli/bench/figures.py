@@ -65,6 +65,15 @@ def write_json(path: str | Path, result: dict[str, Any], *, append: bool = False
         file.write(("\n" if torn else "") + json.dumps(result) + "\n")
 
 
+def note_interrupt(result: dict[str, Any], done: int, total: int, what: str) -> bool:
+    """Whether less was measured than asked for: Ctrl-C. Told on stderr, and in the result as `interrupted`."""
+    if done == total:
+        return False
+    result["interrupted"] = True
+    print(f"interrupted: the figures are of {done} of {total} {what}", file=sys.stderr)
+    return True
+
+
 def report_errors(errors: Sequence[str]) -> int:
     """Tell on stderr what failed, each reason once with its number; the exit code."""
     counts: dict[str, int] = {}

@@ -9,9 +9,10 @@ from typing import Any
 from octavo.api.llm import LLM
 from octavo.base.errors import RequestFailedError
 from octavo.base.types.sampling import SamplingParams
+from octavo.cli import INTERRUPTED
 from octavo.cli.bench import plot
 from octavo.cli.bench.datasets import Texts, make_samples
-from octavo.cli.bench.figures import deviation, mean, percentiles, progress, write_json
+from octavo.cli.bench.figures import deviation, mean, note_interrupt, percentiles, progress, write_json
 from octavo.cli.bench.foreign import OFFLINE
 from octavo.cli.bench.options import DatasetOptions, LatencyOptions, OutputOptions, add_struct, take_struct
 from octavo.cli.bench.throughput import check_room
@@ -22,7 +23,7 @@ from octavo.cli.session import open_llm
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print and write; the exit code."""
+    """Measure, print and write, after Ctrl-C what there is; the exit code."""
     text = "Seconds for one batch of random prompts, from the first token in to the last one out. No prefix caching."
     parser = Parser("bench latency", text, foreign=OFFLINE)
     add_model(parser)
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
         latencies = _measure(llm, options, seed=config.model.seed)
     result = summarise(latencies)
     _print(result)
+    interrupted = note_interrupt(result, len(latencies), options.num_iters, "iterations")
     if output.output_json is not None:
         write_json(output.output_json, {"model_id": config.model.model, **result})
     if output.plot is not None:
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
             f"{Path(config.model.model).name}: {options.batch_size} × {options.input_len} in, {options.output_len} out"
         )
         plot.latency(output.plot, latencies, title=about)
-    return 0
+    return INTERRUPTED if interrupted else 0
 
 
 @second_interrupt_exits()
@@ -77,7 +79,14 @@ def _measure(llm: LLM, options: LatencyOptions, *, seed: int) -> list[float]:
 
     for _ in progress(options.num_iters_warmup, "Warmup iterations"):
         run()
-    return [run() for _ in progress(options.num_iters, "Bench iterations")]
+    latencies: list[float] = []
+    try:
+        for _ in progress(options.num_iters, "Bench iterations"):
+            latencies.append(run())
+    except KeyboardInterrupt:
+        if not latencies:
+            raise
+    return latencies
 
 
 def summarise(latencies: list[float]) -> dict[str, Any]:

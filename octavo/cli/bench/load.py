@@ -108,7 +108,8 @@ def _rate(options: ServeOptions, done: float) -> float:
 async def drive(
     samples: Sequence[Sample], due: Sequence[float], send: Send, *, max_concurrency: int | None, bar: Any
 ) -> tuple[list[Outcome], float]:
-    """Every Sample's Outcome, and the seconds from the start to the last one's end."""
+    """Every Sample's Outcome, and the seconds from the start to the last one's end; if it is cancelled, of those that
+    have ended."""
     gate = asyncio.Semaphore(max_concurrency) if max_concurrency else nullcontext()
 
     async def one(number: int, sample: Sample) -> Outcome:
@@ -120,13 +121,18 @@ async def drive(
         return outcome
 
     start = time.perf_counter()
-    tasks = []
-    for number, (sample, at) in enumerate(zip(samples, due, strict=True)):
-        if (wait := start + at - time.perf_counter()) > 0:
-            await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(one(number, sample)))
-    outcomes = await asyncio.gather(*tasks)
-    return list(outcomes), time.perf_counter() - start
+    tasks: list[asyncio.Task[Outcome]] = []
+    try:
+        for number, (sample, at) in enumerate(zip(samples, due, strict=True)):
+            if (wait := start + at - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            tasks.append(asyncio.create_task(one(number, sample)))
+        await asyncio.gather(*tasks)
+    except asyncio.CancelledError:  # Ctrl-C
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return [task.result() for task in tasks if not task.cancelled()], time.perf_counter() - start
 
 
 async def first_model(client: Client, base_url: str, *, seconds: int) -> str:

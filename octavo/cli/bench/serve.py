@@ -12,10 +12,11 @@ from octavo.api.build import open_text
 from octavo.api.log import set_up_logging
 from octavo.base.config import env
 from octavo.base.errors import ConfigError, OctavoError
+from octavo.cli import INTERRUPTED
 from octavo.cli.bench import load, plot
 from octavo.cli.bench.client import Client, Outcome, check_url
 from octavo.cli.bench.datasets import Sample, Texts, make_samples
-from octavo.cli.bench.figures import progress, report_errors, write_json
+from octavo.cli.bench.figures import note_interrupt, progress, report_errors, write_json
 from octavo.cli.bench.foreign import SERVE
 from octavo.cli.bench.options import DatasetOptions, ServeOptions, add_struct, take_struct
 from octavo.cli.bench.report import Timings, details, parse_wanted, print_table, summarise
@@ -25,17 +26,18 @@ from octavo.cli.output import check_writable
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured, and of what. tokenizer_id: None without one."""
+    """What was measured, and of what. tokenizer_id: None without one.  asked: requests that were to be measured."""
 
     model: str
     tokenizer_id: str | None
     texts: Texts
+    asked: int
     outcomes: list[Outcome]
     duration: float
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print and write; exit code 1 if a request failed."""
+    """Measure, print and write, after Ctrl-C what there is; exit code 1 if a request failed."""
     text = "Sends requests to a running server, as many and as fast as asked, and tells how long answers took."
     parser = Parser("bench serve", text, foreign=SERVE)
     add_struct(parser, "benchmark", ServeOptions)
@@ -63,6 +65,7 @@ def main(arguments: list[str]) -> int:
         **(details(timings, run.outcomes) if options.save_detailed else {}),
     }
     print_table(result, options, wanted)
+    interrupted = note_interrupt(result, len(run.outcomes), run.asked, "requests")
     if options.save_result or options.append_result:
         path = result_path(options, run.model, result["date"])
         write_json(path, result, append=options.append_result)
@@ -71,7 +74,8 @@ def main(arguments: list[str]) -> int:
         plot.serve(
             options.plot, timings, title=f"{Path(run.model).name}: {result['output_throughput']:.0f} output tokens/s"
         )
-    return report_errors([outcome.error for outcome in run.outcomes if outcome.error])
+    failed = report_errors([outcome.error for outcome in run.outcomes if outcome.error])
+    return INTERRUPTED if interrupted else failed
 
 
 async def _measure(options: ServeOptions, dataset: DatasetOptions) -> Run:
@@ -86,10 +90,14 @@ async def _measure(options: ServeOptions, dataset: DatasetOptions) -> Run:
         if options.ready_check_timeout_sec:
             await load.wait_until_ready(send, samples[0], seconds=options.ready_check_timeout_sec)
         warm: list[Sample] = [samples[0]] * options.num_warmups
-        await _load(options, warm, [0.0] * len(warm), send, text="Warmup requests")
+        warmed, _ = await _load(options, warm, [0.0] * len(warm), send, text="Warmup requests")
+        if len(warmed) < len(warm):
+            raise KeyboardInterrupt
         due = load.arrivals(options, len(samples))
         outcomes, duration = await _load(options, samples, due, send, text="Requests")
-    return Run(model, tokenizer_id, texts, outcomes, duration)
+    if not outcomes:
+        raise KeyboardInterrupt
+    return Run(model, tokenizer_id, texts, len(samples), outcomes, duration)
 
 
 async def _load(

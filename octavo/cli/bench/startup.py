@@ -21,8 +21,9 @@ from octavo.api.build import locate
 from octavo.api.log import set_up_logging
 from octavo.base.config.config import EngineConfig
 from octavo.base.errors import ConfigError
+from octavo.cli import INTERRUPTED
 from octavo.cli.bench import plot
-from octavo.cli.bench.figures import WIDTH, heading, mean, percentiles, progress, write_json
+from octavo.cli.bench.figures import WIDTH, heading, mean, note_interrupt, percentiles, progress, write_json
 from octavo.cli.bench.foreign import OFFLINE
 from octavo.cli.bench.options import OutputOptions, StartupOptions, add_struct, take_struct
 from octavo.cli.bench.start_once import FIRST_TOKEN, READY
@@ -41,7 +42,7 @@ class Start:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print and write; the exit code."""
+    """Measure, print and write, after Ctrl-C what there is; the exit code."""
     text = "Seconds from the creation of a process to a loaded model, and to its first token; cold, then warm."
     parser = Parser("bench startup", text, foreign=OFFLINE)
     add_model(parser)
@@ -60,24 +61,30 @@ def main(arguments: list[str]) -> int:
     for phase, starts in phases.items():
         result.update(summarise(phase, starts))
     _print(phases)
+    done, total = sum(map(len, phases.values())), options.num_iters_cold + options.num_iters_warm
+    interrupted = note_interrupt(result, done, total, "starts")
     if output.output_json is not None:
         write_json(output.output_json, result)
     if output.plot is not None:
         times = {phase: [(start.ready, start.first_token) for start in starts] for phase, starts in phases.items()}
         plot.startup(output.plot, times, title=Path(config.model.model).name)
-    return 0
+    return INTERRUPTED if interrupted else 0
 
 
 def _measure(config: EngineConfig, options: StartupOptions) -> dict[str, list[Start]]:
     phases: dict[str, list[Start]] = {"cold": [], "warm": []}
-    for _ in progress(options.num_iters_cold, "Cold startup iterations"):
-        drop_pages(Path(config.model.model))
-        with tempfile.TemporaryDirectory(prefix="octavo-cold-") as folder:
-            phases["cold"].append(start_once(config, {"OCTAVO_CACHE": folder}))
-    for _ in progress(options.num_iters_warmup, "Warmup iterations"):
-        start_once(config, {})
-    for _ in progress(options.num_iters_warm, "Warm startup iterations"):
-        phases["warm"].append(start_once(config, {}))
+    try:
+        for _ in progress(options.num_iters_cold, "Cold startup iterations"):
+            drop_pages(Path(config.model.model))
+            with tempfile.TemporaryDirectory(prefix="octavo-cold-") as folder:
+                phases["cold"].append(start_once(config, {"OCTAVO_CACHE": folder}))
+        for _ in progress(options.num_iters_warmup, "Warmup iterations"):
+            start_once(config, {})
+        for _ in progress(options.num_iters_warm, "Warm startup iterations"):
+            phases["warm"].append(start_once(config, {}))
+    except KeyboardInterrupt:
+        if not any(phases.values()):
+            raise
     return {phase: starts for phase, starts in phases.items() if starts}
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from octavo.api.llm import LLM
+from octavo.api.outputs import OnOutput
 from octavo.base.errors import ConfigError
 from octavo.base.types.output import RequestOutput
 from octavo.base.types.sampling import SamplingParams
+from octavo.cli import INTERRUPTED
 from octavo.cli.bench import plot
 from octavo.cli.bench.datasets import Sample, Texts, make_samples
-from octavo.cli.bench.figures import report_errors, write_json
+from octavo.cli.bench.figures import note_interrupt, report_errors, write_json
 from octavo.cli.bench.foreign import THROUGHPUT
 from octavo.cli.bench.options import DatasetOptions, OutputOptions, ThroughputOptions, add_struct, take_struct
 from octavo.cli.flags import Parser, add_engine, add_model, take_engine
@@ -23,7 +25,7 @@ from octavo.cli.session import open_llm
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print and write; exit code 1 if a request failed."""
+    """Measure, print and write, after Ctrl-C what there is; exit code 1 if a request failed."""
     parser = Parser("bench throughput", "Requests and tokens a second of many prompts at once.", foreign=THROUGHPUT)
     add_model(parser)
     add_struct(parser, "benchmark", ThroughputOptions)
@@ -41,19 +43,27 @@ def main(arguments: list[str]) -> int:
         samples = make_samples(dataset, Texts(llm.tokenizer, llm.render_chat), seed=config.model.seed)
         for sample in samples:
             check_room(llm, sample.prompt_len, sample.output_len)
-        if _run(llm, samples[: options.num_warmups], options, shown=False):
+        if warm := samples[: options.num_warmups]:
+            _run(llm, warm, options)
             llm.reset_prefix_cache()  # else the same prompts would be found there
+        outputs: list[RequestOutput] = []
         start = time.monotonic()
-        outputs = _run(llm, samples, options, shown=True)
+        try:
+            _run(llm, samples, options, on_output=outputs.append)
+        except KeyboardInterrupt:
+            if not outputs:
+                raise
         elapsed = time.monotonic() - start
     result = summarise(outputs, elapsed)
     _print(result)
+    interrupted = note_interrupt(result, len(outputs), len(samples), "requests")
     if output.output_json is not None:
         write_json(output.output_json, {"model_id": config.model.model, **result})
     if output.plot is not None:
         title = f"{Path(config.model.model).name}: {_sentence(result)}"
         plot.throughput(output.plot, *timeline(outputs, start), title=title)
-    return report_errors([output.error for output in outputs if output.error is not None])
+    failed = report_errors([output.error for output in outputs if output.error is not None])
+    return INTERRUPTED if interrupted else failed
 
 
 def check_room(llm: LLM, prompt_len: int, output_len: int) -> None:
@@ -67,9 +77,8 @@ def check_room(llm: LLM, prompt_len: int, output_len: int) -> None:
 
 
 @second_interrupt_exits()
-def _run(llm: LLM, samples: list[Sample], options: ThroughputOptions, *, shown: bool) -> list[RequestOutput]:
-    if not samples:
-        return []
+def _run(llm: LLM, samples: list[Sample], options: ThroughputOptions, *, on_output: OnOutput = None) -> None:
+    """on_output: with a bar, too."""
     params = [
         SamplingParams(
             n=options.n,
@@ -81,7 +90,8 @@ def _run(llm: LLM, samples: list[Sample], options: ThroughputOptions, *, shown: 
         )
         for sample in samples
     ]
-    return llm.generate([sample.prompt for sample in samples], params, use_tqdm=shown and sys.stderr.isatty())
+    shown = on_output is not None and sys.stderr.isatty()
+    llm.generate([sample.prompt for sample in samples], params, use_tqdm=shown, on_output=on_output)
 
 
 def summarise(outputs: list[RequestOutput], elapsed: float) -> dict[str, Any]:
