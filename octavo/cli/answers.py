@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from io import FileIO
-from typing import Any
+from typing import Any, TextIO
 
 from octavo.base.files import write_whole
 from octavo.base.types.output import RequestOutput
@@ -60,7 +60,8 @@ class Answers:
         error = "not answered: the run was ended" if output is None else output.error
         if output is not None and error is not None:
             self.failed = True
-            print(f"prompt {number + 1} failed: {error}", file=sys.stderr)
+            with _above_bars(sys.stderr):
+                print(f"prompt {number + 1} failed: {error}", file=sys.stderr)
         if not self._jsonl:
             completions = [] if output is None else output.outputs
             self._put("".join(f"{completion.text}\n" for completion in completions))
@@ -91,7 +92,7 @@ class Answers:
     def _put(self, text: str) -> None:
         self._broken = True  # what failed is not tried again: part of it may be there
         if self._path is None:
-            with _above_bars():
+            with _above_bars(sys.stdout):
                 sys.stdout.write(text)
                 sys.stdout.flush()
         else:
@@ -107,13 +108,14 @@ class Answers:
             self._file.close()
 
 
-def _above_bars() -> Any:
+def _above_bars(stream: TextIO) -> AbstractContextManager[None]:
     """On a terminal, progress bars go on below what is written."""
-    if not sys.stdout.isatty():
+    if not stream.isatty():
         return nullcontext()
     from tqdm import tqdm
 
-    return tqdm.external_write_mode()
+    mode: AbstractContextManager[None] = tqdm.external_write_mode(stream)
+    return mode
 
 
 def _ranges(numbers: Sequence[int]) -> str:

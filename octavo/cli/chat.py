@@ -108,6 +108,8 @@ def _talk(conversation: Conversation) -> int:
                 conversation.ask(line)
             except OctavoError as error:
                 print(f"{error.message} (/clear forgets the conversation)", file=sys.stderr)
+            except KeyboardInterrupt:  # before or after the answer: it ends the question, not the conversation
+                print("\n(stopped; /exit or Ctrl-D leaves)", file=sys.stderr)
 
 
 def _command(conversation: Conversation, line: str) -> bool:

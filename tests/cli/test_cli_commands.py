@@ -236,6 +236,26 @@ def test_ctrl_c_ends_a_single_answer(
     assert capsys.readouterr().out.endswith("\n")
 
 
+def test_ctrl_c_before_an_answer_keeps_the_conversation(
+    llama: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render, seen = octavo.LLM.render_chat, []
+
+    def interrupted(self: octavo.LLM, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+        seen.append([message["content"] for message in messages if message["role"] == "user"])
+        if messages[-1]["content"] == "two":
+            raise KeyboardInterrupt
+        return render(self, messages, **options)
+
+    lines = iter(["one", "two", "three", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(octavo.LLM, "render_chat", interrupted)
+    assert main(["chat", llama, "--max-tokens", "3", *SMALL]) == 0
+    assert seen[1:] == [["one"], ["one", "two"], ["one", "three"]]
+    assert "(stopped; /exit" in capsys.readouterr().err
+
+
 def test_a_byte_order_mark_begins_no_prompt(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, text in (("p.txt", "one"), ("p.jsonl", '"one"')):
         (tmp_path / name).write_text(text, "utf-8-sig")
