@@ -111,7 +111,7 @@ def _help() -> str:
 def _unknown(name: str) -> int:
     import difflib
 
-    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.65)  # launch is no plan, create no chat
     if name == "run" or "/" in name or name.lower().endswith(".gguf"):  # Ollama's word, or a model
         near = ["chat" if name == "run" else f"chat {name}"]
     hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(COMMANDS)}"

@@ -40,7 +40,10 @@ def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == f"octavo {octavo.__version__}\n"
     assert main(["serv"]) == 2
     assert "did you mean serve?" in capsys.readouterr().err
-    for given, meant in (("run", "chat"), ("./m.gguf", "chat ./m.gguf")):
+    for given in ("launch", "create", "interactive"):
+        assert main([given]) == 2
+        assert "known are serve, " in capsys.readouterr().err
+    for given, meant in (("run", "chat"), ("./m.gguf", "chat ./m.gguf"), ("batch", "run-batch")):
         assert main([given]) == 2
         assert f"did you mean {meant}?" in capsys.readouterr().err
 

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     if name in ELSEWHERE:
         raise UnsupportedError(f"bench {name} is not supported: {ELSEWHERE[name]}", param=name)
     if name not in BENCHMARKS:
-        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+        near = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.65)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(BENCHMARKS)}"
         raise ConfigError(f"unknown benchmark {name!r}; {hint}", param=name)
     return int(import_module(f"octavo.cli.bench.{name}").main(arguments[1:]))
