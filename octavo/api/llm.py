@@ -110,9 +110,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answers to one conversation, or to each of a list of them; the model's chat template makes the prompts.
 
-        more: tool_call_parser, the format of calls that tools are told in where the template reads none; priority.
+        more: tool_call_parser, the format that tools are told in where the template reads none; priority; on_output.
         """
-        priority = more.pop("priority", None)
+        priority, on_output = more.pop("priority", None), more.pop("on_output", None)
         prompts = self._rows.chats(
             messages,
             tools=tools,
@@ -122,7 +122,8 @@ class LLM:
             chat_template_kwargs=chat_template_kwargs,
             **more,
         )
-        return self._run(self._rows.generations(prompts, sampling_params, priority), use_tqdm=use_tqdm)
+        rows = self._rows.generations(prompts, sampling_params, priority)
+        return self._run(rows, use_tqdm=use_tqdm, on_output=on_output)
 
     def beam_search(
         self,

@@ -85,6 +85,10 @@ def test_each_output_is_told_as_soon_as_it_is_whole(llm: LLM) -> None:
     assert [len(output.outputs[0].token_ids) for output in told] == [2, 4, 6]
     assert [told[index] for index in (2, 0, 1)] == outputs
 
+    chats = [[{"role": "user", "content": text}] for text in ("a", "b")]
+    del told[:]
+    assert llm.chat(chats, PARAMS, use_tqdm=False, on_output=told.append) == told
+
     def full(output: RequestOutput) -> None:
         raise OSError("the disk is full")
 
