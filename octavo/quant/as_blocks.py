@@ -12,7 +12,7 @@ from octavo.base.types.tensor import SCHEMES, QuantizedTensor, StoredTensor
 from octavo.quant.int4 import LAYOUTS as INT4
 from octavo.quant.int4 import SYMMETRIC, unpack_columns, unpack_zeros
 from octavo.quant.int8 import LAYOUTS as INT8
-from octavo.quant.int8 import int8_numbers
+from octavo.quant.int8 import int8_elements, int8_scale
 from octavo.quant.matrix import as_plain
 from octavo.quant.scheme import dequantize
 
@@ -35,7 +35,7 @@ def block_scheme(tensor: QuantizedTensor) -> str | None:
     layout = tensor.scheme.layout
     if layout not in (*INT4, *INT8) or "g_idx" in tensor.parts or tensor.shape[1] % BLOCK:
         return None
-    scale, zero = (int8_numbers(tensor)[1], None) if layout in INT8 else _scales(tensor)
+    scale, zero = (int8_scale(tensor), None) if layout in INT8 else _scales(tensor)
     largest = np.abs(scale).max(1, keepdims=True)
     if not (largest < _TOO_LARGE).all():  # NaN is not, either
         return None
@@ -51,8 +51,8 @@ def as_stored(tensor: QuantizedTensor, scheme: str) -> StoredTensor:
     """The matrix in memory of its own: as block_scheme says, or plain, F32 or BF16."""
     (out, width), blocks = tensor.shape, tensor.shape[1] // BLOCK
     if scheme == "Q8_0":
-        q, scale = int8_numbers(tensor)
-        head, elements = scale[..., None], q.reshape(out, blocks, BLOCK).view(np.uint8)
+        head = int8_scale(tensor)[..., None]
+        elements = int8_elements(tensor).reshape(out, blocks, BLOCK).view(np.uint8)
     elif scheme in ("Q4_0", "Q4_1"):
         scale, zero = _scales(tensor)
         head = scale[..., None] if zero is None else np.stack((scale, -scale * zero), 2)

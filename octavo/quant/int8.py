@@ -41,19 +41,23 @@ def unpack_int8(layout: str, raw: Array, out: int, width: int) -> Array:
     return raw.reshape(width // 4, out, 4).swapaxes(0, 1).reshape(out, width) ^ 128
 
 
-def int8_numbers(tensor: QuantizedTensor) -> tuple[np.ndarray, np.ndarray]:
-    """q: int8 [out, in].  scale: float32 [out or 1, groups]."""
+def int8_scale(tensor: QuantizedTensor) -> np.ndarray:
+    """float32 [out or 1, groups]."""
+    scale = dequantize(tensor.parts["scale"])
+    return scale.T if tensor.scheme.layout in TURNED else scale
+
+
+def int8_elements(tensor: QuantizedTensor) -> np.ndarray:
+    """q: int8 [out, in]."""
     layout, (out, width) = tensor.scheme.layout, tensor.shape
     raw = np.frombuffer(tensor.parts[elements_of(layout)].data, np.uint8)
-    scale = dequantize(tensor.parts["scale"])
     q: np.ndarray = unpack_int8(layout, raw, out, width).view(np.int8)
-    return q, scale.T if layout in TURNED else scale
+    return q
 
 
 def _int8(tensor: QuantizedTensor) -> np.ndarray:
-    q, scale = int8_numbers(tensor)
-    out, width = tensor.shape
-    values: np.ndarray = q.astype(np.float32).reshape(out, scale.shape[1], -1)
+    scale, (out, width) = int8_scale(tensor), tensor.shape
+    values: np.ndarray = int8_elements(tensor).astype(np.float32).reshape(out, scale.shape[1], -1)
     values *= scale[:, :, None]
     return values.reshape(out, width)
 
