@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, QuantizedTensor, StoredTensor
 from octavo.weights.quantization import read_quantization
 from octavo.weights.quantization.read import Quantization
 
@@ -51,6 +52,28 @@ def blocks(name: str) -> Quantizer:
         return {"weight": weight, name: scale}, means
 
     return quantize
+
+
+KINDS = {
+    torch.int8: "I8",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+}
+
+
+def as_found(config: dict[str, Any], parts: Parts, shape: tuple[int, ...]) -> QuantizedTensor:
+    """The matrix of these parts, as a file that has them and this quantization_config is read."""
+    tensors = {}
+    for key, value in parts.items():
+        if value.dtype in KINDS:
+            scheme = {**SCHEMES, **PART_SCHEMES}[KINDS[value.dtype]]
+            raw = memoryview(value.contiguous().view(torch.uint8).numpy().tobytes())
+            tensors[f"m.{key}"] = StoredTensor(f"m.{key}", scheme, tuple(value.shape), raw)
+    found = read(config).find(tensors, "m", shape)
+    assert found is not None
+    return found
 
 
 def read(config: dict[str, Any]) -> Quantization:

@@ -5,20 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from quantized_checkpoints import INT4_FORMATS, INT8_FORMATS, int8_gptq, read
+from quantized_checkpoints import INT4_FORMATS, INT8_FORMATS, as_found, int8_gptq
 from torch import Tensor
 
-from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, QuantizedTensor, Scheme, StoredTensor
+from octavo.base.types.tensor import QuantizedTensor
 from octavo.quant import dequantize, dequantize_matrix
 from octavo.quant.as_blocks import as_stored, block_scheme
 
-KINDS: dict[torch.dtype, Scheme] = {
-    torch.int32: PART_SCHEMES["I32"],
-    torch.int8: PART_SCHEMES["I8"],
-    torch.float16: SCHEMES["F16"],
-    torch.bfloat16: SCHEMES["BF16"],
-    torch.float32: SCHEMES["F32"],
-}
 FORMATS = {
     **INT4_FORMATS,
     **INT8_FORMATS,
@@ -33,14 +26,7 @@ def made(name: str, shape: tuple[int, int], **replaced: Tensor) -> QuantizedTens
     torch.manual_seed(sum(shape))
     config, quantizer = FORMATS[name]
     parts, _ = quantizer(torch.randn(shape) / 8)
-    tensors = {}
-    for key, value in {**parts, **replaced}.items():
-        if value.dtype in KINDS:
-            raw = memoryview(value.contiguous().view(torch.uint8).numpy().tobytes())
-            tensors[f"m.{key}"] = StoredTensor(f"m.{key}", KINDS[value.dtype], tuple(value.shape), raw)
-    found = read(config).find(tensors, "m", shape)
-    assert found is not None
-    return found
+    return as_found(config, {**parts, **replaced}, shape)
 
 
 @pytest.mark.parametrize("shape", [(8, 64), (24, 192), (11, 128), (40, 256)])

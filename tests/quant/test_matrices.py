@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from quantized_checkpoints import INT4_FORMATS, INT8_FORMATS
+from quantized_checkpoints import INT4_FORMATS, INT8_FORMATS, as_found
 
 from octavo.base.errors import UnsupportedError
 from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, MatrixScheme, QuantizedTensor, Scheme, StoredTensor
 from octavo.quant import MATRICES, as_plain, dequantize_matrix
 from octavo.quant.fp8 import E4M3
-from octavo.weights.quantization import read_quantization
 
 
 def part(name: str, array: np.ndarray) -> StoredTensor:
@@ -61,21 +60,10 @@ def test_integers(name: str, shape: tuple[int, int]) -> None:
     torch.manual_seed(shape[1])
     config, quantizer = {**INT4_FORMATS, **INT8_FORMATS}[name]
     stored, means = quantizer(torch.randn(shape) / 8)
-    tensors = {f"m.{key}": named(f"m.{key}", value) for key, value in stored.items() if value.dtype != torch.int64}
-    quantization = read_quantization({"quantization_config": config})
-    assert quantization is not None
-    found = quantization.find(tensors, "m", shape)
-    assert found is not None
+    found = as_found(config, stored, shape)
     got = dequantize_matrix(found)
     assert (got.dtype, got.shape) == (np.float32, shape)
     np.testing.assert_allclose(got, means.double().numpy(), rtol=2**-23)
-
-
-def named(name: str, values: torch.Tensor) -> StoredTensor:
-    names = {torch.int8: "I8", torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
-    scheme = {**SCHEMES, **PART_SCHEMES}[names[values.dtype]]
-    raw = values.contiguous().view(torch.uint8).numpy().tobytes()
-    return StoredTensor(name, scheme, tuple(values.shape), memoryview(raw))
 
 
 def test_as_plain_rounds_to_bfloat16() -> None:

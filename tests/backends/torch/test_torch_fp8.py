@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from quantized_checkpoints import INT8_FORMATS, int8_gptq, read
+from quantized_checkpoints import INT8_FORMATS, as_found, int8_gptq
 
 from octavo.backends.torch.quant import JOINS, REQUANTIZE
 from octavo.backends.torch.quant.fp8 import quantize_fp8
@@ -72,16 +72,7 @@ def stored_integers(name: str, out: int, width: int, **config: Any) -> tuple[Qua
     if "group_size" in config:
         quantizer = int8_gptq(config["group_size"])
     parts, means = quantizer(torch.randn(out, width))
-    kinds = {torch.int8: "I8", torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
-    tensors = {}
-    for key, value in parts.items():
-        if value.dtype in kinds:
-            scheme = {**SCHEMES, **PART_SCHEMES}[kinds[value.dtype]]
-            raw = memoryview(value.contiguous().view(torch.uint8).numpy().tobytes())
-            tensors[f"m.{key}"] = StoredTensor(f"m.{key}", scheme, tuple(value.shape), raw)
-    found = read({**settings, **config}).find(tensors, "m", (out, width))
-    assert found is not None
-    return found, means
+    return as_found({**settings, **config}, parts, (out, width)), means
 
 
 @pytest.mark.parametrize("name", INT8_FORMATS)

