@@ -1,9 +1,13 @@
-"""Checks and times products with E4M3 weights; a compact table last, every timing as JSON.
+"""Checks and times products with E4M3 and int8 weights; a compact table last, every timing as JSON.
 
-python benchmarks/gpu/fp8_matmul.py [all | few | 8b | fused | many] [seconds]; JSON lines: $OUT/fp8_matmul.jsonl.
+python benchmarks/gpu/fp8_matmul.py [all | few | 8b | fused | blocks | between | integers | many] [seconds]; JSON lines:
+$OUT/fp8_matmul.jsonl.
 
 few: kernels/skinny_matmul.py at 1 to 64 rows, beside the library's products in bfloat16 and with FP8 on both sides.
 8b: of that, what is of Llama-3.1-8B.  fused: with norm and activation.
+blocks: with scales by block, at few rows.
+between: 96 to 256 rows of the same kernel, E4M3 in blocks and int8 in groups, beside the library's product in bfloat16
+and of the weight widened in memory.  integers: int8 in groups at few rows.
 many: 8192 and 512 rows in FP8 on both sides, beside bfloat16.  tb_s: bytes of E4M3 elements a second.
 """
 
@@ -20,8 +24,8 @@ import triton
 from products import CACHE_BYTES, SHAPES, Lines, check_and_time, copies_of, copies_us, run, splits
 from torch import Tensor
 
-from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul
-from octavo.backends.torch.kernels.skinny_choice import Variant, padded_rows
+from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul, widen
+from octavo.backends.torch.kernels.skinny_choice import Variant, row_blocks
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, make_scratch, scratch_sizes, skinny_matmul
 from octavo.backends.torch.quant.scaled import ScaledMatrix
 
@@ -29,13 +33,15 @@ FUSED = {"8b.qkv": "", "8b.gate_up": "silu", "q06.gate_up": "silu"}
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 SMALL_ROWS = (1, 8, 64)  # of Qwen3-0.6B
 FUSED_ROWS = (1, 4, 8, 16, 32, 64)
-BLOCK_ROWS = (1, 16)
+BLOCK_ROWS = (1, 4, 8, 16, 32, 64)
+BETWEEN = (96, 128, 192, 256)
+INTEGER_ROWS = (1, 2, 4, 8, 16, 32, 64)
 MANY = (512, 8192)
 EPS = 1e-5
 
 
 class Case(NamedTuple):
-    """One launch: shape name, M, gated activation or "", with a norm?, columns of a scale's block or 0, variant."""
+    """One launch: name of a shape, M, activation or "", a norm?, columns of a scale's block or 0, variant, int8?"""
 
     name: str
     m: int
@@ -43,6 +49,7 @@ class Case(NamedTuple):
     norm: bool
     columns: int
     variant: Variant
+    integers: bool = False
 
 
 def vectors(m: int, k: int, *, gated: bool, columns: int) -> list[Variant]:
@@ -76,21 +83,23 @@ def dots(m: int, n: int, k: int, *, gated: bool, columns: int) -> list[Variant]:
     ]
     if not columns and m <= 32:
         bases += [Variant("dot", 64, 256, 4, 4, swap=True), Variant("dot", 32, 256, 4, 5)]
-    if m > 32:
+    if m > 64:
+        bases = [Variant("dot", 64, 128, 4, stages, swap=True) for stages in (2, 3)]
+    elif m > 32:
         bases = [replace(base, stages=min(base.stages, 4)) for base in bases]
     found = []
     for base in bases:
-        found += splits(base, triton.cdiv(n // 2 if gated else n, base.block_n), k, (132, 264))
+        found += splits(base, row_blocks(m)[1] * triton.cdiv(n // 2 if gated else n, base.block_n), k, (132, 264))
     return found
 
 
-def group(name: str, m: int, act: str, norm: bool, columns: int = 0) -> list[Case]:
+def group(name: str, m: int, act: str, norm: bool, columns: int = 0, *, integers: bool = False) -> list[Case]:
     n, k = SHAPES[name]
     options = {"gated": bool(act), "columns": columns}
     variants = vectors(m, k, **options) + ([] if norm else dots(m, n, k, **options))
     chosen = choose_fp8(m, n, k, columns=columns, gated=bool(act))
     variants += [] if chosen is None else [chosen]
-    return [Case(name, m, act, norm, columns, variant) for variant in dict.fromkeys(variants)]
+    return [Case(name, m, act, norm, columns, variant, integers) for variant in dict.fromkeys(variants)]
 
 
 def all_cases(part: str) -> Iterator[Case]:
@@ -104,22 +113,31 @@ def all_cases(part: str) -> Iterator[Case]:
                 yield from group(name, m, FUSED[name], False)
             if m == 1:
                 yield from group(name, m, FUSED[name], True)
-    for name in ("8b.qkv", "8b.gate_up", "8b.down") if part in ("all", "few") else ():
+    for name in ("8b.qkv", "8b.gate_up", "8b.down") if part in ("all", "few", "blocks") else ():
         for m in BLOCK_ROWS:
             yield from group(name, m, "", False, 128)
+    for name in (name for name in SHAPES if name.startswith("8b")):
+        for m in BETWEEN if part in ("all", "between") else ():
+            yield from group(name, m, "", False, 128)
+            yield from group(name, m, "", False, 128, integers=True)
+        for m in INTEGER_ROWS if part in ("all", "integers") else ():
+            yield from group(name, m, "", False, 128, integers=True)
 
 
 class Bench:
     """Inputs of one shape: enough copies of the weight to find none of it in cache."""
 
-    def __init__(self, name: str, columns: int = 0, *, least: int = CACHE_BYTES, rows: int = max(ROWS)) -> None:
+    def __init__(
+        self, name: str, columns: int = 0, *, least: int = CACHE_BYTES, rows: int = max(BETWEEN), integers: bool = False
+    ) -> None:
         self.n, self.k = SHAPES[name]
         copies = copies_of(self.n * self.k, least)
-        self.weights = torch.empty(copies, self.n, self.k, device="cuda", dtype=torch.float8_e4m3fn)
+        element = torch.int8 if integers else torch.float8_e4m3fn
+        self.weights = torch.empty(copies, self.n, self.k, device="cuda", dtype=element)
         for copy in self.weights if least else ():
-            copy.copy_(torch.randn(self.n, self.k, device="cuda").clamp_(-4, 4) * 100)
-        self.group = (128, columns) if columns else (1, 0)
-        shape = (triton.cdiv(self.n, 128), triton.cdiv(self.k, columns)) if columns else (self.n, 1)
+            copy.copy_(torch.randn(self.n, self.k, device="cuda").clamp_(-4, 4) * (30 if integers else 100))
+        self.group = (1 if integers else 128, columns) if columns else (1, 0)
+        shape = (triton.cdiv(self.n, self.group[0]), triton.cdiv(self.k, columns)) if columns else (self.n, 1)
         self.scale = (torch.rand(shape, device="cuda") + 0.5) / 100 * self.k**-0.5
         self.x = torch.randn(rows, self.k, device="cuda", dtype=torch.bfloat16)
         self.delta = torch.randn_like(self.x)
@@ -158,13 +176,18 @@ class Bench:
     def microseconds(self, launch: Callable[[int], object]) -> float:
         return copies_us(launch, len(self.weights))
 
-    def libraries(self, m: int, plains: Tensor) -> tuple[float, float]:
-        """Microseconds of the library's product in bfloat16 and with FP8 on both sides, x rounded first."""
+    def libraries(self, m: int, plains: Tensor) -> tuple[float, str, float]:
+        """Microseconds of the library's product in bfloat16, and with FP8 on both sides, x rounded first, or (scales by
+        block) of the weight widened in memory."""
         x = self.x[:m]
-        return (
-            self.microseconds(lambda i: F.linear(x, plains[i % len(plains)])),
-            self.microseconds(lambda i: scaled_matmul(x, self.weights[i], self.scale, None)),
-        )
+        plain = self.microseconds(lambda i: F.linear(x, plains[i % len(plains)]))
+        if self.group[1]:
+
+            def widening(i: int) -> Tensor:
+                return F.linear(x, widen(self.weights[i], self.scale, self.group, x.dtype))
+
+            return plain, "widened", self.microseconds(widening)
+        return plain, "both fp8", self.microseconds(lambda i: scaled_matmul(x, self.weights[i], self.scale, None))
 
     def check_and_time(self, case: Case, wanted: Tensor) -> tuple[float, float]:
         """As products.check_and_time; x_out counts as well."""
@@ -182,8 +205,8 @@ def distinct_cases(part: str) -> list[Case]:
     distinct: dict[object, Case] = {}
     for case in all_cases(part):
         n, k = SHAPES[case.name]
-        rows = case.m if case.variant.form == "vector" else padded_rows(case.m)
-        key = (k, rows, case.act, case.norm, case.columns, case.variant)
+        rows = case.m if case.variant.form == "vector" else row_blocks(case.m)[0]
+        key = (k, rows, case.act, case.norm, case.columns, case.variant, case.integers)
         if key not in distinct or n < SHAPES[distinct[key].name][0]:
             distinct[key] = case
     return list(distinct.values())
@@ -194,11 +217,11 @@ class Report(Lines):
 
     kernel = "fp8_matmul"
 
-    def few(self, bench: Bench, cases: list[Case], wanted: Tensor, library: tuple[float, float]) -> None:
+    def few(self, bench: Bench, cases: list[Case], wanted: Tensor, library: tuple[float, str, float]) -> None:
         """Times all variants of one (shape, M, act, norm, columns), keeps the row of the table."""
         first = cases[0]
         extra = f"{'+norm' if first.norm else ''}{'+' + first.act if first.act else ''}"
-        title = f"{first.name}{extra}{'+blocks' if first.columns else ''}"
+        title = f"{first.name}{extra}{'+blocks' if first.columns else ''}{' int8' if first.integers else ''}"
         traffic = bench.n * bench.k / 1e6  # bytes / microsecond = MB / s; / 1e6 gives TB/s
         chosen = choose_fp8(first.m, bench.n, bench.k, columns=first.columns, gated=bool(first.act))
         timed, at_choice = self.variants(
@@ -207,7 +230,7 @@ class Report(Lines):
         best = ", ".join(f"{name} {us:.1f}" for us, name in timed[:3])
         rate = f" {traffic / timed[0][0]:.2f} TB/s" if timed else ""
         self.rows.append(
-            f"{title} {first.m} bf16 {library[0]:.1f} both fp8 {library[1]:.1f} best {best}{rate}{at_choice}"
+            f"{title} {first.m} bf16 {library[0]:.1f} {library[1]} {library[2]:.1f} best {best}{rate}{at_choice}"
         )
 
     def many(self, name: str, m: int) -> None:
@@ -247,15 +270,15 @@ class Report(Lines):
 
 def measure(part: str, report: Report, deadline: float) -> None:
     cases = list(all_cases(part))
-    libraries: dict[tuple[str, int, str, bool], tuple[float, float]] = {}
-    for name, columns in dict.fromkeys((case.name, case.columns) for case in cases):
-        bench = Bench(name, columns)
+    for name, columns, integers in dict.fromkeys((case.name, case.columns, case.integers) for case in cases):
+        libraries: dict[tuple[int, str, bool], tuple[float, str, float]] = {}
+        bench = Bench(name, columns, integers=integers)
         plain = bench.matrix().dequantize(torch.bfloat16).expand(1, -1, -1)
         spare = max(1, CACHE_BYTES // (2 * plain.numel()))
         plains = plain.repeat(spare + 1, 1, 1)
         groups: dict[tuple[int, str, bool], list[Case]] = {}
         for case in cases:
-            if (case.name, case.columns) == (name, columns):
+            if (case.name, case.columns, case.integers) == (name, columns, integers):
                 groups.setdefault((case.m, case.act, case.norm), []).append(case)
         wanted: dict[tuple[str, bool], Tensor] = {}
         for (m, act, norm), members in groups.items():
@@ -264,9 +287,9 @@ def measure(part: str, report: Report, deadline: float) -> None:
                 return
             if (act, norm) not in wanted:
                 wanted[act, norm] = bench.wanted(act, norm)
-            if (name, m, act, norm) not in libraries:
-                libraries[name, m, act, norm] = bench.libraries(m, plains)
-            report.few(bench, list(dict.fromkeys(members)), wanted[act, norm], libraries[name, m, act, norm])
+            if (m, act, norm) not in libraries:
+                libraries[m, act, norm] = bench.libraries(m, plains)
+            report.few(bench, list(dict.fromkeys(members)), wanted[act, norm], libraries[m, act, norm])
     for name in ("8b.qkv", "8b.gate_up", "8b.down") if part in ("all", "many") else ():
         for m in MANY:
             report.many(name, m)
@@ -277,7 +300,7 @@ def main() -> None:
         Report,
         measure,
         cases=distinct_cases,
-        launch=lambda case: Bench(case.name, case.columns, least=0).launches(case)(0),
+        launch=lambda case: Bench(case.name, case.columns, least=0, integers=case.integers).launches(case)(0),
         seconds=85.0,
     )
 

@@ -23,7 +23,7 @@ from octavo.backends.torch.kernels.int4_matmul import (
     int4_matmul,
     scratch_sizes,
 )
-from octavo.backends.torch.kernels.skinny_choice import padded_rows
+from octavo.backends.torch.kernels.skinny_choice import row_blocks
 from octavo.backends.torch.kernels.skinny_matmul import make_scratch
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
@@ -64,6 +64,7 @@ DOTS = {  # padded M: variants before splitting
     ),
     32: (dot(64, 128, 4, 4), dot(64, 128, 4, 3)),
     64: (dot(64, 128, 4, 3), dot(128, 128, 8, 3), dot(64, 64, 4, 4)),
+    128: (dot(64, 128, 4, 3), dot(64, 128, 4, 2), dot(128, 128, 8, 3)),
 }
 DOT_ROWS = {1: 3, 2: 3, 4: 3, 8: 3}  # at these M only the first few: the same kernels as at 16
 
@@ -90,8 +91,9 @@ def group(name: str, m: int, act: str, zeros: bool) -> list[Case]:
     """All variants and what choose takes, without doubles."""
     n, k = SHAPES[name]
     variants = [v for v in VECTORS if m == 1 and (not act or v.repeat > 1)]
-    for base in DOTS[min(padded_rows(m), 64)][: DOT_ROWS.get(m)]:
-        tiles = triton.cdiv(m, 64) * triton.cdiv(n // 2 if act else n, base.block_n)
+    block, blocks = row_blocks(m)
+    for base in DOTS[block][: DOT_ROWS.get(m)]:
+        tiles = blocks * triton.cdiv(n // 2 if act else n, base.block_n)
         variants += splits(base, tiles, k, (264, 528))
     chosen = choose(m, n, k, gated=bool(act))
     if zeros:
@@ -179,7 +181,7 @@ def distinct_cases(part: str) -> list[Case]:
     """One of all launches that are the same in what Triton compiles."""
     distinct: dict[object, Case] = {}
     for case in all_cases(part):
-        rows = 1 if case.variant.form == "vector" else min(padded_rows(case.m), 64)
+        rows = 1 if case.variant.form == "vector" else row_blocks(case.m)[0]
         key = (SHAPES[case.name][1], rows, case.act, case.zeros, case.variant)
         if key not in distinct or SHAPES[case.name][0] < SHAPES[distinct[key].name][0]:
             distinct[key] = case

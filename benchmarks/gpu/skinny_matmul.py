@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.norm import add_rms_norm
-from octavo.backends.torch.kernels.skinny_choice import Variant, choose, padded_rows
+from octavo.backends.torch.kernels.skinny_choice import Variant, choose, row_blocks
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, make_scratch, scratch_sizes, skinny_matmul
 
 SHAPES = SHAPES | {
@@ -86,11 +86,11 @@ def group(name: str, m: int, act: str, norm: bool, bases: tuple[Variant, ...]) -
 def all_cases(part: str) -> Iterator[Case]:
     for name in SHAPES if part in ("all", "plain") else ():
         for m in ROWS:
-            yield from group(name, m, "", False, DOTS[padded_rows(m)])
+            yield from group(name, m, "", False, DOTS[row_blocks(m)[0]])
     for name in FUSED if part in ("all", "fused") else ():
         for m in ROWS:
             if FUSED[name]:
-                yield from group(name, m, FUSED[name], False, GATED[padded_rows(m)])
+                yield from group(name, m, FUSED[name], False, GATED[row_blocks(m)[0]])
             if m in NORM_ROWS:
                 yield from group(name, m, FUSED[name], True, ())
 
@@ -170,7 +170,7 @@ def distinct_cases(part: str) -> list[Case]:
     distinct: dict[object, Case] = {}
     for case in all_cases(part):
         n, k = SHAPES[case.name]
-        rows = case.m if case.variant.form == "vector" else padded_rows(case.m)
+        rows = case.m if case.variant.form == "vector" else row_blocks(case.m)[0]
         key = (k, rows, case.act, case.norm, case.variant)
         if key not in distinct or n < SHAPES[distinct[key].name][0]:
             distinct[key] = case

@@ -192,8 +192,8 @@ class DecodeSteps:
         """Go through what the sizes differ in, for the sake of the kernels that are met (device/compile.py): first
         those that take longest to compile."""
         self._step.run(self._sizes[0], ALL_ON, blank=True)
-        # products of more than 64 rows differ by the blocks of 64 that they have, up to four (kernels/int4_matmul.py)
-        differing = {size for size in self._sizes if size <= 64 or (size <= 256 and size % 64 == 0)}
+        # products of more than 64 rows differ by the blocks of 128 that they have, one or two (skinny_choice)
+        differing = {size for size in self._sizes if size <= 64 or size in (128, 256)}
         for size in differing | set(self._sizes[-2:]):
             self._step.run(size, Kind(), blank=True)
 

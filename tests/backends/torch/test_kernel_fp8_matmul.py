@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from products_inputs import DEVICE, plan_of, poisoned, random
 
 from octavo.backends.torch.kernels import fp8_matmul, int8_matmul
-from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul, widen
+from octavo.backends.torch.kernels.fp8_matmul import MOST_ROWS, choose_fp8, quantize_rows, scaled_matmul, widen
 from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.int8_matmul import takes
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant
@@ -88,6 +89,57 @@ def test_integers(form: str, group: tuple[int, int]) -> None:
         out = poisoned(m, 135, dtype=dtype)
         skinny_matmul(x, scaled(weight), out, plan_of(FORMS[form], m, 135))
         check(out, product(x, weight), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("m", [65, 128, 129])
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+@pytest.mark.parametrize("form", ["dot", "split_swap"])
+def test_tokens_in_blocks(m: int, group: tuple[int, int], form: str) -> None:
+    """Neighbours of x and out stay untouched, and what does not count beside them is not read."""
+    n, k, dtype = 70, 272, torch.bfloat16
+    wide, out = random(m + 1, k + 8, dtype=dtype), poisoned(m + 1, n + 2, dtype=dtype)
+    wide[m] = wide[:, k:] = float("nan")
+    for weight in (matrix(n, k, group), integers(n, k, group)):
+        out.fill_(float("nan"))
+        skinny_matmul(wide[:m, :k], scaled(weight), out[:m, :n], plan_of(FORMS[form], m, n))
+        check(out[:m, :n], product(wide[:m, :k], weight), TOLERANCE[dtype])
+        assert out.isnan().sum() == out.numel() - m * n
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_integer_has_its_value(dtype: torch.dtype) -> None:
+    codes = torch.arange(-128, 128, dtype=torch.int8, device=DEVICE).view(32, 8)
+    weight = ScaledMatrix(codes, torch.ones(32, 1, device=DEVICE), (1, 0))
+    out = poisoned(8, 32, dtype=torch.float32)
+    for form in FORMS:
+        rows = 4 if FORMS[form].form == "vector" else 8
+        eye = torch.eye(8, device=DEVICE, dtype=dtype)[:rows]
+        skinny_matmul(eye, scaled(weight), out[:rows], plan_of(FORMS[form], rows, 32))
+        assert torch.equal(out[:rows], codes.float().t()[:rows])
+
+
+def test_between_few_and_many_tokens_weights_alone_are_widened_in_registers() -> None:
+    whole = matrix(48, 256, (1, 0))
+    whole = replace(whole, scale=whole.scale.contiguous())
+    for weight in (matrix(48, 256, (1, 128)), matrix(48, 256, (128, 128)), replace(whole, both=False)):
+        variant = product_of(weight).choose(MOST_ROWS, weight, gated=False)
+        assert variant is not None
+        assert product_of(weight).choose(MOST_ROWS, weight, gated=True) is None
+        assert product_of(weight).choose(MOST_ROWS + 1, weight, gated=False) is None
+        x, out = random(MAX_ROWS + 1, 256, dtype=torch.bfloat16), poisoned(MAX_ROWS + 1, 48, dtype=torch.bfloat16)
+        product_of(weight).few(x, weight, out, plan_of(variant, len(x), 48))
+        check(out, product(x, weight), 2e-2)
+
+
+def test_what_many_tokens_are_rounded_for_is_no_kernels_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fp8_matmul, "_has_scaled_mm", lambda device: True)
+    monkeypatch.setattr(fp8_matmul, "_has_blocks", lambda device: True)
+    for group in ((1, 0), (128, 128)):
+        weight = matrix(48, 512, group)
+        assert product_of(weight).choose(MAX_ROWS, weight, gated=False) is not None
+        assert product_of(weight).choose(MAX_ROWS + 1, weight, gated=False) is None
+    for weight in (matrix(48, 512, (1, 128)), matrix(48, 256, (128, 128)), matrix(40, 512, (128, 128))):
+        assert product_of(weight).choose(MAX_ROWS + 1, weight, gated=False) is not None
 
 
 @pytest.mark.parametrize("group", [(1, 0), (1, 128)], ids=str)
@@ -223,6 +275,52 @@ def test_a_row_that_is_not_finite_stays_alone() -> None:
     assert quantize_rows(x[:0])[0].shape == (0, 64)
 
 
+def scales_of_blocks(a: torch.Tensor, b: torch.Tensor, **more: Any) -> torch.Tensor:
+    """torch._scaled_mm with a scale for 1 x 128 of a and 128 x 128 of b, which PyTorch has on a GPU alone.
+
+    Raises where sizes and strides are not those that it wants.
+    """
+    scale_a, scale_b = more["scale_a"], more["scale_b"].t()
+    (m, k), n = a.shape, b.shape[1]
+    assert a.is_contiguous()
+    assert b.t().is_contiguous()
+    assert m % 4 == 0
+    assert k % 512 == 0  # in between, releases differ in how far rows of the weight's scales lie apart
+    assert (scale_a.shape, scale_a.stride()) == ((m, k // 128), (1, m))
+    assert (scale_b.shape, scale_b.stride()) == ((-(-n // 128), k // 128), (k // 128, 1))
+    wide = ScaledMatrix(b.t(), scale_b, (128, 128)).dequantize(torch.float64)
+    rows = a.double() * scale_a.double().repeat_interleave(128, 1)
+    made: torch.Tensor = (rows @ wide.t()).to(more["out_dtype"])
+    return made
+
+
+@pytest.mark.parametrize("tokens", [1, 70])
+@pytest.mark.parametrize("act", ["", "silu"])
+def test_scaled_matmul_by_blocks(monkeypatch: pytest.MonkeyPatch, tokens: int, act: str) -> None:
+    if DEVICE == "cpu":
+        monkeypatch.setattr(torch, "_scaled_mm", scales_of_blocks)
+        monkeypatch.setattr(fp8_matmul, "_has_scaled_mm", lambda device: True)
+    elif not fp8_matmul.rounds(matrix(16, 512, (128, 128)).weight, (128, 128)):
+        pytest.skip("this GPU has no scales by block")
+    weight, bias = matrix(144, 1024, (128, 128)), random(144, dtype=torch.bfloat16)
+    weight = replace(weight, scale=weight.scale.contiguous())
+    x = random(tokens, 2048 if act else 1024, dtype=torch.bfloat16)
+    x[0, 7] = 1000.0  # of its own group's scale alone
+    wanted = x
+    if act:
+        wanted = poisoned(tokens, 1024, dtype=torch.bfloat16)
+        gated(x, wanted, act)
+    out = gated_product(x, weight, bias, act) if act else product_of(weight).many(x, weight, bias)
+    assert out.shape == (tokens, 144)
+    rows, scale = quantize_rows(wanted, columns=128)
+    assert rows.shape[0] == scale.shape[0] == -(-tokens // 4) * 4
+    assert not rows[tokens:].float().any()
+    rounded = rows.double() * scale.double().repeat_interleave(128, 1)
+    torch.testing.assert_close(rounded[:tokens], wanted.double(), rtol=0.07, atol=0.02)
+    check(out, product(rounded[:tokens], weight, bias), 2e-2)
+    check(out, product(wanted, weight, bias), 8e-2)
+
+
 def test_scaled_matmul_says_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = matrix(32, 64, (1, 0))
     x = random(3, 64, dtype=torch.bfloat16)
@@ -232,6 +330,12 @@ def test_scaled_matmul_says_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> 
     assert scaled_matmul(x.half(), weight.weight, weight.scale, None) is None
     assert scaled_matmul(x[:, :40], weight.weight[:, :40], weight.scale, None) is None
     assert scaled_matmul(x, weight.weight[:20], weight.scale[:20], None) is None
+    blocks = matrix(32, 512, (128, 128))
+    monkeypatch.setattr(fp8_matmul, "_has_blocks", lambda device: False)
+    assert (
+        scaled_matmul(random(3, 512, dtype=torch.bfloat16), blocks.weight, blocks.scale, None, group=blocks.group)
+        is None
+    )
 
 
 def scales_by_row() -> bool:
@@ -272,10 +376,10 @@ def test_quantizing_a_plain_matrix() -> None:
 
 def test_choice_fits_its_limits() -> None:
     assert choose_fp8(0, 4096, 4096, columns=0) is None
-    assert choose_fp8(MAX_ROWS + 1, 4096, 4096, columns=0) is None
+    assert choose_fp8(MOST_ROWS + 1, 4096, 4096, columns=0) is None
     assert choose_fp8(1, 4096, 4097, columns=0) is None
     for n, k in ((4096, 1024), (1024, 3072), (6144, 4096), (28672, 4096), (4096, 14336)):
-        for m in (1, 2, 4, 8, 16, 17, 32, 48, 64):
+        for m in (1, 2, 4, 8, 16, 17, 32, 48, 64, 65, 128, 129, 256):
             for paired in (False, True):
                 for columns in (0, 128):
                     variant = choose_fp8(m, n, k, columns=columns, gated=paired)

@@ -76,6 +76,23 @@ def test_dot_form_of_each_padding(m: int) -> None:
         check(multiply(variant, x, case.matrix, out), x.double() @ case.values.T, torch.float32)
 
 
+@pytest.mark.parametrize("m", [65, 130])
+@pytest.mark.parametrize(("group", "k"), [(32, 96), (64, 192), (128, 640), (-1, 352)])
+def test_zeros_beside_many_tokens(m: int, group: int, k: int) -> None:
+    """By sums of x, which no NaN beside x gets into."""
+    case = draw(77, k, group=group, zeros=True, device=DEVICE)
+    wide = random(m + 1, k + 8, dtype=torch.bfloat16)
+    wide[m] = wide[:, k:] = float("nan")
+    x = wide[:m, :k]
+    for variant in (DOT, SPLIT):
+        out = poisoned(m, 77, dtype=torch.float32)
+        check(multiply(variant, x, case.matrix, out), x.double() @ case.values.T, torch.float32)
+    pair, x = draw(2 * 38, k, group=group, zeros=True, device=DEVICE), x.half()
+    gate, up = (x.double() @ pair.values.T).chunk(2, dim=-1)
+    out = poisoned(m, 38, dtype=torch.float16)
+    check(multiply(SPLIT, x, pair.matrix, out, act="silu"), F.silu(gate) * up, torch.float16)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
 def test_gated_activation_and_bias(form: str, act: str) -> None:
@@ -138,6 +155,7 @@ def test_choice_fits_its_limits() -> None:
         for m in (1, 2, 3, 16, 17, 32, 33, 64, 65, 128, 129, 256):
             for gated in (False, True):
                 variant = choose(m, n, k, gated=gated)
+                assert (variant is None) == (gated and m > 64)
                 if variant is None:
                     continue
                 assert variant.form == "dot" or m == 1

@@ -19,7 +19,8 @@ from octavo.backends.torch import runner as runner_module
 from octavo.backends.torch import step as step_module
 from octavo.backends.torch.attention import paged, select
 from octavo.backends.torch.batch import make_batch, padded_sizes, padded_tokens, with_ends
-from octavo.backends.torch.kernels import int4_matmul
+from octavo.backends.torch.kernels import int4_matmul, skinny_choice
+from octavo.backends.torch.kernels.fp8_matmul import choose_fp8
 from octavo.backends.torch.ops.fused import FusedOps
 from octavo.backends.torch.quant import ONLINE
 from octavo.backends.torch.quant.int4 import quantize_int4
@@ -430,7 +431,7 @@ def test_one_of_each_kind_of_layer_is_gone_through_to_compile() -> None:
 
 @pytest.mark.parametrize("most", [1, 3, 12, 60, 100, 200, 256, 500])
 def test_what_is_compiled_ahead_is_all_that_steps_take(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fullest step, and of 4-bit matrices every variant and number of blocks of rows."""
+    """The fullest step, and of matrices of 4 and 8 bits every variant and block of rows."""
     driver, _, _ = make_driver("plain")
     runner = driver.backend._runner
     assert runner is not None
@@ -443,11 +444,14 @@ def test_what_is_compiled_ahead_is_all_that_steps_take(most: int, monkeypatch: p
     assert most in warmed
     for shape in ((1024, 2048), (4096, 1024), (4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336)):
         for gated in (False, True):
-            met, taken = (
-                {(int4_matmul.choose(m, *shape, gated=gated), int4_matmul._blocks(m)[0]) for m in sizes}
-                for sizes in (warmed, padded_sizes(most))
-            )
-            assert taken == met
+            chooses = [partial(choose, gated=gated) for choose in (int4_matmul.choose, skinny_choice.choose)]
+            chooses += [partial(choose_fp8, columns=columns, gated=gated) for columns in (0, 128)]
+            for choose in chooses:
+                met, taken = (
+                    {(choose(m, *shape), skinny_choice.row_blocks(m)[0]) for m in sizes}
+                    for sizes in (warmed, padded_sizes(most))
+                )
+                assert {each for each in taken if each[0] is not None} <= met
 
 
 def test_padded_sizes_of_prompts() -> None:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
 from octavo.backends.torch.kernels.int4_unpack import load_chunk, load_once, nibble, unpack, wide
-from octavo.backends.torch.kernels.skinny_choice import padded_rows
+from octavo.backends.torch.kernels.norm import row_shape
+from octavo.backends.torch.kernels.skinny_choice import row_blocks
 from octavo.backends.torch.kernels.skinny_matmul import Scratch, finish, join_parts
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
 MAX_ROWS = 256
-_BLOCK_M = 64
-"""Tokens of a program, at most: the matrix unit's sums of more do not fit into registers beside the weights."""
+_FEW = 64
+"""Tokens up to which the matrix unit has time to spare."""
+_FEWER = tl.constexpr(_FEW)
 _MULTIPROCESSORS = 132  # of an H100
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter's tl.dot takes bfloat16 for integers
 
@@ -31,8 +34,8 @@ class Variant:
 
     form "vector": M = 1, float32 multiply-adds; a thread has `repeat` rows of weights (gated: half of them gates) and
     loads `stages` chunks of each ahead of their use. A program makes block_n * repeat products.
-    form "dot": the matrix unit, tokens padded to 16, 32 or blocks of 64; `stages` shared-memory buffers of `block_k`
-    columns. A program makes block_n outputs (64 or 128) of a split-th of K.
+    form "dot": the matrix unit, tokens padded as by row_blocks; `stages` shared-memory buffers of `block_k` columns. A
+    program makes block_n outputs (64 or 128) of a split-th of K.
     """
 
     form: str
@@ -48,31 +51,26 @@ def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> t
     """(float32 elements, int32 counters) that `variant` needs for a weight of n rows; zeros where it does not split."""
     if variant.split == 1:
         return 0, 0
-    block, blocks = _blocks(m)
+    block, blocks = row_blocks(m)
     tiles = blocks * triton.cdiv(n // 2 if gated else n, variant.block_n)
     return tiles * variant.split * (2 if gated else 1) * block * variant.block_n, tiles
 
 
-def _blocks(m: int) -> tuple[int, int]:
-    """Tokens of a block, and blocks, of m tokens."""
-    block = min(padded_rows(m), _BLOCK_M)
-    return block, triton.cdiv(m, block)
-
-
 def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
-    """The variant for x [m, k] and a matrix [n, k]; None: the library's product of it dequantized is as fast.
+    """The variant for x [m, k] and a matrix [n, k]; None: the library's product of it dequantized is as fast, gated: or
+    the product without the activation and then the activation's own kernel.
 
     By an H100's figures for the four products of Llama-3.1-8B in groups of 128 (benchmarks/gpu/int4_matmul.py).
     """
-    if not 1 <= m <= MAX_ROWS:
+    if not 1 <= m <= MAX_ROWS or (gated and m > _FEW):
         return None
     if m == 1:
         whole = n <= 4096 and k <= 4096
         return Variant("vector", 8, 8 if n <= 8192 else 4, 4 if whole else 2, repeat=2)
     if m <= 16 and n > 8192 and not gated:
         return Variant("dot", 128, 8, 4)
-    variant = Variant("dot", 64, 4, 4)
-    tiles, split = _blocks(m)[1] * triton.cdiv(n // 2 if gated else n, variant.block_n), 1
+    variant = Variant("dot", 64, 4, 4 if m <= _FEW else 3)
+    tiles, split = row_blocks(m)[1] * triton.cdiv(n // 2 if gated else n, variant.block_n), 1
     while split < 8 and tiles * split * 2 <= 2 * _MULTIPROCESSORS and k >= 4 * split * variant.block_k:
         split *= 2
     return replace(variant, split=split)
@@ -111,14 +109,38 @@ def int4_matmul(
         )  # fmt: skip
         return out
     partial, arrivals = _checked(scratch, scratch_sizes(variant, m, weight.shape[0], gated=act != ""))
-    block, blocks = _blocks(m)
+    block, blocks = row_blocks(m)
+    block_k = variant.block_k if group == k else min(variant.block_k, group)
+    sums = None if weight.zeros is None or block <= _FEW else _block_sums(x, block_k)
     _dot_kernel[(blocks, triton.cdiv(n, variant.block_n), variant.split)](
-        x, *pointers, partial, arrivals, m, n, x.stride(0), out.stride(0),
-        K=k, GROUP=group, ACT=act, BLOCK_M=block, BLOCK_N=variant.block_n,
-        BLOCK_K=variant.block_k if group == k else min(variant.block_k, group), SPLIT=variant.split,
+        x, sums, *pointers, partial, arrivals, m, n, x.stride(0), out.stride(0),
+        K=k, GROUP=group, ACT=act, BLOCK_M=block, BLOCK_N=variant.block_n, BLOCK_K=block_k, SPLIT=variant.split,
         num_warps=variant.warps, num_stages=variant.stages, **pdl.options(),
     )  # fmt: skip
     return out
+
+
+def _block_sums(x: Tensor, columns: int) -> Tensor:
+    """float32 [ceil(K / columns), M]: sums of so many neighbouring columns of x [M, K]."""
+    m, k = x.shape
+    out = torch.empty(triton.cdiv(k, columns), m, dtype=torch.float32, device=x.device)
+    block, warps = row_shape(k)
+    _block_sums_kernel[(m,)](x, out, m, x.stride(0), K=k, COLUMNS=columns, BLOCK=max(block, columns),
+                             num_warps=warps, **pdl.options())  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["M"])
+def _block_sums_kernel(
+    x_ptr, out_ptr, M, x_stride, K: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    pdl.wait(PDL)
+    values = tl.load(x_ptr + row.to(tl.int64) * x_stride + k, mask=k < K, other=0).to(tl.float32)
+    sums = tl.sum(tl.reshape(values, (BLOCK // COLUMNS, COLUMNS)), 1)
+    at = tl.arange(0, BLOCK // COLUMNS)
+    tl.store(out_ptr + at * M + row, sums, mask=at * COLUMNS < K)
 
 
 def _checked(scratch: Scratch | None, sizes: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
@@ -241,21 +263,20 @@ def _multiply_pairs(x_sum, sums, loaded, pairs, P: tl.constexpr, DTYPE: tl.const
 
 @triton.jit(do_not_specialize=["M"])
 def _dot_kernel(
-    x_ptr, words_ptr, scales_ptr, zeros_ptr, out_ptr, bias_ptr, partial_ptr, arrivals_ptr,
+    x_ptr, sums_ptr, words_ptr, scales_ptr, zeros_ptr, out_ptr, bias_ptr, partial_ptr, arrivals_ptr,
     M, N, x_stride, out_stride,
     K: tl.constexpr, GROUP: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (block, tile, part): BLOCK_N outputs of BLOCK_M rows, over the part-th of SPLIT runs of K.
-
-    Blocks of rows are next to each other, so that weights are read from memory once.
-    """
-    block = tl.program_id(0)
+    """Program (block, tile, part): BLOCK_N outputs of BLOCK_M rows, over the part-th of SPLIT runs of K."""
+    block = tl.program_id(0)  # next to each other, so that weights are read from memory once
     tile = tl.program_id(1)
     part = tl.program_id(2)
-    x_ptr += block * BLOCK_M * x_stride
-    out_ptr += block * BLOCK_M * out_stride
-    M -= block * BLOCK_M
+    sums_stride = M
+    first = block * BLOCK_M
+    x_ptr += first * x_stride
+    out_ptr += first * out_stride
+    M -= first
     STEPS: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)
     EVEN_K: tl.constexpr = K % (BLOCK_K * SPLIT) == 0
     begin = part * (STEPS * BLOCK_K)
@@ -265,11 +286,14 @@ def _dot_kernel(
     width = N if ACT == "" else 2 * N
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     up = acc
-    # Scales and zeros are loaded two steps ahead: they are too narrow for the copies that fill shared memory. (A loop
-    # that hands a value on untouched has none of these copies, hence _widen at the second step.)
+    # Scales, zeros and sums of x are loaded two steps ahead: too narrow for the copies that fill shared memory. (A loop
+    # that hands a value on untouched has none of these copies: hence _widen, and + 0.0, at the second step.)
     now = _widen(_load_group(scales_ptr, zeros_ptr, begin, cols, width, K, GROUP))
     then = _load_group(scales_ptr, zeros_ptr, begin + BLOCK_K, cols, width, K, GROUP)
     up_now, up_then = now, then
+    tokens = tl.minimum(first + tl.arange(0, BLOCK_M), sums_stride - 1)
+    sums = _load_sums(sums_ptr, begin, tokens, sums_stride, K, BLOCK_K) + 0.0
+    sums_then = _load_sums(sums_ptr, begin + BLOCK_K, tokens, sums_stride, K, BLOCK_K)
     if ACT != "":
         up_now = _widen(_load_group(scales_ptr, zeros_ptr, begin, cols + N, width, K, GROUP))
         up_then = _load_group(scales_ptr, zeros_ptr, begin + BLOCK_K, cols + N, width, K, GROUP)
@@ -277,13 +301,17 @@ def _dot_kernel(
         start = begin + step * BLOCK_K
         ks = start + tl.arange(0, BLOCK_K)[None, :]
         x = tl.load(x_ptr + rows * x_stride + ks, mask=(rows < M) & (ks < K), other=0)
-        acc = _dot_step(x, words_ptr, zeros_ptr, now, acc, start, cols, width, K, EVEN_K, BLOCK_N, BLOCK_K)
+        acc = _dot_step(x, sums, words_ptr, zeros_ptr, now, acc, start, cols, width, K, EVEN_K, BLOCK_N, BLOCK_K)
         now = _widen(then)
         then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols, width, K, GROUP)
         if ACT != "":
-            up = _dot_step(x, words_ptr, zeros_ptr, up_now, up, start, cols + N, width, K, EVEN_K, BLOCK_N, BLOCK_K)
+            above = cols + N
+            up = _dot_step(x, sums, words_ptr, zeros_ptr, up_now, up, start, above, width, K, EVEN_K, BLOCK_N, BLOCK_K)
             up_now = _widen(up_then)
-            up_then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, cols + N, width, K, GROUP)
+            up_then = _load_group(scales_ptr, zeros_ptr, start + 2 * BLOCK_K, above, width, K, GROUP)
+        if sums_ptr is not None:
+            sums = sums_then + 0.0
+            sums_then = _load_sums(sums_ptr, start + 2 * BLOCK_K, tokens, sums_stride, K, BLOCK_K)
     if SPLIT > 1:
         tiles = tl.num_programs(1)
         arrivals_ptr += block * tiles
@@ -313,11 +341,22 @@ def _widen(group):
 
 
 @triton.jit
-def _dot_step(x, words_ptr, zeros_ptr, group, acc, start, rows, width, K: tl.constexpr, EVEN_K: tl.constexpr,
+def _load_sums(sums_ptr, k, tokens, stride, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Of each token's columns from k on, as of _block_sums; zeros beyond K, or where there are none."""
+    if sums_ptr is None:
+        sums = tl.zeros(tokens.shape, tl.float32)
+    else:
+        sums = tl.load(sums_ptr + k // BLOCK_K * stride + tokens, mask=k < K, other=0)
+    return sums
+
+
+@triton.jit
+def _dot_step(x, sums, words_ptr, zeros_ptr, group, acc, start, rows, width, K: tl.constexpr, EVEN_K: tl.constexpr,
               BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """acc + scale * (weights[rows, start :] @ x.T), of the weights without their scale. EVEN_K: no run ends beyond K.
 
-    A zero other than 8 is multiplied by the sum of x, in the matrix unit too, where it is in the right place at once.
+    A zero other than 8 is multiplied by the sum of x: of few tokens this is made by the matrix unit too, where it is in
+    the right place at once.
     """
     if K % BLOCK_K == 0 and not EVEN_K:
         start = tl.minimum(start, K - BLOCK_K)  # beyond K, where x is 0, any block will do: less than a mask costs
@@ -332,7 +371,9 @@ def _dot_step(x, words_ptr, zeros_ptr, group, acc, start, rows, width, K: tl.con
         weights = weights.to(tl.float32)
         x = x.to(tl.float32)
     product = tl.dot(weights, tl.trans(x), input_precision="ieee")
-    if zeros_ptr is not None:
+    if zeros_ptr is not None and x.shape[0] > _FEWER:
+        product += (8.0 - group[1].to(tl.float32))[:, None] * sums[None, :]
+    elif zeros_ptr is not None:
         ones = tl.full((BLOCK_N, BLOCK_K), 1.0, x.dtype)
         product += tl.dot(ones, tl.trans(x), input_precision="ieee") * (8.0 - group[1].to(tl.float32))[:, None]
     return acc + product * group[0][:, None]

@@ -1,4 +1,4 @@
-"""Products with 8-bit integers on both sides, of many tokens; and 8-bit weights as float32, in registers.
+"""Products with 8-bit integers on both sides, of many tokens.
 
 Rows of x get a scale each, x = row scale * integers; scales by row of both sides multiply the product's integers.
 """
@@ -12,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
-from octavo.backends.torch.kernels.int4_unpack import ASSEMBLED
 
 GRANULE = 8
 """Of what the library's product takes, rows and columns of the weight are multiples."""
@@ -60,21 +59,3 @@ def _scale_sums(sums, row_scale, scale, bias, out, N, BLOCK: tl.constexpr, PDL: 
     if bias is not None:
         values += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * N + column, values.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def bytes_as_float(q):
-    """int8 in float32. On CUDA in assembly, four at a time: a byte is put into the mantissa of 2^23 + 128, which is
-    taken away again. By conversions 28672 x 4096 take 40 us on an H200, so 29; the same in plain Triton takes 38."""
-    if ASSEMBLED:
-        values = tl.inline_asm_elementwise(
-            "{ .reg .b32 u, a, b, c, d; xor.b32 u, $4, 0x80808080;"
-            "prmt.b32 a, u, 0x4b000000, 0x7440; prmt.b32 b, u, 0x4b000000, 0x7441;"
-            "prmt.b32 c, u, 0x4b000000, 0x7442; prmt.b32 d, u, 0x4b000000, 0x7443;"
-            "sub.rn.f32 $0, a, 0f4B000080; sub.rn.f32 $1, b, 0f4B000080;"
-            "sub.rn.f32 $2, c, 0f4B000080; sub.rn.f32 $3, d, 0f4B000080; }",
-            "=&r,=&r,=&r,=&r,r", [q], dtype=tl.float32, is_pure=True, pack=4,
-        )  # fmt: skip
-    else:
-        values = q.to(tl.float32)
-    return values

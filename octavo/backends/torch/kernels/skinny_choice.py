@@ -15,10 +15,12 @@ class Variant:
     """How one product is computed.
 
     form "vector": weights go from memory through registers to float32 multiply-adds (for M <= 4; compiled for each M).
-    form "dot": weights go through `stages` shared-memory buffers to the matrix unit, the tokens padded to 16, 32 or 64.
+    form "dot": weights go through `stages` shared-memory buffers to the matrix unit, the tokens padded as by
+    row_blocks.
     form "held": as "dot", of plain weights, without activation or swap. A program's K is one block of weights
     (block_k * split >= K), asked for while the kernel before is still at work.
-    block_n: outputs a program makes (gated: of twice as many weight rows). split: programs that share an output's K.
+    block_n: outputs a program makes of each token (gated: of twice as many weight rows). split: programs that share an
+    output's K.
     swap: weights are the tall side of the matrix unit's product (64 or more of them) rather than the tokens.
     """
 
@@ -31,9 +33,10 @@ class Variant:
     swap: bool = False
 
 
-def padded_rows(m: int) -> int:
-    """M of the "dot" form's product: the next of 16, 32, 64."""
-    return max(16, triton.next_power_of_2(m))
+def row_blocks(m: int) -> tuple[int, int]:
+    """Tokens of a program of form "dot", 16, 32, 64 or 128, and how many such blocks m tokens are."""
+    block = min(max(16, triton.next_power_of_2(m)), 128)
+    return block, triton.cdiv(m, block)
 
 
 def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
@@ -95,9 +98,12 @@ def _choose_gated(m: int, n: int) -> Variant | None:
     return Variant("dot", 64, 64, 4, 4, swap=True) if m <= 32 and 8192 <= n <= 16384 else None
 
 
-def split_k(variant: Variant, n: int, *, programs: int = 1) -> Variant:
-    """The variant with K split as often as all programs still run at once, `programs` on a multiprocessor."""
-    tiles, split = triton.cdiv(n, variant.block_n), 1
+def split_k(variant: Variant, n: int, *, programs: int = 1, blocks: int = 1) -> Variant:
+    """The variant with K split as often as all programs still run at once, `programs` on a multiprocessor.
+
+    blocks: of tokens, as of row_blocks.
+    """
+    tiles, split = blocks * triton.cdiv(n, variant.block_n), 1
     while split < 8 and tiles * split * 2 <= _MULTIPROCESSORS * programs:
         split *= 2
     return replace(variant, split=split)

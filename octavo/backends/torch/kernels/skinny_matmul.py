@@ -1,4 +1,4 @@
-"""Few tokens times a big weight matrix: x [M, K], weight [N, K] -> out [M, N] or [M, N / 2], M <= 64, in one launch.
+"""Few tokens times a big weight matrix: x [M, K], weight [N, K] -> out [M, N] or [M, N / 2], in one launch.
 
 Around it, if asked: RMSNorm of x + delta before the product; bias, gated activation, float32 logits after it.
 Weights are of x's type, or E4M3 or int8 with scales (Scaled): widened in registers, sums multiplied by the scales.
@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
-from octavo.backends.torch.kernels.int8_matmul import bytes_as_float
-from octavo.backends.torch.kernels.skinny_choice import Variant, padded_rows
+from octavo.backends.torch.kernels.skinny_choice import Variant, row_blocks
+from octavo.backends.torch.kernels.widening import load_scales, raw, scaled, widened
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter's tl.dot takes bfloat16 for integers
 
@@ -62,11 +62,6 @@ class Scaled(NamedTuple):
     group: tuple[int, int]
 
 
-def raw(weight: Tensor) -> Tensor:
-    """E4M3 as uint8, of which the zeros beyond an end are zeros; others as they are."""
-    return weight.view(torch.uint8) if weight.dtype == torch.float8_e4m3fn else weight
-
-
 def make_scratch(elements: int, tiles: int, device: torch.device | str) -> Scratch:
     """Scratch for split products of up to `elements` float32 partial sums and `tiles` output tiles (scratch_sizes)."""
     partial = torch.empty(elements, dtype=torch.float32, device=device)
@@ -77,8 +72,9 @@ def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> t
     """(float32 elements, int32 counters) that `variant` needs for a weight of n rows; zeros where it does not split."""
     if variant.split == 1:
         return 0, 0
-    tiles = triton.cdiv(n // 2 if gated else n, variant.block_n)
-    return tiles * variant.split * (2 if gated else 1) * padded_rows(m) * variant.block_n, tiles
+    block, blocks = row_blocks(m)
+    tiles = blocks * triton.cdiv(n // 2 if gated else n, variant.block_n)
+    return tiles * variant.split * (2 if gated else 1) * block * variant.block_n, tiles
 
 
 def skinny_matmul(
@@ -93,7 +89,7 @@ def skinny_matmul(
 ) -> Tensor:
     """out = f(x) @ weight.T, then what is asked for; returns out.
 
-    x: [M, K], 0 <= M <= 64 ("vector": 4), rows contiguous; weight: [N, K], rows contiguous. norm: of "vector" alone.
+    x: [M, K] ("vector": M <= 4), rows contiguous; weight: [N, K], rows contiguous. norm: of "vector" alone.
     out: [M, N], or [M, N / 2] with `act` ("silu", "gelu", "gelu_tanh": act(first half) * second half); x's type or
     float32, rows contiguous. bias: [N].
     Every rounding is where separate kernels in x's type would round; a float32 out gets the sums unrounded.
@@ -123,9 +119,10 @@ def skinny_matmul(
     if held and variant.block_k * variant.split < k:
         raise ValueError(f"{variant} holds less than K, {k}, in one block")
     partial, arrivals = _scratch_of(plan, m, len(matrix), gated=act != "")
-    _dot_kernel[(tiles, variant.split)](
+    block, blocks = row_blocks(m)
+    _dot_kernel[(blocks, tiles, variant.split)](
         x, matrix, scale, out, bias, partial, arrivals, m, n, *strides,
-        K=k, ACT=act, BLOCK_M=padded_rows(m), BLOCK_N=variant.block_n, BLOCK_K=variant.block_k, SPLIT=variant.split,
+        K=k, ACT=act, BLOCK_M=block, BLOCK_N=variant.block_n, BLOCK_K=variant.block_k, SPLIT=variant.split,
         SWAP=variant.swap, HELD=held, **groups, num_warps=variant.warps, num_stages=variant.stages, **pdl.options(),
     )  # fmt: skip
     return out
@@ -178,47 +175,6 @@ def _load_once(at, mask):
     else:
         values = tl.load(at, mask=mask, other=0, eviction_policy="evict_first")
     return values
-
-
-@triton.jit
-def widened(weights, DTYPE: tl.constexpr):
-    """Weights as they were loaded, in DTYPE; uint8 are E4M3."""
-    # by way of float32: straight to bfloat16 takes an instruction of a quarter of the rate, one element at a time
-    if weights.dtype == tl.uint8:
-        wide = weights.to(tl.float8e4nv, bitcast=True).to(tl.float32).to(DTYPE)
-    elif weights.dtype == tl.int8:
-        wide = weights.to(tl.float32).to(DTYPE)
-    else:
-        wide = weights.to(DTYPE)
-    return wide
-
-
-@triton.jit
-def _load_scales(scale_ptr, rows, column, scale_stride, K: tl.constexpr, COUNT: tl.constexpr, GROUP_N: tl.constexpr,
-                 GROUP_K: tl.constexpr):  # fmt: skip
-    """Of weight rows [BLOCK_N]: [BLOCK_N], or where scales are by block [BLOCK_N, COUNT] from `column` on."""
-    if GROUP_K == 0:
-        scales = tl.load(scale_ptr + rows)
-    else:
-        blocks = column // GROUP_K + tl.arange(0, COUNT)[None, :]
-        inside = blocks < (K + GROUP_K - 1) // GROUP_K
-        scales = tl.load(scale_ptr + (rows // GROUP_N)[:, None] * scale_stride + blocks, mask=inside, other=0)
-    return scales
-
-
-@triton.jit
-def _scaled(weights, scales, GROUP_K: tl.constexpr):
-    """Weights [BLOCK_N, BLOCK_K] in float32, times the scales of their blocks if they have such."""
-    if weights.dtype == tl.int8:
-        wide = bytes_as_float(weights)
-    else:
-        wide = widened(weights, tl.float32)
-    if GROUP_K > 0:
-        BLOCK_N: tl.constexpr = weights.shape[0]
-        BLOCK_K: tl.constexpr = weights.shape[1]
-        blocks = tl.reshape(wide, (BLOCK_N, BLOCK_K // GROUP_K, GROUP_K)) * scales[:, :, None]
-        wide = tl.reshape(blocks, (BLOCK_N, BLOCK_K))
-    return wide
 
 
 @triton.jit
@@ -306,9 +262,9 @@ def _whole_rows(
     scales = rows
     up_scales = rows
     if scale_ptr is not None:
-        scales = _load_scales(scale_ptr, rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
+        scales = load_scales(scale_ptr, rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
         if ACT != "":
-            up_scales = _load_scales(scale_ptr, N + rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
+            up_scales = load_scales(scale_ptr, N + rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
     if norm_ptr is not None:
         scale = tl.load(norm_ptr + ks, mask=ks < K, other=0)
     pdl.wait(PDL)
@@ -323,9 +279,9 @@ def _whole_rows(
             if x_out_ptr is not None:
                 tl.store(x_out_ptr + m * K + ks, inputs[m], mask=(ks < K) & (tl.program_id(0) == 0))
             x = (x * tl.rsqrt(tl.sum(x * x, 0) / K + eps) * scale).to(x_ptr.dtype.element_ty).to(tl.float32)
-        sums = sums + (_of_rows(tl.sum(_scaled(weights, scales, GROUP_K) * x[None, :], 1), scale_ptr, scales, GROUP_K),)
+        sums = sums + (_of_rows(tl.sum(scaled(weights, scales, GROUP_K) * x[None, :], 1), scale_ptr, scales, GROUP_K),)
         if ACT != "":
-            up = tl.sum(_scaled(ups, up_scales, GROUP_K) * x[None, :], 1)
+            up = tl.sum(scaled(ups, up_scales, GROUP_K) * x[None, :], 1)
             up_sums = up_sums + (_of_rows(up, scale_ptr, up_scales, GROUP_K),)
     return sums, up_sums
 
@@ -355,9 +311,9 @@ def _long_rows(
     scales = rows
     up_scales = rows
     if scale_ptr is not None:
-        scales = _load_scales(scale_ptr, rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
+        scales = load_scales(scale_ptr, rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
         if ACT != "":
-            up_scales = _load_scales(scale_ptr, N + rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
+            up_scales = load_scales(scale_ptr, N + rows, 0, scale_stride, K, COUNT, GROUP_N, GROUP_K)
     pdl.wait(PDL)
     rstd = tl.zeros((PADDED,), tl.float32)
     if norm_ptr is not None:
@@ -370,18 +326,18 @@ def _long_rows(
     for turn in range(0, STEPS, UNROLL):
         for inner in tl.static_range(UNROLL):
             start = (turn + inner) * BLOCK_K
-            wide = _scaled(weights, scales, GROUP_K)
+            wide = scaled(weights, scales, GROUP_K)
             up_wide = wide
             if ACT != "":
-                up_wide = _scaled(ups, up_scales, GROUP_K)
+                up_wide = scaled(ups, up_scales, GROUP_K)
             ahead = start + BLOCK_K
             weights = _load_once(at + ahead, ahead + ks[None, :] < K)
             if ACT != "":
                 ups = _load_once(up_at + ahead, ahead + ks[None, :] < K)
             if GROUP_K > 0:
-                scales = _load_scales(scale_ptr, rows, ahead, scale_stride, K, COUNT, GROUP_N, GROUP_K)
+                scales = load_scales(scale_ptr, rows, ahead, scale_stride, K, COUNT, GROUP_N, GROUP_K)
                 if ACT != "":
-                    up_scales = _load_scales(scale_ptr, N + rows, ahead, scale_stride, K, COUNT, GROUP_N, GROUP_K)
+                    up_scales = load_scales(scale_ptr, N + rows, ahead, scale_stride, K, COUNT, GROUP_N, GROUP_K)
             acc, up = _multiply(
                 acc, up, wide, up_wide, x_ptr, norm_ptr, delta_ptr, rstd, start + ks, x_stride, K, ROWS, ACT
             )
@@ -427,10 +383,17 @@ def _dot_kernel(
     SPLIT: tl.constexpr, SWAP: tl.constexpr, HELD: tl.constexpr, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile, part): BLOCK_N outputs of every row, over the part-th of SPLIT runs of K."""
+    """Program (block, tile, part): BLOCK_N outputs of BLOCK_M rows, over the part-th of SPLIT runs of K.
+
+    Blocks of rows are next to each other, so that weights are read from memory once.
+    """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    tile = tl.program_id(0)
-    part = tl.program_id(1)
+    block = tl.program_id(0)
+    tile = tl.program_id(1)
+    part = tl.program_id(2)
+    x_ptr += block * BLOCK_M * x_stride
+    out_ptr += block * BLOCK_M * out_stride
+    M -= block * BLOCK_M
     if HELD:
         acc = _held_run(
             x_ptr, weight_ptr, tile, part, M, N, x_stride, weight_stride, K, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, PDL
@@ -442,6 +405,10 @@ def _dot_kernel(
             x_ptr, weight_ptr, scale_ptr, tile, part, M, N, x_stride, weight_stride, scale_stride,
             K, ACT, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, SWAP, GROUP_N, GROUP_K,
         )  # fmt: skip
+    if SPLIT > 1:
+        tiles = block * tl.num_programs(1)
+        arrivals_ptr += tiles
+        partial_ptr += tiles.to(tl.int64) * (SPLIT * (1 if ACT == "" else 2) * BLOCK_M * BLOCK_N)
     join_parts(
         acc, up, out_ptr, bias_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
         DTYPE, ACT, BLOCK_M, BLOCK_N, SPLIT,
@@ -496,21 +463,37 @@ def _dot_run(
     up_at = at + tl.cast(N, tl.int64) * weight_stride
     acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
     up = acc
+    # Scales of blocks are loaded two steps ahead, where that was found to gain: what is not the matrix unit's has no
+    # copies that fill shared memory. (A loop that hands a value on untouched has none at all: hence + 0.0.)
+    AHEAD: tl.constexpr = GROUP_K > 0 and SWAP
+    first = part * (STEPS * BLOCK_K)
+    now = _block_scales(scale_ptr, last, first, scale_stride, K, GROUP_N, GROUP_K) + 0.0
+    then = _block_scales(scale_ptr, last, first + BLOCK_K, scale_stride, K, GROUP_N, GROUP_K)
+    up_now, up_then = now, then
+    if ACT != "":
+        up_now = _block_scales(scale_ptr, N + last, first, scale_stride, K, GROUP_N, GROUP_K) + 0.0
+        up_then = _block_scales(scale_ptr, N + last, first + BLOCK_K, scale_stride, K, GROUP_N, GROUP_K)
     for step in range(STEPS):
         here = ks + step * BLOCK_K
         mask = None if EVEN_K else here < K
         x_mask = rows < M if EVEN_K else (rows < M) & (here < K)
         x = tl.load(x_ptr + rows * x_stride + here, mask=x_mask, other=0)
-        column = (part * STEPS + step) * BLOCK_K
-        acc = _add_block(
-            acc, x, _load_once(at + step * BLOCK_K, mask), scale_ptr, last, column, scale_stride,
-            K, SWAP, GROUP_N, GROUP_K,
-        )  # fmt: skip
+        column = first + step * BLOCK_K
+        if not AHEAD:
+            now = _block_scales(scale_ptr, last, column, scale_stride, K, GROUP_N, GROUP_K)
+            up_now = now
+            if ACT != "":
+                up_now = _block_scales(scale_ptr, N + last, column, scale_stride, K, GROUP_N, GROUP_K)
+        acc = _add_block(acc, x, _load_once(at + step * BLOCK_K, mask), now, SWAP, GROUP_K)
         if ACT != "":
-            up = _add_block(
-                up, x, _load_once(up_at + step * BLOCK_K, mask), scale_ptr, N + last, column, scale_stride,
-                K, SWAP, GROUP_N, GROUP_K,
-            )  # fmt: skip
+            up = _add_block(up, x, _load_once(up_at + step * BLOCK_K, mask), up_now, SWAP, GROUP_K)
+        if AHEAD:
+            column += 2 * BLOCK_K
+            now = then + 0.0
+            then = _block_scales(scale_ptr, last, column, scale_stride, K, GROUP_N, GROUP_K)
+            if ACT != "":
+                up_now = up_then + 0.0
+                up_then = _block_scales(scale_ptr, N + last, column, scale_stride, K, GROUP_N, GROUP_K)
     if scale_ptr is not None and GROUP_K == 0:
         acc *= _beside(tl.load(scale_ptr + last), SWAP)
         if ACT != "":
@@ -536,14 +519,23 @@ def _held_run(
 
 
 @triton.jit
-def _add_block(acc, x, weights, scale_ptr, rows, column, scale_stride, K: tl.constexpr, SWAP: tl.constexpr,
-               GROUP_N: tl.constexpr, GROUP_K: tl.constexpr):  # fmt: skip
-    """acc + x @ weights.T, times the scales of the block that begins at or before `column`, if there are such."""
+def _block_scales(scale_ptr, rows, column, scale_stride, K: tl.constexpr, GROUP_N: tl.constexpr,
+                  GROUP_K: tl.constexpr):  # fmt: skip
+    """Of the block that begins at or before `column`, for each of `rows`; zeros beyond K, or where there are none."""
+    if GROUP_K == 0:
+        scales = tl.zeros(rows.shape, tl.float32)
+    else:
+        at = scale_ptr + rows // GROUP_N * scale_stride + column // GROUP_K
+        scales = tl.load(at, mask=column < K, other=0)
+    return scales
+
+
+@triton.jit
+def _add_block(acc, x, weights, scales, SWAP: tl.constexpr, GROUP_K: tl.constexpr):
+    """acc + x @ weights.T, times the scales of the weights' block if there are such."""
     if GROUP_K == 0:
         acc = _dot(x, weights, acc, SWAP)
     else:
-        inside = column < K
-        scales = tl.load(scale_ptr + rows // GROUP_N * scale_stride + column // GROUP_K, mask=inside, other=0)
         acc += _dot(x, weights, tl.zeros_like(acc), SWAP) * _beside(scales, SWAP)
     return acc
 

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul, widen
+from octavo.backends.torch.kernels.fp8_matmul import (
+    MOST_ROWS,
+    choose_fp8,
+    quantize_rows,
+    rounds,
+    scaled_matmul,
+    widen,
+)
 from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.int8_matmul import integer_matmul, takes
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, choose
@@ -86,13 +93,18 @@ class Dense:
 
 
 class Bytes(Dense):
-    """Few tokens keep their 16 bits; of many each is rounded as the weight is, where its scales are by row, the format
-    has it so and the device can."""
+    """Few tokens keep their 16 bits; many are rounded as the weight is, where the format and the device have that."""
 
+    rows = MOST_ROWS
     norms = False  # a norm hides behind what a plain product reads, not behind half of it
 
     def choose(self, m: int, weight: Any, *, gated: bool) -> Variant | None:
         """As Product."""
+        integers = weight.weight.dtype == torch.int8
+        # asked for any m, as the first answer takes a product, which no graph is to hold
+        both = weight.both and (not weight.group[1] if integers else rounds(weight.weight, weight.group))
+        if both and m > MAX_ROWS:
+            return None
         return choose_fp8(m, *weight.shape, columns=weight.group[1], gated=gated)
 
     def few(self, x: Tensor, weight: Any, out: Tensor, plan: Plan, **more: Any) -> Tensor:
@@ -108,15 +120,15 @@ class Bytes(Dense):
 
 
 def _on_both_sides(x: Tensor, weight: ScaledMatrix, bias: Tensor | None, act: str = "") -> Tensor | None:
-    """The product with x rounded by row to what the weight's elements are; None where it is not to be, or cannot.
+    """The product with x rounded to what the weight's elements are; None where it is not to be, or cannot.
 
     act: x is what quantize_rows takes with it.
     """
-    if weight.group[1] or not weight.both:
+    if not weight.both:
         return None
     if weight.weight.dtype != torch.int8:
-        return scaled_matmul(x, weight.weight, weight.scale, bias, act=act)
-    if not takes(x, weight.weight):
+        return scaled_matmul(x, weight.weight, weight.scale, bias, group=weight.group, act=act)
+    if weight.group[1] or not takes(x, weight.weight):
         return None
     rows, row_scale = quantize_rows(x, act=act, dtype=torch.int8)
     return integer_matmul(rows, row_scale, weight.weight, weight.scale, bias, x.dtype)
