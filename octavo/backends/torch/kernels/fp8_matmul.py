@@ -28,7 +28,7 @@ WIDEN_ROWS, WIDEN_COLUMNS = 32, 128
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 MOST_ROWS = 256
-
+"""Tokens up to which weights are widened in registers."""
 GRANULE = 16
 """Elements that rows of both sides must be a multiple of for torch._scaled_mm, and so must be the outputs."""
 BLOCK, BLOCK_GRANULE, TOKEN_GRANULE = 128, 512, 4
