@@ -251,7 +251,7 @@ def int8_gptq(group: int, *, zero: int = 127) -> Quantizer:
     return quantize
 
 
-def eight_bits(strategy: str, **more: Any) -> dict[str, Any]:
+def eight_bits(strategy: Any, **more: Any) -> dict[str, Any]:
     """quantization_config of compressed-tensors for 8-bit integers on both sides."""
     config = integers(strategy, **{"num_bits": 8, **more})
     config["config_groups"]["group_0"]["input_activations"] = {

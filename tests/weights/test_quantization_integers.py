@@ -200,9 +200,22 @@ def test_what_is_stored_plainly_is_plain() -> None:
     assert listed.scheme("model.layers.0.mlp.up_proj") is not None
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_groups_are_of_128_where_nothing_is_said(bits: int) -> None:
+    for config in ({"quant_method": "gptq", "bits": bits}, {"quant_method": "awq", "bits": 4}):
+        found = read(config).scheme("m.q")
+        assert found is not None
+        assert (found.bits, found.group) == (config["bits"], (1, 128))
+    packed = read(integers("channel", num_bits=bits)).scheme("m.q")
+    assert packed is not None
+    assert packed.bits == bits
+
+
 def test_rows_that_are_no_multiple_of_a_chunk_or_group_long() -> None:
     with pytest.raises(ModelFormatError, match="multiple of 32"):
         find(GPTQ, tensors(IN_GPTQ), width=112)
+    with pytest.raises(ModelFormatError, match=r"\[128\]"):
+        read(GPTQ).find(tensors(IN_GPTQ), "m.q", (IN,))
     with pytest.raises(ModelFormatError, match="groups of 64"):
         find({**GPTQ, "group_size": 64}, tensors(IN_GPTQ), width=96)
 
@@ -232,6 +245,7 @@ def test_rows_that_are_no_multiple_of_a_chunk_or_group_long() -> None:
         (integers("group", group_size=32, num_bits=3), "num_bits '3'"),
         ({**AWQ, "bits": 8}, "bits '8' is not supported, only 4"),
         (eight_bits("group"), "strategy 'group'"),
+        (eight_bits(["channel"]), "strategy"),
         (eight_bits("channel", num_bits=4), "4 bits of int"),
         (eight_bits("channel", symmetric=False), "symmetric 'False'"),
         (integers("group", group_size=32, type="float"), "type 'float'"),
