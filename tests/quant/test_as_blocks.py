@@ -52,6 +52,12 @@ def test_the_numbers_are_the_same(name: str, shape: tuple[int, int]) -> None:
         assert np.abs(got - want).max() <= 0.004 * steps.max()
 
 
+def test_rows_that_are_no_multiple_of_a_block_long_keep_another_form() -> None:
+    matrix = made("int8_channel", (24, 48))
+    assert block_scheme(matrix) is None
+    np.testing.assert_array_equal(dequantize(as_stored(matrix, "F32")), dequantize_matrix(matrix))
+
+
 def test_zeros_that_are_all_the_middle_are_none() -> None:
     zeros = torch.full((2, 3), 0x88888888 - (1 << 32), dtype=torch.int32)
     assert block_scheme(made("gptq_v2", (24, 64), qzeros=zeros)) == "Q4_0"

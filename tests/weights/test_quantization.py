@@ -65,6 +65,7 @@ def test_parts_of_fp8(
     found = find(config, parts(scale))
     assert found is not None
     assert (found.name, found.shape, found.scheme.group) == ("m.q.weight", SHAPE, group)
+    assert found.scheme.bits == 8
     assert found.parts["scale"].shape == shape == found.scheme.scale_shape(SHAPE)
     assert found.nbytes == sum(part.nbytes for part in found.parts.values())
 
@@ -96,6 +97,7 @@ def test_modules_that_are_left_out() -> None:
     assert listed.scheme("lm_head") is None
     assert listed.scheme("model.layers.3.mlp.gate") is None
     assert listed.scheme("model.layers.3.mlp.gate_proj") is not None
+    assert read({**FP8, "ignored_layers": ["re.*mlp"]}).scheme("mlp.up_proj") is not None  # no pattern: no "re:"
     config = compressed("channel")
     config["ignore"] = ["lm_head", r"re:.*self_attn\.[qk]_proj$"]
     ignoring = read(config)
@@ -202,7 +204,9 @@ def rotated(*locations: str) -> dict[str, Any]:
         ({**FP8, "activation_scheme": "sometimes"}, "activation_scheme 'sometimes'"),
         ({**FP8, "fmt": "e5m2"}, "fmt 'e5m2'"),
         ({**FP8, "weight_block_size": [64, 64]}, r"weight_block_size '\[64, 64\]'"),
+        ({**FP8, "weight_block_size": 128}, "weight_block_size '128'"),
         ({**FP8, "ignored_layers": "lm_head"}, "ignored_layers"),
+        ({**FP8, "ignored_layers": ["lm_head", 3]}, "ignored_layers"),
         ({**compressed("tensor"), "format": "nvfp4-pack-quantized"}, "nvfp4-pack-quantized"),
         ({**compressed("tensor"), "ignore": ["re:("]}, "pattern"),
         ({**compressed("tensor"), "config_groups": None}, "config_groups"),

@@ -228,6 +228,8 @@ def test_rows_that_are_no_multiple_of_a_chunk_or_group_long() -> None:
         ({**GPTQ, "bits": None}, "bits 'None'"),
         ({**GPTQ, "group_size": 96}, "group_size '96'"),
         ({**GPTQ, "group_size": 1}, "group_size '1'"),
+        ({**GPTQ, "group_size": 0}, "group_size '0'"),
+        ({**GPTQ, "group_size": 96}, "only -1, 32, 64 or a multiple of 128"),
         ({**GPTQ, "group_size": "128"}, "group_size '128'"),
         ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
         ({**GPTQ, "is_marlin_format": True}, "checkpoint_format 'marlin'"),
