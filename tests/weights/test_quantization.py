@@ -136,6 +136,7 @@ def test_the_group_that_names_a_module_most_closely_wins() -> None:
         "c": {**blocks["config_groups"]["group_0"], "targets": ["model.layers.1.mlp.down_proj"]},
     }
     config["ignore"] = ["re:.*layers\\.2\\."]
+    config["config_groups"]["c"]["targets"] = ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]
     found = [read(config).scheme(f"model.layers.{i}.mlp.{name}") for name in ("up_proj", "down_proj") for i in range(3)]
     assert [scheme and scheme.group for scheme in found] == [(1, 0), (1, 0), None, (0, 0), (128, 128), None]
 
@@ -210,6 +211,7 @@ def rotated(*locations: str) -> dict[str, Any]:
         ({**compressed("tensor"), "format": "nvfp4-pack-quantized"}, "nvfp4-pack-quantized"),
         ({**compressed("tensor"), "ignore": ["re:("]}, "pattern"),
         ({**compressed("tensor"), "config_groups": None}, "config_groups"),
+        ({**compressed("tensor"), "config_groups": {"a": {"targets": ["Linear"]}}}, "weights 'None'"),
         ({**compressed("tensor"), "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
         ({**compressed("tensor"), "transform_config": rotated("weight_input", "input")}, "transform_config"),
         ({**compressed("tensor"), "transform_config": rotated("k_cache")}, "transform_config"),

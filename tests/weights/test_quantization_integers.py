@@ -159,6 +159,7 @@ def without_method(config: dict[str, Any]) -> dict[str, Any]:
         ({"compression_config": without_method(PACKED)}, None, None, IN_PACKED),
         ({"text_config": {"quantization_config": GPTQ}}, None, None, IN_GPTQ),
         ({"quantization_config": GPTQ}, "quantize_config.json", {"bits": 3}, IN_GPTQ),
+        ({"quantization_config": GPTQ, "compression_config": without_method(PACKED)}, None, None, IN_GPTQ),
     ],
 )
 def test_where_older_checkpoints_tell_it(
