@@ -264,14 +264,15 @@ def test_rows_are_quantized_to_the_nearest(k: int, dtype: torch.dtype) -> None:
     assert (rows[3].float() == 0).all()
 
 
-def test_a_row_that_is_not_finite_stays_alone() -> None:
+@pytest.mark.parametrize("columns", [0, 32])
+def test_a_row_that_is_not_finite_stays_alone(columns: int) -> None:
     x = random(3, 64, dtype=torch.float16)
     x[1, 5] = float("nan")
     x[2, 7] = float("inf")
-    rows, scale = quantize_rows(x)
-    values = rows.float() * scale
+    rows, scale = quantize_rows(x, columns=columns)
+    values = rows.float() * scale.repeat_interleave(columns or 64, 1)
     assert values[0].isfinite().all()
-    assert values[1:].isnan().all()
+    assert values[1:3].isnan().all()
     assert quantize_rows(x[:0])[0].shape == (0, 64)
 
 
@@ -300,7 +301,7 @@ def test_scaled_matmul_by_blocks(monkeypatch: pytest.MonkeyPatch, tokens: int, a
     if DEVICE == "cpu":
         monkeypatch.setattr(torch, "_scaled_mm", scales_of_blocks)
         monkeypatch.setattr(fp8_matmul, "_has_scaled_mm", lambda device: True)
-    elif not fp8_matmul.rounds(matrix(16, 512, (128, 128)).weight, (128, 128)):
+    elif not fp8_matmul.scaled_matmul_takes(matrix(16, 512, (128, 128)).weight, (128, 128)):
         pytest.skip("this GPU has no scales by block")
     weight, bias = matrix(144, 1024, (128, 128)), random(144, dtype=torch.bfloat16)
     weight = replace(weight, scale=weight.scale.contiguous())

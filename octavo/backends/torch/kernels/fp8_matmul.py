@@ -61,8 +61,9 @@ def choose_fp8(m: int, n: int, k: int, *, columns: int, gated: bool = False) -> 
 
 # What follows was measured on an H200 by benchmarks/gpu/fp8_matmul.py, scales by row: the fastest of about ten, or
 # within 5 % of it, for the products of Llama-3.1-8B at 1 to 64 rows (12 % for 4096 x 4096 at 64), and _SHALLOW for gate
-# and up of Qwen3-0.6B. Scales by block take what is nearest. _BLOCKS, of tokens, was the best of eight at 128 and 256
-# rows, with scales by block: 0.6 of the time of widening the weight in memory, 0.9 at 256; at 512 both are as fast.
+# and up of Qwen3-0.6B. Scales by block take what is nearest. _BLOCKS, for 128 tokens a program, was the best of eight
+# with scales by block: it takes 0.5 to 0.6 of the time of widening the weight in memory, 0.8 to 0.9 with 256 tokens;
+# with 512 it is no faster.
 def _choose_vector(m: int, n: int, k: int, *, gated: bool) -> Variant:
     whole = max(triton.next_power_of_2(k), 1024)
     if whole <= 4096:
@@ -83,8 +84,8 @@ def _choose_plain(m: int, n: int, columns: int) -> Variant:
     return _NARROW if n >= 16384 else split_k(_NARROW, n, programs=2)
 
 
-def rounds(weight: Tensor, group: tuple[int, int]) -> bool:
-    """Whether scaled_matmul can multiply with a weight like this on its device, group as of Scaled."""
+def scaled_matmul_takes(weight: Tensor, group: tuple[int, int]) -> bool:
+    """Whether scaled_matmul can multiply bfloat16 with a weight like this on its device, group as of Scaled."""
     n, k = weight.shape
     if n % GRANULE or k % GRANULE or weight.dtype != torch.float8_e4m3fn:
         return False
@@ -96,13 +97,13 @@ def rounds(weight: Tensor, group: tuple[int, int]) -> bool:
 def scaled_matmul(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *, group: tuple[int, int] = (1, 0), act: str = ""
 ) -> Tensor | None:
-    """x [M, K] @ (weight * scale).T + bias in x's type, x rounded to E4M3; None where x is not bfloat16, or the device
-    cannot (rounds).
+    """x [M, K] @ (weight * scale).T + bias in x's type, x rounded to E4M3; None where x is not bfloat16, or the weight
+    not one that scaled_matmul_takes.
 
     weight: float8_e4m3fn [N, K], scale: float32, both contiguous, group as of Scaled.  act: x is what quantize_rows
     takes with it.
     """
-    if x.dtype != torch.bfloat16 or not rounds(weight, group):
+    if x.dtype != torch.bfloat16 or not scaled_matmul_takes(weight, group):
         return None
     rows, row_scale = quantize_rows(x, act=act, columns=group[1])
     out = torch._scaled_mm(

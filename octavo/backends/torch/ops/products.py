@@ -12,8 +12,8 @@ from octavo.backends.torch.kernels.fp8_matmul import (
     MOST_ROWS,
     choose_fp8,
     quantize_rows,
-    rounds,
     scaled_matmul,
+    scaled_matmul_takes,
     widen,
 )
 from octavo.backends.torch.kernels.gated import gated
@@ -102,7 +102,7 @@ class Bytes(Dense):
         """As Product."""
         integers = weight.weight.dtype == torch.int8
         # asked for any m, as the first answer takes a product, which no graph is to hold
-        both = weight.both and (not weight.group[1] if integers else rounds(weight.weight, weight.group))
+        both = weight.both and (not weight.group[1] if integers else scaled_matmul_takes(weight.weight, weight.group))
         if both and m > MAX_ROWS:
             return None
         return choose_fp8(m, *weight.shape, columns=weight.group[1], gated=gated)
