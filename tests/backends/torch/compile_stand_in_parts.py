@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
+from compile_stand_in_called import marked
 from torch import Tensor
 
 SHIFT = tl.constexpr(3)
 WITH_TORCH = tl.constexpr(torch.version.hip is None)
-"""A constant that is another one where torch is absent; ABSENT is then in the second kernel."""
+"""A constant that is another one where torch is absent; ABSENT is then in both kernels."""
 ABSENT = tl.constexpr(987654)
 
 
@@ -46,7 +47,7 @@ def shifted(value):
 
 @triton.jit
 def first(out, VALUE: tl.constexpr):  # noqa: N803
-    tl.store(out, shifted(VALUE))
+    tl.store(out, marked(shifted(VALUE), ABSENT))
 
 
 @triton.jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, as_completed
@@ -92,24 +93,30 @@ def _job(compile_fn: Callable[[], Any]) -> Job | None:
     if not {"src", "target", "options", "env_vars"} <= held.keys():
         return None
     source, target = held["src"], held["target"]
-    key = source.fn.cache_key  # with it come used_global_vals
-    constants = {
-        (space["__name__"], name): value.value
-        for (name, _), (value, space) in source.fn.used_global_vals.items()
-        if isinstance(value, constexpr) and isinstance(value.value, bool | int | str)
-    }
     return Job(
         module=source.fn.module,
         function=source.fn.fn.__qualname__,
-        key=key,
+        key=source.fn.cache_key,
         signature=source.signature,
         constants=source.constants,
         attributes=source.attrs,
         target=(target.backend, target.arch, target.warp_size),
         options=held["options"].__dict__,
         variables=held["env_vars"],
-        constants_of=constants,
+        constants_of=_constants_beside(source.fn.module),
     )
+
+
+def _constants_beside(module: str) -> dict[tuple[str, str], bool | int | str]:
+    """By module and name: of all modules in this one's package, as Triton 3.6 does not tell all that a kernel takes."""
+    package = module.rpartition(".")[0]
+    return {
+        (each, name): value.value
+        for each, found in list(sys.modules.items())
+        if each.rpartition(".")[0] == package
+        for name, value in list(vars(found).items())
+        if isinstance(value, constexpr) and isinstance(value.value, bool | int | str)
+    }
 
 
 def _on_disk(key: str, job: Job) -> bool:

@@ -38,8 +38,8 @@ class Job(NamedTuple):
     variables: dict[str, str]
     """Of the environment, as far as cache keys depend on it."""
     constants_of: dict[tuple[str, str], Any]
-    """By module and name, of modules that the function takes, as the process that asks has them: what a module found
-    out by torch is found out there alone."""
+    """By module and name, as the process that asks has them: what a module found out by torch is found out there
+    alone."""
 
 
 class Absent(ModuleType):
@@ -117,9 +117,10 @@ def _compile(job: Job) -> None:
     from triton.compiler import ASTSource, compile
     from triton.language import constexpr
 
-    for (module, name), value in job.constants_of.items():
-        vars(import_module(module))[name] = constexpr(value)
     function: Any = reduce(getattr, job.function.split("."), import_module(job.module))
+    for (module, name), value in job.constants_of.items():
+        if module in sys.modules:
+            vars(sys.modules[module])[name] = constexpr(value)
     # Triton 3.6 computes another one, without their constants, where functions that it calls have no key yet
     function.hash = job.key
     source = ASTSource(function, job.signature, job.constants, job.attributes)
