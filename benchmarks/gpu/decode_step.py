@@ -3,9 +3,10 @@
     python benchmarks/gpu/decode_step.py CONFIG_FOLDER [--batch 1,8,32,128,256] [--context 600] [--kernels] [--eager]
         [--kv-cache-dtype fp8] [--quantization fp8]
 
-Random weights and a random cache; the backend alone, without engine or text. One JSON line a batch: `step_ms`, wall
-clock of steps launched one ahead, as the engine does; `gpu_ms`, the sum of the kernels' times in a profile of some of
-them; `launch_us`, what begin() takes of the CPU; `floor_ms`, weights and cache over --bandwidth.
+Random weights, quantized as config.json's quantization_config says, and a random cache; the backend alone, without
+engine or text. One JSON line a batch: `step_ms`, wall clock of steps launched one ahead, as the engine does; `gpu_ms`,
+the sum of the kernels' times in a profile of some of them; `launch_us`, what begin() takes of the CPU; `floor_ms`,
+weights and cache over --bandwidth.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ import torch
 
 from octavo.backends.torch.runner import TorchBackend
 from octavo.base.types.plan import RowBegin, RowSampling, RowStep, StepPlan
-from octavo.models.registry import build_spec
+from octavo.base.types.tensor import MatrixScheme
+from octavo.models.registry import build_spec, find_family
+from octavo.models.spec import ModelSpec
 from octavo.weights.dummy import DummyWeights
+from octavo.weights.quantization import find_quantization
 
 SETTLE, STEPS, PROFILED = 10, 60, 20
 BLOCK_SIZE = 64
@@ -30,7 +34,8 @@ BLOCK_SIZE = 64
 
 def make_backend(folder: Path, args: argparse.Namespace) -> tuple[TorchBackend, Any]:
     """Loaded and allocated for the largest batch."""
-    spec = build_spec(json.loads((folder / "config.json").read_text()))
+    config = json.loads((folder / "config.json").read_text())
+    spec = build_spec(config)
     longest, most = args.context + SETTLE + STEPS + PROFILED + 8, max(args.batch)
     backend = TorchBackend(
         device="cuda",
@@ -44,13 +49,22 @@ def make_backend(folder: Path, args: argparse.Namespace) -> tuple[TorchBackend, 
     backend.graphs = not args.eager
     backend.quantization = args.quantization
     shapes = {name: parameter.shape for name, parameter in spec.parameters().items()}
-    backend.load(spec, DummyWeights(shapes, seed=0))
+    backend.load(spec, DummyWeights(shapes, seed=0, quantized=quantized(folder, config, spec)))
     backend.allocate(most * -(-longest // args.block_size))
     with torch.inference_mode():
         for i in range(len(spec.layers)):
             layer = backend._runner._cache.layer(i)
             layer.copy_(torch.randn(layer.shape, dtype=torch.bfloat16, device=layer.device))
     return backend, spec
+
+
+def quantized(folder: Path, config: dict[str, Any], spec: ModelSpec) -> dict[str, MatrixScheme]:
+    """Matrices by the form that config.json says they are stored in."""
+    quantization = find_quantization(folder, config, {})
+    if quantization is None:
+        return {}
+    modules = {name: stored.removesuffix(".weight") for name, stored in find_family(config).names(spec).items()}
+    return {name: scheme for name, module in modules.items() if (scheme := quantization.scheme(module)) is not None}
 
 
 def begin_rows(backend: TorchBackend, batch: int, context: int, block_size: int, longest: int) -> None:

@@ -21,9 +21,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 import triton
-from products import CACHE_BYTES, SHAPES, Lines, check_and_time, copies_of, copies_us, run, splits
+from products import CACHE_BYTES, SHAPES, Lines, block_of, check_and_time, copies_of, copies_us, directs, run, splits
 from torch import Tensor
 
+from octavo.backends.torch.kernels.direct_choice import Direct
 from octavo.backends.torch.kernels.fp8_matmul import choose_fp8, quantize_rows, scaled_matmul, widen
 from octavo.backends.torch.kernels.skinny_choice import Variant, row_blocks
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, make_scratch, scratch_sizes, skinny_matmul
@@ -48,7 +49,7 @@ class Case(NamedTuple):
     act: str
     norm: bool
     columns: int
-    variant: Variant
+    variant: Variant | Direct
     integers: bool = False
 
 
@@ -96,7 +97,8 @@ def dots(m: int, n: int, k: int, *, gated: bool, columns: int) -> list[Variant]:
 def group(name: str, m: int, act: str, norm: bool, columns: int = 0, *, integers: bool = False) -> list[Case]:
     n, k = SHAPES[name]
     options = {"gated": bool(act), "columns": columns}
-    variants = vectors(m, k, **options) + ([] if norm else dots(m, n, k, **options))
+    variants: list[Variant | Direct] = [*vectors(m, k, **options)]
+    variants += [] if norm else [*dots(m, n, k, **options), *directs(m, gated=bool(act))]
     chosen = choose_fp8(m, n, k, columns=columns, gated=bool(act))
     variants += [] if chosen is None else [chosen]
     return [Case(name, m, act, norm, columns, variant, integers) for variant in dict.fromkeys(variants)]
@@ -205,7 +207,7 @@ def distinct_cases(part: str) -> list[Case]:
     distinct: dict[object, Case] = {}
     for case in all_cases(part):
         n, k = SHAPES[case.name]
-        rows = case.m if case.variant.form == "vector" else row_blocks(case.m)[0]
+        rows = block_of(case.variant, case.m)
         key = (k, rows, case.act, case.norm, case.columns, case.variant, case.integers)
         if key not in distinct or n < SHAPES[distinct[key].name][0]:
             distinct[key] = case

@@ -9,12 +9,25 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import products
 import torch
 import torch.nn.functional as F
 import triton
-from products import CACHE_BYTES, SHAPES, Lines, check_and_time, copies_of, copies_us, run, splits
+from products import (
+    CACHE_BYTES,
+    SHAPES,
+    Lines,
+    block_of,
+    check_and_time,
+    copies_of,
+    copies_us,
+    directs,
+    run,
+    splits,
+)
 from torch import Tensor
 
+from octavo.backends.torch.kernels.direct_choice import Direct
 from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.int4_matmul import (
     Variant,
@@ -76,11 +89,13 @@ class Case(NamedTuple):
     m: int
     act: str
     zeros: bool
-    variant: Variant
+    variant: Variant | Direct
 
 
-def label(v: Variant) -> str:
-    """v: vector, d: dot; block_n x repeat or block_k, warps, stages, split."""
+def label(v: Variant | Direct) -> str:
+    """v: vector, d: dot, r: direct; block_n x repeat or block_k, warps, stages, split."""
+    if isinstance(v, Direct):
+        return products.label(v)
     if v.form == "vector":
         return f"v{v.block_n}x{v.repeat}w{v.warps}s{v.stages}"
     end = f"k{v.split}" if v.split > 1 else ""
@@ -90,12 +105,13 @@ def label(v: Variant) -> str:
 def group(name: str, m: int, act: str, zeros: bool) -> list[Case]:
     """All variants and what choose takes, without doubles."""
     n, k = SHAPES[name]
-    variants = [v for v in VECTORS if m == 1 and (not act or v.repeat > 1)]
+    variants: list[Variant | Direct] = [v for v in VECTORS if m == 1 and (not act or v.repeat > 1)]
+    variants += directs(m, gated=bool(act))
     block, blocks = row_blocks(m)
     for base in DOTS[block][: DOT_ROWS.get(m)]:
         tiles = blocks * triton.cdiv(n // 2 if act else n, base.block_n)
         variants += splits(base, tiles, k, (264, 528))
-    chosen = choose(m, n, k, gated=bool(act))
+    chosen = choose(m, n, k, group=GROUP, gated=bool(act))
     if zeros:
         variants = variants[:2]
     if chosen is not None:
@@ -181,8 +197,7 @@ def distinct_cases(part: str) -> list[Case]:
     """One of all launches that are the same in what Triton compiles."""
     distinct: dict[object, Case] = {}
     for case in all_cases(part):
-        rows = 1 if case.variant.form == "vector" else row_blocks(case.m)[0]
-        key = (SHAPES[case.name][1], rows, case.act, case.zeros, case.variant)
+        key = (SHAPES[case.name][1], block_of(case.variant, case.m), case.act, case.zeros, case.variant)
         if key not in distinct or SHAPES[case.name][0] < SHAPES[distinct[key].name][0]:
             distinct[key] = case
     return list(distinct.values())
@@ -199,7 +214,7 @@ class Report(Lines):
         first = cases[0]
         title = f"{first.name}{'+' + first.act if first.act else ''}{' zeros' if first.zeros else ''} m{first.m}"
         traffic = bench.n * bench.k / 2 / 1e6  # packed bytes / microsecond = MB / s; / 1e6 gives TB/s
-        chosen = choose(first.m, bench.n, bench.k, gated=bool(first.act))
+        chosen = choose(first.m, bench.n, bench.k, group=GROUP, gated=bool(first.act))
         timed, at_choice = self.variants(title, cases, bench.check_and_time, traffic, chosen)
         best = " ".join(f"{us:.1f} {name}" for us, name in timed[:3])
         if timed:

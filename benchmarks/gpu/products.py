@@ -17,7 +17,9 @@ import triton
 from timing import graph_us
 from torch import Tensor
 
-from octavo.backends.torch.kernels.skinny_choice import Variant
+from octavo.backends.torch.kernels.direct_choice import MAX_ROWS as MOST_DIRECT
+from octavo.backends.torch.kernels.direct_choice import Direct
+from octavo.backends.torch.kernels.skinny_choice import Variant, row_blocks
 
 SHAPES = {  # name: (N, K)
     "8b.qkv": (6144, 4096),
@@ -36,6 +38,13 @@ WORKERS = 14
 def copies_of(size: int, least: int) -> int:
     """Copies of a weight of `size` bytes: so many that none of it is found in cache; one where `least` is 0."""
     return max(2, triton.cdiv(least, size)) if least else 1
+
+
+def block_of(variant: Variant | Direct | Any, m: int) -> int:
+    """Tokens that the variant's kernel is compiled for."""
+    if isinstance(variant, Direct):
+        return 8 if m <= 8 else 16
+    return m if variant.form == "vector" else row_blocks(m)[0]
 
 
 def splits(variant: Any, tiles: int, k: int, wanted: Sequence[int]) -> list[Any]:
@@ -73,8 +82,18 @@ def check_and_time(
     return us, error
 
 
-def label(variant: Variant) -> str:
-    """v: vector, d: dot, s: dot with the weights as the tall side."""
+def directs(m: int, *, gated: bool) -> list[Direct]:
+    """One and two tiles of weight rows a program, with few and many warps."""
+    if m > MOST_DIRECT:
+        return []
+    sizes = [(4, 1, 128), (4, 2, 128), (8, 1, 80), (8, 1, 128), (8, 2, 80), (8, 2, 128), (16, 1, 128)]
+    return [Direct(block_n, *size) for block_n in ((16,) if gated else (16, 32)) for size in sizes]
+
+
+def label(variant: Variant | Direct) -> str:
+    """v: vector, d: dot, s: dot with the weights as the tall side, r: direct."""
+    if isinstance(variant, Direct):
+        return f"r{variant.block_n}w{variant.warps}s{variant.stages}r{variant.registers}"
     if variant.form == "vector":
         return f"v{variant.block_n}x{variant.block_k}w{variant.warps}"
     end = f"k{variant.split}" if variant.split > 1 else ""

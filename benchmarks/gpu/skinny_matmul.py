@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 import triton
-from products import CACHE_BYTES, SHAPES, Lines, check_and_time, copies_of, copies_us, run, splits
+from products import CACHE_BYTES, SHAPES, Lines, block_of, check_and_time, copies_of, copies_us, run, splits
 from torch import Tensor
 
 from octavo.backends.torch.kernels.gated import gated
@@ -170,7 +170,7 @@ def distinct_cases(part: str) -> list[Case]:
     distinct: dict[object, Case] = {}
     for case in all_cases(part):
         n, k = SHAPES[case.name]
-        rows = case.m if case.variant.form == "vector" else row_blocks(case.m)[0]
+        rows = block_of(case.variant, case.m)
         key = (k, rows, case.act, case.norm, case.variant)
         if key not in distinct or n < SHAPES[distinct[key].name][0]:
             distinct[key] = case

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from octavo.backends.torch.kernels.direct_choice import Direct
 from octavo.backends.torch.kernels.skinny_choice import Variant
 from octavo.backends.torch.kernels.skinny_matmul import Plan, make_scratch, scratch_sizes
 
@@ -18,7 +19,7 @@ def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
 
 
-def plan_of(variant: Variant, m: int, n: int, gated: bool = False) -> Plan:
+def plan_of(variant: Variant | Direct, m: int, n: int, gated: bool = False) -> Plan:
     elements, tiles = scratch_sizes(variant, m, n, gated=gated)
     scratch = make_scratch(elements, tiles, DEVICE) if tiles else None
     if scratch is not None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from products_inputs import DEVICE, plan_of, poisoned, random
 
 from octavo.backends.torch.kernels import fp8_matmul, int8_matmul
+from octavo.backends.torch.kernels.direct_choice import Direct
 from octavo.backends.torch.kernels.fp8_matmul import MOST_ROWS, choose_fp8, quantize_rows, scaled_matmul, widen
 from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.int8_matmul import takes
@@ -384,11 +385,14 @@ def test_choice_fits_its_limits() -> None:
             for paired in (False, True):
                 for columns in (0, 128):
                     variant = choose_fp8(m, n, k, columns=columns, gated=paired)
-                    if paired and m > 2 and (m > 16 or n >= 16384):
+                    if paired and m > 16:
                         assert variant is None
                         continue
                     assert variant is not None
-                    assert variant.form == "dot" or m <= 4
+                    assert isinstance(variant, Direct) == (2 <= m <= 16)
+                    if isinstance(variant, Direct):
+                        continue
+                    assert variant.form == ("vector" if m == 1 else "dot")
                     if columns:
                         whole = (
                             variant.block_k % columns == 0

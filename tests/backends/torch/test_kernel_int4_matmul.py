@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from int4_matrices import draw
 from products_inputs import DEVICE, poisoned, random
 
+from octavo.backends.torch.kernels.direct_choice import Direct
 from octavo.backends.torch.kernels.int4_matmul import (
     MAX_ROWS,
     Variant,
@@ -149,17 +150,20 @@ def test_dequantize_rounds_once(group: int, zeros: bool) -> None:
 
 
 def test_choice_fits_its_limits() -> None:
-    assert choose(0, 4096, 4096) is None
-    assert choose(MAX_ROWS + 1, 4096, 4096) is None
+    assert choose(0, 4096, 4096, group=128) is None
+    assert choose(MAX_ROWS + 1, 4096, 4096, group=128) is None
     for n, k in ((4096, 1024), (1024, 3072), (6144, 4096), (4096, 14336), (28672, 4096)):
         for m in (1, 2, 3, 16, 17, 32, 33, 64, 65, 128, 129, 256):
             for gated in (False, True):
-                variant = choose(m, n, k, gated=gated)
-                assert (variant is None) == (gated and m > 64)
-                if variant is None:
-                    continue
-                assert variant.form == "dot" or m == 1
-                assert not gated or variant.form == "dot" or variant.repeat % 2 == 0
-                elements, tiles = scratch_sizes(variant, m, n, gated=gated)
-                assert (tiles > 0) == (variant.split > 1)
-                assert elements * 4 <= 64 << 20
+                for group in (64, 128):
+                    variant = choose(m, n, k, group=group, gated=gated)
+                    assert (variant is None) == (gated and m > 64)
+                    if variant is None:
+                        continue
+                    assert isinstance(variant, Direct) == (m <= 16 and group == 128)
+                    if isinstance(variant, Variant):
+                        assert variant.form == "dot" or m == 1
+                        assert not gated or variant.form == "dot" or variant.repeat % 2 == 0
+                    elements, tiles = scratch_sizes(variant, m, n, gated=gated)
+                    assert (tiles > 0) == (variant.split > 1)
+                    assert elements * 4 <= 64 << 20

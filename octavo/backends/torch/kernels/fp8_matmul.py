@@ -1,4 +1,5 @@
-"""Products with E4M3 weights: of many tokens in FP8 on both sides; of few, the variant of kernels/skinny_matmul.py.
+"""Products with E4M3 weights: of many tokens in FP8 on both sides; of few, how skinny_matmul.py or
+direct_matmul.py computes them.
 
 8-bit integers take the same variants, as they are as many bytes.
 
@@ -17,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.direct_choice import Direct, choose_direct
 from octavo.backends.torch.kernels.gated import activate
 from octavo.backends.torch.kernels.norm import row_shape
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, row_blocks, split_k
@@ -35,14 +37,12 @@ BLOCK, BLOCK_GRANULE, TOKEN_GRANULE = 128, 512, 4
 """With scales by block: a block's rows and columns, of what elements of rows must be a multiple then, and tokens."""
 
 
-_SHALLOW = Variant("dot", 32, 128, 4, 6)
-_DEEP = Variant("dot", 32, 256, 4, 5)
 _NARROW = Variant("dot", 64, 128, 4, 4, swap=True)
 _WIDE = Variant("dot", 128, 128, 8, 4, swap=True)
 _BLOCKS = Variant("dot", 64, 128, 4, 3, swap=True)
 
 
-def choose_fp8(m: int, n: int, k: int, *, columns: int, gated: bool = False) -> Variant | None:
+def choose_fp8(m: int, n: int, k: int, *, columns: int, gated: bool = False) -> Variant | Direct | None:
     """As skinny_choice.choose, for a weight in E4M3, or of 8-bit integers. columns: of a block with a scale, 0 where
     rows have one each.
 
@@ -54,14 +54,17 @@ def choose_fp8(m: int, n: int, k: int, *, columns: int, gated: bool = False) -> 
         return None
     if m > MAX_ROWS:
         return split_k(_BLOCKS, n, programs=2, blocks=row_blocks(m)[1])
+    direct = choose_direct(m, n, k, bits=8, gated=gated) if m > 1 and columns % 64 == 0 else None
+    if direct is not None:
+        return direct
     if m <= 2:
         return _choose_vector(m, n, k, gated=gated)
-    return _choose_gated(m, n) if gated else _choose_plain(m, n, columns)
+    return None if gated else _choose_plain(m, n)
 
 
 # What follows was measured on an H200 by benchmarks/gpu/fp8_matmul.py, scales by row: the fastest of about ten, or
-# within 5 % of it, for the products of Llama-3.1-8B at 1 to 64 rows (12 % for 4096 x 4096 at 64), and _SHALLOW for gate
-# and up of Qwen3-0.6B. Scales by block take what is nearest. _BLOCKS, for 128 tokens a program, was the best of eight
+# within 5 % of it, for the products of Llama-3.1-8B at 1 to 64 rows (12 % for 4096 x 4096 at 64), before direct_matmul
+# took 2 to 16. Scales by block take what is nearest. _BLOCKS, for 128 tokens a program, was the best of eight
 # with scales by block: it takes 0.5 to 0.6 of the time of widening the weight in memory, 0.8 to 0.9 with 256 tokens;
 # with 512 it is no faster.
 def _choose_vector(m: int, n: int, k: int, *, gated: bool) -> Variant:
@@ -71,14 +74,7 @@ def _choose_vector(m: int, n: int, k: int, *, gated: bool) -> Variant:
     return Variant("vector", 2, 1024, 4) if m == 2 else Variant("vector", 2 if gated else 4, 2048, 8)
 
 
-def _choose_gated(m: int, n: int) -> Variant | None:
-    """Of wide ones the two in one take less time alone, but a step of Llama-3.1-8B takes 7 % longer with them."""
-    return _SHALLOW if m <= 16 and n < 16384 else None
-
-
-def _choose_plain(m: int, n: int, columns: int) -> Variant:
-    if n >= 16384 and m <= 16:
-        return _SHALLOW if columns else _DEEP
+def _choose_plain(m: int, n: int) -> Variant:
     if m > 32:
         return split_k(_WIDE, n)
     return _NARROW if n >= 16384 else split_k(_NARROW, n, programs=2)

@@ -1,6 +1,7 @@
 """Few tokens times a 4-bit matrix: x [M, K], Int4Matrix [N, K] -> out [M, N] or [M, N / 2], M <= 256, in one launch.
 
-After the product, if asked: bias, gated activation. `dequantize` writes a matrix out whole.
+After the product, if asked: bias, gated activation. `dequantize` writes a matrix out whole. Up to 16 tokens and groups
+of 128 are direct_matmul.py's.
 """
 
 # ruff: noqa: N803, N806, RUF005 (in capitals: what a kernel is compiled for; Triton knows no starred tuples)
@@ -14,10 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.direct_choice import Direct, choose_direct
+from octavo.backends.torch.kernels.direct_matmul import Chunks, direct_matmul
+from octavo.backends.torch.kernels.epilogue import finish, join_parts
 from octavo.backends.torch.kernels.int4_unpack import load_chunk, load_once, nibble, unpack, wide
 from octavo.backends.torch.kernels.norm import row_shape
 from octavo.backends.torch.kernels.skinny_choice import row_blocks
-from octavo.backends.torch.kernels.skinny_matmul import Scratch, finish, join_parts
+from octavo.backends.torch.kernels.skinny_matmul import Scratch
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
 MAX_ROWS = 256
@@ -47,7 +51,7 @@ class Variant:
     split: int = 1
 
 
-def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> tuple[int, int]:
+def scratch_sizes(variant: Variant | Direct, m: int, n: int, *, gated: bool = False) -> tuple[int, int]:
     """(float32 elements, int32 counters) that `variant` needs for a weight of n rows; zeros where it does not split."""
     if variant.split == 1:
         return 0, 0
@@ -56,19 +60,20 @@ def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> t
     return tiles * variant.split * (2 if gated else 1) * block * variant.block_n, tiles
 
 
-def choose(m: int, n: int, k: int, *, gated: bool = False) -> Variant | None:
-    """The variant for x [m, k] and a matrix [n, k]; None: the library's product of it dequantized is as fast, gated: or
-    the product without the activation and then the activation's own kernel.
+def choose(m: int, n: int, k: int, *, group: int, gated: bool = False) -> Variant | Direct | None:
+    """The variant for x [m, k] and a matrix [n, k] in groups of so many columns; None: the library's product of it
+    dequantized is as fast, gated: or the product without the activation and then the activation's own kernel.
 
     By an H100's figures for the four products of Llama-3.1-8B in groups of 128 (benchmarks/gpu/int4_matmul.py).
     """
     if not 1 <= m <= MAX_ROWS or (gated and m > _FEW):
         return None
+    direct = choose_direct(m, n, k, bits=4, gated=gated) if group % 128 == 0 else None
+    if direct is not None:
+        return direct
     if m == 1:
         whole = n <= 4096 and k <= 4096
         return Variant("vector", 8, 8 if n <= 8192 else 4, 4 if whole else 2, repeat=2)
-    if m <= 16 and n > 8192 and not gated:
-        return Variant("dot", 128, 8, 4)
     variant = Variant("dot", 64, 4, 4 if m <= _FEW else 3)
     tiles, split = row_blocks(m)[1] * triton.cdiv(n // 2 if gated else n, variant.block_n), 1
     while split < 8 and tiles * split * 2 <= 2 * _MULTIPROCESSORS and k >= 4 * split * variant.block_k:
@@ -80,7 +85,7 @@ def int4_matmul(
     x: Tensor,
     weight: Int4Matrix,
     out: Tensor,
-    variant: Variant,
+    variant: Variant | Direct,
     *,
     scratch: Scratch | None = None,
     bias: Tensor | None = None,
@@ -97,6 +102,8 @@ def int4_matmul(
     if m == 0:
         return out
     n, group = out.shape[1], weight.group
+    if isinstance(variant, Direct):
+        return direct_matmul(x, _chunks(weight), out, variant, bias=bias, act=act)
     pointers = (weight.words, weight.scales, weight.zeros, out, bias)
     if variant.form == "vector":
         if x.data_ptr() % 16:
@@ -118,6 +125,11 @@ def int4_matmul(
         num_warps=variant.warps, num_stages=variant.stages, **pdl.options(),
     )  # fmt: skip
     return out
+
+
+def _chunks(weight: Int4Matrix) -> Chunks:
+    rows = weight.shape[0]
+    return Chunks(weight.words, (1, rows), weight.scales, (1, weight.group), (1, rows), weight.zeros)
 
 
 def _block_sums(x: Tensor, columns: int) -> Tensor:

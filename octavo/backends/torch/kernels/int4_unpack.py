@@ -16,9 +16,27 @@ ASSEMBLED = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hi
 
 @triton.jit
 def load_chunk(at, inside, ONCE: tl.constexpr):
-    """Four int32 from where `at` points (16 bytes, aligned) in one access; 0 where not inside. ONCE: not kept in L1."""
-    if ASSEMBLED:
-        LOAD: tl.constexpr = "ld.global.L1::no_allocate.v4.b32" if ONCE else "ld.global.v4.b32"
+    """Four int32 from where `at` points (16 bytes, aligned) in one access; 0 where not inside, None: all are.
+
+    ONCE: not kept in L1.
+    """
+    LOAD: tl.constexpr = "ld.global.L1::no_allocate.v4.b32" if ONCE else "ld.global.v4.b32"
+    if not ASSEMBLED:
+        other = None if inside is None else 0
+        a = tl.load(at, mask=inside, other=other)
+        b = tl.load(at + 1, mask=inside, other=other)
+        c = tl.load(at + 2, mask=inside, other=other)
+        d = tl.load(at + 3, mask=inside, other=other)
+    elif inside is None:
+        a, b, c, d = tl.inline_asm_elementwise(
+            LOAD + " {$0, $1, $2, $3}, [$4];",
+            "=r,=r,=r,=r,l",
+            [at],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
+            is_pure=False,
+            pack=1,
+        )
+    else:
         a, b, c, d = tl.inline_asm_elementwise(
             "{ .reg .pred p; setp.ne.s32 p, $5, 0; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0; @p "
             + LOAD
@@ -29,11 +47,6 @@ def load_chunk(at, inside, ONCE: tl.constexpr):
             is_pure=False,
             pack=1,
         )
-    else:
-        a = tl.load(at, mask=inside, other=0)
-        b = tl.load(at + 1, mask=inside, other=0)
-        c = tl.load(at + 2, mask=inside, other=0)
-        d = tl.load(at + 3, mask=inside, other=0)
     return a, b, c, d
 
 
@@ -92,6 +105,39 @@ def nibble(word, B: tl.constexpr):
     else:
         number = ((word & (0xF000 if B % 2 else 0xF0000)) | 0x43000000).to(tl.float32, bitcast=True)
     return number
+
+
+@triton.jit
+def pair_of_nibbles(word, zero, p, zeros_ptr, DTYPE: tl.constexpr):
+    """int32 that is two numbers of DTYPE: of a word the nibbles p and p + 4, less zero (without zeros_ptr: less 8).
+
+    As unpack: 128 + q (float16: 1024 + q), less 128 + zero.
+    """
+    word = word >> (4 * p)
+    if ASSEMBLED:
+        HALF: tl.constexpr = tl.float16 == DTYPE
+        if zeros_ptr is None:
+            zero = tl.full(word.shape, 8, tl.int32)
+        pair = tl.inline_asm_elementwise(
+            "{ .reg .b32 v, one; mov.b32 one, " + ("0x3C003C00" if HALF else "0x3F803F80") + ";"
+            "lop3.b32 v, $1, 0x000F000F, " + ("0x64006400" if HALF else "0x43004300") + ", 0xEA;"
+            + ("fma.rn.f16x2" if HALF else "fma.rn.bf16x2") + " $0, v, one, $2; }",
+            "=r,r,r", [word, zero | (zero << 16) | (-469703680 if HALF else -1023360256)], dtype=tl.int32,
+            is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        less = 8
+        if zeros_ptr is not None:
+            less = zero.to(tl.int32)
+        low = ((word & 15) - less).to(tl.float32).to(DTYPE)
+        pair = packed(low, (((word >> 16) & 15) - less).to(tl.float32).to(DTYPE))
+    return pair
+
+
+@triton.jit
+def packed(low, high):
+    """int32 of two numbers of 16 bits."""
+    return (low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF) | (high.to(tl.int16, bitcast=True).to(tl.int32) << 16)
 
 
 @triton.jit

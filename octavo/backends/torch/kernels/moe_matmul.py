@@ -15,8 +15,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.epilogue import activate
 from octavo.backends.torch.kernels.moe_routing import Runs, cut_sort, route, route_apart, sort_by_expert
-from octavo.backends.torch.kernels.skinny_matmul import activate
 from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import gated_mlp
 from octavo.backends.torch.weights import MoEWeights

@@ -15,6 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.direct_choice import CHUNK, Direct
+from octavo.backends.torch.kernels.direct_matmul import Chunks, direct_matmul
+from octavo.backends.torch.kernels.epilogue import finish, join_parts
 from octavo.backends.torch.kernels.skinny_choice import Variant, row_blocks
 from octavo.backends.torch.kernels.widening import load_scales, raw, scaled, widened
 
@@ -34,7 +37,7 @@ class Scratch(NamedTuple):
 class Plan(NamedTuple):
     """variant: the inner form and its sizes; scratch: needed where variant.split > 1 (scratch_sizes says how large)."""
 
-    variant: Variant
+    variant: Variant | Direct
     scratch: Scratch | None = None
 
 
@@ -68,7 +71,7 @@ def make_scratch(elements: int, tiles: int, device: torch.device | str) -> Scrat
     return Scratch(partial, torch.zeros(tiles, dtype=torch.int32, device=device))
 
 
-def scratch_sizes(variant: Variant, m: int, n: int, *, gated: bool = False) -> tuple[int, int]:
+def scratch_sizes(variant: Variant | Direct, m: int, n: int, *, gated: bool = False) -> tuple[int, int]:
     """(float32 elements, int32 counters) that `variant` needs for a weight of n rows; zeros where it does not split."""
     if variant.split == 1:
         return 0, 0
@@ -102,6 +105,10 @@ def skinny_matmul(
     n = out.shape[1]
     matrix, scale, group = weight if isinstance(weight, Scaled) else (weight, None, (1, 0))
     matrix = raw(matrix)
+    if isinstance(variant, Direct):
+        if norm is not None or scale is None:
+            raise ValueError(f"{variant} takes no norm and no plain weights")
+        return direct_matmul(x, _chunks(matrix, scale, group), out, variant, bias=bias, act=act)
     strides = (x.stride(0), matrix.stride(0), 0 if scale is None else scale.stride(0), out.stride(0))
     groups = {"GROUP_N": group[0], "GROUP_K": group[1]}
     tiles = triton.cdiv(n, variant.block_n)
@@ -128,6 +135,10 @@ def skinny_matmul(
     return out
 
 
+def _chunks(matrix: Tensor, scale: Tensor, group: tuple[int, int]) -> Chunks:
+    return Chunks(matrix, (matrix.stride(0) // CHUNK, 1), scale, group, (scale.stride(0), 1))
+
+
 def _scratch_of(plan: Plan, m: int, n: int, *, gated: bool) -> tuple[Tensor | None, Tensor | None]:
     """The plan's scratch, large enough; (None, None) where the product is not split."""
     elements, tiles = scratch_sizes(plan.variant, m, n, gated=gated)
@@ -138,33 +149,6 @@ def _scratch_of(plan: Plan, m: int, n: int, *, gated: bool) -> tuple[Tensor | No
             f"plan.scratch is missing or too small: this product needs make_scratch({elements}, {tiles}, ..)"
         )
     return plan.scratch
-
-
-@triton.jit
-def activate(gate, ACT: tl.constexpr):
-    """silu: g / (1 + e^-g); gelu: g * Phi(g); gelu_tanh: (g / 2)(1 + tanh z) = g * sigmoid(2 z). All in float32."""
-    if ACT == "silu":
-        share = tl.sigmoid(gate)
-    elif ACT == "gelu":
-        share = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
-    else:
-        tl.static_assert(ACT == "gelu_tanh")
-        share = tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
-    return gate * share
-
-
-@triton.jit
-def finish(acc, up, out_ptr, bias_ptr, rows, cols, mask, N, out_stride, DTYPE: tl.constexpr,
-            ACT: tl.constexpr):  # fmt: skip
-    """acc (gated: and up), float32, -> out[rows, cols] under mask; rows, cols and mask broadcast to acc's shape."""
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + cols, mask=cols < N, other=0).to(tl.float32)
-    if ACT != "":
-        if bias_ptr is not None:
-            up += tl.load(bias_ptr + N + cols, mask=cols < N, other=0).to(tl.float32)
-        gate = activate(acc.to(DTYPE).to(tl.float32), ACT).to(DTYPE).to(tl.float32)
-        acc = gate * up.to(DTYPE).to(tl.float32)
-    tl.store(out_ptr + rows * out_stride + cols, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -416,36 +400,6 @@ def _dot_kernel(
 
 
 @triton.jit
-def join_parts(
-    acc, up, out_ptr, bias_ptr, partial_ptr, arrivals_ptr, tile, part, M, N, out_stride,
-    DTYPE: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
-    """Finishes the tile; where it has several parts, the last to arrive does.
-
-    partial: [tile, part, gate and up, BLOCK_M, BLOCK_N]; the parts are added in their order, whoever is last.
-    """
-    rows = tl.arange(0, BLOCK_M)[:, None]
-    cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
-    mask = (rows < M) & (cols < N)
-    if SPLIT == 1:
-        finish(acc, up, out_ptr, bias_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
-    else:
-        PLANES: tl.constexpr = 1 if ACT == "" else 2
-        inside = rows * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-        parts_ptr = partial_ptr + tile.to(tl.int64) * (SPLIT * PLANES * BLOCK_M * BLOCK_N) + inside
-        here = parts_ptr + part * (PLANES * BLOCK_M * BLOCK_N)
-        tl.store(here, acc, mask=rows < M)
-        if ACT != "":
-            tl.store(here + BLOCK_M * BLOCK_N, up, mask=rows < M)
-        tl.debug_barrier()  # every thread's part is stored before one of them reports it
-        arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu")
-        if arrived == SPLIT - 1:
-            acc, up = _add_parts(parts_ptr, rows < M, ACT, BLOCK_M, BLOCK_N, SPLIT)
-            finish(acc, up, out_ptr, bias_ptr, rows, cols, mask, N, out_stride, DTYPE, ACT)
-            tl.store(arrivals_ptr + tile, 0)
-
-
-@triton.jit
 def _dot_run(
     x_ptr, weight_ptr, scale_ptr, tile, part, M, N, x_stride, weight_stride, scale_stride,
     K: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -572,17 +526,3 @@ def _dot(x, weights, acc, SWAP: tl.constexpr):
     else:
         acc = tl.dot(x, tl.trans(weights), acc, input_precision="ieee")
     return acc
-
-
-@triton.jit
-def _add_parts(parts_ptr, mask, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):
-    """(acc, up) from all parts; past L1 (.cg), which may hold an earlier launch's values."""
-    PLANES: tl.constexpr = 1 if ACT == "" else 2
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    up = acc
-    for part in tl.static_range(SPLIT):
-        here = parts_ptr + part * (PLANES * BLOCK_M * BLOCK_N)
-        acc += tl.load(here, mask=mask, other=0, cache_modifier=".cg")
-        if ACT != "":
-            up += tl.load(here + BLOCK_M * BLOCK_N, mask=mask, other=0, cache_modifier=".cg")
-    return acc, up

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.backends.torch.kernels.int4_unpack import ASSEMBLED
+from octavo.backends.torch.kernels.int4_unpack import ASSEMBLED, packed
 
 
 def raw(weight: Tensor) -> Tensor:
@@ -60,6 +60,52 @@ def bytes_as_float(q):
     else:
         values = q.to(tl.float32)
     return values
+
+
+@triton.jit
+def pairs_of_bytes(word, E4M3: tl.constexpr, DTYPE: tl.constexpr):
+    """A word's four bytes, E4M3 (NaN as 480) or integers, as two int32 that are two numbers of DTYPE each.
+
+    E4M3: sign, exponent and mantissa where DTYPE has them, times 2 to the difference of the exponents' biases.
+    Integers: their lower 7 bits in the mantissa of 128 (float16: 1024), less that and where negative 128 more.
+    """
+    if ASSEMBLED:
+        HALF: tl.constexpr = tl.float16 == DTYPE
+        if E4M3:
+            WIDEN: tl.constexpr = (
+                "shr.b32 m, v, 1; and.b32 m, m, 0x3F803F80;" if HALF else "shr.b32 m, v, 4; and.b32 m, m, 0x07F007F0;"
+            ) + "lop3.b32 v, v, 0x80008000, m, 0xEA; mov.b32 m, 0x80008000;"
+            BY: tl.constexpr = "0x5C005C00" if HALF else "0x7B807B80"
+            LOW: tl.constexpr = "0x1404"
+            HIGH: tl.constexpr = "0x3424"
+        else:
+            ONE: tl.constexpr = "0x64006400" if HALF else "0x43004300"
+            WIDEN: tl.constexpr = (
+                "lop3.b32 m, v, 0x007F007F, " + ONE + ", 0xEA; lop3.b32 v, v, 0x00800080, " + ONE + ", 0xEA;"
+            )
+            BY: tl.constexpr = "0xBC00BC00" if HALF else "0xBF80BF80"
+            LOW: tl.constexpr = "0x4140"
+            HIGH: tl.constexpr = "0x4342"
+        FMA: tl.constexpr = "fma.rn.f16x2 " if HALF else "fma.rn.bf16x2 "
+        a, b = tl.inline_asm_elementwise(
+            "{ .reg .b32 v, m, by; mov.b32 by, " + BY + ";"
+            "prmt.b32 v, $2, 0, " + LOW + "; " + WIDEN + FMA + "$0, v, by, m;"
+            "prmt.b32 v, $2, 0, " + HIGH + "; " + WIDEN + FMA + "$1, v, by, m; }",
+            "=&r,=r,r", [word], dtype=(tl.int32, tl.int32), is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        a = packed(_byte(word, E4M3, DTYPE), _byte(word >> 8, E4M3, DTYPE))
+        b = packed(_byte(word >> 16, E4M3, DTYPE), _byte(word >> 24, E4M3, DTYPE))
+    return a, b
+
+
+@triton.jit
+def _byte(word, E4M3: tl.constexpr, DTYPE: tl.constexpr):
+    """The lowest byte in DTYPE."""
+    byte = word.to(tl.int8)
+    if E4M3:
+        byte = byte.to(tl.float8e4nv, bitcast=True)
+    return byte.to(tl.float32).to(DTYPE)
 
 
 @triton.jit

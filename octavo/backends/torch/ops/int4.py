@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.backends.torch.kernels import int4_matmul as kernels
+from octavo.backends.torch.kernels.direct_choice import Direct
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan
 from octavo.backends.torch.quant.int4 import Int4Matrix
 
@@ -18,11 +19,13 @@ class Int4:
     rows = kernels.MAX_ROWS
     norms = False
 
-    def choose(self, m: int, weight: Int4Matrix, *, gated: bool) -> kernels.Variant | None:
+    def choose(self, m: int, weight: Int4Matrix, *, gated: bool) -> kernels.Variant | Direct | None:
         """As Product."""
-        return kernels.choose(m, *weight.shape, gated=gated)
+        return kernels.choose(m, *weight.shape, group=weight.group, gated=gated)
 
-    def scratch_sizes(self, variant: kernels.Variant, m: int, weight: Int4Matrix, *, gated: bool) -> tuple[int, int]:
+    def scratch_sizes(
+        self, variant: kernels.Variant | Direct, m: int, weight: Int4Matrix, *, gated: bool
+    ) -> tuple[int, int]:
         """As Product."""
         return kernels.scratch_sizes(variant, m, weight.shape[0], gated=gated)
 
@@ -38,7 +41,7 @@ class Int4:
         act: str = "",
     ) -> Tensor:
         """As Product."""
-        x, variant = _ordered(x, weight), cast(kernels.Variant, plan.variant)
+        x, variant = _ordered(x, weight), cast("kernels.Variant | Direct", plan.variant)
         return kernels.int4_matmul(x, weight, out, variant, scratch=plan.scratch, bias=bias, act=act)
 
     def many(self, x: Tensor, weight: Int4Matrix, bias: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.backends.torch.kernels.direct_choice import Direct
 from octavo.backends.torch.kernels.fp8_matmul import (
     MOST_ROWS,
     choose_fp8,
@@ -65,11 +66,11 @@ class Dense:
     rows = MAX_ROWS
     norms = True
 
-    def choose(self, m: int, weight: Any, *, gated: bool) -> Variant | None:
+    def choose(self, m: int, weight: Any, *, gated: bool) -> Variant | Direct | None:
         """As Product."""
         return choose(m, *weight.shape, gated=gated)
 
-    def scratch_sizes(self, variant: Variant, m: int, weight: Any, *, gated: bool) -> tuple[int, int]:
+    def scratch_sizes(self, variant: Variant | Direct, m: int, weight: Any, *, gated: bool) -> tuple[int, int]:
         """As Product."""
         return scratch_sizes(variant, m, weight.shape[0], gated=gated)
 
@@ -98,7 +99,7 @@ class Bytes(Dense):
     rows = MOST_ROWS
     norms = False  # a norm hides behind what a plain product reads, not behind half of it
 
-    def choose(self, m: int, weight: Any, *, gated: bool) -> Variant | None:
+    def choose(self, m: int, weight: Any, *, gated: bool) -> Variant | Direct | None:
         """As Product."""
         integers = weight.weight.dtype == torch.int8
         # asked for any m, as the first answer takes a product, which no graph is to hold
