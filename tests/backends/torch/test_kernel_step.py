@@ -444,11 +444,12 @@ def test_what_is_compiled_ahead_is_all_that_steps_take(most: int, monkeypatch: p
     assert most in warmed
     for shape in ((1024, 2048), (4096, 1024), (4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336)):
         for gated in (False, True):
-            chooses = [partial(choose, gated=gated) for choose in (int4_matmul.choose, skinny_choice.choose)]
+            chooses = [partial(skinny_choice.choose, gated=gated)]
+            chooses += [partial(int4_matmul.choose, group=group, gated=gated) for group in (64, 128)]
             chooses += [partial(choose_fp8, columns=columns, gated=gated) for columns in (0, 128)]
             for choose in chooses:
                 met, taken = (
-                    {(choose(m, *shape), skinny_choice.row_blocks(m)[0]) for m in sizes}
+                    {(choose(m, *shape), m <= 8, skinny_choice.row_blocks(m)[0]) for m in sizes}
                     for sizes in (warmed, padded_sizes(most))
                 )
                 assert {each for each in taken if each[0] is not None} <= met
