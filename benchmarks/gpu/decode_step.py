@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 
+from octavo.api.quantization import quantized_matrices
 from octavo.backends.torch.runner import TorchBackend
 from octavo.base.types.plan import RowBegin, RowSampling, RowStep, StepPlan
-from octavo.base.types.tensor import MatrixScheme
 from octavo.models.registry import build_spec, find_family
-from octavo.models.spec import ModelSpec
 from octavo.weights.dummy import DummyWeights
 from octavo.weights.quantization import find_quantization
 
@@ -49,22 +48,15 @@ def make_backend(folder: Path, args: argparse.Namespace) -> tuple[TorchBackend, 
     backend.graphs = not args.eager
     backend.quantization = args.quantization
     shapes = {name: parameter.shape for name, parameter in spec.parameters().items()}
-    backend.load(spec, DummyWeights(shapes, seed=0, quantized=quantized(folder, config, spec)))
+    names = find_family(config).names(spec)
+    quantized = quantized_matrices(find_quantization(folder, config, {}), names)
+    backend.load(spec, DummyWeights(shapes, seed=0, quantized=quantized))
     backend.allocate(most * -(-longest // args.block_size))
     with torch.inference_mode():
         for i in range(len(spec.layers)):
             layer = backend._runner._cache.layer(i)
             layer.copy_(torch.randn(layer.shape, dtype=torch.bfloat16, device=layer.device))
     return backend, spec
-
-
-def quantized(folder: Path, config: dict[str, Any], spec: ModelSpec) -> dict[str, MatrixScheme]:
-    """Matrices by the form that config.json says they are stored in."""
-    quantization = find_quantization(folder, config, {})
-    if quantization is None:
-        return {}
-    modules = {name: stored.removesuffix(".weight") for name, stored in find_family(config).names(spec).items()}
-    return {name: scheme for name, module in modules.items() if (scheme := quantization.scheme(module)) is not None}
 
 
 def begin_rows(backend: TorchBackend, batch: int, context: int, block_size: int, longest: int) -> None:

@@ -40,7 +40,7 @@ def copies_of(size: int, least: int) -> int:
     return max(2, triton.cdiv(least, size)) if least else 1
 
 
-def block_of(variant: Variant | Direct | Any, m: int) -> int:
+def block_of(variant: Any, m: int) -> int:
     """Tokens that the variant's kernel is compiled for."""
     if isinstance(variant, Direct):
         return 8 if m <= 8 else 16

@@ -367,7 +367,9 @@ def _weights(model: Model) -> Weights:
     shapes = {name: parameter.shape for name, parameter in model.spec.parameters().items()}
     names = model.tensor_names()
     if model.config.load_format == "dummy":
-        return DummyWeights(shapes, seed=model.config.seed, quantized=quantized_matrices(model, names))
+        return DummyWeights(
+            shapes, seed=model.config.seed, quantized=quantized_matrices(model.checkpoint.quantization, names)
+        )
     apart = read_dense(model.path, model.dense)
     shapes = {name: shape for name, shape in shapes.items() if name not in apart}
     if model.by_token is None:

@@ -11,6 +11,7 @@ from octavo.base.types.tensor import MatrixScheme, QuantizedTensor
 
 if TYPE_CHECKING:
     from octavo.api.model import Model
+    from octavo.weights.quantization import Quantization
 
 ONLINE: dict[str, MatrixScheme] = {"fp8": MatrixScheme("fp8", 8, (1, 0))}
 """ModelConfig.quantization -> how the torch backend then keeps the layers' matrices of a plain checkpoint."""
@@ -85,9 +86,8 @@ def _host_bytes(model: Model, *, element: int, activation_dtype: str) -> int:
     return min(model.stored_bytes or numbers * plain, numbers * element)
 
 
-def quantized_matrices(model: Model, names: Mapping[str, str]) -> dict[str, MatrixScheme]:
+def quantized_matrices(quantization: Quantization | None, names: Mapping[str, str]) -> dict[str, MatrixScheme]:
     """How config.json says that matrices are stored, by internal name. names: internal name -> checkpoint's name."""
-    quantization = model.checkpoint.quantization
     if quantization is None:
         return {}
     modules = {name: stored.removesuffix(".weight") for name, stored in names.items() if stored.endswith(".weight")}

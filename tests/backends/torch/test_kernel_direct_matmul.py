@@ -168,10 +168,13 @@ def test_choice_fits_its_limits(bits: int) -> None:
                 assert variant.warps * 32 * variant.registers <= 65536
 
 
-def test_gpus_that_lack_the_instruction(monkeypatch: pytest.MonkeyPatch) -> None:
-    capability = (7, 5)
+@pytest.mark.parametrize(("hip", "capability"), [(None, (7, 5)), ("7.0", (9, 4))])
+def test_gpus_that_lack_the_instruction(
+    hip: str | None, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
     direct_choice._supported.cache_clear()
     try:
         assert choose_direct(4, 4096, 4096, bits=8, gated=False) is None

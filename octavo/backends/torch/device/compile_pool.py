@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, as_completed
+from functools import lru_cache
 from typing import Any
 
 from triton import AsyncCompileMode, knobs
@@ -103,13 +104,16 @@ def _job(compile_fn: Callable[[], Any]) -> Job | None:
         target=(target.backend, target.arch, target.warp_size),
         options=held["options"].__dict__,
         variables=held["env_vars"],
-        constants_of=_constants_beside(source.fn.module),
+        constants_of=_constants_of(source.fn.module.rpartition(".")[0], len(sys.modules)),
     )
 
 
-def _constants_beside(module: str) -> dict[tuple[str, str], bool | int | str]:
-    """By module and name: of all modules in this one's package, as Triton 3.6 does not tell all that a kernel takes."""
-    package = module.rpartition(".")[0]
+@lru_cache(maxsize=1)
+def _constants_of(package: str, loaded: int) -> dict[tuple[str, str], bool | int | str]:
+    """By module and name: of all modules in the package, as Triton 3.6 does not tell all that a kernel takes.
+
+    loaded: how many modules are; where it is another number, new ones are looked at.
+    """
     return {
         (each, name): value.value
         for each, found in list(sys.modules.items())

@@ -1,5 +1,5 @@
-"""Products with E4M3 weights: of many tokens in FP8 on both sides; of few, how skinny_matmul.py or
-direct_matmul.py computes them.
+"""Products with E4M3 weights: of many tokens in FP8 on both sides; of few, which variant of skinny_matmul.py or
+direct_matmul.py.
 
 8-bit integers take the same variants, as they are as many bytes.
 
