@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from products_inputs import DEVICE, plan_of, poisoned, random
+from scaled_matrices import check, integers, matrix, product, scaled
 
-from octavo.backends.torch.kernels import fp8_matmul, int8_matmul
+from octavo.backends.torch.kernels import fp8_matmul
+from octavo.backends.torch.kernels.byte_matmul import MOST
 from octavo.backends.torch.kernels.direct_choice import Direct
 from octavo.backends.torch.kernels.fp8_matmul import MOST_ROWS, choose_fp8, quantize_rows, scaled_matmul, widen
 from octavo.backends.torch.kernels.gated import gated
-from octavo.backends.torch.kernels.int8_matmul import takes
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant
-from octavo.backends.torch.kernels.skinny_matmul import Norm, Scaled, scratch_sizes, skinny_matmul
-from octavo.backends.torch.ops import products
+from octavo.backends.torch.kernels.skinny_matmul import Norm, scratch_sizes, skinny_matmul
 from octavo.backends.torch.ops.products import gated_product, product_of
 from octavo.backends.torch.quant.fp8 import quantize_fp8
 from octavo.backends.torch.quant.scaled import ScaledMatrix
@@ -35,38 +35,6 @@ FORMS = {
 }
 GROUPS = [(1, 0), (128, 128), (1, 128)]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-
-
-def matrix(n: int, k: int, group: tuple[int, int]) -> ScaledMatrix:
-    """Any finite elements; scales that tell groups apart, inside a wider tensor of NaN."""
-    codes = torch.randint(0, 256, (n, k), dtype=torch.uint8)
-    codes[(codes & 0x7F) == 0x7F] = 8
-    rows, columns = (-(-size // step) if step else 1 for size, step in zip((n, k), group, strict=True))
-    wide = poisoned(rows, columns + 1, dtype=torch.float32)
-    wide[:, :columns] = (torch.rand(rows, columns) * 10 + 0.1).to(DEVICE) / 448
-    return ScaledMatrix(codes.view(torch.float8_e4m3fn).to(DEVICE), wide[:, :columns], group)
-
-
-def integers(n: int, k: int, group: tuple[int, int]) -> ScaledMatrix:
-    """As matrix, of all 256 integers."""
-    weight = torch.randint(-128, 128, (n, k), dtype=torch.int8)
-    weight.view(-1)[:256] = torch.arange(-128, 128)
-    return ScaledMatrix(weight.to(DEVICE), matrix(n, k, group).scale, group)
-
-
-def scaled(weight: ScaledMatrix) -> Scaled:
-    scale = weight.scale.contiguous() if weight.group[1] == 0 else weight.scale
-    return Scaled(weight.weight, scale, weight.group)
-
-
-def product(x: torch.Tensor, weight: ScaledMatrix, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """float64."""
-    return F.linear(x.double(), weight.dequantize(torch.float64), None if bias is None else bias.double())
-
-
-def check(out: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
-    error = (out.double() - wanted).abs().max().item() / (wanted.abs().max().item() + 1e-9)
-    assert error <= tolerance, error
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -122,7 +90,8 @@ def test_every_integer_has_its_value(dtype: torch.dtype) -> None:
 def test_between_few_and_many_tokens_weights_alone_are_widened_in_registers() -> None:
     whole = matrix(48, 256, (1, 0))
     whole = replace(whole, scale=whole.scale.contiguous())
-    for weight in (matrix(48, 256, (1, 128)), matrix(48, 256, (128, 128)), replace(whole, both=False)):
+    for weight in (matrix(48, 256, (1, 128)), matrix(48, 256, (128, 128)), whole):
+        weight = replace(weight, both=False)
         variant = product_of(weight).choose(MOST_ROWS, weight, gated=False)
         assert variant is not None
         assert product_of(weight).choose(MOST_ROWS, weight, gated=True) is None
@@ -133,14 +102,17 @@ def test_between_few_and_many_tokens_weights_alone_are_widened_in_registers() ->
 
 
 def test_what_many_tokens_are_rounded_for_is_no_kernels_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a library has the product it takes many; where none has, no more are widened either."""
     monkeypatch.setattr(fp8_matmul, "_has_scaled_mm", lambda device: True)
     monkeypatch.setattr(fp8_matmul, "_has_blocks", lambda device: True)
     for group in ((1, 0), (128, 128)):
         weight = matrix(48, 512, group)
         assert product_of(weight).choose(MAX_ROWS, weight, gated=False) is not None
-        assert product_of(weight).choose(MAX_ROWS + 1, weight, gated=False) is None
+        assert product_of(weight).choose(MOST, weight, gated=False) is None
     for weight in (matrix(48, 512, (1, 128)), matrix(48, 256, (128, 128)), matrix(40, 512, (128, 128))):
-        assert product_of(weight).choose(MAX_ROWS + 1, weight, gated=False) is not None
+        variant = product_of(weight).choose(MOST, weight, gated=False)
+        assert variant is not None
+        assert variant.form == "bytes"
 
 
 @pytest.mark.parametrize("group", [(1, 0), (1, 128)], ids=str)
@@ -150,41 +122,6 @@ def test_many_tokens_beside_integers_of_weights_alone_are_not_rounded(group: tup
     inner = random(70, 512, dtype=torch.bfloat16)
     gate, up = inner.chunk(2, dim=-1)
     check(gated_product(inner, weight, None, "silu"), product(F.silu(gate) * up, weight), 2e-2)
-
-
-@pytest.mark.parametrize("tokens", [17, 70])
-def test_integers_on_both_sides(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    """PyTorch has the product on a CPU too."""
-    monkeypatch.setattr(products, "takes", lambda x, weight: True)
-    monkeypatch.setattr(int8_matmul, "_PIECE", 32)
-    weight, bias = integers(48, 256, (1, 0)), random(48, dtype=torch.bfloat16)
-    weight = replace(weight, scale=weight.scale.contiguous())
-    x = random(tokens, 256, dtype=torch.bfloat16)
-    x[3] = 0
-    rows, scale = quantize_rows(x, dtype=torch.int8)
-    assert (rows.float() - x.float() / scale).abs().max() <= 0.5001
-    out = product_of(weight).many(x, weight, bias)
-    check(out, product(rows.double() * scale, weight, bias), 1e-2)
-    check(out, product(x, weight, bias), 5e-2)
-    inner = random(tokens, 512, dtype=torch.bfloat16)
-    gate, up = inner.chunk(2, dim=-1)
-    check(gated_product(inner, weight, None, "silu"), product(F.silu(gate) * up, weight), 5e-2)
-    x[5, 7] = float("nan")
-    made = product_of(weight).many(x, weight, None)
-    assert made[5].isnan().all()
-    assert made[:5].isfinite().all()
-    assert made[6:].isfinite().all()
-
-
-def test_where_integers_are_not_for_both_sides() -> None:
-    weight = torch.zeros(48, 256, dtype=torch.int8, device=DEVICE)
-    able = DEVICE == "cuda" and torch.version.hip is None
-    x = random(17, 256, dtype=torch.bfloat16)
-    assert takes(x, weight) == able
-    assert not takes(x[:16], weight)
-    assert not takes(x, weight[:20])
-    assert not takes(x[:, :100], weight[:, :100])
-    assert not takes(x.half(), weight)
 
 
 @pytest.mark.parametrize("form", FORMS)

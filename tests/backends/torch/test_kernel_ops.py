@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_driver import arrays, layer, spec, stored
 
 from octavo.backends.torch.batch import padded_sizes
+from octavo.backends.torch.kernels.byte_matmul import FEWEST
 from octavo.backends.torch.ops import fused as fused_module
 from octavo.backends.torch.ops.fused import FusedOps
 from octavo.backends.torch.ops.plain import PlainOps
@@ -51,10 +52,14 @@ def streams(tokens: int) -> list[Stream]:
     return [Stream(half(tokens, 32), None), Stream(half(tokens, 32), half(tokens, 32, seed=1))]
 
 
-def close(one: Any, other: Any) -> None:
+def close(one: Any, other: Any, *, rounded: bool = False) -> None:
+    """rounded: to E4M3 on the way, on one side."""
     for a, b in zip(one, other, strict=True):
         assert a.dtype == b.dtype
-        torch.testing.assert_close(a.float(), b.float(), rtol=4e-3, atol=1e-2)
+        if rounded:
+            assert (a.float() - b.float()).norm() <= 0.06 * b.float().norm()
+        else:
+            torch.testing.assert_close(a.float(), b.float(), rtol=4e-3, atol=1e-2)
 
 
 def copy(stream: Stream) -> Stream:
@@ -65,6 +70,7 @@ def copy(stream: Stream) -> Stream:
 def test_norms_and_products(tokens: int, made: tuple[FusedOps, PlainOps, Any]) -> None:
     fused, plain, weights = made
     first = weights.layers[0]
+    rounded = isinstance(first.o, ScaledMatrix) and tokens >= FEWEST
     for stream in streams(tokens):
         for name, arguments in {
             "add_norm": (first.pre_ffn, NORM),
@@ -72,11 +78,11 @@ def test_norms_and_products(tokens: int, made: tuple[FusedOps, PlainOps, Any]) -
             "norm_mlp": (first.pre_ffn, NORM, first.ffn, "silu"),
         }.items():
             got, expected = (getattr(ops, name)(copy(stream), *arguments) for ops in (fused, plain))
-            close(got, expected)
+            close(got, expected, rounded=rounded)
     h = half(tokens, 32, seed=2)
     close([fused.norm(h, first.pre_ffn, NORM)], [plain.norm(h, first.pre_ffn, NORM)])
-    close([fused.linear(h, first.o, None)], [plain.linear(h, first.o, None)])
-    close([fused.mlp(h, first.ffn, "gelu_tanh")], [plain.mlp(h, first.ffn, "gelu_tanh")])
+    close([fused.linear(h, first.o, None)], [plain.linear(h, first.o, None)], rounded=rounded)
+    close([fused.mlp(h, first.ffn, "gelu_tanh")], [plain.mlp(h, first.ffn, "gelu_tanh")], rounded=rounded)
     close([fused.logits(h, weights.head)], [plain.logits(h, weights.head)])
 
 

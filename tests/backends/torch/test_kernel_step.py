@@ -20,6 +20,7 @@ from octavo.backends.torch import step as step_module
 from octavo.backends.torch.attention import paged, select
 from octavo.backends.torch.batch import make_batch, padded_sizes, padded_tokens, with_ends
 from octavo.backends.torch.kernels import int4_matmul, skinny_choice
+from octavo.backends.torch.kernels.byte_matmul import choose_bytes, many_bytes
 from octavo.backends.torch.kernels.fp8_matmul import choose_fp8
 from octavo.backends.torch.ops.fused import FusedOps
 from octavo.backends.torch.quant import ONLINE
@@ -447,12 +448,29 @@ def test_what_is_compiled_ahead_is_all_that_steps_take(most: int, monkeypatch: p
             chooses = [partial(skinny_choice.choose, gated=gated)]
             chooses += [partial(int4_matmul.choose, group=group, gated=gated) for group in (64, 128)]
             chooses += [partial(choose_fp8, columns=columns, gated=gated) for columns in (0, 128)]
+            chooses += [partial(choose_bytes, columns=columns, library=gated) for columns in (0, 128)]
             for choose in chooses:
                 met, taken = (
                     {(choose(m, *shape), m <= 8, skinny_choice.row_blocks(m)[0]) for m in sizes}
                     for sizes in (warmed, padded_sizes(most))
                 )
                 assert {each for each in taken if each[0] is not None} <= met
+
+
+@pytest.mark.parametrize("most", [48, 500, 8192])
+def test_prompts_gone_through_meet_all_products_in_bytes(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, _, _ = make_driver("plain")
+    runner = driver.backend._runner
+    assert runner is not None
+    monkeypatch.setattr(driver.backend, "_max_num_tokens", most)
+    monkeypatch.setattr(driver.backend, "_max_model_len", 8192)
+    walked = driver.backend._walked_tokens(runner._decoder)
+    for k, columns in ((4096, 0), (4096, 128), (576, 0)):
+        met, taken = (
+            {(many_bytes(m, k, columns=columns), skinny_choice.row_blocks(m)[0]) for m in sizes}
+            for sizes in (walked, {padded_tokens(n, most) for n in range(2, most + 1)})
+        )
+        assert taken <= met
 
 
 def test_padded_sizes_of_prompts() -> None:

@@ -19,6 +19,7 @@ class Variant:
     row_blocks.
     form "held": as "dot", of plain weights, without activation or swap. A program's K is one block of weights
     (block_k * split >= K), asked for while the kernel before is still at work.
+    form "bytes": byte_matmul.py's, which is as "dot" with swap.
     block_n: outputs a program makes of each token (gated: of twice as many weight rows). split: programs that share an
     output's K.
     swap: weights are the tall side of the matrix unit's product (64 or more of them) rather than the tokens.

@@ -125,7 +125,7 @@ def skinny_matmul(
         raise ValueError(f"{variant} takes no norm and, held, plain weights, no activation and no swap")
     if held and variant.block_k * variant.split < k:
         raise ValueError(f"{variant} holds less than K, {k}, in one block")
-    partial, arrivals = _scratch_of(plan, m, len(matrix), gated=act != "")
+    partial, arrivals = scratch_of(plan, m, len(matrix), gated=act != "")
     block, blocks = row_blocks(m)
     _dot_kernel[(blocks, tiles, variant.split)](
         x, matrix, scale, out, bias, partial, arrivals, m, n, *strides,
@@ -139,7 +139,7 @@ def _chunks(matrix: Tensor, scale: Tensor, group: tuple[int, int]) -> Chunks:
     return Chunks(matrix, (matrix.stride(0) // CHUNK, 1), scale, group, (scale.stride(0), 1))
 
 
-def _scratch_of(plan: Plan, m: int, n: int, *, gated: bool) -> tuple[Tensor | None, Tensor | None]:
+def scratch_of(plan: Plan, m: int, n: int, *, gated: bool) -> tuple[Tensor | None, Tensor | None]:
     """The plan's scratch, large enough; (None, None) where the product is not split."""
     elements, tiles = scratch_sizes(plan.variant, m, n, gated=gated)
     if tiles == 0:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from octavo.backends.torch.attention.cache import KVCache
 from octavo.backends.torch.batch import Batch, padded_sizes
-from octavo.backends.torch.kernels.gated import gated
 from octavo.backends.torch.kernels.moe_matmul import mixture
 from octavo.backends.torch.kernels.norm import add_rms_norm, finish_norm, rms_norm
 from octavo.backends.torch.kernels.rope_cache import rope_cache, rope_table
@@ -95,14 +94,11 @@ class FusedOps:
         """As port.Ops.mlp."""
         gate_up = weights.gate_up
         plan = self._plan(h, gate_up, gated=True)
-        if plan is None and self._plan(h, weights.down) is None:
-            inner = self.linear(h, gate_up, weights.gate_up_bias)
-            return gated_product(inner, weights.down, weights.down_bias, act)
-        y = h.new_empty(len(h), gate_up.shape[0] // 2)
         if plan is None:
-            gated(self.linear(h, gate_up, weights.gate_up_bias), y, act)
-        else:
-            product_of(gate_up).few(h, gate_up, y, plan, bias=weights.gate_up_bias, act=act)
+            inner = self.linear(h, gate_up, weights.gate_up_bias)
+            return gated_product(inner, weights.down, weights.down_bias, act, self._plan(inner, weights.down))
+        y = h.new_empty(len(h), gate_up.shape[0] // 2)
+        product_of(gate_up).few(h, gate_up, y, plan, bias=weights.gate_up_bias, act=act)
         return self.linear(y, weights.down, weights.down_bias)
 
     def norm_mlp(

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.backends.torch.kernels.byte_matmul import byte_matmul, bytes_take, choose_bytes, many_bytes
 from octavo.backends.torch.kernels.direct_choice import Direct
 from octavo.backends.torch.kernels.fp8_matmul import (
     MOST_ROWS,
     choose_fp8,
-    quantize_rows,
     scaled_matmul,
     scaled_matmul_takes,
     widen,
 )
 from octavo.backends.torch.kernels.gated import gated
-from octavo.backends.torch.kernels.int8_matmul import integer_matmul, takes
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, choose
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Plan, Scaled, scratch_sizes, skinny_matmul
 from octavo.backends.torch.ops.int4 import Int4
@@ -94,23 +92,29 @@ class Dense:
 
 
 class Bytes(Dense):
-    """Few tokens keep their 16 bits; many are rounded as the weight is, where the format and the device have that."""
+    """Few tokens keep their 16 bits; more are rounded as the weight is, where the format and the device have that."""
 
     rows = MOST_ROWS
     norms = False  # a norm hides behind what a plain product reads, not behind half of it
 
     def choose(self, m: int, weight: Any, *, gated: bool) -> Variant | Direct | None:
         """As Product."""
-        integers = weight.weight.dtype == torch.int8
-        # asked for any m, as the first answer takes a product, which no graph is to hold
-        both = weight.both and (not weight.group[1] if integers else scaled_matmul_takes(weight.weight, weight.group))
-        if both and m > MAX_ROWS:
-            return None
-        return choose_fp8(m, *weight.shape, columns=weight.group[1], gated=gated)
+        columns = weight.group[1]
+        if weight.both:
+            # asked for any m, as the first answer takes a product, which no graph is to hold
+            library = scaled_matmul_takes(weight.weight, weight.group)
+            variant = choose_bytes(m, *weight.shape, columns=columns, integers=weight.integers, library=library)
+            if variant is not None:
+                return None if gated else variant
+            if library and m > MAX_ROWS:
+                return None
+        return choose_fp8(m, *weight.shape, columns=columns, gated=gated)
 
     def few(self, x: Tensor, weight: Any, out: Tensor, plan: Plan, **more: Any) -> Tensor:
         """As Product."""
-        return super().few(x, Scaled(weight.weight, weight.scale, weight.group), out, plan, **more)
+        if plan.variant.form == "bytes":
+            return byte_matmul(x, _scaled(weight), out, plan, **more)
+        return super().few(x, _scaled(weight), out, plan, **more)
 
     def many(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """As Product."""
@@ -120,6 +124,10 @@ class Bytes(Dense):
         return out
 
 
+def _scaled(weight: ScaledMatrix) -> Scaled:
+    return Scaled(weight.weight, weight.scale, weight.group)
+
+
 def _on_both_sides(x: Tensor, weight: ScaledMatrix, bias: Tensor | None, act: str = "") -> Tensor | None:
     """The product with x rounded to what the weight's elements are; None where it is not to be, or cannot.
 
@@ -127,23 +135,31 @@ def _on_both_sides(x: Tensor, weight: ScaledMatrix, bias: Tensor | None, act: st
     """
     if not weight.both:
         return None
-    if weight.weight.dtype != torch.int8:
-        return scaled_matmul(x, weight.weight, weight.scale, bias, group=weight.group, act=act)
-    if weight.group[1] or not takes(x, weight.weight):
-        return None
-    rows, row_scale = quantize_rows(x, act=act, dtype=torch.int8)
-    return integer_matmul(rows, row_scale, weight.weight, weight.scale, bias, x.dtype)
+    out = scaled_matmul(x, weight.weight, weight.scale, bias, group=weight.group, act=act)
+    (n, k), columns = weight.shape, weight.group[1]
+    if out is None and x.element_size() == 2 and bytes_take(k, columns=columns, integers=weight.integers):
+        plan = Plan(many_bytes(len(x), k, columns=columns))
+        out = byte_matmul(x, _scaled(weight), x.new_empty(len(x), n), plan, bias=bias, act=act)
+    return out
 
 
-def gated_product(inner: Tensor, weight: Matrix, bias: Tensor | None, act: str) -> Tensor:
-    """act(first half of inner's columns) * second half, times weight.T: for any number of tokens."""
+def gated_product(inner: Tensor, weight: Matrix, bias: Tensor | None, act: str, plan: Plan | None = None) -> Tensor:
+    """act(first half of inner's columns) * second half, times weight.T: for any number of tokens.
+
+    plan: of this product, or None for Product.many.
+    """
     if isinstance(weight, ScaledMatrix):
-        out = _on_both_sides(inner, weight, bias, act)
-        if out is not None:
-            return out
+        if plan is not None and plan.variant.form == "bytes":
+            out = inner.new_empty(len(inner), weight.shape[0])
+            return byte_matmul(inner, _scaled(weight), out, plan, bias=bias, act=act)
+        rounded = _on_both_sides(inner, weight, bias, act) if plan is None else None
+        if rounded is not None:
+            return rounded
     y = inner.new_empty(len(inner), inner.shape[1] // 2)
     gated(inner, y, act)
-    return product_of(weight).many(y, weight, bias)
+    if plan is None:
+        return product_of(weight).many(y, weight, bias)
+    return product_of(weight).few(y, weight, y.new_empty(len(y), weight.shape[0]), plan, bias=bias)
 
 
 PRODUCTS: dict[type, Product] = {Tensor: Dense(), ScaledMatrix: Bytes(), Int4Matrix: Int4()}

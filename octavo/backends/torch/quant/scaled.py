@@ -35,6 +35,11 @@ class ScaledMatrix:
         return out, width
 
     @property
+    def integers(self) -> bool:
+        """Rather than E4M3."""
+        return self.weight.dtype == torch.int8
+
+    @property
     def kind(self) -> Hashable:
         """By element, group and what becomes of activations."""
         return (self.weight.dtype, self.group, self.both)
