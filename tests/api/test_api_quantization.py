@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import weight_files as make
-from quantized_checkpoints import FORMATS, INT4_FORMATS, INT8_FORMATS, compressed, quantize_folder
+from quantized_checkpoints import FORMATS, INT4_FORMATS, INT8_FORMATS, WORDS, compressed, quantize_folder
 
 from octavo import LLM, SamplingParams
 from octavo.api.build import _weights as model_weights
@@ -19,8 +19,8 @@ from octavo.api.build import open_model
 from octavo.api.quantization import online_quantization, weight_bytes
 from octavo.backends.cpu.runner import CpuBackend
 from octavo.backends.torch.quant.int4 import Int4Matrix
-from octavo.backends.torch.quant.scaled import ScaledMatrix
-from octavo.backends.torch.weights import load_weights
+from octavo.backends.torch.quant.scaled import ScaledExperts, ScaledMatrix
+from octavo.backends.torch.weights import ModelWeights, MoEWeights, load_weights
 from octavo.base.config.config import ModelConfig
 from octavo.base.errors import ConfigError, OctavoError, UnsupportedError
 
@@ -100,7 +100,6 @@ def test_what_is_asked_for_and_what_is_there(plain: Path, tmp_path: Path) -> Non
     ("case", "options", "kind", "words"),
     [
         ("llama", {"quantization": "fp8", "device": "cpu"}, UnsupportedError, "device=cuda, or a GGUF file"),
-        ("qwen3_moe", {"quantization": "fp8", "device": "torch:cpu"}, UnsupportedError, "mixtures of experts"),
         ("llama", {"quantization": "fp9"}, ConfigError, "awq, compressed-tensors, fbgemm_fp8, fp8, gguf"),
     ],
 )
@@ -110,6 +109,47 @@ def test_mistakes_are_named(
     with pytest.raises(kind, match=words) as caught:
         LLM(str(checkpoint(case)), **options, **SIZES)
     assert caught.value.param == "quantization"
+
+
+@pytest.mark.parametrize("name", ["fp8_block", "compressed_channel", "int8_channel", "int8_gptq", "gptq"])
+def test_experts_stay_in_bytes(checkpoint: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """Of 4 bits they are made plain. Tokens are those of the numbers they hold, and bytes are known before."""
+    folders = quantize_folder(checkpoint("qwen3_moe"), name, tmp_path)
+    found = []
+    for folder in folders:
+        with LLM(str(folder), device="torch:cpu", **SIZES) as llm:
+            found.append(tokens(llm, PROMPTS))
+    assert found[0] == found[1]
+    weights, planned = loaded(folders[0])
+    mixtures = [layer.ffn for layer in weights.layers if isinstance(layer.ffn, MoEWeights)]
+    assert len(mixtures) == 2
+    kind = torch.Tensor if name == "gptq" else ScaledExperts
+    assert all(isinstance(moe.gate_up, kind) for moe in mixtures)
+    assert all(isinstance(moe.down, torch.Tensor if name in WORDS else kind) for moe in mixtures)  # rows of 48
+    assert 0.95 * weights.num_bytes <= planned < 1.1 * weights.num_bytes
+
+
+def loaded(path: Path, quantization: str | None = None) -> tuple[ModelWeights, int]:
+    """On a CPU in bfloat16, and the bytes that are planned."""
+    model = opened(path, quantization)
+    stored = model_weights(model)
+    device = torch.device("cpu")
+    weights = load_weights(model.spec, stored, dtype=torch.bfloat16, device=device, quantization=quantization)
+    return weights, weight_bytes(model, device="cuda", element=2)
+
+
+@pytest.mark.parametrize("case", ["qwen3_moe", "qwen2_moe"])
+def test_experts_are_quantized_while_loaded(checkpoint: Callable[[str], Path], case: str) -> None:
+    """The shared one is not."""
+    path = checkpoint(case)
+    for load_format in ("auto", "dummy"):
+        with LLM(str(path), quantization="fp8", device="torch:cpu", load_format=load_format, **SIZES) as llm:
+            assert [len(ids) for ids in tokens(llm, PROMPTS)] == [9] * len(PROMPTS)
+    weights, planned = loaded(path, "fp8")
+    moe = next(layer.ffn for layer in weights.layers if isinstance(layer.ffn, MoEWeights))
+    assert isinstance(moe.gate_up, ScaledExperts)
+    assert isinstance(moe.down, ScaledExperts)
+    assert 0.98 * weights.num_bytes <= planned < 1.1 * weights.num_bytes
 
 
 def test_bytes_on_the_device(plain: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Stored tensors in, the decoder's weights on a device out: q, k, v fused into one matrix, gate and up into another.
 
-What is stored quantized stays so where a layer's own matrices are; experts are dequantized.
+What is stored quantized stays so; of experts, in the layouts that EXPERT_LAYOUTS has, else they are dequantized.
 """
 
 from __future__ import annotations
@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import prod
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.backends.torch.quant import JOINS, ONLINE, REQUANTIZE, Matrix, Quantize, QuantizedMatrix
+from octavo.backends.torch.quant.scaled import ScaledExperts, ScaledMatrix
 from octavo.base.errors import ModelFormatError, UnsupportedError
 from octavo.base.types.ports import Progress
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor, Weights
 from octavo.models.spec import MLP, GatedMLP, Layer, LayerNorm, ModelSpec, MoE, RMSNorm
+from octavo.quant.int8 import EXPERT_LAYOUTS
 from octavo.quant.scheme import dequantize
 from octavo.weights.dummy import STANDARD_DEVIATION, DummyWeights
 
@@ -35,6 +37,10 @@ class MlpWeights:
     down_bias: Tensor | None = None
 
 
+Experts = Tensor | ScaledExperts
+"""[experts, out, in]."""
+
+
 @dataclass(frozen=True)
 class MoEWeights:
     """router: [experts, hidden].  gate_up: [experts, 2 * width, hidden].  down: [experts, hidden, width].
@@ -43,8 +49,8 @@ class MoEWeights:
     """
 
     router: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Experts
+    down: Experts
     shared: MlpWeights | None = None
     shared_router: Tensor | None = None
 
@@ -87,9 +93,9 @@ class ModelWeights:
     more: Mapping[str, Tensor] = field(default_factory=dict)
 
     def quantized(self) -> list[QuantizedMatrix]:
-        """Those that are."""
+        """Those that are, but for experts."""
         matrices = [matrix for layer in self.layers for matrix in _matrices(layer)]
-        return [matrix for matrix in matrices if not isinstance(matrix, Tensor)]
+        return [matrix for matrix in matrices if not isinstance(matrix, Tensor | ScaledExperts)]
 
 
 def load_weights(
@@ -103,14 +109,8 @@ def load_weights(
 ) -> ModelWeights:
     """All of spec.parameters() on the device. Raises ModelFormatError for one that is missing or of another shape.
 
-    quantization: of quant.ONLINE, what to make of the layers' matrices that are stored plainly. UnsupportedError where
-    there are experts.
+    quantization: of quant.ONLINE, what to make of the layers' matrices that are stored plainly.
     """
-    if quantization is not None and any(isinstance(layer.ffn, MoE) for layer in spec.layers):
-        raise UnsupportedError(
-            f"quantization={quantization} does not support mixtures of experts ({spec.family}); leave it out",
-            param="quantization",
-        )
     source: _Source = (
         _Drawn(weights) if isinstance(weights, DummyWeights) and device.type != "cpu" else _Stored(weights)
     )
@@ -253,12 +253,18 @@ class _Loader:
         rows = sum(shape[0] for shape in shapes)
         return self._fill(torch.empty((rows, *shapes[0][1:]), dtype=self._dtype, device=self._device), names)
 
-    def stack(self, count: int, *names: str) -> Tensor:
-        """[count, ...]: for each number the named tensors, which have a place for it, one below the other."""
+    def experts(self, count: int, *names: str) -> Experts:
+        """For each number the named matrices, which have a place for it, one below the other; those that are stored, or
+        to be, in a layout that experts are not kept in are dequantized.
+        """
         every = [name.format(i) for i in range(count) for name in names]
-        rows, width = self._source.shape(every[0])
-        whole = torch.empty((len(every) * rows, width), dtype=self._dtype, device=self._device)
-        return self._fill(whole, every).view(count, -1, width)
+        stored = [self._source.quantized(name) for name in every]
+        layouts = {part.scheme.layout for part in stored if part is not None}
+        layouts |= {scheme.layout for name in every if (scheme := self.schemes.get(name)) is not None}
+        whole = self.matrix(*every) if layouts <= EXPERT_LAYOUTS else self.dense(*every)
+        if isinstance(whole, ScaledMatrix):
+            return ScaledExperts(whole, count)
+        return cast("Tensor", whole).view(count, -1, whole.shape[1])
 
     def norm(self, name: str, norm: RMSNorm) -> Tensor:
         """offset + w in float32."""
@@ -321,7 +327,7 @@ def _load_mlp(loader: _Loader, prefix: str, ffn: GatedMLP | MLP) -> MlpWeights:
 
 
 def _load_moe(loader: _Loader, prefix: str, moe: MoE) -> MoEWeights:
-    """Plain matrices: quantized ones are dequantized."""
+    """Beside the experts plain matrices: quantized ones are dequantized."""
     expert = prefix + "experts.{}."
     shared = None
     if moe.shared_width is not None:
@@ -329,8 +335,8 @@ def _load_moe(loader: _Loader, prefix: str, moe: MoE) -> MoEWeights:
         shared = MlpWeights(gate_up, loader.dense(prefix + "shared.down"))
     return MoEWeights(
         router=loader.dense(prefix + "router"),
-        gate_up=loader.stack(moe.experts, expert + "gate", expert + "up"),
-        down=loader.stack(moe.experts, expert + "down"),
+        gate_up=loader.experts(moe.experts, expert + "gate", expert + "up"),
+        down=loader.experts(moe.experts, expert + "down"),
         shared=shared,
         shared_router=loader.dense(prefix + "shared_router") if shared else None,
     )
@@ -372,11 +378,11 @@ def _count_bytes(model: ModelWeights) -> int:
     return sum(tensor.nbytes for matrix in (*outer, *inner) for tensor in _tensors(matrix))
 
 
-def _tensors(matrix: Matrix) -> tuple[Tensor, ...]:
+def _tensors(matrix: Matrix | ScaledExperts) -> tuple[Tensor, ...]:
     return (matrix,) if isinstance(matrix, Tensor) else matrix.tensors()
 
 
-def _matrices(weights: LayerWeights | MlpWeights | MoEWeights) -> Iterator[Matrix]:
+def _matrices(weights: LayerWeights | MlpWeights | MoEWeights) -> Iterator[Matrix | ScaledExperts]:
     """Vectors too."""
     for each in fields(weights):
         value = getattr(weights, each.name)

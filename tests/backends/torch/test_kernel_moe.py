@@ -3,8 +3,11 @@
 Without a GPU they run in Triton's interpreter, whose bfloat16 is truncated, not rounded: hence its tolerance.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
+from scaled_matrices import integers, matrix
 
 from octavo.backends.torch.kernels import moe_matmul, moe_routing
 from octavo.backends.torch.kernels.moe_matmul import Blocks, combine, down_apart, expert_matmul, mixture
@@ -12,6 +15,7 @@ from octavo.backends.torch.kernels.moe_routing import Runs, max_blocks, route, s
 from octavo.backends.torch.layers import moe as eager
 from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import ACTIVATIONS
+from octavo.backends.torch.quant.scaled import ScaledExperts
 from octavo.backends.torch.weights import MlpWeights, MoEWeights
 from octavo.models.spec import MoE
 
@@ -20,6 +24,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 
 WILD = 123456789
 ACTS = ["silu", "gelu", "gelu_tanh"]
+BYTES = {"e4m3": matrix, "int8": integers}
 
 
 def random(*shape, dtype=torch.float32, scale=1.0, seed=0):
@@ -178,19 +183,30 @@ def grouped(x, weight, experts, *, top_k, act=None, shares=None):
     return y if shares is None else y * shares.flatten().double()[:, None]
 
 
-def check_product(*, tokens, experts_of, n, k, blocks, dtype, gather=True, act=None, with_shares=False):
+def in_bytes(kind, group, count, n, k):
+    """(ScaledExperts, the same in float32); all that can be, of a size that makes products of about 1."""
+    rows = BYTES[kind](count * n, k, group)
+    held = ScaledExperts(replace(rows, scale=rows.scale * (0.2 * k**-0.5)), count)
+    return held, torch.stack([held.expert(i) for i in range(count)])
+
+
+def check_product(
+    *, tokens, experts_of, n, k, blocks, dtype, gather=True, act=None, with_shares=False, kind=None, group=None
+):  # fmt: skip
     """One expert_matmul on random inputs; x and out are views with rows farther apart than they are long."""
     num_experts, top_k = experts_of
     experts = random_experts(tokens, num_experts, top_k)
     rows = tokens * top_k
     x = random(tokens if gather else rows, k + 16, dtype=dtype)[:, :k]
-    weight = random(num_experts, n, k, dtype=dtype, scale=k**-0.5)
+    held = weight = random(num_experts, n, k, dtype=dtype, scale=k**-0.5)
+    if kind is not None:
+        held, weight = in_bytes(kind, group, num_experts, n, k)
     shares = torch.rand(tokens, top_k, device=DEVICE) if with_shares else None
     columns = n // 2 if act else n
     out = torch.full((rows + 1, columns + 3), float("nan"), dtype=dtype, device=DEVICE)
     runs = sort_by_expert(experts, num_experts=num_experts, block_m=blocks.m)
     expert_matmul(
-        x, weight, runs=runs, out=out[:rows, :columns], blocks=blocks, gather_top_k=top_k if gather else 1,
+        x, held, runs=runs, out=out[:rows, :columns], blocks=blocks, gather_top_k=top_k if gather else 1,
         shares=shares, act=act,
     )  # fmt: skip
     wanted = grouped(x, weight, experts, top_k=top_k if gather else 1, act=act, shares=shares)
@@ -212,6 +228,18 @@ def test_down_product(dtype):
     check_product(
         tokens=19, experts_of=(3, 2), n=50, k=72, blocks=blocks, dtype=dtype, gather=False, with_shares=True
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group", [(1, 0), (1, 128), (128, 128)], ids=str)
+@pytest.mark.parametrize("kind", ["e4m3", "int8"])
+def test_products_of_experts_in_bytes(kind, group, dtype):
+    """More outputs than a block of scales has, and inputs that blocks do not divide; descriptors are none of theirs."""
+    blocks = Blocks(m=16, n=32, k=64, stages=2, group=2, descriptors=True)
+    n = 256 if group[0] > 1 else 80
+    options = {"blocks": blocks, "dtype": dtype, "kind": kind, "group": group}
+    check_product(tokens=9, experts_of=(4, 2), n=n, k=192, act="silu", **options)
+    check_product(tokens=9, experts_of=(4, 2), n=n // 2 + 3, k=200, gather=False, with_shares=True, **options)
 
 
 @pytest.mark.parametrize(("k", "act"), [(64, "silu"), (72, None), (51, None)])
@@ -286,6 +314,37 @@ def test_down_apart(tokens, top_k, n, k, dtype):
     torch.testing.assert_close(out[:tokens, :n].double(), wanted, rtol=tolerance, atol=tolerance)
     assert out[tokens].isnan().all()
     assert out[:, n:].isnan().all()
+
+
+@pytest.mark.parametrize("group", [(1, 0), (1, 128), (128, 128)], ids=str)
+@pytest.mark.parametrize("kind", ["e4m3", "int8"])
+def test_down_apart_in_bytes(kind, group):
+    tokens, top_k, n, k = 3, 2, 40, 320
+    experts = random_experts(tokens, 9, top_k)
+    inner = random(tokens * top_k, k)
+    held, weight = in_bytes(kind, group, 9, n, k)
+    shares = torch.rand(tokens, top_k, device=DEVICE)
+    out = torch.full((tokens + 1, n), float("nan"), device=DEVICE)
+    down_apart(inner, held, experts=experts, shares=shares, out=out[:tokens])
+    wanted = grouped(inner, weight, experts, top_k=1, shares=shares).view(tokens, top_k, n).sum(1)
+    torch.testing.assert_close(out[:tokens].double(), wanted, rtol=1e-5, atol=1e-5)
+    assert out[tokens].isnan().all()
+
+
+@pytest.mark.parametrize("tokens", [1, 30])
+@pytest.mark.parametrize("kind", ["e4m3", "int8"])
+def test_mixture_in_bytes_is_the_eager_one(kind, tokens):
+    """Which multiplies them as numbers, as the mixture of these numbers does."""
+    moe = MoE(experts=6, top_k=2, width=128, act="silu", renormalize=True)
+    plain = random_mixture(hidden=64, moe=moe, dtype=torch.float32)
+    gate_up, up_numbers = in_bytes(kind, (1, 0), 6, 256, 64)
+    down, down_numbers = in_bytes(kind, (128, 128) if kind == "e4m3" else (1, 128), 6, 64, 128)
+    weights = replace(plain, gate_up=gate_up, down=down)
+    x = random(tokens, 64)
+    y = mixture(x, linear(x, weights.router, None), weights, moe)
+    wanted = eager.mixture(x, replace(plain, gate_up=up_numbers, down=down_numbers), moe)
+    torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(eager.mixture(x, weights, moe), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("together", [False, True])

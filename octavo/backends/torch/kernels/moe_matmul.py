@@ -1,12 +1,14 @@
 """A mixture's products: rows grouped by expert times their expert's matrix, and the sum of a token's rows.
 
-Weights are read once for each block of rows; with few rows (decoding) that is all the time they take.
+Weights are read once for each block of rows; with few rows (decoding) that is all the time they take. Those in bytes,
+E4M3 or integers, are widened in registers, and the sums multiplied by their scales.
 """
 
 # ruff: noqa: N803, N806 (in capitals: what a kernel is compiled for)
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,9 +19,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from octavo.backends.torch.kernels import pdl
 from octavo.backends.torch.kernels.epilogue import activate
 from octavo.backends.torch.kernels.moe_routing import Runs, cut_sort, route, route_apart, sort_by_expert
+from octavo.backends.torch.kernels.widening import raw, widened, widest
 from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import gated_mlp
-from octavo.backends.torch.weights import MoEWeights
+from octavo.backends.torch.quant.scaled import ScaledExperts
+from octavo.backends.torch.weights import Experts, MoEWeights
 from octavo.models.spec import MoE
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -54,8 +58,12 @@ class Tile:
     stages: int = 6
 
 
-def choose_blocks(tokens: int, *, top_k: int, experts: int, gated: bool, element_size: int = 2) -> Blocks:
+def choose_blocks(
+    tokens: int, *, top_k: int, experts: int, gated: bool, element_size: int = 2, scaled: bool = False
+) -> Blocks:
     """By the rows that an expert has on average; m is the same for both products, as they share the order.
+
+    scaled: weights have scales by block, whose sums are kept apart.
 
     Few rows: small blocks, so that there are programs enough for all multiprocessors and several loads in flight on
     each. Many: as large as the accumulators' registers allow (gated ones have two), for the most work per byte read.
@@ -72,12 +80,16 @@ def choose_blocks(tokens: int, *, top_k: int, experts: int, gated: bool, element
         return Blocks(m=32, n=64, k=128, stages=3, group=4)
     if rows <= 128:
         return Blocks(m=64, n=64 if gated else 128, k=64, stages=4, group=8)
-    return Blocks(m=128, n=128, k=64, warps=8, stages=4 if gated else 3, group=8, descriptors=True)
+    n = 64 if gated and scaled else 128
+    return Blocks(m=128, n=n, k=64, warps=8, stages=4 if gated else 3, group=8, descriptors=True)
 
 
-def choose_tile(inputs: int, *, element_size: int) -> Tile:
-    """Narrow, as a program goes through all of a token's experts and there should be one for each multiprocessor."""
-    k = 512 // max(element_size, 2)  # 512 bytes of a row
+def choose_tile(inputs: int, *, element_size: int, columns: int = 0) -> Tile:
+    """Narrow, as a program goes through all of a token's experts and there should be one for each multiprocessor.
+
+    columns: that share a scale, 0: a row does.
+    """
+    k = columns or 512 // max(element_size, 2)  # 512 bytes of a row
     while k > 32 and inputs % k:  # 768 = 3 * 256
         k //= 2
     return Tile(n=16, k=k)
@@ -129,7 +141,8 @@ def _mix_apart(x: Tensor, logits: Tensor, weights: MoEWeights, moe: MoE, *, out:
 def _mix_sorted(x: Tensor, logits: Tensor, weights: MoEWeights, moe: MoE, *, out: Tensor) -> None:
     tokens, hidden = x.shape
     sizes = {"top_k": moe.top_k, "experts": moe.experts, "element_size": x.element_size()}
-    blocks, down = (choose_blocks(tokens, gated=gated, **sizes) for gated in (True, False))
+    scaled = isinstance(weights.gate_up, ScaledExperts) and weights.gate_up.rows.group[1] > 0
+    blocks, down = (choose_blocks(tokens, gated=gated, scaled=scaled, **sizes) for gated in (True, False))
     experts = torch.empty(tokens, moe.top_k, dtype=torch.int32, device=x.device)
     shares = torch.empty(tokens, moe.top_k, dtype=torch.float32, device=x.device)
     route(logits, top_k=moe.top_k, renormalize=moe.renormalize, experts=experts, shares=shares)
@@ -143,7 +156,7 @@ def _mix_sorted(x: Tensor, logits: Tensor, weights: MoEWeights, moe: MoE, *, out
 
 def expert_matmul(
     x: Tensor,
-    weight: Tensor,
+    weight: Experts,
     *,
     runs: Runs,
     out: Tensor,
@@ -154,7 +167,8 @@ def expert_matmul(
 ) -> None:
     """out[row] = weight[row's expert] @ x[row // gather_top_k] for all rows of runs, in float32, rounded once.
 
-    x: [any, K], weight: [experts, N, K], one type, last axes contiguous. shares: float32, one a row, multiplies it.
+    x: [any, K], weight: [experts, N, K], last axes contiguous, of x's type or ScaledExperts. shares: float32, one a
+    row, multiplies it.
     act: weight's first half are gates, out = act(gate) * up is [rows, N / 2]; otherwise [rows, N].
     """
     blocks_of_rows = runs.block_experts.shape[0]
@@ -162,14 +176,34 @@ def expert_matmul(
         return
     columns, inputs = out.shape[1], x.shape[1]
     blocks = fit_blocks(blocks, inputs=inputs, element_size=x.element_size())
-    descriptor = _describe(weight, blocks) if blocks.descriptors else None
+    descriptor = _describe(weight, blocks) if blocks.descriptors and isinstance(weight, Tensor) else None
+    matrices = _pointers(weight)
     _expert_matmul[(blocks_of_rows * triton.cdiv(columns, blocks.n),)](
-        x, weight, descriptor, runs.order, runs.block_experts, runs.order if shares is None else shares, out,
-        blocks_of_rows, blocks.group, x.stride(0), weight.stride(0), weight.stride(1), out.stride(0),
+        x, matrices.weight, matrices.scale, descriptor, runs.order, runs.block_experts,
+        runs.order if shares is None else shares, out, blocks_of_rows, blocks.group, x.stride(0), *matrices.strides,
+        out.stride(0),
         N=columns, K=inputs, TOP_K=gather_top_k, SHARES=shares is not None, ACT=act or "",
-        BLOCK_M=runs.block_m, BLOCK_N=blocks.n, BLOCK_K=blocks.k,
+        BLOCK_M=runs.block_m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP_N=matrices.group[0], GROUP_K=matrices.group[1],
         DESCRIPTORS=descriptor is not None, num_warps=blocks.warps, num_stages=blocks.stages, **pdl.options(),
     )  # fmt: skip
+
+
+class _Pointers(NamedTuple):
+    """scale: or None.  strides: from an expert to the next, from a row of weights, of scales.  group: as ScaledMatrix,
+    over the rows of all experts."""
+
+    weight: Tensor
+    scale: Tensor | None
+    strides: tuple[int, int, int]
+    group: tuple[int, int]
+
+
+def _pointers(weight: Experts) -> _Pointers:
+    if isinstance(weight, Tensor):
+        return _Pointers(weight, None, (weight.stride(0), weight.stride(1), 0), (1, 0))
+    (_, out, _), rows = weight.shape, weight.rows
+    stride = rows.weight.stride(0)
+    return _Pointers(raw(rows.weight), rows.scale, (out * stride, stride, rows.scale.stride(0)), rows.group)
 
 
 def _describe(weight: Tensor, blocks: Blocks) -> TensorDescriptor | None:
@@ -200,27 +234,31 @@ def combine(rows: Tensor, *, out: Tensor) -> None:
 
 
 def down_apart(
-    inner: Tensor, weight: Tensor, *, experts: Tensor, shares: Tensor, out: Tensor, tile: Tile | None = None
+    inner: Tensor, weight: Experts, *, experts: Tensor, shares: Tensor, out: Tensor, tile: Tile | None = None
 ) -> None:
     """out[token] = sum over its places of share * weight[expert] @ inner[row], in float32, rounded once; one launch.
 
-    inner: [tokens * top_k, K], weight: [experts, N, K], experts: int32 and shares: float32, tokens * top_k contiguous,
-    out: [tokens, N]. A token reads its experts' weights for itself: for few tokens.
+    inner: [tokens * top_k, K], weight: [experts, N, K], of inner's type or ScaledExperts, experts: int32 and shares:
+    float32, tokens * top_k contiguous, out: [tokens, N]. A token reads its experts' weights for itself: for few tokens.
     """
     tokens, columns = out.shape
     if tokens == 0:
         return
-    tile = tile or choose_tile(inner.shape[1], element_size=inner.element_size())
+    matrices = _pointers(weight)
+    size = matrices.weight.element_size()
+    tile = tile or choose_tile(inner.shape[1], element_size=size, columns=matrices.group[1])
     _down_apart[(triton.cdiv(columns, tile.n), tokens)](
-        inner, weight, experts, shares, out, inner.stride(0), weight.stride(0), weight.stride(1), out.stride(0),
+        inner, matrices.weight, matrices.scale, experts, shares, out, inner.stride(0), *matrices.strides,
+        out.stride(0),
         N=columns, K=inner.shape[1], TOP_K=inner.shape[0] // tokens, BLOCK_N=tile.n, BLOCK_K=tile.k,
-        STAGES=tile.stages, num_warps=tile.warps, **pdl.options(),
+        GROUP_N=matrices.group[0], GROUP_K=matrices.group[1], STAGES=tile.stages, num_warps=tile.warps, **pdl.options(),
     )  # fmt: skip
 
 
 @triton.jit
 def _dot(x, w, acc):
     """acc + x w^T, x [M, K], w [N, K], acc [M, N]."""
+    w = widened(w, x.dtype)
     if _INTERPRETED:
         x = x.to(tl.float32)
         w = w.to(tl.float32)
@@ -251,39 +289,70 @@ def _load_weights(
         if K % BLOCK_K == 0:
             tile = tl.load(weight + k)
         else:
-            tile = tl.load(weight + k, mask=k < K, other=0.0)
+            tile = tl.load(weight + k, mask=k < K, other=0)
     return tile
 
 
 @triton.jit
+def _scales(scale, rows, begin, stride, K: tl.constexpr, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr):
+    """Of these rows of weights, of all experts, at input `begin` (beyond the last: anything); 1 without GROUP_K."""
+    if GROUP_K == 0:
+        by = tl.full(rows.shape, 1.0, tl.float32)
+    else:
+        by = tl.load(scale + rows // GROUP_N * stride + tl.minimum(begin, K - 1) // GROUP_K)
+    return by
+
+
+@triton.jit
+def _add(a, w, acc, by, GROUP_K: tl.constexpr):
+    if GROUP_K == 0:
+        acc = _dot(a, w, acc)
+    else:
+        acc += _dot(a, w, tl.zeros_like(acc)) * by[None, :]
+    return acc
+
+
+@triton.jit
 def _products(
-    x, present, weight, descriptor, row, up, stride_w,
+    x, present, weight, scale, descriptor, row, rows, up, stride_w, stride_scale,
     K: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """x: pointers to rows [M, 1], those present; weights as in _load_weights, ups `up` rows on from their gates.
+    rows: of the scales, [N].
 
     Returns two float32 [M, N]: products with the gates (or all there is) and with the ups.
     """
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc_up = acc
     ups = weight + up * stride_w
+    # a step early, as they take about as long to come as a step does
+    by = _scales(scale, rows, 0, stride_scale, K, GROUP_N, GROUP_K)
+    by_up = _scales(scale, rows + up, 0, stride_scale, K, GROUP_N, GROUP_K) if GATED else by
     for begin in range(0, K, BLOCK_K):
         k = begin + tl.arange(0, BLOCK_K)[None, :]
         a = tl.load(x + k, mask=present if K % BLOCK_K == 0 else present & (k < K), other=0.0)
-        acc = _dot(a, _load_weights(weight, descriptor, row, begin, K, BLOCK_K, DESCRIPTORS), acc)
+        acc = _add(a, _load_weights(weight, descriptor, row, begin, K, BLOCK_K, DESCRIPTORS), acc, by, GROUP_K)
         if GATED:
             w = _load_weights(ups, descriptor, row + up, begin, K, BLOCK_K, DESCRIPTORS)
-            acc_up = _dot(a, w, acc_up)
+            acc_up = _add(a, w, acc_up, by_up, GROUP_K)
+        if GROUP_K > 0:
+            by = _scales(scale, rows, begin + BLOCK_K, stride_scale, K, GROUP_N, GROUP_K)
+            if GATED:
+                by_up = _scales(scale, rows + up, begin + BLOCK_K, stride_scale, K, GROUP_N, GROUP_K)
+    if scale is not None and GROUP_K == 0:
+        acc *= tl.load(scale + rows * stride_scale)[None, :]
+        if GATED:
+            acc_up *= tl.load(scale + (rows + up) * stride_scale)[None, :]
     return acc, acc_up
 
 
 @triton.jit(do_not_specialize=["blocks", "group"])
 def _expert_matmul(
-    x, weight, descriptor, order, block_experts, shares, out, blocks, group,
-    stride_x, stride_expert, stride_w, stride_out,
+    x, weight, scale, descriptor, order, block_experts, shares, out, blocks, group,
+    stride_x, stride_expert, stride_w, stride_scale, stride_out,
     N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, SHARES: tl.constexpr, ACT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr,
     DESCRIPTORS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK_N outputs of one block of rows. N: columns of out. ACT: "" or that of the gates."""
@@ -298,11 +367,13 @@ def _expert_matmul(
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     # Outputs past the last are computed from the last one's weights (by a descriptor: from others') and not stored:
     # no mask in the loop.
-    w = weight + expert.to(tl.int64) * stride_expert + tl.minimum(column, N - 1)[:, None].to(tl.int64) * stride_w
+    last = tl.minimum(column, N - 1)
+    w = weight + expert.to(tl.int64) * stride_expert + last[:, None].to(tl.int64) * stride_w
+    begin = expert * (2 * N if GATED else N)  # its rows' in all experts'
     acc, up = _products(
         x + (row // TOP_K)[:, None] * stride_x, present[:, None],
-        w, descriptor, expert * (2 * N if GATED else N) + tile * BLOCK_N, N, stride_w,
-        K, GATED, BLOCK_M, BLOCK_N, BLOCK_K, DESCRIPTORS,
+        w, scale, descriptor, begin + tile * BLOCK_N, begin + last, N, stride_w, stride_scale,
+        K, GATED, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_N, GROUP_K, DESCRIPTORS,
     )  # fmt: skip
     if GATED:
         acc = activate(acc, ACT) * up
@@ -314,28 +385,34 @@ def _expert_matmul(
 
 @triton.jit
 def _down_apart(
-    inner, weight, experts, shares, out, stride_inner, stride_expert, stride_w, stride_out,
+    inner, weight, scale, experts, shares, out, stride_inner, stride_expert, stride_w, stride_scale, stride_out,
     N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr, PDL: tl.constexpr,
+    GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK_N outputs of one token. One loop over all its places' inputs, so that loads never pause."""
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K  # of one place
     token = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    at = tl.minimum(column, N - 1)[:, None].to(tl.int64) * stride_w
+    last = tl.minimum(column, N - 1)
+    at = last[:, None].to(tl.int64) * stride_w
     total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     pdl.wait(PDL)
     for step in tl.range(0, TOP_K * STEPS, num_stages=STAGES):
         row = token * TOP_K + step // STEPS
         k = step % STEPS * BLOCK_K + tl.arange(0, BLOCK_K)
-        w = weight + tl.load(experts + row).to(tl.int64) * stride_expert + at + k[None, :]
+        expert = tl.load(experts + row)
+        w = weight + expert.to(tl.int64) * stride_expert + at + k[None, :]
         if K % BLOCK_K == 0:
             w = tl.load(w)
             a = tl.load(inner + row * stride_inner + k)
         else:
-            w = tl.load(w, mask=(k < K)[None, :], other=0.0)
+            w = tl.load(w, mask=(k < K)[None, :], other=0)
             a = tl.load(inner + row * stride_inner + k, mask=k < K, other=0.0)
-        total += w.to(tl.float32) * (a.to(tl.float32) * tl.load(shares + row))[None, :]
+        products = widest(w) * (a.to(tl.float32) * tl.load(shares + row))[None, :]
+        if scale is not None:
+            group = 0 if GROUP_K == 0 else step % STEPS * BLOCK_K // GROUP_K
+            products *= tl.load(scale + (expert * N + last) // GROUP_N * stride_scale + group)[:, None]
+        total += products
     y = tl.sum(total, axis=1)
     tl.store(out + token * stride_out + column, y.to(out.dtype.element_ty), mask=column < N)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import ACTIVATIONS, gated_mlp
-from octavo.backends.torch.weights import MoEWeights
+from octavo.backends.torch.weights import Experts, MoEWeights
 from octavo.models.spec import MoE
 
 GRANULE = 16
@@ -45,14 +45,20 @@ def route(logits: Tensor, moe: MoE) -> tuple[Tensor, Tensor]:
     return chosen, shares.gather(-1, places)
 
 
-def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """x: [rows, in], sorted by expert; weight: [experts, out, in]; ends: int32 [experts], where rows of each end."""
-    if not any(t.stride(-2) * t.element_size() % GRANULE for t in (x, weight)):
+def grouped_linear(x: Tensor, weight: Experts, ends: Tensor) -> Tensor:
+    """x: [rows, in], sorted by expert; weight: [experts, out, in]; ends: int32 [experts], where rows of each end.
+
+    Quantized weights are multiplied in float32.
+    """
+    if isinstance(weight, Tensor) and not any(t.stride(-2) * t.element_size() % GRANULE for t in (x, weight)):
         return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends)
     out = x.new_empty(len(x), weight.shape[1])
     begin = 0
-    for matrix, end in zip(weight, ends.tolist(), strict=True):
-        if end > begin:
-            out[begin:end] = linear(x[begin:end], matrix, None)
+    for number, end in enumerate(ends.tolist()):
+        rows = x[begin:end]
+        if isinstance(weight, Tensor):
+            out[begin:end] = linear(rows, weight[number], None)
+        elif end > begin:
+            out[begin:end] = F.linear(rows.float(), weight.expert(number))
         begin = end
     return out

@@ -60,6 +60,34 @@ class ScaledMatrix:
         return self.scale.repeat_interleave(rows, 0)[:out].repeat_interleave(columns, 1)[:, :width]
 
 
+@dataclass(frozen=True)
+class ScaledExperts:
+    """Matrices of experts, one below the other.  rows: [count * out, in]."""
+
+    rows: ScaledMatrix
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(experts, out, in)."""
+        rows, width = self.rows.shape
+        return self.count, rows // self.count, width
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is kept on the device."""
+        return self.rows.tensors()
+
+    def expert(self, number: int) -> Tensor:
+        """float32 [out, in], newly made."""
+        _, out, width = self.shape
+        own = slice(number * out, (number + 1) * out)
+        down, columns = self.rows.group
+        scale = self.rows.scale[torch.arange(own.start, own.stop, device=self.rows.scale.device) // down]
+        if columns:
+            scale = scale.repeat_interleave(columns, 1)[:, :width]
+        return self.rows.weight[own].float() * scale
+
+
 def join_scaled(stored: Sequence[QuantizedTensor], device: torch.device) -> ScaledMatrix | None:
     """matrix.Join. A scale a matrix becomes one a row; blocks whose rows do not meet at a seam, blocks of one row."""
     rows, width = sum(each.shape[0] for each in stored), stored[0].shape[1]
