@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from octavo.base.errors import ConfigError, UnsupportedError
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor
-from octavo.quant.int8 import EXPERT_LAYOUTS
 
 if TYPE_CHECKING:
     from octavo.api.model import Model
@@ -59,8 +58,8 @@ def weight_bytes(model: Model, *, device: str, element: int, activation_dtype: s
         if name.rsplit(".", 1)[-1] in _MATRICES and ".shared." not in name:
             stored = None if online else _stored(model, names[name], parameter.shape)
             scheme = ONLINE[online] if online else stored.scheme if isinstance(stored, QuantizedTensor) else stored
-        if scheme is not None and ".experts." in name and scheme.layout not in EXPERT_LAYOUTS:
-            scheme = None
+            if isinstance(stored, QuantizedTensor) and "g_idx" in stored.parts and ".experts." in name:
+                scheme = None  # dequantized: each has an order of columns of its own
         size = prod(parameter.shape) * element
         total += size if scheme is None else scheme.num_bytes(parameter.shape)
     return total

@@ -19,8 +19,6 @@ from octavo.quant.matrix import matrix_dequantizer
 from octavo.quant.scheme import dequantize
 
 LAYOUTS = ("int8", "int8_packed", "int8_gptq", "int8_gptq_v2")
-EXPERT_LAYOUTS = frozenset(("fp8", *LAYOUTS))
-"""In bytes: what the torch backend keeps experts in."""
 
 TURNED = ("int8_gptq", "int8_gptq_v2")
 """Those whose scales are [groups, out]."""

@@ -18,8 +18,9 @@ from octavo.api.build import _weights as model_weights
 from octavo.api.build import open_model
 from octavo.api.quantization import online_quantization, weight_bytes
 from octavo.backends.cpu.runner import CpuBackend
+from octavo.backends.torch.quant.experts import QuantizedExperts
 from octavo.backends.torch.quant.int4 import Int4Matrix
-from octavo.backends.torch.quant.scaled import ScaledExperts, ScaledMatrix
+from octavo.backends.torch.quant.scaled import ScaledMatrix
 from octavo.backends.torch.weights import ModelWeights, MoEWeights, load_weights
 from octavo.base.config.config import ModelConfig
 from octavo.base.errors import ConfigError, OctavoError, UnsupportedError
@@ -111,9 +112,12 @@ def test_mistakes_are_named(
     assert caught.value.param == "quantization"
 
 
-@pytest.mark.parametrize("name", ["fp8_block", "compressed_channel", "int8_channel", "int8_gptq", "gptq"])
-def test_experts_stay_in_bytes(checkpoint: Callable[[str], Path], tmp_path: Path, name: str) -> None:
-    """Of 4 bits they are made plain. Tokens are those of the numbers they hold, and bytes are known before."""
+@pytest.mark.parametrize(
+    "name",
+    ["fp8_block", "compressed_channel", "int8_channel", "int8_gptq", "gptq", "awq_64", "packed_zeros", "gptq_shuffled"],
+)
+def test_experts_stay_quantized(checkpoint: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """But for those whose columns have an order. Tokens are those of the numbers they hold, bytes are known before."""
     folders = quantize_folder(checkpoint("qwen3_moe"), name, tmp_path)
     found = []
     for folder in folders:
@@ -123,7 +127,7 @@ def test_experts_stay_in_bytes(checkpoint: Callable[[str], Path], tmp_path: Path
     weights, planned = loaded(folders[0])
     mixtures = [layer.ffn for layer in weights.layers if isinstance(layer.ffn, MoEWeights)]
     assert len(mixtures) == 2
-    kind = torch.Tensor if name == "gptq" else ScaledExperts
+    kind = torch.Tensor if name == "gptq_shuffled" else QuantizedExperts
     assert all(isinstance(moe.gate_up, kind) for moe in mixtures)
     assert all(isinstance(moe.down, torch.Tensor if name in WORDS else kind) for moe in mixtures)  # rows of 48
     assert 0.95 * weights.num_bytes <= planned < 1.1 * weights.num_bytes
@@ -147,8 +151,8 @@ def test_experts_are_quantized_while_loaded(checkpoint: Callable[[str], Path], c
             assert [len(ids) for ids in tokens(llm, PROMPTS)] == [9] * len(PROMPTS)
     weights, planned = loaded(path, "fp8")
     moe = next(layer.ffn for layer in weights.layers if isinstance(layer.ffn, MoEWeights))
-    assert isinstance(moe.gate_up, ScaledExperts)
-    assert isinstance(moe.down, ScaledExperts)
+    assert isinstance(moe.gate_up, QuantizedExperts)
+    assert isinstance(moe.down, QuantizedExperts)
     assert 0.98 * weights.num_bytes <= planned < 1.1 * weights.num_bytes
 
 

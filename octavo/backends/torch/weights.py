@@ -1,6 +1,6 @@
 """Stored tensors in, the decoder's weights on a device out: q, k, v fused into one matrix, gate and up into another.
 
-What is stored quantized stays so; of experts, in the layouts that EXPERT_LAYOUTS has, else they are dequantized.
+What is stored quantized stays so where all that is fused is; else it is dequantized.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from octavo.backends.torch.quant import JOINS, ONLINE, REQUANTIZE, Matrix, Quantize, QuantizedMatrix
-from octavo.backends.torch.quant.scaled import ScaledExperts, ScaledMatrix
+from octavo.backends.torch.quant.experts import Experts, QuantizedExperts
+from octavo.backends.torch.quant.int4 import Int4Matrix
+from octavo.backends.torch.quant.scaled import ScaledMatrix
 from octavo.base.errors import ModelFormatError, UnsupportedError
 from octavo.base.types.ports import Progress
 from octavo.base.types.tensor import MatrixScheme, QuantizedTensor, StoredTensor, Weights
 from octavo.models.spec import MLP, GatedMLP, Layer, LayerNorm, ModelSpec, MoE, RMSNorm
-from octavo.quant.int8 import EXPERT_LAYOUTS
 from octavo.quant.scheme import dequantize
 from octavo.weights.dummy import STANDARD_DEVIATION, DummyWeights
 
@@ -35,10 +36,6 @@ class MlpWeights:
     down: Matrix
     gate_up_bias: Tensor | None = None
     down_bias: Tensor | None = None
-
-
-Experts = Tensor | ScaledExperts
-"""[experts, out, in]."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class ModelWeights:
     def quantized(self) -> list[QuantizedMatrix]:
         """Those that are, but for experts."""
         matrices = [matrix for layer in self.layers for matrix in _matrices(layer)]
-        return [matrix for matrix in matrices if not isinstance(matrix, Tensor | ScaledExperts)]
+        return [matrix for matrix in matrices if not isinstance(matrix, Tensor | QuantizedExperts)]
 
 
 def load_weights(
@@ -254,16 +251,15 @@ class _Loader:
         return self._fill(torch.empty((rows, *shapes[0][1:]), dtype=self._dtype, device=self._device), names)
 
     def experts(self, count: int, *names: str) -> Experts:
-        """For each number the named matrices, which have a place for it, one below the other; those that are stored, or
-        to be, in a layout that experts are not kept in are dequantized.
+        """For each number the named matrices, which have a place for it, one below the other; dequantized where columns
+        of one are in an order of its own.
         """
         every = [name.format(i) for i in range(count) for name in names]
-        stored = [self._source.quantized(name) for name in every]
-        layouts = {part.scheme.layout for part in stored if part is not None}
-        layouts |= {scheme.layout for name in every if (scheme := self.schemes.get(name)) is not None}
-        whole = self.matrix(*every) if layouts <= EXPERT_LAYOUTS else self.dense(*every)
-        if isinstance(whole, ScaledMatrix):
-            return ScaledExperts(whole, count)
+        stored = [part for name in every if (part := self._source.quantized(name)) is not None]
+        shuffled = any("g_idx" in part.parts for part in stored)
+        whole = self.dense(*every) if shuffled else self.matrix(*every)
+        if isinstance(whole, ScaledMatrix | Int4Matrix):
+            return QuantizedExperts(whole, count)
         return cast("Tensor", whole).view(count, -1, whole.shape[1])
 
     def norm(self, name: str, norm: RMSNorm) -> Tensor:
@@ -378,11 +374,11 @@ def _count_bytes(model: ModelWeights) -> int:
     return sum(tensor.nbytes for matrix in (*outer, *inner) for tensor in _tensors(matrix))
 
 
-def _tensors(matrix: Matrix | ScaledExperts) -> tuple[Tensor, ...]:
+def _tensors(matrix: Matrix | QuantizedExperts) -> tuple[Tensor, ...]:
     return (matrix,) if isinstance(matrix, Tensor) else matrix.tensors()
 
 
-def _matrices(weights: LayerWeights | MlpWeights | MoEWeights) -> Iterator[Matrix | ScaledExperts]:
+def _matrices(weights: LayerWeights | MlpWeights | MoEWeights) -> Iterator[Matrix | QuantizedExperts]:
     """Vectors too."""
     for each in fields(weights):
         value = getattr(weights, each.name)

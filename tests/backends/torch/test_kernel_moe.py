@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from int4_matrices import draw
 from scaled_matrices import integers, matrix
 
 from octavo.backends.torch.kernels import moe_matmul, moe_routing
@@ -15,7 +16,7 @@ from octavo.backends.torch.kernels.moe_routing import Runs, max_blocks, route, s
 from octavo.backends.torch.layers import moe as eager
 from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import ACTIVATIONS
-from octavo.backends.torch.quant.scaled import ScaledExperts
+from octavo.backends.torch.quant.experts import QuantizedExperts
 from octavo.backends.torch.weights import MlpWeights, MoEWeights
 from octavo.models.spec import MoE
 
@@ -25,6 +26,9 @@ DEVICE = "cuda" if CUDA else "cpu"
 WILD = 123456789
 ACTS = ["silu", "gelu", "gelu_tanh"]
 BYTES = {"e4m3": matrix, "int8": integers}
+QUANTIZED = [(kind, group) for kind in BYTES for group in ((1, 0), (1, 128), (128, 128))]
+QUANTIZED += [(kind, group) for kind in ("int4", "int4_zeros") for group in ((1, 0), (1, 32), (1, 128))]
+"""Kinds, and the rows and columns that share a scale: (1, 0), a row does."""
 
 
 def random(*shape, dtype=torch.float32, scale=1.0, seed=0):
@@ -183,10 +187,13 @@ def grouped(x, weight, experts, *, top_k, act=None, shares=None):
     return y if shares is None else y * shares.flatten().double()[:, None]
 
 
-def in_bytes(kind, group, count, n, k):
-    """(ScaledExperts, the same in float32); all that can be, of a size that makes products of about 1."""
+def quantized(kind, group, count, n, k):
+    """(QuantizedExperts, the same in float32); all that can be, of a size that makes products of about 1."""
+    if kind not in BYTES:
+        case = draw(count * n, k, group=group[1] or -1, zeros=kind == "int4_zeros", device=DEVICE)
+        return QuantizedExperts(case.matrix, count), case.values.view(count, n, k).float()
     rows = BYTES[kind](count * n, k, group)
-    held = ScaledExperts(replace(rows, scale=rows.scale * (0.2 * k**-0.5)), count)
+    held = QuantizedExperts(replace(rows, scale=rows.scale * (0.2 * k**-0.5)), count)
     return held, torch.stack([held.expert(i) for i in range(count)])
 
 
@@ -200,7 +207,7 @@ def check_product(
     x = random(tokens if gather else rows, k + 16, dtype=dtype)[:, :k]
     held = weight = random(num_experts, n, k, dtype=dtype, scale=k**-0.5)
     if kind is not None:
-        held, weight = in_bytes(kind, group, num_experts, n, k)
+        held, weight = quantized(kind, group, num_experts, n, k)
     shares = torch.rand(tokens, top_k, device=DEVICE) if with_shares else None
     columns = n // 2 if act else n
     out = torch.full((rows + 1, columns + 3), float("nan"), dtype=dtype, device=DEVICE)
@@ -233,13 +240,22 @@ def test_down_product(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("group", [(1, 0), (1, 128), (128, 128)], ids=str)
 @pytest.mark.parametrize("kind", ["e4m3", "int8"])
-def test_products_of_experts_in_bytes(kind, group, dtype):
+def test_products_of_experts_quantized(kind, group, dtype):
     """More outputs than a block of scales has, and inputs that blocks do not divide; descriptors are none of theirs."""
     blocks = Blocks(m=16, n=32, k=64, stages=2, group=2, descriptors=True)
     n = 256 if group[0] > 1 else 80
     options = {"blocks": blocks, "dtype": dtype, "kind": kind, "group": group}
-    check_product(tokens=9, experts_of=(4, 2), n=n, k=192, act="silu", **options)
-    check_product(tokens=9, experts_of=(4, 2), n=n // 2 + 3, k=200, gather=False, with_shares=True, **options)
+    whole, odd = (256, 384) if kind.startswith("int4") else (192, 200)
+    check_product(tokens=9, experts_of=(4, 2), n=n, k=whole, act="silu", **options)
+    check_product(tokens=9, experts_of=(4, 2), n=n // 2 + 3, k=odd, gather=False, with_shares=True, **options)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int4_zeros"])
+def test_inputs_that_blocks_of_words_do_not_divide(kind):
+    """A group that is all of a row, 96 inputs."""
+    blocks = Blocks(m=16, n=32, k=128, stages=2)
+    options = {"blocks": blocks, "dtype": torch.float16, "kind": kind, "group": (1, 0)}
+    check_product(tokens=9, experts_of=(4, 2), n=80, k=96, act="gelu", **options)
 
 
 @pytest.mark.parametrize(("k", "act"), [(64, "silu"), (72, None), (51, None)])
@@ -318,11 +334,11 @@ def test_down_apart(tokens, top_k, n, k, dtype):
 
 @pytest.mark.parametrize("group", [(1, 0), (1, 128), (128, 128)], ids=str)
 @pytest.mark.parametrize("kind", ["e4m3", "int8"])
-def test_down_apart_in_bytes(kind, group):
+def test_down_apart_quantized(kind, group):
     tokens, top_k, n, k = 3, 2, 40, 320
     experts = random_experts(tokens, 9, top_k)
     inner = random(tokens * top_k, k)
-    held, weight = in_bytes(kind, group, 9, n, k)
+    held, weight = quantized(kind, group, 9, n, k)
     shares = torch.rand(tokens, top_k, device=DEVICE)
     out = torch.full((tokens + 1, n), float("nan"), device=DEVICE)
     down_apart(inner, held, experts=experts, shares=shares, out=out[:tokens])
@@ -332,13 +348,13 @@ def test_down_apart_in_bytes(kind, group):
 
 
 @pytest.mark.parametrize("tokens", [1, 30])
-@pytest.mark.parametrize("kind", ["e4m3", "int8"])
-def test_mixture_in_bytes_is_the_eager_one(kind, tokens):
+@pytest.mark.parametrize("kind", ["e4m3", "int8", "int4", "int4_zeros"])
+def test_mixture_of_quantized_experts_is_the_eager_one(kind, tokens):
     """Which multiplies them as numbers, as the mixture of these numbers does."""
     moe = MoE(experts=6, top_k=2, width=128, act="silu", renormalize=True)
     plain = random_mixture(hidden=64, moe=moe, dtype=torch.float32)
-    gate_up, up_numbers = in_bytes(kind, (1, 0), 6, 256, 64)
-    down, down_numbers = in_bytes(kind, (128, 128) if kind == "e4m3" else (1, 128), 6, 64, 128)
+    gate_up, up_numbers = quantized(kind, (1, 0), 6, 256, 64)
+    down, down_numbers = quantized(kind, (128, 128) if kind == "e4m3" else (1, 128), 6, 64, 128)
     weights = replace(plain, gate_up=gate_up, down=down)
     x = random(tokens, 64)
     y = mixture(x, linear(x, weights.router, None), weights, moe)

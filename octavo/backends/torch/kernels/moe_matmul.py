@@ -1,7 +1,7 @@
 """A mixture's products: rows grouped by expert times their expert's matrix, and the sum of a token's rows.
 
-Weights are read once for each block of rows; with few rows (decoding) that is all the time they take. Those in bytes,
-E4M3 or integers, are widened in registers, and the sums multiplied by their scales.
+Weights are read once for each block of rows; with few rows (decoding) that is all the time they take. Those of 8 or 4
+bits are widened in registers, and the sums multiplied by their scales.
 """
 
 # ruff: noqa: N803, N806 (in capitals: what a kernel is compiled for)
@@ -18,12 +18,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.backends.torch.kernels import pdl
 from octavo.backends.torch.kernels.epilogue import activate
+from octavo.backends.torch.kernels.int4_unpack import unpack
 from octavo.backends.torch.kernels.moe_routing import Runs, cut_sort, route, route_apart, sort_by_expert
-from octavo.backends.torch.kernels.widening import raw, widened, widest
+from octavo.backends.torch.kernels.widening import raw, widened
 from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import gated_mlp
-from octavo.backends.torch.quant.scaled import ScaledExperts
-from octavo.backends.torch.weights import Experts, MoEWeights
+from octavo.backends.torch.quant.experts import Experts
+from octavo.backends.torch.quant.int4 import Int4Matrix
+from octavo.backends.torch.weights import MoEWeights
 from octavo.models.spec import MoE
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -89,8 +91,8 @@ def choose_tile(inputs: int, *, element_size: int, columns: int = 0) -> Tile:
 
     columns: that share a scale, 0: a row does.
     """
-    k = columns or 512 // max(element_size, 2)  # 512 bytes of a row
-    while k > 32 and inputs % k:  # 768 = 3 * 256
+    k = 512 // max(element_size, 2)  # 512 bytes of a row
+    while k > 32 and (inputs % k or columns % k):  # 768 = 3 * 256
         k //= 2
     return Tile(n=16, k=k)
 
@@ -141,7 +143,7 @@ def _mix_apart(x: Tensor, logits: Tensor, weights: MoEWeights, moe: MoE, *, out:
 def _mix_sorted(x: Tensor, logits: Tensor, weights: MoEWeights, moe: MoE, *, out: Tensor) -> None:
     tokens, hidden = x.shape
     sizes = {"top_k": moe.top_k, "experts": moe.experts, "element_size": x.element_size()}
-    scaled = isinstance(weights.gate_up, ScaledExperts) and weights.gate_up.rows.group[1] > 0
+    scaled = _pointers(weights.gate_up).group[1] > 0
     blocks, down = (choose_blocks(tokens, gated=gated, scaled=scaled, **sizes) for gated in (True, False))
     experts = torch.empty(tokens, moe.top_k, dtype=torch.int32, device=x.device)
     shares = torch.empty(tokens, moe.top_k, dtype=torch.float32, device=x.device)
@@ -167,21 +169,20 @@ def expert_matmul(
 ) -> None:
     """out[row] = weight[row's expert] @ x[row // gather_top_k] for all rows of runs, in float32, rounded once.
 
-    x: [any, K], weight: [experts, N, K], last axes contiguous, of x's type or ScaledExperts. shares: float32, one a
-    row, multiplies it.
+    x: [any, K], weight: [experts, N, K], last axes contiguous, of x's type or quantized. shares: float32, one a row,
+    multiplies it.
     act: weight's first half are gates, out = act(gate) * up is [rows, N / 2]; otherwise [rows, N].
     """
     blocks_of_rows = runs.block_experts.shape[0]
     if blocks_of_rows == 0:
         return
     columns, inputs = out.shape[1], x.shape[1]
-    blocks = fit_blocks(blocks, inputs=inputs, element_size=x.element_size())
-    descriptor = _describe(weight, blocks) if blocks.descriptors and isinstance(weight, Tensor) else None
     matrices = _pointers(weight)
+    blocks = fit_blocks(blocks, inputs=inputs, element_size=x.element_size(), most=matrices.group[1] % inputs)
+    descriptor = _describe(weight, blocks) if blocks.descriptors and isinstance(weight, Tensor) else None
     _expert_matmul[(blocks_of_rows * triton.cdiv(columns, blocks.n),)](
-        x, matrices.weight, matrices.scale, descriptor, runs.order, runs.block_experts,
-        runs.order if shares is None else shares, out, blocks_of_rows, blocks.group, x.stride(0), *matrices.strides,
-        out.stride(0),
+        x, *matrices[:3], descriptor, runs.order, runs.block_experts, runs.order if shares is None else shares, out,
+        blocks_of_rows, blocks.group, x.stride(0), *matrices.strides, out.stride(0),
         N=columns, K=inputs, TOP_K=gather_top_k, SHARES=shares is not None, ACT=act or "",
         BLOCK_M=runs.block_m, BLOCK_N=blocks.n, BLOCK_K=blocks.k, GROUP_N=matrices.group[0], GROUP_K=matrices.group[1],
         DESCRIPTORS=descriptor is not None, num_warps=blocks.warps, num_stages=blocks.stages, **pdl.options(),
@@ -189,21 +190,30 @@ def expert_matmul(
 
 
 class _Pointers(NamedTuple):
-    """scale: or None.  strides: from an expert to the next, from a row of weights, of scales.  group: as ScaledMatrix,
-    over the rows of all experts."""
+    """weight: numbers, bytes, or int32 words as of Int4Matrix.  scale, zeros: or None.
+
+    strides: from an expert to the next, from a row of weights to the next, from a chunk of words to the next; of scales
+    (and zeros) from a group of rows to the next, and of columns.  group: rows, over all experts, and columns that share
+    a scale; (1, 0): a row does.
+    """
 
     weight: Tensor
     scale: Tensor | None
-    strides: tuple[int, int, int]
+    zeros: Tensor | None
+    strides: tuple[int, int, int, int, int]
     group: tuple[int, int]
 
 
 def _pointers(weight: Experts) -> _Pointers:
     if isinstance(weight, Tensor):
-        return _Pointers(weight, None, (weight.stride(0), weight.stride(1), 0), (1, 0))
+        return _Pointers(weight, None, None, (weight.stride(0), weight.stride(1), 0, 0, 0), (1, 0))
     (_, out, _), rows = weight.shape, weight.rows
+    if isinstance(rows, Int4Matrix):
+        every = rows.shape[0]
+        return _Pointers(rows.words, rows.scales, rows.zeros, (4 * out, 4, 4 * every, 1, every), (1, rows.group))
     stride = rows.weight.stride(0)
-    return _Pointers(raw(rows.weight), rows.scale, (out * stride, stride, rows.scale.stride(0)), rows.group)
+    strides = (out * stride, stride, 0, rows.scale.stride(0), 1)
+    return _Pointers(raw(rows.weight), rows.scale, None, strides, rows.group)
 
 
 def _describe(weight: Tensor, blocks: Blocks) -> TensorDescriptor | None:
@@ -215,9 +225,12 @@ def _describe(weight: Tensor, blocks: Blocks) -> TensorDescriptor | None:
     return TensorDescriptor(weight, [experts * rows, inputs], [stride, 1], [blocks.n, blocks.k])
 
 
-def fit_blocks(blocks: Blocks, *, inputs: int, element_size: int) -> Blocks:
-    """blocks with k for so many inputs of so many bytes: shared memory is sized for two bytes each."""
-    k = min(blocks.k * 2 // max(element_size, 2), max(16, triton.next_power_of_2(inputs)))
+def fit_blocks(blocks: Blocks, *, inputs: int, element_size: int, most: int = 0) -> Blocks:
+    """blocks with k for so many inputs of so many bytes: shared memory is sized for two bytes each.
+
+    most: what k does not exceed; 0: any.
+    """
+    k = min(blocks.k * 2 // max(element_size, 2), max(16, triton.next_power_of_2(inputs)), most or inputs * 2)
     return blocks if k == blocks.k else replace(blocks, k=k)
 
 
@@ -238,18 +251,17 @@ def down_apart(
 ) -> None:
     """out[token] = sum over its places of share * weight[expert] @ inner[row], in float32, rounded once; one launch.
 
-    inner: [tokens * top_k, K], weight: [experts, N, K], of inner's type or ScaledExperts, experts: int32 and shares:
+    inner: [tokens * top_k, K], weight: [experts, N, K], of inner's type or quantized, experts: int32 and shares:
     float32, tokens * top_k contiguous, out: [tokens, N]. A token reads its experts' weights for itself: for few tokens.
     """
     tokens, columns = out.shape
     if tokens == 0:
         return
     matrices = _pointers(weight)
-    size = matrices.weight.element_size()
+    size = inner.element_size() if isinstance(weight, Tensor) else 1
     tile = tile or choose_tile(inner.shape[1], element_size=size, columns=matrices.group[1])
     _down_apart[(triton.cdiv(columns, tile.n), tokens)](
-        inner, matrices.weight, matrices.scale, experts, shares, out, inner.stride(0), *matrices.strides,
-        out.stride(0),
+        inner, *matrices[:3], experts, shares, out, inner.stride(0), *matrices.strides, out.stride(0),
         N=columns, K=inner.shape[1], TOP_K=inner.shape[0] // tokens, BLOCK_N=tile.n, BLOCK_K=tile.k,
         GROUP_N=matrices.group[0], GROUP_K=matrices.group[1], STAGES=tile.stages, num_warps=tile.warps, **pdl.options(),
     )  # fmt: skip
@@ -258,11 +270,21 @@ def down_apart(
 @triton.jit
 def _dot(x, w, acc):
     """acc + x w^T, x [M, K], w [N, K], acc [M, N]."""
-    w = widened(w, x.dtype)
     if _INTERPRETED:
         x = x.to(tl.float32)
         w = w.to(tl.float32)
     return tl.dot(x, tl.trans(w), acc, input_precision="ieee")
+
+
+@triton.jit
+def _numbers(w, zeros, DTYPE: tl.constexpr):
+    """Weights as they were loaded, [N, K] in DTYPE; of words [N, K / 8] less zeros [N]."""
+    if w.dtype == tl.int32:
+        KIND: tl.constexpr = DTYPE if DTYPE.primitive_bitwidth == 16 else tl.bfloat16
+        numbers = unpack(w, zeros[:, None], KIND, w.shape[0], w.shape[1] // 4).to(DTYPE)
+    else:
+        numbers = widened(w, DTYPE)
+    return numbers
 
 
 @triton.jit
@@ -278,12 +300,21 @@ def _locate(blocks, group, N: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _load_weights(
-    weight, descriptor, row, begin,
+    weight, descriptor, row, begin, stride_chunk,
     K: tl.constexpr, BLOCK_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """[N, K] from input begin on: of the pointers weight [N, 1], or of the descriptor from its row on."""
+    """[N, K] from input begin on: of the pointers weight [N, 1], or of the descriptor from its row on. Of words, which
+    lie in chunks of four, [N, K / 8]."""
+    WORDS: tl.constexpr = weight.dtype.element_ty == tl.int32
     if DESCRIPTORS:
         tile = descriptor.load([row, begin])
+    elif WORDS:
+        word = begin // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
+        at = weight + (word // 4).to(tl.int64) * stride_chunk + word % 4
+        if K % BLOCK_K == 0:
+            tile = tl.load(at)
+        else:
+            tile = tl.load(at, mask=word < K // 8, other=0)
     else:
         k = begin + tl.arange(0, BLOCK_K)[None, :]
         if K % BLOCK_K == 0:
@@ -294,63 +325,76 @@ def _load_weights(
 
 
 @triton.jit
-def _scales(scale, rows, begin, stride, K: tl.constexpr, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr):
-    """Of these rows of weights, of all experts, at input `begin` (beyond the last: anything); 1 without GROUP_K."""
-    if GROUP_K == 0:
-        by = tl.full(rows.shape, 1.0, tl.float32)
-    else:
-        by = tl.load(scale + rows // GROUP_N * stride + tl.minimum(begin, K - 1) // GROUP_K)
-    return by
+def _load_group(scale, zeros, at, begin, stride, K: tl.constexpr, GROUP_K: tl.constexpr):
+    """Scales, float32, and zeros, int32, of the group that input `begin` (beyond the last: any) is in.
+
+    at: those of the first group, [N].  Where rows have a scale each: 1; where no zeros are stored: 8.
+    """
+    by = tl.full(at.shape, 1.0, tl.float32)
+    zero = tl.full(at.shape, 8, tl.int32)
+    if GROUP_K > 0:
+        here = at + tl.minimum(begin, K - 1) // GROUP_K * stride
+        by = tl.load(scale + here).to(tl.float32)
+        if zeros is not None:
+            zero = tl.load(zeros + here).to(tl.int32)
+    return by, zero
 
 
 @triton.jit
-def _add(a, w, acc, by, GROUP_K: tl.constexpr):
+def _add(a, w, acc, group, GROUP_K: tl.constexpr):
+    """acc + a w^T, times the scales of the weights' group."""
+    w = _numbers(w, group[1], a.dtype)
     if GROUP_K == 0:
         acc = _dot(a, w, acc)
     else:
-        acc += _dot(a, w, tl.zeros_like(acc)) * by[None, :]
+        acc += _dot(a, w, tl.zeros_like(acc)) * group[0][None, :]
     return acc
 
 
 @triton.jit
 def _products(
-    x, present, weight, scale, descriptor, row, rows, up, stride_w, stride_scale,
+    x, present, weight, scale, zeros, descriptor, row, at, up, stride_w, stride_chunk, stride_scale, stride_group,
     K: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """x: pointers to rows [M, 1], those present; weights as in _load_weights, ups `up` rows on from their gates.
-    rows: of the scales, [N].
+    at: the weights' rows in all experts', [N].
 
     Returns two float32 [M, N]: products with the gates (or all there is) and with the ups.
     """
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc_up = acc
     ups = weight + up * stride_w
+    at_up = (at + up) // GROUP_N * stride_scale
+    at = at // GROUP_N * stride_scale
     # a step early, as they take about as long to come as a step does
-    by = _scales(scale, rows, 0, stride_scale, K, GROUP_N, GROUP_K)
-    by_up = _scales(scale, rows + up, 0, stride_scale, K, GROUP_N, GROUP_K) if GATED else by
+    group = _load_group(scale, zeros, at, 0, stride_group, K, GROUP_K)
+    group_up = group
+    if GATED:
+        group_up = _load_group(scale, zeros, at_up, 0, stride_group, K, GROUP_K)
     for begin in range(0, K, BLOCK_K):
         k = begin + tl.arange(0, BLOCK_K)[None, :]
         a = tl.load(x + k, mask=present if K % BLOCK_K == 0 else present & (k < K), other=0.0)
-        acc = _add(a, _load_weights(weight, descriptor, row, begin, K, BLOCK_K, DESCRIPTORS), acc, by, GROUP_K)
+        w = _load_weights(weight, descriptor, row, begin, stride_chunk, K, BLOCK_K, DESCRIPTORS)
+        acc = _add(a, w, acc, group, GROUP_K)
         if GATED:
-            w = _load_weights(ups, descriptor, row + up, begin, K, BLOCK_K, DESCRIPTORS)
-            acc_up = _add(a, w, acc_up, by_up, GROUP_K)
+            w = _load_weights(ups, descriptor, row + up, begin, stride_chunk, K, BLOCK_K, DESCRIPTORS)
+            acc_up = _add(a, w, acc_up, group_up, GROUP_K)
         if GROUP_K > 0:
-            by = _scales(scale, rows, begin + BLOCK_K, stride_scale, K, GROUP_N, GROUP_K)
+            group = _load_group(scale, zeros, at, begin + BLOCK_K, stride_group, K, GROUP_K)
             if GATED:
-                by_up = _scales(scale, rows + up, begin + BLOCK_K, stride_scale, K, GROUP_N, GROUP_K)
+                group_up = _load_group(scale, zeros, at_up, begin + BLOCK_K, stride_group, K, GROUP_K)
     if scale is not None and GROUP_K == 0:
-        acc *= tl.load(scale + rows * stride_scale)[None, :]
+        acc *= tl.load(scale + at)[None, :]
         if GATED:
-            acc_up *= tl.load(scale + (rows + up) * stride_scale)[None, :]
+            acc_up *= tl.load(scale + at_up)[None, :]
     return acc, acc_up
 
 
 @triton.jit(do_not_specialize=["blocks", "group"])
 def _expert_matmul(
-    x, weight, scale, descriptor, order, block_experts, shares, out, blocks, group,
-    stride_x, stride_expert, stride_w, stride_scale, stride_out,
+    x, weight, scale, zeros, descriptor, order, block_experts, shares, out, blocks, group,
+    stride_x, stride_expert, stride_w, stride_chunk, stride_scale, stride_group, stride_out,
     N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, SHARES: tl.constexpr, ACT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_N: tl.constexpr, GROUP_K: tl.constexpr,
     DESCRIPTORS: tl.constexpr, PDL: tl.constexpr,
@@ -372,7 +416,8 @@ def _expert_matmul(
     begin = expert * (2 * N if GATED else N)  # its rows' in all experts'
     acc, up = _products(
         x + (row // TOP_K)[:, None] * stride_x, present[:, None],
-        w, scale, descriptor, begin + tile * BLOCK_N, begin + last, N, stride_w, stride_scale,
+        w, scale, zeros, descriptor, begin + tile * BLOCK_N, begin + last, N,
+        stride_w, stride_chunk, stride_scale, stride_group,
         K, GATED, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_N, GROUP_K, DESCRIPTORS,
     )  # fmt: skip
     if GATED:
@@ -385,7 +430,8 @@ def _expert_matmul(
 
 @triton.jit
 def _down_apart(
-    inner, weight, scale, experts, shares, out, stride_inner, stride_expert, stride_w, stride_scale, stride_out,
+    inner, weight, scale, zeros, experts, shares, out,
+    stride_inner, stride_expert, stride_w, stride_chunk, stride_scale, stride_group, stride_out,
     N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP_N: tl.constexpr, GROUP_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -399,19 +445,22 @@ def _down_apart(
     pdl.wait(PDL)
     for step in tl.range(0, TOP_K * STEPS, num_stages=STAGES):
         row = token * TOP_K + step // STEPS
-        k = step % STEPS * BLOCK_K + tl.arange(0, BLOCK_K)
+        begin = step % STEPS * BLOCK_K
+        k = begin + tl.arange(0, BLOCK_K)
         expert = tl.load(experts + row)
-        w = weight + expert.to(tl.int64) * stride_expert + at + k[None, :]
+        own = weight + expert.to(tl.int64) * stride_expert + at
+        w = _load_weights(own, None, 0, begin, stride_chunk, K, BLOCK_K, False)
         if K % BLOCK_K == 0:
-            w = tl.load(w)
             a = tl.load(inner + row * stride_inner + k)
         else:
-            w = tl.load(w, mask=(k < K)[None, :], other=0)
             a = tl.load(inner + row * stride_inner + k, mask=k < K, other=0.0)
-        products = widest(w) * (a.to(tl.float32) * tl.load(shares + row))[None, :]
-        if scale is not None:
-            group = 0 if GROUP_K == 0 else step % STEPS * BLOCK_K // GROUP_K
-            products *= tl.load(scale + (expert * N + last) // GROUP_N * stride_scale + group)[:, None]
+        scales = (expert * N + last) // GROUP_N * stride_scale
+        group = _load_group(scale, zeros, scales, begin, stride_group, K, GROUP_K)
+        products = _numbers(w, group[1], tl.float32) * (a.to(tl.float32) * tl.load(shares + row))[None, :]
+        if GROUP_K > 0:
+            products *= group[0][:, None]
+        elif scale is not None:
+            products *= tl.load(scale + scales)[:, None]
         total += products
     y = tl.sum(total, axis=1)
     tl.store(out + token * stride_out + column, y.to(out.dtype.element_ty), mask=column < N)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from octavo.backends.torch.layers.linear import linear
 from octavo.backends.torch.layers.mlp import ACTIVATIONS, gated_mlp
-from octavo.backends.torch.weights import Experts, MoEWeights
+from octavo.backends.torch.quant.experts import Experts
+from octavo.backends.torch.weights import MoEWeights
 from octavo.models.spec import MoE
 
 GRANULE = 16

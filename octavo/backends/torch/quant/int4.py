@@ -63,6 +63,13 @@ class Int4Matrix:
             values = torch.empty_like(values).index_copy_(1, self.order, values)
         return values.to(dtype)
 
+    def part(self, begin: int, end: int) -> Tensor:
+        """float32: of so many rows, newly made."""
+        zeros = None if self.zeros is None else self.zeros[:, begin:end]
+        return Int4Matrix(self.words[:, begin:end], self.scales[:, begin:end], zeros, self.order).dequantize(
+            torch.float32
+        )
+
 
 def pack(q: Tensor) -> Tensor:
     """Integers of 0..15 [out, in] -> Int4Matrix.words."""

@@ -50,42 +50,15 @@ class ScaledMatrix:
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """As QuantizedMatrix."""
-        return (self.weight.float() * self._spread()).to(dtype)
+        return self.part(0, self.shape[0]).to(dtype)
 
-    def _spread(self) -> Tensor:
-        out, width = self.shape
-        rows, columns = self.group
-        if columns == 0:
-            return self.scale
-        return self.scale.repeat_interleave(rows, 0)[:out].repeat_interleave(columns, 1)[:, :width]
-
-
-@dataclass(frozen=True)
-class ScaledExperts:
-    """Matrices of experts, one below the other.  rows: [count * out, in]."""
-
-    rows: ScaledMatrix
-    count: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(experts, out, in)."""
-        rows, width = self.rows.shape
-        return self.count, rows // self.count, width
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All that is kept on the device."""
-        return self.rows.tensors()
-
-    def expert(self, number: int) -> Tensor:
-        """float32 [out, in], newly made."""
-        _, out, width = self.shape
-        own = slice(number * out, (number + 1) * out)
-        down, columns = self.rows.group
-        scale = self.rows.scale[torch.arange(own.start, own.stop, device=self.rows.scale.device) // down]
+    def part(self, begin: int, end: int) -> Tensor:
+        """float32: of so many rows, newly made."""
+        down, columns = self.group
+        scale = self.scale[torch.arange(begin, end, device=self.scale.device) // down]
         if columns:
-            scale = scale.repeat_interleave(columns, 1)[:, :width]
-        return self.rows.weight[own].float() * scale
+            scale = scale.repeat_interleave(columns, 1)[:, : self.shape[1]]
+        return self.weight[begin:end].float() * scale
 
 
 def join_scaled(stored: Sequence[QuantizedTensor], device: torch.device) -> ScaledMatrix | None:
