@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from products_inputs import DEVICE, plan_of, poisoned, random
 from scaled_matrices import check, integers, matrix, product, scaled
 
-from octavo.backends.torch.kernels import fp8_matmul
+from octavo.backends.torch.kernels import fp8_matmul, widening
 from octavo.backends.torch.kernels.byte_matmul import MOST
 from octavo.backends.torch.kernels.direct_choice import Direct
 from octavo.backends.torch.kernels.fp8_matmul import MOST_ROWS, choose_fp8, quantize_rows, scaled_matmul, widen
@@ -33,6 +33,7 @@ FORMS = {
     "split": Variant("dot", 64, 64, 4, 2, split=3),
     "split_swap": Variant("dot", 32, 128, 4, 2, split=2, swap=True),
 }
+OTHER_GPU = pytest.mark.skipif(DEVICE == "cuda", reason="kernels are compiled for the GPU that is there")
 GROUPS = [(1, 0), (128, 128), (1, 128)]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
@@ -150,9 +151,12 @@ def test_norm_before_the_product(form: str, group: tuple[int, int]) -> None:
     assert torch.equal(norm.x_out, x + delta)
 
 
+@pytest.mark.parametrize("native", [True, pytest.param(False, marks=OTHER_GPU)])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_element_has_its_value(form: str) -> None:
+def test_every_element_has_its_value(form: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All 254 numbers of E4M3 exactly, subnormals and zeros of both signs among them."""
+    if not native:
+        monkeypatch.setattr(widening, "NATIVE", widening.tl.constexpr(False))
     codes = torch.arange(256, dtype=torch.uint8)
     codes[(codes & 0x7F) == 0x7F] = 0
     weight = ScaledMatrix(

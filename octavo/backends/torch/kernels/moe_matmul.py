@@ -178,7 +178,8 @@ def expert_matmul(
         return
     columns, inputs = out.shape[1], x.shape[1]
     matrices = _pointers(weight)
-    blocks = fit_blocks(blocks, inputs=inputs, element_size=x.element_size(), most=matrices.group[1] % inputs)
+    together = 0 if matrices.group[1] == inputs else matrices.group[1]
+    blocks = fit_blocks(blocks, inputs=inputs, element_size=x.element_size(), most=together)
     descriptor = _describe(weight, blocks) if blocks.descriptors and isinstance(weight, Tensor) else None
     _expert_matmul[(blocks_of_rows * triton.cdiv(columns, blocks.n),)](
         x, *matrices[:3], descriptor, runs.order, runs.block_experts, runs.order if shares is None else shares, out,

@@ -14,6 +14,16 @@ from torch import Tensor
 from octavo.backends.torch.kernels.int4_unpack import ASSEMBLED, packed
 
 
+def _native() -> bool:
+    """Whether the GPU has conversions from E4M3, which NVIDIA's have from compute capability 8.9 on."""
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return True
+    return torch.cuda.get_device_capability() >= (8, 9)
+
+
+NATIVE = tl.constexpr(_native())
+
+
 def raw(weight: Tensor) -> Tensor:
     """E4M3 as uint8, of which the zeros beyond an end are zeros; others as they are."""
     return weight.view(torch.uint8) if weight.dtype == torch.float8_e4m3fn else weight
@@ -24,7 +34,7 @@ def widened(weights, DTYPE: tl.constexpr):
     """Weights as they were loaded, in DTYPE, of 16 bits; uint8 are E4M3."""
     if weights.dtype == tl.uint8:
         # by way of float32: straight to bfloat16 takes an instruction of a quarter of the rate, one element at a time
-        wide = weights.to(tl.float8e4nv, bitcast=True).to(tl.float32).to(DTYPE)
+        wide = e4m3_as_float(weights).to(DTYPE)
     elif weights.dtype == tl.int8:
         wide = weights.to(tl.float32).to(DTYPE)
     else:
@@ -36,12 +46,25 @@ def widened(weights, DTYPE: tl.constexpr):
 def widest(weights):
     """The same in float32."""
     if weights.dtype == tl.uint8:
-        wide = weights.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+        wide = e4m3_as_float(weights)
     elif weights.dtype == tl.int8:
         wide = bytes_as_float(weights)
     else:
         wide = weights.to(tl.float32)
     return wide
+
+
+@triton.jit
+def e4m3_as_float(codes):
+    """uint8 that are E4M3 in float32; NaN is 480 where the GPU does not know the type: exponent and mantissa where
+    float32 has them, times 2 to the difference of the exponents' biases."""
+    if NATIVE:
+        values = codes.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    else:
+        bits = codes.to(tl.int32)
+        magnitude = ((bits & 0x7F) << 20).to(tl.float32, bitcast=True) * 2.0**120
+        values = tl.where(bits >= 0x80, -magnitude, magnitude)
+    return values
 
 
 @triton.jit
