@@ -28,6 +28,8 @@ from octavo.backends.torch.quant.int4 import Int4Matrix
 from octavo.backends.torch.weights import MoEWeights
 from octavo.models.spec import MoE
 
+_TALL = 64
+"""Rows of weights that the matrix unit takes as its tall side."""
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """The interpreter's tl.dot takes bfloat16 for integers."""
 
@@ -180,6 +182,8 @@ def expert_matmul(
     matrices = _pointers(weight)
     together = 0 if matrices.group[1] == inputs else matrices.group[1]
     blocks = fit_blocks(blocks, inputs=inputs, element_size=x.element_size(), most=together)
+    if matrices.weight.dtype == torch.int32:
+        blocks = replace(blocks, n=max(blocks.n, _TALL))
     descriptor = _describe(weight, blocks) if blocks.descriptors and isinstance(weight, Tensor) else None
     _expert_matmul[(blocks_of_rows * triton.cdiv(columns, blocks.n),)](
         x, *matrices[:3], descriptor, runs.order, runs.block_experts, runs.order if shares is None else shares, out,
@@ -343,9 +347,12 @@ def _load_group(scale, zeros, at, begin, stride, K: tl.constexpr, GROUP_K: tl.co
 
 @triton.jit
 def _add(a, w, acc, group, GROUP_K: tl.constexpr):
-    """acc + a w^T, times the scales of the weights' group."""
+    """acc + a w^T, times the scales of the weights' group; of words acc is turned, [N, M]."""
+    WORDS: tl.constexpr = w.dtype == tl.int32
     w = _numbers(w, group[1], a.dtype)
-    if GROUP_K == 0:
+    if WORDS:
+        acc += _dot(w, a, tl.zeros_like(acc)) * group[0][:, None]
+    elif GROUP_K == 0:
         acc = _dot(a, w, acc)
     else:
         acc += _dot(a, w, tl.zeros_like(acc)) * group[0][None, :]
@@ -363,7 +370,9 @@ def _products(
 
     Returns two float32 [M, N]: products with the gates (or all there is) and with the ups.
     """
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    # words are the tall side of the matrix unit's product, as in int4_matmul.py
+    WORDS: tl.constexpr = weight.dtype.element_ty == tl.int32
+    acc = tl.zeros([BLOCK_N, BLOCK_M] if WORDS else [BLOCK_M, BLOCK_N], tl.float32)
     acc_up = acc
     ups = weight + up * stride_w
     at_up = (at + up) // GROUP_N * stride_scale
@@ -389,6 +398,9 @@ def _products(
         acc *= tl.load(scale + at)[None, :]
         if GATED:
             acc_up *= tl.load(scale + at_up)[None, :]
+    if WORDS:
+        acc = tl.trans(acc)
+        acc_up = tl.trans(acc_up)
     return acc, acc_up
 
 
