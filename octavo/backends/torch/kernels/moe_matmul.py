@@ -29,7 +29,7 @@ from octavo.backends.torch.weights import MoEWeights
 from octavo.models.spec import MoE
 
 _TALL = 64
-"""Rows of weights that the matrix unit takes as its tall side."""
+"""Rows of weights that the matrix unit takes as its tall side, of quantized ones."""
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """The interpreter's tl.dot takes bfloat16 for integers."""
 
@@ -182,7 +182,7 @@ def expert_matmul(
     matrices = _pointers(weight)
     together = 0 if matrices.group[1] == inputs else matrices.group[1]
     blocks = fit_blocks(blocks, inputs=inputs, element_size=x.element_size(), most=together)
-    if matrices.weight.dtype == torch.int32:
+    if matrices.scale is not None:
         blocks = replace(blocks, n=max(blocks.n, _TALL))
     descriptor = _describe(weight, blocks) if blocks.descriptors and isinstance(weight, Tensor) else None
     _expert_matmul[(blocks_of_rows * triton.cdiv(columns, blocks.n),)](
@@ -346,16 +346,15 @@ def _load_group(scale, zeros, at, begin, stride, K: tl.constexpr, GROUP_K: tl.co
 
 
 @triton.jit
-def _add(a, w, acc, group, GROUP_K: tl.constexpr):
-    """acc + a w^T, times the scales of the weights' group; of words acc is turned, [N, M]."""
-    WORDS: tl.constexpr = w.dtype == tl.int32
+def _add(a, w, acc, group, TALL: tl.constexpr, GROUP_K: tl.constexpr):
+    """acc + a w^T, times the scales of the weights' group. TALL: acc is turned, [N, M]."""
     w = _numbers(w, group[1], a.dtype)
-    if WORDS:
-        acc += _dot(w, a, tl.zeros_like(acc)) * group[0][:, None]
-    elif GROUP_K == 0:
+    if not TALL:
         acc = _dot(a, w, acc)
+    elif GROUP_K == 0:
+        acc = _dot(w, a, acc)
     else:
-        acc += _dot(a, w, tl.zeros_like(acc)) * group[0][None, :]
+        acc += _dot(w, a, tl.zeros_like(acc)) * group[0][:, None]
     return acc
 
 
@@ -370,9 +369,9 @@ def _products(
 
     Returns two float32 [M, N]: products with the gates (or all there is) and with the ups.
     """
-    # words are the tall side of the matrix unit's product, as in int4_matmul.py
-    WORDS: tl.constexpr = weight.dtype.element_ty == tl.int32
-    acc = tl.zeros([BLOCK_N, BLOCK_M] if WORDS else [BLOCK_M, BLOCK_N], tl.float32)
+    # what is widened in registers is the tall side of the matrix unit's product, which takes that from there
+    TALL: tl.constexpr = scale is not None
+    acc = tl.zeros([BLOCK_N, BLOCK_M] if TALL else [BLOCK_M, BLOCK_N], tl.float32)
     acc_up = acc
     ups = weight + up * stride_w
     at_up = (at + up) // GROUP_N * stride_scale
@@ -386,19 +385,19 @@ def _products(
         k = begin + tl.arange(0, BLOCK_K)[None, :]
         a = tl.load(x + k, mask=present if K % BLOCK_K == 0 else present & (k < K), other=0.0)
         w = _load_weights(weight, descriptor, row, begin, stride_chunk, K, BLOCK_K, DESCRIPTORS)
-        acc = _add(a, w, acc, group, GROUP_K)
+        acc = _add(a, w, acc, group, TALL, GROUP_K)
         if GATED:
             w = _load_weights(ups, descriptor, row + up, begin, stride_chunk, K, BLOCK_K, DESCRIPTORS)
-            acc_up = _add(a, w, acc_up, group_up, GROUP_K)
+            acc_up = _add(a, w, acc_up, group_up, TALL, GROUP_K)
         if GROUP_K > 0:
             group = _load_group(scale, zeros, at, begin + BLOCK_K, stride_group, K, GROUP_K)
             if GATED:
                 group_up = _load_group(scale, zeros, at_up, begin + BLOCK_K, stride_group, K, GROUP_K)
-    if scale is not None and GROUP_K == 0:
-        acc *= tl.load(scale + at)[None, :]
-        if GATED:
-            acc_up *= tl.load(scale + at_up)[None, :]
-    if WORDS:
+    if TALL:
+        if GROUP_K == 0:
+            acc *= tl.load(scale + at)[:, None]
+            if GATED:
+                acc_up *= tl.load(scale + at_up)[:, None]
         acc = tl.trans(acc)
         acc_up = tl.trans(acc_up)
     return acc, acc_up
