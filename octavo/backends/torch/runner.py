@@ -255,7 +255,8 @@ class TorchBackend:
         most, element = min(self._max_num_tokens, self._max_model_len), decoder.weights.embed.element_size()
         mixtures = {layer.ffn for layer in decoder.spec.layers if isinstance(layer.ffn, MoE)}
         met = {n for moe in mixtures for n in unlike_tokens(moe, most, element_size=element)}
-        return {min(most, n) for n in (32, 64, 100, 2048)} | met
+        few = (32, 64) if decoder.weights.quantized() else ()  # of byte_matmul.many_bytes
+        return {min(most, n) for n in (*few, 100, 2048)} | met
 
     def _graph_sizes(self, decoder: Decoder | Encoder) -> dict[str, int]:
         """As graph_bytes and pool_bytes take them."""

@@ -252,12 +252,11 @@ class _Loader:
 
     def experts(self, count: int, *names: str) -> Experts:
         """For each number the named matrices, which have a place for it, one below the other; dequantized where columns
-        of one are in an order of its own.
+        are in an order of their own.
         """
-        every = [name.format(i) for i in range(count) for name in names]
-        stored = [part for name in every if (part := self._source.quantized(name)) is not None]
-        shuffled = any("g_idx" in part.parts for part in stored)
-        whole = self.dense(*every) if shuffled else self.matrix(*every)
+        whole = self.matrix(*(name.format(i) for i in range(count) for name in names))
+        if isinstance(whole, Int4Matrix) and whole.order is not None:
+            whole = whole.dequantize(self._dtype)
         if isinstance(whole, ScaledMatrix | Int4Matrix):
             return QuantizedExperts(whole, count)
         return cast("Tensor", whole).view(count, -1, whole.shape[1])

@@ -175,7 +175,7 @@ def test_which_gpus_take_it(capability: tuple[int, int], monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     room = SimpleNamespace(shared_memory_per_block_optin=101_376 if capability == (8, 9) else 232_448)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: room)
-    for function in (byte_module._supported, byte_module._roomy):
+    for function in (byte_module.capable, byte_module._roomy):
         monkeypatch.setattr(byte_module, function.__name__, function.__wrapped__)
     assert bytes_take(4096, columns=0, integers=True) == (capability >= (8, 0))
     assert bytes_take(4096, columns=0, integers=False) == (capability >= (9, 0))

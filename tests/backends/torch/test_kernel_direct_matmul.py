@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from int4_matrices import draw
 from products_inputs import DEVICE, plan_of, poisoned, random
 
-from octavo.backends.torch.kernels import direct_choice
+from octavo.backends.torch.kernels.capability import capable
 from octavo.backends.torch.kernels.direct_choice import MAX_ROWS, Direct, choose_direct
 from octavo.backends.torch.kernels.int4_matmul import int4_matmul
 from octavo.backends.torch.kernels.skinny_matmul import Norm, Scaled, skinny_matmul
@@ -175,8 +175,8 @@ def test_gpus_that_lack_the_instruction(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
-    direct_choice._supported.cache_clear()
+    capable.cache_clear()
     try:
         assert choose_direct(4, 4096, 4096, bits=8, gated=False) is None
     finally:
-        direct_choice._supported.cache_clear()
+        capable.cache_clear()

@@ -238,9 +238,8 @@ def test_down_product(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("group", [(1, 0), (1, 128), (128, 128)], ids=str)
-@pytest.mark.parametrize("kind", ["e4m3", "int8"])
-def test_products_of_experts_quantized(kind, group, dtype):
+@pytest.mark.parametrize(("kind", "group"), QUANTIZED, ids=str)
+def test_products_of_quantized_experts(kind, group, dtype):
     """More outputs than a block of scales has, and inputs that blocks do not divide; descriptors are none of theirs."""
     blocks = Blocks(m=16, n=32, k=64, stages=2, group=2, descriptors=True)
     n = 256 if group[0] > 1 else 80
@@ -332,10 +331,9 @@ def test_down_apart(tokens, top_k, n, k, dtype):
     assert out[:, n:].isnan().all()
 
 
-@pytest.mark.parametrize("group", [(1, 0), (1, 128), (128, 128)], ids=str)
-@pytest.mark.parametrize("kind", ["e4m3", "int8"])
-def test_down_apart_quantized(kind, group):
-    tokens, top_k, n, k = 3, 2, 40, 320
+@pytest.mark.parametrize(("kind", "group"), QUANTIZED, ids=str)
+def test_down_apart_of_quantized_experts(kind, group):
+    tokens, top_k, n, k = 3, 2, 40, 384 if kind.startswith("int4") else 320
     experts = random_experts(tokens, 9, top_k)
     inner = random(tokens * top_k, k)
     held, weight = quantized(kind, group, 9, n, k)

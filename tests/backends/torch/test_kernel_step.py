@@ -459,7 +459,7 @@ def test_what_is_compiled_ahead_is_all_that_steps_take(most: int, monkeypatch: p
 
 @pytest.mark.parametrize("most", [48, 500, 8192])
 def test_prompts_gone_through_meet_all_products_in_bytes(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver, _, _ = make_driver("plain")
+    driver, _, _ = make_driver("plain", quantization="fp8")
     runner = driver.backend._runner
     assert runner is not None
     monkeypatch.setattr(driver.backend, "_max_num_tokens", most)

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.capability import capable
 from octavo.backends.torch.kernels.epilogue import join_parts
 from octavo.backends.torch.kernels.fp8_matmul import quantize_rows
 from octavo.backends.torch.kernels.skinny_choice import MAX_ROWS, Variant, row_blocks, split_k
@@ -43,12 +44,13 @@ def bytes_take(k: int, *, columns: int, integers: bool) -> bool:
 
     columns: that share a scale, 0: a row does.
     """
-    return k % (columns or GRANULE) == 0 and columns in (0, _COLUMNS) and _supported(integers)
+    least = (8, 0) if integers else (9, 0)  # E4M3: where it was measured
+    return k % (columns or GRANULE) == 0 and columns in (0, _COLUMNS) and capable(*least)
 
 
 # What follows was measured on an H200 for the products of Llama-3.1-8B, x rounded on the way, by
-# benchmarks/gpu/byte_matmul.py: within 7 % of the fastest of some ten variants and of the library's product at 16, 32,
-# 48, 64, 128 and 256 tokens (a few at 10 %). With scales by block steps of 48 and 64 were as fast widened.
+# benchmarks/gpu/byte_matmul.py: within 9 % of the fastest of some ten variants, and of the library's product in E4M3,
+# at 16, 32, 48, 64, 128 and 256 tokens. With scales by block steps of 48 and 64 were as fast widened.
 def choose_bytes(
     m: int, n: int, k: int, *, columns: int = 0, integers: bool = False, library: bool = False
 ) -> Variant | None:
@@ -90,15 +92,6 @@ def _fitting(variant: Variant, k: int) -> Variant:
     while k % block_k:
         block_k //= 2
     return replace(variant, block_k=block_k)
-
-
-@cache
-def _supported(integers: bool) -> bool:
-    """Integers from compute capability 8.0 on, E4M3 from 9.0 on (measured there alone); or no GPU: the interpreter."""
-    if not torch.cuda.is_available():
-        return True
-    least = (8, 0) if integers else (9, 0)
-    return torch.version.hip is None and torch.cuda.get_device_capability() >= least
 
 
 @cache
@@ -157,8 +150,8 @@ def _byte_kernel(
     RUN: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT
     begin = part * RUN
     end = tl.minimum(begin + RUN, STEPS)
-    WHOLE: tl.constexpr = tl.int32 if x_ptr.dtype.element_ty == tl.int8 and GROUP_K == 0 else tl.float32
-    acc = tl.zeros((BLOCK_N, BLOCK_M), WHOLE)
+    KIND: tl.constexpr = tl.int32 if x_ptr.dtype.element_ty == tl.int8 and GROUP_K == 0 else tl.float32
+    acc = tl.zeros((BLOCK_N, BLOCK_M), KIND)
     weight_at = weight_ptr + rows.to(tl.int64)[:, None] * K + tl.arange(0, BLOCK_K)[None, :]
     x_at = x_ptr + tokens.to(tl.int64)[:, None] * K + tl.arange(0, BLOCK_K)[None, :]
     scale_at = scale_ptr + rows // GROUP_N * scale_stride

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
-import torch
 import triton
+
+from octavo.backends.torch.kernels.capability import capable
 
 MAX_ROWS = 16
 TILE = 16
@@ -43,7 +43,7 @@ def choose_direct(m: int, n: int, k: int, *, bits: int, gated: bool) -> Direct |
     tokens), on an H200 for the products of Llama-3.1-8B in 4 bits with groups of 128 and, as they are taken, in E4M3
     with scales by row, at 1, 8 and 16 tokens.
     """
-    if not 1 <= m <= MAX_ROWS or k % (4 * CHUNK * 8 // bits) or not _supported():
+    if not 1 <= m <= MAX_ROWS or k % (4 * CHUNK * 8 // bits) or not capable(8, 0):
         return None
     stages = 1 if bits == 4 else 2
     if gated:
@@ -54,14 +54,6 @@ def choose_direct(m: int, n: int, k: int, *, bits: int, gated: bool) -> Direct |
     if tiles <= 2 * _MULTIPROCESSORS:
         return Direct(TILE, _warps(16 if tiles <= _MULTIPROCESSORS else 8, k, bits), stages, 128)
     return Direct(TILE, _warps(8, k, bits), stages, 80) if m <= 8 else Direct(TILE, 4, stages, 128)
-
-
-@cache
-def _supported() -> bool:
-    """Compute capability 8.0 or above, or no GPU: the interpreter."""
-    if not torch.cuda.is_available():
-        return True
-    return torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def _warps(most: int, k: int, bits: int) -> int:

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.backends.torch.kernels import pdl
+from octavo.backends.torch.kernels.capability import capable
 from octavo.backends.torch.kernels.direct_choice import Direct, choose_direct
 from octavo.backends.torch.kernels.gated import activate
 from octavo.backends.torch.kernels.norm import row_shape
@@ -108,11 +109,8 @@ def scaled_matmul(
     return out if bias is None else out.add_(bias)
 
 
-@cache
 def _has_scaled_mm(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type == "cuda" and capable(8, 9)
 
 
 @cache

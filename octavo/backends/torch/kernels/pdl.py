@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.backends.torch.kernels.capability import capable
+
 ENABLED = True
 """Whether kernels are launched so where the GPU can."""
 
@@ -28,15 +30,9 @@ def options() -> Mapping[str, bool]:
 
 @cache
 def _options(enabled: bool) -> Mapping[str, bool]:
-    return MappingProxyType({"PDL": True, "launch_pdl": True} if enabled and _supported() else {"PDL": False})
-
-
-@cache
-def _supported() -> bool:
-    """Compute capability 9.0 or above, and kernels that are compiled."""
-    if triton.knobs.runtime.interpret or not torch.cuda.is_available():
-        return False
-    return torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
+    compiled = torch.cuda.is_available() and not triton.knobs.runtime.interpret
+    able = enabled and compiled and capable(9, 0)
+    return MappingProxyType({"PDL": True, "launch_pdl": True} if able else {"PDL": False})
 
 
 @triton.jit

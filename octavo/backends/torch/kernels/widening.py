@@ -11,17 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.backends.torch.kernels.capability import capable
 from octavo.backends.torch.kernels.int4_unpack import ASSEMBLED, packed
 
-
-def _native() -> bool:
-    """Whether the GPU has conversions from E4M3, which NVIDIA's have from compute capability 8.9 on."""
-    if not torch.cuda.is_available() or torch.version.hip is not None:
-        return True
-    return torch.cuda.get_device_capability() >= (8, 9)
-
-
-NATIVE = tl.constexpr(_native())
+NATIVE = tl.constexpr(torch.version.hip is not None or capable(8, 9))
+"""Whether the GPU has conversions from E4M3."""
 
 
 def raw(weight: Tensor) -> Tensor:

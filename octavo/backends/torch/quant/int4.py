@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,9 +66,8 @@ class Int4Matrix:
     def part(self, begin: int, end: int) -> Tensor:
         """float32: of so many rows, newly made."""
         zeros = None if self.zeros is None else self.zeros[:, begin:end]
-        return Int4Matrix(self.words[:, begin:end], self.scales[:, begin:end], zeros, self.order).dequantize(
-            torch.float32
-        )
+        own = replace(self, words=self.words[:, begin:end], scales=self.scales[:, begin:end], zeros=zeros)
+        return own.dequantize(torch.float32)
 
 
 def pack(q: Tensor) -> Tensor:
